@@ -1,0 +1,45 @@
+"""Connecting to Ray: the cluster that the environment or the config names, else one on this machine for this run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from rlgaf_ray.config.schema import Config
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """Connect, and leave at the end; a Ray that was started here ends with the block.
+
+    Raises ``ValueError`` where a named cluster does not answer.
+    """
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    # Warnings of Ray's own start-up speak of metrics exporters and accelerators; errors come back as exceptions.
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if address is None:
+        # Ray Train's distributed workers report through the dashboard's agent; a warm-up in this process does not.
+        dashboard = config.warmup.num_workers > 1 or config.cluster.gpus_per_actor > 0
+        ray.init("local", num_cpus=config.cluster.num_cpus, include_dashboard=dashboard, **quiet)
+    else:
+        try:
+            ray.init(address, **quiet)
+        except (ConnectionError, RuntimeError) as error:
+            raise ValueError(
+                f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or unset "
+                "cluster.address and RAY_ADDRESS to run on this machine alone (RAY_AUTH_MODE=token where it asks for one)"
+            ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_resources() -> tuple[float, float, int]:
+    """CPUs and GPUs of the whole cluster, and the CPUs of its smallest node that has any."""
+    total = ray.cluster_resources()
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return total.get("CPU", 0.0), total.get("GPU", 0.0), min((cpus for cpus in nodes if cpus), default=1)

@@ -1,0 +1,69 @@
+"""Who gets which cores and GPUs: the plan, its refusal where the cluster is too small, and the placement group.
+
+On CPU the roles take turns (the loop is synchronous), so every actor computes with all cores of its node while it asks
+Ray for an equal share only: measured, one thread each made 93 samples/s where two threads each made 109 on two cores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+
+from rlgaf_ray.config.schema import Config
+
+NUM_SINGLE_ROLES = 2  # learner and discriminator
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    num_rollout_workers: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+    threads: int
+
+    @property
+    def num_actors(self) -> int:
+        return self.num_rollout_workers + NUM_SINGLE_ROLES
+
+    @property
+    def device(self) -> str:
+        return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+
+def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> Placement:
+    """Share out the cluster. Raises ``ValueError`` with the sum asked and the sum there."""
+    num_actors = config.rollout.num_workers + NUM_SINGLE_ROLES
+    # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
+    equal_share = math.floor(min(1.0, cluster_cpus / num_actors) * 1000) / 1000
+    cpus = config.cluster.cpus_per_actor or equal_share
+    gpus = config.cluster.gpus_per_actor
+    for name, each, there in (("CPUs", cpus, cluster_cpus), ("GPUs", gpus, cluster_gpus)):
+        if each * num_actors > there + 1e-9:
+            key = f"cluster.{name.lower()}_per_actor"
+            raise ValueError(
+                f"the run asks for {each * num_actors:g} {name} ({num_actors} actors x {each:g}) and the cluster has "
+                f"{there:g}: lower {key} or rollout.num_workers, or add nodes"
+            )
+    return Placement(config.rollout.num_workers, cpus, gpus, config.cluster.threads or node_cpus)
+
+
+def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
+    """One bundle an actor, on as few nodes as possible. Raises ``TimeoutError`` where the share is not to be had."""
+    bundle = {"CPU": placement.cpus_per_actor}
+    if placement.gpus_per_actor:
+        bundle["GPU"] = placement.gpus_per_actor
+    group = placement_group([bundle] * placement.num_actors, strategy="PACK")
+    if not group.wait(timeout):
+        raise TimeoutError(
+            f"waited {timeout:g} s for {placement.num_actors} bundles of {bundle}; free are "
+            f"{ray.available_resources()}: another job holds the rest, or no single node has room for one bundle"
+        )
+    return group
+
+
+def actor_environment(placement: Placement) -> dict[str, str]:
+    """Environment of an actor's process, read before torch starts its threads."""
+    return {"OMP_NUM_THREADS": str(placement.threads), "TOKENIZERS_PARALLELISM": "false"}

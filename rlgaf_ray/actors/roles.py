@@ -1,0 +1,162 @@
+"""The roles on Ray: each of the plain classes of floor 3 in an actor of its own, and ``RayRoles``, who calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.placement_group import remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.build import build_engine
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, WeightUpdate
+
+T = TypeVar("T")
+STARTUP_SECONDS = 120.0
+
+
+class RolloutWorker:
+    """A rollout engine in an actor's own process."""
+
+    def __init__(self, folder: str, config: Config, *, device: str, threads: int) -> None:
+        self.engine = build_engine(folder, config, device=device, threads=threads)
+
+    def ready(self) -> None:
+        """Answers when the engine has started."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
+        return self.engine.generate(prompts, sampling, seeds=seeds)
+
+    def update_weights(self, update: WeightUpdate) -> Metrics:
+        return self.engine.update_weights(update)
+
+
+RolloutActor = ray.remote(RolloutWorker)
+DiscriminatorActor = ray.remote(Discriminator)
+LearnerActor = ray.remote(Learner)
+
+
+class ActorFailure(RuntimeError):
+    """An actor died or did not answer in time: one sentence that names it."""
+
+
+class RayRoles:
+    """Plays ``loop.roles.Roles`` over actors in one placement group.
+
+    New weights are put into the object store once, by the learner that returns them; all rollout workers read the
+    same object without a copy.
+    """
+
+    def __init__(
+        self,
+        generator_folder: Path,
+        discriminator_folder: Path,
+        config: Config,
+        placement: Placement,
+        *,
+        pad_token_id: int,
+        end_of_text_id: int,
+    ) -> None:
+        self.timeout = config.cluster.timeout_seconds
+        self.group = reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
+        options: dict[str, Any] = {
+            "num_cpus": placement.cpus_per_actor,
+            "num_gpus": placement.gpus_per_actor,
+            "runtime_env": {"env_vars": actor_environment(placement)},
+        }
+
+        def place(bundle: int) -> dict[str, Any]:
+            return options | {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle)}
+
+        learner, discriminator, *workers = range(placement.num_actors)
+        self.workers = [
+            RolloutActor.options(**place(bundle)).remote(
+                str(generator_folder), config, device=placement.device, threads=placement.threads
+            )
+            for bundle in workers
+        ]
+        self.discriminator = DiscriminatorActor.options(**place(discriminator)).remote(
+            str(discriminator_folder), config, pad_token_id=pad_token_id, device=placement.device
+        )
+        self.learner = LearnerActor.options(**place(learner)).remote(
+            str(generator_folder),
+            config,
+            pad_token_id=pad_token_id,
+            end_of_text_id=end_of_text_id,
+            device=placement.device,
+        )
+        self.names = {self.learner: "the learner", self.discriminator: "the discriminator"}
+        self.names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
+        for actor in self.names:
+            self._get(actor, "__ray_ready__", actor.__ray_ready__.remote())
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
+        bounds = np.linspace(0, len(prompts), len(self.workers) + 1).round().astype(int)
+        share = sampling.samples_per_prompt
+        calls = [
+            (worker, worker.generate.remote(prompts[start:end], sampling, seeds[start * share : end * share]))
+            for worker, start, end in zip(self.workers, bounds[:-1], bounds[1:], strict=True)
+            if end > start
+        ]
+        return [rollout for worker, ref in calls for rollout in self._get(worker, "generate", ref)]
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        return self._get(self.discriminator, "score", self.discriminator.score.remote(rollouts))
+
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ):
+        ref = self.discriminator.update.remote(real, fake, contrast)
+        return lambda: self._get(self.discriminator, "update", ref)
+
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None):
+        ref = self.learner.update.remote(scored, iteration=iteration, pretraining=pretraining)
+        return lambda: self._get(self.learner, "update", ref)
+
+    def push_weights(self, policy_version: int) -> Metrics:
+        update = self.learner.weights.remote(policy_version)
+        calls = [(worker, worker.update_weights.remote(update)) for worker in self.workers]
+        metrics = [self._get(worker, "update_weights", ref) for worker, ref in calls]
+        return {name: max(row[name] for row in metrics) for name in metrics[0]}
+
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
+        return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))
+
+    def save(self, folder: Path) -> None:
+        calls = [
+            (self.learner, self.learner.save.remote(folder / "learner")),
+            (self.discriminator, self.discriminator.save.remote(folder / "discriminator")),
+        ]
+        for actor, ref in calls:
+            self._get(actor, "save", ref)
+
+    def load(self, folder: Path, *, discriminator_version: int) -> None:
+        calls = [
+            (self.learner, self.learner.load.remote(folder / "learner")),
+            (self.discriminator, self.discriminator.load.remote(folder / "discriminator", version=discriminator_version)),
+        ]
+        for actor, ref in calls:
+            self._get(actor, "load", ref)
+
+    def close(self) -> None:
+        """Ends the actors: removing their placement group kills what runs in it."""
+        remove_placement_group(self.group)
+
+    def _get(self, actor: Any, method: str, ref: "ray.ObjectRef[T]") -> T:
+        name = self.names[actor]
+        try:
+            return ray.get(ref, timeout=self.timeout)
+        except GetTimeoutError:
+            raise ActorFailure(
+                f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
+            ) from None
+        except RayActorError as error:
+            raise ActorFailure(f"{name} died during {method}: {error}") from error

@@ -1,0 +1,183 @@
+"""The supervised warm-ups under Ray Train: in the driver's process for one worker on CPU, distributed for more.
+
+What they make is kept under the cache folder by a hash of data, model and settings; a warm-up that was cut off goes on from
+its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from transformers import PreTrainedTokenizerBase
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.imdb import ImdbTask
+from rlgaf_ray.models.generator import TINY_GPT2, build_tiny_gpt2, load_generator
+from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
+
+FORMAT = 1  # raise it when a change of the code changes what a warm-up makes
+SEED = 0  # runs of every seed share one warm-up
+
+
+@dataclass(frozen=True, slots=True)
+class Warmups:
+    """Two Hugging Face folders (the discriminator's has the scalar head)."""
+
+    generator: Path
+    discriminator: Path
+    cached: bool  # both were there already
+
+
+Report = Callable[[str, Progress], None]
+
+
+def prepare_warmups(
+    config: Config, task: ImdbTask, tokenizer: PreTrainedTokenizerBase, cache: Path, report: Report
+) -> Warmups:
+    """Return the warmed-up models, training what the cache does not hold. ``report`` gets ('generator', progress)."""
+    settings = config.warmup
+    data = [str(FORMAT), task.checksum, tokenizer.backend_tokenizer.to_str(), config.model.generator]
+    precision = config.learner.precision
+    generator_hash = content_hash([*data, settings.generator.model_dump_json(), precision, str(settings.num_workers)])
+    generator = cache / "warmups" / f"generator-{generator_hash[:16]}"
+    cached = generator.is_dir()
+    if not cached:
+        blocks = task.warmup_blocks(settings.generator.block_tokens)
+        _run(_generator_worker, {"blocks": ray.put(blocks)}, generator, config, tokenizer, report)
+
+    shape = f"{config.task.target}/{config.task.prompt_tokens}/{config.task.response_tokens}/{config.discriminator.pooling}"
+    discriminator_hash = content_hash([generator_hash, settings.discriminator.model_dump_json(), shape])
+    discriminator = cache / "warmups" / f"discriminator-{discriminator_hash[:16]}"
+    if not discriminator.is_dir():
+        cached = False
+        data_ref = ray.put(task.discriminator_warmup())
+        payload = {"windows": data_ref, "generator": str(generator)}
+        _run(_discriminator_worker, payload, discriminator, config, tokenizer, report)
+    return Warmups(generator, discriminator, cached)
+
+
+def _run(
+    train: Callable[[dict[str, Any]], None],
+    payload: dict[str, Any],
+    target: Path,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    report: Report,
+) -> None:
+    """Run one warm-up to its end; ``target`` appears when it is complete."""
+    gpus = config.cluster.gpus_per_actor > 0
+    in_process = config.warmup.num_workers == 1 and not gpus
+    partial = target.with_name(target.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    payload |= {"config": config, "folder": str(partial), "pad_token_id": tokenizer.pad_token_id}
+    payload["vocabulary"] = (len(tokenizer), tokenizer.eos_token_id)
+    if in_process:  # a callback cannot follow a worker into another process: there, rank 0 prints
+        payload["report"] = report
+    TorchTrainer(
+        train,
+        train_loop_config=payload,
+        scaling_config=ScalingConfig(num_workers=0 if in_process else config.warmup.num_workers, use_gpu=gpus),
+        run_config=RunConfig(
+            name=target.name, storage_path=str(target.parent / "ray_train"), failure_config=FailureConfig(max_failures=1)
+        ),
+    ).fit()
+    result = partial / "result"
+    tokenizer.save_pretrained(result)
+    result.rename(target)
+    shutil.rmtree(partial)
+
+
+def _generator_worker(payload: dict[str, Any]) -> None:
+    config: Config = payload["config"]
+    source, settings = config.model.generator, config.warmup
+    if source == TINY_GPT2:
+        vocab_size, end_of_text_id = payload["vocabulary"]
+        model = build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+    else:
+        model = load_generator(source, trust_remote_code=config.model.trust_remote_code)
+    worker = _worker("generator", payload)
+    model = model.to(worker.device)
+    warm_up_generator(
+        model,
+        ray.get(payload["blocks"]),
+        settings.generator,
+        precision=config.learner.precision,
+        seed=SEED,
+        checkpoint_every=settings.checkpoint_every,
+        worker=worker,
+    )
+    if worker.rank == 0:
+        model.save_pretrained(Path(payload["folder"]) / "result")
+
+
+def _discriminator_worker(payload: dict[str, Any]) -> None:
+    config: Config = payload["config"]
+    settings = config.warmup
+    worker = _worker("discriminator", payload)
+    windows, labels = ray.get(payload["windows"])
+    model = ScalarModel.load(
+        payload["generator"],
+        pooling=config.discriminator.pooling,
+        pad_token_id=payload["pad_token_id"],
+        seed=SEED,
+        trust_remote_code=config.model.trust_remote_code,
+    ).to(worker.device)
+    warm_up_discriminator(
+        model,
+        windows,
+        labels,
+        settings.discriminator,
+        pad_token_id=payload["pad_token_id"],
+        precision=config.learner.precision,
+        seed=SEED,
+        checkpoint_every=settings.checkpoint_every,
+        worker=worker,
+    )
+    if worker.rank == 0:
+        model.export(Path(payload["folder"]) / "result")
+
+
+def _worker(name: str, payload: dict[str, Any]) -> Worker:
+    """This process's place among Ray Train's workers. Checkpoints stand beside the result, so that a retry finds them."""
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    saved = Path(payload["folder"]) / "checkpoint"
+
+    def report(progress: Progress) -> None:
+        if "report" in payload:
+            payload["report"](name, progress)
+        elif rank == 0:
+            print(
+                f"{name} warm-up {progress.step}/{progress.num_steps}: loss {progress.loss:.3f}, "
+                f"{progress.tokens_per_second * num_workers:,.0f} tokens/s"
+            )
+
+    def checkpoint(write: Callable[[Path], None]) -> None:
+        if rank == 0:
+            fresh = saved.with_name("checkpoint.partial")
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir()
+            write(fresh)
+            shutil.rmtree(saved, ignore_errors=True)
+            fresh.rename(saved)
+
+    several = num_workers > 1
+    return Worker(
+        rank=rank,
+        num_workers=num_workers,
+        device=torch.device(ray.train.torch.get_device()),
+        wrap=ray.train.torch.prepare_model if several else lambda module: module,
+        report=report,
+        checkpoint=checkpoint,
+        resume_from=saved if saved.is_dir() else None,
+    )

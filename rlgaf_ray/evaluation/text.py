@@ -1,0 +1,109 @@
+"""What can be said of generated texts without a language model: diversity, degeneration, and a two-sample test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from sacrebleu.metrics import BLEU
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from sklearn.pipeline import make_pipeline
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from rlgaf_ray.types import Demonstration, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# VADER's authors call a text positive from a compound score of 0.05 up, negative from -0.05 down.
+VADER_THRESHOLD = 0.05
+MIN_TEXTS = 10  # of the corpus measures: five folds of two
+
+
+def decode(items: Sequence[Demonstration | Rollout], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Prompt and response as one text, without special tokens."""
+    token_ids = [np.concatenate([item.prompt_ids, item.response_ids]).tolist() for item in items]
+    return tokenizer.batch_decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def distinct_n(token_id_sequences: Sequence[np.ndarray], n: int) -> float:
+    """Distinct n-grams over all n-grams of the corpus, 0 to 1 (Li et al. 2016, arXiv 1510.03055).
+
+    It falls with the number of tokens: compare equal counts only. A corpus without n-grams has 0.
+    """
+    grams = [gram for sequence in token_id_sequences for gram in _ngrams(sequence, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[str], *, num_references: int = 100, seed: int = 0) -> float:
+    """Mean BLEU-4 of a text against the others, 0 (all different) to 1 (all the same).
+
+    Zhu et al. 2018 (Texygen, arXiv 1802.01886). ``num_references`` + 1 texts are drawn with ``seed`` (all of them where
+    there are fewer), and each is compared with the rest of the draw. It grows with the number of references: compare
+    equal counts only. sacrebleu's ``13a`` words, exponential smoothing, and only the n-gram orders that a text has.
+    """
+    assert len(texts) >= MIN_TEXTS, f"self-BLEU needs {MIN_TEXTS} texts"
+    count = min(len(texts), num_references + 1)
+    drawn = [texts[row] for row in np.random.default_rng(seed).permutation(len(texts))[:count]]
+    metric = BLEU(effective_order=True)
+    scores = [metric.sentence_score(text, drawn[:row] + drawn[row + 1 :]).score for row, text in enumerate(drawn)]
+    return float(np.mean(scores)) / 100
+
+
+def degenerate_share(token_sequences: Sequence[np.ndarray]) -> float:
+    """Share of responses that are empty or repeat themselves: the union of three signs.
+
+    - fewer than 2 tokens (an end-of-text token alone counts as empty)
+    - the same token 5 times in a row ("very very very very very"); in real reviews 3 of 10,000 responses have that
+    - more than half of the 4-grams occurred before in the same response (seq-rep-4 of Welleck et al. 2020, arXiv
+      1908.04319, above 0.5): of 28 tokens, any loop of up to 12 tokens kept up to the end
+    """
+    return float(np.mean([_is_degenerate(np.asarray(sequence)) for sequence in token_sequences]))
+
+
+def vader_share(texts: Sequence[str], target: Literal["positive", "negative"] = "positive") -> float:
+    """Share of the texts that VADER (Hutto & Gilbert 2014) scores >= 0.05 (positive) or <= -0.05 (negative)."""
+    analyzer = SentimentIntensityAnalyzer()
+    sign = 1 if target == "positive" else -1
+    return float(np.mean([sign * analyzer.polarity_scores(text)["compound"] >= VADER_THRESHOLD for text in texts]))
+
+
+def two_sample_accuracy(real_texts: Sequence[str], generated_texts: Sequence[str], seed: int = 0) -> float:
+    """Cross-validated accuracy of a fresh classifier at telling real from generated; 0.5 = it cannot.
+
+    The classifier two-sample test of Lopez-Paz & Oquab 2017 (arXiv 1610.06545), with TF-IDF over words and
+    punctuation (1-2 grams) and logistic regression, five folds. Row i of both lists answers the same prompt, and folds
+    are drawn over rows: every fold is half real, and no prompt is both trained and tested on, which would push the
+    accuracy below chance.
+    """
+    num_rows = len(real_texts)
+    assert num_rows == len(generated_texts) >= MIN_TEXTS, f"equal counts, {MIN_TEXTS} or more"
+    texts = np.array([*real_texts, *generated_texts], dtype=object)
+    labels = np.repeat([1, 0], num_rows)
+    accuracies = []
+    for train, test in KFold(5, shuffle=True, random_state=seed).split(np.arange(num_rows)):
+        model = make_pipeline(
+            TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[^\w\s]"), LogisticRegression()
+        )
+        both = np.concatenate([train, train + num_rows])
+        model.fit(texts[both], labels[both])
+        both = np.concatenate([test, test + num_rows])
+        accuracies.append(model.score(texts[both], labels[both]))
+    return float(np.mean(accuracies))
+
+
+def _ngrams(sequence: np.ndarray, n: int) -> list[tuple[int, ...]]:
+    tokens = np.asarray(sequence).tolist()
+    return list(zip(*(tokens[start:] for start in range(n)), strict=False))
+
+
+def _is_degenerate(tokens: np.ndarray, *, longest_run: int = 5) -> bool:
+    if len(tokens) < 2:
+        return True
+    changes = np.flatnonzero(np.diff(tokens))
+    runs = np.diff(np.concatenate([[-1], changes, [len(tokens) - 1]]))
+    grams = _ngrams(tokens, 4)
+    return bool(runs.max() >= longest_run or len(grams) - len(set(grams)) > len(grams) / 2)

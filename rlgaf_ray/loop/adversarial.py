@@ -1,0 +1,293 @@
+"""The adversarial loop (RLGAF, algorithm 1), synchronous: every rollout is sampled from the newest policy.
+
+One iteration, who waits for what::
+
+    rollout ---> score ---> generator update ---> push weights ---> (next rollout)
+                      \\--> discriminator update (k times, k >= 0) ---^  next score waits for it
+
+Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.imdb import ImdbTask
+from rlgaf_ray.data.prompts import PromptStream
+from rlgaf_ray.engines.seeds import rollout_seed
+from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.evaluation.text import decode, distinct_n
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.guard import TrainingStopped, examine
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings
+
+EVALUATION = 2**31 - 1
+"""Stands for the iteration in the seeds of evaluation samples: the same draws every time, apart from training's."""
+
+MAX_STALENESS = 0  # synchronous
+
+
+class Display(Protocol):
+    """Where a person watches."""
+
+    def iteration(self, iteration: int, metrics: Metrics) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What a finished (or interrupted) run is told by."""
+
+    iteration: int
+    first: Metrics
+    last: Metrics
+    samples_before: list[str]
+    samples_after: list[str]
+    interrupted: bool
+
+
+def updates_due(iteration: int, rate: float) -> int:
+    """Discriminator updates that belong to generator update ``iteration`` (from 1), for any rate.
+
+    Cumulatively floor(iteration * rate): 0.2 gives one at 5, 10, ...; 3 gives three each; 0 gives none.
+    """
+    slack = 1e-9  # 5 * 0.2 must count as 1 whatever the binary fraction
+    return int(iteration * rate + slack) - int((iteration - 1) * rate + slack)
+
+
+class AdversarialLoop:
+    def __init__(
+        self,
+        config: Config,
+        roles: Roles,
+        task: ImdbTask,
+        evaluator: Evaluator,
+        tracker: Tracker,
+        checkpoints: Checkpoints,
+        display: Display,
+    ) -> None:
+        self.config = config
+        self.roles = roles
+        self.task = task
+        self.evaluator = evaluator
+        self.tracker = tracker
+        self.checkpoints = checkpoints
+        self.display = display
+        self.iteration = 0
+        self.discriminator_version = 0
+        self.best: float | None = None
+        self.first: Metrics = {}
+        self.samples_before: list[str] = []
+        self.stop_requested = False
+        seed = config.run.seed
+        self.pretraining: np.ndarray | None = None
+        if config.generator.algorithm == "ppo" and config.generator.ppo.pretraining_coefficient > 0:
+            self.pretraining = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
+        self.streams = {
+            name: PromptStream(num_items, seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
+            for index, (name, num_items) in enumerate(
+                {
+                    "prompts": len(task.train_prompts),
+                    "real": len(task.demonstrations),
+                    "contrast": len(task.contrast),
+                    "pretraining": 1 if self.pretraining is None else len(self.pretraining),
+                }.items()
+            )
+        }
+
+    def resume(self, path: Path, state: dict[str, Any]) -> None:
+        """Take up the run where this checkpoint left it, down to the order of the prompts."""
+        self.iteration = state["iteration"]
+        self.discriminator_version = state["discriminator_version"]
+        self.best = state["best"]
+        self.first = state["first"]
+        self.samples_before = state["samples_before"]
+        self.evaluator.load_state_dict(state["evaluator"])
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state["streams"][name])
+        self.roles.load(path, discriminator_version=self.discriminator_version)
+
+    def run(self) -> Outcome:
+        """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end."""
+        settings = self.config
+        self.roles.push_weights(self.iteration)
+        last: Metrics = {}
+        samples: list[str] = []
+        if self.iteration == 0:
+            self.first, samples = self.evaluate()
+            last, self.samples_before = self.first, samples
+            self.tracker.log(0, self.first)
+            self.display.iteration(0, self.first)
+        carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
+        while self.iteration < settings.run.iterations and not self.stop_requested:
+            metrics = carried | self.step()
+            carried = {}
+            iteration = self.iteration
+            ended = iteration == settings.run.iterations
+            evaluated = ended or _every(iteration, settings.evaluation.every)
+            if evaluated:
+                with _timed(metrics, "time/evaluation"):
+                    last, samples = self.evaluate()
+                metrics |= last
+            best = evaluated and self._is_best(last)
+            self.tracker.log(iteration, metrics)
+            self.display.iteration(iteration, metrics)
+            if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
+                with _timed(carried, "time/checkpoint"):
+                    self.checkpoints.save(iteration, self.roles.save, self._state(), best=best)
+        if not last and not self.stop_requested:  # resumed at the end: nothing to train, its measures are still asked for
+            last, samples = self.evaluate()
+        return Outcome(
+            iteration=self.iteration,
+            first=self.first,
+            last=last,
+            samples_before=self.samples_before,
+            samples_after=samples,
+            interrupted=self.iteration < settings.run.iterations,
+        )
+
+    def step(self) -> Metrics:
+        """One iteration; raises ``TrainingStopped`` on the guard's word."""
+        settings, roles = self.config, self.roles
+        iteration = self.iteration + 1
+        metrics: Metrics = {}
+        with _timed(metrics, "time/iteration"):
+            prompts = [self.task.train_prompts[row] for row in self._draw("prompts", settings.rollout.prompts_per_iteration)]
+            with _timed(metrics, "time/rollout"):
+                rollouts = roles.generate(prompts, self.sampling(), self._seeds(iteration, settings.rollout.batch_size))
+            staleness = self.iteration - min(rollout.policy_version for rollout in rollouts)
+            assert 0 <= staleness <= MAX_STALENESS, f"rollouts are {staleness} versions old, at most {MAX_STALENESS} allowed"
+            with _timed(metrics, "time/score"):
+                scored = roles.score(rollouts)
+            metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
+
+            with _timed(metrics, "time/generator_update"):
+                pending_generator = roles.update_generator(scored, iteration=iteration - 1, pretraining=self._pretraining())
+                num_updates = updates_due(iteration, settings.discriminator.updates_per_generator_update)
+                pending_discriminator = [
+                    roles.update_discriminator(self._demonstrations("real"), rollouts, self._demonstrations("contrast"))
+                    for _ in range(num_updates)
+                ]
+                metrics |= pending_generator()
+            with _timed(metrics, "time/push"):
+                metrics |= {f"weights/{name}": value for name, value in roles.push_weights(iteration).items()}
+            with _timed(metrics, "time/discriminator_wait"):
+                for pending in pending_discriminator:
+                    metrics |= pending()
+        self.discriminator_version += num_updates
+        metrics["discriminator/updates"] = float(self.discriminator_version)
+        metrics["rollout/samples_per_second"] = len(rollouts) / metrics["time/iteration"]
+        self.iteration = iteration
+        self._guard(iteration, metrics)
+        self.tracker.log_rollouts(iteration, scored)
+        return metrics
+
+    def evaluate(self) -> tuple[Metrics, list[str]]:
+        """Measure the newest policy on the held-out prompts; the same prompts and random draws every time."""
+        settings = self.config.evaluation
+        real = self.task.evaluation_set(settings.num_prompts)
+        prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
+        sampling = self.sampling(samples_per_prompt=1)
+        rollouts = self.roles.generate(prompts, sampling, self._seeds(EVALUATION, len(prompts)))
+        texts = decode(rollouts, self.tracker.tokenizer)
+        metrics = self.evaluator(
+            [rollout.response_ids for rollout in rollouts],
+            texts,
+            sample_nll=self.roles.mean_nll(rollouts, "reference"),
+            real_nll=self.roles.mean_nll(real, "policy"),
+        )
+        return metrics, texts[: settings.num_samples]
+
+    def sampling(self, *, samples_per_prompt: int | None = None) -> SamplingSettings:
+        settings = self.config.rollout
+        return SamplingSettings(
+            max_new_tokens=self.config.task.response_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            samples_per_prompt=samples_per_prompt or settings.samples_per_prompt,
+            stop_at_end_of_text=settings.stop_at_end_of_text,
+        )
+
+    def _seeds(self, iteration: int, count: int) -> list[int]:
+        return [rollout_seed(self.config.run.seed, iteration, index) for index in range(count)]
+
+    def _draw(self, stream: str, count: int) -> Sequence[int]:
+        return self.streams[stream].next(count).tolist()
+
+    def _demonstrations(self, kind: str) -> list[Demonstration]:
+        if kind == "contrast" and self.config.discriminator.contrast_weight == 0:
+            return []
+        items = self.task.demonstrations if kind == "real" else self.task.contrast
+        return [items[row] for row in self._draw(kind, self.config.discriminator.batch_size)]
+
+    def _pretraining(self) -> np.ndarray | None:
+        if self.pretraining is None:
+            return None
+        return self.pretraining[self._draw("pretraining", self.config.rollout.batch_size)]
+
+    def _guard(self, iteration: int, metrics: Metrics) -> None:
+        verdict = examine(metrics)
+        if verdict.kind == "healthy":
+            return
+        latest = self.checkpoints.named("latest")
+        left = f"the last checkpoint, {latest.name}, is intact" if latest else "no checkpoint was written yet"
+        sentence = (
+            f"iteration {iteration}: {verdict.kind}: {verdict.evidence}; {left}. "
+            "Lower generator.learning_rate or discriminator.learning_rate, or set learner.precision=float32"
+        )
+        if self.config.guard.non_finite == "stop":
+            raise TrainingStopped(sentence)
+        self.display.message(sentence)
+
+    def _is_best(self, metrics: Metrics) -> bool:
+        value = metrics[self.config.evaluation.best_metric]
+        if self.best is not None and value <= self.best:
+            return False
+        self.best = value
+        return True
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "policy_version": self.iteration,
+            "discriminator_version": self.discriminator_version,
+            "best": self.best,
+            "first": self.first,
+            "samples_before": self.samples_before,
+            "evaluator": self.evaluator.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "data_checksum": self.task.checksum,
+        }
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], seconds: float) -> Metrics:
+    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    return {
+        "rollout/response_tokens": float(np.mean(lengths)),
+        "rollout/distinct_2": distinct_n([rollout.response_ids for rollout in rollouts], 2),
+        "rollout/stopped_share": float(np.mean([rollout.finish_reason == "stop" for rollout in rollouts])),
+        "rollout/tokens_per_second": sum(lengths) / seconds,
+    }
+
+
+def _every(iteration: int, every: int) -> bool:
+    return every > 0 and iteration % every == 0
+
+
+@contextmanager
+def _timed(metrics: Metrics, name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    metrics[name] = time.perf_counter() - start

@@ -1,0 +1,59 @@
+"""All roles in one process, without Ray: for tests, debugging and small machines. Same parts, same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rlgaf_ray.engines.base import RolloutEngine
+from rlgaf_ray.loop.roles import Pending
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+
+
+class LocalRoles:
+    """Plays ``Roles``; an update is done when it is asked for, so that its ``Pending`` has nothing to wait for."""
+
+    def __init__(self, engine: RolloutEngine, discriminator: Discriminator, learner: Learner) -> None:
+        self.engine = engine
+        self.discriminator = discriminator
+        self.learner = learner
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
+        return self.engine.generate(prompts, sampling, seeds=seeds)
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        return self.discriminator.score(rollouts)
+
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ) -> Pending:
+        metrics = self.discriminator.update(real, fake, contrast)
+        return lambda: metrics
+
+    def update_generator(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None
+    ) -> Pending:
+        metrics = self.learner.update(scored, iteration=iteration, pretraining=pretraining)
+        return lambda: metrics
+
+    def push_weights(self, policy_version: int) -> Metrics:
+        return self.engine.update_weights(self.learner.weights(policy_version))
+
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
+        return self.learner.mean_nll(items, model=model)
+
+    def save(self, folder: Path) -> None:
+        self.learner.save(folder / "learner")
+        self.discriminator.save(folder / "discriminator")
+
+    def load(self, folder: Path, *, discriminator_version: int) -> None:
+        self.learner.load(folder / "learner")
+        self.discriminator.load(folder / "discriminator", version=discriminator_version)
+
+    def close(self) -> None:
+        self.engine.close()

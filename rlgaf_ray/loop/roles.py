@@ -1,0 +1,46 @@
+"""What the loop needs of its roles. ``loop/local.py`` plays them in one process, ``actors/roles.py`` on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+
+Pending = Callable[[], Metrics]
+"""An update that was started; calling it waits for the end and gives its metrics."""
+
+
+class Roles(Protocol):
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
+        """Samples of each prompt in the prompts' order, from the weights that were pushed last."""
+        ...
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
+
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ) -> Pending: ...
+
+    def update_generator(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None
+    ) -> Pending: ...
+
+    def push_weights(self, policy_version: int) -> Metrics:
+        """Give every engine the learner's weights under this version."""
+        ...
+
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
+        """Nats per response token under the generator as it is, or under the frozen SFT model."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write ``learner/`` and ``discriminator/`` below ``folder``."""
+        ...
+
+    def load(self, folder: Path, *, discriminator_version: int) -> None: ...
+
+    def close(self) -> None: ...

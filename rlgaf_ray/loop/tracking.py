@@ -1,0 +1,80 @@
+"""What a run leaves behind while it runs: metrics.jsonl, TensorBoard events, rollouts as Parquet."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlgaf_ray.config.schema import TrackingSection
+from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.types import Metrics, ScoredRollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tracker:
+    """One row of metrics an iteration. ``start`` is the iteration that was resumed from: later rows are cut off."""
+
+    def __init__(
+        self, folder: Path, settings: TrackingSection, tokenizer: PreTrainedTokenizerBase, *, start: int = 0
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.metrics_path = folder / "metrics.jsonl"
+        kept = [row for row in self.rows() if row["iteration"] <= start] if start else []
+        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        (folder / "rollouts").mkdir(exist_ok=True)
+        self.writer = None
+        if settings.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def rows(self) -> list[dict[str, float]]:
+        if not self.metrics_path.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        """Numbers that are not finite are written as null: JSON has no word for them."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps({"iteration": iteration, **row}) + "\n")
+        if self.writer is not None:
+            for name, value in metrics.items():
+                self.writer.add_scalar(name, value, iteration)
+
+    def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout]) -> None:
+        share = self.settings.rollout_share
+        if math.floor(iteration * share) == math.floor((iteration - 1) * share):
+            return
+        rollouts = [item.rollout for item in scored]
+        table = pa.table(
+            {
+                "iteration": pa.array([iteration] * len(scored), pa.int32()),
+                "prompt_id": [rollout.prompt_id for rollout in rollouts],
+                "text": decode(rollouts, self.tokenizer),
+                "prompt_ids": pa.array([rollout.prompt_ids for rollout in rollouts], pa.list_(pa.int32())),
+                "response_ids": pa.array([rollout.response_ids for rollout in rollouts], pa.list_(pa.int32())),
+                "behaviour_logprobs": pa.array(
+                    [rollout.behaviour_logprobs for rollout in rollouts], pa.list_(pa.float32())
+                ),
+                "score": pa.array([item.score for item in scored], pa.float32()),
+                "finish_reason": [rollout.finish_reason for rollout in rollouts],
+                "policy_version": pa.array([rollout.policy_version for rollout in rollouts], pa.int32()),
+                "discriminator_version": pa.array([item.discriminator_version for item in scored], pa.int32()),
+            }
+        )
+        pq.write_table(table, self.folder / "rollouts" / f"{iteration:06d}.parquet")
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

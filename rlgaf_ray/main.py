@@ -1,0 +1,66 @@
+"""The command line: ``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--resume] [--print-config]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
+
+COMMANDS = ("train",)
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted."""
+    arguments = _parse(argv)
+    try:
+        config_path, overrides = _split(arguments.words)
+        config = load_run_config(overrides) if arguments.resume and not config_path else load_config(config_path, overrides)
+    except ConfigError as error:
+        return _fail(error, EXIT_USAGE)
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return 0
+
+    from rlgaf_ray.train import RunFailed, train  # torch and ray load only now
+
+    try:
+        return train(config, resume=arguments.resume)
+    except (ValueError, RunFailed) as error:
+        return _fail(error, EXIT_FAILURE)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="rlgaf", description="Post-train a language model by adversarial feedback.")
+    parser.add_argument(
+        "words", nargs="*", metavar="train | CONFIG.yaml | key=value", help="command, config file, dotted overrides"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run that run.root and run.name say")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    return parser.parse_intermixed_args(argv)
+
+
+def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The config's path, if any, and the overrides; ``ConfigError`` for anything else."""
+    rest = list(words)
+    if rest and rest[0] in COMMANDS:
+        rest.pop(0)
+    path = rest.pop(0) if rest and "=" not in rest[0] else None
+    if path is not None and not path.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{path!r} is neither a command ({', '.join(COMMANDS)}) nor a .yaml file nor key=value")
+    return path, rest
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def entry_point() -> None:
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,103 @@
+"""The generator: any causal language model, and the log-probabilities it gives to responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from rlgaf_ray.objectives.logprobs import token_logprobs
+from rlgaf_ray.types import SequenceBatch
+
+TINY_GPT2 = "tiny-gpt2"
+TINY_GPT2_POSITIONS = 256
+TINY_GPT2_VOCABULARY = 4096
+
+
+def build_tiny_gpt2(*, vocab_size: int, end_of_text_id: int, seed: int) -> GPT2LMHeadModel:
+    """A GPT-2 of 4 layers x 192 (2.6 M parameters at 4,096 tokens), freshly initialised and without dropout."""
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=TINY_GPT2_POSITIONS,
+        n_embd=192,
+        n_layer=4,
+        n_head=3,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=end_of_text_id,
+        eos_token_id=end_of_text_id,
+        pad_token_id=end_of_text_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config)
+
+
+def check_model_source(source: str) -> None:
+    """Refuse a path that is not a model folder, before anything expensive starts."""
+    looks_like_a_path = source.startswith((".", "/", "~")) or Path(source).exists()
+    if source == TINY_GPT2 or not looks_like_a_path:
+        return
+    folder = Path(source).expanduser()
+    if not (folder / "config.json").is_file():
+        what = "has no config.json" if folder.is_dir() else "does not exist"
+        raise ValueError(f"model.generator={source} {what}: give 'tiny-gpt2', a Hugging Face model folder or a hub id")
+
+
+def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int:
+    """The longest sequence that a model takes, in tokens."""
+    if source == TINY_GPT2:
+        return TINY_GPT2_POSITIONS
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().max_position_embeddings)
+
+
+def load_generator(source: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
+    """Load a causal LM with its dropout off: sampling and learning must see the same distribution."""
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+    )
+    return model.eval()
+
+
+def policy_logprobs(
+    model: PreTrainedModel,
+    sequences: SequenceBatch,
+    *,
+    temperature: float = 1.0,
+    masked_token_id: int | None = None,
+) -> Float[Tensor, "batch time"]:
+    """log pi(y_t | x, y_<t) of every response token, zero elsewhere.
+
+    Logits are computed only where a response token is predicted. ``temperature`` and ``masked_token_id`` (a token
+    that the engine may not sample) define the same distribution as the engine's, so that the two agree.
+
+    Shapes: token ids [B, T] -> float32 [B, T]; entry t belongs to token t.
+    """
+    mask = sequences.response_mask
+    first = int(mask.any(0).nonzero()[0])
+    if first == 0:
+        raise ValueError("a response cannot start at position 0: its first token needs a prompt to be predicted from")
+    length = mask.shape[1]
+    predicting = torch.arange(first - 1, length - 1, device=mask.device)
+    logits = model(
+        input_ids=sequences.token_ids,
+        attention_mask=sequences.attention_mask,
+        logits_to_keep=predicting,
+        use_cache=False,
+    ).logits
+    if temperature != 1.0:
+        logits = logits / temperature
+    if masked_token_id is not None:
+        logits = logits.index_fill(-1, torch.tensor([masked_token_id], device=logits.device), float("-inf"))
+    # A padded position may hold the masked token: its log-prob of minus infinity must not reach the gradient.
+    targets = sequences.token_ids[:, first:]
+    if masked_token_id is not None:
+        other = 0 if masked_token_id else 1
+        targets = torch.where(mask[:, first:], targets, torch.full_like(targets, other))
+    logprobs = token_logprobs(logits, targets).masked_fill(~mask[:, first:], 0.0)
+    return torch.nn.functional.pad(logprobs, (first, 0))

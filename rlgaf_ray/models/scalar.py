@@ -1,0 +1,79 @@
+"""A language model with a scalar head: the discriminator, and PPO's critic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from rlgaf_ray.types import SequenceBatch
+
+Pooling = Literal["mean", "last"]
+
+
+class ScalarModel(nn.Module):
+    """The generator's architecture with one linear output in place of the vocabulary (RLGAF, section 2).
+
+    ``token_scores`` is the head at every position (a critic's values); ``forward`` pools it over the response (a
+    discriminator's logit): ``mean`` averages, which equals the head on the mean hidden state; ``last`` takes the last
+    response token, as ``AutoModelForSequenceClassification`` does.
+    """
+
+    def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean") -> None:
+        super().__init__()
+        if not isinstance(getattr(network, "score", None), nn.Linear):
+            raise ValueError(
+                f"{type(network).__name__} has no linear 'score' head: take a decoder model such as GPT-2, Llama or Qwen"
+            )
+        self.network = network.eval()
+        self.pooling = pooling
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        pooling: Pooling,
+        pad_token_id: int,
+        seed: int,
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+    ) -> ScalarModel:
+        """From a causal LM's folder (the head is then drawn from ``seed``) or from an exported one."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                num_labels=1,
+                pad_token_id=pad_token_id,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+            )
+        return cls(network, pooling=pooling)
+
+    def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
+        """The head's output at every position, float32 [B, T]."""
+        hidden = self.network.base_model(
+            input_ids=sequences.token_ids, attention_mask=sequences.attention_mask, use_cache=False
+        ).last_hidden_state
+        return self.network.score(hidden).squeeze(-1).float()
+
+    def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
+        """The logit that the response is a demonstration, float32 [B]."""
+        scores = self.token_scores(sequences)
+        mask = sequences.response_mask
+        if self.pooling == "mean":
+            return (scores * mask).sum(1) / mask.sum(1).clamp(min=1)
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, positions, -1).amax(1).clamp(min=0)
+        return scores.gather(1, last[:, None]).squeeze(1)
+
+    def export(self, folder: str | Path) -> None:
+        """Write a plain Hugging Face folder; the pooling stands in its config as ``rlgaf_pooling``."""
+        self.network.config.rlgaf_pooling = self.pooling
+        self.network.save_pretrained(folder)

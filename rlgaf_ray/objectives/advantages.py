@@ -1,0 +1,226 @@
+"""From rewards to advantages: rewards-to-go, baselines, generalised advantage estimation, scaling and whitening.
+
+Response masks may begin after the prompt's columns and end early (padding on the right). What stands outside the mask
+is never read, not even NaN, and is zero in every [B, T] result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+AdvantageScale = Literal["none", "batch", "group"]
+
+# Smallest deviation that is divided by: below it, differences are rounding, and dividing would make noise of size one.
+EPSILON = 1e-6
+
+
+def rewards_to_go(
+    rewards: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"], *, discount: float
+) -> Float[Tensor, "batch time"]:
+    """The discounted sum of the rewards from each response token to the end of its response.
+
+    G_t = r_t + discount * G_{t+1}, and zero after the last response token
+
+    Williams 1992 (REINFORCE); RLGAF (arXiv 2305.06176), eq. 2.
+
+    Shapes: [B, T] -> [B, T], in the rewards' unit. Each unbroken run of the mask is a response of its own.
+    Raises ValueError for a discount outside [0, 1].
+    """
+    _check_fraction("discount", discount)
+    assert rewards.shape == response_mask.shape, (rewards.shape, response_mask.shape)
+    return _discounted_sum(rewards, response_mask, discount)
+
+
+def generalized_advantage_estimate(
+    rewards: Float[Tensor, "batch time"],
+    values: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    discount: float,
+    gae_lambda: float,
+) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+    """Advantages of the response tokens, and the returns that the critic is fitted to.
+
+    delta_t = r_t + discount * V_{t+1} - V_t;  A_t = delta_t + discount * gae_lambda * A_{t+1};  returns = A + V
+
+    Schulman et al. 2015 (arXiv 1506.02438), eq. 16, in its recursive form.
+
+    ``values[:, t]`` is the critic's value of the state in which token t is sampled (prompt and tokens before t).
+    Shapes: [B, T] each -> two of [B, T], in the rewards' unit. Neither carries a gradient.
+    Raises ValueError for a discount or lambda outside [0, 1].
+    Left out: bootstrapping after a response that was cut at its maximum length. The discriminator judges the text as it
+    stands, so its last token is the end and the value after it is zero.
+    """
+    _check_fraction("discount", discount)
+    _check_fraction("gae_lambda", gae_lambda)
+    assert rewards.shape == values.shape == response_mask.shape, (rewards.shape, values.shape, response_mask.shape)
+    values = values.detach().masked_fill(~response_mask, 0.0)
+    next_values = torch.nn.functional.pad(values[:, 1:], (0, 1))
+    deltas = rewards.detach() + discount * next_values - values
+    advantages = _discounted_sum(deltas, response_mask, discount * gae_lambda)
+    return advantages, advantages + values
+
+
+def leave_one_out_baseline(rewards: Float[Tensor, " batch"], *, group_size: int) -> Float[Tensor, " batch"]:
+    """For each sequence, the mean reward of the other samples of its prompt.
+
+    b_i = (sum_j r_j - r_i) / (group_size - 1)
+
+    Kool et al. 2019 ("Buy 4 REINFORCE samples, get a baseline for free!"); Ahmadian et al. 2024 (RLOO, arXiv
+    2402.14740). b_i does not depend on sample i, so the policy gradient stays unbiased.
+
+    Shapes: [B] -> [B]; the samples of one prompt are adjacent, ``group_size`` of each.
+    Raises ValueError when a group holds fewer than two samples or the groups do not divide the batch.
+    """
+    if group_size < 2:
+        raise ValueError(
+            f"a leave-one-out baseline needs at least 2 samples per prompt, got {group_size}: "
+            "raise rollout.samples_per_prompt or take another baseline"
+        )
+    grouped = _in_groups(rewards.double(), group_size)
+    return ((grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)).flatten().to(rewards.dtype)
+
+
+def moving_average(previous: float | None, value: float, *, decay: float) -> float:
+    """The exponential moving average after one more value; the first value stands for itself.
+
+    m' = decay * m + (1 - decay) * value
+
+    A baseline for REINFORCE (Williams 1992) as long as it is taken before the batch it is used on enters it.
+    Raises ValueError for a decay outside [0, 1].
+    """
+    _check_fraction("decay", decay)
+    return value if previous is None else decay * previous + (1.0 - decay) * value
+
+
+def scale_advantages(
+    advantages: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    scale: AdvantageScale,
+    group_size: int,
+) -> Float[Tensor, "batch time"]:
+    """Divide the advantages by a deviation; they are not centred, which is the baseline's work.
+
+    A / (deviation + 1e-6), where the deviation divides by n (not n - 1) and is
+
+    - none: not used, A is returned as it is;
+    - batch: that of the advantages of all response tokens in the batch;
+    - group: that of the sequences of one prompt, each standing for the mean advantage over its response tokens, as GRPO
+      divides by the deviation of a group's rewards (arXiv 2402.03300, section 4.1).
+
+    Where the deviation is below 1e-6 (all equal, or one sequence alone) there is nothing to prefer: the result is zero.
+
+    Shapes: [B, T] -> [B, T], without unit; the samples of one prompt are adjacent.
+    Raises ValueError for an unknown scale and, for "group", when the groups do not divide the batch.
+    """
+    assert advantages.shape == response_mask.shape, (advantages.shape, response_mask.shape)
+    advantages = advantages.masked_fill(~response_mask, 0.0)
+    match scale:
+        case "none":
+            return advantages
+        case "batch":
+            _, variance = _moments(advantages.reshape(1, -1), response_mask.reshape(1, -1))
+        case "group":
+            sequence_values, _ = _moments(advantages, response_mask)
+            _, variance = _moments(
+                _in_groups(sequence_values, group_size), _in_groups(response_mask.any(1), group_size)
+            )
+        case _:
+            raise ValueError(f"unknown advantage scale {scale!r}: choose none, batch or group")
+    deviation = variance.sqrt().to(advantages.dtype).repeat_interleave(len(advantages) // len(variance))[:, None]
+    return torch.where(deviation > EPSILON, advantages / (deviation + EPSILON), 0.0)
+
+
+def whiten(
+    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], *, shift_mean: bool = True
+) -> Float[Tensor, "*shape"]:
+    """Values of variance one over the mask and, with ``shift_mean``, of mean zero; else the mean is kept.
+
+    (x - mean) / sqrt(variance + 1e-8) [+ mean]
+
+    As in the code of Ziegler et al. 2019 (arXiv 1909.08593); the variance divides by n. Equal values give zeros (or the
+    mean). Shapes: any, the same for both; zero outside the mask.
+    """
+    assert values.shape == mask.shape, (values.shape, mask.shape)
+    mean, variance = _moments(values.reshape(1, -1), mask.reshape(1, -1))
+    whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
+    return (whitened if shift_mean else whitened + mean).to(values.dtype).masked_fill(~mask, 0.0)
+
+
+class RunningStatistics:
+    """Mean and deviation of all values seen so far, without keeping them.
+
+    delta = mean_b - mean;  mean' = mean + delta * n_b / n;  M2' = M2 + M2_b + delta^2 * n_a * n_b / n;  n = n_a + n_b
+
+    Chan, Golub and LeVeque 1979 (the form of Welford 1962 for whole chunks), in float64. The deviation is sqrt(M2 / n).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = 0.0
+        self.sum_of_squares = 0.0  # of the distances from the mean
+
+    def update(self, values: Tensor) -> None:
+        """Take in a chunk of any shape. Raises ValueError for a value that is not finite: it would stay for ever."""
+        chunk = values.detach().double().flatten()
+        if not chunk.numel():
+            return
+        if not bool(chunk.isfinite().all()):
+            raise ValueError("running statistics were given a value that is not finite: check the rewards before")
+        count, chunk_mean = self.count + chunk.numel(), float(chunk.mean())
+        delta = chunk_mean - self.mean
+        self.sum_of_squares += float((chunk - chunk_mean).square().sum())
+        self.sum_of_squares += delta * delta * self.count * chunk.numel() / count
+        self.mean += delta * chunk.numel() / count
+        self.count = count
+
+    @property
+    def deviation(self) -> float:
+        assert self.count > 0, "update comes before deviation"
+        return math.sqrt(self.sum_of_squares / self.count)
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers that JSON keeps to the last digit."""
+        return {"count": self.count, "mean": self.mean, "sum_of_squares": self.sum_of_squares}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.count = int(state["count"])
+        self.mean = float(state["mean"])
+        self.sum_of_squares = float(state["sum_of_squares"])
+
+
+def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
+    """S_t = values_t + discount * S_{t+1} inside the mask, zero outside: [B, T] -> [B, T]."""
+    columns: list[Tensor] = []
+    running = torch.zeros_like(values[:, 0])
+    for step in reversed(range(values.shape[1])):
+        running = torch.where(mask[:, step], values[:, step] + discount * running, 0.0)
+        columns.append(running)
+    return torch.stack(columns[::-1], dim=1)
+
+
+def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (dividing by n) over the mask of each row, float64 so that equal values have no spread."""
+    values = values.double().masked_fill(~mask, 0.0)
+    count = mask.sum(1).clamp(min=1)
+    mean = values.sum(1) / count
+    distances = (values - mean[:, None]).masked_fill(~mask, 0.0)
+    return mean, distances.square().sum(1) / count
+
+
+def _in_groups(values: Tensor, group_size: int) -> Tensor:
+    """[B] -> [B / group_size, group_size]."""
+    if group_size < 1 or len(values) % group_size:
+        raise ValueError(f"a batch of {len(values)} sequences cannot be cut into groups of group_size={group_size}")
+    return values.reshape(-1, group_size)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}={value} must lie between 0 and 1")

@@ -1,0 +1,198 @@
+"""Losses of the generator and of PPO's critic.
+
+All [B, T] arguments are aligned with the tokens (entry t belongs to token t), and what stands outside the response mask
+is never read. Losses are to be minimised. Metrics are detached scalars.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+LossAverage = Literal["token", "sequence"]
+TensorMetrics = dict[str, Tensor]
+
+
+def masked_average(
+    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, average: LossAverage
+) -> Float[Tensor, ""]:
+    """The mean over the mask.
+
+    - token: sum of all values / number of tokens. Long responses weigh more.
+    - sequence: mean over the sequences of each one's mean over its tokens. Every response weighs the same.
+
+    Shapes: [B, T] -> scalar. Sequences without a token are not counted; an empty mask gives zero.
+    To accumulate over micro-batches, weigh each by its number of tokens or of sequences.
+    Raises ValueError for an unknown average.
+    """
+    assert values.shape == mask.shape, (values.shape, mask.shape)
+    values = torch.where(mask, values, 0.0)
+    num_tokens = mask.sum(1)
+    match average:
+        case "token":
+            return values.sum() / num_tokens.sum().clamp(min=1)
+        case "sequence":
+            return (values.sum(1) / num_tokens.clamp(min=1)).sum() / (num_tokens > 0).sum().clamp(min=1)
+    raise ValueError(f"unknown average {average!r}: choose token or sequence")
+
+
+def reinforce_loss(
+    policy_logprobs: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    average: LossAverage,
+    importance_weights: Float[Tensor, "batch time"] | None = None,
+) -> tuple[Float[Tensor, ""], TensorMetrics]:
+    """The loss whose gradient is minus the REINFORCE estimate of the policy gradient.
+
+    loss = -average_t( w_t * A_t * log pi(y_t | x, y_<t) )
+
+    Williams 1992; RLGAF (arXiv 2305.06176), eq. 1-2, where A_t is the reward-to-go less a baseline.
+
+    Shapes: [B, T] each -> (scalar, metrics). Advantages and weights get no gradient.
+    Metrics: ``policy_loss``; ``importance_weight``, the mean weight, where weights are given.
+    Raises ValueError for an unknown average.
+    Left out: the KL term and the entropy bonus, which the caller adds; the value of this loss measures nothing.
+    """
+    assert policy_logprobs.shape == advantages.shape == response_mask.shape
+    objective = policy_logprobs * advantages.detach()
+    metrics: TensorMetrics = {}
+    if importance_weights is not None:
+        objective = objective * importance_weights.detach()
+        metrics["importance_weight"] = masked_average(importance_weights.detach(), response_mask, average="token")
+    loss = -masked_average(objective, response_mask, average=average)
+    return loss, {"policy_loss": loss.detach(), **metrics}
+
+
+def ppo_policy_loss(
+    policy_logprobs: Float[Tensor, "batch time"],
+    old_logprobs: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    clip_range: float,
+    average: LossAverage,
+    importance_weights: Float[Tensor, "batch time"] | None = None,
+) -> tuple[Float[Tensor, ""], TensorMetrics]:
+    """PPO's clipped surrogate objective, with the sign of a loss.
+
+    r_t = exp(log pi - log pi_old);  loss = -average_t( w_t * min(r_t * A_t, clip(r_t, 1 - c, 1 + c) * A_t) )
+
+    Schulman et al. 2017 (arXiv 1707.06347), eq. 7; the reinforcement-learning part of InstructGPT's objective
+    (arXiv 2203.02155, eq. 2; RLGAF, eq. 3) when the rewards carry the KL to the reference.
+
+    ``old_logprobs`` are the learner's own at the start of the batch, so the ratio starts at exactly one; what separates
+    the learner from the engine that sampled goes into ``importance_weights``.
+    Shapes: [B, T] each -> (scalar, metrics). Only ``policy_logprobs`` gets a gradient.
+    Metrics: ``policy_loss``; ``clip_fraction``, the share of tokens whose clip binds, which get no gradient; ``ratio``,
+    the mean; ``approximate_kl``, the k3 estimate of KL(old || now) in nats per token; ``importance_weight``, the mean
+    weight, where weights are given.
+    Raises ValueError for a clip range that is not positive or an unknown average.
+    Left out: the dual clip for negative advantages, and stopping early on the KL.
+    """
+    if clip_range <= 0:
+        raise ValueError(f"clip_range={clip_range} must be positive: at zero no token would ever be learned from")
+    assert policy_logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
+    # Masked before the exponential: an overflow outside the response would turn its zero gradient into NaN.
+    log_ratio = torch.where(response_mask, policy_logprobs - old_logprobs.detach(), 0.0)
+    ratio = log_ratio.exp()
+    advantages = advantages.detach()
+    unclipped = ratio * advantages
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
+    objective = torch.minimum(unclipped, clipped)
+    metrics: TensorMetrics = {}
+    if importance_weights is not None:
+        objective = objective * importance_weights.detach()
+        metrics["importance_weight"] = masked_average(importance_weights.detach(), response_mask, average="token")
+    loss = -masked_average(objective, response_mask, average=average)
+    with torch.no_grad():
+        metrics |= {
+            "policy_loss": loss.detach(),
+            "clip_fraction": masked_average((clipped < unclipped).to(ratio), response_mask, average="token"),
+            "ratio": masked_average(ratio, response_mask, average="token"),
+            "approximate_kl": masked_average(torch.expm1(log_ratio) - log_ratio, response_mask, average="token"),
+        }
+    return loss, metrics
+
+
+def ppo_value_loss(
+    values: Float[Tensor, "batch time"],
+    old_values: Float[Tensor, "batch time"],
+    returns: Float[Tensor, "batch time"],
+    response_mask: Bool[Tensor, "batch time"],
+    *,
+    value_clip_range: float,
+    average: LossAverage,
+) -> tuple[Float[Tensor, ""], TensorMetrics]:
+    """The critic's squared error, pessimistic about steps away from its values at the start of the batch.
+
+    V_clip = V_old + clip(V - V_old, -c, c);  loss = average_t( max((V - R)^2, (V_clip - R)^2) / 2 )
+
+    The squared error of Schulman et al. 2017 (arXiv 1707.06347), eq. 9, halved; clipped as in OpenAI's own PPO code and
+    in that of Ziegler et al. 2019 (arXiv 1909.08593), not in the PPO paper.
+
+    Shapes: [B, T] each -> (scalar, metrics), in squared reward units. Only ``values`` gets a gradient.
+    Metrics: ``value_loss``; ``value_clip_fraction``, the share of tokens whose clip binds; ``explained_variance``,
+    1 - Var(R - V) / Var(R) over the response tokens: 1 is perfect, 0 no better than a constant, and 0 where R has no
+    spread.
+    Raises ValueError for a clip range that is not positive or an unknown average.
+    """
+    if value_clip_range <= 0:
+        raise ValueError(f"value_clip_range={value_clip_range} must be positive: at zero the critic would never move")
+    assert values.shape == old_values.shape == returns.shape == response_mask.shape
+    old_values, returns = old_values.detach(), returns.detach()
+    clipped_values = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
+    unclipped = (values - returns).square()
+    clipped = (clipped_values - returns).square()
+    loss = masked_average(torch.maximum(unclipped, clipped), response_mask, average=average) / 2
+    with torch.no_grad():
+        metrics = {
+            "value_loss": loss.detach(),
+            "value_clip_fraction": masked_average((clipped > unclipped).to(values), response_mask, average="token"),
+            "explained_variance": _explained_variance(values[response_mask], returns[response_mask]),
+        }
+    return loss, metrics
+
+
+def truncated_importance_weights(
+    policy_logprobs: Float[Tensor, "batch time"], behaviour_logprobs: Float[Tensor, "batch time"], *, cap: float
+) -> Float[Tensor, "batch time"]:
+    """Per-token weights that correct for the engine having sampled from a slightly different distribution.
+
+    w_t = min(exp(log pi - log pi_behaviour), cap)
+
+    Ionides 2008 ("Truncated importance sampling"): the cap trades a little bias for a bounded variance.
+
+    Shapes: [B, T] each -> [B, T], without unit and without gradient; one where both log-probs are zero (padding).
+    Raises ValueError for a cap that is not positive.
+    Left out: the product over a sequence, whose variance grows with its length.
+    """
+    if cap <= 0:
+        raise ValueError(
+            f"the cap of importance weights is {cap}: give a positive number such as 2, or none to switch them off"
+        )
+    assert policy_logprobs.shape == behaviour_logprobs.shape
+    return (policy_logprobs - behaviour_logprobs).detach().exp().clamp(max=cap)
+
+
+def language_model_loss(logprobs: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
+    """Mean negative log-likelihood of real tokens, in nats per token: the pretraining term of PPO-ptx.
+
+    loss = -average_t( log pi(x_t | x_<t) )
+
+    Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155), eq. 2, last term without its gamma; RLGAF, eq. 3.
+    Shapes: [B, T] each -> scalar.
+    """
+    return -masked_average(logprobs, mask, average="token")
+
+
+def _explained_variance(values: Tensor, returns: Tensor) -> Tensor:
+    """[N], [N] -> scalar."""
+    if not returns.numel():
+        return torch.zeros((), device=returns.device)
+    total = returns.var(correction=0)
+    return torch.where(total > 0, 1.0 - (returns - values).var(correction=0) / total, 0.0)

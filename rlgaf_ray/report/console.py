@@ -1,0 +1,157 @@
+"""What a person sees while a run goes on and when it ends: rich tables and bars, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rlgaf_ray.loop.adversarial import Outcome
+from rlgaf_ray.training.warmup import Progress as WarmupProgress
+from rlgaf_ray.types import Metrics
+
+PLAIN_EVERY = 10  # iterations between lines where there is no terminal
+ROWS = 8  # newest iterations in the live table
+
+# Column head, metric, format.
+TRAINING_COLUMNS = [
+    ("reward", "reward/mean", "{:+.2f}"),
+    ("KL", "generator/kl", "{:.3f}"),
+    ("entropy", "generator/entropy", "{:.2f}"),
+    ("D accuracy", "discriminator/accuracy", "{:.2f}"),
+    ("judged", "eval/judge_share", "{:.3f}"),
+    ("gap closed", "eval/gap_closed", "{:.0%}"),
+    ("samples/s", "rollout/samples_per_second", "{:.0f}"),
+]
+
+# Line, metric, the metric of real text beside it, format.
+RESULT_LINES = [
+    ("judged {target} (independent judge)", "eval/judge_share", "eval/judge_share_real", "{:.3f}"),
+    ("gap closed, SFT to real", "eval/gap_closed", None, "{:.1%}"),
+    ("judged {target} (VADER)", "eval/vader_share", "eval/vader_share_real", "{:.3f}"),
+    ("perplexity of samples under SFT", "eval/perplexity", None, "{:.1f}"),
+    ("  ratio to SFT's own", "eval/perplexity_ratio", None, "{:.2f}"),
+    ("NLL of held-out real text, nats/token", "eval/real_nll", None, "{:.3f}"),
+    ("real-or-generated classifier's accuracy", "eval/two_sample_accuracy", None, "{:.3f}"),
+    ("distinct-1", "eval/distinct_1", None, "{:.3f}"),
+    ("distinct-2", "eval/distinct_2", None, "{:.3f}"),
+    ("  ratio to SFT's own", "eval/distinct_2_ratio", None, "{:.2f}"),
+    ("distinct-3", "eval/distinct_3", None, "{:.3f}"),
+    ("self-BLEU", "eval/self_bleu", None, "{:.3f}"),
+    ("empty or repeating answers", "eval/degenerate_share", None, "{:.1%}"),
+    ("response length, tokens", "eval/response_tokens", None, "{:.1f}"),
+]
+
+
+class Terminal:
+    """Implements ``loop.adversarial.Display`` and shows the warm-ups."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.rows: list[tuple[int, Metrics]] = []
+        self.live: Live | None = None
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+
+    def message(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def warmups(self) -> Iterator[None]:
+        if not self.console.is_terminal:
+            yield
+            return
+        with self.progress:
+            yield
+
+    def warmup(self, name: str, progress: WarmupProgress) -> None:
+        note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+        if not self.console.is_terminal:
+            if progress.step % (max(1, progress.num_steps // 10)) < 10 or progress.step == progress.num_steps:
+                self.message(f"{name} warm-up {progress.step}/{progress.num_steps}: {note}")
+            return
+        task = next((task.id for task in self.progress.tasks if task.description == f"{name} warm-up"), None)
+        if task is None:
+            task = self.progress.add_task(f"{name} warm-up", total=progress.num_steps, note="")
+        self.progress.update(task, completed=progress.step, note=note)
+
+    @contextmanager
+    def training(self, *, start: int, total: int) -> Iterator[None]:
+        for task in self.progress.task_ids:
+            self.progress.remove_task(task)
+        self.progress.add_task("training", total=total, completed=start, note="")
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(self._view(), console=self.console, refresh_per_second=4) as self.live:
+            yield
+
+    def iteration(self, iteration: int, metrics: Metrics) -> None:
+        self.rows = [*self.rows, (iteration, metrics)]
+        evaluated = "eval/judge_share" in metrics
+        if self.live is not None:
+            self.progress.update(self.progress.task_ids[0], completed=iteration)
+            self.live.update(self._view())
+        elif evaluated or iteration % PLAIN_EVERY == 0:
+            cells = (
+                f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics
+            )
+            self.message(f"iteration {iteration}: " + ", ".join(cells))
+
+    def _view(self) -> Group:
+        table = Table(box=None, header_style="bold")
+        table.add_column("iteration", justify="right")
+        for head, _, _ in TRAINING_COLUMNS:
+            table.add_column(head, justify="right")
+        evaluations = [row for row in self.rows if "eval/judge_share" in row[1]]
+        for iteration, metrics in sorted({row[0]: row for row in evaluations + self.rows[-ROWS:]}.values()):
+            cells = [form.format(metrics[name]) if name in metrics else "" for _, name, form in TRAINING_COLUMNS]
+            table.add_row(str(iteration), *cells, style="cyan" if "eval/judge_share" in metrics else None)
+        return Group(table, self.progress)
+
+    def result(self, outcome: Outcome, *, target: str, folder: Path) -> None:
+        """The before/after table, the samples, and where everything is."""
+        if outcome.last:
+            self.console.print(result_table(outcome, target=target))
+            for before, after in zip(outcome.samples_before, outcome.samples_after, strict=False):
+                self.console.print(f"[dim]before[/dim] {escape(before)}", highlight=False)
+                self.console.print(f"[green]after [/green] {escape(after)}\n", highlight=False)
+        self.message(f"everything is in {folder}")
+
+
+def result_table(outcome: Outcome, *, target: str) -> Table:
+    first, last = outcome.first, outcome.last
+    table = Table(title=f"before and after {outcome.iteration} iterations, held-out prompts")
+    table.add_column("")
+    for head in ("SFT", "adversarial", "real text"):
+        table.add_column(head, justify="right")
+    for line, metric, real, form in RESULT_LINES:
+        cells = [form.format(first[metric]), form.format(last[metric]), form.format(last[real]) if real else ""]
+        table.add_row(line.format(target=target), *cells)
+    table.caption = (
+        f"the judge's own accuracy: {last['eval/judge_accuracy']:.3f} on whole reviews, "
+        f"{last['eval/judge_accuracy_window']:.3f} on windows; standard error of its share "
+        f"{last['eval/judge_share_stderr']:.3f}"
+    )
+    return table
+
+
+def write_samples(path: Path, before: Sequence[str], after: Sequence[str], iteration: int) -> None:
+    """``samples.md``: the same prompts answered before and after; fenced, so that no answer is read as Markdown."""
+    parts = [f"# Samples before and after {iteration} iterations\n"]
+    for number, (first, last) in enumerate(zip(before, after, strict=False), start=1):
+        parts.append(f"## {number}\n\n~~~~text\nbefore: {first}\n\nafter:  {last}\n~~~~\n")
+    path.write_text("\n".join(parts))

@@ -1,0 +1,210 @@
+"""One training run from config to exported models: wires the data, the warm-ups, the roles and the loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from rlgaf_ray.actors.cluster import cluster_resources, ray_session
+from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.actors.roles import ActorFailure, RayRoles
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config import dump_config
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.data.imdb import ImdbTask, prepare_imdb
+from rlgaf_ray.data.reviews import load_reviews
+from rlgaf_ray.data.splits import split_reviews
+from rlgaf_ray.engines.vllm import require_vllm
+from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.evaluation.judge import prepare_judge
+from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.guard import TrainingStopped
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.models.generator import TINY_GPT2, TINY_GPT2_VOCABULARY, check_model_source, max_positions
+from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
+from rlgaf_ray.report.console import Terminal, write_samples
+
+SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
+
+
+class RunFailed(RuntimeError):
+    """The run ended early for a reason that one sentence tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    task: ImdbTask
+    tokenizer: PreTrainedTokenizerBase
+
+
+def train(config: Config, *, resume: bool) -> int:
+    """Train as configured; returns the exit code: 0, or 128 + n when signal n asked for an early end.
+
+    Raises ``ValueError`` for what a user can mend before anything expensive starts, ``RunFailed`` later.
+    """
+    config = with_name(config)
+    folder = config.run.folder
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    check_before_start(config)
+    resumed = open_run_folder(folder, checkpoints, resume=resume)
+    terminal = Terminal()
+    if resumed:
+        path, _, damage = resumed
+        for sentence in damage:
+            terminal.message(f"damaged checkpoint passed over: {sentence}")
+        terminal.message(f"resuming from {path}")
+    cache = cache_folder(config)
+    data = prepare_data(config, cache)
+    data.task.evaluation_set(config.evaluation.num_prompts)
+
+    started = time.perf_counter()
+    with ray_session(config):
+        cpus, gpus, node_cpus = cluster_resources()
+        placement = plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+        with terminal.warmups():
+            warmups = prepare_warmups(config, data.task, data.tokenizer, cache, terminal.warmup)
+        terminal.message(f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s")
+        try:
+            roles = RayRoles(
+                warmups.generator,
+                warmups.discriminator,
+                config,
+                placement,
+                pad_token_id=data.tokenizer.pad_token_id,
+                end_of_text_id=data.tokenizer.eos_token_id,
+            )
+            evaluator = prepare_evaluator(config, data, cache)
+            start = resumed[1]["iteration"] if resumed else 0
+            write_run_files(config, data)
+            tracker = Tracker(folder, config.tracking, data.tokenizer, start=start)
+            loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, terminal)
+            if resumed:
+                loop.resume(resumed[0], resumed[1])
+            with stop_on_signals(loop) as received, terminal.training(start=start, total=config.run.iterations):
+                outcome = loop.run()
+            tracker.close()
+            roles.close()
+        except (ActorFailure, TimeoutError, TrainingStopped) as error:
+            raise RunFailed(str(error)) from error
+    finish(config, data, checkpoints, outcome, terminal)
+    if outcome.interrupted:
+        terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume run.name={config.run.name}")
+        return SIGNAL_EXIT_OFFSET + received[0]
+    return 0
+
+
+def with_name(config: Config) -> Config:
+    """A run without a name gets one of its own: the task and the time of its start."""
+    if config.run.name is not None:
+        return config
+    name = f"{config.task.name}-{config.task.target}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def check_before_start(config: Config) -> None:
+    """What can be known to fail without loading data or models. Raises ``ValueError``."""
+    if config.rollout.engine == "vllm":
+        require_vllm()
+    check_model_source(config.model.generator)
+    asked = config.task.prompt_tokens + config.task.response_tokens
+    limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    needed = max(asked, config.warmup.generator.block_tokens if config.warmup.generator.steps else 0)
+    if needed > limit:
+        raise ValueError(
+            f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
+            f"task.response_tokens = {asked} and warmup.generator.block_tokens = {config.warmup.generator.block_tokens}: "
+            f"lower them to at most {limit}"
+        )
+
+
+def open_run_folder(folder: Path, checkpoints: Checkpoints, *, resume: bool):
+    """The checkpoint to resume from, or None for a new run. Raises ``ValueError`` where the folder does not fit."""
+    if resume:
+        if not folder.is_dir():
+            raise ValueError(f"nothing to resume: {folder} does not exist (run.root and run.name say where to look)")
+        return checkpoints.newest_usable()
+    if folder.exists():
+        raise ValueError(f"{folder} exists: add --resume to go on with that run, or choose another run.name")
+    return None
+
+
+def cache_folder(config: Config) -> Path:
+    return Path(config.warmup.cache).expanduser().absolute() if config.warmup.cache else user_cache_path("rlgaf_ray")
+
+
+def prepare_data(config: Config, cache: Path) -> Data:
+    """Reviews, splits and tokenizer; the built-in model's tokenizer is trained on the warm-up split alone."""
+    reviews = load_reviews(config.task)
+    splits = split_reviews(reviews, config.task.splits)
+    if config.model.generator == TINY_GPT2:
+        texts = [reviews.texts[row] for row in splits.generator_warmup]
+        path = cache / f"tokenizer-{content_hash([str(TINY_GPT2_VOCABULARY), *texts])[:32]}.json"
+        if not path.is_file():
+            bpe = train_bpe(texts, TINY_GPT2_VOCABULARY)
+            write_atomically(path, lambda temporary: bpe.save(str(temporary)))
+        tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
+    else:
+        tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    return Data(prepare_imdb(config.task, reviews, splits, tokenizer, cache), tokenizer)
+
+
+def prepare_evaluator(config: Config, data: Data, cache: Path) -> Evaluator:
+    texts, labels = data.task.judge_texts
+    judge = prepare_judge(texts, labels, cache)
+    real = data.task.evaluation_set(config.evaluation.num_prompts)
+    return Evaluator(judge, decode(real, data.tokenizer), config.task.target)
+
+
+def write_run_files(config: Config, data: Data) -> None:
+    """The resolved config, and what the data were."""
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "data.json").write_text(json.dumps({"splits_sha256": data.task.checksum, **config.task.splits.model_dump()}))
+
+
+def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcome, terminal: Terminal) -> None:
+    """Export both models as plain Hugging Face folders, write the samples, show the result."""
+    folder = config.run.folder
+    latest = checkpoints.named("latest")
+    if latest is not None:
+        for source, target in (("learner/generator", "generator"), ("discriminator", "discriminator")):
+            shutil.copytree(
+                latest / source, folder / target, ignore=shutil.ignore_patterns("optimizer.*"), dirs_exist_ok=True
+            )
+            data.tokenizer.save_pretrained(folder / target)
+    write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
+    terminal.result(outcome, target=config.task.target, folder=folder)
+
+
+@contextmanager
+def stop_on_signals(loop: AdversarialLoop) -> Iterator[list[int]]:
+    """Ctrl-C or SIGTERM lets the running iteration end and a checkpoint be written; a second one ends at once."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if received:
+            os._exit(SIGNAL_EXIT_OFFSET + number)
+        received.append(number)
+        loop.stop_requested = True
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,99 @@
+"""The discriminator's two acts: scoring rollouts, and one update that tells them from demonstrations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.objectives.discriminator import binary_cross_entropy_loss
+from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
+from rlgaf_ray.training.precision import autocast, resolve_precision
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout
+
+
+class Discriminator:
+    """One network, its optimiser, and the number of updates it has had (``version``)."""
+
+    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
+        self.settings = config.discriminator
+        self.micro_batch_size = config.learner.micro_batch_size
+        self.pad_token_id = pad_token_id
+        self.device = torch.device(device)
+        self.dtype = resolve_precision(config.learner.precision, self.device)
+        self.model = ScalarModel.load(
+            folder,
+            pooling=self.settings.pooling,
+            pad_token_id=pad_token_id,
+            seed=config.run.seed,
+            trust_remote_code=config.model.trust_remote_code,
+        ).to(self.device)
+        self.optimizer = build_optimizer(
+            self.model.parameters(),
+            learning_rate=self.settings.learning_rate,
+            betas=self.settings.betas,
+            weight_decay=self.settings.weight_decay,
+        )
+        self.version = 0
+
+    def logits(self, items: Sequence[Demonstration | Rollout]) -> torch.Tensor:
+        """float32 [B] on the model's device, with the gradient of the surrounding mode."""
+        starts = range(0, len(items), self.micro_batch_size)
+        chunks = (items[start : start + self.micro_batch_size] for start in starts)
+        with autocast(self.dtype, self.device):
+            return torch.cat([self.model(collate_sequences(chunk, self.pad_token_id).to(self.device)) for chunk in chunks])
+
+    @torch.no_grad()
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """The logit of each rollout, in order, marked with the version that gave it."""
+        logits = self.logits(rollouts).tolist()
+        return [ScoredRollout(rollout, score, self.version) for rollout, score in zip(rollouts, logits, strict=True)]
+
+    def update(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
+    ) -> Metrics:
+        """One AdamW step on real = 1, fake = 0 and, weighted, contrast = 0 (RLGAF, section 2).
+
+        The loss is accumulated over slices that hold the same share of each kind, so that a large batch needs no
+        more memory than a micro-batch of each.
+        """
+        num_slices = math.ceil((len(real) + len(fake) + len(contrast)) / (3 * self.micro_batch_size))
+        totals: Metrics = {}
+        for index in range(num_slices):
+            parts = [list(items[index::num_slices]) for items in (real, fake, contrast)]
+            real_logits, fake_logits, *rest = self.logits([item for part in parts for item in part]).split(
+                [len(part) for part in parts if part]
+            )
+            loss, metrics = binary_cross_entropy_loss(
+                real_logits,
+                fake_logits,
+                contrast_logits=rest[0] if rest else None,
+                contrast_weight=self.settings.contrast_weight if rest else 0.0,
+            )
+            (loss / num_slices).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                totals[name] = totals.get(name, 0.0) + float(value) / num_slices
+        totals["grad_norm"] = optimizer_step(
+            self.optimizer,
+            self.model.parameters(),
+            learning_rate=self.settings.learning_rate,
+            max_grad_norm=self.settings.max_grad_norm,
+        )
+        self.version += 1
+        return {f"discriminator/{name}": value for name, value in totals.items()}
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.export(folder)
+        save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+
+    def load(self, folder: Path, *, version: int) -> None:
+        network = type(self.model.network).from_pretrained(folder, dtype=torch.float32)
+        self.model.network.load_state_dict(network.state_dict())
+        load_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        self.version = version

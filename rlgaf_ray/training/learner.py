@@ -1,0 +1,111 @@
+"""The learner: one generator update from scored rollouts, its weights for the engines, its state for checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.collate import collate, collate_sequences
+from rlgaf_ray.models.generator import policy_logprobs
+from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
+from rlgaf_ray.training.policy import Policy
+from rlgaf_ray.training.ppo import PPO
+from rlgaf_ray.training.reinforce import Reinforce
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
+from rlgaf_ray.weights.state import to_arrays
+
+ALGORITHM_STATE = "algorithm.json"
+
+
+class Learner:
+    """Plain class; the same one runs in the local runner and inside the Ray actor."""
+
+    def __init__(
+        self, folder: str | Path, config: Config, *, pad_token_id: int, end_of_text_id: int, device: str = "cpu"
+    ) -> None:
+        self.config = config
+        self.pad_token_id = pad_token_id
+        self.device = torch.device(device)
+        self.policy = Policy(folder, config, end_of_text_id=end_of_text_id, device=self.device)
+        self.algorithm: Reinforce | PPO
+        match config.generator.algorithm:
+            case "reinforce":
+                self.algorithm = Reinforce(config.generator.reinforce)
+            case "ppo":
+                self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device)
+
+    def update(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None = None
+    ) -> Metrics:
+        """One update of the policy. ``pretraining`` is int32 [N, L] of real text, for PPO-ptx.
+
+        Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when the loss or a gradient
+        was not finite (a gradient that is not finite leaves the weights as they were).
+        """
+        batch = collate(scored, self.pad_token_id, self.config.rollout.samples_per_prompt).to(self.device)
+        rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
+        match self.algorithm:
+            case Reinforce():
+                metrics = self.algorithm.update(self.policy, batch, rewards, iteration)
+            case PPO():
+                text = None if pretraining is None else self._whole_text(pretraining)
+                metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
+        finite = all(math.isfinite(value) for value in metrics.values())
+        return {
+            "reward/mean": float(rewards.mean()),
+            "reward/deviation": float(rewards.std()),
+            "generator/non_finite": float(not finite),
+        } | {f"generator/{name}": value for name, value in metrics.items()}
+
+    def _whole_text(self, token_ids: np.ndarray) -> SequenceBatch:
+        tokens = torch.from_numpy(token_ids).long().to(self.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        mask[:, 0] = False
+        return SequenceBatch(tokens, torch.ones_like(tokens), mask)
+
+    def weights(self, policy_version: int) -> WeightUpdate:
+        """Every entry of the policy's state, tied copies included, as arrays that share its memory on CPU."""
+        return to_arrays(self.policy.model.state_dict(), policy_version)
+
+    @torch.no_grad()
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], *, model: Literal["policy", "reference"]) -> float:
+        """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
+        network = self.policy.model if model == "policy" else self.policy.reference
+        total, count = 0.0, 0
+        for start in range(0, len(items), self.config.learner.micro_batch_size):
+            chunk = items[start : start + self.config.learner.micro_batch_size]
+            sequences = collate_sequences(chunk, self.pad_token_id).to(self.device)
+            total -= float(policy_logprobs(network, sequences).sum())
+            count += int(sequences.response_mask.sum())
+        return total / count
+
+    def export(self, folder: str | Path) -> None:
+        """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
+        self.policy.model.save_pretrained(folder)
+
+    def save(self, folder: Path) -> None:
+        """Generator, optimiser, the algorithm's own state, the random state."""
+        self.export(folder / "generator")
+        save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
+        if isinstance(self.algorithm, PPO):
+            self.algorithm.save(folder / "critic")
+        state = {"algorithm": self.algorithm.state_dict(), "random": torch.get_rng_state().tolist()}
+        (folder / ALGORITHM_STATE).write_text(json.dumps(state))
+
+    def load(self, folder: Path) -> None:
+        model = type(self.policy.model).from_pretrained(folder / "generator", dtype=torch.float32)
+        self.policy.model.load_state_dict(model.state_dict())
+        load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
+        if isinstance(self.algorithm, PPO):
+            self.algorithm.load(folder / "critic")
+        state = json.loads((folder / ALGORITHM_STATE).read_text())
+        self.algorithm.load_state_dict(state["algorithm"])
+        torch.set_rng_state(torch.tensor(state["random"], dtype=torch.uint8))

@@ -1,0 +1,150 @@
+"""The policy: the trained network, its frozen reference, and what every algorithm does with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from rlgaf_ray.config.schema import Config, KLSettings
+from rlgaf_ray.models.generator import load_generator, policy_logprobs
+from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
+from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
+from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
+from rlgaf_ray.training.precision import autocast, resolve_precision
+from rlgaf_ray.types import Metrics, SequenceBatch
+
+
+class Policy:
+    """The trained network, its frozen start, and what every algorithm does with them."""
+
+    def __init__(self, folder: str | Path, config: Config, *, end_of_text_id: int, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.dtype = resolve_precision(config.learner.precision, device)
+        self.micro_batch_size = config.learner.micro_batch_size
+        self.masked_token_id = None if config.rollout.stop_at_end_of_text else end_of_text_id
+        self.model = self._load(folder)
+        self.reference = self._load(folder).requires_grad_(False)
+        self.optimizer = build_optimizer(
+            self.model.parameters(),
+            learning_rate=config.generator.learning_rate,
+            betas=config.generator.betas,
+            weight_decay=config.generator.weight_decay,
+        )
+
+    def _load(self, folder: str | Path) -> PreTrainedModel:
+        return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code).to(self.device)
+
+    def logprobs(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
+        """float32 [B, T] under the distribution that the engine samples from."""
+        with autocast(self.dtype, self.device):
+            return policy_logprobs(
+                model or self.model,
+                sequences,
+                temperature=self.config.rollout.temperature,
+                masked_token_id=self.masked_token_id,
+            )
+
+    @torch.no_grad()
+    def frozen_logprobs(self, sequences: SequenceBatch, model: PreTrainedModel) -> torch.Tensor:
+        parts = [
+            self.logprobs(rows_of(sequences, rows), model)
+            for rows in torch.arange(len(sequences.token_ids)).split(self.micro_batch_size)
+        ]
+        return torch.cat(parts)
+
+    def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
+        cap = self.config.generator.importance_weight_cap
+        return None if cap is None else truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap)
+
+    def step(self, iteration: int) -> Metrics:
+        settings = self.config.generator
+        learning_rate = settings.learning_rate * schedule_factor(
+            iteration,
+            num_steps=self.config.run.iterations,
+            num_warmup_steps=settings.learning_rate_warmup,
+            schedule=settings.learning_rate_schedule,
+        )
+        grad_norm = optimizer_step(
+            self.optimizer,
+            self.model.parameters(),
+            learning_rate=learning_rate,
+            max_grad_norm=settings.max_grad_norm,
+        )
+        return {"learning_rate": learning_rate, "grad_norm": grad_norm}
+
+
+class KLController:
+    """The coefficient of the distance to the reference: fixed, or moved towards a target (Ziegler et al. 2019)."""
+
+    def __init__(self, settings: KLSettings) -> None:
+        self.settings = settings
+        self.coefficient = settings.coefficient
+
+    def observe(self, kl: float, num_samples: int) -> None:
+        if self.settings.target is not None:
+            self.coefficient = adaptive_kl_coefficient(
+                self.coefficient,
+                observed_kl=kl,
+                target=self.settings.target,
+                num_samples=num_samples,
+                horizon=self.settings.horizon,
+            )
+
+
+def rows_of(sequences: SequenceBatch, rows: torch.Tensor) -> SequenceBatch:
+    return SequenceBatch(sequences.token_ids[rows], sequences.attention_mask[rows], sequences.response_mask[rows])
+
+
+def rewards_at_the_end(sequence_rewards: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
+    """[B] -> [B, T]: each sequence's reward at its last response token, zero elsewhere."""
+    positions = torch.arange(response_mask.shape[1], device=response_mask.device)
+    last = torch.where(response_mask, positions, -1).amax(1, keepdim=True).clamp(min=0)
+    return torch.zeros_like(response_mask, dtype=torch.float32).scatter(1, last, sequence_rewards[:, None].float())
+
+
+def micro_batches(
+    response_mask: torch.Tensor, size: int, *, average: Literal["token", "sequence"]
+) -> Iterator[tuple[torch.Tensor, float]]:
+    """Row indices of each micro-batch with the share of the whole batch's average that it makes up."""
+    weights = response_mask.sum(1) if average == "token" else torch.ones(len(response_mask), device=response_mask.device)
+    total = weights.sum()
+    for rows in torch.arange(len(response_mask), device=response_mask.device).split(size):
+        yield rows, float(weights[rows].sum() / total)
+
+
+class MetricSums:
+    """Means of metrics over micro-batches, weighted by their share."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.shares: dict[str, float] = {}
+
+    def add(self, metrics: dict[str, torch.Tensor], share: float) -> None:
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach() * share
+            self.shares[name] = self.shares.get(name, 0.0) + share
+
+    def means(self) -> Metrics:
+        return {name: float(value) / self.shares[name] for name, value in self.sums.items()}
+
+
+@torch.no_grad()
+def rollout_metrics(
+    logprobs: torch.Tensor, reference: torch.Tensor, behaviour: torch.Tensor, response_mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the sampled tokens say of the policy: per token, in nats."""
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return masked_average(values, response_mask, average="token")
+
+    return {
+        "kl": mean(kl_estimate(logprobs, reference, estimator="k1")),
+        "kl_k3": mean(kl_estimate(logprobs, reference, estimator="k3")),
+        "entropy": mean(-logprobs),
+        "engine_logprob_gap": mean((logprobs - behaviour).abs()),
+    }

@@ -1,0 +1,161 @@
+"""One PPO update with InstructGPT's objective (RLGAF, eq. 3; Ouyang et al. 2022, eq. 2).
+
+The discriminator, and with it the reward, is frozen over the epochs of one batch. Rewards are divided into running
+units before the KL is taken from them, and the critic learns alone for the first iterations, because a policy
+that follows the advantages of an untrained critic leaves the reference for nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.models.generator import policy_logprobs
+from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advantage_estimate, whiten
+from rlgaf_ray.objectives.kl import kl_estimate
+from rlgaf_ray.objectives.policy import language_model_loss, ppo_policy_loss, ppo_value_loss
+from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
+from rlgaf_ray.training.policy import (
+    KLController,
+    MetricSums,
+    Policy,
+    micro_batches,
+    rewards_at_the_end,
+    rollout_metrics,
+    rows_of,
+)
+from rlgaf_ray.training.precision import autocast
+from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
+
+
+class PPO:
+    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: torch.device) -> None:
+        self.settings = config.generator.ppo
+        self.seed = config.run.seed
+        self.max_grad_norm = config.generator.max_grad_norm
+        self.kl = KLController(self.settings.kl)
+        self.statistics = RunningStatistics()
+        self.critic = ScalarModel.load(
+            folder,
+            pooling="mean",
+            pad_token_id=pad_token_id,
+            seed=config.run.seed,
+            trust_remote_code=config.model.trust_remote_code,
+        ).to(device)
+        torch.nn.init.zeros_(self.critic.network.score.weight)  # values start at zero, as whitened rewards do
+        self.critic_optimizer = build_optimizer(
+            self.critic.parameters(),
+            learning_rate=self.settings.value_learning_rate,
+            betas=config.generator.betas,
+            weight_decay=config.generator.weight_decay,
+        )
+
+    def update(
+        self,
+        policy: Policy,
+        batch: TrainBatch,
+        sequence_rewards: torch.Tensor,
+        iteration: int,
+        pretraining: SequenceBatch | None,
+    ) -> Metrics:
+        settings, mask = self.settings, batch.sequences.response_mask
+        old_logprobs = policy.frozen_logprobs(batch.sequences, policy.model)
+        reference = policy.frozen_logprobs(batch.sequences, policy.reference)
+        with torch.no_grad():
+            old_values = self.values(policy, batch.sequences)
+        if settings.whiten_rewards:
+            self.statistics.update(sequence_rewards)
+            sequence_rewards = (sequence_rewards - self.statistics.mean) / max(self.statistics.deviation, 1e-6)
+        distance = kl_estimate(old_logprobs, reference, estimator=settings.kl.estimator)
+        rewards = rewards_at_the_end(sequence_rewards, mask) - self.kl.coefficient * distance * mask
+        advantages, returns = generalized_advantage_estimate(
+            rewards, old_values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
+        )
+        if settings.whiten_advantages:
+            advantages = whiten(advantages, mask)
+
+        sums, steps = MetricSums(), Metrics()
+        sums.add(rollout_metrics(old_logprobs, reference, batch.behaviour_logprobs, mask), 1.0)
+        policy_moves = iteration >= settings.critic_warmup_iterations
+        generator = np.random.default_rng([self.seed, iteration])
+        for _ in range(settings.epochs):
+            order = torch.from_numpy(generator.permutation(len(mask))).to(mask.device)
+            for minibatch in order.chunk(settings.minibatches):
+                for rows, share in micro_batches(mask[minibatch], policy.micro_batch_size, average=settings.loss_average):
+                    chosen = minibatch[rows]
+                    sequences = rows_of(batch.sequences, chosen)
+                    value_loss, value_metrics = ppo_value_loss(
+                        self.values(policy, sequences),
+                        old_values[chosen],
+                        returns[chosen],
+                        sequences.response_mask,
+                        value_clip_range=settings.value_clip_range,
+                        average=settings.loss_average,
+                    )
+                    (settings.value_coefficient * value_loss * share).backward()
+                    sums.add(value_metrics | {"value_loss": value_loss}, share)
+                    if policy_moves:
+                        logprobs = policy.logprobs(sequences)
+                        loss, metrics = ppo_policy_loss(
+                            logprobs,
+                            old_logprobs[chosen],
+                            advantages[chosen],
+                            sequences.response_mask,
+                            clip_range=settings.clip_range,
+                            average=settings.loss_average,
+                            importance_weights=policy.importance_weights(
+                                old_logprobs[chosen], batch.behaviour_logprobs[chosen]
+                            ),
+                        )
+                        (loss * share).backward()
+                        sums.add(metrics | {"loss": loss}, share)
+                if policy_moves and pretraining is not None:
+                    sums.add({"pretraining_loss": self.pretraining_backward(policy, pretraining)}, 1.0)
+                steps["critic_grad_norm"] = optimizer_step(
+                    self.critic_optimizer,
+                    self.critic.parameters(),
+                    learning_rate=settings.value_learning_rate,
+                    max_grad_norm=self.max_grad_norm,
+                )
+                if policy_moves:
+                    steps |= policy.step(iteration)
+        totals = sums.means() | steps
+        totals["kl_coefficient"] = self.kl.coefficient
+        totals["advantage_deviation"] = float(advantages[mask].std())
+        self.kl.observe(totals["kl"], num_samples=len(mask))
+        return totals
+
+    def values(self, policy: Policy, sequences: SequenceBatch) -> torch.Tensor:
+        """V(x, y_<t) at the position of token t: the state before it is sampled, float32 [B, T]."""
+        with autocast(policy.dtype, policy.device):
+            scores = self.critic.token_scores(sequences)
+        return torch.nn.functional.pad(scores[:, :-1], (1, 0)) * sequences.response_mask
+
+    def pretraining_backward(self, policy: Policy, pretraining: SequenceBatch) -> torch.Tensor:
+        """Gradient of gamma times the pretraining loss (PPO-ptx), added to the policy's."""
+        with autocast(policy.dtype, policy.device):
+            logprobs = policy_logprobs(policy.model, pretraining)  # real text: nothing masked, temperature 1
+        loss = language_model_loss(logprobs, pretraining.response_mask)
+        (self.settings.pretraining_coefficient * loss).backward()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl_coefficient": self.kl.coefficient, "reward_statistics": self.statistics.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl.coefficient = state["kl_coefficient"]
+        self.statistics.load_state_dict(state["reward_statistics"])
+
+    def save(self, folder: Path) -> None:
+        self.critic.export(folder)
+        save_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")
+
+    def load(self, folder: Path) -> None:
+        network = type(self.critic.network).from_pretrained(folder, dtype=torch.float32)
+        self.critic.network.load_state_dict(network.state_dict())
+        load_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")

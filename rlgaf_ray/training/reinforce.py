@@ -1,0 +1,94 @@
+"""One REINFORCE update (RLGAF, eq. 1-2): reward-to-go, a baseline, one step on the whole batch."""
+
+from __future__ import annotations
+
+import torch
+
+from rlgaf_ray.config.schema import ReinforceSettings
+from rlgaf_ray.objectives.advantages import (
+    leave_one_out_baseline,
+    moving_average,
+    rewards_to_go,
+    scale_advantages,
+)
+from rlgaf_ray.objectives.kl import kl_estimate
+from rlgaf_ray.objectives.policy import masked_average, reinforce_loss
+from rlgaf_ray.training.policy import (
+    KLController,
+    MetricSums,
+    Policy,
+    micro_batches,
+    rewards_at_the_end,
+    rollout_metrics,
+    rows_of,
+)
+from rlgaf_ray.types import Metrics, TrainBatch
+
+
+class Reinforce:
+    def __init__(self, settings: ReinforceSettings) -> None:
+        self.settings = settings
+        self.kl = KLController(settings.kl)
+        self.baseline: float | None = None  # of the moving average, over the iterations before this one
+
+    def update(self, policy: Policy, batch: TrainBatch, sequence_rewards: torch.Tensor, iteration: int) -> Metrics:
+        settings, mask = self.settings, batch.sequences.response_mask
+        reference = policy.frozen_logprobs(batch.sequences, policy.reference)
+        rewards = rewards_at_the_end(sequence_rewards, mask)
+        if settings.kl.placement == "reward":
+            before = policy.frozen_logprobs(batch.sequences, policy.model)
+            rewards -= self.kl.coefficient * mask * kl_estimate(before, reference, estimator=settings.kl.estimator)
+        advantages = self.advantages(rewards, mask, group_size=batch.group_size)
+
+        sums = MetricSums()
+        for rows, share in micro_batches(mask, policy.micro_batch_size, average=settings.loss_average):
+            sequences = rows_of(batch.sequences, rows)
+            logprobs = policy.logprobs(sequences)
+            behaviour = batch.behaviour_logprobs[rows]
+            loss, metrics = reinforce_loss(
+                logprobs,
+                advantages[rows],
+                sequences.response_mask,
+                average=settings.loss_average,
+                importance_weights=policy.importance_weights(logprobs, behaviour),
+            )
+            if settings.kl.placement == "loss" and self.kl.coefficient > 0:
+                distance = kl_estimate(logprobs, reference[rows], estimator=settings.kl.estimator)
+                penalty = masked_average(distance, sequences.response_mask, average=settings.loss_average)
+                loss = loss + self.kl.coefficient * penalty
+            (loss * share).backward()
+            sums.add({"loss": loss, **metrics}, share)
+            sums.add(rollout_metrics(logprobs, reference[rows], behaviour, sequences.response_mask), share)
+        totals = sums.means()
+        totals |= policy.step(iteration)
+        totals["kl_coefficient"] = self.kl.coefficient
+        totals["advantage_deviation"] = float(advantages[mask].std())
+        self.kl.observe(totals["kl"], num_samples=len(mask))
+        return totals
+
+    def advantages(self, rewards: torch.Tensor, mask: torch.Tensor, *, group_size: int) -> torch.Tensor:
+        """[B, T]: reward-to-go less the baseline of the sequence's whole reward, scaled as configured."""
+        settings = self.settings
+        returns = rewards_to_go(rewards, mask, discount=settings.discount)
+        totals = rewards.sum(1)
+        match settings.baseline:
+            case "none":
+                baseline = torch.zeros_like(totals)
+            case "leave_one_out":
+                baseline = leave_one_out_baseline(totals, group_size=group_size)
+            case "moving_average":
+                # The first batch has no past: its own mean stands in, a bias of one iteration.
+                mean = float(totals.mean())
+                past = mean if self.baseline is None else self.baseline
+                baseline = torch.full_like(totals, past)
+                self.baseline = moving_average(self.baseline, mean, decay=settings.baseline_decay)
+        centred = (returns - baseline[:, None]) * mask
+        return scale_advantages(centred, mask, scale=settings.advantage_scale, group_size=group_size)
+
+    def state_dict(self) -> dict[str, float | None]:
+        return {"kl_coefficient": self.kl.coefficient, "baseline": self.baseline}
+
+    def load_state_dict(self, state: dict[str, float | None]) -> None:
+        coefficient = state["kl_coefficient"]
+        assert coefficient is not None
+        self.kl.coefficient, self.baseline = coefficient, state["baseline"]

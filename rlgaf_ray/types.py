@@ -1,0 +1,120 @@
+"""The payloads that travel between the roles: frozen, picklable, with the shapes in comments.
+
+Worked example, one prompt of three tokens answered with two::
+
+    prompt = Prompt(prompt_id=7, token_ids=np.array([40, 3047, 262], np.int32))
+    rollout = Rollout(
+        prompt_id=7,
+        prompt_ids=prompt.token_ids,
+        response_ids=np.array([2646, 13], np.int32),
+        behaviour_logprobs=np.array([-3.1, -0.7], np.float32),
+        finish_reason="length",
+        policy_version=12,
+    )
+    scored = ScoredRollout(rollout=rollout, score=0.42, discriminator_version=2)
+    batch = collate([scored], pad_token_id=0)  # rlgaf_ray.data.collate -> TrainBatch, B = 1, T = 5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length"]
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """What the generator is asked to continue."""
+
+    prompt_id: int  # row of the prompt's split: stable over runs
+    token_ids: np.ndarray  # int32 [P]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Demonstration:
+    """A real answer to a real prompt."""
+
+    prompt_ids: np.ndarray  # int32 [P]
+    response_ids: np.ndarray  # int32 [R]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """One sampled answer, with what the engine knew when it sampled it."""
+
+    prompt_id: int
+    prompt_ids: np.ndarray  # int32 [P]
+    response_ids: np.ndarray  # int32 [R], without the end-of-text token unless it was sampled
+    behaviour_logprobs: np.ndarray  # float32 [R], of the distribution that was sampled from
+    finish_reason: FinishReason
+    policy_version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredRollout:
+    """A rollout and the discriminator's raw logit for it (higher: more like a demonstration)."""
+
+    rollout: Rollout
+    score: float
+    discriminator_version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceBatch:
+    """Prompts and responses side by side, padded on the right."""
+
+    token_ids: torch.Tensor  # int64 [B, T]
+    attention_mask: torch.Tensor  # int64 [B, T], 1 on prompt and response
+    response_mask: torch.Tensor  # bool [B, T], true on response tokens only
+
+    def to(self, device: torch.device) -> SequenceBatch:
+        return SequenceBatch(
+            self.token_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainBatch:
+    """What one generator update reads. Row order keeps the samples of one prompt adjacent."""
+
+    sequences: SequenceBatch
+    behaviour_logprobs: torch.Tensor  # float32 [B, T], zero outside the response
+    scores: torch.Tensor  # float32 [B], raw discriminator logits
+    group_size: int  # samples per prompt; B is a multiple of it
+
+    def to(self, device: torch.device) -> TrainBatch:
+        return TrainBatch(
+            self.sequences.to(device), self.behaviour_logprobs.to(device), self.scores.to(device), self.group_size
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SamplingSettings:
+    """How an engine samples. Defaults are untruncated: truncated log-probs bias importance ratios."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    samples_per_prompt: int = 1
+    stop_at_end_of_text: bool = True  # False: end of text is masked, every response has max_new_tokens tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightUpdate:
+    """One version of the generator's weights, as plain arrays that many receivers can share.
+
+    bfloat16 has no numpy type: its bits travel as uint16, and ``dtypes`` names the real type.
+    """
+
+    policy_version: int
+    arrays: Mapping[str, np.ndarray]  # every state_dict entry, tied copies included
+    dtypes: Mapping[str, str]  # "float32", "bfloat16", "float16"

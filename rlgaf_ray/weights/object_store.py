@@ -1,0 +1,102 @@
+"""New weights into a running vLLM through its own weight-transfer API: our engine for it, for CPU and shared memory.
+
+vLLM moves weights between GPUs (``nccl``, ``ipc``) but ships nothing for a CPU. Here the arrays already lie in memory
+of the process that runs vLLM (an actor got them, uncopied, from the object store), so only a small message goes
+through the API, naming the version and its checksum; the arrays wait in ``_inbox`` until the engine asks for them.
+
+This is the only module that touches that API, which changes from release to release (written for vLLM 0.32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from rlgaf_ray.types import WeightUpdate
+from rlgaf_ray.weights.state import checksum, to_tensors
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine
+
+BACKEND = "object_store"
+
+_inbox: dict[int, WeightUpdate] = {}  # policy version -> arrays, for the moment of one push
+
+
+@cache
+def register() -> None:
+    """Make the backend known to vLLM in this process. Also an entry point of the group ``vllm.general_plugins``."""
+    from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+
+    WeightTransferEngineFactory.register_engine(BACKEND, _engine_class())
+
+
+def connect(llm: LLM) -> None:
+    """Open the channel, once, after the engine has started with ``weight_transfer_config={"backend": BACKEND}``."""
+    llm.init_weight_transfer_engine({"init_info": {}})
+
+
+def push(llm: LLM, update: WeightUpdate) -> None:
+    """Load an update into a running engine and drop the keys and values that were computed with the old weights.
+
+    The update must be complete (see ``check_shapes``): a failure in the middle leaves the engine unusable.
+    """
+    _inbox[update.policy_version] = update
+    try:
+        llm.start_weight_update()
+        llm.update_weights({"update_info": {"policy_version": update.policy_version, "checksum": checksum(update)}})
+        llm.finish_weight_update(weight_version=str(update.policy_version))
+    finally:
+        del _inbox[update.policy_version]
+    # Nothing else clears the prefix cache: prompts seen before would be continued from stale keys and values.
+    assert llm.reset_prefix_cache(), "the prefix cache is in use: weights may change only between calls of generate"
+
+
+def _engine_class() -> type[WeightTransferEngine]:
+    """The engine's class, made here because its base class exists only where vLLM is installed."""
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+    )
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    @dataclass
+    class InitInfo(WeightTransferInitInfo):
+        """Nothing to agree on: sender and receiver share a process."""
+
+    @dataclass
+    class UpdateInfo(WeightTransferUpdateInfo):
+        policy_version: int
+        checksum: str
+
+    class ObjectStoreWeightTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
+        """Copies checkpoint-format weights out of the inbox, layer by layer.
+
+        The layerwise reload is needed on CPU too: linear layers are repacked after loading, so that a plain
+        ``load_weights`` on the live model fails.
+        """
+
+        init_info_cls = InitInfo
+        update_info_cls = UpdateInfo
+
+        def init_transfer_engine(self, init_info: InitInfo) -> None:
+            pass  # no connection to open
+
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def receive_weights(self, update_info: UpdateInfo) -> None:
+            update = _inbox[update_info.policy_version]
+            assert checksum(update) == update_info.checksum, "the inbox holds other weights than the message names"
+            self.model.load_weights(to_tensors(update).items())
+
+        def finish_weight_update(self) -> None:
+            finalize_layerwise_reload(self.model, self.model_config)
+
+        def shutdown(self) -> None:
+            pass  # no connection to close
+
+    return ObjectStoreWeightTransferEngine

@@ -1,0 +1,94 @@
+"""A state dict as plain arrays and back, without copying, and the checks that it is the state dict that was meant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from rlgaf_ray.types import WeightUpdate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def to_arrays(state_dict: Mapping[str, torch.Tensor], policy_version: int) -> WeightUpdate:
+    """View every entry of a ``state_dict()`` as a numpy array; bfloat16 is viewed as uint16.
+
+    Contiguous CPU tensors are not copied: the update shows later changes of the tensors until it is put into an
+    object store. Entries tied to one another keep both names and become one array object, which pickle stores once.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
+    seen: dict[tuple[int, tuple[int, ...], torch.dtype], np.ndarray] = {}
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype)
+        if memory not in seen:
+            seen[memory] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+        arrays[name] = seen[memory]
+        dtypes[name] = str(tensor.dtype).removeprefix("torch.")
+    return WeightUpdate(policy_version=policy_version, arrays=arrays, dtypes=dtypes)
+
+
+def to_tensors(update: WeightUpdate) -> dict[str, torch.Tensor]:
+    """View an update's arrays as tensors of their real types, without copying. Read them only: others share them."""
+    with warnings.catch_warnings():
+        # Arrays from an object store are read-only, which torch cannot express; we only ever copy out of them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensors = {name: torch.from_numpy(array) for name, array in update.arrays.items()}
+    return {name: tensor.view(getattr(torch, update.dtypes[name])) for name, tensor in tensors.items()}
+
+
+def checksum(update: WeightUpdate) -> str:
+    """SHA-256 of the version and of every entry's name, shape and type: what a sender says that it sent."""
+    entries = [[name, list(array.shape), update.dtypes[name]] for name, array in sorted(update.arrays.items())]
+    return hashlib.sha256(json.dumps([update.policy_version, entries]).encode()).hexdigest()
+
+
+def num_bytes(update: WeightUpdate) -> int:
+    """Bytes of all entries, tied ones counted once."""
+    return sum({id(array): array.nbytes for array in update.arrays.values()}.values())
+
+
+def expected_shapes(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that a causal language model of this config has in its ``state_dict()``, tied ones included."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
+    """Refuse an update that is not a full state dict of the receiving model.
+
+    A missing tied copy is the dangerous case: the output layer would keep its old weights and nothing would fail.
+
+    Raises:
+        ValueError: names the first entry that is missing, unknown, or of another shape.
+    """
+    for name, shape in expected.items():
+        if name not in update.arrays:
+            raise ValueError(
+                f"weights of version {update.policy_version} lack {name!r}: send every entry of state_dict(), "
+                "tied copies included, not named_parameters()"
+            )
+        if update.arrays[name].shape != shape:
+            raise ValueError(
+                f"weights of version {update.policy_version} have {name!r} of shape {list(update.arrays[name].shape)}, "
+                f"but the engine's model has {list(shape)}: learner and engine must load the same model"
+            )
+    for name in update.arrays:
+        if name not in expected:
+            raise ValueError(
+                f"weights of version {update.policy_version} have {name!r}, which the engine's model lacks: "
+                "learner and engine must load the same model"
+            )

@@ -1,0 +1,121 @@
+import math
+
+import pytest
+import torch
+
+from rlgaf_ray.objectives.discriminator import binary_cross_entropy_loss
+
+LOG3 = math.log(3.0)  # probability 3/4
+
+
+class TestHandWorkedValues:
+    REAL = torch.tensor([LOG3, -LOG3, 0.0])  # -log p: 0.2876821, 1.3862944, 0.6931472; mean 0.7890412
+    FAKE = torch.tensor([-LOG3, LOG3])  # -log(1 - p): 0.2876821, 1.3862944; mean 0.8369882
+    CONTRAST = torch.tensor([-LOG3, -LOG3, -LOG3, LOG3])  # mean (3 x 0.2876821 + 1.3862944) / 4 = 0.5623352
+
+    def test_without_contrast(self):
+        loss, metrics = binary_cross_entropy_loss(self.REAL, self.FAKE)
+        assert loss.item() == pytest.approx((0.7890412 + 0.8369882) / 2, abs=1e-6)
+        expected = {
+            "loss_real": 0.7890412,
+            "loss_fake": 0.8369882,
+            "logit_real": 0.0,
+            "logit_fake": 0.0,
+            "accuracy_real": 1 / 3,
+            "accuracy_fake": 0.5,
+            "accuracy": 5 / 12,  # balanced: 3 reals and 2 fakes count the same
+        }
+        assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, abs=1e-6)
+
+    @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
+    def test_with_contrast(self, weight):
+        loss, metrics = binary_cross_entropy_loss(
+            self.REAL, self.FAKE, contrast_logits=self.CONTRAST, contrast_weight=weight
+        )
+        assert loss.item() == pytest.approx((0.7890412 + 0.8369882 + weight * 0.5623352) / (2 + weight), abs=1e-6)
+        assert metrics["loss_contrast"].item() == pytest.approx(0.5623352, abs=1e-6)
+        assert metrics["accuracy_contrast"].item() == 0.75
+        assert metrics["logit_contrast"].item() == pytest.approx(-LOG3 / 2)
+        assert metrics["accuracy"].item() == pytest.approx(5 / 12)
+
+    def test_gradient_is_probability_minus_label(self):
+        real, fake = torch.tensor([LOG3], requires_grad=True), torch.tensor([LOG3], requires_grad=True)
+        contrast = torch.tensor([-LOG3], requires_grad=True)
+        loss, metrics = binary_cross_entropy_loss(real, fake, contrast_logits=contrast, contrast_weight=2.0)
+        loss.backward()
+        gradients = [leaf.grad.item() for leaf in (real, fake, contrast)]
+        assert gradients == pytest.approx([-0.25 / 4, 0.75 / 4, 2 * 0.25 / 4])
+        assert not any(value.requires_grad for value in metrics.values())
+
+    def test_large_logits_stay_finite(self):
+        real = torch.tensor([-1e4], requires_grad=True)
+        loss, _ = binary_cross_entropy_loss(real, torch.tensor([1e4]))
+        loss.backward()
+        assert loss.item() == 1e4
+        assert real.grad.item() == -0.5
+
+    def test_an_undecided_discriminator_is_right_half_of_the_time(self):
+        loss, metrics = binary_cross_entropy_loss(torch.zeros(3), torch.zeros(5))
+        assert loss.item() == pytest.approx(math.log(2.0))
+        assert metrics["accuracy"].item() == 0.5
+
+
+class TestOptimum:
+    """A table of logits, one per outcome, trained on every outcome as often as its probability says."""
+
+    # Out of 8: real 4, 2, 1, 1; fake 1, 1, 2, 4; contrast 1, 4, 2, 1.
+    REAL = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3])
+    FAKE = torch.tensor([0, 1, 2, 2, 3, 3, 3, 3])
+    CONTRAST = torch.tensor([0, 1, 1, 1, 1, 2, 2, 3])
+
+    def optimum(self, contrast_weight=0.0):
+        table = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [table], max_iter=200, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        )
+
+        def closure():
+            optimizer.zero_grad()
+            loss, _ = binary_cross_entropy_loss(
+                table[self.REAL],
+                table[self.FAKE],
+                contrast_logits=table[self.CONTRAST] if contrast_weight else None,
+                contrast_weight=contrast_weight,
+            )
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return table.detach().tolist()
+
+    def test_is_the_log_ratio(self):
+        expected = [math.log(4), math.log(2), math.log(1 / 2), math.log(1 / 4)]
+        assert self.optimum() == pytest.approx(expected, abs=1e-6)
+
+    def test_contrast_adds_to_the_denominator(self):
+        # log p / (q + w c) with w = 2: 4 / (1 + 2), 2 / (1 + 8), 1 / (2 + 4), 1 / (4 + 2)
+        expected = [math.log(4 / 3), math.log(2 / 9), math.log(1 / 6), math.log(1 / 6)]
+        assert self.optimum(contrast_weight=2.0) == pytest.approx(expected, abs=1e-6)
+
+    def test_counts_do_not_tilt_it(self):
+        """Four times as many fakes of the same distribution: the same optimum."""
+        once = self.optimum()
+        self.FAKE = self.FAKE.repeat(4)
+        assert self.optimum() == pytest.approx(once, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"contrast_weight": -1.0}, "contrast_weight=-1.0 must not be negative"),
+        ({"contrast_weight": 1.0}, "contrast_weight=1.0 needs contrast_logits: give them, or set the weight to 0"),
+        (
+            {"contrast_logits": torch.zeros(0), "contrast_weight": 1.0},
+            "holds no contrast sequences: raise its batch size",
+        ),
+        ({"fake_logits": torch.zeros(0)}, "holds no fake sequences"),
+    ],
+)
+def test_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        binary_cross_entropy_loss(**{"real_logits": torch.zeros(2), "fake_logits": torch.zeros(2)} | arguments)

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
+
+POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+REFERENCE = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+KL_POLICY_REFERENCE = 0.3600624406359049  # 0.5 ln 2.5 + 0.3 ln 1.5 + 0.2 ln(1/3)
+
+
+def expectation(estimator):
+    """Over tokens of the policy: the estimator at every token, weighted by the token's probability."""
+    return float((POLICY * kl_estimate(POLICY.log(), REFERENCE.log(), estimator=estimator)).sum())
+
+
+def expected_gradient(estimator):
+    """Of the estimator as a loss, in the policy's logits: tokens are drawn first, then differentiated."""
+    logits = POLICY.log().requires_grad_()
+    estimates = kl_estimate(logits.log_softmax(0), REFERENCE.log(), estimator=estimator)
+    (gradient,) = torch.autograd.grad((POLICY * estimates).sum(), logits)
+    return gradient
+
+
+def exact_gradient(divergence):
+    logits = POLICY.log().requires_grad_()
+    (gradient,) = torch.autograd.grad(divergence(logits.log_softmax(0)), logits)
+    return gradient
+
+
+def test_hand_worked_values():
+    policy, reference = torch.tensor([math.log(0.5), -2.0]), torch.tensor([math.log(0.25), -1.0])
+    # d = ln 2 and -1
+    torch.testing.assert_close(kl_estimate(policy, reference, estimator="k1"), torch.tensor([0.6931472, -1.0]))
+    torch.testing.assert_close(kl_estimate(policy, reference, estimator="k2"), torch.tensor([0.2402265, 0.5]))
+    torch.testing.assert_close(kl_estimate(policy, reference, estimator="k3"), torch.tensor([0.1931472, 0.7182818]))
+
+
+def test_k3_keeps_its_digits_where_the_two_are_close():
+    # d = 1e-4: k3 = d^2 / 2 - d^3 / 6 + ... = 5e-9, which exp(-d) - 1 would drown in float32.
+    distance = kl_estimate(torch.tensor([1e-4]), torch.tensor([0.0]), estimator="k3")
+    assert distance.item() == pytest.approx(5e-9, rel=0.01)
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    assert expectation("k1") == pytest.approx(KL_POLICY_REFERENCE, abs=1e-12)
+    assert expectation("k3") == pytest.approx(KL_POLICY_REFERENCE, abs=1e-12)
+    # 0.5 (0.5 ln^2 2.5 + 0.3 ln^2 1.5 + 0.2 ln^2 3) = 0.5 (0.4197943 + 0.0493203 + 0.2413898)
+    assert expectation("k2") == pytest.approx(0.3552524, abs=1e-6)
+
+
+def test_expected_gradients_as_losses():
+    torch.testing.assert_close(expected_gradient("k1"), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0.0)
+    reverse = exact_gradient(lambda logprobs: (logprobs.exp() * (logprobs - REFERENCE.log())).sum())
+    torch.testing.assert_close(expected_gradient("k2"), reverse)
+    forward = exact_gradient(lambda logprobs: (REFERENCE * (REFERENCE.log() - logprobs)).sum())
+    torch.testing.assert_close(expected_gradient("k3"), forward)
+    # The gradient of KL(reference || policy) in the logits is policy - reference.
+    torch.testing.assert_close(expected_gradient("k3"), torch.tensor([0.3, 0.1, -0.4], dtype=torch.float64))
+
+
+def test_unknown_estimator_names_the_choices():
+    with pytest.raises(ValueError, match="unknown KL estimator 'k4': choose k1, k2 or k3"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), estimator="k4")
+
+
+@pytest.mark.parametrize(
+    ("observed", "expected"),
+    [
+        (6.0, 0.05),  # on target
+        (6.6, 0.05 * 1.01),  # error 0.1, times 1000 / 10000
+        (60.0, 0.05 * 1.02),  # error bounded at 0.2
+        (0.0, 0.05 * 0.98),  # and at -0.2
+        (-3.0, 0.05 * 0.98),  # a k1 estimate may be negative
+    ],
+)
+def test_adaptive_coefficient_by_hand(observed, expected):
+    coefficient = adaptive_kl_coefficient(0.05, observed_kl=observed, target=6.0, num_samples=1000, horizon=10_000)
+    assert coefficient == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": 0.0}, "needs a positive target and horizon, got target=0.0"),
+        ({"horizon": 0}, "needs a positive target and horizon, got target=6.0, horizon=0"),
+        ({"observed_kl": math.nan}, "the observed KL is nan"),
+        ({"num_samples": 50_000}, "must stay below 5 x horizon=10000: raise the horizon"),
+    ],
+)
+def test_adaptive_coefficient_refuses(changed, message):
+    arguments = {"observed_kl": 6.0, "target": 6.0, "num_samples": 1000, "horizon": 10_000} | changed
+    with pytest.raises(ValueError, match=message):
+        adaptive_kl_coefficient(0.05, **arguments)

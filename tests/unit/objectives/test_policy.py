@@ -1,0 +1,226 @@
+import math
+
+import pytest
+import torch
+
+from rlgaf_ray.objectives.policy import (
+    language_model_loss,
+    masked_average,
+    ppo_policy_loss,
+    ppo_value_loss,
+    reinforce_loss,
+    truncated_importance_weights,
+)
+
+NAN = math.nan
+# One prompt column, responses of two tokens and of one.
+MASK = torch.tensor([[0, 1, 1], [0, 1, 0]]).bool()
+
+
+def row(*values):
+    return torch.tensor([values])
+
+
+def whole(values):
+    return torch.ones_like(values).bool()
+
+
+class TestMaskedAverage:
+    VALUES = torch.tensor([[9.0, 1.0, 3.0], [9.0, 8.0, 9.0]])
+
+    def test_token(self):
+        assert masked_average(self.VALUES, MASK, average="token").item() == 4.0  # (1 + 3 + 8) / 3
+
+    def test_sequence(self):
+        assert masked_average(self.VALUES, MASK, average="sequence").item() == 5.0  # (2 + 8) / 2
+
+    def test_sequence_without_tokens_is_not_counted(self):
+        mask = torch.tensor([[0, 1, 1], [0, 0, 0]]).bool()
+        assert masked_average(self.VALUES, mask, average="sequence").item() == 2.0
+
+    @pytest.mark.parametrize("average", ["token", "sequence"])
+    def test_what_is_masked_is_never_read_and_gets_no_gradient(self, average):
+        values = self.VALUES.masked_fill(~MASK, NAN).requires_grad_()
+        masked_average(values, MASK, average=average).backward()
+        expected = {"token": [[0, 1 / 3, 1 / 3], [0, 1 / 3, 0]], "sequence": [[0, 0.25, 0.25], [0, 0.5, 0]]}[average]
+        torch.testing.assert_close(values.grad, torch.tensor(expected))
+
+    @pytest.mark.parametrize("average", ["token", "sequence"])
+    def test_empty_mask_gives_zero(self, average):
+        assert masked_average(self.VALUES, torch.zeros(2, 3).bool(), average=average).item() == 0.0
+
+    def test_unknown_average_names_the_choices(self):
+        with pytest.raises(ValueError, match="unknown average 'batch': choose token or sequence"):
+            masked_average(self.VALUES, MASK, average="batch")
+
+
+class TestReinforceLoss:
+    LOGPROBS = torch.tensor([[9.0, -1.0, -2.0], [9.0, -0.5, 9.0]])
+    ADVANTAGES = torch.tensor([[9.0, 2.0, -3.0], [9.0, 4.0, 9.0]])
+
+    @pytest.mark.parametrize(("average", "expected"), [("token", -2 / 3), ("sequence", 0.0)])
+    def test_hand_worked_values(self, average, expected):
+        # Products -2, 6 and -2: tokens -(2/3); sequences -(2 + -2) / 2.
+        loss, metrics = reinforce_loss(self.LOGPROBS, self.ADVANTAGES, MASK, average=average)
+        assert loss.item() == pytest.approx(expected)
+        assert metrics["policy_loss"].item() == pytest.approx(expected)
+        assert "importance_weight" not in metrics
+
+    def test_gradient_is_the_weighted_advantage_and_stops_there(self):
+        logprobs, advantages = self.LOGPROBS.clone().requires_grad_(), self.ADVANTAGES.clone().requires_grad_()
+        weights = torch.tensor([[9.0, 0.5, 1.0], [9.0, 3.0, 9.0]]).requires_grad_()
+        loss, metrics = reinforce_loss(logprobs, advantages, MASK, average="token", importance_weights=weights)
+        loss.backward()
+        torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -1 / 3, 1.0], [0.0, -4.0, 0.0]]))
+        assert advantages.grad is None and weights.grad is None
+        assert metrics["importance_weight"].item() == 1.5
+        assert not any(value.requires_grad for value in metrics.values())
+
+    def test_what_is_masked_is_never_read(self):
+        logprobs = self.LOGPROBS.masked_fill(~MASK, -math.inf).requires_grad_()
+        loss, _ = reinforce_loss(logprobs, self.ADVANTAGES.masked_fill(~MASK, NAN), MASK, average="token")
+        loss.backward()
+        assert loss.item() == pytest.approx(-2 / 3)
+        torch.testing.assert_close(logprobs.grad[MASK], torch.tensor([-2 / 3, 1.0, -4 / 3]))
+
+
+class TestPPOPolicyLoss:
+    RATIOS = row(1.0, 1.5, 1.5, 0.5, 0.5, 1.1)
+    ADVANTAGES = row(2.0, 1.0, -1.0, 1.0, -1.0, 3.0)
+    # min(r A, clip(r, 0.8, 1.2) A): the clip binds at 1.5 with a positive and at 0.5 with a negative advantage.
+    OBJECTIVE = row(2.0, 1.2, -1.5, 0.5, -0.8, 3.3)
+
+    def test_hand_worked_values(self):
+        old = row(-1.0, -2.0, -3.0, -1.5, -0.5, -2.0)
+        logprobs = (old + self.RATIOS.log()).requires_grad_()
+        loss, metrics = ppo_policy_loss(logprobs, old, self.ADVANTAGES, whole(old), clip_range=0.2, average="token")
+        assert loss.item() == pytest.approx(-4.7 / 6, rel=1e-5)
+        assert metrics["policy_loss"].item() == pytest.approx(-4.7 / 6, rel=1e-5)
+        assert metrics["clip_fraction"].item() == pytest.approx(2 / 6)
+        assert metrics["ratio"].item() == pytest.approx(6.1 / 6)
+        # r - 1 - ln r: 0; 0.0945349 twice; 0.1931472 twice; 0.0046898
+        assert metrics["approximate_kl"].item() == pytest.approx(0.5800540 / 6, rel=1e-4)
+        loss.backward()
+        # d(r A) / d log pi = r A where the clip does not bind, else 0.
+        expected = -row(2.0, 0.0, -1.5, 0.5, 0.0, 3.3) / 6
+        torch.testing.assert_close(logprobs.grad, expected, atol=1e-6, rtol=1e-5)
+
+    def test_importance_weights_multiply_the_objective(self):
+        old = torch.zeros_like(self.RATIOS)
+        weights = row(1.0, 2.0, 1.0, 0.5, 1.0, 1.0)
+        loss, metrics = ppo_policy_loss(
+            self.RATIOS.log(),
+            old,
+            self.ADVANTAGES,
+            whole(old),
+            clip_range=0.2,
+            average="sequence",
+            importance_weights=weights,
+        )
+        assert loss.item() == pytest.approx(-(2.0 + 2.4 - 1.5 + 0.25 - 0.8 + 3.3) / 6, rel=1e-5)
+        assert metrics["importance_weight"].item() == pytest.approx(6.5 / 6)
+
+    @pytest.mark.parametrize("average", ["token", "sequence"])
+    def test_at_ratio_one_the_gradient_is_reinforce(self, average):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(2, 3, 5, generator=generator)
+        advantages = torch.randn(2, 3, generator=generator)
+        weights = torch.rand(2, 3, generator=generator)
+        gradients = []
+        for algorithm in ("ppo", "reinforce"):
+            leaf = logits.clone().requires_grad_()
+            logprobs = leaf.log_softmax(-1)[..., 1]
+            if algorithm == "ppo":
+                old = logprobs.detach()
+                loss, metrics = ppo_policy_loss(
+                    logprobs, old, advantages, MASK, clip_range=0.2, average=average, importance_weights=weights
+                )
+                assert metrics["clip_fraction"].item() == 0.0
+                assert metrics["approximate_kl"].item() == 0.0
+            else:
+                loss, _ = reinforce_loss(logprobs, advantages, MASK, average=average, importance_weights=weights)
+            gradients.append(torch.autograd.grad(loss, leaf)[0])
+        assert gradients[0].abs().max() > 0.01
+        torch.testing.assert_close(gradients[0], gradients[1])
+
+    def test_an_overflow_outside_the_response_leaves_the_gradient_finite(self):
+        logprobs = torch.tensor([[500.0, -1.0, -2.0], [500.0, -0.5, NAN]]).requires_grad_()
+        old = torch.tensor([[-500.0, -1.0, -2.0], [-500.0, -0.5, 0.0]])
+        advantages = torch.tensor([[NAN, 3.0, 6.0], [NAN, 9.0, NAN]])
+        loss, _ = ppo_policy_loss(logprobs, old, advantages, MASK, clip_range=0.2, average="token")
+        loss.backward()
+        torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -1.0, -2.0], [0.0, -3.0, 0.0]]))
+
+    def test_only_the_policy_gets_a_gradient(self):
+        logprobs, old, advantages = (torch.zeros(1, 2, requires_grad=True) for _ in range(3))
+        mask = torch.ones(1, 2).bool()
+        ppo_policy_loss(logprobs, old, advantages, mask, clip_range=0.2, average="token")[0].backward()
+        assert logprobs.grad is not None and old.grad is None and advantages.grad is None
+
+    def test_refuses_a_clip_range_of_zero(self):
+        zeros = torch.zeros(1, 2)
+        with pytest.raises(ValueError, match=r"clip_range=0.0 must be positive"):
+            ppo_policy_loss(zeros, zeros, zeros, whole(zeros), clip_range=0.0, average="token")
+
+
+class TestPPOValueLoss:
+    # V_old, V, R and, with a clip of 0.5, V_clip and max of the two squared errors:
+    #   1.0  1.2  2.0   1.2   0.64          inside the clip
+    #   1.0  3.0  3.0   1.5   2.25          at the target, but further than the clip: no gradient
+    #   1.0  3.0  0.0   1.5   9.00          past the clip, away from the target: still pulled back
+    #   0.0 -2.0  1.0  -0.5   9.00          the same below
+    OLD, VALUES, RETURNS = row(1.0, 1.0, 1.0, 0.0), row(1.2, 3.0, 3.0, -2.0), row(2.0, 3.0, 0.0, 1.0)
+
+    def test_hand_worked_values(self):
+        values = self.VALUES.clone().requires_grad_()
+        loss, metrics = ppo_value_loss(
+            values, self.OLD, self.RETURNS, whole(self.OLD), value_clip_range=0.5, average="token"
+        )
+        assert loss.item() == pytest.approx((0.64 + 2.25 + 9.0 + 9.0) / 8)
+        assert metrics["value_loss"].item() == pytest.approx(loss.item())
+        assert metrics["value_clip_fraction"].item() == 0.25
+        # R - V = 0.8, 0, -3, 3: variance 4.62 (mean 0.2); R: variance 1.25
+        assert metrics["explained_variance"].item() == pytest.approx(1 - 4.62 / 1.25, rel=1e-5)
+        loss.backward()
+        torch.testing.assert_close(values.grad, row(-0.8, 0.0, 3.0, -3.0) / 4)
+
+    def test_explained_variance_of_a_perfect_critic_and_of_a_constant_return(self):
+        mask = whole(self.RETURNS)
+        _, perfect = ppo_value_loss(self.RETURNS, self.OLD, self.RETURNS, mask, value_clip_range=9.0, average="token")
+        assert perfect["explained_variance"].item() == 1.0
+        flat = torch.ones_like(self.RETURNS)
+        _, constant = ppo_value_loss(self.VALUES, self.OLD, flat, mask, value_clip_range=9.0, average="token")
+        assert constant["explained_variance"].item() == 0.0
+
+    def test_what_is_masked_is_never_read(self):
+        values = torch.tensor([[NAN, 1.0, 2.0], [NAN, 0.0, NAN]]).requires_grad_()
+        old = torch.tensor([[NAN, 1.0, 2.0], [NAN, 0.0, NAN]])
+        returns = torch.tensor([[NAN, 2.0, 4.0], [NAN, 2.0, NAN]])
+        loss, metrics = ppo_value_loss(values, old, returns, MASK, value_clip_range=1.0, average="sequence")
+        assert loss.item() == pytest.approx((2.5 + 4.0) / 4)
+        assert math.isfinite(metrics["explained_variance"].item())
+
+    def test_refuses_a_clip_range_of_zero(self):
+        with pytest.raises(ValueError, match=r"value_clip_range=0.0 must be positive"):
+            ppo_value_loss(self.VALUES, self.OLD, self.RETURNS, whole(self.OLD), value_clip_range=0.0, average="token")
+
+
+class TestImportanceWeights:
+    def test_ratio_up_to_the_cap(self):
+        policy = row(math.log(0.5), math.log(0.2), math.log(0.9), 0.0).requires_grad_()
+        behaviour = row(math.log(0.25), math.log(0.4), math.log(0.1), 0.0)
+        weights = truncated_importance_weights(policy, behaviour, cap=3.0)
+        torch.testing.assert_close(weights, row(2.0, 0.5, 3.0, 1.0))  # 9 is cut to 3
+        assert not weights.requires_grad
+
+    def test_an_overflow_meets_the_cap(self):
+        assert truncated_importance_weights(row(0.0), row(-1000.0), cap=2.0).tolist() == [[2.0]]
+
+    def test_refuses_a_cap_of_zero(self):
+        with pytest.raises(ValueError, match=r"cap of importance weights is 0.0: give a positive number such as 2"):
+            truncated_importance_weights(row(0.0), row(0.0), cap=0.0)
+
+
+def test_language_model_loss_is_the_mean_over_tokens():
+    logprobs = torch.tensor([[9.0, -1.0, -2.0], [9.0, -6.0, 9.0]])
+    assert language_model_loss(logprobs, MASK).item() == 3.0

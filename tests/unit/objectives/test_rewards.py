@@ -1,0 +1,33 @@
+import math
+
+import pytest
+import torch
+
+from rlgaf_ray.objectives.rewards import discriminator_reward
+
+LOGITS = torch.tensor([math.log(3.0), 0.0, -math.log(3.0)])  # probabilities 3/4, 1/2, 1/4
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("logit", [1.0986123, 0.0, -1.0986123]),
+        ("probability_centered", [0.25, 0.0, -0.25]),
+        ("log_probability", [-0.2876821, -0.6931472, -1.3862944]),
+    ],
+)
+def test_hand_worked_values(kind, expected):
+    torch.testing.assert_close(discriminator_reward(LOGITS, kind=kind), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("logit", [-1e4, 1e4]), ("probability_centered", [-0.5, 0.5]), ("log_probability", [-1e4, 0.0])],
+)
+def test_a_sure_discriminator_gives_finite_rewards(kind, expected):
+    torch.testing.assert_close(discriminator_reward(torch.tensor([-1e4, 1e4]), kind=kind), torch.tensor(expected))
+
+
+def test_unknown_kind_names_the_choices():
+    with pytest.raises(ValueError, match="unknown reward kind 'prob': choose logit, probability_centered or log_prob"):
+        discriminator_reward(LOGITS, kind="prob")
