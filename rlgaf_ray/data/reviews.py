@@ -58,9 +58,8 @@ def _clean(texts: Sequence[str | None], labels: Sequence[object], origin: str) -
     for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
         value = LABELS.get(str(label).strip().lower())
         if value is None:
-            raise ValueError(
-                f"{origin}: unknown label {_short(label)!r} in row {row}; write one of {', '.join(LABELS)}"
-            )
+            known = ", ".join(LABELS)
+            raise ValueError(f"{origin}: unknown label {_short(label)!r} in row {row}: write one of {known}")
         cleaned = " ".join(LINE_BREAK.sub(" ", text or "").split())
         if cleaned:
             kept.setdefault(cleaned, value)

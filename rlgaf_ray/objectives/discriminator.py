@@ -23,9 +23,9 @@ def binary_cross_entropy_loss(
 
     where softplus(-D) = -log sigmoid(D) and softplus(D) = -log(1 - sigmoid(D)); without contrast w is 0 and the two are
     averaged, as in RLGAF (arXiv 2305.06176), section 2. Each kind is a mean of its own, so unequal counts do not tilt
-    the loss. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv 1406.2661, proposition 1), with contrast
-    D = log p_real / (p_fake + w * p_contrast): a generator that falls back to what is unwanted is penalised even where
-    the rollouts already match the demonstrations.
+    the loss. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv 1406.2661, proposition 1), and with
+    contrast D = log p_real / (p_fake + w * p_contrast): what is unwanted keeps a low score even once the rollouts match
+    the demonstrations.
 
     Shapes: logits [N], [M], [K] -> (scalar in nats, metrics). Softplus keeps large logits from overflowing.
     Metrics: ``loss_real``, ``loss_fake``; ``accuracy_real``, the share with D > 0; ``accuracy_fake``, the share with

@@ -47,11 +47,14 @@ class Learner:
     ) -> Metrics:
         """One update of the policy. ``pretraining`` is int32 [N, L] of real text, for PPO-ptx.
 
-        Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when the loss or a gradient
-        was not finite (a gradient that is not finite leaves the weights as they were).
+        Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss
+        or a gradient was not finite (the weights then stay as they were).
         """
         batch = collate(scored, self.pad_token_id, self.config.rollout.samples_per_prompt).to(self.device)
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
+        shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std())}
+        if not rewards.isfinite().all():
+            return shared | {"generator/non_finite": 1.0}
         match self.algorithm:
             case Reinforce():
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration)
@@ -59,11 +62,7 @@ class Learner:
                 text = None if pretraining is None else self._whole_text(pretraining)
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
         finite = all(math.isfinite(value) for value in metrics.values())
-        return {
-            "reward/mean": float(rewards.mean()),
-            "reward/deviation": float(rewards.std()),
-            "generator/non_finite": float(not finite),
-        } | {f"generator/{name}": value for name, value in metrics.items()}
+        return shared | {"generator/non_finite": float(not finite)} | {f"generator/{name}": value for name, value in metrics.items()}
 
     def _whole_text(self, token_ids: np.ndarray) -> SequenceBatch:
         tokens = torch.from_numpy(token_ids).long().to(self.device)

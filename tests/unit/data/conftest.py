@@ -1,34 +1,18 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
+
 WORDS = [
-    "the",
-    "film",
-    "was",
-    "a",
-    "good",
-    "bad",
-    "long",
-    "short",
-    "and",
-    "very",
-    "quiet",
-    "loud",
-    "story",
-    "of",
-    "two",
-    "old",
-    "friends",
-    "in",
-    "Rome",
+    *("the", "film", "was", "a", "good", "bad", "long", "short", "and", "very", "quiet", "loud", "story"),
+    *("of", "two", "old", "friends", "in", "Rome"),
 ]
 
 
 def make_texts(count: int) -> list[str]:
-    """Distinct texts of 4 to 18 words."""
+    """Distinct texts of 5 to 19 words."""
     return [
         " ".join(WORDS[(row * 7 + place * (row + 3)) % len(WORDS)] for place in range(4 + row % 15)) + f" {row}"
         for row in range(count)
@@ -37,17 +21,7 @@ def make_texts(count: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(make_texts(100), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    return wrap_bpe(train_bpe(make_texts(100), vocab_size=400))
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ class Case:
         self.splits = split_reviews(self.reviews, SIZES)
 
     def task(self, **changes: Any) -> ImdbTask:
-        return prepare_imdb(TaskSection(**(self.settings | changes)), self._tokenizer, self._folder / "cache")
+        return prepare_imdb(
+            TaskSection(**(self.settings | changes)), self.reviews, self.splits, self._tokenizer, self._folder / "cache"
+        )
 
     def beginnings(self, split: str, label: int, num_tokens: int = 8) -> list[list[int]]:
         """The first tokens of the long enough reviews of one split and label."""

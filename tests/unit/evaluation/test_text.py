@@ -82,13 +82,15 @@ def test_two_samples_from_one_source_cannot_be_told_apart() -> None:
 
 def test_two_samples_with_a_tell_are_told_apart() -> None:
     real = random_texts(300, 12, seed=1)
-    assert two_sample_accuracy(real, [f"{text} !" for text in random_texts(300, 12, seed=2)]) > 0.95
+    assert two_sample_accuracy(real, [f"{text} !" for text in random_texts(300, 12, seed=2)]) > 0.9
 
 
 def test_shared_prompts_do_not_push_the_accuracy_below_chance() -> None:
-    prompts = [f"p{row} q{row} r{row}" for row in range(100)]
-    real, generated = random_texts(100, 2, seed=1, vocabulary=3), random_texts(100, 2, seed=2, vocabulary=3)
-    paired = [[f"{prompt} {text}" for prompt, text in zip(prompts, side, strict=True)] for side in (real, generated)]
-    assert two_sample_accuracy(*paired) > 0.4
-    # The same texts in another order: prompts seen on one side in training count against the other in the test.
-    assert two_sample_accuracy(paired[0], paired[1][1:] + paired[1][:1]) < 0.4
+    prompts = [f"p{row // 2} q{row // 2} r{row // 2}" for row in range(200)]
+    real, generated = (
+        [f"{prompt} {text}" for prompt, text in zip(prompts, random_texts(200, 2, seed, vocabulary=3), strict=True)]
+        for seed in (1, 2)
+    )
+    assert two_sample_accuracy(real, generated) > 0.45
+    # Out of step, a prompt that stands on one side in the test stood more often on the other side in training.
+    assert two_sample_accuracy(real, generated[2:] + generated[:2]) < 0.4

@@ -1,0 +1,85 @@
+"""What the loop's benchmarks share: the main job's shapes on a hardly trained model (speed does not depend on it)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rlgaf_ray.actors.cluster import cluster_resources, ray_session
+from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.actors.roles import RayRoles
+from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
+
+SHORT_WARMUP = ["warmup.generator.steps=50", "warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
+
+
+@dataclass
+class Bench:
+    config: Config
+    data: Data
+    warmups: Warmups
+    folder: Path
+    cache: Path
+
+    def ray_roles(self) -> RayRoles:
+        cpus, gpus, node_cpus = cluster_resources()
+        placement = plan_placement(self.config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+        tokenizer = self.data.tokenizer
+        return RayRoles(
+            self.warmups.generator,
+            self.warmups.discriminator,
+            self.config,
+            placement,
+            pad_token_id=tokenizer.pad_token_id,
+            end_of_text_id=tokenizer.eos_token_id,
+        )
+
+    def loop(self, roles: Roles, name: str) -> AdversarialLoop:
+        """A loop that is stepped by hand, with its trackers on, as in a real run."""
+        folder = self.folder / name
+        folder.mkdir()
+        evaluator = prepare_evaluator(self.config, self.data, self.cache)
+        tracker = Tracker(folder, self.config.tracking, self.data.tokenizer)
+        checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        loop = AdversarialLoop(self.config, roles, self.data.task, evaluator, tracker, checkpoints, Silent())
+        roles.push_weights(0)
+        return loop
+
+
+class Silent:
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
+
+    def message(self, text: str) -> None: ...
+
+
+@contextmanager
+def bench(*overrides: str) -> Iterator[Bench]:
+    """A Ray of its own, the data and the models."""
+    config = load_config(None, [*SHORT_WARMUP, *overrides])
+    cache = cache_folder(config)
+    with ray_session(config), TemporaryDirectory() as folder:
+        data = prepare_data(config, cache)
+        warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda name, progress: None)
+        yield Bench(config, data, warmups, Path(folder), cache)
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float], form: str = "{:.3f}") -> str:
+    """median (minimum to maximum)"""
+    return f"{form.format(statistics.median(values))} ({form.format(min(values))} to {form.format(max(values))})"

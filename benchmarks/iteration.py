@@ -1,0 +1,84 @@
+"""The synchronous iteration on Ray against the sum of its parts, measured bare in one process.
+
+    python benchmarks/iteration.py [key=value ...]
+
+Both run in turn, five times, in one call: the actors rest while the bare parts run. Bar: ratio of the medians <= 1.05.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+from common import Bench, bench, seconds, spread
+from rich.console import Console
+from rich.table import Table
+
+from rlgaf_ray.engines.build import build_engine
+from rlgaf_ray.loop.adversarial import AdversarialLoop, updates_due
+from rlgaf_ray.loop.local import LocalRoles
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.learner import Learner
+
+ROUNDS, ITERATIONS, BAR = 5, 20, 1.05
+PARTS = ("rollout", "score", "generator update", "push", "discriminator update")
+
+
+def bare_roles(setup: Bench) -> LocalRoles:
+    pad, end = setup.data.tokenizer.pad_token_id, setup.data.tokenizer.eos_token_id
+    return LocalRoles(
+        build_engine(setup.warmups.generator, setup.config),
+        Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
+        Learner(setup.warmups.generator, setup.config, pad_token_id=pad, end_of_text_id=end),
+    )
+
+
+def bare_iteration(loop: AdversarialLoop, iteration: int) -> list[float]:
+    """Seconds of each of PARTS, called directly, without the loop's own work."""
+    setup, roles, task = loop.config, loop.roles, loop.task
+    prompts = [task.train_prompts[row] for row in loop._draw("prompts", setup.rollout.prompts_per_iteration)]
+    seeds = loop._seeds(iteration, setup.rollout.batch_size)
+    results: dict[str, list] = {}
+    times = [
+        seconds(lambda: results.update(rollouts=roles.generate(prompts, loop.sampling(), seeds))),
+        seconds(lambda: results.update(scored=roles.score(results["rollouts"]))),
+        seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, pretraining=None)),
+        seconds(lambda: roles.push_weights(iteration)),
+        0.0,
+    ]
+    for _ in range(updates_due(iteration, setup.discriminator.updates_per_generator_update)):
+        real, contrast = loop._demonstrations("real"), loop._demonstrations("contrast")
+        times[-1] += seconds(lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast))
+    return times
+
+
+def main() -> int:
+    console = Console()
+    with bench(*sys.argv[1:]) as setup:
+        loop, bare = setup.loop(setup.ray_roles(), "ray"), setup.loop(bare_roles(setup), "bare")
+        for iteration in range(1, 6):  # first calls allocate and compile
+            loop.step()
+            bare_iteration(bare, iteration)
+        on_ray, parts = [], []
+        for turn in range(ROUNDS):
+            on_ray.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))
+            rows = [bare_iteration(bare, 6 + turn * ITERATIONS + index) for index in range(ITERATIONS)]
+            parts.append([statistics.mean(column) for column in zip(*rows, strict=True)])
+        batch_size = setup.config.rollout.batch_size
+    totals = [sum(row) for row in parts]
+    ratio = statistics.median(on_ray) / statistics.median(totals)
+    table = Table(title=f"one iteration of {batch_size} rollouts, seconds: median of {ROUNDS} rounds x {ITERATIONS} (min to max)")
+    table.add_column("")
+    table.add_column("seconds", justify="right")
+    for name, values in zip(PARTS, zip(*parts, strict=True), strict=True):
+        table.add_row(f"bare {name}", spread(list(values)))
+    table.add_row("sum of the bare parts", spread(totals))
+    table.add_row("iteration on Ray", spread(on_ray))
+    table.add_row("samples/s on Ray", spread([batch_size / value for value in on_ray], "{:.0f}"))
+    table.add_row(f"ratio (bar: {BAR})", f"{ratio:.3f}")
+    console.print(table)
+    return 0 if ratio <= BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

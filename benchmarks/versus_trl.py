@@ -1,0 +1,120 @@
+"""Our loop against TRL's GRPOTrainer: same model, prompts, rollouts of 64 x 28 tokens, KL, dtype; in turn, in one call.
+
+    pip install -e ".[cpu,bench]" && python benchmarks/versus_trl.py [key=value ...]
+
+TRL samples with ``generate`` and scores with a frozen discriminator; ours samples with vLLM, scores with the same network and
+trains it every five iterations as well. Five alternations, medians. Bar: at least 1.5 times TRL's samples/s.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from common import Bench, bench, spread
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from rlgaf_ray.models.generator import load_generator
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.precision import resolve_precision
+from rlgaf_ray.types import Rollout
+
+ROUNDS, ITERATIONS, UNTIMED, BAR = 5, 15, 3, 1.5
+
+
+class Clock(TrainerCallback):
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.marks.append(time.perf_counter())
+
+
+def trl_seconds(setup: Bench, discriminator: Discriminator, folder: Path) -> float:
+    """Mean seconds of one optimiser step of GRPOTrainer."""
+    import numpy as np
+
+    config, tokenizer = setup.config, setup.data.tokenizer
+
+    def score(prompts, completions, completion_ids, **kwargs) -> list[float]:
+        rollouts = [
+            Rollout(
+                prompt_id=0,
+                prompt_ids=np.array(tokenizer(prompt)["input_ids"], np.int32),
+                response_ids=np.array(ids, np.int32),
+                behaviour_logprobs=np.zeros(len(ids), np.float32),
+                finish_reason="length",
+                policy_version=0,
+            )
+            for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+        return [item.score for item in discriminator.score(rollouts)]
+
+    prompts = [tokenizer.decode(prompt.token_ids) for prompt in setup.data.task.train_prompts]
+    tokens = config.task.response_tokens
+    clock = Clock()
+    trainer = GRPOTrainer(
+        model=load_generator(setup.warmups.generator),
+        reward_funcs=score,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        callbacks=[clock],
+        args=GRPOConfig(
+            output_dir=str(folder),
+            use_cpu=True,
+            bf16=resolve_precision(config.learner.precision, torch.device("cpu")) == torch.bfloat16,
+            per_device_train_batch_size=config.rollout.batch_size,
+            num_generations=config.rollout.samples_per_prompt,
+            max_completion_length=tokens,
+            generation_kwargs={"min_new_tokens": tokens},
+            temperature=config.rollout.temperature,
+            beta=config.generator.reinforce.kl.coefficient,
+            learning_rate=config.generator.learning_rate,
+            max_steps=ITERATIONS + UNTIMED,
+            gradient_checkpointing=False,
+            logging_steps=1000,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        ),
+    )
+    trainer.train()
+    return (clock.marks[-1] - clock.marks[UNTIMED - 1]) / ITERATIONS
+
+
+def main() -> int:
+    console = Console()
+    with bench(*sys.argv[1:]) as setup:
+        pad = setup.data.tokenizer.pad_token_id
+        discriminator = Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad)
+        loop = setup.loop(setup.ray_roles(), "ours")
+        for _ in range(5):
+            loop.step()
+        ours, theirs = [], []
+        for turn in range(ROUNDS):
+            theirs.append(trl_seconds(setup, discriminator, setup.folder / f"trl{turn}"))
+            ours.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))
+        batch_size, tokens = setup.config.rollout.batch_size, setup.config.task.response_tokens
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    table = Table(title=f"{batch_size} x {tokens} tokens: median of {ROUNDS} rounds x {ITERATIONS} steps (min to max)")
+    for head in ("", "seconds a step", "samples/s"):
+        table.add_column(head, justify="right" if head else "left")
+    for name, values in (("TRL GRPOTrainer, frozen scorer", theirs), ("rlgaf_ray, discriminator trained every 5", ours)):
+        table.add_row(name, spread(values), spread([batch_size / value for value in values], "{:.0f}"))
+    table.add_row(f"ratio (bar: {BAR})", "", f"{ratio:.2f}")
+    console.print(table)
+    return 0 if ratio >= BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
