@@ -48,7 +48,9 @@ def bare_iteration(loop: AdversarialLoop, iteration: int) -> list[float]:
     ]
     for _ in range(updates_due(iteration, setup.discriminator.updates_per_generator_update)):
         real, contrast = loop._demonstrations("real"), loop._demonstrations("contrast")
-        times[-1] += seconds(lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast))
+        times[-1] += seconds(
+            lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)
+        )
     return times
 
 
@@ -67,7 +69,9 @@ def main() -> int:
         batch_size = setup.config.rollout.batch_size
     totals = [sum(row) for row in parts]
     ratio = statistics.median(on_ray) / statistics.median(totals)
-    table = Table(title=f"one iteration of {batch_size} rollouts, seconds: median of {ROUNDS} rounds x {ITERATIONS} (min to max)")
+    table = Table(
+        title=f"one iteration of {batch_size} rollouts, seconds: median of {ROUNDS} rounds x {ITERATIONS} (min to max)"
+    )
     table.add_column("")
     table.add_column("seconds", justify="right")
     for name, values in zip(PARTS, zip(*parts, strict=True), strict=True):

@@ -2,8 +2,8 @@
 
     pip install -e ".[cpu,bench]" && python benchmarks/versus_trl.py [key=value ...]
 
-TRL samples with ``generate`` and scores with a frozen discriminator; ours samples with vLLM, scores with the same network and
-trains it every five iterations as well. Five alternations, medians. Bar: at least 1.5 times TRL's samples/s.
+TRL samples with ``generate`` and scores with a frozen discriminator; ours samples with vLLM, scores with the same
+network and trains it every five iterations as well. Five alternations, medians. Bar: 1.5 times TRL's samples/s.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ def main() -> int:
     table = Table(title=f"{batch_size} x {tokens} tokens: median of {ROUNDS} rounds x {ITERATIONS} steps (min to max)")
     for head in ("", "seconds a step", "samples/s"):
         table.add_column(head, justify="right" if head else "left")
-    for name, values in (("TRL GRPOTrainer, frozen scorer", theirs), ("rlgaf_ray, discriminator trained every 5", ours)):
+    for name, values in (
+        ("TRL GRPOTrainer, frozen scorer", theirs),
+        ("rlgaf_ray, discriminator trained every 5", ours),
+    ):
         table.add_row(name, spread(values), spread([batch_size / value for value in values], "{:.0f}"))
     table.add_row(f"ratio (bar: {BAR})", "", f"{ratio:.2f}")
     console.print(table)

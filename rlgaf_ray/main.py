@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from rlgaf_ray import doctor
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
 
 COMMANDS = ("train",)
@@ -17,12 +18,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         config_path, overrides = _split(arguments.words)
-        config = load_run_config(overrides) if arguments.resume and not config_path else load_config(config_path, overrides)
+        config = (
+            load_run_config(overrides) if arguments.resume and not config_path else load_config(config_path, overrides)
+        )
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
     if arguments.print_config:
         print(dump_config(config), end="")
         return 0
+    if sentence := doctor.complaint():
+        return _fail(sentence, EXIT_FAILURE)
 
     from rlgaf_ray.train import RunFailed, train  # torch and ray load only now
 
@@ -53,7 +58,7 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
 

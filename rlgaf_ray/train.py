@@ -77,7 +77,9 @@ def train(config: Config, *, resume: bool) -> int:
         placement = plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
         with terminal.warmups():
             warmups = prepare_warmups(config, data.task, data.tokenizer, cache, terminal.warmup)
-        terminal.message(f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s")
+        terminal.message(
+            f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
+        )
         try:
             roles = RayRoles(
                 warmups.generator,
@@ -126,8 +128,8 @@ def check_before_start(config: Config) -> None:
     if needed > limit:
         raise ValueError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
-            f"task.response_tokens = {asked} and warmup.generator.block_tokens = {config.warmup.generator.block_tokens}: "
-            f"lower them to at most {limit}"
+            f"task.response_tokens = {asked} and warmup.generator.block_tokens = "
+            f"{config.warmup.generator.block_tokens}: lower them to at most {limit}"
         )
 
 
@@ -156,7 +158,7 @@ def prepare_data(config: Config, cache: Path) -> Data:
         if not path.is_file():
             bpe = train_bpe(texts, TINY_GPT2_VOCABULARY)
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
-        tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
+        tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
         tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     return Data(prepare_imdb(config.task, reviews, splits, tokenizer, cache), tokenizer)
@@ -174,7 +176,9 @@ def write_run_files(config: Config, data: Data) -> None:
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "data.json").write_text(json.dumps({"splits_sha256": data.task.checksum, **config.task.splits.model_dump()}))
+    (folder / "data.json").write_text(
+        json.dumps({"splits_sha256": data.task.checksum, **config.task.splits.model_dump()})
+    )
 
 
 def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcome, terminal: Terminal) -> None:

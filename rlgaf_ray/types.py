@@ -76,9 +76,7 @@ class SequenceBatch:
     response_mask: torch.Tensor  # bool [B, T], true on response tokens only
 
     def to(self, device: torch.device) -> SequenceBatch:
-        return SequenceBatch(
-            self.token_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device)
-        )
+        return SequenceBatch(self.token_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

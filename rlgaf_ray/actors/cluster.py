@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -19,7 +20,7 @@ def ray_session(config: Config) -> Iterator[None]:
     """
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     # Warnings of Ray's own start-up speak of metrics exporters and accelerators; errors come back as exceptions.
-    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         # Ray Train's distributed workers report through the dashboard's agent; a warm-up in this process does not.
         dashboard = config.warmup.num_workers > 1 or config.cluster.gpus_per_actor > 0
@@ -30,7 +31,7 @@ def ray_session(config: Config) -> Iterator[None]:
         except (ConnectionError, RuntimeError) as error:
             raise ValueError(
                 f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or unset "
-                "cluster.address and RAY_ADDRESS to run on this machine alone (RAY_AUTH_MODE=token where it asks for one)"
+                "cluster.address and RAY_ADDRESS to run on this machine (RAY_AUTH_MODE=token where it asks for one)"
             ) from error
     try:
         yield

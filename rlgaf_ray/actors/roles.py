@@ -77,23 +77,24 @@ class RayRoles:
             return options | {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle)}
 
         learner, discriminator, *workers = range(placement.num_actors)
-        self.workers = [
+        # Any: the types of Ray's handles do not know what .remote adds to a method
+        self.workers: list[Any] = [
             RolloutActor.options(**place(bundle)).remote(
                 str(generator_folder), config, device=placement.device, threads=placement.threads
             )
             for bundle in workers
         ]
-        self.discriminator = DiscriminatorActor.options(**place(discriminator)).remote(
+        self.discriminator: Any = DiscriminatorActor.options(**place(discriminator)).remote(
             str(discriminator_folder), config, pad_token_id=pad_token_id, device=placement.device
         )
-        self.learner = LearnerActor.options(**place(learner)).remote(
+        self.learner: Any = LearnerActor.options(**place(learner)).remote(
             str(generator_folder),
             config,
             pad_token_id=pad_token_id,
             end_of_text_id=end_of_text_id,
             device=placement.device,
         )
-        self.names = {self.learner: "the learner", self.discriminator: "the discriminator"}
+        self.names: dict[Any, str] = {self.learner: "the learner", self.discriminator: "the discriminator"}
         self.names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
         for actor in self.names:
             self._get(actor, "__ray_ready__", actor.__ray_ready__.remote())
@@ -141,7 +142,10 @@ class RayRoles:
     def load(self, folder: Path, *, discriminator_version: int) -> None:
         calls = [
             (self.learner, self.learner.load.remote(folder / "learner")),
-            (self.discriminator, self.discriminator.load.remote(folder / "discriminator", version=discriminator_version)),
+            (
+                self.discriminator,
+                self.discriminator.load.remote(folder / "discriminator", version=discriminator_version),
+            ),
         ]
         for actor, ref in calls:
             self._get(actor, "load", ref)
@@ -150,7 +154,7 @@ class RayRoles:
         """Ends the actors: removing their placement group kills what runs in it."""
         remove_placement_group(self.group)
 
-    def _get(self, actor: Any, method: str, ref: "ray.ObjectRef[T]") -> T:
+    def _get(self, actor: Any, method: str, ref: ray.ObjectRef[T]) -> T:
         name = self.names[actor]
         try:
             return ray.get(ref, timeout=self.timeout)

@@ -1,7 +1,7 @@
 """The supervised warm-ups under Ray Train: in the driver's process for one worker on CPU, distributed for more.
 
-What they make is kept under the cache folder by a hash of data, model and settings; a warm-up that was cut off goes on from
-its last checkpoint.
+What they make is kept under the cache folder by a hash of data, model and settings; a warm-up that was cut off goes on
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.cache import content_hash
@@ -55,7 +55,9 @@ def prepare_warmups(
         blocks = task.warmup_blocks(settings.generator.block_tokens)
         _run(_generator_worker, {"blocks": ray.put(blocks)}, generator, config, tokenizer, report)
 
-    shape = f"{config.task.target}/{config.task.prompt_tokens}/{config.task.response_tokens}/{config.discriminator.pooling}"
+    shape = (
+        f"{config.task.target}/{config.task.prompt_tokens}/{config.task.response_tokens}/{config.discriminator.pooling}"
+    )
     discriminator_hash = content_hash([generator_hash, settings.discriminator.model_dump_json(), shape])
     discriminator = cache / "warmups" / f"discriminator-{discriminator_hash[:16]}"
     if not discriminator.is_dir():
@@ -88,7 +90,9 @@ def _run(
         train_loop_config=payload,
         scaling_config=ScalingConfig(num_workers=0 if in_process else config.warmup.num_workers, use_gpu=gpus),
         run_config=RunConfig(
-            name=target.name, storage_path=str(target.parent / "ray_train"), failure_config=FailureConfig(max_failures=1)
+            name=target.name,
+            storage_path=str(target.parent / "ray_train"),
+            failure_config=FailureConfig(max_failures=1),
         ),
     ).fit()
     result = partial / "result"
@@ -102,11 +106,11 @@ def _generator_worker(payload: dict[str, Any]) -> None:
     source, settings = config.model.generator, config.warmup
     if source == TINY_GPT2:
         vocab_size, end_of_text_id = payload["vocabulary"]
-        model = build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        model: PreTrainedModel = build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
     else:
         model = load_generator(source, trust_remote_code=config.model.trust_remote_code)
     worker = _worker("generator", payload)
-    model = model.to(worker.device)
+    model = model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it without its types
     warm_up_generator(
         model,
         ray.get(payload["blocks"]),
@@ -148,7 +152,7 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
 
 
 def _worker(name: str, payload: dict[str, Any]) -> Worker:
-    """This process's place among Ray Train's workers. Checkpoints stand beside the result, so that a retry finds them."""
+    """This process's place among Ray Train's workers. Checkpoints stand beside the result: a retry finds them."""
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     saved = Path(payload["folder"]) / "checkpoint"

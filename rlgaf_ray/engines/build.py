@@ -8,7 +8,9 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
 
 
-def build_engine(model_folder: str | Path, config: Config, *, device: str = "cpu", threads: int | None = None) -> RolloutEngine:
+def build_engine(
+    model_folder: str | Path, config: Config, *, device: str = "cpu", threads: int | None = None
+) -> RolloutEngine:
     """vLLM or transformers, with room for one prompt and its response."""
     match config.rollout.engine:
         case "vllm":

@@ -8,13 +8,13 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 
 from rlgaf_ray.engines.checks import check_length, check_request, end_of_text_ids
-from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, expected_shapes, num_bytes
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class VLLMEngine:
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-        check_length(max_model_len, config)
+        check_length(max_model_len, config.get_text_config().max_position_embeddings, f"the model {model_folder}")
         self._end_of_text_ids = end_of_text_ids(config)
         self._expected_shapes = expected_shapes(config, trust_remote_code=trust_remote_code)
         self._max_model_len = max_model_len
@@ -125,17 +125,22 @@ class VLLMEngine:
         Raises:
             ValueError: a prompt and its response do not fit into ``max_model_len``.
         """
-        check_request(prompts, sampling, seeds, max_model_len=self._max_model_len)
+        from vllm import TokensPrompt
+        from vllm.logprobs import FlatLogprobs
+
+        check_request(prompts, sampling, seeds, limit=self._max_model_len, what="this engine")
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
         # One request a rollout: as fast as n samples of one request (measured), and each has a seed of its own.
         outputs = self._llm.generate(
-            [{"prompt_token_ids": prompt.token_ids.tolist()} for prompt in repeated],
+            [TokensPrompt(prompt_token_ids=prompt.token_ids.tolist()) for prompt in repeated],
             [self._sampling_params(sampling, seed) for seed in seeds],
             use_tqdm=False,
         )
         rollouts = []
         for prompt, output in zip(repeated, outputs, strict=True):
             completion = output.outputs[0]
+            assert completion.finish_reason in ("stop", "length"), completion.finish_reason
+            assert isinstance(completion.logprobs, FlatLogprobs)
             assert len(completion.logprobs.logprobs) == len(completion.token_ids)
             rollouts.append(
                 Rollout(
@@ -143,7 +148,7 @@ class VLLMEngine:
                     prompt_ids=prompt.token_ids,
                     response_ids=np.array(completion.token_ids, np.int32),
                     behaviour_logprobs=np.array(completion.logprobs.logprobs, np.float32),
-                    finish_reason=completion.finish_reason,
+                    finish_reason=cast(FinishReason, completion.finish_reason),
                     policy_version=self.policy_version,
                 )
             )

@@ -146,7 +146,7 @@ class AdversarialLoop:
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with _timed(carried, "time/checkpoint"):
                     self.checkpoints.save(iteration, self.roles.save, self._state(), best=best)
-        if not last and not self.stop_requested:  # resumed at the end: nothing to train, its measures are still asked for
+        if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
         return Outcome(
             iteration=self.iteration,
@@ -163,17 +163,23 @@ class AdversarialLoop:
         iteration = self.iteration + 1
         metrics: Metrics = {}
         with _timed(metrics, "time/iteration"):
-            prompts = [self.task.train_prompts[row] for row in self._draw("prompts", settings.rollout.prompts_per_iteration)]
+            prompts = [
+                self.task.train_prompts[row] for row in self._draw("prompts", settings.rollout.prompts_per_iteration)
+            ]
             with _timed(metrics, "time/rollout"):
                 rollouts = roles.generate(prompts, self.sampling(), self._seeds(iteration, settings.rollout.batch_size))
             staleness = self.iteration - min(rollout.policy_version for rollout in rollouts)
-            assert 0 <= staleness <= MAX_STALENESS, f"rollouts are {staleness} versions old, at most {MAX_STALENESS} allowed"
+            assert 0 <= staleness <= MAX_STALENESS, (
+                f"rollouts are {staleness} versions old, at most {MAX_STALENESS} allowed"
+            )
             with _timed(metrics, "time/score"):
                 scored = roles.score(rollouts)
             metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
 
             with _timed(metrics, "time/generator_update"):
-                pending_generator = roles.update_generator(scored, iteration=iteration - 1, pretraining=self._pretraining())
+                pending_generator = roles.update_generator(
+                    scored, iteration=iteration - 1, pretraining=self._pretraining()
+                )
                 num_updates = updates_due(iteration, settings.discriminator.updates_per_generator_update)
                 pending_discriminator = [
                     roles.update_discriminator(self._demonstrations("real"), rollouts, self._demonstrations("contrast"))

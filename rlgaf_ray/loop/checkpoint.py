@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole or absent, with a checksum of every file; ``latest`` and ``best`` name one each."""
+"""Checkpoints: folders that are whole or absent, a checksum for every file; ``latest`` and ``best`` name one each."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ def build_tiny_gpt2(*, vocab_size: int, end_of_text_id: int, seed: int) -> GPT2L
         n_embd=192,
         n_layer=4,
         n_head=3,
+        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's gelu_new, in one kernel
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -27,7 +27,7 @@ class ScalarModel(nn.Module):
         super().__init__()
         if not isinstance(getattr(network, "score", None), nn.Linear):
             raise ValueError(
-                f"{type(network).__name__} has no linear 'score' head: take a decoder model such as GPT-2, Llama or Qwen"
+                f"{type(network).__name__} has no linear 'score' head: take a decoder such as GPT-2, Llama or Qwen"
             )
         self.network = network.eval()
         self.pooling = pooling

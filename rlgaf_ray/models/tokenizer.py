@@ -41,7 +41,9 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     """Load a model's tokenizer from a folder or hub id; one without a padding token pads with end of text."""
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {source} has no end-of-text token: set eos_token in its tokenizer_config.json")
+        raise ValueError(
+            f"the tokenizer of {source} has no end-of-text token: set eos_token in its tokenizer_config.json"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

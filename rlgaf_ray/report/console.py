@@ -67,7 +67,7 @@ class Terminal:
         )
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def warmups(self) -> Iterator[None]:
@@ -106,9 +106,7 @@ class Terminal:
             self.progress.update(self.progress.task_ids[0], completed=iteration)
             self.live.update(self._view())
         elif evaluated or iteration % PLAIN_EVERY == 0:
-            cells = (
-                f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics
-            )
+            cells = (f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics)
             self.message(f"iteration {iteration}: " + ", ".join(cells))
 
     def _view(self) -> Group:

@@ -46,7 +46,9 @@ class Discriminator:
         starts = range(0, len(items), self.micro_batch_size)
         chunks = (items[start : start + self.micro_batch_size] for start in starts)
         with autocast(self.dtype, self.device):
-            return torch.cat([self.model(collate_sequences(chunk, self.pad_token_id).to(self.device)) for chunk in chunks])
+            return torch.cat(
+                [self.model(collate_sequences(chunk, self.pad_token_id).to(self.device)) for chunk in chunks]
+            )
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
@@ -65,7 +67,9 @@ class Discriminator:
         num_slices = math.ceil((len(real) + len(fake) + len(contrast)) / (3 * self.micro_batch_size))
         totals: Metrics = {}
         for index in range(num_slices):
-            parts = [list(items[index::num_slices]) for items in (real, fake, contrast)]
+            parts: list[list[Demonstration | Rollout]] = [
+                list(items[index::num_slices]) for items in (real, fake, contrast)
+            ]
             real_logits, fake_logits, *rest = self.logits([item for part in parts for item in part]).split(
                 [len(part) for part in parts if part]
             )

@@ -62,7 +62,11 @@ class Learner:
                 text = None if pretraining is None else self._whole_text(pretraining)
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
         finite = all(math.isfinite(value) for value in metrics.values())
-        return shared | {"generator/non_finite": float(not finite)} | {f"generator/{name}": value for name, value in metrics.items()}
+        return (
+            shared
+            | {"generator/non_finite": float(not finite)}
+            | {f"generator/{name}": value for name, value in metrics.items()}
+        )
 
     def _whole_text(self, token_ids: np.ndarray) -> SequenceBatch:
         tokens = torch.from_numpy(token_ids).long().to(self.device)

@@ -37,7 +37,8 @@ class Policy:
         )
 
     def _load(self, folder: str | Path) -> PreTrainedModel:
-        return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code).to(self.device)
+        model = load_generator(folder, trust_remote_code=self.config.model.trust_remote_code)
+        return model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it without its types
 
     def logprobs(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
         """float32 [B, T] under the distribution that the engine samples from."""
@@ -111,7 +112,9 @@ def micro_batches(
     response_mask: torch.Tensor, size: int, *, average: Literal["token", "sequence"]
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Row indices of each micro-batch with the share of the whole batch's average that it makes up."""
-    weights = response_mask.sum(1) if average == "token" else torch.ones(len(response_mask), device=response_mask.device)
+    weights = (
+        response_mask.sum(1) if average == "token" else torch.ones(len(response_mask), device=response_mask.device)
+    )
     total = weights.sum()
     for rows in torch.arange(len(response_mask), device=response_mask.device).split(size):
         yield rows, float(weights[rows].sum() / total)

@@ -86,7 +86,9 @@ class PPO:
         for _ in range(settings.epochs):
             order = torch.from_numpy(generator.permutation(len(mask))).to(mask.device)
             for minibatch in order.chunk(settings.minibatches):
-                for rows, share in micro_batches(mask[minibatch], policy.micro_batch_size, average=settings.loss_average):
+                for rows, share in micro_batches(
+                    mask[minibatch], policy.micro_batch_size, average=settings.loss_average
+                ):
                     chosen = minibatch[rows]
                     sequences = rows_of(batch.sequences, chosen)
                     value_loss, value_metrics = ppo_value_loss(

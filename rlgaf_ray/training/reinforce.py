@@ -36,8 +36,9 @@ class Reinforce:
         reference = policy.frozen_logprobs(batch.sequences, policy.reference)
         rewards = rewards_at_the_end(sequence_rewards, mask)
         if settings.kl.placement == "reward":
-            before = policy.frozen_logprobs(batch.sequences, policy.model)
-            rewards -= self.kl.coefficient * mask * kl_estimate(before, reference, estimator=settings.kl.estimator)
+            # The engine's log-probs are those of the distribution that was sampled: no second pass is needed.
+            distance = kl_estimate(batch.behaviour_logprobs, reference, estimator=settings.kl.estimator)
+            rewards -= self.kl.coefficient * mask * distance
         advantages = self.advantages(rewards, mask, group_size=batch.group_size)
 
         sums = MetricSums()

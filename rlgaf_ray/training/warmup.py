@@ -55,7 +55,14 @@ class Worker:
 
 
 def warm_up_generator(
-    model: nn.Module, blocks: np.ndarray, settings: GeneratorWarmup, *, precision: Precision, seed: int, checkpoint_every: int, worker: Worker
+    model: nn.Module,
+    blocks: np.ndarray,
+    settings: GeneratorWarmup,
+    *,
+    precision: Precision,
+    seed: int,
+    checkpoint_every: int,
+    worker: Worker,
 ) -> None:
     """Next-token loss, averaged over tokens, on blocks of text (int32 [N, L]). Trains ``model`` in place."""
     stream = PromptStream(len(blocks), seed)
@@ -66,7 +73,9 @@ def warm_up_generator(
         logits = wrapped(input_ids=tokens, use_cache=False).logits[:, :-1]
         return -token_logprobs(logits, tokens[:, 1:]).mean()
 
-    _train(wrapped, loss_of_batch, stream, settings, precision, checkpoint_every, worker, tokens_per_row=blocks.shape[1])
+    _train(
+        wrapped, loss_of_batch, stream, settings, precision, checkpoint_every, worker, tokens_per_row=blocks.shape[1]
+    )
 
 
 def warm_up_discriminator(
@@ -145,7 +154,7 @@ def _train(
         if done % checkpoint_every == 0 and done < settings.steps:
 
             def write(folder: Path, done: int = done) -> None:
-                save_model(trained, folder / MODEL)
+                save_model(trained, str(folder / MODEL))
                 save_optimizer(optimizer, folder / OPTIMIZER)
                 (folder / STEP).write_text(str(done))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rlgaf_ray.types import WeightUpdate
 from rlgaf_ray.weights.state import checksum, to_tensors
@@ -51,7 +51,8 @@ def push(llm: LLM, update: WeightUpdate) -> None:
     finally:
         del _inbox[update.policy_version]
     # Nothing else clears the prefix cache: prompts seen before would be continued from stale keys and values.
-    assert llm.reset_prefix_cache(), "the prefix cache is in use: weights may change only between calls of generate"
+    cleared = llm.reset_prefix_cache()
+    assert cleared, "the prefix cache is in use: weights may change only between calls of generate"
 
 
 def _engine_class() -> type[WeightTransferEngine]:
@@ -91,7 +92,7 @@ def _engine_class() -> type[WeightTransferEngine]:
         def receive_weights(self, update_info: UpdateInfo) -> None:
             update = _inbox[update_info.policy_version]
             assert checksum(update) == update_info.checksum, "the inbox holds other weights than the message names"
-            self.model.load_weights(to_tensors(update).items())
+            cast(Any, self.model).load_weights(to_tensors(update).items())
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)

@@ -59,7 +59,7 @@ def num_bytes(update: WeightUpdate) -> int:
 
 
 def expected_shapes(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> dict[str, tuple[int, ...]]:
-    """The names and shapes that a causal language model of this config has in its ``state_dict()``, tied ones included."""
+    """The names and shapes in the ``state_dict()`` of a causal language model of this config, tied copies included."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

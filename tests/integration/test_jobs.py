@@ -1,0 +1,129 @@
+"""``ray job submit -- python -m rlgaf_ray.main`` against a local head with token authentication."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+RAY = str(Path(sys.executable).with_name("ray"))
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment of a client of a head that runs on this machine; the head ends with the module."""
+    port, dashboard = free_port(), free_port()
+    home = tmp_path_factory.mktemp("home")
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a-token-of-this-test-" + "0" * 32,
+        "RAY_TMPDIR": "/tmp",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [RAY, "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard)]
+    command += ["--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--num-cpus", "2"]
+    log = (home / "head.log").open("w")
+    process = subprocess.Popen([*command, "--disable-usage-stats"], env=environment, stdout=log, stderr=log)
+    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    environment["RAY_GCS"] = f"127.0.0.1:{port}"
+    deadline = time.monotonic() + 90
+    while ray_job(environment, "list").returncode:
+        assert process.poll() is None, (home / "head.log").read_text()
+        assert time.monotonic() < deadline, "the head did not come up"
+        time.sleep(1)
+    yield environment
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def ray_job(environment: dict[str, str], *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [RAY, "job", *arguments], env=environment, capture_output=True, text=True, timeout=timeout, cwd="/"
+    )
+
+
+def test_without_the_token_nobody_gets_in(head: dict[str, str]) -> None:
+    refused = ray_job({**head, "RAY_AUTH_TOKEN": "another-token-" + "1" * 32}, "list")
+    assert refused.returncode != 0
+
+
+def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], small, tmp_path: Path) -> None:
+    entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *small("run.name=job", "rollout.engine=transformers")]
+    submitted = ray_job(head, "submit", "--submission-id", "good", "--", *entrypoint)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "SUCCEEDED" in status(head, "good")
+    rows = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["iteration"] == 8
+    for name in ("config.yaml", "data.json", "samples.md", "generator/model.safetensors", "checkpoints/latest"):
+        assert (tmp_path / "job" / name).is_file(), name
+
+
+def test_a_wrong_config_fails_the_job_with_its_exit_code(head: dict[str, str], small) -> None:
+    entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *small("run.name=bad", "generator.learning_rat=1")]
+    submitted = ray_job(head, "submit", "--submission-id", "bad", "--", *entrypoint)
+    assert submitted.returncode != 0
+    said = submitted.stdout + submitted.stderr
+    assert "did you mean generator.learning_rate?" in said
+    assert "exit code 2" in said
+
+
+def test_a_stopped_job_leaves_no_actor_behind(head: dict[str, str], small, tmp_path: Path) -> None:
+    settings = small("run.name=stopped", "rollout.engine=transformers", "run.iterations=5000", "evaluation.every=0")
+    entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *settings]
+    assert ray_job(head, "submit", "--no-wait", "--submission-id", "long", "--", *entrypoint).returncode == 0
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 5, "the job to train", 180)
+    assert len(alive_actors(head)) >= 3
+    ray_job(head, "stop", "long")
+    wait_until(lambda: "STOPPED" in status(head, "long"), "the job to be STOPPED", 60)
+    wait_until(lambda: not alive_actors(head), "the actors to end", 60)
+    assert (tmp_path / "stopped/checkpoints/latest").is_file()
+
+
+def status(head: dict[str, str], job: str) -> str:
+    result = ray_job(head, "status", job)
+    return result.stdout + result.stderr
+
+
+def alive_actors(head: dict[str, str]) -> list[str]:
+    """Class names of living actors, without the job's own supervisor."""
+    query = (
+        "import ray, json; from ray.util.state import list_actors; ray.init(logging_level='ERROR'); "
+        "print(json.dumps([a.class_name for a in list_actors(filters=[('state', '=', 'ALIVE')])]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", query],
+        env={**head, "RAY_ADDRESS": head["RAY_GCS"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    names = json.loads(result.stdout.splitlines()[-1])
+    return [name for name in names if "Supervisor" not in name]
+
+
+def wait_until(condition, what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.5)

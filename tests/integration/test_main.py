@@ -1,0 +1,118 @@
+"""The program as a user runs it: real Ray, real vLLM, real reviews; what it leaves behind is loaded again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.main import main
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+MAIN = [sys.executable, "-m", "rlgaf_ray.main"]
+
+FRESH_ENGINE = """
+import sys, numpy as np
+from rlgaf_ray.engines.vllm import VLLMEngine
+from rlgaf_ray.types import Prompt, SamplingSettings
+engine = VLLMEngine(sys.argv[1], max_model_len=24)
+prompt = Prompt(prompt_id=0, token_ids=np.array([40, 41, 42], np.int32))
+rollouts = engine.generate([prompt], SamplingSettings(max_new_tokens=20, samples_per_prompt=4), seeds=[1, 2, 3, 4])
+np.savez(
+    sys.argv[2],
+    tokens=np.stack([r.response_ids for r in rollouts if len(r.response_ids) == 20]),
+    logprobs=np.stack([r.behaviour_logprobs for r in rollouts if len(r.response_ids) == 20]),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(small_under, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished small run on vLLM, two rollout workers."""
+    root = tmp_path_factory.mktemp("runs")
+    assert main(small_under(root, "run.name=whole", "rollout.num_workers=2", "checkpoint.keep=1")) == 0
+    return root / "whole"
+
+
+def test_the_run_folder_is_complete(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(9))
+    assert "eval/gap_closed" in rows[0] and "eval/gap_closed" in rows[8]
+    assert max(row["generator/engine_logprob_gap"] for row in rows[1:]) < 0.05
+    assert load_config(finished / "config.yaml").rollout.num_workers == 2
+    assert len(json.loads((finished / "data.json").read_text())["splits_sha256"]) == 64
+    assert (finished / "samples.md").read_text().count("before: ") == 2
+    assert list((finished / "tensorboard").glob("events*"))
+    assert {path.name for path in (finished / "checkpoints").iterdir()} >= {"latest", "best", "step_000008"}
+    assert (finished / "checkpoints" / "latest").read_text() == "step_000008\n"
+
+
+def test_every_rollout_is_kept_with_its_score_and_versions(finished: Path) -> None:
+    table = pq.read_table(finished / "rollouts" / "000006.parquet")
+    assert table.num_rows == 16
+    assert set(table["policy_version"].to_pylist()) == {5}
+    assert set(table["discriminator_version"].to_pylist()) == {1}  # scored after the update of iteration 5
+    assert all(len(ids) == 12 for ids in table["response_ids"].to_pylist())
+    assert len(set(table["text"].to_pylist())) > 8
+
+
+def test_the_export_gives_the_learners_logprobs_in_transformers_and_in_a_fresh_vllm(
+    finished: Path, tmp_path: Path
+) -> None:
+    exported = AutoModelForCausalLM.from_pretrained(finished / "generator").eval()
+    learner = AutoModelForCausalLM.from_pretrained(finished / "checkpoints/step_000008/learner/generator").eval()
+    assert AutoTokenizer.from_pretrained(finished / "generator").eos_token_id == 0
+    result = tmp_path / "vllm.npz"
+    subprocess.run([sys.executable, "-c", FRESH_ENGINE, str(finished / "generator"), str(result)], check=True)
+    sampled = np.load(result)
+    tokens = torch.from_numpy(
+        np.concatenate([np.tile([40, 41, 42], (len(sampled["tokens"]), 1)), sampled["tokens"]], 1)
+    )
+    with torch.no_grad():
+        by_model = [
+            torch.log_softmax(model(tokens).logits[:, 2:-1], -1).gather(-1, tokens[:, 3:, None])[..., 0]
+            for model in (exported, learner)
+        ]
+    assert torch.equal(*by_model)
+    torch.testing.assert_close(torch.from_numpy(sampled["logprobs"]), by_model[1], atol=1e-4, rtol=0)
+
+
+def test_the_discriminator_is_a_plain_folder(finished: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "discriminator")
+    assert model.config.rlgaf_pooling == "mean"
+    assert model.score.out_features == 1
+
+
+def test_an_interrupt_saves_and_the_run_goes_on(small, tmp_path: Path) -> None:
+    arguments = small("run.name=cut", "rollout.engine=transformers", "run.iterations=2000", "evaluation.every=0")
+    process = subprocess.Popen([*MAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    wait_for(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 5, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "go on with --resume run.name=cut" in output
+    assert "Traceback" not in output
+    last = json.loads(metrics.read_text().splitlines()[-1])["iteration"]
+    assert (tmp_path / "cut/checkpoints/latest").read_text() == f"step_{last:06d}\n"
+    assert main([f"run.root={tmp_path}", "run.name=cut", f"run.iterations={last + 2}", "--resume"]) == 0
+    assert len(metrics.read_text().splitlines()) == last + 3
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 180.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the program ended with {process.returncode}"
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)

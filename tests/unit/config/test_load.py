@@ -1,0 +1,251 @@
+"""Whatever a person may get wrong in a config: the whole message is read, since it is all that they see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.main import main
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SECTIONS = (
+    "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
+    "evaluation, checkpoint, tracking, cluster, sweep"
+)
+
+
+def message(*overrides: str, path: Path | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def make(content: str | bytes) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        # unknown keys: spelt nearly so, in another section, nowhere
+        ("run.sed=1", "unknown key run.sed; did you mean run.seed?"),
+        ("generatr.learning_rate=1", "unknown key generatr; did you mean generator?"),
+        ("generator.reinforce.klx.x=1", "unknown key generator.reinforce.klx; did you mean generator.reinforce.kl?"),
+        ("samples_per_prompt=8", "unknown key samples_per_prompt; did you mean rollout.samples_per_prompt?"),
+        (
+            "generator.batch_size=8",
+            "unknown key generator.batch_size; did you mean warmup.generator.batch_size or "
+            "warmup.discriminator.batch_size or rollout.batch_size or discriminator.batch_size?",
+        ),
+        ("run.colour=red", "unknown key run.colour; run has name, root, seed, iterations"),
+        ("colour=red", f"unknown key colour; the top has {SECTIONS}"),
+        ("run={1: 2}", "unknown key run.1; run has name, root, seed, iterations"),
+        ("sweep.trials=3", "unknown key sweep.trials; sweep has no keys yet"),
+        # wrong types: nothing is converted behind the user's back
+        ("run.seed=abc", "run.seed=abc: must be a valid integer"),
+        ("run.seed='3'", "run.seed='3': must be a valid integer"),
+        ("run.seed=1.5", "run.seed=1.5: must be a valid integer"),
+        ("run.seed=true", "run.seed=true: must be a valid integer"),
+        ("run.seed={a: 1}", "run.seed={a: 1}: must be a valid integer"),
+        ("run.name=123", "run.name=123: must be a valid string"),
+        ("generator.learning_rate=", "generator.learning_rate=null: must be a valid number"),
+        ("generator.learning_rate=fast", "generator.learning_rate=fast: must be a valid number"),
+        ("model.trust_remote_code=1", "model.trust_remote_code=1: must be a valid boolean"),
+        ("run=3", "run=3: must be a section with name, root, seed, iterations"),
+        ("task.splits=[1]", "task.splits=[1]: must be a section with generator_warmup, demonstrations, "
+         "discriminator_warmup, judge, held_out"),
+        # out of range
+        ("run.seed=-1", "run.seed=-1: must be greater than or equal to 0"),
+        ("run.seed=4294967296", "run.seed=4294967296: must be less than 4294967296"),
+        ("run.iterations=0", "run.iterations=0: must be greater than 0"),
+        ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
+        ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
+        ("reward.kind=best", "reward.kind=best: must be 'logit', 'probability_centered' or 'log_probability'"),
+        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce' or 'ppo'"),
+        ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
+        # pairs
+        ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
+        ("generator.betas=[0.5, 0.6, 0.7]", "generator.betas=[0.5, 0.6, 0.7]: must be a list of 2 values"),
+        ("generator.betas=0.5", "generator.betas=0.5: must be a list of values"),
+        ("generator.betas=[0.9, 1.5]", "generator.betas.1=1.5: must be less than or equal to 1"),
+        # keys that must fit one another
+        ("rollout.batch_size=10", "rollout.batch_size=10 is not divisible by rollout.samples_per_prompt=4"),
+        ("task.source=path",
+         "task.source=path needs task.path=FILE (CSV, JSONL or Parquet with columns text and label)"),
+        ("task.path=a.csv", "task.path is read only with task.source=path, not with task.source=package"),
+        (
+            "generator.reinforce.kl.placement=loss",
+            "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: "
+            "take k2 or k3, or kl.placement=reward",
+        ),
+        (
+            "generator.ppo.kl={placement: loss, estimator: k3}",
+            "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward",
+        ),
+        # overrides that are none
+        ("seed", "override 'seed' is not of the form section.key=value"),
+        ("=3", "override '=3' is not of the form section.key=value"),
+        ("run..seed=3", "override 'run..seed=3' is not of the form section.key=value"),
+        ("run.seed=[1", "override 'run.seed=[1': line 1, column 3: expected ',' or ']', but got '<stream end>'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> None:
+    assert message(override) == expected
+
+
+def test_an_override_below_a_value() -> None:
+    assert message("run.seed=1", "run.seed.x=3") == "override 'run.seed.x=3': run.seed is a value, not a section"
+
+
+def test_several_errors_are_counted() -> None:
+    assert message("run.seed=a", "run.iterations=0", "foo=1") == "run.seed=a: must be a valid integer (and 2 more)"
+
+
+def test_a_long_or_broken_value_stays_short_and_on_one_line() -> None:
+    assert message(f"run.seed={'x' * 200}") == f"run.seed={'x' * 77}...: must be a valid integer"
+    assert message(r'run.seed="a\nb"') == "run.seed='a b': must be a valid integer"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("run:\n  seed: abc\n", "{path}: run.seed=abc: must be a valid integer"),
+        ("run:\n", "{path}: run=null: must be a section with name, root, seed, iterations"),
+        ("run:\n  seed: 1\n  seed: 2\n", "{path}: line 3, column 3: key 'seed' stands twice"),
+        ("run:\n  seed: [1\n", "{path}: line 3, column 1: expected ',' or ']', but got '<stream end>'"),
+        ("run: seed: 1\n", "{path}: line 1, column 10: mapping values are not allowed here"),
+        ("? [1]\n: 2\n", "{path}: line 1, column 3: a key must be a word"),
+        ("run: *other\n", "{path}: line 1, column 6: found undefined alias 'other'"),
+        ("run: !!python/name:os.system\n", "{path}: line 1, column 6: could not determine a constructor for the tag "
+         "'tag:yaml.org,2002:python/name:os.system'"),
+        ("run:\n  seed: 2020-13-45\n", "{path}: not YAML (month must be in 1..12)"),
+        ("- 1\n", "{path}: expected sections such as 'run:' at the top, found a list"),
+        ("hello\n", "{path}: expected sections such as 'run:' at the top, found a str"),
+        (b"run:\n  name: caf\xe9\n", "{path} is not UTF-8 (byte 16): save it as UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_told_in_one_line(write, content: str | bytes, expected: str) -> None:
+    path = write(content)
+    assert message(path=path) == expected.format(path=path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    missing = tmp_path / "none.yaml"
+    assert message(path=missing) == f"cannot read config {missing}: No such file or directory"
+    assert message(path=tmp_path) == f"cannot read config {tmp_path}: Is a directory"
+
+
+def test_a_fault_is_laid_to_the_file_only_where_no_override_wrote_it(write) -> None:
+    path = write("run:\n  iterations: 0\n")
+    assert message("run.seed=1", path=path) == f"{path}: run.iterations=0: must be greater than 0"
+    assert message("run.iterations=-1", path=path) == "run.iterations=-1: must be greater than 0"
+    assert load_config(path, ["run.iterations=3"]).run.iterations == 3
+
+
+def test_an_empty_file_is_the_defaults(write) -> None:
+    assert load_config(write("# nothing yet\n")) == Config() == load_config()
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "+1e-5", "1.0e-5", "1.e-5", "0.00001", ".1e-4"])
+def test_a_number_in_scientific_notation_is_a_number(write, text: str) -> None:
+    assert load_config(None, [f"generator.learning_rate={text}"]).generator.learning_rate == 1e-5
+    assert load_config(write(f"generator:\n  learning_rate: {text}\n")).generator.learning_rate == 1e-5
+
+
+def test_text_that_only_looks_like_a_number_stays_text() -> None:
+    assert load_config(None, ["run.name=1e-5x"]).run.name == "1e-5x"
+
+
+def test_a_later_override_wins_over_an_earlier_one_and_over_the_file(write) -> None:
+    path = write("run:\n  seed: 1\n  iterations: 7\n")
+    config = load_config(path, ["run.seed=2", "run.seed=3", "generator.betas=[0.8, 0.9]"])
+    assert (config.run.seed, config.run.iterations, config.generator.betas) == (3, 7, (0.8, 0.9))
+
+
+def test_a_dumped_config_loads_back(write) -> None:
+    config = load_config(
+        None, ["model.generator='ü: 1 # x'", "generator.betas=[0.1, 0.2]", "warmup.generator.learning_rate=1e-9"]
+    )
+    assert (config.model.generator, config.warmup.generator.learning_rate) == ("ü: 1 # x", 1e-9)
+    assert load_config(write(dump_config(config))) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_of_the_repository_is_sound(path: Path) -> None:
+    load_config(path)
+
+
+def test_the_written_out_defaults_are_the_defaults_and_complete() -> None:
+    path = CONFIGS / "imdb_positive.yaml"
+    assert load_config(path) == Config()
+    stated = yaml.safe_load(path.read_text())
+    assert _dotted_keys(stated) == _dotted_keys(Config().model_dump())
+
+
+def _dotted_keys(tree: dict, prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in tree.items():
+        keys.append(prefix + key)
+        if isinstance(value, dict):
+            keys += _dotted_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlgaf_ray.main", "run.sed=1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown key run.sed; did you mean run.seed?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
+        (["tarin"], "error: 'tarin' is neither a command (train) nor a .yaml file nor key=value\n"),
+        (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
+        (
+            ["--resume"],
+            "error: --resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file\n",
+        ),
+    ],
+)
+def test_the_command_line_is_checked_too(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_the_printed_config_loads_back(write, capsys) -> None:
+    words = ["run.seed=5", "discriminator.updates_per_generator_update=3.0", "--print-config"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert load_config(write(printed)) == load_config(None, words[:2])
+    assert main(["train", str(CONFIGS / "imdb_positive.yaml"), "--print-config"]) == 0
+    assert load_config(write(capsys.readouterr().out)) == Config()
+
+
+def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) -> None:
+    folder = tmp_path / "first"
+    overrides = [f"run.root={tmp_path}", "run.name=first"]
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(overrides)
+    assert str(caught.value) == (
+        f"nothing to resume: {folder / 'config.yaml'} does not exist (run.root and run.name say where to look)"
+    )
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(load_config(None, [*overrides, "run.seed=9", "run.iterations=4"])))
+    resumed = load_run_config([*overrides, "run.iterations=6"])
+    assert (resumed.run.folder, resumed.run.seed, resumed.run.iterations) == (folder, 9, 6)

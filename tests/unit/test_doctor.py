@@ -1,0 +1,58 @@
+"""Companion packages of torch that cannot be imported: planted as files, in processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOREIGN = "raise RuntimeError('operator torchvision::nms does not exist')"
+UNLOADABLE = "raise OSError('Could not load this library')"
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Runs Python with the given modules planted in front of all others."""
+
+    def start(*command: str, **modules: str) -> subprocess.CompletedProcess[str]:
+        for name in ("torchvision", "torchaudio", "torchcodec"):
+            (tmp_path / f"{name}.py").write_text(modules.get(name, ""))
+        script = "import sys, runpy; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]; "
+        script += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+        words = [sys.executable, "-c", script, str(tmp_path), *command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+
+    return start
+
+
+def test_packages_that_can_be_imported_are_no_complaint(run) -> None:
+    done = run("rlgaf_ray.doctor")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the installation is sound\n", "")
+
+
+@pytest.mark.parametrize("error", ["RuntimeError('no FFmpeg')", "ImportError('no FFmpeg')"])
+def test_torchcodec_without_ffmpeg_is_no_complaint(run, error: str) -> None:
+    assert run("rlgaf_ray.doctor", torchcodec=f"raise {error}").returncode == 0
+
+
+def test_broken_packages_are_named_with_the_command_that_removes_them(run) -> None:
+    done = run("rlgaf_ray.doctor", torchvision=FOREIGN, torchaudio=UNLOADABLE, torchcodec=UNLOADABLE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"torchvision, torchaudio and torchcodec cannot be imported beside torch {torch.__version__}, and transformers "
+        f"and vLLM end with that; nothing here needs them, so run: {sys.executable} -m pip uninstall -y torchvision "
+        "torchaudio torchcodec\n"
+    )
+
+
+def test_training_does_not_start_beside_a_broken_package(run, tmp_path: Path) -> None:
+    done = run("rlgaf_ray.main", f"run.root={tmp_path}/runs", torchaudio=UNLOADABLE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: torchaudio cannot be imported beside torch {torch.__version__}, and transformers and vLLM end with "
+        f"that; nothing here needs it, so run: {sys.executable} -m pip uninstall -y torchaudio\n"
+    )
+    assert not (tmp_path / "runs").exists()
