@@ -42,7 +42,6 @@ class Bench:
             self.config,
             placement,
             pad_token_id=tokenizer.pad_token_id,
-            end_of_text_id=tokenizer.eos_token_id,
         )
 
     def loop(self, roles: Roles, name: str) -> AdversarialLoop:

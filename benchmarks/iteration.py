@@ -25,11 +25,11 @@ PARTS = ("rollout", "score", "generator update", "push", "discriminator update")
 
 
 def bare_roles(setup: Bench) -> LocalRoles:
-    pad, end = setup.data.tokenizer.pad_token_id, setup.data.tokenizer.eos_token_id
+    pad = setup.data.tokenizer.pad_token_id
     return LocalRoles(
         build_engine(setup.warmups.generator, setup.config),
         Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
-        Learner(setup.warmups.generator, setup.config, pad_token_id=pad, end_of_text_id=end),
+        Learner(setup.warmups.generator, setup.config, pad_token_id=pad),
     )
 
 

@@ -87,7 +87,6 @@ def train(config: Config, *, resume: bool) -> int:
                 config,
                 placement,
                 pad_token_id=data.tokenizer.pad_token_id,
-                end_of_text_id=data.tokenizer.eos_token_id,
             )
             evaluator = prepare_evaluator(config, data, cache)
             start = resumed[1]["iteration"] if resumed else 0
@@ -124,6 +123,15 @@ def check_before_start(config: Config) -> None:
     check_model_source(config.model.generator)
     asked = config.task.prompt_tokens + config.task.response_tokens
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    if (
+        config.model.generator == TINY_GPT2
+        and config.warmup.generator.steps > 0
+        and config.warmup.generator.block_tokens < asked
+    ):
+        raise ValueError(
+            f"warmup.generator.block_tokens={config.warmup.generator.block_tokens} leaves positions untrained that "
+            f"task.prompt_tokens + task.response_tokens = {asked} need: raise it to at least {asked}"
+        )
     needed = max(asked, config.warmup.generator.block_tokens if config.warmup.generator.steps else 0)
     if needed > limit:
         raise ValueError(

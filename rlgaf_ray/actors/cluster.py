@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import ray
 
 from rlgaf_ray.config.schema import Config
+
+PROBE_SECONDS = 10.0
 
 
 @contextmanager
@@ -27,16 +30,24 @@ def ray_session(config: Config) -> Iterator[None]:
         ray.init("local", num_cpus=config.cluster.num_cpus, include_dashboard=dashboard, **quiet)
     else:
         try:
+            probe(address)
             ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or unset "
-                "cluster.address and RAY_ADDRESS to run on this machine (RAY_AUTH_MODE=token where it asks for one)"
+                "cluster.address and RAY_ADDRESS to run on this machine alone (RAY_AUTH_MODE=token where it asks for one)"
             ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def probe(address: str) -> None:
+    """Raise ``OSError`` where nobody listens: Ray itself would wait for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator:
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
 
 
 def cluster_resources() -> tuple[float, float, int]:

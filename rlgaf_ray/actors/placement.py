@@ -22,7 +22,8 @@ class Placement:
     num_rollout_workers: int
     cpus_per_actor: float
     gpus_per_actor: float
-    threads: int
+    threads: int  # of the learner and of the discriminator
+    rollout_threads: int  # of each rollout worker: they sample at the same time
 
     @property
     def num_actors(self) -> int:
@@ -47,7 +48,8 @@ def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, 
                 f"the run asks for {each * num_actors:g} {name} ({num_actors} actors x {each:g}) and the cluster has "
                 f"{there:g}: lower {key} or rollout.num_workers, or add nodes"
             )
-    return Placement(config.rollout.num_workers, cpus, gpus, config.cluster.threads or node_cpus)
+    threads = config.cluster.threads or node_cpus
+    return Placement(config.rollout.num_workers, cpus, gpus, threads, max(1, threads // config.rollout.num_workers))
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
@@ -64,6 +66,6 @@ def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
     return group
 
 
-def actor_environment(placement: Placement) -> dict[str, str]:
+def actor_environment(threads: int) -> dict[str, str]:
     """Environment of an actor's process, read before torch starts its threads."""
-    return {"OMP_NUM_THREADS": str(placement.threads), "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}

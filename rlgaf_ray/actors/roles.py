@@ -63,35 +63,35 @@ class RayRoles:
         placement: Placement,
         *,
         pad_token_id: int,
-        end_of_text_id: int,
     ) -> None:
         self.timeout = config.cluster.timeout_seconds
         self.group = reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
         options: dict[str, Any] = {
             "num_cpus": placement.cpus_per_actor,
             "num_gpus": placement.gpus_per_actor,
-            "runtime_env": {"env_vars": actor_environment(placement)},
         }
 
-        def place(bundle: int) -> dict[str, Any]:
-            return options | {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle)}
+        def place(bundle: int, threads: int) -> dict[str, Any]:
+            return options | {
+                "runtime_env": {"env_vars": actor_environment(threads)},
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle),
+            }
 
         learner, discriminator, *workers = range(placement.num_actors)
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [
-            RolloutActor.options(**place(bundle)).remote(
-                str(generator_folder), config, device=placement.device, threads=placement.threads
+            RolloutActor.options(**place(bundle, placement.rollout_threads)).remote(
+                str(generator_folder), config, device=placement.device, threads=placement.rollout_threads
             )
             for bundle in workers
         ]
-        self.discriminator: Any = DiscriminatorActor.options(**place(discriminator)).remote(
+        self.discriminator: Any = DiscriminatorActor.options(**place(discriminator, placement.threads)).remote(
             str(discriminator_folder), config, pad_token_id=pad_token_id, device=placement.device
         )
-        self.learner: Any = LearnerActor.options(**place(learner)).remote(
+        self.learner: Any = LearnerActor.options(**place(learner, placement.threads)).remote(
             str(generator_folder),
             config,
             pad_token_id=pad_token_id,
-            end_of_text_id=end_of_text_id,
             device=placement.device,
         )
         self.names: dict[Any, str] = {self.learner: "the learner", self.discriminator: "the discriminator"}

@@ -104,13 +104,13 @@ def _run(
 def _generator_worker(payload: dict[str, Any]) -> None:
     config: Config = payload["config"]
     source, settings = config.model.generator, config.warmup
+    worker = _worker("generator", payload)
     if source == TINY_GPT2:
         vocab_size, end_of_text_id = payload["vocabulary"]
-        model: PreTrainedModel = build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        tiny = build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        model: PreTrainedModel = tiny.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it untyped
     else:
-        model = load_generator(source, trust_remote_code=config.model.trust_remote_code)
-    worker = _worker("generator", payload)
-    model = model.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it without its types
+        model = load_generator(source, trust_remote_code=config.model.trust_remote_code, device=worker.device)
     warm_up_generator(
         model,
         ray.get(payload["blocks"]),
@@ -135,7 +135,8 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
         pad_token_id=payload["pad_token_id"],
         seed=SEED,
         trust_remote_code=config.model.trust_remote_code,
-    ).to(worker.device)
+        device=worker.device,
+    )
     warm_up_discriminator(
         model,
         windows,

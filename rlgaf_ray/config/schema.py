@@ -82,8 +82,8 @@ class GeneratorWarmup(Section):
     """Next-token loss on whole reviews, packed into blocks."""
 
     steps: NonNegative = 1500
-    batch_size: Positive = 16
-    block_tokens: Positive = Field(128, description="reviews are packed end to end into blocks of this length")
+    batch_size: Positive = 32
+    block_tokens: Positive = Field(64, description="reviews are packed end to end into blocks of this length")
     learning_rate: Rate = 2e-3
     weight_decay: NonNegativeRate = 0.1
     warmup_fraction: Fraction = 0.05

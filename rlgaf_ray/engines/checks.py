@@ -1,28 +1,10 @@
-"""What every engine asks of a model's config and of a request, before anything expensive happens."""
+"""What every engine asks of a request, before anything expensive happens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rlgaf_ray.types import Prompt, SamplingSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
-
-
-def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
-    """The token ids that end a text, from the model's config.
-
-    Raises:
-        ValueError: the config names none.
-    """
-    token_ids = config.get_text_config().eos_token_id
-    if token_ids is None:
-        raise ValueError(
-            f"{config.name_or_path or 'the model'} has no end-of-text token: set eos_token_id in its config.json"
-        )
-    return [token_ids] if isinstance(token_ids, int) else list(token_ids)
 
 
 def check_length(num_tokens: int, limit: int, what: str) -> None:

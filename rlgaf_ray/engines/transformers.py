@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlgaf_ray.engines.checks import check_request, end_of_text_ids
+from rlgaf_ray.engines.checks import check_request
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
-from rlgaf_ray.models.generator import load_generator
+from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
 
@@ -39,8 +39,9 @@ class TransformersEngine:
         trust_remote_code: bool = False,
     ) -> None:
         self._name = f"the model {model_folder}"
-        self._model = load_generator(model_folder, dtype=dtype, trust_remote_code=trust_remote_code)
-        self._model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the real signature
+        self._model = load_generator(
+            model_folder, dtype=dtype, trust_remote_code=trust_remote_code, device=torch.device(device)
+        )
         self._end_of_text_ids = end_of_text_ids(self._model.config)
         self._shapes = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
         self.policy_version = 0

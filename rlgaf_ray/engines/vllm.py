@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import torch
 
-from rlgaf_ray.engines.checks import check_length, check_request, end_of_text_ids
+from rlgaf_ray.engines.checks import check_length, check_request
+from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, expected_shapes, num_bytes
 

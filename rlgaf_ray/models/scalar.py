@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from rlgaf_ray.models.generator import attention_for
 from rlgaf_ray.types import SequenceBatch
 
 Pooling = Literal["mean", "last"]
@@ -42,6 +43,7 @@ class ScalarModel(nn.Module):
         seed: int,
         dtype: str = "float32",
         trust_remote_code: bool = False,
+        device: torch.device = torch.device("cpu"),
     ) -> ScalarModel:
         """From a causal LM's folder (the head is then drawn from ``seed``) or from an exported one."""
         with torch.random.fork_rng(devices=[]):
@@ -53,8 +55,9 @@ class ScalarModel(nn.Module):
                 dtype=getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                attn_implementation=attention_for(device),
             )
-        return cls(network, pooling=pooling)
+        return cls(network, pooling=pooling).to(device)
 
     def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
         """The head's output at every position, float32 [B, T]."""

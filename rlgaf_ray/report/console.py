@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on and when it ends: rich tables and bars, plain lines where there is no terminal."""
+"""What a person sees of a run: rich tables and bars, plain lines where there is no terminal."""
 
 from __future__ import annotations
 

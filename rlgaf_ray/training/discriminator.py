@@ -32,7 +32,8 @@ class Discriminator:
             pad_token_id=pad_token_id,
             seed=config.run.seed,
             trust_remote_code=config.model.trust_remote_code,
-        ).to(self.device)
+            device=self.device,
+        )
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,

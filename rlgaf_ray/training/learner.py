@@ -28,13 +28,11 @@ ALGORITHM_STATE = "algorithm.json"
 class Learner:
     """Plain class; the same one runs in the local runner and inside the Ray actor."""
 
-    def __init__(
-        self, folder: str | Path, config: Config, *, pad_token_id: int, end_of_text_id: int, device: str = "cpu"
-    ) -> None:
+    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
         self.config = config
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
-        self.policy = Policy(folder, config, end_of_text_id=end_of_text_id, device=self.device)
+        self.policy = Policy(folder, config, device=self.device)
         self.algorithm: Reinforce | PPO
         match config.generator.algorithm:
             case "reinforce":

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlgaf_ray.config.schema import Config, KLSettings
-from rlgaf_ray.models.generator import load_generator, policy_logprobs
+from rlgaf_ray.models.generator import end_of_text_ids, load_generator, policy_logprobs
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
@@ -21,13 +21,13 @@ from rlgaf_ray.types import Metrics, SequenceBatch
 class Policy:
     """The trained network, its frozen start, and what every algorithm does with them."""
 
-    def __init__(self, folder: str | Path, config: Config, *, end_of_text_id: int, device: torch.device) -> None:
+    def __init__(self, folder: str | Path, config: Config, *, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.dtype = resolve_precision(config.learner.precision, device)
         self.micro_batch_size = config.learner.micro_batch_size
-        self.masked_token_id = None if config.rollout.stop_at_end_of_text else end_of_text_id
         self.model = self._load(folder)
+        self.masked_token_ids = [] if config.rollout.stop_at_end_of_text else end_of_text_ids(self.model.config)
         self.reference = self._load(folder).requires_grad_(False)
         self.optimizer = build_optimizer(
             self.model.parameters(),
@@ -37,8 +37,7 @@ class Policy:
         )
 
     def _load(self, folder: str | Path) -> PreTrainedModel:
-        model = load_generator(folder, trust_remote_code=self.config.model.trust_remote_code)
-        return model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it without its types
+        return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
 
     def logprobs(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
         """float32 [B, T] under the distribution that the engine samples from."""
@@ -47,7 +46,7 @@ class Policy:
                 model or self.model,
                 sequences,
                 temperature=self.config.rollout.temperature,
-                masked_token_id=self.masked_token_id,
+                masked_token_ids=self.masked_token_ids,
             )
 
     @torch.no_grad()

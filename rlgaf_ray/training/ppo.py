@@ -46,7 +46,8 @@ class PPO:
             pad_token_id=pad_token_id,
             seed=config.run.seed,
             trust_remote_code=config.model.trust_remote_code,
-        ).to(device)
+            device=device,
+        )
         torch.nn.init.zeros_(self.critic.network.score.weight)  # values start at zero, as whitened rewards do
         self.critic_optimizer = build_optimizer(
             self.critic.parameters(),

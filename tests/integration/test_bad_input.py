@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear sentence, a non-zero exit, before anything expensive, and nothing left behind."""
+"""What a user can get wrong: one clear sentence, a non-zero exit, before anything expensive, nothing left behind."""
 
 from __future__ import annotations
 

@@ -54,11 +54,11 @@ def prepared(small_config, cache: Path, ray_cluster):
 
 
 def local_roles(config: Config, data: Data, warmups: Warmups) -> LocalRoles:
-    pad, end = data.tokenizer.pad_token_id, data.tokenizer.eos_token_id
+    pad = data.tokenizer.pad_token_id
     return LocalRoles(
         build_engine(warmups.generator, config),
         Discriminator(warmups.discriminator, config, pad_token_id=pad),
-        Learner(warmups.generator, config, pad_token_id=pad, end_of_text_id=end),
+        Learner(warmups.generator, config, pad_token_id=pad),
     )
 
 
@@ -84,8 +84,8 @@ def test_local_and_ray_runners_agree_step_for_step(
     torch.set_num_threads(1)
     run(config, data, cache, local_roles(config, data, warmups), tmp_path / "local")
     placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
-    pad, end = data.tokenizer.pad_token_id, data.tokenizer.eos_token_id
-    roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, pad_token_id=pad, end_of_text_id=end)
+    pad = data.tokenizer.pad_token_id
+    roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, pad_token_id=pad)
     try:
         run(config, data, cache, roles, tmp_path / "ray")
     finally:

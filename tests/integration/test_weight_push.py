@@ -76,7 +76,7 @@ def learner_logprobs(model: PreTrainedModel, rollouts: list[Rollout], sampling: 
             model,
             batch,
             temperature=sampling.temperature,
-            masked_token_id=None if sampling.stop_at_end_of_text else END,
+            masked_token_ids=[] if sampling.stop_at_end_of_text else [END],
         )
     return [row[mask].numpy() for row, mask in zip(logprobs, batch.response_mask, strict=True)]
 
