@@ -58,7 +58,7 @@ def trl_seconds(setup: Bench, discriminator: Discriminator, folder: Path) -> flo
             )
             for prompt, ids in zip(prompts, completion_ids, strict=True)
         ]
-        return [item.score for item in discriminator.score(rollouts)]
+        return discriminator.score(rollouts)[0]
 
     prompts = [tokenizer.decode(prompt.token_ids) for prompt in setup.data.task.train_prompts]
     tokens = config.task.response_tokens

@@ -18,8 +18,8 @@ Worked example, one prompt of three tokens answered with two::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -30,8 +30,24 @@ FinishReason = Literal["stop", "length"]
 Metrics = dict[str, float]
 
 
+class _Compact:
+    """Pickles its arrays inside the message: Ray would ship each of these small ones as a buffer of its own, which
+    costs more than the array (64 rollouts there and back: 4.3 ms so, 2.0 ms inside)."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]  # a dataclass
+        packed = [(v.dtype.str, v.tobytes()) if isinstance(v, np.ndarray) else v for v in values]
+        return _unpack, (type(self), *packed)
+
+
+def _unpack(kind: type, *packed: Any) -> Any:
+    return kind(*(np.frombuffer(v[1], v[0]) if isinstance(v, tuple) else v for v in packed))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Prompt:
+class Prompt(_Compact):
     """What the generator is asked to continue."""
 
     prompt_id: int  # row of the prompt's split: stable over runs
@@ -39,7 +55,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Demonstration:
+class Demonstration(_Compact):
     """A real answer to a real prompt."""
 
     prompt_ids: np.ndarray  # int32 [P]
@@ -47,7 +63,7 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rollout:
+class Rollout(_Compact):
     """One sampled answer, with what the engine knew when it sampled it."""
 
     prompt_id: int

@@ -27,7 +27,8 @@ class LocalRoles:
         return self.engine.generate(prompts, sampling, seeds=seeds)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        return self.discriminator.score(rollouts)
+        logits, version = self.discriminator.score(rollouts)
+        return [ScoredRollout(rollout, logit, version) for rollout, logit in zip(rollouts, logits, strict=True)]
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

@@ -14,7 +14,7 @@ from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import binary_cross_entropy_loss
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout
+from rlgaf_ray.types import Demonstration, Metrics, Rollout
 
 
 class Discriminator:
@@ -52,10 +52,9 @@ class Discriminator:
             )
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """The logit of each rollout, in order, marked with the version that gave it."""
-        logits = self.logits(rollouts).tolist()
-        return [ScoredRollout(rollout, score, self.version) for rollout, score in zip(rollouts, logits, strict=True)]
+    def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], int]:
+        """The logit of each rollout, in order, and the version that gave them."""
+        return self.logits(rollouts).tolist(), self.version
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
