@@ -35,7 +35,7 @@ def ray_session(config: Config) -> Iterator[None]:
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or unset "
-                "cluster.address and RAY_ADDRESS to run on this machine alone (set RAY_AUTH_MODE=token if it asks for one)"
+                "cluster.address and RAY_ADDRESS to run on this machine alone (RAY_AUTH_MODE=token where it asks)"
             ) from error
     try:
         yield

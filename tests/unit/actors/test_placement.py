@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.config import load_config
+
+
+def plan(*overrides: str, cpus: float = 2, gpus: float = 0, node_cpus: int = 2):
+    return plan_placement(load_config(None, overrides), cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+
+
+def test_two_cores_are_shared_by_roles_that_take_turns() -> None:
+    placement = plan()
+    assert placement.num_actors == 3
+    assert placement.cpus_per_actor == 0.666
+    assert (placement.threads, placement.rollout_threads, placement.device) == (2, 2, "cpu")
+
+
+def test_rollout_workers_share_the_cores_because_they_sample_at_the_same_time() -> None:
+    assert plan("rollout.num_workers=2").rollout_threads == 1
+    assert plan("rollout.num_workers=4", cpus=16, node_cpus=16).rollout_threads == 4
+    assert plan("rollout.num_workers=8").rollout_threads == 1
+
+
+def test_a_large_cluster_gives_one_cpu_each_unless_asked() -> None:
+    assert plan(cpus=64, node_cpus=16).cpus_per_actor == 1.0
+    assert plan("cluster.cpus_per_actor=4", cpus=64, node_cpus=16).cpus_per_actor == 4
+    assert plan("cluster.threads=3").threads == 3
+
+
+def test_gpus() -> None:
+    assert plan("cluster.gpus_per_actor=0.33", gpus=1).device == "cuda"
+    with pytest.raises(
+        ValueError, match=r"asks for 3 GPUs \(3 actors x 1\) and the cluster has 1: lower cluster.gpus_per"
+    ):
+        plan("cluster.gpus_per_actor=1", gpus=1)
+
+
+def test_too_many_cpus() -> None:
+    with pytest.raises(ValueError, match=r"asks for 12 CPUs \(3 actors x 4\) and the cluster has 2"):
+        plan("cluster.cpus_per_actor=4")

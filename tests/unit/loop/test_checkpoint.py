@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
+
+
+def save(checkpoints: Checkpoints, iteration: int, *, best: bool = False) -> Path:
+    def write(folder: Path) -> None:
+        (folder / "learner").mkdir()
+        (folder / "learner" / "weights").write_text(f"weights of {iteration}")
+
+    return checkpoints.save(iteration, write, {"iteration": iteration}, best=best)
+
+
+def test_the_newest_are_kept_and_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for iteration in range(1, 6):
+        save(checkpoints, iteration, best=iteration == 2)
+    assert [path.name for path in checkpoints.all()] == ["step_000002", "step_000004", "step_000005"]
+    assert checkpoints.named("best") == tmp_path / "step_000002"
+    assert checkpoints.named("latest") == tmp_path / "step_000005"
+
+
+def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    save(checkpoints, 1)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(2, fail, {"iteration": 2}, best=True)
+    assert [path.name for path in checkpoints.all()] == ["step_000001"]
+    assert checkpoints.named("best") is None
+    save(checkpoints, 2)  # the leftover is no obstacle
+    assert checkpoints.newest_usable()[1] == {"iteration": 2}
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    save(checkpoints, 1)
+    file = save(checkpoints, 2) / "learner" / "weights"
+    match damage:
+        case "truncate":
+            file.write_text("weights")
+        case "flip":
+            file.write_text("weights of 3")
+        case "remove":
+            file.unlink()
+        case "manifest":
+            (file.parents[1] / "manifest.json").write_text("{")
+    path, state, found = checkpoints.newest_usable()
+    assert (path.name, state) == ("step_000001", {"iteration": 1})
+    name = "manifest.json cannot be read" if damage == "manifest" else "learner/weights is"
+    assert len(found) == 1 and "step_000002" in found[0] and name in found[0]
+
+
+def test_nothing_usable(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    with pytest.raises(ValueError, match=r"no usable checkpoint to resume from \(.* holds none\)"):
+        checkpoints.newest_usable()
+    (save(checkpoints, 1) / "learner" / "weights").unlink()
+    with pytest.raises(ValueError, match=r"learner/weights is missing.*another run.name"):
+        checkpoints.newest_usable()
+    with pytest.raises(DamagedCheckpoint):
+        checkpoints.load_state(checkpoints.path(1))

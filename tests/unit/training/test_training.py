@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, save_optimizer, schedule_factor
+from rlgaf_ray.training.policy import micro_batches, rewards_at_the_end
+from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
+
+VOCABULARY = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3).save_pretrained(path)
+    return path
+
+
+def config(*overrides: str) -> Config:
+    small = ["rollout.batch_size=8", "rollout.samples_per_prompt=4", "learner.precision=float32"]
+    return load_config(None, [*small, *overrides])
+
+
+def rollouts(count: int = 8, seed: int = 0) -> list[Rollout]:
+    generator = np.random.default_rng(seed)
+    return [
+        Rollout(
+            prompt_id=index // 4,
+            prompt_ids=np.array([3, 4], np.int32),
+            response_ids=generator.integers(1, VOCABULARY, 2 + index % 4).astype(np.int32),
+            behaviour_logprobs=np.full(2 + index % 4, -4.0, np.float32),
+            finish_reason="length",
+            policy_version=0,
+        )
+        for index in range(count)
+    ]
+
+
+def scored(rewards: list[float]) -> list[ScoredRollout]:
+    return [ScoredRollout(rollout, reward, 0) for rollout, reward in zip(rollouts(), rewards, strict=True)]
+
+
+def test_rewards_stand_at_the_last_response_token() -> None:
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
+    found = rewards_at_the_end(torch.tensor([2.0, -1.0]), mask)
+    assert found.tolist() == [[0, 0, 2, 0], [0, 0, 0, -1]]
+
+
+def test_shares_of_micro_batches() -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
+    assert [share for _, share in micro_batches(mask, 2, average="token")] == pytest.approx([4 / 6, 2 / 6])
+    assert [share for _, share in micro_batches(mask, 2, average="sequence")] == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+@pytest.mark.parametrize("average", ["token", "sequence"])
+def test_micro_batches_do_not_change_the_update(folder: Path, algorithm: str, average: str) -> None:
+    weights = []
+    for size in (8, 3):
+        settings = [f"generator.algorithm={algorithm}", f"generator.{algorithm}.loss_average={average}"]
+        learner = Learner(
+            folder,
+            config(*settings, f"learner.micro_batch_size={size}", "generator.ppo.critic_warmup_iterations=0"),
+            pad_token_id=0,
+        )
+        learner.update(scored([1.0, 0.0, 0.5, 2.0, -1.0, 0.0, 0.3, 0.1]), iteration=0)
+        weights.append(learner.weights(1).arrays["transformer.h.3.mlp.c_fc.weight"].copy())
+    np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
+
+
+def test_a_rewarded_response_becomes_likelier(folder: Path) -> None:
+    overrides = ["generator.learning_rate=1e-3", "generator.reinforce.kl.coefficient=0"]
+    learner = Learner(folder, config(*overrides), pad_token_id=0)
+    items = scored([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    before = [learner.mean_nll([item.rollout], model="policy") for item in items]
+    for iteration in range(5):
+        learner.update(items, iteration=iteration)
+    after = [learner.mean_nll([item.rollout], model="policy") for item in items]
+    assert after[0] < before[0] and after[7] < before[7]
+    assert np.mean(after[1:4]) > np.mean(before[1:4])
+    assert [learner.mean_nll([item.rollout], model="reference") for item in items] == before
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
+def test_rewards_that_are_not_finite_leave_the_weights(folder: Path, algorithm: str) -> None:
+    learner = Learner(folder, config(f"generator.algorithm={algorithm}"), pad_token_id=0)
+    before = {name: value.copy() for name, value in learner.weights(0).arrays.items()}
+    metrics = learner.update(scored([float("nan")] + [0.0] * 7), iteration=0)
+    assert metrics["generator/non_finite"] == 1.0
+    assert all(np.array_equal(before[name], value) for name, value in learner.weights(0).arrays.items())
+
+
+def test_the_critic_learns_alone_at_first(folder: Path) -> None:
+    learner = Learner(
+        folder, config("generator.algorithm=ppo", "generator.ppo.critic_warmup_iterations=1"), pad_token_id=0
+    )
+    before = learner.weights(0).arrays["transformer.wpe.weight"].copy()
+    first = learner.update(scored([1.0, 0, 0, 0, 0, 0, 0, 1.0]), iteration=0)
+    assert np.array_equal(before, learner.weights(0).arrays["transformer.wpe.weight"])
+    assert first["generator/critic_grad_norm"] > 0
+    learner.update(scored([1.0, 0, 0, 0, 0, 0, 0, 1.0]), iteration=1)
+    assert not np.array_equal(before, learner.weights(0).arrays["transformer.wpe.weight"])
+
+
+def test_the_discriminator_learns_to_tell_and_scores_before_and_after_differ(folder: Path) -> None:
+    discriminator = Discriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
+    real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
+    fake, contrast = rollouts(), [Demonstration(np.array([3, 4], np.int32), np.array([50, 51, 52], np.int32))] * 8
+    before, version = discriminator.score(fake)
+    assert version == 0
+    losses = [discriminator.update(real, fake, contrast)["discriminator/loss"] for _ in range(20)]
+    after, version = discriminator.score(fake)
+    assert version == 20
+    assert losses[-1] < 0.5 * losses[0]
+    assert np.mean(after) < np.mean(before)
+
+
+def test_schedules() -> None:
+    def factors(schedule: str, warmup: int = 0) -> list[float]:
+        return [schedule_factor(s, num_steps=4, num_warmup_steps=warmup, schedule=schedule) for s in range(5)]
+
+    assert factors("constant") == [1, 1, 1, 1, 1]
+    assert factors("linear") == [1, 0.75, 0.5, 0.25, 0]
+    assert factors("cosine") == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+    assert factors("linear", warmup=2) == [0.5, 1, 1, 0.5, 0]
+
+
+def test_optimizer_state_survives_without_pickle(tmp_path: Path) -> None:
+    def network() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Linear(3, 2)
+
+    def train(module: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for step in range(steps):
+            module(torch.full((1, 3), float(step))).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    modules = [network(), network()]
+    optimizers = [
+        build_optimizer(m.parameters(), learning_rate=0.1, betas=(0.9, 0.99), weight_decay=0.1) for m in modules
+    ]
+    for module, optimizer in zip(modules, optimizers, strict=True):
+        train(module, optimizer, 3)
+    save_optimizer(optimizers[0], tmp_path / "optimizer.safetensors")
+    fresh = build_optimizer(modules[1].parameters(), learning_rate=9.9, betas=(0.1, 0.1), weight_decay=0.5)
+    load_optimizer(fresh, tmp_path / "optimizer.safetensors")
+    train(modules[0], optimizers[0], 2)
+    train(modules[1], fresh, 2)
+    assert torch.equal(modules[0].weight, modules[1].weight)
+
+
+def test_a_resumed_warmup_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    blocks = np.random.default_rng(0).integers(0, VOCABULARY, (40, 16)).astype(np.int32)
+    settings = config("warmup.generator.steps=12", "warmup.generator.batch_size=4").warmup.generator
+    saved = tmp_path / "checkpoint"
+    saved.mkdir()
+    seen: list[Progress] = []
+
+    def run(resume: bool) -> torch.Tensor:
+        model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
+        worker = Worker(
+            report=seen.append,
+            checkpoint=lambda write: None if resume else write(saved),
+            resume_from=saved if resume else None,
+        )
+        warm_up_generator(model, blocks, settings, precision="float32", seed=0, checkpoint_every=7, worker=worker)
+        return model.transformer.wte.weight.detach()
+
+    assert torch.equal(run(resume=False), run(resume=True))
+    assert seen[0].step == 10 and seen[1].step == 12 and seen[-1].step == 12
