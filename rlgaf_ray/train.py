@@ -123,6 +123,13 @@ def check_before_start(config: Config) -> None:
     check_model_source(config.model.generator)
     asked = config.task.prompt_tokens + config.task.response_tokens
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    needed = max(asked, config.warmup.generator.block_tokens if config.warmup.generator.steps else 0)
+    if needed > limit:
+        raise ValueError(
+            f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
+            f"task.response_tokens = {asked} and warmup.generator.block_tokens = "
+            f"{config.warmup.generator.block_tokens}: lower them to at most {limit}"
+        )
     if (
         config.model.generator == TINY_GPT2
         and config.warmup.generator.steps > 0
@@ -131,13 +138,6 @@ def check_before_start(config: Config) -> None:
         raise ValueError(
             f"warmup.generator.block_tokens={config.warmup.generator.block_tokens} leaves positions untrained that "
             f"task.prompt_tokens + task.response_tokens = {asked} need: raise it to at least {asked}"
-        )
-    needed = max(asked, config.warmup.generator.block_tokens if config.warmup.generator.steps else 0)
-    if needed > limit:
-        raise ValueError(
-            f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
-            f"task.response_tokens = {asked} and warmup.generator.block_tokens = "
-            f"{config.warmup.generator.block_tokens}: lower them to at most {limit}"
         )
 
 

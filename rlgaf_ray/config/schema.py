@@ -30,7 +30,7 @@ class RunSection(Section):
     )
     root: str = Field("runs", description="where run folders are made")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    iterations: Positive = Field(150, description="generator updates")
+    iterations: Positive = Field(100, description="generator updates")
 
     @property
     def folder(self) -> Path:
@@ -215,7 +215,7 @@ class GeneratorSection(Section):
     reinforce: ReinforceSettings = ReinforceSettings()
     ppo: PPOSettings = PPOSettings()
     learning_rate: Rate = 1e-4
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "linear"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
     betas: Pair = (0.9, 0.95)
     weight_decay: NonNegativeRate = 0.0

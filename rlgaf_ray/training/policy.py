@@ -75,7 +75,8 @@ class Policy:
             learning_rate=learning_rate,
             max_grad_norm=settings.max_grad_norm,
         )
-        return {"learning_rate": learning_rate, "grad_norm": grad_norm}
+        weight_norm = float(torch.nn.utils.get_total_norm([weight.detach() for weight in self.model.parameters()]))
+        return {"learning_rate": learning_rate, "grad_norm": grad_norm, "weight_norm": weight_norm}
 
 
 class KLController:

@@ -109,7 +109,7 @@ def test_vllm_not_installed(refused, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("missing.csv", None, "does not exist"),
+        ("missing.csv", None, "is not a file"),
         ("empty.csv", b"", "is empty"),
         ("columns.csv", b"review,label\nfine film,1\n", "text"),
         ("latin.csv", b"text,label\ncaf\xe9 noir,1\n", "UTF-8"),

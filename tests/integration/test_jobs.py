@@ -70,7 +70,7 @@ def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], sma
     entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *small("run.name=job", "rollout.engine=transformers")]
     submitted = ray_job(head, "submit", "--submission-id", "good", "--", *entrypoint)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "SUCCEEDED" in status(head, "good")
+    assert status(head, "good") == "SUCCEEDED"
     rows = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["iteration"] == 8
     for name in ("config.yaml", "data.json", "samples.md", "generator/model.safetensors", "checkpoints/latest"):
@@ -94,14 +94,19 @@ def test_a_stopped_job_leaves_no_actor_behind(head: dict[str, str], small, tmp_p
     wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 5, "the job to train", 180)
     assert len(alive_actors(head)) >= 3
     ray_job(head, "stop", "long")
-    wait_until(lambda: "STOPPED" in status(head, "long"), "the job to be STOPPED", 60)
+    wait_until(lambda: status(head, "long") == "STOPPED", "the job to be STOPPED", 60)
     wait_until(lambda: not alive_actors(head), "the actors to end", 60)
     assert (tmp_path / "stopped/checkpoints/latest").is_file()
 
 
 def status(head: dict[str, str], job: str) -> str:
-    result = ray_job(head, "status", job)
-    return result.stdout + result.stderr
+    """The job's status as the API names it: RUNNING, SUCCEEDED, STOPPED, FAILED."""
+    query = (
+        "import sys, ray.job_submission as jobs; print(jobs.JobSubmissionClient().get_job_status(sys.argv[1]).value)"
+    )
+    command = [sys.executable, "-c", query, job]
+    result = subprocess.run(command, env=head, capture_output=True, text=True, timeout=60, check=True)
+    return result.stdout.split()[-1]
 
 
 def alive_actors(head: dict[str, str]) -> list[str]:
