@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import transformers
 from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,10 @@ from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.models.generator import TINY_GPT2, TINY_GPT2_VOCABULARY, check_model_source, max_positions
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
+
+# transformers speaks of heads that are new and of shards; what matters of it is an exception.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 
 SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
 

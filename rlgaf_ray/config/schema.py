@@ -30,7 +30,7 @@ class RunSection(Section):
     )
     root: str = Field("runs", description="where run folders are made")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    iterations: Positive = Field(100, description="generator updates")
+    iterations: Positive = Field(150, description="generator updates")
 
     @property
     def folder(self) -> Path:
@@ -245,7 +245,7 @@ class GuardSection(Section):
 
 
 class EvaluationSection(Section):
-    every: NonNegative = Field(50, description="iterations between evaluations; 0: before and after only")
+    every: NonNegative = Field(75, description="iterations between evaluations; 0: before and after only")
     num_prompts: Annotated[int, Field(ge=10)] = 2000
     num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
     best_metric: str = Field(
