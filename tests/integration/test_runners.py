@@ -31,8 +31,16 @@ PPO = [
 ]
 
 
-class Silent:
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
+class Watcher:
+    """Shows nothing; asks the loop to stop after an iteration, as a signal would."""
+
+    def __init__(self, stop_after: int | None) -> None:
+        self.stop_after = stop_after
+        self.loop: AdversarialLoop | None = None
+
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
+        assert self.loop is not None
+        self.loop.stop_requested = iteration == self.stop_after
 
     def message(self, text: str) -> None: ...
 
@@ -62,13 +70,24 @@ def local_roles(config: Config, data: Data, warmups: Warmups) -> LocalRoles:
     )
 
 
-def run(config: Config, data: Data, cache: Path, roles, folder: Path, *, resume: bool = False) -> Outcome:
+def run(
+    config: Config,
+    data: Data,
+    cache: Path,
+    roles,
+    folder: Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+) -> Outcome:
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
     tracker = Tracker(folder, config.tracking, data.tokenizer, start=state["iteration"])
     evaluator = prepare_evaluator(config, data, cache)
-    loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, Silent())
+    watcher = Watcher(stop_after)
+    loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, watcher)
+    watcher.loop = loop
     if path is not None:
         loop.resume(path, state)
     outcome = loop.run()
@@ -106,9 +125,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     torch.set_num_threads(1)
     config, data, warmups = prepared("run.iterations=10", "checkpoint.every=5", "evaluation.every=5", *algorithm)
     whole = run(config, data, cache, local_roles(config, data, warmups), tmp_path / "whole")
-    # The same run, cut at 5: what lies beyond the checkpoint is thrown away, as after a kill at iteration 7.
-    cut = config.model_copy(update={"run": config.run.model_copy(update={"iterations": 7})})
-    run(cut, data, cache, local_roles(cut, data, warmups), tmp_path / "cut")
+    # The same run, cut at 7 and taken up from the checkpoint of 5: what lies beyond it is thrown away.
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", stop_after=7)
     remove_checkpoint(tmp_path / "cut", 7)
     resumed = run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", resume=True)
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
