@@ -10,7 +10,7 @@ from rlgaf_ray import doctor
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
 
 COMMANDS = ("train",)
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

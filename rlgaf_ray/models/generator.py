@@ -102,6 +102,11 @@ def load_generator(
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped
 
 
+def restore_weights(network: PreTrainedModel, folder: str | Path) -> None:
+    """Load the weights that ``save_pretrained`` wrote for this very architecture."""
+    network.load_state_dict(type(network).from_pretrained(folder, dtype=network.dtype).state_dict())
+
+
 def policy_logprobs(
     model: PreTrainedModel,
     sequences: SequenceBatch,

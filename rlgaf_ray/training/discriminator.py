@@ -10,6 +10,7 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import binary_cross_entropy_loss
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
@@ -97,7 +98,6 @@ class Discriminator:
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
 
     def load(self, folder: Path, *, version: int) -> None:
-        network = type(self.model.network).from_pretrained(folder, dtype=torch.float32)
-        self.model.network.load_state_dict(network.state_dict())
+        restore_weights(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         self.version = version

@@ -13,7 +13,7 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate, collate_sequences
-from rlgaf_ray.models.generator import policy_logprobs
+from rlgaf_ray.models.generator import policy_logprobs, restore_weights
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy
@@ -45,8 +45,8 @@ class Learner:
     ) -> Metrics:
         """One update of the policy. ``pretraining`` is int32 [N, L] of real text, for PPO-ptx.
 
-        Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss
-        or a gradient was not finite (the weights then stay as they were).
+        Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
+        a gradient (the weights then stay as they were) or the stepped weights are not finite.
         """
         batch = collate(scored, self.pad_token_id, self.config.rollout.samples_per_prompt).to(self.device)
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
@@ -102,8 +102,7 @@ class Learner:
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        model = type(self.policy.model).from_pretrained(folder / "generator", dtype=torch.float32)
-        self.policy.model.load_state_dict(model.state_dict())
+        restore_weights(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.models.generator import policy_logprobs
+from rlgaf_ray.models.generator import policy_logprobs, restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advantage_estimate, whiten
 from rlgaf_ray.objectives.kl import kl_estimate
@@ -159,6 +159,5 @@ class PPO:
         save_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")
 
     def load(self, folder: Path) -> None:
-        network = type(self.critic.network).from_pretrained(folder, dtype=torch.float32)
-        self.critic.network.load_state_dict(network.state_dict())
+        restore_weights(self.critic.network, folder)
         load_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")
