@@ -52,7 +52,7 @@ class Bench:
         tracker = Tracker(folder, self.config.tracking, self.data.tokenizer)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
         loop = AdversarialLoop(self.config, roles, self.data.task, evaluator, tracker, checkpoints, Silent())
-        roles.push_weights(0)
+        roles.push_weights(0)()
         return loop
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/iteration.py [key=value ...]
 
-Both run in turn, five times, in one call: the actors rest while the bare parts run. Bar: ratio of the medians <= 1.05.
+Both run in turn, five times, in one call: the actors rest while the bare parts run. The process of the bare parts is
+itself an actor, with the environment of the others. Bar: ratio of the medians <= 1.05.
 """
 
 from __future__ import annotations
@@ -10,62 +11,74 @@ from __future__ import annotations
 import statistics
 import sys
 
+import ray
 from common import Bench, bench, seconds, spread
 from rich.console import Console
 from rich.table import Table
 
+from rlgaf_ray.actors.cluster import cluster_resources
+from rlgaf_ray.actors.placement import actor_environment
 from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.loop.adversarial import AdversarialLoop, updates_due
+from rlgaf_ray.loop.adversarial import updates_due
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 
-ROUNDS, ITERATIONS, BAR = 5, 20, 1.05
+ROUNDS, ITERATIONS, UNTIMED, BAR = 5, 20, 5, 1.05
 PARTS = ("rollout", "score", "generator update", "push", "discriminator update")
 
 
-def bare_roles(setup: Bench) -> LocalRoles:
-    pad = setup.data.tokenizer.pad_token_id
-    return LocalRoles(
-        build_engine(setup.warmups.generator, setup.config),
-        Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
-        Learner(setup.warmups.generator, setup.config, pad_token_id=pad),
-    )
+class Bare:
+    """All parts in this process, called directly, without the loop's own work."""
 
-
-def bare_iteration(loop: AdversarialLoop, iteration: int) -> list[float]:
-    """Seconds of each of PARTS, called directly, without the loop's own work."""
-    setup, roles, task = loop.config, loop.roles, loop.task
-    prompts = [task.train_prompts[row] for row in loop._draw("prompts", setup.rollout.prompts_per_iteration)]
-    seeds = loop._seeds(iteration, setup.rollout.batch_size)
-    results: dict[str, list] = {}
-    times = [
-        seconds(lambda: results.update(rollouts=roles.generate(prompts, loop.sampling(), seeds))),
-        seconds(lambda: results.update(scored=roles.score(results["rollouts"]))),
-        seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, pretraining=None)),
-        seconds(lambda: roles.push_weights(iteration)),
-        0.0,
-    ]
-    for _ in range(updates_due(iteration, setup.discriminator.updates_per_generator_update)):
-        real, contrast = loop._demonstrations("real"), loop._demonstrations("contrast")
-        times[-1] += seconds(
-            lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)
+    def __init__(self, setup: Bench, threads: int) -> None:
+        pad = setup.data.tokenizer.pad_token_id
+        self.roles = LocalRoles(
+            build_engine(setup.warmups.generator, setup.config, threads=threads),
+            Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
+            Learner(setup.warmups.generator, setup.config, pad_token_id=pad),
         )
-    return times
+        self.loop = setup.loop(self.roles, "bare")
+
+    def round(self, first: int, count: int) -> list[float]:
+        """Mean seconds of each of PARTS over ``count`` iterations."""
+        rows = [self.iteration(iteration) for iteration in range(first, first + count)]
+        return [statistics.mean(column) for column in zip(*rows, strict=True)]
+
+    def iteration(self, iteration: int) -> list[float]:
+        loop, roles, config = self.loop, self.roles, self.loop.config
+        prompts = [loop.task.train_prompts[row] for row in loop._draw("prompts", config.rollout.prompts_per_iteration)]
+        seeds = loop._seeds(iteration, config.rollout.batch_size)
+        results: dict[str, list] = {}
+        times = [
+            seconds(lambda: results.update(rollouts=roles.generate(prompts, loop.sampling(), seeds))),
+            seconds(lambda: results.update(scored=roles.score(results["rollouts"]))),
+            seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, pretraining=None)),
+            seconds(lambda: roles.push_weights(iteration)),
+            0.0,
+        ]
+        for _ in range(updates_due(iteration, config.discriminator.updates_per_generator_update)):
+            real, contrast = loop._demonstrations("real"), loop._demonstrations("contrast")
+            times[-1] += seconds(
+                lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)
+            )
+        return times
 
 
 def main() -> int:
     console = Console()
     with bench(*sys.argv[1:]) as setup:
-        loop, bare = setup.loop(setup.ray_roles(), "ray"), setup.loop(bare_roles(setup), "bare")
-        for iteration in range(1, 6):  # first calls allocate and compile
+        threads = cluster_resources()[2]
+        environment = {"env_vars": actor_environment(threads)}
+        bare = ray.remote(Bare).options(num_cpus=0, runtime_env=environment).remote(setup, threads)
+        loop = setup.loop(setup.ray_roles(), "ray")
+        ray.get(bare.round.remote(1, UNTIMED))  # first calls allocate and compile
+        for _ in range(UNTIMED):
             loop.step()
-            bare_iteration(bare, iteration)
         on_ray, parts = [], []
         for turn in range(ROUNDS):
             on_ray.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))
-            rows = [bare_iteration(bare, 6 + turn * ITERATIONS + index) for index in range(ITERATIONS)]
-            parts.append([statistics.mean(column) for column in zip(*rows, strict=True)])
+            parts.append(ray.get(bare.round.remote(1 + UNTIMED + turn * ITERATIONS, ITERATIONS)))
         batch_size = setup.config.rollout.batch_size
     totals = [sum(row) for row in parts]
     ratio = statistics.median(on_ray) / statistics.median(totals)

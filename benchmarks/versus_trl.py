@@ -3,7 +3,8 @@
     pip install -e ".[cpu,bench]" && python benchmarks/versus_trl.py [key=value ...]
 
 TRL samples with ``generate`` and scores with a frozen discriminator; ours samples with vLLM, scores with the same
-network and trains it every five iterations as well. Five alternations, medians. Bar: 1.5 times TRL's samples/s.
+network and trains it every five iterations as well. TRL has a process of its own, with as many threads as there are
+cores, as its users start it. Five alternations, medians. Bar: 1.5 times TRL's samples/s.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
+import ray
 import torch
 from common import Bench, bench, spread
 from datasets import Dataset
@@ -24,6 +27,7 @@ from rich.table import Table
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from rlgaf_ray.actors.cluster import cluster_resources
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.precision import resolve_precision
@@ -40,11 +44,10 @@ class Clock(TrainerCallback):
         self.marks.append(time.perf_counter())
 
 
-def trl_seconds(setup: Bench, discriminator: Discriminator, folder: Path) -> float:
+def trl_seconds(setup: Bench, folder: Path) -> float:
     """Mean seconds of one optimiser step of GRPOTrainer."""
-    import numpy as np
-
     config, tokenizer = setup.config, setup.data.tokenizer
+    discriminator = Discriminator(setup.warmups.discriminator, config, pad_token_id=tokenizer.pad_token_id)
 
     def score(prompts, completions, completion_ids, **kwargs) -> list[float]:
         rollouts = [
@@ -92,17 +95,27 @@ def trl_seconds(setup: Bench, discriminator: Discriminator, folder: Path) -> flo
     return (clock.marks[-1] - clock.marks[UNTIMED - 1]) / ITERATIONS
 
 
+class Trl:
+    """TRL's process."""
+
+    def __init__(self, setup: Bench) -> None:
+        self.setup = setup
+
+    def seconds(self, turn: int) -> float:
+        return trl_seconds(self.setup, self.setup.folder / f"trl{turn}")
+
+
 def main() -> int:
     console = Console()
     with bench(*sys.argv[1:]) as setup:
-        pad = setup.data.tokenizer.pad_token_id
-        discriminator = Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad)
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(cluster_resources()[2]), "HF_HUB_OFFLINE": "1"}}
+        trl = ray.remote(Trl).options(num_cpus=0, runtime_env=environment).remote(setup)
         loop = setup.loop(setup.ray_roles(), "ours")
         for _ in range(5):
             loop.step()
         ours, theirs = [], []
         for turn in range(ROUNDS):
-            theirs.append(trl_seconds(setup, discriminator, setup.folder / f"trl{turn}"))
+            theirs.append(ray.get(trl.seconds.remote(turn)))
             ours.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))
         batch_size, tokens = setup.config.rollout.batch_size, setup.config.task.response_tokens
     ratio = statistics.median(theirs) / statistics.median(ours)

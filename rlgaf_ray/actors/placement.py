@@ -1,7 +1,8 @@
 """Who gets which cores and GPUs: the plan, its refusal where the cluster is too small, and the placement group.
 
-On CPU the roles take turns (the loop is synchronous), so every actor computes with all cores of its node while it asks
-Ray for an equal share only: measured, one thread each made 93 samples/s where two threads each made 109 on two cores.
+On CPU the roles take turns (the loop is synchronous), so learner and discriminator compute with all cores of their node
+while they ask Ray for an equal share only. Rollout workers sample at the same time and share the cores: half of a small
+model's sampling is vLLM's own bookkeeping, which one process cannot spread over cores (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from rlgaf_ray.config.schema import Config
 
 NUM_SINGLE_ROLES = 2  # learner and discriminator
+NUM_CPU_ROLLOUT_WORKERS = 2  # by default; more have not been measured
+MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,10 @@ class Placement:
 
 def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> Placement:
     """Share out the cluster. Raises ``ValueError`` with the sum asked and the sum there."""
-    num_actors = config.rollout.num_workers + NUM_SINGLE_ROLES
+    num_workers = config.rollout.num_workers
+    if num_workers is None:
+        num_workers = min(NUM_CPU_ROLLOUT_WORKERS, node_cpus) if config.cluster.gpus_per_actor == 0 else 1
+    num_actors = num_workers + NUM_SINGLE_ROLES
     # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
     equal_share = math.floor(min(1.0, cluster_cpus / num_actors) * 1000) / 1000
     cpus = config.cluster.cpus_per_actor or equal_share
@@ -49,7 +55,7 @@ def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, 
                 f"{there:g}: lower {key} or rollout.num_workers, or add nodes"
             )
     threads = config.cluster.threads or node_cpus
-    return Placement(config.rollout.num_workers, cpus, gpus, threads, max(1, threads // config.rollout.num_workers))
+    return Placement(num_workers, cpus, gpus, threads, max(1, threads // num_workers))
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
@@ -69,8 +75,11 @@ def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
 def actor_environment(threads: int) -> dict[str, str]:
     """Environment of an actor's process, read before torch starts its threads.
 
-    An idle OpenMP thread spins for a while before it sleeps. While learner and discriminator train at the same time on
-    the same cores, each spins away the other's time: with GNU OpenMP's default an iteration with a discriminator update
-    took 1.35 s where a short spin took 0.69 s, and 0.50 against 0.48 s without one.
+    The C library by default gives large blocks back to the system at once and faults every page in again at the next
+    step: a fifth of the learner's time. Its tunables keep the memory of the largest step, in huge pages.
     """
-    return {"OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "2000", "TOKENIZERS_PARALLELISM": "false"}
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}" for name in MALLOC_TUNABLES),
+        "TOKENIZERS_PARALLELISM": "false",
+    }

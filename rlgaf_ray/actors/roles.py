@@ -39,8 +39,16 @@ class RolloutWorker:
         return self.engine.update_weights(update)
 
 
+class DiscriminatorWorker(Discriminator):
+    """The discriminator in an actor's own process, where an update can be told to wait for another actor's task."""
+
+    def update_after(self, task: object, *batches: Any) -> Metrics:
+        """Ray starts this only once ``task``, passed as a reference, has ended."""
+        return self.update(*batches)
+
+
 RolloutActor = ray.remote(RolloutWorker)
-DiscriminatorActor = ray.remote(Discriminator)
+DiscriminatorActor = ray.remote(DiscriminatorWorker)
 LearnerActor = ray.remote(Learner)
 
 
@@ -65,6 +73,9 @@ class RayRoles:
         pad_token_id: int,
     ) -> None:
         self.timeout = config.cluster.timeout_seconds
+        # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
+        self.shared_cores = placement.device == "cpu"
+        self.updates_wait_for: Any = None
         self.group = reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
         options: dict[str, Any] = {
             "num_cpus": placement.cpus_per_actor,
@@ -116,18 +127,24 @@ class RayRoles:
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ):
-        ref = self.discriminator.update.remote(real, fake, contrast)
+        ref = self.discriminator.update_after.remote(self.updates_wait_for, real, fake, contrast)
         return lambda: self._get(self.discriminator, "update", ref)
 
     def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None):
         ref = self.learner.update.remote(scored, iteration=iteration, pretraining=pretraining)
+        if self.shared_cores:
+            self.updates_wait_for = ref
         return lambda: self._get(self.learner, "update", ref)
 
-    def push_weights(self, policy_version: int) -> Metrics:
+    def push_weights(self, policy_version: int):
         update = self.learner.weights.remote(policy_version)
         calls = [(worker, worker.update_weights.remote(update)) for worker in self.workers]
-        metrics = [self._get(worker, "update_weights", ref) for worker, ref in calls]
-        return {name: max(row[name] for row in metrics) for name in metrics[0]}
+
+        def slowest() -> Metrics:
+            metrics = [self._get(worker, "update_weights", ref) for worker, ref in calls]
+            return {name: max(row[name] for row in metrics) for name in metrics[0]}
+
+        return slowest
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
         return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))

@@ -23,6 +23,7 @@ from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.models.generator import TINY_GPT2, build_tiny_gpt2, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.training.memory import keep_freed_memory
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
 
 FORMAT = 1  # raise it when a change of the code changes what a warm-up makes
@@ -154,6 +155,7 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
 
 def _worker(name: str, payload: dict[str, Any]) -> Worker:
     """This process's place among Ray Train's workers. Checkpoints stand beside the result: a retry finds them."""
+    keep_freed_memory()
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     saved = Path(payload["folder"]) / "checkpoint"

@@ -111,7 +111,9 @@ class WarmupSection(Section):
 
 class RolloutSection(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
-    num_workers: Positive = 1
+    num_workers: Positive | None = Field(
+        None, description="engines that share the rollouts; default: two on CPUs with two cores or more, else one"
+    )
     batch_size: Positive = Field(64, description="rollouts an iteration, over all workers")
     samples_per_prompt: Positive = 4
     temperature: Rate = 1.0

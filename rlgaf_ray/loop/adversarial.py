@@ -121,7 +121,7 @@ class AdversarialLoop:
     def run(self) -> Outcome:
         """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end."""
         settings = self.config
-        self.roles.push_weights(self.iteration)
+        self.roles.push_weights(self.iteration)()
         last: Metrics = {}
         samples: list[str] = []
         if self.iteration == 0:
@@ -174,7 +174,6 @@ class AdversarialLoop:
             )
             with _timed(metrics, "time/score"):
                 scored = roles.score(rollouts)
-            metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
 
             with _timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
@@ -185,9 +184,11 @@ class AdversarialLoop:
                     roles.update_discriminator(self._demonstrations("real"), rollouts, self._demonstrations("contrast"))
                     for _ in range(num_updates)
                 ]
+                pending_push = roles.push_weights(iteration)
+                metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
                 metrics |= pending_generator()
             with _timed(metrics, "time/push"):
-                metrics |= {f"weights/{name}": value for name, value in roles.push_weights(iteration).items()}
+                metrics |= {f"weights/{name}": value for name, value in pending_push().items()}
             with _timed(metrics, "time/discriminator_wait"):
                 for pending in pending_discriminator:
                     metrics |= pending()

@@ -12,7 +12,7 @@ from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.loop.roles import Pending
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+from rlgaf_ray.types import Demonstration, Prompt, Rollout, SamplingSettings, ScoredRollout
 
 
 class LocalRoles:
@@ -42,8 +42,9 @@ class LocalRoles:
         metrics = self.learner.update(scored, iteration=iteration, pretraining=pretraining)
         return lambda: metrics
 
-    def push_weights(self, policy_version: int) -> Metrics:
-        return self.engine.update_weights(self.learner.weights(policy_version))
+    def push_weights(self, policy_version: int) -> Pending:
+        metrics = self.engine.update_weights(self.learner.weights(policy_version))
+        return lambda: metrics
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
         return self.learner.mean_nll(items, model=model)

@@ -11,7 +11,7 @@ import numpy as np
 from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 
 Pending = Callable[[], Metrics]
-"""An update that was started; calling it waits for the end and gives its metrics."""
+"""Work that was started; calling it waits for the end and gives its metrics."""
 
 
 class Roles(Protocol):
@@ -29,8 +29,8 @@ class Roles(Protocol):
         self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None
     ) -> Pending: ...
 
-    def push_weights(self, policy_version: int) -> Metrics:
-        """Give every engine the learner's weights under this version."""
+    def push_weights(self, policy_version: int) -> Pending:
+        """Give every engine the learner's weights, those of the updates asked for so far, under this version."""
         ...
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:

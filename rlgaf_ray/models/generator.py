@@ -138,7 +138,7 @@ def policy_logprobs(
     targets = sequences.token_ids[:, first:]
     if masked_token_ids:
         masked = torch.tensor(masked_token_ids, device=logits.device)
-        logits = logits.index_fill(-1, masked, float("-inf"))
+        logits.index_fill_(-1, masked, float("-inf"))  # in place: a copy of the logits is what costs most here
         # Padding may be a masked token: its log-prob of minus infinity must not reach the gradient.
         allowed = min(set(range(len(masked_token_ids) + 1)) - set(masked_token_ids))
         targets = targets.masked_fill(~mask[:, first:], allowed)

@@ -70,7 +70,8 @@ def warm_up_generator(
 
     def loss_of_batch(rows: np.ndarray) -> Tensor:
         tokens = torch.from_numpy(blocks[rows]).long().to(worker.device)
-        logits = wrapped(input_ids=tokens, use_cache=False).logits[:, :-1]
+        predicting = torch.arange(tokens.shape[1] - 1, device=worker.device)
+        logits = wrapped(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
         return -token_logprobs(logits, tokens[:, 1:]).mean()
 
     _train(

@@ -12,9 +12,10 @@ def plan(*overrides: str, cpus: float = 2, gpus: float = 0, node_cpus: int = 2):
 
 def test_two_cores_are_shared_by_roles_that_take_turns() -> None:
     placement = plan()
-    assert placement.num_actors == 3
-    assert placement.cpus_per_actor == 0.666
-    assert (placement.threads, placement.rollout_threads, placement.device) == (2, 2, "cpu")
+    assert placement.num_actors == 4  # two rollout workers
+    assert placement.cpus_per_actor == 0.5
+    assert (placement.threads, placement.rollout_threads, placement.device) == (2, 1, "cpu")
+    assert plan(cpus=1, node_cpus=1).num_actors == 3
 
 
 def test_rollout_workers_share_the_cores_because_they_sample_at_the_same_time() -> None:
@@ -38,5 +39,5 @@ def test_gpus() -> None:
 
 
 def test_too_many_cpus() -> None:
-    with pytest.raises(ValueError, match=r"asks for 12 CPUs \(3 actors x 4\) and the cluster has 2"):
+    with pytest.raises(ValueError, match=r"asks for 16 CPUs \(4 actors x 4\) and the cluster has 2"):
         plan("cluster.cpus_per_actor=4")
