@@ -146,7 +146,7 @@ class DiscriminatorSection(Section):
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
     contrast_weight: NonNegativeRate = Field(
-        1.0, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off"
+        1.3, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off"
     )
     learning_rate: Rate = 5e-5
     betas: Pair = (0.5, 0.99)
