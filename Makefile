@@ -9,7 +9,8 @@ BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 # only errors: pip's progress, and warnings about what it passes over, would fill the screen
 QUIET := -qq --progress-bar off
-PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check -c constraints.txt
+# byte code is written as modules are first imported: few of the tens of thousands that pip would compile ever are
+PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help train test lint clean
 
