@@ -139,7 +139,7 @@ def test_more_evaluation_prompts_than_held_out_reviews(refused) -> None:
 
 
 def test_more_cpus_than_the_cluster_has(refused) -> None:
-    message = refused("cluster.cpus_per_actor=64", before_ray=False)
+    message = refused("cluster.cpus_per_actor=64", "rollout.num_workers=1", before_ray=False)
     assert message.startswith("the run asks for 192 CPUs (3 actors x 64) and the cluster has")
     assert "lower cluster.cpus_per_actor or rollout.num_workers, or add nodes" in message
 
