@@ -1,21 +1,28 @@
-"""The command line: ``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--resume] [--print-config]``."""
+"""The command line.
+
+``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--resume] [--print-config]``
+``python -m rlgaf_ray.main report RUN [RUN ...] [--out FOLDER] [--rating-sheet]``
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
 
-COMMANDS = ("train",)
+COMMANDS = ("train", "report")
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted."""
     arguments = _parse(argv)
+    if arguments.words and arguments.words[0] == "report":
+        return _report(arguments.words[1:], out=arguments.out, rating_sheet=arguments.rating_sheet)
     try:
         config_path, overrides = _split(arguments.words)
         config = (
@@ -37,13 +44,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_FAILURE)
 
 
+def _report(folders: Sequence[str], *, out: str | None, rating_sheet: bool) -> int:
+    if not folders:
+        return _fail("report needs a run folder: rlgaf report runs/NAME [runs/OTHER ...]", EXIT_USAGE)
+
+    from rlgaf_ray.report.page import write_rating_sheet, write_report
+    from rlgaf_ray.report.runs import load_run
+
+    try:
+        runs = [load_run(folder) for folder in folders]
+        target = runs[0].folder if out is None else Path(out).expanduser()
+        target.mkdir(parents=True, exist_ok=True)
+        print(write_report(runs, target))
+        if rating_sheet:
+            print(*write_rating_sheet(runs, target), sep="\n")
+    except (ValueError, OSError) as error:
+        return _fail(error, EXIT_FAILURE)
+    return 0
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rlgaf", description="Post-train a language model by adversarial feedback.")
     parser.add_argument(
-        "words", nargs="*", metavar="train | CONFIG.yaml | key=value", help="command, config file, dotted overrides"
+        "words",
+        nargs="*",
+        metavar="train | report | CONFIG.yaml | key=value | RUN",
+        help="command, then its config file and dotted overrides (train) or run folders (report)",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run that run.root and run.name say")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    parser.add_argument("--out", help="report: where to write (default: into the first run's folder)")
+    parser.add_argument("--rating-sheet", action="store_true", help="report: also a blinded CSV for human judges")
     return parser.parse_intermixed_args(argv)
 
 

@@ -38,6 +38,7 @@ from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.models.generator import TINY_GPT2, TINY_GPT2_VOCABULARY, check_model_source, max_positions
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
+from rlgaf_ray.report.runs import SAMPLES, save_samples
 
 # transformers speaks of heads that are new and of shards; what matters of it is an exception.
 transformers.logging.set_verbosity_error()
@@ -205,6 +206,7 @@ def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcom
             )
             data.tokenizer.save_pretrained(folder / target)
     write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
+    save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
     terminal.result(outcome, target=config.task.target, folder=folder)
 
 

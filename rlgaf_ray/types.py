@@ -52,6 +52,7 @@ class Prompt(_Compact):
 
     prompt_id: int  # row of the prompt's split: stable over runs
     token_ids: np.ndarray  # int32 [P]
+    max_new_tokens: int | None = None  # where this prompt has less room than the sampling settings give
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +82,7 @@ class ScoredRollout:
     rollout: Rollout
     score: float
     discriminator_version: int
+    action_values: np.ndarray | None = None  # float32 [R], in the reward's unit: SeqGAN's Q of every response token
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,10 +105,15 @@ class TrainBatch:
     behaviour_logprobs: torch.Tensor  # float32 [B, T], zero outside the response
     scores: torch.Tensor  # float32 [B], raw discriminator logits
     group_size: int  # samples per prompt; B is a multiple of it
+    action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in the reward's unit
 
     def to(self, device: torch.device) -> TrainBatch:
         return TrainBatch(
-            self.sequences.to(device), self.behaviour_logprobs.to(device), self.scores.to(device), self.group_size
+            self.sequences.to(device),
+            self.behaviour_logprobs.to(device),
+            self.scores.to(device),
+            self.group_size,
+            None if self.action_values is None else self.action_values.to(device),
         )
 
 

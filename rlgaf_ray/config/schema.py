@@ -143,6 +143,9 @@ class DiscriminatorSection(Section):
     updates_per_generator_update: NonNegativeRate = Field(
         0.2, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
     )
+    loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"] = Field(
+        "binary_cross_entropy", description="bradley_terry ranks each rollout below the demonstration of its prompt"
+    )
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
     contrast_weight: NonNegativeRate = Field(
@@ -177,14 +180,25 @@ class KLSettings(Section):
 
 
 class ReinforceSettings(Section):
-    baseline: Literal["none", "moving_average", "leave_one_out"] = "leave_one_out"
+    baseline: Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean"] = Field(
+        "leave_one_out",
+        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean, clipped",
+    )
     baseline_decay: Fraction = Field(0.95, description="of the moving average")
     advantage_scale: Literal["none", "batch", "group"] = Field(
         "batch", description="divide advantages by this deviation"
     )
+    advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
     loss_average: Literal["token", "sequence"] = "token"
     discount: Fraction = 1.0
     kl: KLSettings = KLSettings()
+
+
+class SeqGANSettings(ReinforceSettings):
+    """REINFORCE whose returns are Monte-Carlo action values."""
+
+    num_completions: Positive = Field(16, description="completions of each prefix")
+    stride: Positive = Field(1, description="complete every k-th prefix; its tokens share the value")
 
 
 class PPOSettings(Section):
@@ -200,6 +214,9 @@ class PPOSettings(Section):
     whiten_advantages: bool = True
     critic_warmup_iterations: NonNegative = Field(5, description="the critic learns alone before the policy moves")
     pretraining_coefficient: NonNegativeRate = Field(0.0, description="gamma of InstructGPT's PPO-ptx")
+    ratio: Literal["token", "sequence"] = Field(
+        "token", description="sequence: one length-normalised ratio a response (GSPO)"
+    )
     loss_average: Literal["token", "sequence"] = "token"
     kl: KLSettings = KLSettings()
 
@@ -213,8 +230,9 @@ class PPOSettings(Section):
 
 
 class GeneratorSection(Section):
-    algorithm: Literal["reinforce", "ppo"] = "reinforce"
+    algorithm: Literal["reinforce", "ppo", "seqgan"] = "reinforce"
     reinforce: ReinforceSettings = ReinforceSettings()
+    seqgan: SeqGANSettings = SeqGANSettings()
     ppo: PPOSettings = PPOSettings()
     learning_rate: Rate = 1e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "linear"

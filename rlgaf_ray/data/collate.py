@@ -34,13 +34,20 @@ def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int)
         "one behaviour log-prob per response token"
     )
     _, response = _masks(rollouts)
-    behaviour_logprobs = np.zeros(response.shape, np.float32)
-    behaviour_logprobs[response] = np.concatenate([rollout.behaviour_logprobs for rollout in rollouts])
+
+    def padded(values: list[np.ndarray]) -> torch.Tensor:
+        rows = np.zeros(response.shape, np.float32)
+        rows[response] = np.concatenate(values)
+        return torch.from_numpy(rows)
+
+    action_values = [item.action_values for item in scored if item.action_values is not None]
+    assert len(action_values) in (0, len(scored)), "all rollouts of a batch have action values, or none has"
     return TrainBatch(
         sequences=collate_sequences(rollouts, pad_token_id),
-        behaviour_logprobs=torch.from_numpy(behaviour_logprobs),
+        behaviour_logprobs=padded([rollout.behaviour_logprobs for rollout in rollouts]),
         scores=torch.tensor([item.score for item in scored], dtype=torch.float32),
         group_size=group_size,
+        action_values=padded(action_values) if action_values else None,
     )
 
 

@@ -32,5 +32,10 @@ def check_request(
     assert len(seeds) == num_rollouts, f"{len(seeds)} seeds for {num_rollouts} rollouts"
     assert sampling.temperature > 0, "temperature 0 has no distribution to learn from"
     assert all(len(prompt.token_ids) for prompt in prompts), "an empty prompt predicts nothing"
-    longest = max((len(prompt.token_ids) for prompt in prompts), default=0)
-    check_length(longest + sampling.max_new_tokens, limit, what)
+    longest = max((len(prompt.token_ids) + room(prompt, sampling) for prompt in prompts), default=0)
+    check_length(longest, limit, what)
+
+
+def room(prompt: Prompt, sampling: SamplingSettings) -> int:
+    """How many tokens may answer this prompt."""
+    return min(sampling.max_new_tokens, prompt.max_new_tokens or sampling.max_new_tokens)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from rlgaf_ray.engines.checks import check_request
+from rlgaf_ray.engines.checks import check_request, room
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
@@ -58,7 +58,7 @@ class TransformersEngine:
         if not prompts:
             return []
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
-        token_ids, logprobs, lengths = self._sample([prompt.token_ids for prompt in repeated], sampling, seeds)
+        token_ids, logprobs, lengths = self._sample(repeated, sampling, seeds)
         rollouts = []
         for row, (prompt, length) in enumerate(zip(repeated, lengths, strict=True)):
             stopped = sampling.stop_at_end_of_text and int(token_ids[row, length - 1]) in self._end_of_text_ids
@@ -91,11 +91,12 @@ class TransformersEngine:
         del self._model
 
     def _sample(
-        self, prompts: Sequence[np.ndarray], sampling: SamplingSettings, seeds: Sequence[int]
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Token ids int32 [B, T] and their log-probs float32 [B, T], and how many of each row count."""
         device = self._model.device
-        step_ids, attention_mask = pad_left(prompts, device)
+        step_ids, attention_mask = pad_left([prompt.token_ids for prompt in prompts], device)
+        limits = torch.tensor([room(prompt, sampling) for prompt in prompts], device=device)
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
         ends = torch.tensor(self._end_of_text_ids, device=device)
         masked_ids = [] if sampling.stop_at_end_of_text else self._end_of_text_ids
@@ -118,7 +119,7 @@ class TransformersEngine:
             token_ids.append(token)
             logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
             lengths += running
-            running = running & ~torch.isin(token, ends)
+            running = running & ~torch.isin(token, ends) & (lengths < limits)
             if not running.any():
                 break
             # Rows that have ended go on as company: what they sample is cut off by their length.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 import torch
 
-from rlgaf_ray.engines.checks import check_length, check_request
+from rlgaf_ray.engines.checks import check_length, check_request, room
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, expected_shapes, num_bytes
@@ -134,7 +134,10 @@ class VLLMEngine:
         # One request a rollout: as fast as n samples of one request (measured), and each has a seed of its own.
         outputs = self._llm.generate(
             [TokensPrompt(prompt_token_ids=prompt.token_ids.tolist()) for prompt in repeated],
-            [self._sampling_params(sampling, seed) for seed in seeds],
+            [
+                self._sampling_params(sampling, seed, max_tokens=room(prompt, sampling))
+                for prompt, seed in zip(repeated, seeds, strict=True)
+            ],
             use_tqdm=False,
         )
         rollouts = []
@@ -177,7 +180,7 @@ class VLLMEngine:
         del self._llm
         cleanup_dist_env_and_memory()
 
-    def _sampling_params(self, sampling: SamplingSettings, seed: int) -> SamplingParams:
+    def _sampling_params(self, sampling: SamplingSettings, seed: int, *, max_tokens: int) -> SamplingParams:
         from vllm import SamplingParams
 
         if sampling.stop_at_end_of_text:
@@ -185,7 +188,7 @@ class VLLMEngine:
         else:
             end_of_text = {"logit_bias": dict.fromkeys(self._end_of_text_ids, float("-inf"))}
         return SamplingParams(
-            max_tokens=sampling.max_new_tokens,
+            max_tokens=max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.imdb import ImdbTask
@@ -27,9 +28,11 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, distinct_n
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped, examine
+from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses, with_action_values
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.tracking import Tracker
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings
+from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 
 EVALUATION = 2**31 - 1
 """Stands for the iteration in the seeds of evaluation samples: the same draws every time, apart from training's."""
@@ -174,14 +177,16 @@ class AdversarialLoop:
             )
             with _timed(metrics, "time/score"):
                 scored = roles.score(rollouts)
-
+            if settings.generator.algorithm == "seqgan":
+                with _timed(metrics, "time/monte_carlo"):
+                    scored = self._search(scored, iteration)
             with _timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
                     scored, iteration=iteration - 1, pretraining=self._pretraining()
                 )
                 num_updates = updates_due(iteration, settings.discriminator.updates_per_generator_update)
                 pending_discriminator = [
-                    roles.update_discriminator(self._demonstrations("real"), rollouts, self._demonstrations("contrast"))
+                    roles.update_discriminator(self._real(rollouts), rollouts, self._contrast(rollouts))
                     for _ in range(num_updates)
                 ]
                 pending_push = roles.push_weights(iteration)
@@ -199,6 +204,27 @@ class AdversarialLoop:
         self._guard(iteration, metrics)
         self.tracker.log_rollouts(iteration, scored)
         return metrics
+
+    def _search(self, scored: Sequence[ScoredRollout], iteration: int) -> list[ScoredRollout]:
+        """The rollouts with Monte-Carlo action values: their prefixes completed by the policy that sampled them."""
+        settings = self.config.generator.seqgan
+        rollouts = [item.rollout for item in scored]
+        parts = prefixes(rollouts, stride=settings.stride, max_response_tokens=self.config.task.response_tokens)
+        # Seeds of the rollouts come first: the completions' own are those after them.
+        num_completions = len(parts) * settings.num_completions
+        seeds = self._seeds(iteration, len(rollouts) + num_completions)[len(rollouts) :]
+        completions = self.roles.generate(parts, self.sampling(samples_per_prompt=settings.num_completions), seeds)
+        return with_action_values(
+            scored,
+            self._rewards(scored),
+            self._rewards(self.roles.score(whole_responses(rollouts, completions))),
+            stride=settings.stride,
+            num_completions=settings.num_completions,
+        )
+
+    def _rewards(self, scored: Sequence[ScoredRollout]) -> np.ndarray:
+        logits = torch.tensor([item.score for item in scored])
+        return discriminator_reward(logits, kind=self.config.reward.kind).numpy()
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
         """Measure the newest policy on the held-out prompts; the same prompts and random draws every time."""
@@ -233,11 +259,18 @@ class AdversarialLoop:
     def _draw(self, stream: str, count: int) -> Sequence[int]:
         return self.streams[stream].next(count).tolist()
 
-    def _demonstrations(self, kind: str) -> list[Demonstration]:
-        if kind == "contrast" and self.config.discriminator.contrast_weight == 0:
+    def _real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
+        demonstrations = self.task.demonstrations
+        if self.config.discriminator.loss == "bradley_terry":  # pairs: the demonstration of each rollout's own prompt
+            return [demonstrations[rollout.prompt_id] for rollout in rollouts]
+        return [demonstrations[row] for row in self._draw("real", self.config.discriminator.batch_size)]
+
+    def _contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
+        settings = self.config.discriminator
+        if settings.contrast_weight == 0:
             return []
-        items = self.task.demonstrations if kind == "real" else self.task.contrast
-        return [items[row] for row in self._draw(kind, self.config.discriminator.batch_size)]
+        count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
+        return [self.task.contrast[row] for row in self._draw("contrast", count)]
 
     def _pretraining(self) -> np.ndarray | None:
         if self.pretraining is None:

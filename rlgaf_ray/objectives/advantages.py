@@ -86,6 +86,35 @@ def leave_one_out_baseline(rewards: Float[Tensor, " batch"], *, group_size: int)
     return ((grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)).flatten().to(rewards.dtype)
 
 
+def group_mean_baseline(rewards: Float[Tensor, " batch"], *, group_size: int) -> Float[Tensor, " batch"]:
+    """For each sequence, the mean reward of all samples of its prompt, itself included.
+
+    b_i = sum_j r_j / group_size
+
+    GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1), which then divides by the group's deviation
+    (``scale_advantages`` with "group"). r_i - b_i is (n - 1) / n times what the leave-one-out baseline leaves.
+
+    Shapes: [B] -> [B]; the samples of one prompt are adjacent.
+    Raises ValueError when the groups do not divide the batch.
+    """
+    grouped = _in_groups(rewards.double(), group_size)
+    return grouped.mean(1).repeat_interleave(group_size).to(rewards.dtype)
+
+
+def batch_mean_baseline(
+    returns: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, ""]:
+    """The mean return of all response tokens in the batch: the centre of REINFORCE++ (Hu 2025, arXiv 2501.03262).
+
+    It then divides by the batch's deviation (``scale_advantages`` with "batch") and clips. Every sample is part of its
+    own baseline, a bias of order one over the number of tokens.
+
+    Shapes: [B, T] -> scalar.
+    """
+    mean, _ = _moments(returns.reshape(1, -1), response_mask.reshape(1, -1))
+    return mean.squeeze(0).to(returns.dtype)
+
+
 def moving_average(previous: float | None, value: float, *, decay: float) -> float:
     """The exponential moving average after one more value; the first value stands for itself.
 

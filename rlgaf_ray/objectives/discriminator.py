@@ -1,37 +1,57 @@
-"""The discriminator's loss."""
+"""The discriminator's losses: pointwise ones, which label each sequence, and a pairwise one, which ranks two."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import relu, softplus
 
 from rlgaf_ray.objectives.policy import TensorMetrics
 
+DiscriminatorLoss = Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"]
 
-def binary_cross_entropy_loss(
+
+def discriminator_loss(
     real_logits: Float[Tensor, " real"],
     fake_logits: Float[Tensor, " fake"],
     *,
+    kind: DiscriminatorLoss = "binary_cross_entropy",
     contrast_logits: Float[Tensor, " contrast"] | None = None,
     contrast_weight: float = 0.0,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
-    """Binary cross-entropy on demonstrations (1) and rollouts (0) and, weighted, on unwanted demonstrations (0).
+    """Demonstrations above rollouts and, weighted, above demonstrations of the unwanted kind.
 
-    loss = (mean softplus(-D(real)) + mean softplus(D(fake)) + w * mean softplus(D(contrast))) / (2 + w)
+    Pointwise, with a term r(D) for what is real and f(D) for what is not::
 
-    where softplus(-D) = -log sigmoid(D) and softplus(D) = -log(1 - sigmoid(D)); without contrast w is 0 and the two are
-    averaged, as in RLGAF (arXiv 2305.06176), section 2. Each kind is a mean of its own, so unequal counts do not tilt
-    the loss. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv 1406.2661, proposition 1), and with
-    contrast D = log p_real / (p_fake + w * p_contrast): what is unwanted keeps a low score even once the rollouts match
-    the demonstrations.
+        loss = (mean r(D(real)) + mean f(D(fake)) + w * mean f(D(contrast))) / (2 + w)
 
-    Shapes: logits [N], [M], [K] -> (scalar in nats, metrics). Softplus keeps large logits from overflowing.
-    Metrics: ``loss_real``, ``loss_fake``; ``accuracy_real``, the share with D > 0; ``accuracy_fake``, the share with
-    D <= 0; ``accuracy``, the mean of the two; ``logit_real``, ``logit_fake``, the means; with contrast also
-    ``loss_contrast``, ``accuracy_contrast`` and ``logit_contrast`` (not part of ``accuracy``).
-    Raises ValueError for an empty set of logits, a negative weight, or a weight without contrast.
+    - binary_cross_entropy: r = softplus(-D) = -log sigmoid(D), f = softplus(D); without contrast the two are averaged,
+      as in RLGAF (arXiv 2305.06176), section 2. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv
+      1406.2661, proposition 1), and with contrast log p_real / (p_fake + w * p_contrast): what is unwanted keeps a low
+      score even once the rollouts match the demonstrations.
+    - least_squares: r = (D - 1)^2, f = D^2 (Mao et al. 2017, arXiv 1611.04076, eq. 2 with a = 0, b = 1). The optimum is
+      D = p_real / (p_real + p_fake), a score between 0 and 1.
+    - hinge: r = max(0, 1 - D), f = max(0, 1 + D) (Lim & Ye 2017, arXiv 1705.02894). Sequences beyond the margin teach
+      nothing.
+
+    Pairwise, where row i of every set answers the same prompt::
+
+        bradley_terry:  loss = (d(fake, real) + w * d(contrast, real)) / (1 + w)
+                        d(a, b) = mean_i softplus(D(a_i) - D(b_i))
+
+    GAD (arXiv 2511.10643): minus log sigmoid of the difference. Only differences within a prompt matter, so the reward
+    wants a baseline over the samples of one prompt. A contrast row may answer another prompt.
+
+    Shapes: logits [N], [M], [K] -> (scalar, metrics); N = M = K for bradley_terry. Each kind is a mean of its own, so
+    unequal counts do not tilt a pointwise loss. Softplus keeps large logits from overflowing.
+    Metrics: ``logit_real``, ``logit_fake`` and, with contrast, ``logit_contrast``, the means; ``accuracy``, the share
+    of pairs ranked right, or the mean of ``accuracy_real`` (share above the middle: 0, and 0.5 for least_squares) and
+    ``accuracy_fake`` (share not above it); ``accuracy_contrast`` likewise, not part of ``accuracy``; pointwise also
+    ``loss_real``, ``loss_fake`` and ``loss_contrast``.
+    Raises ValueError for an empty set of logits, a negative weight, a weight without contrast, or unequal pairs.
     Left out: label smoothing and gradient penalties.
     """
     if contrast_weight < 0:
@@ -41,19 +61,56 @@ def binary_cross_entropy_loss(
     parts = {"real": real_logits, "fake": fake_logits}
     if contrast_logits is not None:
         parts["contrast"] = contrast_logits
-    weights = {"real": 1.0, "fake": 1.0, "contrast": contrast_weight}
-
-    losses: dict[str, Tensor] = {}
-    metrics: TensorMetrics = {}
     for name, logits in parts.items():
         if not logits.numel():
             raise ValueError(f"the discriminator's update holds no {name} sequences: raise its batch size")
-        is_real = name == "real"
-        losses[name] = softplus(-logits if is_real else logits).mean()
-        metrics[f"loss_{name}"] = losses[name].detach()
-        metrics[f"logit_{name}"] = logits.detach().mean()
-        metrics[f"accuracy_{name}"] = ((logits > 0) == is_real).float().mean()
-    metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
+    metrics: TensorMetrics = {f"logit_{name}": logits.detach().mean() for name, logits in parts.items()}
+    if kind == "bradley_terry":
+        loss, more = _pairwise(parts, contrast_weight)
+    else:
+        loss, more = _pointwise(parts, kind, contrast_weight)
+    return loss, metrics | more
 
-    total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
-    return total / (2.0 + contrast_weight), metrics
+
+def _pointwise(parts: dict[str, Tensor], kind: str, contrast_weight: float) -> tuple[Tensor, TensorMetrics]:
+    middle = 0.5 if kind == "least_squares" else 0.0
+    weights = {"real": 1.0, "fake": 1.0, "contrast": contrast_weight}
+    metrics: TensorMetrics = {}
+    weighted = []
+    for name, logits in parts.items():
+        is_real = name == "real"
+        match kind:
+            case "binary_cross_entropy":
+                terms = softplus(-logits if is_real else logits)
+            case "least_squares":
+                terms = (logits - float(is_real)).square()
+            case "hinge":
+                terms = relu(1.0 - logits if is_real else 1.0 + logits)
+            case _:
+                raise ValueError(
+                    f"unknown discriminator loss {kind!r}: choose binary_cross_entropy, least_squares, hinge or "
+                    "bradley_terry"
+                )
+        mean = terms.mean()
+        weighted.append(weights[name] * mean)
+        metrics[f"loss_{name}"] = mean.detach()
+        metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
+    metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
+    return torch.stack(weighted).sum() / (2.0 + contrast_weight), metrics
+
+
+def _pairwise(parts: dict[str, Tensor], contrast_weight: float) -> tuple[Tensor, TensorMetrics]:
+    real = parts["real"]
+    for name, logits in parts.items():
+        if logits.shape != real.shape:
+            raise ValueError(
+                f"bradley_terry compares pairs, but got {len(real)} real and {len(logits)} {name} sequences: "
+                "give one of each for every prompt"
+            )
+    margins = {name: real - logits for name, logits in parts.items() if name != "real"}
+    loss = softplus(-margins["fake"]).mean()
+    metrics: TensorMetrics = {"accuracy": (margins["fake"] > 0).float().mean()}
+    if "contrast" in margins:
+        loss = (loss + contrast_weight * softplus(-margins["contrast"]).mean()) / (1.0 + contrast_weight)
+        metrics["accuracy_contrast"] = (margins["contrast"] > 0).float().mean()
+    return loss, metrics

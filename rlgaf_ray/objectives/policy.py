@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 LossAverage = Literal["token", "sequence"]
+RatioLevel = Literal["token", "sequence"]
 TensorMetrics = dict[str, Tensor]
 
 
@@ -76,6 +77,7 @@ def ppo_policy_loss(
     *,
     clip_range: float,
     average: LossAverage,
+    ratio_level: RatioLevel = "token",
     importance_weights: Float[Tensor, "batch time"] | None = None,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
     """PPO's clipped surrogate objective, with the sign of a loss.
@@ -84,6 +86,10 @@ def ppo_policy_loss(
 
     Schulman et al. 2017 (arXiv 1707.06347), eq. 7; the reinforcement-learning part of InstructGPT's objective
     (arXiv 2203.02155, eq. 2; RLGAF, eq. 3) when the rewards carry the KL to the reference.
+
+    With ``ratio_level`` "sequence" every token of a response carries the response's one ratio, the geometric mean of
+    its tokens' (GSPO, Zheng et al. 2025, arXiv 2507.18071): a response is clipped as a whole. Token advantages may
+    still differ; GSPO gives a response one.
 
     ``old_logprobs`` are the learner's own at the start of the batch, so the ratio starts at exactly one; what separates
     the learner from the engine that sampled goes into ``importance_weights``.
@@ -99,6 +105,9 @@ def ppo_policy_loss(
     assert policy_logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
     # Masked before the exponential: an overflow outside the response would turn its zero gradient into NaN.
     log_ratio = torch.where(response_mask, policy_logprobs - old_logprobs.detach(), 0.0)
+    if ratio_level == "sequence":
+        mean = log_ratio.sum(1, keepdim=True) / response_mask.sum(1, keepdim=True).clamp(min=1)
+        log_ratio = torch.where(response_mask, mean, 0.0)
     ratio = log_ratio.exp()
     advantages = advantages.detach()
     unclipped = ratio * advantages

@@ -12,7 +12,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
-from rlgaf_ray.objectives.discriminator import binary_cross_entropy_loss
+from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.types import Demonstration, Metrics, Rollout
@@ -60,7 +60,7 @@ class Discriminator:
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
     ) -> Metrics:
-        """One AdamW step on real = 1, fake = 0 and, weighted, contrast = 0 (RLGAF, section 2).
+        """One AdamW step of the configured loss; for ``bradley_terry`` row i of each kind answers the same prompt.
 
         The loss is accumulated over slices that hold the same share of each kind, so that a large batch needs no
         more memory than a micro-batch of each.
@@ -74,9 +74,10 @@ class Discriminator:
             real_logits, fake_logits, *rest = self.logits([item for part in parts for item in part]).split(
                 [len(part) for part in parts if part]
             )
-            loss, metrics = binary_cross_entropy_loss(
+            loss, metrics = discriminator_loss(
                 real_logits,
                 fake_logits,
+                kind=self.settings.loss,
                 contrast_logits=rest[0] if rest else None,
                 contrast_weight=self.settings.contrast_weight if rest else 0.0,
             )

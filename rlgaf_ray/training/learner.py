@@ -37,6 +37,8 @@ class Learner:
         match config.generator.algorithm:
             case "reinforce":
                 self.algorithm = Reinforce(config.generator.reinforce)
+            case "seqgan":
+                self.algorithm = Reinforce(config.generator.seqgan)
             case "ppo":
                 self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device)
 

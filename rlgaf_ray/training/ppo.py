@@ -111,6 +111,7 @@ class PPO:
                             sequences.response_mask,
                             clip_range=settings.clip_range,
                             average=settings.loss_average,
+                            ratio_level=settings.ratio,
                             importance_weights=policy.importance_weights(
                                 old_logprobs[chosen], batch.behaviour_logprobs[chosen]
                             ),

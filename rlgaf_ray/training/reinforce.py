@@ -1,4 +1,7 @@
-"""One REINFORCE update (RLGAF, eq. 1-2): reward-to-go, a baseline, one step on the whole batch."""
+"""One REINFORCE update (RLGAF, eq. 1-2): reward-to-go, a baseline, one step on the whole batch.
+
+SeqGAN's policy gradient is the same update with Monte-Carlo action values in place of the reward-to-go.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import torch
 
 from rlgaf_ray.config.schema import ReinforceSettings
 from rlgaf_ray.objectives.advantages import (
+    batch_mean_baseline,
+    group_mean_baseline,
     leave_one_out_baseline,
     moving_average,
     rewards_to_go,
@@ -34,12 +39,12 @@ class Reinforce:
     def update(self, policy: Policy, batch: TrainBatch, sequence_rewards: torch.Tensor, iteration: int) -> Metrics:
         settings, mask = self.settings, batch.sequences.response_mask
         reference = policy.frozen_logprobs(batch.sequences, policy.reference)
-        rewards = rewards_at_the_end(sequence_rewards, mask)
+        penalties = torch.zeros_like(reference)
         if settings.kl.placement == "reward":
             # The engine's log-probs are those of the distribution that was sampled: no second pass is needed.
             distance = kl_estimate(batch.behaviour_logprobs, reference, estimator=settings.kl.estimator)
-            rewards -= self.kl.coefficient * mask * distance
-        advantages = self.advantages(rewards, mask, group_size=batch.group_size)
+            penalties = self.kl.coefficient * mask * distance
+        advantages = self.advantages(batch, sequence_rewards, penalties)
 
         sums = MetricSums()
         for rows, share in micro_batches(mask, policy.micro_batch_size, average=settings.loss_average):
@@ -67,16 +72,27 @@ class Reinforce:
         self.kl.observe(totals["kl"], num_samples=len(mask))
         return totals
 
-    def advantages(self, rewards: torch.Tensor, mask: torch.Tensor, *, group_size: int) -> torch.Tensor:
-        """[B, T]: reward-to-go less the baseline of the sequence's whole reward, scaled as configured."""
-        settings = self.settings
-        returns = rewards_to_go(rewards, mask, discount=settings.discount)
-        totals = rewards.sum(1)
+    def advantages(self, batch: TrainBatch, sequence_rewards: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
+        """[B, T]: reward-to-go (or action values) less the baseline of the sequence's whole reward, scaled.
+
+        ``sequence_rewards``: [B]; ``penalties``: [B, T], taken from the reward at each token.
+        """
+        settings, mask, group_size = self.settings, batch.sequences.response_mask, batch.group_size
+        if batch.action_values is None:
+            rewards = rewards_at_the_end(sequence_rewards, mask) - penalties
+            returns = rewards_to_go(rewards, mask, discount=settings.discount)
+        else:
+            returns = batch.action_values + rewards_to_go(-penalties, mask, discount=settings.discount)
+        totals = sequence_rewards - penalties.sum(1)
         match settings.baseline:
             case "none":
                 baseline = torch.zeros_like(totals)
             case "leave_one_out":
                 baseline = leave_one_out_baseline(totals, group_size=group_size)
+            case "group_mean":
+                baseline = group_mean_baseline(totals, group_size=group_size)
+            case "batch_mean":
+                baseline = batch_mean_baseline(returns, mask).expand_as(totals)
             case "moving_average":
                 # The first batch has no past: its own mean stands in, a bias of one iteration.
                 mean = float(totals.mean())
@@ -84,7 +100,9 @@ class Reinforce:
                 baseline = torch.full_like(totals, past)
                 self.baseline = moving_average(self.baseline, mean, decay=settings.baseline_decay)
         centred = (returns - baseline[:, None]) * mask
-        return scale_advantages(centred, mask, scale=settings.advantage_scale, group_size=group_size)
+        scaled = scale_advantages(centred, mask, scale=settings.advantage_scale, group_size=group_size)
+        limit = settings.advantage_clip
+        return scaled if limit is None else scaled.clamp(-limit, limit)
 
     def state_dict(self) -> dict[str, float | None]:
         return {"kl_coefficient": self.kl.coefficient, "baseline": self.baseline}

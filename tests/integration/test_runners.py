@@ -29,6 +29,12 @@ PPO = [
     "generator.ppo.critic_warmup_iterations=2",
     "generator.ppo.pretraining_coefficient=0.1",
 ]
+SEQGAN = ["generator.algorithm=seqgan", "generator.seqgan.num_completions=2", "generator.seqgan.stride=4"]
+GAD = [
+    "discriminator.loss=bradley_terry",
+    "generator.reinforce.baseline=group_mean",
+    "generator.reinforce.advantage_scale=group",
+]
 
 
 class Watcher:
@@ -95,7 +101,7 @@ def run(
     return outcome
 
 
-@pytest.mark.parametrize("algorithm", [[], PPO], ids=["reinforce", "ppo"])
+@pytest.mark.parametrize("algorithm", [[], PPO, SEQGAN, GAD], ids=["reinforce", "ppo", "seqgan", "gad"])
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
 ) -> None:

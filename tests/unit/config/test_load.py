@@ -72,7 +72,7 @@ def write(tmp_path: Path):
         ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
         ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
         ("reward.kind=best", "reward.kind=best: must be 'logit', 'probability_centered' or 'log_probability'"),
-        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce' or 'ppo'"),
+        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo' or 'seqgan'"),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs
         ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
@@ -214,7 +214,7 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
     ("words", "expected"),
     [
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
-        (["tarin"], "error: 'tarin' is neither a command (train) nor a .yaml file nor key=value\n"),
+        (["tarin"], "error: 'tarin' is neither a command (train, report) nor a .yaml file nor key=value\n"),
         (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
         (
             ["--resume"],

@@ -7,7 +7,9 @@ import torch
 
 from rlgaf_ray.objectives.advantages import (
     RunningStatistics,
+    batch_mean_baseline,
     generalized_advantage_estimate,
+    group_mean_baseline,
     leave_one_out_baseline,
     moving_average,
     rewards_to_go,
@@ -239,3 +241,32 @@ class TestRunningStatistics:
         with pytest.raises(ValueError, match="given a value that is not finite"):
             statistics.update(torch.tensor([1.0, NAN]))
         assert statistics.state_dict() == before
+
+
+class TestSuccessorsOfReinforce:
+    """Two prompts, three samples each: rewards 1, 2, 6 and 4, 4, 4."""
+
+    REWARDS = torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0])
+    ONE_TOKEN = torch.ones(6, 1, dtype=torch.bool)
+
+    def test_grpo(self):
+        """Mean 3; deviation sqrt((4 + 1 + 9) / 3) = 2.1602469; a group without spread teaches nothing."""
+        baseline = group_mean_baseline(self.REWARDS, group_size=3)
+        assert baseline.tolist() == [3.0, 3.0, 3.0, 4.0, 4.0, 4.0]
+        centred = (self.REWARDS - baseline)[:, None]
+        advantages = scale_advantages(centred, self.ONE_TOKEN, scale="group", group_size=3)
+        expected = [-2 / 2.1602469, -1 / 2.1602469, 3 / 2.1602469, 0.0, 0.0, 0.0]
+        assert advantages.flatten().tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_rloo_is_grpo_without_the_deviation_times_n_over_n_minus_1(self):
+        left_out = self.REWARDS - leave_one_out_baseline(self.REWARDS, group_size=3)
+        assert left_out.tolist() == [-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]
+        assert torch.allclose(left_out, 1.5 * (self.REWARDS - group_mean_baseline(self.REWARDS, group_size=3)))
+
+    def test_reinforce_plus_plus(self):
+        """Over tokens: returns 1, 1, 5 and 5; mean 3, deviation 2."""
+        mask = torch.tensor([[True, True], [True, False], [True, False]])
+        returns = torch.tensor([[1.0, 1.0], [5.0, 99.0], [5.0, 99.0]])
+        centred = (returns - batch_mean_baseline(returns, mask)) * mask
+        advantages = scale_advantages(centred, mask, scale="batch", group_size=1)
+        assert advantages.flatten().tolist() == pytest.approx([-1.0, -1.0, 1.0, 0.0, 1.0, 0.0], abs=1e-5)

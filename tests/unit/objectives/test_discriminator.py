@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlgaf_ray.objectives.discriminator import binary_cross_entropy_loss
+from rlgaf_ray.objectives.discriminator import discriminator_loss
 
 LOG3 = math.log(3.0)  # probability 3/4
 
@@ -14,7 +14,7 @@ class TestHandWorkedValues:
     CONTRAST = torch.tensor([-LOG3, -LOG3, -LOG3, LOG3])  # mean (3 x 0.2876821 + 1.3862944) / 4 = 0.5623352
 
     def test_without_contrast(self):
-        loss, metrics = binary_cross_entropy_loss(self.REAL, self.FAKE)
+        loss, metrics = discriminator_loss(self.REAL, self.FAKE)
         assert loss.item() == pytest.approx((0.7890412 + 0.8369882) / 2, abs=1e-6)
         expected = {
             "loss_real": 0.7890412,
@@ -29,9 +29,7 @@ class TestHandWorkedValues:
 
     @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
     def test_with_contrast(self, weight):
-        loss, metrics = binary_cross_entropy_loss(
-            self.REAL, self.FAKE, contrast_logits=self.CONTRAST, contrast_weight=weight
-        )
+        loss, metrics = discriminator_loss(self.REAL, self.FAKE, contrast_logits=self.CONTRAST, contrast_weight=weight)
         assert loss.item() == pytest.approx((0.7890412 + 0.8369882 + weight * 0.5623352) / (2 + weight), abs=1e-6)
         assert metrics["loss_contrast"].item() == pytest.approx(0.5623352, abs=1e-6)
         assert metrics["accuracy_contrast"].item() == 0.75
@@ -41,7 +39,7 @@ class TestHandWorkedValues:
     def test_gradient_is_probability_minus_label(self):
         real, fake = torch.tensor([LOG3], requires_grad=True), torch.tensor([LOG3], requires_grad=True)
         contrast = torch.tensor([-LOG3], requires_grad=True)
-        loss, metrics = binary_cross_entropy_loss(real, fake, contrast_logits=contrast, contrast_weight=2.0)
+        loss, metrics = discriminator_loss(real, fake, contrast_logits=contrast, contrast_weight=2.0)
         loss.backward()
         gradients = [leaf.grad.item() for leaf in (real, fake, contrast)]
         assert gradients == pytest.approx([-0.25 / 4, 0.75 / 4, 2 * 0.25 / 4])
@@ -49,13 +47,13 @@ class TestHandWorkedValues:
 
     def test_large_logits_stay_finite(self):
         real = torch.tensor([-1e4], requires_grad=True)
-        loss, _ = binary_cross_entropy_loss(real, torch.tensor([1e4]))
+        loss, _ = discriminator_loss(real, torch.tensor([1e4]))
         loss.backward()
         assert loss.item() == 1e4
         assert real.grad.item() == -0.5
 
     def test_an_undecided_discriminator_is_right_half_of_the_time(self):
-        loss, metrics = binary_cross_entropy_loss(torch.zeros(3), torch.zeros(5))
+        loss, metrics = discriminator_loss(torch.zeros(3), torch.zeros(5))
         assert loss.item() == pytest.approx(math.log(2.0))
         assert metrics["accuracy"].item() == 0.5
 
@@ -76,7 +74,7 @@ class TestOptimum:
 
         def closure():
             optimizer.zero_grad()
-            loss, _ = binary_cross_entropy_loss(
+            loss, _ = discriminator_loss(
                 table[self.REAL],
                 table[self.FAKE],
                 contrast_logits=table[self.CONTRAST] if contrast_weight else None,
@@ -118,4 +116,47 @@ class TestOptimum:
 )
 def test_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        binary_cross_entropy_loss(**{"real_logits": torch.zeros(2), "fake_logits": torch.zeros(2)} | arguments)
+        discriminator_loss(**{"real_logits": torch.zeros(2), "fake_logits": torch.zeros(2)} | arguments)
+
+
+class TestOtherLosses:
+    """Numbers worked by hand; with contrast weight 2 the parts are weighed 1 : 1 : 2."""
+
+    REAL, FAKE, CONTRAST = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, 2.0])
+
+    def loss(self, kind, **more):
+        loss, metrics = discriminator_loss(self.REAL, self.FAKE, kind=kind, **more)
+        return loss.item(), {name: value.item() for name, value in metrics.items()}
+
+    def test_hinge(self):
+        # real: 0, 0.5, 2; fake: 0, 1.5, 2; contrast: 1, 2, 3
+        loss, metrics = self.loss("hinge")
+        assert loss == pytest.approx((2.5 / 3 + 3.5 / 3) / 2)
+        assert (metrics["accuracy_real"], metrics["accuracy_fake"]) == pytest.approx((2 / 3, 1 / 3))
+        loss, metrics = self.loss("hinge", contrast_logits=self.CONTRAST, contrast_weight=2.0)
+        assert loss == pytest.approx((2.5 / 3 + 3.5 / 3 + 2 * 2.0) / 4)
+        assert metrics["accuracy_contrast"] == pytest.approx(1 / 3)
+
+    def test_least_squares(self):
+        # real: 1, 0.25, 4; fake: 4, 0.25, 1; the middle is 0.5
+        loss, metrics = self.loss("least_squares")
+        assert loss == pytest.approx((5.25 / 3 + 5.25 / 3) / 2)
+        assert (metrics["accuracy_real"], metrics["accuracy_fake"]) == pytest.approx((1 / 3, 2 / 3))
+
+    def test_bradley_terry(self):
+        # margins 4, 0, -2: log(1 + e^-4) = 0.0181499, log 2 = 0.6931472, log(1 + e^2) = 2.1269280
+        loss, metrics = self.loss("bradley_terry")
+        assert loss == pytest.approx((0.0181499 + 0.6931472 + 2.1269280) / 3, abs=1e-6)
+        assert metrics["accuracy"] == pytest.approx(1 / 3)
+        # contrast margins 2, -0.5, -3: 0.1269280, 0.9740770, 3.0485874
+        loss, metrics = self.loss("bradley_terry", contrast_logits=self.CONTRAST, contrast_weight=2.0)
+        expected = (0.9460750 + 2 * (0.1269280 + 0.9740770 + 3.0485874) / 3) / 3
+        assert loss == pytest.approx(expected, abs=1e-6)
+
+    def test_bradley_terry_sees_differences_only(self):
+        shifted, _ = discriminator_loss(self.REAL + 7, self.FAKE + 7, kind="bradley_terry")
+        assert shifted.item() == pytest.approx(self.loss("bradley_terry")[0], abs=1e-6)
+
+    def test_bradley_terry_refuses_what_is_not_paired(self):
+        with pytest.raises(ValueError, match="got 3 real and 2 fake sequences: give one of each for every prompt"):
+            discriminator_loss(self.REAL, self.FAKE[:2], kind="bradley_terry")

@@ -143,6 +143,20 @@ class TestPPOPolicyLoss:
         assert gradients[0].abs().max() > 0.01
         torch.testing.assert_close(gradients[0], gradients[1])
 
+    def test_sequence_ratio_is_the_geometric_mean_of_its_tokens(self):
+        # Token ratios 4 and 1/4: 1 together; 2.25 and 1: 1.5, clipped to 1.2 for both tokens. The last one is padding.
+        mask = torch.tensor([[True, True, False], [True, True, False]])
+        logprobs = torch.tensor([[4.0, 0.25, 9.0], [2.25, 1.0, 9.0]]).log().requires_grad_()
+        advantages = torch.tensor([[1.0, 2.0, 9.0], [1.0, 3.0, 9.0]])
+        loss, metrics = ppo_policy_loss(
+            logprobs, torch.zeros(2, 3), advantages, mask, clip_range=0.2, average="token", ratio_level="sequence"
+        )
+        assert loss.item() == pytest.approx(-(1 + 2 + 1.2 + 3.6) / 4, rel=1e-5)
+        assert metrics["clip_fraction"].item() == 0.5
+        loss.backward()
+        # d/d log pi of the mean: half of the response's advantages each, and nothing where the clip binds
+        torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.375, -0.375, 0.0], [0.0, 0.0, 0.0]]))
+
     def test_an_overflow_outside_the_response_leaves_the_gradient_finite(self):
         logprobs = torch.tensor([[500.0, -1.0, -2.0], [500.0, -0.5, NAN]]).requires_grad_()
         old = torch.tensor([[-500.0, -1.0, -2.0], [-500.0, -0.5, 0.0]])

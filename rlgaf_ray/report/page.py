@@ -1,0 +1,96 @@
+"""``rlgaf report``: one self-contained page over one or several runs, and the sheet for human judges."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from rlgaf_ray.report.console import RESULT_LINES
+from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
+from rlgaf_ray.report.runs import Run
+
+
+def write_report(runs: Sequence[Run], folder: Path) -> Path:
+    """Write ``report.html`` into ``folder``, and each figure as PNG and SVG into ``figures/`` beside it.
+
+    The page loads nothing from anywhere, and a policy in its head forbids scripts: what a model wrote is escaped, and
+    would not run if it were not.
+    """
+    figures: list[tuple[str, str]] = []
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for curve in CURVES:
+        figure: Figure | None = draw(curve, runs)
+        if figure is not None:
+            figures.append((curve.title, svg(figure)))
+            for suffix in (".png", ".svg"):
+                save(figure, folder / "figures" / f"{curve.name}{suffix}")
+    environment = Environment(
+        loader=PackageLoader("rlgaf_ray.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("page.html.j2").render(
+        title=" and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
+        runs=runs,
+        table=result_rows(runs),
+        figures=figures,
+        smoothing=SMOOTHING,
+        verdicts=[(run.name, guard_verdict(run)) for run in runs],
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The lines of the terminal's last table: for each run its value before, and now."""
+    rows = []
+    for line, metric, real, form in RESULT_LINES:
+        cells = []
+        for run in runs:
+            for value in (run.first(metric), run.last(metric)):
+                cells.append("" if value is None else form.format(value))
+        level = next((value for run in runs if real and (value := run.last(real)) is not None), None)
+        label = line.format(target="as wanted").strip()
+        rows.append((label if level is None else f"{label}; real text {form.format(level)}", cells))
+    return [row for row in rows if any(row[1])]
+
+
+def guard_verdict(run: Run) -> str:
+    """What the guard found, from the metrics that are not finite (written as null)."""
+    broken = [int(row["iteration"] or 0) for row in run.rows if any(value is None for value in row.values())]
+    if not broken:
+        return f"healthy over {int(run.rows[-1]['iteration'] or 0)} iterations"
+    return f"non_finite: metrics without a finite value at iteration {', '.join(map(str, broken[:5]))}"
+
+
+def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
+    """Samples before and after, shuffled, for judges who must not know which is which (RLGAF, section 4.5).
+
+    ``rating_sheet.csv`` has an empty column to fill; ``rating_key.csv`` tells run and side of each number. Cells that a
+    spreadsheet would take for a formula get an apostrophe in front. Raises ``ValueError`` where no run has samples.
+    """
+    entries = [
+        (run.name, side, text)
+        for run in runs
+        for pair in run.samples
+        for side, text in zip(("before", "after"), pair, strict=True)
+    ]
+    if not entries:
+        raise ValueError(f"no samples in {', '.join(str(run.folder) for run in runs)}: the runs have not ended yet")
+    random.Random(seed).shuffle(entries)
+    sheet, key = folder / "rating_sheet.csv", folder / "rating_key.csv"
+    with sheet.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "text", "rating"])
+        for number, (_, _, text) in enumerate(entries, start=1):
+            writer.writerow([number, f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text, ""])
+    with key.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["number", "run", "side"])
+        for number, (name, side, _) in enumerate(entries, start=1):
+            writer.writerow([number, name, side])
+    return sheet, key

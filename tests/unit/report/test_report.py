@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.main import main
+from rlgaf_ray.report.figures import moving_mean
+from rlgaf_ray.report.page import guard_verdict
+from rlgaf_ray.report.runs import load_run
+
+SCRIPT = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+def make_run(folder: Path, *, name: str, iterations: int = 40) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"run:\n  name: {name}\n  seed: 3\n")
+    rows: list[dict[str, float | None]] = [{"iteration": 0, "eval/judge_share": 0.5, "eval/judge_share_real": 0.75}]
+    for iteration in range(1, iterations + 1):
+        rows.append({"iteration": iteration, "reward/mean": iteration / 10, "generator/kl": 0.01 * iteration})
+    rows[-1] |= {"eval/judge_share": 0.7, "eval/judge_share_real": 0.75, "eval/gap_closed": 0.8}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [{"before": "a dull film", "after": SCRIPT}, {"before": "=1+1", "after": "fine & good"}]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    return folder
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_one_page_with_everything_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "one", name="one")
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    page = (run / "report.html").read_text()
+    assert "judged as wanted (independent judge); real text 0.750" in page
+    assert "0.500" in page and "0.700" in page and "seed: 3" in page
+    assert page.count("<svg") == 3  # reward, KL, judged share: the others were not logged
+    assert {path.name for path in (run / "figures").iterdir()} >= {"reward.png", "reward.svg", "judge.png"}
+
+
+def test_what_a_model_wrote_stays_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", name="<b>one</b>")
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "&lt;script&gt;alert(" in page
+    parser = Tags()
+    parser.feed(page)
+    names = {tag for tag, _ in parser.tags}
+    assert not names & {"script", "img", "b", "iframe", "link"}
+    assert not [attrs for _, attrs in parser.tags if any(name.startswith("on") for name in attrs)]
+    # nothing is loaded from elsewhere: no address in an attribute but fragments and XML name spaces
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]', page)
+    policy = next(attrs["content"] for tag, attrs in parser.tags if attrs.get("http-equiv"))
+    assert policy is not None and policy.startswith("default-src 'none'")
+
+
+def test_several_runs_side_by_side(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, name=name) for name in ("one", "two")]
+    out = tmp_path / "both"
+    assert main(["report", *map(str, runs), "--out", str(out), "--rating-sheet"]) == 0
+    page = (out / "report.html").read_text()
+    assert "<h1>one and two</h1>" in page and page.count("Samples of") == 2
+    sheet = list(csv.DictReader((out / "rating_sheet.csv").open()))
+    key = list(csv.DictReader((out / "rating_key.csv").open()))
+    assert [row["number"] for row in sheet] == [row["number"] for row in key] == [str(i) for i in range(1, 9)]
+    sides = {row["number"]: row["side"] for row in key}
+    for row in sheet:
+        assert row["rating"] == "" and "side" not in row
+        assert sides[row["number"]] == ("before" if row["text"] in ("a dull film", "'=1+1") else "after")
+    assert [row["side"] for row in key] != sorted(row["side"] for row in key)
+
+
+def test_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == 2
+    assert "report needs a run folder" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 1
+    assert f"error: {tmp_path} is no run folder (no metrics.jsonl in it)" in capsys.readouterr().err
+    run = make_run(tmp_path / "one", name="one")
+    (run / "samples.jsonl").unlink()
+    assert main(["report", str(run), "--rating-sheet"]) == 1
+    assert "the runs have not ended yet" in capsys.readouterr().err
+    (run / "metrics.jsonl").write_text('{"iteration": ')
+    assert main(["report", str(run)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_the_guard_is_told_from_what_is_not_finite(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", name="one", iterations=2)
+    assert guard_verdict(load_run(run)) == "healthy over 2 iterations"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 3, "reward/mean": None}) + "\n")
+    assert guard_verdict(load_run(run)).endswith("at iteration 3")
+
+
+def test_moving_mean() -> None:
+    assert moving_mean([2.0, 4.0, 6.0]) == [2.0, 3.0, 4.0]
+    assert moving_mean([0.0] * 5 + [10.0] * 10)[-1] == 10.0
