@@ -1,0 +1,81 @@
+"""Answers to questions against their references: exact match and F1 as in SQuAD's official scripts, and lengths.
+
+The definitions are those of Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and 2018 (arXiv 1806.03822): answers
+are compared as bags of words, in lower case, without punctuation and articles; the best of several references counts;
+"no answer" is the empty string, right only where the question has none.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import wasserstein_distance
+
+from rlgaf_ray.types import Metrics
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, then no punctuation, no articles, single spaces."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """1 if the answer equals a reference, both normalised; without references, if the answer is empty."""
+    return max(float(normalize_answer(answer) == normalize_answer(reference)) for reference in references or [""])
+
+
+def f1(answer: str, references: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall over words, with their counts, against the best reference, 0 to 1.
+
+    2 * common / (words of the answer + words of the reference); where either has no words left, 1 if both have none.
+    """
+    return max(_f1(normalize_answer(answer).split(), normalize_answer(text).split()) for text in references or [""])
+
+
+def answer_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], contexts: Sequence[str]) -> Metrics:
+    """All measures of one answer a question; an empty list of references stands for a question without an answer.
+
+    ``eval/exact_match`` and ``eval/f1``, in percent like the official scripts, with their parts over questions that
+    have an answer (``_has_answer``) and that have none (``_no_answer``), where there are such; ``eval/answer_words``,
+    the mean length; ``eval/length_distance``, the Wasserstein distance in words between the lengths of the answers and
+    those of the first references; ``eval/in_context_share``, answers that are not empty and occur in their context.
+    """
+    assert len(answers) == len(references) == len(contexts) > 0
+    scores = {
+        "exact_match": np.array([exact_match(*pair) for pair in zip(answers, references, strict=True)]),
+        "f1": np.array([f1(*pair) for pair in zip(answers, references, strict=True)]),
+    }
+    has_answer = np.array([bool(texts) for texts in references])
+    metrics: Metrics = {}
+    for name, values in scores.items():
+        metrics[f"eval/{name}"] = 100 * float(values.mean())
+        for part, chosen in (("has_answer", has_answer), ("no_answer", ~has_answer)):
+            if chosen.any():
+                metrics[f"eval/{name}_{part}"] = 100 * float(values[chosen].mean())
+    lengths = [len(answer.split()) for answer in answers]
+    real_lengths = [len(texts[0].split()) if texts else 0 for texts in references]
+    found = [_occurs(answer, context) for answer, context in zip(answers, contexts, strict=True)]
+    return metrics | {
+        "eval/answer_words": float(np.mean(lengths)),
+        "eval/length_distance": float(wasserstein_distance(lengths, real_lengths)),
+        "eval/in_context_share": float(np.mean(found)),
+    }
+
+
+def _f1(answer: list[str], reference: list[str]) -> float:
+    if not answer or not reference:
+        return float(answer == reference)
+    common = sum((Counter(answer) & Counter(reference)).values())
+    return 2 * common / (len(answer) + len(reference))
+
+
+def _occurs(answer: str, context: str) -> bool:
+    words = normalize_answer(answer)
+    return bool(words) and f" {words} " in f" {normalize_answer(context)} "
