@@ -58,7 +58,7 @@ class Bare:
             0.0,
         ]
         for _ in range(updates_due(iteration, config.discriminator.updates_per_generator_update)):
-            real, contrast = loop._demonstrations("real"), loop._demonstrations("contrast")
+            real, contrast = loop._real(results["rollouts"]), loop._contrast(results["rollouts"])
             times[-1] += seconds(
                 lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)
             )

@@ -5,6 +5,7 @@ One iteration, who waits for what::
     rollout ---> score ---> generator update ---> push weights ---> (next rollout)
                       \\--> discriminator update (k times, k >= 0) ---^  next score waits for it
 
+SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
 """
 

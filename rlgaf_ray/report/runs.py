@@ -39,11 +39,12 @@ def load_run(folder: str | Path) -> Run:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise ValueError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{metrics} is damaged: line {error.lineno} is no JSON; cut it off and try again") from error
+    rows: list[dict[str, float | None]] = []
+    for number, line in enumerate(metrics.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{metrics} is damaged: line {number} is no JSON; cut it off and try again") from error
     if not rows:
         raise ValueError(f"{metrics} is empty: the run has not finished an evaluation yet")
     config = folder / "config.yaml"
