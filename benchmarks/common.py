@@ -41,6 +41,7 @@ class Bench:
             self.warmups.discriminator,
             self.config,
             placement,
+            max_tokens=self.data.task.max_tokens,
             pad_token_id=tokenizer.pad_token_id,
         )
 

@@ -34,7 +34,7 @@ class Bare:
     def __init__(self, setup: Bench, threads: int) -> None:
         pad = setup.data.tokenizer.pad_token_id
         self.roles = LocalRoles(
-            build_engine(setup.warmups.generator, setup.config, threads=threads),
+            build_engine(setup.warmups.generator, setup.config, max_tokens=setup.data.task.max_tokens, threads=threads),
             Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
             Learner(setup.warmups.generator, setup.config, pad_token_id=pad),
         )
@@ -47,7 +47,7 @@ class Bare:
 
     def iteration(self, iteration: int) -> list[float]:
         loop, roles, config = self.loop, self.roles, self.loop.config
-        prompts = [loop.task.train_prompts[row] for row in loop._draw("prompts", config.rollout.prompts_per_iteration)]
+        prompts = loop._prompts()
         seeds = loop._seeds(iteration, config.rollout.batch_size)
         results: dict[str, list] = {}
         times = [

@@ -63,7 +63,7 @@ def trl_seconds(setup: Bench, folder: Path) -> float:
         ]
         return discriminator.score(rollouts)[0]
 
-    prompts = [tokenizer.decode(prompt.token_ids) for prompt in setup.data.task.train_prompts]
+    prompts = [tokenizer.decode(item.prompt_ids) for item in setup.data.task.demonstrations]
     tokens = config.task.response_tokens
     clock = Clock()
     trainer = GRPOTrainer(

@@ -1,6 +1,7 @@
 """The command line.
 
-``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--resume] [--print-config]``
+``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume] [--print-config]``
+``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--out FOLDER]``
 ``python -m rlgaf_ray.main report RUN [RUN ...] [--out FOLDER] [--rating-sheet]``
 """
 
@@ -8,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
 
-COMMANDS = ("train", "report")
+COMMANDS = ("train", "evaluate", "report")
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
@@ -23,10 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     if arguments.words and arguments.words[0] == "report":
         return _report(arguments.words[1:], out=arguments.out, rating_sheet=arguments.rating_sheet)
+    if arguments.words and arguments.words[0] == "evaluate":
+        return _evaluate(arguments)
     try:
         config_path, overrides = _split(arguments.words)
         config = (
-            load_run_config(overrides) if arguments.resume and not config_path else load_config(config_path, overrides)
+            load_run_config(overrides)
+            if arguments.resume and not config_path
+            else load_config(config_path, overrides, small=arguments.small)
         )
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
@@ -63,19 +68,68 @@ def _report(folders: Sequence[str], *, out: str | None, rating_sheet: bool) -> i
     return 0
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    folders = arguments.words[1:]
+    if not folders:
+        return _fail("evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]", EXIT_USAGE)
+    if sentence := doctor.complaint():
+        return _fail(sentence, EXIT_FAILURE)
+
+    from rlgaf_ray.evaluate import evaluate
+
+    try:
+        evaluate(
+            folders,
+            temperatures=arguments.temperatures,
+            sft_steps=arguments.sft_steps,
+            sft_learning_rate=arguments.sft_learning_rate,
+            num_prompts=arguments.num_prompts,
+            out=arguments.out,
+        )
+    except ValueError as error:
+        return _fail(error, EXIT_FAILURE)
+    return 0
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rlgaf", description="Post-train a language model by adversarial feedback.")
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | report | CONFIG.yaml | key=value | RUN",
-        help="command, then its config file and dotted overrides (train) or run folders (report)",
+        metavar="train | evaluate | report | CONFIG.yaml | key=value | RUN",
+        help="command, then its config file and dotted overrides (train) or run folders (evaluate, report)",
     )
+    parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
     parser.add_argument("--resume", action="store_true", help="go on with the run that run.root and run.name say")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
-    parser.add_argument("--out", help="report: where to write (default: into the first run's folder)")
+    parser.add_argument(
+        "--temperatures",
+        type=_numbers(float),
+        default=[1.0, 0.9, 0.8, 0.7],
+        help="evaluate: of sampling, 1,0.9,0.8,0.7 by default",
+    )
+    parser.add_argument(
+        "--sft-steps",
+        type=_numbers(int),
+        default=[200, 400],
+        help="evaluate: SFT on the demonstrations for so many steps, 200,400 by default",
+    )
+    parser.add_argument("--sft-learning-rate", type=float, default=5e-4, help="evaluate: of that SFT, 5e-4 by default")
+    parser.add_argument("--num-prompts", type=int, help="evaluate: held-out prompts (default: the run's)")
+    parser.add_argument("--out", help="evaluate, report: where to write (default: into the first run's folder)")
     parser.add_argument("--rating-sheet", action="store_true", help="report: also a blinded CSV for human judges")
     return parser.parse_intermixed_args(argv)
+
+
+def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[float]]:
+    def parse(text: str) -> list[int] | list[float]:
+        values = [kind(part) for part in text.split(",") if part]
+        if any(value <= 0 for value in values):
+            raise ValueError
+        return values
+
+    parse.__name__ = "comma-separated positive numbers"  # argparse puts it into its message
+    return parse
 
 
 def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -24,18 +24,26 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.cache import content_hash, write_atomically
-from rlgaf_ray.data.imdb import ImdbTask, prepare_imdb
-from rlgaf_ray.data.reviews import load_reviews
-from rlgaf_ray.data.splits import split_reviews
+from rlgaf_ray.data.imdb import ImdbTask
+from rlgaf_ray.data.pairs import PairTask
+from rlgaf_ray.data.task import Task, evaluation_set, load_source
 from rlgaf_ray.engines.vllm import require_vllm
-from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.evaluation.answers import AnswerMeasure
+from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
 from rlgaf_ray.evaluation.judge import prepare_judge
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.tracking import Tracker
-from rlgaf_ray.models.generator import TINY_GPT2, TINY_GPT2_VOCABULARY, check_model_source, max_positions
+from rlgaf_ray.models.generator import (
+    FROM_SCRATCH,
+    FROM_SCRATCH_VOCABULARY,
+    TINY_GPT2,
+    check_model_source,
+    max_positions,
+)
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
@@ -53,7 +61,7 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    task: ImdbTask
+    task: Task
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -75,7 +83,8 @@ def train(config: Config, *, resume: bool) -> int:
         terminal.message(f"resuming from {path}")
     cache = cache_folder(config)
     data = prepare_data(config, cache)
-    data.task.evaluation_set(config.evaluation.num_prompts)
+    evaluation_set(data.task, config.evaluation.num_prompts)
+    check_lengths(config, data.task.max_tokens)
 
     started = time.perf_counter()
     with ray_session(config):
@@ -92,6 +101,7 @@ def train(config: Config, *, resume: bool) -> int:
                 warmups.discriminator,
                 config,
                 placement,
+                max_tokens=data.task.max_tokens,
                 pad_token_id=data.tokenizer.pad_token_id,
             )
             evaluator = prepare_evaluator(config, data, cache)
@@ -118,7 +128,7 @@ def with_name(config: Config) -> Config:
     """A run without a name gets one of its own: the task and the time of its start."""
     if config.run.name is not None:
         return config
-    name = f"{config.task.name}-{config.task.target}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{config.task.label}-{time.strftime('%Y%m%d-%H%M%S')}"
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
@@ -127,20 +137,21 @@ def check_before_start(config: Config) -> None:
     if config.rollout.engine == "vllm":
         require_vllm()
     check_model_source(config.model.generator)
-    asked = config.task.prompt_tokens + config.task.response_tokens
+    check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
+
+
+def check_lengths(config: Config, asked: int) -> None:
+    """Whether the model takes a prompt and its response of ``asked`` tokens together. Raises ``ValueError``."""
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    needed = max(asked, config.warmup.generator.block_tokens if config.warmup.generator.steps else 0)
+    packed = config.task.name == "imdb" and config.warmup.generator.steps > 0
+    needed = max(asked, config.warmup.generator.block_tokens if packed else 0)
     if needed > limit:
         raise ValueError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
             f"task.response_tokens = {asked} and warmup.generator.block_tokens = "
             f"{config.warmup.generator.block_tokens}: lower them to at most {limit}"
         )
-    if (
-        config.model.generator == TINY_GPT2
-        and config.warmup.generator.steps > 0
-        and config.warmup.generator.block_tokens < asked
-    ):
+    if config.model.generator == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
         raise ValueError(
             f"warmup.generator.block_tokens={config.warmup.generator.block_tokens} leaves positions untrained that "
             f"task.prompt_tokens + task.response_tokens = {asked} need: raise it to at least {asked}"
@@ -163,26 +174,37 @@ def cache_folder(config: Config) -> Path:
 
 
 def prepare_data(config: Config, cache: Path) -> Data:
-    """Reviews, splits and tokenizer; the built-in model's tokenizer is trained on the warm-up split alone."""
-    reviews = load_reviews(config.task)
-    splits = split_reviews(reviews, config.task.splits)
-    if config.model.generator == TINY_GPT2:
-        texts = [reviews.texts[row] for row in splits.generator_warmup]
-        path = cache / f"tokenizer-{content_hash([str(TINY_GPT2_VOCABULARY), *texts])[:32]}.json"
+    """The task and its tokenizer; the built-in model's tokenizer is trained on the warm-up's part alone."""
+    source = load_source(config.task)
+    if config.model.generator in FROM_SCRATCH:
+        texts = source.warmup_texts
+        path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
         if not path.is_file():
-            bpe = train_bpe(texts, TINY_GPT2_VOCABULARY)
+            bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
         tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
         tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    return Data(prepare_imdb(config.task, reviews, splits, tokenizer, cache), tokenizer)
+    return Data(source.tokenized(tokenizer, cache), tokenizer)
 
 
 def prepare_evaluator(config: Config, data: Data, cache: Path) -> Evaluator:
-    texts, labels = data.task.judge_texts
-    judge = prepare_judge(texts, labels, cache)
-    real = data.task.evaluation_set(config.evaluation.num_prompts)
-    return Evaluator(judge, decode(real, data.tokenizer), config.task.target)
+    count = config.evaluation.num_prompts
+    real = evaluation_set(data.task, count)
+    real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
+    measure: Measure
+    match data.task:
+        case ImdbTask() as task:
+            judge = prepare_judge(*task.judge_texts, cache)
+            measure = SentimentMeasure(judge, real_texts, task.held_out_labels[:count])
+        case PairTask() as task:
+            pairs = task.held_out_pairs[:count]
+            references, contexts = [pair.references for pair in pairs], [pair.context for pair in pairs]
+            no_answer = config.task.squad.no_answer if config.task.name == "squad" else None
+            measure = AnswerMeasure(references, contexts, no_answer=no_answer)
+        case task:
+            raise AssertionError(f"no measure for {task}")
+    return Evaluator(measure, real_texts)
 
 
 def write_run_files(config: Config, data: Data) -> None:
@@ -191,7 +213,7 @@ def write_run_files(config: Config, data: Data) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
     (folder / "data.json").write_text(
-        json.dumps({"splits_sha256": data.task.checksum, **config.task.splits.model_dump()})
+        json.dumps({"splits_sha256": data.task.checksum, "task": config.task.model_dump(mode="json")})
     )
 
 
@@ -207,7 +229,7 @@ def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcom
             data.tokenizer.save_pretrained(folder / target)
     write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
     save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
-    terminal.result(outcome, target=config.task.target, folder=folder)
+    terminal.result(outcome, folder=folder)
 
 
 @contextmanager

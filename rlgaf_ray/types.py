@@ -64,6 +64,20 @@ class Demonstration(_Compact):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class TextBlocks:
+    """Text for next-token training: rows of equal length, padded on the right where a text is shorter."""
+
+    token_ids: np.ndarray  # int32 [N, L]
+    learned: np.ndarray  # bool [N, L], true on tokens that are predicted; never at position 0
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __getitem__(self, rows: Any) -> TextBlocks:
+        return TextBlocks(self.token_ids[rows], self.learned[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rollout(_Compact):
     """One sampled answer, with what the engine knew when it sampled it."""
 
@@ -131,7 +145,9 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightUpdate:
-    """One version of the generator's weights, as plain arrays that many receivers can share.
+    """One version of a network's weights, as plain arrays that many receivers can share.
+
+    Of the discriminator's (Gumbel-softmax) the version is the number of its updates.
 
     bfloat16 has no numpy type: its bits travel as uint16, and ``dtypes`` names the real type.
     """

@@ -17,7 +17,16 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, WeightUpdate
+from rlgaf_ray.types import (
+    Demonstration,
+    Metrics,
+    Prompt,
+    Rollout,
+    SamplingSettings,
+    ScoredRollout,
+    TextBlocks,
+    WeightUpdate,
+)
 
 T = TypeVar("T")
 STARTUP_SECONDS = 120.0
@@ -26,8 +35,8 @@ STARTUP_SECONDS = 120.0
 class RolloutWorker:
     """A rollout engine in an actor's own process."""
 
-    def __init__(self, folder: str, config: Config, *, device: str, threads: int) -> None:
-        self.engine = build_engine(folder, config, device=device, threads=threads)
+    def __init__(self, folder: str, config: Config, *, max_tokens: int, device: str, threads: int) -> None:
+        self.engine = build_engine(folder, config, max_tokens=max_tokens, device=device, threads=threads)
 
     def ready(self) -> None:
         """Answers when the engine has started."""
@@ -60,7 +69,7 @@ class RayRoles:
     """Plays ``loop.roles.Roles`` over actors in one placement group.
 
     New weights are put into the object store once, by the learner that returns them; all rollout workers read the
-    same object without a copy.
+    same object without a copy. So are the discriminator's, for a learner that back-propagates through it.
     """
 
     def __init__(
@@ -70,6 +79,7 @@ class RayRoles:
         config: Config,
         placement: Placement,
         *,
+        max_tokens: int,
         pad_token_id: int,
     ) -> None:
         self.timeout = config.cluster.timeout_seconds
@@ -92,7 +102,11 @@ class RayRoles:
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [
             RolloutActor.options(**place(bundle, placement.rollout_threads)).remote(
-                str(generator_folder), config, device=placement.device, threads=placement.rollout_threads
+                str(generator_folder),
+                config,
+                max_tokens=max_tokens,
+                device=placement.device,
+                threads=placement.rollout_threads,
             )
             for bundle in workers
         ]
@@ -130,14 +144,14 @@ class RayRoles:
         ref = self.discriminator.update_after.remote(self.updates_wait_for, real, fake, contrast)
         return lambda: self._get(self.discriminator, "update", ref)
 
-    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None):
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None):
         ref = self.learner.update.remote(scored, iteration=iteration, pretraining=pretraining)
         if self.shared_cores:
             self.updates_wait_for = ref
         return lambda: self._get(self.learner, "update", ref)
 
-    def push_weights(self, policy_version: int):
-        update = self.learner.weights.remote(policy_version)
+    def push_weights(self, policy_version: int, *, averaged: bool = False):
+        update = self.learner.weights.remote(policy_version, averaged=averaged)
         calls = [(worker, worker.update_weights.remote(update)) for worker in self.workers]
 
         def slowest() -> Metrics:
@@ -145,6 +159,10 @@ class RayRoles:
             return {name: max(row[name] for row in metrics) for name in metrics[0]}
 
         return slowest
+
+    def push_discriminator(self):
+        ref = self.learner.load_discriminator.remote(self.discriminator.weights.remote())
+        return lambda: self._get(self.learner, "load_discriminator", ref)
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
         return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))

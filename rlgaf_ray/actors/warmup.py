@@ -19,9 +19,11 @@ from ray.train.torch import TorchTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash
-from rlgaf_ray.data.imdb import ImdbTask
-from rlgaf_ray.models.generator import TINY_GPT2, build_tiny_gpt2, load_generator
+from rlgaf_ray.data.task import Task
+from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
+from rlgaf_ray.models.generator import FROM_SCRATCH, build_from_scratch, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
@@ -43,11 +45,11 @@ Report = Callable[[str, Progress], None]
 
 
 def prepare_warmups(
-    config: Config, task: ImdbTask, tokenizer: PreTrainedTokenizerBase, cache: Path, report: Report
+    config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path, report: Report
 ) -> Warmups:
     """Return the warmed-up models, training what the cache does not hold. ``report`` gets ('generator', progress)."""
     settings = config.warmup
-    data = [str(FORMAT), task.checksum, tokenizer.backend_tokenizer.to_str(), config.model.generator]
+    data = [str(FORMAT), *_shape(config), task.checksum, tokenizer.backend_tokenizer.to_str(), config.model.generator]
     precision = config.learner.precision
     generator_hash = content_hash([*data, settings.generator.model_dump_json(), precision, str(settings.num_workers)])
     generator = cache / "warmups" / f"generator-{generator_hash[:16]}"
@@ -56,10 +58,10 @@ def prepare_warmups(
         blocks = task.warmup_blocks(settings.generator.block_tokens)
         _run(_generator_worker, {"blocks": ray.put(blocks)}, generator, config, tokenizer, report)
 
-    shape = (
-        f"{config.task.target}/{config.task.prompt_tokens}/{config.task.response_tokens}/{config.discriminator.pooling}"
-    )
-    discriminator_hash = content_hash([generator_hash, settings.discriminator.model_dump_json(), shape])
+    shape = [*_shape(config), config.discriminator.pooling, config.discriminator.architecture]
+    if config.task.name == "imdb":  # the generator's warm-up reads whole reviews, whatever is cut of them later
+        shape += [str(config.task.prompt_tokens), str(config.task.response_tokens), config.task.imdb.target]
+    discriminator_hash = content_hash([generator_hash, settings.discriminator.model_dump_json(), *shape])
     discriminator = cache / "warmups" / f"discriminator-{discriminator_hash[:16]}"
     if not discriminator.is_dir():
         cached = False
@@ -67,6 +69,21 @@ def prepare_warmups(
         payload = {"windows": data_ref, "generator": str(generator)}
         _run(_discriminator_worker, payload, discriminator, config, tokenizer, report)
     return Warmups(generator, discriminator, cached)
+
+
+def _shape(config: Config) -> list[str]:
+    """What of the task decides the generator's warm-up beside its texts."""
+    task = config.task
+    match task.name:
+        case "imdb":
+            return [task.imdb.instruction] if task.imdb.target == "both" else []
+        case "squad":
+            settings: PairSettings = task.squad
+        case "jsonl":
+            settings = task.jsonl
+        case "hub":
+            settings = task.hub
+    return [str(task.prompt_tokens), str(task.response_tokens), settings.warmup_loss]
 
 
 def _run(
@@ -106,10 +123,10 @@ def _generator_worker(payload: dict[str, Any]) -> None:
     config: Config = payload["config"]
     source, settings = config.model.generator, config.warmup
     worker = _worker("generator", payload)
-    if source == TINY_GPT2:
+    if source in FROM_SCRATCH:
         vocab_size, end_of_text_id = payload["vocabulary"]
-        tiny = build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
-        model: PreTrainedModel = tiny.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it untyped
+        new = build_from_scratch(source, vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        model: PreTrainedModel = new.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it untyped
     else:
         model = load_generator(source, trust_remote_code=config.model.trust_remote_code, device=worker.device)
     warm_up_generator(
@@ -130,14 +147,21 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
     settings = config.warmup
     worker = _worker("discriminator", payload)
     windows, labels = ray.get(payload["windows"])
-    model = ScalarModel.load(
-        payload["generator"],
-        pooling=config.discriminator.pooling,
-        pad_token_id=payload["pad_token_id"],
-        seed=SEED,
-        trust_remote_code=config.model.trust_remote_code,
-        device=worker.device,
-    )
+    model: ScalarModel | CnnDiscriminator
+    if config.discriminator.architecture == "cnn":
+        vocab_size, _ = payload["vocabulary"]
+        # No dropout: its draws would make a resumed run differ from an uninterrupted one.
+        model = build_cnn(vocab_size=vocab_size, pad_token_id=payload["pad_token_id"], seed=SEED, dropout=0.0)
+        model.to(worker.device)
+    else:
+        model = ScalarModel.load(
+            payload["generator"],
+            pooling=config.discriminator.pooling,
+            pad_token_id=payload["pad_token_id"],
+            seed=SEED,
+            trust_remote_code=config.model.trust_remote_code,
+            device=worker.device,
+        )
     warm_up_discriminator(
         model,
         windows,

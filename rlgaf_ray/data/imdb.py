@@ -1,20 +1,24 @@
-"""The task ``imdb``: continue the first words of a film review, with the chosen sentiment."""
+"""The task ``imdb``: continue the first words of a film review, with the chosen sentiment or the one asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlgaf_ray.config.schema import TaskSection
-from rlgaf_ray.data.reviews import Reviews
-from rlgaf_ray.data.splits import Splits
+from rlgaf_ray.config.task import TaskSection
+from rlgaf_ray.data.reviews import Reviews, load_reviews
+from rlgaf_ray.data.splits import Splits, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
-from rlgaf_ray.types import Demonstration, Prompt
+from rlgaf_ray.types import Demonstration, Rollout, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SENTIMENTS = ("negative", "positive")
 
 
 class ImdbTask:
@@ -22,27 +26,34 @@ class ImdbTask:
 
     A demonstration is the beginning of a review: ``task.prompt_tokens`` tokens of prompt and exactly
     ``task.response_tokens`` of response, so that length tells a discriminator nothing. Shorter reviews are left out.
+    With ``target=both`` the prompt begins with an instruction that names the sentiment (RLGAF, section 3.3).
 
-    - ``demonstrations``: of the wanted sentiment; ``contrast``: of the other one (both of split ``demonstrations``)
-    - ``train_prompts``: the prompts of ``demonstrations``; ``prompt_id`` is the row there
-    - ``held_out``: of the wanted sentiment, of split ``held_out``: the evaluation's prompts and their real answers
+    - ``demonstrations``: of the wanted sentiment; ``contrast``: of the other one (both of split ``demonstrations``);
+      for both sentiments: reviews under their own instruction, and under the wrong one
+    - ``held_out``: of the wanted sentiment, of split ``held_out``: the evaluation's prompts and their real answers;
+      ``held_out_labels``: int64, 1 = positive was asked for
     """
 
     def __init__(
-        self, task: TaskSection, reviews: Reviews, splits: Splits, tokens: TokenizedTexts, end_of_text: int
+        self,
+        task: TaskSection,
+        reviews: Reviews,
+        splits: Splits,
+        tokens: TokenizedTexts,
+        *,
+        end_of_text: int,
+        instructions: tuple[np.ndarray, np.ndarray],
     ) -> None:
         self._task = task
         self._reviews = reviews
         self._splits = splits
         self._tokens = tokens
         self._end_of_text = end_of_text
-        self._wanted = int(task.target == "positive")
-        self.demonstrations = self._demonstrations("demonstrations", self._wanted)
-        self.contrast = self._demonstrations("demonstrations", 1 - self._wanted)
-        self.held_out = self._demonstrations("held_out", self._wanted)
-        self.train_prompts = [
-            Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(self.demonstrations)
-        ]
+        self._instructions = instructions  # before a negative and before a positive review; empty for one sentiment
+        self._both = task.imdb.target == "both"
+        self.demonstrations = self._wanted("demonstrations")[0][: task.max_demonstrations]
+        self.contrast = self._unwanted("demonstrations")[: task.max_demonstrations]
+        self.held_out, self.held_out_labels = self._wanted("held_out")
 
     @property
     def checksum(self) -> str:
@@ -50,62 +61,134 @@ class ImdbTask:
         return self._splits.checksum
 
     @property
+    def max_tokens(self) -> int:
+        instruction = max(len(ids) for ids in self._instructions)
+        return instruction + self._task.prompt_tokens + self._task.response_tokens
+
+    @property
     def judge_texts(self) -> tuple[list[str], np.ndarray]:
         """Whole reviews of split ``judge`` and their labels (int64, 1 = positive, whatever the target)."""
         rows = self._splits.judge
         return [self._reviews.texts[row] for row in rows], self._reviews.labels[rows]
 
-    def warmup_blocks(self, block_tokens: int) -> np.ndarray:
+    def warmup_blocks(self, block_tokens: int) -> TextBlocks:
         """The reviews of split ``generator_warmup`` end to end, end-of-text after each, in blocks: int32 [N, block].
 
-        The tail that fills no block is dropped. Raises ``ValueError`` where there is no whole block.
+        The tail that fills no block is dropped. For both sentiments every block is a piece of one review under the
+        instruction of its sentiment: supervised fine-tuning on labelled demonstrations.
+        Raises ``ValueError`` where there is no whole block.
         """
+        if self._both:
+            return self._instructed_blocks(block_tokens)
         pieces = [piece for row in self._splits.generator_warmup for piece in (self._tokens[row], [self._end_of_text])]
         stream = np.concatenate(pieces, dtype=np.int32)
         num_blocks = len(stream) // block_tokens
         if num_blocks == 0:
             raise ValueError(
-                f"the generator's warm-up has {len(stream)} tokens, fewer than one block: "
-                f"raise task.splits.generator_warmup or lower warmup.generator.block_tokens={block_tokens}"
+                f"the generator's warm-up has {len(stream)} tokens, fewer than one block: raise "
+                f"task.imdb.splits.generator_warmup or lower warmup.generator.block_tokens={block_tokens}"
             )
-        return stream[: num_blocks * block_tokens].reshape(num_blocks, block_tokens)
+        token_ids = stream[: num_blocks * block_tokens].reshape(num_blocks, block_tokens)
+        return TextBlocks(token_ids, np.broadcast_to(np.arange(block_tokens) > 0, token_ids.shape))
+
+    def _instructed_blocks(self, block_tokens: int) -> TextBlocks:
+        rows, learned = [], []
+        for row in self._splits.generator_warmup:
+            before = self._instructions[self._reviews.labels[row]]
+            room = block_tokens - len(before)
+            if room <= self._task.prompt_tokens:
+                raise ValueError(
+                    f"warmup.generator.block_tokens={block_tokens} leaves no room for a review beside the "
+                    f"{len(before)} tokens of task.imdb.instruction: raise it"
+                )
+            pieces = self._tokens[row][: len(self._tokens[row]) // room * room].reshape(-1, room)
+            rows += [np.concatenate([before, piece]) for piece in pieces]
+            learned += [np.arange(block_tokens) >= len(before)] * len(pieces)
+        if not rows:
+            raise ValueError(f"no review fills a block: lower warmup.generator.block_tokens={block_tokens}")
+        return TextBlocks(np.stack(rows), np.stack(learned))
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Demonstrations of both sentiments from split ``discriminator_warmup``, and labels (int64, 1 = wanted)."""
-        wanted = self._demonstrations("discriminator_warmup", self._wanted)
-        unwanted = self._demonstrations("discriminator_warmup", 1 - self._wanted)
+        """Demonstrations and contrast from split ``discriminator_warmup``, and labels (int64, 1 = demonstration)."""
+        wanted, _ = self._wanted("discriminator_warmup")
+        unwanted = self._unwanted("discriminator_warmup")
         return wanted + unwanted, np.repeat(np.array([1, 0], np.int64), [len(wanted), len(unwanted)])
 
-    def evaluation_set(self, num_prompts: int) -> list[Demonstration]:
-        """The first ``num_prompts`` of ``held_out``; ``ValueError`` where it has fewer."""
-        if num_prompts > len(self.held_out):
-            raise ValueError(
-                f"evaluation.num_prompts={num_prompts}, but only {len(self.held_out)} held-out {self._task.target} "
-                f"reviews are long enough: raise task.splits.held_out or lower evaluation.num_prompts"
-            )
-        return self.held_out[:num_prompts]
+    def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
+        """The review: prompt and response without the instruction, which would tell a judge what was asked for."""
+        return np.concatenate([item.prompt_ids[-self._task.prompt_tokens :], item.response_ids])
 
-    def _demonstrations(self, split: str, label: int) -> list[Demonstration]:
+    def _wanted(self, split: str) -> tuple[list[Demonstration], np.ndarray]:
+        if not self._both:
+            label = SENTIMENTS.index(self._task.imdb.target)
+            items = self._demonstrations(split, label, instruction=label)
+            return items, np.full(len(items), label, np.int64)
+        parts = [self._demonstrations(split, label, instruction=label) for label in (0, 1)]
+        return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))
+
+    def _unwanted(self, split: str) -> list[Demonstration]:
+        if not self._both:
+            label = 1 - SENTIMENTS.index(self._task.imdb.target)
+            return self._demonstrations(split, label, instruction=label)
+        parts = [self._demonstrations(split, label, instruction=1 - label) for label in (0, 1)]
+        return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
+
+    def _demonstrations(self, split: str, label: int, *, instruction: int) -> list[Demonstration]:
         rows = getattr(self._splits, split)
         num_prompt, num_response = self._task.prompt_tokens, self._task.response_tokens
         windows = self._tokens.windows(rows[self._reviews.labels[rows] == label], num_prompt + num_response)
         if not len(windows):
             raise ValueError(
-                f"no {('negative', 'positive')[label]} review of task.splits.{split}={len(rows)} has the "
+                f"no {SENTIMENTS[label]} review of task.imdb.splits.{split}={len(rows)} has the "
                 f"{num_prompt + num_response} tokens that task.prompt_tokens={num_prompt} and "
                 f"task.response_tokens={num_response} ask for: lower these or raise the split"
             )
-        return [Demonstration(prompt_ids=row[:num_prompt], response_ids=row[num_prompt:]) for row in windows]
+        before = self._instructions[instruction]
+        return [
+            Demonstration(prompt_ids=np.concatenate([before, row[:num_prompt]]), response_ids=row[num_prompt:])
+            for row in windows
+        ]
 
 
-def prepare_imdb(
-    task: TaskSection, reviews: Reviews, splits: Splits, tokenizer: PreTrainedTokenizerBase, cache_folder: Path
-) -> ImdbTask:
-    """Tokenise the reviews, once: the tokens are kept under ``cache_folder``.
+def _shuffled(items: list[Demonstration], labels: np.ndarray) -> tuple[list[Demonstration], np.ndarray]:
+    """In an order that is the same in every run: any first part of it has both kinds."""
+    order = np.random.default_rng(0).permutation(len(items))
+    return [items[row] for row in order], labels[order]
 
-    Raises ``ValueError`` for a tokenizer without end-of-text, or reviews too short for the prompt and response.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
-    tokens = tokenize_once(reviews.texts, tokenizer, cache_folder)
-    return ImdbTask(task, reviews, splits, tokens, tokenizer.eos_token_id)
+
+@dataclass(frozen=True, slots=True)
+class ImdbSource:
+    """The reviews and their splits."""
+
+    task: TaskSection
+    reviews: Reviews
+    splits: Splits
+
+    @classmethod
+    def load(cls, task: TaskSection) -> ImdbSource:
+        """Raises ``ValueError`` for reviews that cannot be read or are too few for the splits."""
+        reviews = load_reviews(task.imdb)
+        return cls(task, reviews, split_reviews(reviews, task.imdb.splits))
+
+    @property
+    def warmup_texts(self) -> Sequence[str]:
+        return [self.reviews.texts[row] for row in self.splits.generator_warmup]
+
+    def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> ImdbTask:
+        """Tokenise the reviews, once: the tokens are kept under ``cache_folder``.
+
+        Raises ``ValueError`` for a tokenizer without end-of-text, or reviews too short for the prompt and response.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
+        both = self.task.imdb.target == "both"
+        texts = [self.task.imdb.instruction.replace("{sentiment}", name) if both else "" for name in SENTIMENTS]
+        negative, positive = (np.array(tokenizer.encode(text, add_special_tokens=False), np.int32) for text in texts)
+        return ImdbTask(
+            self.task,
+            self.reviews,
+            self.splits,
+            tokenize_once(self.reviews.texts, tokenizer, cache_folder),
+            end_of_text=tokenizer.eos_token_id,
+            instructions=(negative, positive),
+        )

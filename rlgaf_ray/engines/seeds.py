@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
+EVALUATION = 2**31 - 1
+"""Stands for the iteration in the seeds of evaluation samples: the same draws every time, apart from training's."""
+
 
 def rollout_seed(run_seed: int, iteration: int, index: int) -> int:
     """Mix the run's seed, the iteration and the rollout's index within it into 63 well-spread bits.

@@ -27,6 +27,14 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+CPU_BLOCK_TOKENS = 32
+"""The smallest block that vLLM's attention on CPU takes. Its default there, 128, shares a prefix only in steps of 128
+tokens, and gives a rollout of 31 tokens the cache of 128."""
+
+CPU_STEP_TOKENS = 4096
+"""Prompt tokens of one step on CPU (vLLM's own default). No prompt is split over two steps there: vLLM 0.32 would then
+take back a draw of the request's seeded generator, which a CPU generator cannot, and die of it."""
+
 
 def require_vllm() -> None:
     """Say how to get vLLM where it is missing, before anything is loaded.
@@ -49,12 +57,18 @@ class VLLMEngine:
     A rollout depends on its prompt, its seed and the weights, not on the batch that it is sampled in, except that
     the batch's size moves logits by rounding (1e-6): where two tokens tie that closely, the other one may be drawn.
 
+    Prompts that begin alike share the cache of their common blocks: ``prompt_tokens`` and ``cached_prompt_tokens``
+    count the tokens of all prompts so far, and those of them that were not computed again, as vLLM reports them.
+
     Args:
         model_folder: a Hugging Face folder or hub id.
         max_model_len: most tokens of one prompt and response together.
         kv_cache_mib: size of the KV cache on CPU; a GPU is filled up to ``gpu_memory_utilization`` instead.
         threads: compute threads on CPU, for the life of the process: vLLM disables ``torch.set_num_threads``
             when it starts. None takes what torch is set to.
+        block_size: tokens of one block of the KV cache, the unit in which prefixes are shared; on CPU a multiple of
+            32. None takes ``CPU_BLOCK_TOKENS`` on CPU and vLLM's default elsewhere.
+        prefix_caching: False computes every prompt afresh (the benchmark's other side).
 
     Raises:
         ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, or an engine of another
@@ -71,6 +85,8 @@ class VLLMEngine:
         gpu_memory_utilization: float = 0.4,
         threads: int | None = None,
         trust_remote_code: bool = False,
+        block_size: int | None = None,
+        prefix_caching: bool = True,
     ) -> None:
         require_vllm()
         for name, value in ENVIRONMENT.items():
@@ -110,7 +126,10 @@ class VLLMEngine:
                 enforce_eager=on_cpu,
                 kv_cache_memory_bytes=kv_cache_mib * 2**20 if on_cpu else None,
                 gpu_memory_utilization=gpu_memory_utilization,
-                enable_prefix_caching=True,
+                block_size=block_size or (CPU_BLOCK_TOKENS if on_cpu else None),
+                enable_prefix_caching=prefix_caching,
+                enable_chunked_prefill=False if on_cpu else None,
+                max_num_batched_tokens=max(CPU_STEP_TOKENS, max_model_len) if on_cpu else None,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 generation_config="vllm",  # the folder's generation_config.json must not change how we sample
@@ -119,6 +138,8 @@ class VLLMEngine:
             )
             object_store.connect(self._llm)
         self.policy_version = 0
+        self.prompt_tokens = 0
+        self.cached_prompt_tokens = 0
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
         """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
@@ -146,6 +167,8 @@ class VLLMEngine:
             assert completion.finish_reason in ("stop", "length"), completion.finish_reason
             assert isinstance(completion.logprobs, FlatLogprobs)
             assert len(completion.logprobs.logprobs) == len(completion.token_ids)
+            self.prompt_tokens += len(prompt.token_ids)
+            self.cached_prompt_tokens += output.num_cached_tokens or 0
             rollouts.append(
                 Rollout(
                     prompt_id=prompt.prompt_id,
@@ -157,6 +180,10 @@ class VLLMEngine:
                 )
             )
         return rollouts
+
+    def clear_prefix_cache(self) -> None:
+        """Forget all prefixes, as every update of the weights does."""
+        self._llm.reset_prefix_cache()
 
     def update_weights(self, update: WeightUpdate) -> Metrics:
         """Load new weights, clear the prefix cache, take the new version.

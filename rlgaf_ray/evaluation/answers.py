@@ -45,7 +45,8 @@ def answer_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], 
     ``eval/exact_match`` and ``eval/f1``, in percent like the official scripts, with their parts over questions that
     have an answer (``_has_answer``) and that have none (``_no_answer``), where there are such; ``eval/answer_words``,
     the mean length; ``eval/length_distance``, the Wasserstein distance in words between the lengths of the answers and
-    those of the first references; ``eval/in_context_share``, answers that are not empty and occur in their context.
+    those of the first references; ``eval/in_context_share``, answers that are not empty and occur in their context,
+    where there are contexts.
     """
     assert len(answers) == len(references) == len(contexts) > 0
     scores = {
@@ -61,12 +62,33 @@ def answer_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], 
                 metrics[f"eval/{name}_{part}"] = 100 * float(values[chosen].mean())
     lengths = [len(answer.split()) for answer in answers]
     real_lengths = [len(texts[0].split()) if texts else 0 for texts in references]
-    found = [_occurs(answer, context) for answer, context in zip(answers, contexts, strict=True)]
-    return metrics | {
-        "eval/answer_words": float(np.mean(lengths)),
-        "eval/length_distance": float(wasserstein_distance(lengths, real_lengths)),
-        "eval/in_context_share": float(np.mean(found)),
-    }
+    metrics["eval/answer_words"] = float(np.mean(lengths))
+    metrics["eval/length_distance"] = float(wasserstein_distance(lengths, real_lengths))
+    if any(contexts):
+        found = [_occurs(answer, context) for answer, context in zip(answers, contexts, strict=True)]
+        metrics["eval/in_context_share"] = float(np.mean(found))
+    return metrics
+
+
+class AnswerMeasure:
+    """Answers against the references of their prompts; ``no_answer`` is the response that says there is none."""
+
+    baseline: tuple[str, ...] = ("eval/length_distance",)
+
+    def __init__(
+        self, references: Sequence[Sequence[str]], contexts: Sequence[str], *, no_answer: str | None = None
+    ) -> None:
+        self._references = references
+        self._contexts = contexts
+        self._no_answer = no_answer
+
+    def __call__(self, texts: Sequence[str]) -> Metrics:
+        answers = ["" if text.strip() == self._no_answer else text.strip() for text in texts]
+        return answer_metrics(answers, self._references, self._contexts)
+
+    def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
+        start = sft["eval/length_distance"]
+        return {"eval/length_distance_ratio": metrics["eval/length_distance"] / start if start else 1.0}
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

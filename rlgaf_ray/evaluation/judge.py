@@ -67,10 +67,6 @@ class SentimentJudge:
         """Log odds of positive: float64 [N]."""
         return self._vectorizer.transform(texts) @ self._coefficients + self._intercept
 
-    def share_positive(self, texts: Sequence[str]) -> float:
-        """Share of the texts whose log odds are above zero."""
-        return float((self.scores(texts) > 0).mean())
-
     def save(self, path: Path) -> None:
         """Write plain arrays (npz without pickle), whole or not at all."""
         terms = "\n".join(self._vectorizer.get_feature_names_out())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sacrebleu.metrics import BLEU
@@ -23,10 +23,16 @@ VADER_THRESHOLD = 0.05
 MIN_TEXTS = 10  # of the corpus measures: five folds of two
 
 
-def decode(items: Sequence[Demonstration | Rollout], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Prompt and response as one text, without special tokens."""
-    token_ids = [np.concatenate([item.prompt_ids, item.response_ids]).tolist() for item in items]
-    return tokenizer.batch_decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def decode(token_ids: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each row as text, without special tokens."""
+    return tokenizer.batch_decode(
+        [row.tolist() for row in token_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+def whole_texts(items: Sequence[Demonstration | Rollout], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Prompt and response as one text."""
+    return decode([np.concatenate([item.prompt_ids, item.response_ids]) for item in items], tokenizer)
 
 
 def distinct_n(token_id_sequences: Sequence[np.ndarray], n: int) -> float:
@@ -64,11 +70,11 @@ def degenerate_share(token_sequences: Sequence[np.ndarray]) -> float:
     return float(np.mean([_is_degenerate(np.asarray(sequence)) for sequence in token_sequences]))
 
 
-def vader_share(texts: Sequence[str], target: Literal["positive", "negative"] = "positive") -> float:
-    """Share of the texts that VADER (Hutto & Gilbert 2014) scores >= 0.05 (positive) or <= -0.05 (negative)."""
+def vader_labels(texts: Sequence[str]) -> np.ndarray:
+    """1, 0 or -1 a text: VADER (Hutto & Gilbert 2014) scores it >= 0.05, between, or <= -0.05."""
     analyzer = SentimentIntensityAnalyzer()
-    sign = 1 if target == "positive" else -1
-    return float(np.mean([sign * analyzer.polarity_scores(text)["compound"] >= VADER_THRESHOLD for text in texts]))
+    scores = np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
+    return (scores >= VADER_THRESHOLD).astype(int) - (scores <= -VADER_THRESHOLD).astype(int)
 
 
 def two_sample_accuracy(real_texts: Sequence[str], generated_texts: Sequence[str], seed: int = 0) -> float:

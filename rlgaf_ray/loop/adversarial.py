@@ -6,6 +6,7 @@ One iteration, who waits for what::
                       \\--> discriminator update (k times, k >= 0) ---^  next score waits for it
 
 SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
+Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
 """
 
@@ -22,21 +23,18 @@ import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.data.prompts import PromptStream
-from rlgaf_ray.engines.seeds import rollout_seed
+from rlgaf_ray.data.task import Task, evaluation_set
+from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.text import decode, distinct_n
+from rlgaf_ray.evaluation.text import decode, distinct_n, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped, examine
 from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses, with_action_values
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.objectives.rewards import discriminator_reward
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
-
-EVALUATION = 2**31 - 1
-"""Stands for the iteration in the seeds of evaluation samples: the same draws every time, apart from training's."""
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, TextBlocks
 
 MAX_STALENESS = 0  # synchronous
 
@@ -75,7 +73,7 @@ class AdversarialLoop:
         self,
         config: Config,
         roles: Roles,
-        task: ImdbTask,
+        task: Task,
         evaluator: Evaluator,
         tracker: Tracker,
         checkpoints: Checkpoints,
@@ -95,16 +93,16 @@ class AdversarialLoop:
         self.samples_before: list[str] = []
         self.stop_requested = False
         seed = config.run.seed
-        self.pretraining: np.ndarray | None = None
+        self.pretraining: TextBlocks | None = None
         if config.generator.algorithm == "ppo" and config.generator.ppo.pretraining_coefficient > 0:
             self.pretraining = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
         self.streams = {
             name: PromptStream(num_items, seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
             for index, (name, num_items) in enumerate(
                 {
-                    "prompts": len(task.train_prompts),
+                    "prompts": len(task.demonstrations),
                     "real": len(task.demonstrations),
-                    "contrast": len(task.contrast),
+                    "contrast": max(1, len(task.contrast)),
                     "pretraining": 1 if self.pretraining is None else len(self.pretraining),
                 }.items()
             )
@@ -126,6 +124,8 @@ class AdversarialLoop:
         """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end."""
         settings = self.config
         self.roles.push_weights(self.iteration)()
+        if settings.generator.algorithm == "gumbel":
+            self.roles.push_discriminator()()
         last: Metrics = {}
         samples: list[str] = []
         if self.iteration == 0:
@@ -167,9 +167,7 @@ class AdversarialLoop:
         iteration = self.iteration + 1
         metrics: Metrics = {}
         with _timed(metrics, "time/iteration"):
-            prompts = [
-                self.task.train_prompts[row] for row in self._draw("prompts", settings.rollout.prompts_per_iteration)
-            ]
+            prompts = self._prompts()
             with _timed(metrics, "time/rollout"):
                 rollouts = roles.generate(prompts, self.sampling(), self._seeds(iteration, settings.rollout.batch_size))
             staleness = self.iteration - min(rollout.policy_version for rollout in rollouts)
@@ -191,6 +189,8 @@ class AdversarialLoop:
                     for _ in range(num_updates)
                 ]
                 pending_push = roles.push_weights(iteration)
+                if num_updates and settings.generator.algorithm == "gumbel":
+                    pending_discriminator.append(roles.push_discriminator())
                 metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
                 metrics |= pending_generator()
             with _timed(metrics, "time/push"):
@@ -207,8 +207,13 @@ class AdversarialLoop:
         return metrics
 
     def _search(self, scored: Sequence[ScoredRollout], iteration: int) -> list[ScoredRollout]:
-        """The rollouts with Monte-Carlo action values: their prefixes completed by the policy that sampled them."""
+        """The rollouts with Monte-Carlo action values: their prefixes completed by the policy, or its moving average.
+
+        The engines then hold the average until the weights after the update are pushed.
+        """
         settings = self.config.generator.seqgan
+        if settings.rollout_policy_rate > 0:
+            self.roles.push_weights(iteration - 1, averaged=True)()
         rollouts = [item.rollout for item in scored]
         parts = prefixes(rollouts, stride=settings.stride, max_response_tokens=self.config.task.response_tokens)
         # Seeds of the rollouts come first: the completions' own are those after them.
@@ -230,18 +235,17 @@ class AdversarialLoop:
     def evaluate(self) -> tuple[Metrics, list[str]]:
         """Measure the newest policy on the held-out prompts; the same prompts and random draws every time."""
         settings = self.config.evaluation
-        real = self.task.evaluation_set(settings.num_prompts)
+        real = evaluation_set(self.task, settings.num_prompts)
         prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
         sampling = self.sampling(samples_per_prompt=1)
         rollouts = self.roles.generate(prompts, sampling, self._seeds(EVALUATION, len(prompts)))
-        texts = decode(rollouts, self.tracker.tokenizer)
         metrics = self.evaluator(
             [rollout.response_ids for rollout in rollouts],
-            texts,
+            decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tracker.tokenizer),
             sample_nll=self.roles.mean_nll(rollouts, "reference"),
             real_nll=self.roles.mean_nll(real, "policy"),
         )
-        return metrics, texts[: settings.num_samples]
+        return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
 
     def sampling(self, *, samples_per_prompt: int | None = None) -> SamplingSettings:
         settings = self.config.rollout
@@ -251,7 +255,7 @@ class AdversarialLoop:
             top_p=settings.top_p,
             top_k=settings.top_k,
             samples_per_prompt=samples_per_prompt or settings.samples_per_prompt,
-            stop_at_end_of_text=settings.stop_at_end_of_text,
+            stop_at_end_of_text=self.config.stop_at_end_of_text,
         )
 
     def _seeds(self, iteration: int, count: int) -> list[int]:
@@ -259,6 +263,10 @@ class AdversarialLoop:
 
     def _draw(self, stream: str, count: int) -> Sequence[int]:
         return self.streams[stream].next(count).tolist()
+
+    def _prompts(self) -> list[Prompt]:
+        rows = self._draw("prompts", self.config.rollout.prompts_per_iteration)
+        return [Prompt(prompt_id=row, token_ids=self.task.demonstrations[row].prompt_ids) for row in rows]
 
     def _real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         demonstrations = self.task.demonstrations
@@ -268,12 +276,12 @@ class AdversarialLoop:
 
     def _contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         settings = self.config.discriminator
-        if settings.contrast_weight == 0:
+        if settings.contrast_weight == 0 or not self.task.contrast:
             return []
         count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
         return [self.task.contrast[row] for row in self._draw("contrast", count)]
 
-    def _pretraining(self) -> np.ndarray | None:
+    def _pretraining(self) -> TextBlocks | None:
         if self.pretraining is None:
             return None
         return self.pretraining[self._draw("pretraining", self.config.rollout.batch_size)]
@@ -293,7 +301,7 @@ class AdversarialLoop:
         self.display.message(sentence)
 
     def _is_best(self, metrics: Metrics) -> bool:
-        value = metrics[self.config.evaluation.best_metric]
+        value = metrics[self.config.best_metric]
         if self.best is not None and value <= self.best:
             return False
         self.best = value

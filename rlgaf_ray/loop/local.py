@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.loop.roles import Pending
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
-from rlgaf_ray.types import Demonstration, Prompt, Rollout, SamplingSettings, ScoredRollout
+from rlgaf_ray.types import Demonstration, Prompt, Rollout, SamplingSettings, ScoredRollout, TextBlocks
 
 
 class LocalRoles:
@@ -37,13 +35,17 @@ class LocalRoles:
         return lambda: metrics
 
     def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
     ) -> Pending:
         metrics = self.learner.update(scored, iteration=iteration, pretraining=pretraining)
         return lambda: metrics
 
-    def push_weights(self, policy_version: int) -> Pending:
-        metrics = self.engine.update_weights(self.learner.weights(policy_version))
+    def push_weights(self, policy_version: int, *, averaged: bool = False) -> Pending:
+        metrics = self.engine.update_weights(self.learner.weights(policy_version, averaged=averaged))
+        return lambda: metrics
+
+    def push_discriminator(self) -> Pending:
+        metrics = self.learner.load_discriminator(self.discriminator.weights())
         return lambda: metrics
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-import numpy as np
-
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, TextBlocks
 
 Pending = Callable[[], Metrics]
 """Work that was started; calling it waits for the end and gives its metrics."""
@@ -26,11 +24,18 @@ class Roles(Protocol):
     ) -> Pending: ...
 
     def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
     ) -> Pending: ...
 
-    def push_weights(self, policy_version: int) -> Pending:
-        """Give every engine the learner's weights, those of the updates asked for so far, under this version."""
+    def push_weights(self, policy_version: int, *, averaged: bool = False) -> Pending:
+        """Give every engine the learner's weights, those of the updates asked for so far, under this version.
+
+        ``averaged``: those of SeqGAN's rollout policy, a moving average.
+        """
+        ...
+
+    def push_discriminator(self) -> Pending:
+        """Give the learner a frozen copy of the discriminator, as it is after the updates asked for so far."""
         ...
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:

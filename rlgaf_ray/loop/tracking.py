@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlgaf_ray.config.schema import TrackingSection
-from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Tracker:
             {
                 "iteration": pa.array([iteration] * len(scored), pa.int32()),
                 "prompt_id": [rollout.prompt_id for rollout in rollouts],
-                "text": decode(rollouts, self.tokenizer),
+                "text": whole_texts(rollouts, self.tokenizer),
                 "prompt_ids": pa.array([rollout.prompt_ids for rollout in rollouts], pa.list_(pa.int32())),
                 "response_ids": pa.array([rollout.response_ids for rollout in rollouts], pa.list_(pa.int32())),
                 "behaviour_logprobs": pa.array(

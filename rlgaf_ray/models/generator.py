@@ -17,19 +17,40 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlgaf_ray.models.lstm import LstmConfig, build_lstm
 from rlgaf_ray.objectives.logprobs import token_logprobs
 from rlgaf_ray.types import SequenceBatch
 
 TINY_GPT2 = "tiny-gpt2"
 TINY_GPT2_POSITIONS = 256
-TINY_GPT2_VOCABULARY = 4096
+SEQGAN_LSTM = "seqgan-lstm"
+SEQGAN_LSTM_SIZE = 256
+FROM_SCRATCH = (TINY_GPT2, SEQGAN_LSTM)
+"""Names of models that are made anew, with a tokenizer of the task's own text."""
+FROM_SCRATCH_VOCABULARY = 4096
 
 
-def build_tiny_gpt2(*, vocab_size: int, end_of_text_id: int, seed: int) -> GPT2LMHeadModel:
+def build_from_scratch(name: str, *, vocab_size: int, end_of_text_id: int, seed: int) -> PreTrainedModel:
+    """The model of one of the names of ``FROM_SCRATCH``, freshly initialised."""
+    if name == TINY_GPT2:
+        return build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=seed)
+    assert name == SEQGAN_LSTM, name
+    return build_lstm(
+        vocab_size=vocab_size,
+        end_of_text_id=end_of_text_id,
+        seed=seed,
+        embedding_size=SEQGAN_LSTM_SIZE,
+        hidden_size=SEQGAN_LSTM_SIZE,
+    )
+
+
+def build_tiny_gpt2(
+    *, vocab_size: int, end_of_text_id: int, seed: int, num_positions: int = TINY_GPT2_POSITIONS
+) -> GPT2LMHeadModel:
     """A GPT-2 of 4 layers x 192 (2.6 M parameters at 4,096 tokens), freshly initialised and without dropout."""
     config = GPT2Config(
         vocab_size=vocab_size,
-        n_positions=TINY_GPT2_POSITIONS,
+        n_positions=num_positions,
         n_embd=192,
         n_layer=4,
         n_head=3,
@@ -49,18 +70,22 @@ def build_tiny_gpt2(*, vocab_size: int, end_of_text_id: int, seed: int) -> GPT2L
 def check_model_source(source: str) -> None:
     """Refuse a path that is not a model folder, before anything expensive starts."""
     looks_like_a_path = source.startswith((".", "/", "~")) or Path(source).exists()
-    if source == TINY_GPT2 or not looks_like_a_path:
+    if source in FROM_SCRATCH or not looks_like_a_path:
         return
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
-        raise ValueError(f"model.generator={source} {what}: give 'tiny-gpt2', a Hugging Face model folder or a hub id")
+        raise ValueError(
+            f"model.generator={source} {what}: give {', '.join(FROM_SCRATCH)}, a Hugging Face model folder or a hub id"
+        )
 
 
 def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int:
     """The longest sequence that a model takes, in tokens."""
     if source == TINY_GPT2:
         return TINY_GPT2_POSITIONS
+    if source == SEQGAN_LSTM:
+        return LstmConfig().max_position_embeddings
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     return int(config.get_text_config().max_position_embeddings)
 
@@ -107,6 +132,24 @@ def restore_weights(network: PreTrainedModel, folder: str | Path) -> None:
     network.load_state_dict(type(network).from_pretrained(folder, dtype=network.dtype).state_dict())
 
 
+def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"]:
+    """The rows that tokens are looked up from."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def sampling_logits(
+    logits: Float[Tensor, "*shape vocabulary"], *, temperature: float, masked_token_ids: Sequence[int]
+) -> Float[Tensor, "*shape vocabulary"]:
+    """Logits of the distribution that is sampled from. The argument may be changed in place: a copy is what costs."""
+    if temperature != 1.0:
+        logits = logits / temperature
+    if masked_token_ids:
+        logits.index_fill_(-1, torch.tensor(masked_token_ids, device=logits.device), float("-inf"))
+    return logits
+
+
 def policy_logprobs(
     model: PreTrainedModel,
     sequences: SequenceBatch,
@@ -133,12 +176,9 @@ def policy_logprobs(
         logits_to_keep=predicting,
         use_cache=False,
     ).logits
-    if temperature != 1.0:
-        logits = logits / temperature
+    logits = sampling_logits(logits, temperature=temperature, masked_token_ids=masked_token_ids)
     targets = sequences.token_ids[:, first:]
     if masked_token_ids:
-        masked = torch.tensor(masked_token_ids, device=logits.device)
-        logits.index_fill_(-1, masked, float("-inf"))  # in place: a copy of the logits is what costs most here
         # Padding may be a masked token: its log-prob of minus infinity must not reach the gradient.
         allowed = min(set(range(len(masked_token_ids) + 1)) - set(masked_token_ids))
         targets = targets.masked_fill(~mask[:, first:], allowed)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rlgaf_ray.models.generator import attention_for
+from rlgaf_ray.models.generator import attention_for, embedding_matrix
 from rlgaf_ray.types import SequenceBatch
 
 Pooling = Literal["mean", "last"]
@@ -68,13 +68,43 @@ class ScalarModel(nn.Module):
 
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
         """The logit that the response is a demonstration, float32 [B]."""
-        scores = self.token_scores(sequences)
-        mask = sequences.response_mask
+        return self.pool(self.token_scores(sequences), sequences.response_mask)
+
+    def embedded_logits(
+        self,
+        embeddings: Float[Tensor, "batch time width"],
+        *,
+        attention_mask: Int[Tensor, "batch time"],
+        position_ids: Int[Tensor, "batch time"],
+        response_mask: Bool[Tensor, "batch time"],
+    ) -> Float[Tensor, " batch"]:
+        """As ``forward``, for tokens that are given as rows (or mixtures of rows) of ``embedding``: float32 [B]."""
+        hidden = self.network.base_model(
+            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return self.pool(self.network.score(hidden).squeeze(-1).float(), response_mask)
+
+    @property
+    def embedding(self) -> Float[Tensor, "vocabulary width"]:
+        return embedding_matrix(self.network)
+
+    def pool(self, scores: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
+        """Scores of positions to one of each response. A response without a token gets 0 (mean) or the first score."""
         if self.pooling == "mean":
             return (scores * mask).sum(1) / mask.sum(1).clamp(min=1)
         positions = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, positions, -1).amax(1).clamp(min=0)
         return scores.gather(1, last[:, None]).squeeze(1)
+
+    def train(self, mode: bool = True) -> ScalarModel:
+        """Dropout stays off while it learns: scores and updates see one function."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def penalty(self) -> float:
+        """Nothing is added to the loss: the optimiser's weight decay holds the network."""
+        return 0.0
 
     def export(self, folder: str | Path) -> None:
         """Write a plain Hugging Face folder; the pooling stands in its config as ``rlgaf_pooling``."""

@@ -5,13 +5,20 @@ RLGAF (arXiv 2305.06176), section 2.2; Jang et al. 2017 (arXiv 1611.01144); Madd
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Where noise comes from; a sequence has one generator for each entry of the first dimension, whose noise then does
+not depend on its company."""
+
 
 def gumbel_perturbed(
-    logits: Float[Tensor, "*shape vocabulary"], *, generator: torch.Generator | None = None
+    logits: Float[Tensor, "*shape vocabulary"], *, generator: Generators = None
 ) -> Float[Tensor, "*shape vocabulary"]:
     """Logits plus standard Gumbel noise: the argmax of a row is a draw from softmax(logits).
 
@@ -26,7 +33,7 @@ def conditional_gumbel_perturbed(
     logits: Float[Tensor, "*shape vocabulary"],
     token_ids: Int[Tensor, "*shape"],
     *,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> Float[Tensor, "*shape vocabulary"]:
     """Perturbed logits as they are distributed when the argmax of each row is known to be the given token.
 
@@ -82,6 +89,30 @@ def soft_embedding(
     return one_hots.to(embedding.dtype) @ embedding
 
 
+def straight_through_embeddings(
+    perturbed: Float[Tensor, "*shape vocabulary"],
+    embeddings: Sequence[Float[Tensor, "vocabulary width"]],
+    *,
+    temperature: float,
+) -> tuple[Int[Tensor, "*shape"], list[Float[Tensor, "*shape width"]]]:
+    """The argmax tokens, and their straight-through one-hots times each embedding matrix, without any one-hot.
+
+    Value and gradient of ``soft_embedding(straight_through_one_hot(perturbed), E)`` for every E. Forward is a lookup:
+    exact in any precision, and E may differ in width. Backward, with the gradients g_k of the looked-up rows and
+    s = softmax(perturbed / temperature)::
+
+        u = sum_k g_k E_k^T;   d perturbed = s (u - sum_i s_i u_i) / temperature;   d E_k[token] += g_k
+
+    Memory: of the tensors of the vocabulary's size only ``perturbed`` is kept for the backward pass.
+    Shapes: [..., V], K matrices [V, W_k] -> (int64 [...], K tensors [..., W_k]). The tokens carry no gradient.
+    Raises ValueError for a temperature that is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"a Gumbel-softmax temperature of {temperature} must be positive")
+    token_ids, *rows = _StraightThroughLookup.apply(perturbed, temperature, *embeddings)
+    return token_ids, rows
+
+
 def annealed_temperature(step: int, *, num_steps: int, start: float, end: float) -> float:
     """Geometric from ``start`` at step 0 to ``end`` at the last step (Jang et al. 2017 anneal exponentially)."""
     if start <= 0 or end <= 0:
@@ -90,8 +121,13 @@ def annealed_temperature(step: int, *, num_steps: int, start: float, end: float)
     return start * (end / start) ** progress
 
 
-def _exponential(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    drawn = torch.empty(like.shape, dtype=torch.float32, device=like.device).exponential_(generator=generator)
+def _exponential(like: Tensor, generator: Generators) -> Tensor:
+    drawn = torch.empty(like.shape, dtype=torch.float32, device=like.device)
+    if isinstance(generator, Sequence):
+        for row, source in zip(drawn, generator, strict=True):
+            row.exponential_(generator=source)
+    else:
+        drawn.exponential_(generator=generator)
     return drawn.clamp_(min=torch.finfo(torch.float32).tiny)  # of a zero the logarithm would be infinite
 
 
@@ -105,3 +141,34 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
+
+
+class _StraightThroughLookup(torch.autograd.Function):
+    """See ``straight_through_embeddings``."""
+
+    @staticmethod
+    def forward(ctx: Any, perturbed: Tensor, temperature: float, *embeddings: Tensor) -> tuple[Tensor, ...]:
+        token_ids = perturbed.argmax(-1)
+        ctx.mark_non_differentiable(token_ids)
+        ctx.set_materialize_grads(False)  # what nothing reads, such as the last token fed back, costs nothing
+        ctx.save_for_backward(perturbed, token_ids, *embeddings)
+        ctx.temperature = temperature
+        return token_ids, *(embedding[token_ids] for embedding in embeddings)
+
+    @staticmethod
+    def backward(ctx: Any, _: None, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        perturbed, token_ids, *embeddings = ctx.saved_tensors
+        read = [(g, embedding) for g, embedding in zip(gradients, embeddings, strict=True) if g is not None]
+        of_perturbed = None
+        if ctx.needs_input_grad[0] and read:
+            of_one_hot = torch.stack([g.float() @ embedding.float().T for g, embedding in read]).sum(0)
+            soft = (perturbed / ctx.temperature).softmax(-1)
+            inner = (soft * of_one_hot).sum(-1, keepdim=True)
+            of_perturbed = soft * (of_one_hot - inner) / ctx.temperature
+        of_embeddings = [
+            torch.zeros_like(embedding).index_add_(0, token_ids.flatten(), g.flatten(0, -2).to(embedding.dtype))
+            if g is not None and needed
+            else None
+            for g, embedding, needed in zip(gradients, embeddings, ctx.needs_input_grad[2:], strict=True)
+        ]
+        return of_perturbed, None, *of_embeddings

@@ -43,6 +43,27 @@ def kl_estimate(
     raise ValueError(f"unknown KL estimator {estimator!r}: choose k1, k2 or k3")
 
 
+def exact_kl(
+    policy_logprobs: Float[Tensor, "*shape vocabulary"], reference_logprobs: Float[Tensor, "*shape vocabulary"]
+) -> Float[Tensor, "*shape"]:
+    """KL(policy || reference) of each row, summed over the whole vocabulary, in nats.
+
+    sum_v pi(v) (log pi(v) - log pi_ref(v))
+
+    Without noise and, unlike the estimates from one token, differentiable as it stands. Tokens that the policy rules
+    out (log-probability of minus infinity) add nothing.
+    Shapes: [..., V] twice -> [...]; each row the logarithm of a distribution. Memory: three tensors of that shape.
+    """
+    assert policy_logprobs.shape == reference_logprobs.shape, (policy_logprobs.shape, reference_logprobs.shape)
+    difference = (policy_logprobs - reference_logprobs).masked_fill(policy_logprobs.isneginf(), 0.0)
+    return (policy_logprobs.exp() * difference).sum(-1)
+
+
+def exact_entropy(logprobs: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "*shape"]:
+    """-sum_v pi(v) log pi(v) of each row, in nats. Shapes: [..., V] -> [...]."""
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs.isneginf(), 0.0)).sum(-1)
+
+
 def adaptive_kl_coefficient(
     coefficient: float, *, observed_kl: float, target: float, num_samples: int, horizon: int
 ) -> float:

@@ -17,6 +17,7 @@ from rlgaf_ray.training.warmup import Progress as WarmupProgress
 from rlgaf_ray.types import Metrics
 
 PLAIN_EVERY = 10  # iterations between lines where there is no terminal
+EVALUATED = "eval/perplexity"  # stands in the metrics of an evaluated iteration, whatever the task
 ROWS = 8  # newest iterations in the live table
 
 # Column head, metric, format.
@@ -27,14 +28,24 @@ TRAINING_COLUMNS = [
     ("D accuracy", "discriminator/accuracy", "{:.2f}"),
     ("judged", "eval/judge_share", "{:.3f}"),
     ("gap closed", "eval/gap_closed", "{:.0%}"),
+    ("F1", "eval/f1", "{:.1f}"),
     ("samples/s", "rollout/samples_per_second", "{:.0f}"),
 ]
 
 # Line, metric, the metric of real text beside it, format.
 RESULT_LINES = [
-    ("judged {target} (independent judge)", "eval/judge_share", "eval/judge_share_real", "{:.3f}"),
+    ("judged as wanted (independent judge)", "eval/judge_share", "eval/judge_share_real", "{:.3f}"),
     ("gap closed, SFT to real", "eval/gap_closed", None, "{:.1%}"),
-    ("judged {target} (VADER)", "eval/vader_share", "eval/vader_share_real", "{:.3f}"),
+    ("judged as wanted (VADER)", "eval/vader_share", "eval/vader_share_real", "{:.3f}"),
+    ("  asked to be positive", "eval/judge_share_asked_positive", None, "{:.3f}"),
+    ("  asked to be negative", "eval/judge_share_asked_negative", None, "{:.3f}"),
+    ("exact match, %", "eval/exact_match", None, "{:.1f}"),
+    ("F1, %", "eval/f1", None, "{:.1f}"),
+    ("  where the context has an answer", "eval/f1_has_answer", None, "{:.1f}"),
+    ("  where it has none", "eval/f1_no_answer", None, "{:.1f}"),
+    ("answers found in their context", "eval/in_context_share", None, "{:.1%}"),
+    ("answer length, words", "eval/answer_words", None, "{:.2f}"),
+    ("  Wasserstein distance to real lengths", "eval/length_distance", None, "{:.3f}"),
     ("perplexity of samples under SFT", "eval/perplexity", None, "{:.1f}"),
     ("  ratio to SFT's own", "eval/perplexity_ratio", None, "{:.2f}"),
     ("NLL of held-out real text, nats/token", "eval/real_nll", None, "{:.3f}"),
@@ -101,7 +112,7 @@ class Terminal:
 
     def iteration(self, iteration: int, metrics: Metrics) -> None:
         self.rows = [*self.rows, (iteration, metrics)]
-        evaluated = "eval/judge_share" in metrics
+        evaluated = EVALUATED in metrics
         if self.live is not None:
             self.progress.update(self.progress.task_ids[0], completed=iteration)
             self.live.update(self._view())
@@ -112,33 +123,38 @@ class Terminal:
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold")
         table.add_column("iteration", justify="right")
-        for head, _, _ in TRAINING_COLUMNS:
+        logged = {name for _, metrics in self.rows for name in metrics}
+        columns = [column for column in TRAINING_COLUMNS if column[1] in logged]
+        for head, _, _ in columns:
             table.add_column(head, justify="right")
-        evaluations = [row for row in self.rows if "eval/judge_share" in row[1]]
+        evaluations = [row for row in self.rows if EVALUATED in row[1]]
         for iteration, metrics in sorted({row[0]: row for row in evaluations + self.rows[-ROWS:]}.values()):
-            cells = [form.format(metrics[name]) if name in metrics else "" for _, name, form in TRAINING_COLUMNS]
-            table.add_row(str(iteration), *cells, style="cyan" if "eval/judge_share" in metrics else None)
+            cells = [form.format(metrics[name]) if name in metrics else "" for _, name, form in columns]
+            table.add_row(str(iteration), *cells, style="cyan" if EVALUATED in metrics else None)
         return Group(table, self.progress)
 
-    def result(self, outcome: Outcome, *, target: str, folder: Path) -> None:
+    def result(self, outcome: Outcome, *, folder: Path) -> None:
         """The before/after table, the samples, and where everything is."""
         if outcome.last:
-            self.console.print(result_table(outcome, target=target))
+            self.console.print(result_table(outcome))
             for before, after in zip(outcome.samples_before, outcome.samples_after, strict=False):
                 self.console.print(f"[dim]before[/dim] {escape(before)}", highlight=False)
                 self.console.print(f"[green]after [/green] {escape(after)}\n", highlight=False)
         self.message(f"everything is in {folder}")
 
 
-def result_table(outcome: Outcome, *, target: str) -> Table:
+def result_table(outcome: Outcome) -> Table:
     first, last = outcome.first, outcome.last
     table = Table(title=f"before and after {outcome.iteration} iterations, held-out prompts")
     table.add_column("")
     for head in ("SFT", "adversarial", "real text"):
         table.add_column(head, justify="right")
     for line, metric, real, form in RESULT_LINES:
-        cells = [form.format(first[metric]), form.format(last[metric]), form.format(last[real]) if real else ""]
-        table.add_row(line.format(target=target), *cells)
+        if metric in first and metric in last:
+            cells = [form.format(first[metric]), form.format(last[metric]), form.format(last[real]) if real else ""]
+            table.add_row(line, *cells)
+    if "eval/judge_accuracy" not in last:
+        return table
     table.caption = (
         f"the judge's own accuracy: {last['eval/judge_accuracy']:.3f} on whole reviews, "
         f"{last['eval/judge_accuracy_window']:.3f} on windows; standard error of its share "

@@ -19,7 +19,9 @@ GREY = "#808080"
 STYLE: dict[Any, Any] = {  # matplotlib types every key by name
     "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
     "svg.hashsalt": "rlgaf_ray",  # the same run gives the same file
-    "font.size": 9,
+    "text.parse_math": False,  # names of runs are not formulas
+    "font.size": 9.5,
+    "axes.titlesize": 11,
     "axes.edgecolor": GREY,
     "axes.labelcolor": GREY,
     "axes.titlecolor": GREY,
@@ -35,6 +37,8 @@ STYLE: dict[Any, Any] = {  # matplotlib types every key by name
     "axes.facecolor": "none",
     "legend.frameon": False,
 }
+LEGEND_LINE = 0.18  # inches
+LONGEST_LABEL = 44  # characters that a panel has room for
 SMOOTHING = 10  # iterations of the moving mean that is drawn over the raw points
 
 
@@ -64,7 +68,11 @@ CURVES = (
     Curve("length", "Response length", "tokens", ("rollout/response_tokens",)),
     Curve("diversity", "Distinct 2-grams of the rollouts", "share", ("rollout/distinct_2",)),
     Curve("judge", "Held out: judged as wanted", "share", ("eval/judge_share",), "eval/judge_share_real"),
+    Curve("f1", "Held out: F1 against the references", "%", ("eval/f1",)),
+    Curve("length_distance", "Held out: distance of answer lengths to the real", "words", ("eval/length_distance",)),
     Curve("perplexity", "Held out: perplexity under the SFT model", "perplexity", ("eval/perplexity",)),
+    Curve("held_out_diversity", "Held out: distinct 2-grams", "share", ("eval/distinct_2",)),
+    Curve("self_bleu", "Held out: self-BLEU, lower is more diverse", "self-BLEU", ("eval/self_bleu",)),
     Curve("real_nll", "Held out: NLL of real text", "nats/token", ("eval/real_nll",)),
     Curve("speed", "Rollouts per second", "1/s", ("rollout/samples_per_second",)),
 )
@@ -73,7 +81,7 @@ CURVES = (
 def draw(curve: Curve, runs: Sequence[Run]) -> Figure | None:
     """The panel over all runs; None where no run logged it."""
     with rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
         drawn = False
         for run, colour in zip(runs, COLOURS * (1 + len(runs) // len(COLOURS)), strict=False):
@@ -82,23 +90,126 @@ def draw(curve: Curve, runs: Sequence[Run]) -> Figure | None:
                 if not y:
                     continue
                 drawn = True
-                label = run.name if len(curve.metrics) == 1 else f"{run.name}, {metric.rsplit('_')[-1]}"
+                kind = metric.rsplit("_")[-1] if len(curve.metrics) > 1 else ""
+                label = shown(", ".join(filter(None, (run.name if len(runs) > 1 or not kind else "", kind))))
                 many = len(y) > 3 * SMOOTHING
                 if many:
-                    axes.plot(x, y, line, color=colour, alpha=0.25)
+                    axes.plot(x, y, line, color=colour, alpha=0.35)
                     axes.plot(x, moving_mean(y), line, color=colour, label=label)
                 else:
                     axes.plot(x, y, line, color=colour, label=label, marker="o", markersize=3)
             if curve.reference and (level := run.last(curve.reference)) is not None:
-                axes.axhline(level, color=colour, linestyle=":", label=f"{run.name}, real text")
+                axes.axhline(
+                    level,
+                    color=colour,
+                    linestyle=":",
+                    label=shown(f"{run.name}, real text" if len(runs) > 1 else "real text"),
+                )
         if not drawn:
             return None
         axes.set_title(curve.title, loc="left")
         axes.set_xlabel("iteration")
         axes.set_ylabel(curve.unit)
         if len(runs) > 1 or len(curve.metrics) > 1 or curve.reference:
-            axes.legend(fontsize=7)
+            # Below the axes, so that no curve runs through it, and as much taller.
+            legend = figure.legend(loc="outside lower left", fontsize=8.5, ncols=1 if len(runs) > 1 else 2)
+            figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (len(legend.texts) if len(runs) > 1 else 1))
         return figure
+
+
+@dataclass(frozen=True, slots=True)
+class QualityPoint:
+    """One model at one temperature, on held-out prompts."""
+
+    judged_share: float
+    perplexity: float  # of its samples under the SFT model
+    distinct_2: float
+    self_bleu: float
+    label: str = ""  # such as its temperature; written beside the point
+    judged_share_stderr: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class QualityCurve:
+    """One model over its temperatures, or models that stand alone."""
+
+    name: str
+    points: tuple[QualityPoint, ...]  # in the order in which a line joins them
+    adversarial: bool = False  # drawn as stars without a line
+
+
+def quality_diversity(
+    curves: Sequence[QualityCurve], *, real: QualityPoint | None = None, quality_name: str = "judged as wanted"
+) -> Figure:
+    """Quality against diversity, so that a gain in one is seen beside its price in the other.
+
+    "Language GANs Falling Short" (Caccia et al. 2020, arXiv 1811.02549): a lower temperature alone raises quality and
+    lowers diversity, so an adversarial model has to lie above the whole curve of the SFT model. Judged share and
+    perplexity (logarithmic) are drawn against distinct-2 and self-BLEU; to the right is more diverse in all four
+    panels. ``real`` adds real text: its judged share as a dotted level, the point as a diamond.
+
+    Raises ``ValueError`` where no curve has a point.
+    """
+    if not any(curve.points for curve in curves):
+        raise ValueError("the quality-diversity picture needs at least one evaluated model")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9.4, 7.0), layout="constrained")
+        panels = figure.subplots(2, 2, sharex="col", sharey="row")
+        for row, (quality, title) in enumerate(
+            (("judged_share", quality_name), ("perplexity", "perplexity under the SFT model"))
+        ):
+            for column, (diversity, diversity_name) in enumerate(
+                (("distinct_2", "distinct-2"), ("self_bleu", "self-BLEU, axis reversed"))
+            ):
+                axes = panels[row, column]
+                for curve, colour in zip(curves, COLOURS * (1 + len(curves) // len(COLOURS)), strict=False):
+                    x = [getattr(point, diversity) for point in curve.points]
+                    y = [getattr(point, quality) for point in curve.points]
+                    errors = [point.judged_share_stderr for point in curve.points]
+                    axes.errorbar(
+                        x,
+                        y,
+                        yerr=errors if quality == "judged_share" and any(errors) else None,
+                        color=colour,
+                        linestyle="none" if curve.adversarial else "-",
+                        marker="*" if curve.adversarial else "o",
+                        markersize=11 if curve.adversarial else 4,
+                        elinewidth=0.8,
+                        label=shown(curve.name),
+                        zorder=3 if curve.adversarial else 2,
+                    )
+                    for point, left, top in zip(curve.points, x, y, strict=True):
+                        axes.annotate(point.label, (left, top), xytext=(5, 5), textcoords="offset points", fontsize=8)
+                if real is not None:
+                    if quality == "judged_share":
+                        axes.axhline(real.judged_share, color=GREY, linestyle=":")
+                    axes.plot(
+                        getattr(real, diversity),
+                        getattr(real, quality),
+                        color=GREY,
+                        marker="D",
+                        linestyle="none",
+                        label="real text",
+                    )
+                if row == 1:
+                    axes.set_yscale("log")
+                    axes.yaxis.set_minor_formatter("{x:.0f}")
+                    axes.yaxis.set_major_formatter("{x:.0f}")
+                    axes.set_xlabel(diversity_name)
+                if column == 0:
+                    axes.set_ylabel(title)
+        panels[0, 1].invert_xaxis()  # shared with the panel below
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        if real is not None:  # lines come before error bars there
+            handles, labels = handles[1:] + handles[:1], labels[1:] + labels[:1]
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), fontsize=9)
+        return figure
+
+
+def shown(name: str) -> str:
+    """A label that fits, and that matplotlib's legend does not drop: what begins with an underscore is its own."""
+    name = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 + 1 :]}"
+    return f"\u200b{name}" if name.startswith("_") else name
 
 
 def moving_mean(values: Sequence[float]) -> list[float]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from rlgaf_ray.report.console import RESULT_LINES
 from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
+from rlgaf_ray.report.quality import FILE, Comparison
 from rlgaf_ray.report.runs import Run
 
 
@@ -29,6 +30,9 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
             figures.append((curve.title, svg(figure)))
             for suffix in (".png", ".svg"):
                 save(figure, folder / "figures" / f"{curve.name}{suffix}")
+    for run in runs:
+        if (run.folder / FILE).is_file():  # written by rlgaf evaluate
+            figures.append(("Quality against diversity", svg(Comparison.load(run.folder).figure())))
     environment = Environment(
         loader=PackageLoader("rlgaf_ray.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -54,17 +58,22 @@ def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
             for value in (run.first(metric), run.last(metric)):
                 cells.append("" if value is None else form.format(value))
         level = next((value for run in runs if real and (value := run.last(real)) is not None), None)
-        label = line.format(target="as wanted").strip()
-        rows.append((label if level is None else f"{label}; real text {form.format(level)}", cells))
+        rows.append((line if level is None else f"{line}; real text {form.format(level)}", cells))
     return [row for row in rows if any(row[1])]
 
 
 def guard_verdict(run: Run) -> str:
-    """What the guard found, from the metrics that are not finite (written as null)."""
-    broken = [int(row["iteration"] or 0) for row in run.rows if any(value is None for value in row.values())]
-    if not broken:
+    """What the guard found: the metrics that are not finite (written as null), and where they first were so."""
+    first: dict[str, int] = {}
+    for row in run.rows:
+        for name, value in row.items():
+            if value is None:
+                first.setdefault(name, int(row["iteration"] or 0))
+    if not first:
         return f"healthy over {int(run.rows[-1]['iteration'] or 0)} iterations"
-    return f"non_finite: metrics without a finite value at iteration {', '.join(map(str, broken[:5]))}"
+    named = [f"{name} at iteration {iteration}" for name, iteration in list(first.items())[:5]]
+    more = f" and {len(first) - 5} more" if len(first) > 5 else ""
+    return f"non_finite: no finite value of {', '.join(named)}{more}"
 
 
 def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> tuple[Path, Path]:

@@ -7,15 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.types import Demonstration, Metrics, Rollout
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, WeightUpdate
+from rlgaf_ray.weights.state import to_arrays
+
+
+def load_discriminator(
+    folder: str | Path, config: Config, *, pad_token_id: int, device: torch.device
+) -> ScalarModel | CnnDiscriminator:
+    """The kind of network that the folder holds: SeqGAN's CNN, or a language model, which gets a scalar head."""
+    trust_remote_code = config.model.trust_remote_code
+    if isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), CnnConfig):
+        return CnnDiscriminator.load(folder, device=device)
+    return ScalarModel.load(
+        folder,
+        pooling=config.discriminator.pooling,
+        pad_token_id=pad_token_id,
+        seed=config.run.seed,
+        trust_remote_code=trust_remote_code,
+        device=device,
+    )
 
 
 class Discriminator:
@@ -27,14 +47,7 @@ class Discriminator:
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.dtype = resolve_precision(config.learner.precision, self.device)
-        self.model = ScalarModel.load(
-            folder,
-            pooling=self.settings.pooling,
-            pad_token_id=pad_token_id,
-            seed=config.run.seed,
-            trust_remote_code=config.model.trust_remote_code,
-            device=self.device,
-        )
+        self.model = load_discriminator(folder, config, pad_token_id=pad_token_id, device=self.device)
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,
@@ -67,6 +80,7 @@ class Discriminator:
         """
         num_slices = math.ceil((len(real) + len(fake) + len(contrast)) / (3 * self.micro_batch_size))
         totals: Metrics = {}
+        self.model.train()
         for index in range(num_slices):
             parts: list[list[Demonstration | Rollout]] = [
                 list(items[index::num_slices]) for items in (real, fake, contrast)
@@ -81,9 +95,10 @@ class Discriminator:
                 contrast_logits=rest[0] if rest else None,
                 contrast_weight=self.settings.contrast_weight if rest else 0.0,
             )
-            (loss / num_slices).backward()
+            ((loss + self.model.penalty()) / num_slices).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + float(value) / num_slices
+        self.model.eval()
         totals["grad_norm"] = optimizer_step(
             self.optimizer,
             self.model.parameters(),
@@ -92,6 +107,10 @@ class Discriminator:
         )
         self.version += 1
         return {f"discriminator/{name}": value for name, value in totals.items()}
+
+    def weights(self) -> WeightUpdate:
+        """Every entry of the network's state under this version, as arrays that share its memory on CPU."""
+        return to_arrays(self.model.network.state_dict(), self.version)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

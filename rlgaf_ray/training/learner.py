@@ -8,18 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.collate import collate, collate_sequences
-from rlgaf_ray.models.generator import policy_logprobs, restore_weights
+from rlgaf_ray.data.collate import collate
+from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
-from rlgaf_ray.training.policy import Policy
+from rlgaf_ray.training.policy import Policy, mean_nll, update_rollout_policy
 from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.training.reinforce import Reinforce
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, TextBlocks, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
 
 ALGORITHM_STATE = "algorithm.json"
@@ -33,19 +34,26 @@ class Learner:
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.policy = Policy(folder, config, device=self.device)
-        self.algorithm: Reinforce | PPO
+        self.rollout_policy: PreTrainedModel | None = None  # SeqGAN's moving average, which completes prefixes
+        self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
             case "reinforce":
                 self.algorithm = Reinforce(config.generator.reinforce)
             case "seqgan":
                 self.algorithm = Reinforce(config.generator.seqgan)
+                if config.generator.seqgan.rollout_policy_rate > 0:
+                    self.rollout_policy = self.policy.load(folder).requires_grad_(False)
             case "ppo":
                 self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device)
+            case "gumbel":
+                self.algorithm = GumbelSoftmax(
+                    folder, config, self.policy, pad_token_id=pad_token_id, device=self.device
+                )
 
     def update(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: np.ndarray | None = None
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None = None
     ) -> Metrics:
-        """One update of the policy. ``pretraining`` is int32 [N, L] of real text, for PPO-ptx.
+        """One update of the policy. ``pretraining`` is real text, for PPO-ptx.
 
         Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
@@ -61,6 +69,15 @@ class Learner:
             case PPO():
                 text = None if pretraining is None else self._whole_text(pretraining)
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
+            case GumbelSoftmax():
+                held = self.algorithm.discriminator_version
+                assert all(item.discriminator_version == held for item in scored), (
+                    f"the scores are not of discriminator {held}, the learner's copy"
+                )
+                metrics = self.algorithm.update(self.policy, batch, iteration)
+        if self.rollout_policy is not None:
+            rate = self.config.generator.seqgan.rollout_policy_rate
+            update_rollout_policy(self.rollout_policy, self.policy.model, rate=rate)
         finite = all(math.isfinite(value) for value in metrics.values())
         return (
             shared
@@ -68,27 +85,33 @@ class Learner:
             | {f"generator/{name}": value for name, value in metrics.items()}
         )
 
-    def _whole_text(self, token_ids: np.ndarray) -> SequenceBatch:
-        tokens = torch.from_numpy(token_ids).long().to(self.device)
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-        mask[:, 0] = False
-        return SequenceBatch(tokens, torch.ones_like(tokens), mask)
+    def _whole_text(self, blocks: TextBlocks) -> SequenceBatch:
+        tokens = torch.from_numpy(blocks.token_ids).long()
+        # Padding stands on the right, where a causal model's earlier tokens do not see it.
+        return SequenceBatch(tokens, torch.ones_like(tokens), torch.from_numpy(blocks.learned)).to(self.device)
 
-    def weights(self, policy_version: int) -> WeightUpdate:
-        """Every entry of the policy's state, tied copies included, as arrays that share its memory on CPU."""
-        return to_arrays(self.policy.model.state_dict(), policy_version)
+    def load_discriminator(self, update: WeightUpdate) -> Metrics:
+        """Refresh the frozen copy that Gumbel-softmax back-propagates through."""
+        assert isinstance(self.algorithm, GumbelSoftmax), "only Gumbel-softmax holds a discriminator"
+        return self.algorithm.load_discriminator(update)
 
-    @torch.no_grad()
+    def weights(self, policy_version: int, *, averaged: bool = False) -> WeightUpdate:
+        """Every entry of the policy's state, tied copies included, as arrays that share its memory on CPU.
+
+        ``averaged``: of SeqGAN's rollout policy instead.
+        """
+        model = self.rollout_policy if averaged else self.policy.model
+        assert model is not None, "generator.seqgan.rollout_policy_rate is 0: there is no averaged policy"
+        return to_arrays(model.state_dict(), policy_version)
+
     def mean_nll(self, items: Sequence[Demonstration | Rollout], *, model: Literal["policy", "reference"]) -> float:
         """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
-        network = self.policy.model if model == "policy" else self.policy.reference
-        total, count = 0.0, 0
-        for start in range(0, len(items), self.config.learner.micro_batch_size):
-            chunk = items[start : start + self.config.learner.micro_batch_size]
-            sequences = collate_sequences(chunk, self.pad_token_id).to(self.device)
-            total -= float(policy_logprobs(network, sequences).sum())
-            count += int(sequences.response_mask.sum())
-        return total / count
+        return mean_nll(
+            self.policy.model if model == "policy" else self.policy.reference,
+            items,
+            pad_token_id=self.pad_token_id,
+            micro_batch_size=self.config.learner.micro_batch_size,
+        )
 
     def export(self, folder: str | Path) -> None:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
@@ -100,6 +123,8 @@ class Learner:
         save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.save(folder / "critic")
+        if self.rollout_policy is not None:
+            self.rollout_policy.save_pretrained(folder / "rollout_policy")
         state = {"algorithm": self.algorithm.state_dict(), "random": torch.get_rng_state().tolist()}
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
@@ -108,6 +133,8 @@ class Learner:
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")
+        if self.rollout_policy is not None:
+            restore_weights(self.rollout_policy, folder / "rollout_policy")
         state = json.loads((folder / ALGORITHM_STATE).read_text())
         self.algorithm.load_state_dict(state["algorithm"])
         torch.set_rng_state(torch.tensor(state["random"], dtype=torch.uint8))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.schema import Config, KLSettings
+from rlgaf_ray.config.schema import Config, GumbelKLSettings, KLSettings
+from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator, policy_logprobs
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.types import Metrics, SequenceBatch
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch
 
 
 class Policy:
@@ -26,9 +27,9 @@ class Policy:
         self.device = device
         self.dtype = resolve_precision(config.learner.precision, device)
         self.micro_batch_size = config.learner.micro_batch_size
-        self.model = self._load(folder)
-        self.masked_token_ids = [] if config.rollout.stop_at_end_of_text else end_of_text_ids(self.model.config)
-        self.reference = self._load(folder).requires_grad_(False)
+        self.model = self.load(folder)
+        self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
+        self.reference = self.load(folder).requires_grad_(False)
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.generator.learning_rate,
@@ -36,7 +37,8 @@ class Policy:
             weight_decay=config.generator.weight_decay,
         )
 
-    def _load(self, folder: str | Path) -> PreTrainedModel:
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        """One more network of the same kind, on the same device."""
         return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
 
     def logprobs(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
@@ -79,10 +81,43 @@ class Policy:
         return {"learning_rate": learning_rate, "grad_norm": grad_norm, "weight_norm": weight_norm}
 
 
+@torch.no_grad()
+def update_rollout_policy(rollout_policy: torch.nn.Module, generator: torch.nn.Module, *, rate: float = 0.8) -> None:
+    """Move the rollout policy, which completes prefixes, a step towards the generator.
+
+    theta_rollout = rate * theta_rollout + (1 - rate) * theta_generator
+
+    SeqGAN's Monte-Carlo search samples from this moving average; 0.8 is the rate of its code, which copies the
+    embedding outright where this averages every parameter. Raises ValueError for a rate outside [0, 1].
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"rate={rate} must lie between 0 and 1")
+    for slow, fast in zip(rollout_policy.parameters(), generator.parameters(), strict=True):
+        slow.lerp_(fast, 1.0 - rate)
+
+
+@torch.no_grad()
+def mean_nll(
+    model: PreTrainedModel,
+    items: Sequence[Demonstration | Rollout],
+    *,
+    pad_token_id: int,
+    micro_batch_size: int,
+    temperature: float = 1.0,
+) -> float:
+    """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
+    total, count = 0.0, 0
+    for start in range(0, len(items), micro_batch_size):
+        sequences = collate_sequences(items[start : start + micro_batch_size], pad_token_id).to(model.device)
+        total -= float(policy_logprobs(model, sequences, temperature=temperature).sum())
+        count += int(sequences.response_mask.sum())
+    return total / count
+
+
 class KLController:
     """The coefficient of the distance to the reference: fixed, or moved towards a target (Ziegler et al. 2019)."""
 
-    def __init__(self, settings: KLSettings) -> None:
+    def __init__(self, settings: KLSettings | GumbelKLSettings) -> None:
         self.settings = settings
         self.coefficient = settings.coefficient
 

@@ -19,6 +19,7 @@ from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.objectives.logprobs import token_logprobs
+from rlgaf_ray.objectives.policy import masked_average
 from rlgaf_ray.training.optimizer import (
     build_optimizer,
     load_optimizer,
@@ -27,7 +28,7 @@ from rlgaf_ray.training.optimizer import (
     schedule_factor,
 )
 from rlgaf_ray.training.precision import Precision, autocast, resolve_precision
-from rlgaf_ray.types import Demonstration
+from rlgaf_ray.types import Demonstration, TextBlocks
 
 REPORT_EVERY = 10  # steps
 MODEL, OPTIMIZER, STEP = "model.safetensors", "optimizer.safetensors", "step.txt"
@@ -56,7 +57,7 @@ class Worker:
 
 def warm_up_generator(
     model: nn.Module,
-    blocks: np.ndarray,
+    blocks: TextBlocks,
     settings: GeneratorWarmup,
     *,
     precision: Precision,
@@ -64,19 +65,21 @@ def warm_up_generator(
     checkpoint_every: int,
     worker: Worker,
 ) -> None:
-    """Next-token loss, averaged over tokens, on blocks of text (int32 [N, L]). Trains ``model`` in place."""
+    """Next-token loss, averaged over the tokens that are learned. Trains ``model`` in place."""
     stream = PromptStream(len(blocks), seed)
     wrapped = worker.wrap(model)
 
     def loss_of_batch(rows: np.ndarray) -> Tensor:
-        tokens = torch.from_numpy(blocks[rows]).long().to(worker.device)
-        predicting = torch.arange(tokens.shape[1] - 1, device=worker.device)
+        batch = blocks[rows]
+        length = int(np.flatnonzero(batch.learned.any(axis=0))[-1]) + 1  # beyond it stands padding alone
+        tokens = torch.from_numpy(batch.token_ids[:, :length]).long().to(worker.device)
+        learned = torch.from_numpy(batch.learned[:, 1:length]).to(worker.device)
+        predicting = torch.arange(length - 1, device=worker.device)
         logits = wrapped(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
-        return -token_logprobs(logits, tokens[:, 1:]).mean()
+        return -masked_average(token_logprobs(logits, tokens[:, 1:]), learned, average="token")
 
-    _train(
-        wrapped, loss_of_batch, stream, settings, precision, checkpoint_every, worker, tokens_per_row=blocks.shape[1]
-    )
+    length = blocks.token_ids.shape[1]
+    _train(wrapped, loss_of_batch, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length)
 
 
 def warm_up_discriminator(

@@ -12,7 +12,8 @@ from rlgaf_ray.config import Config, load_config
 SMALL = [
     "run.iterations=8",
     "task.response_tokens=12",
-    "task.splits={generator_warmup: 400, demonstrations: 200, discriminator_warmup: 100, judge: 300, held_out: 120}",
+    "task.imdb.splits={generator_warmup: 400, demonstrations: 200, discriminator_warmup: 100, judge: 300, "
+    "held_out: 120}",
     "warmup.generator.steps=20",
     "warmup.generator.batch_size=8",
     "warmup.discriminator.steps=6",

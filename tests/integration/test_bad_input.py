@@ -78,7 +78,8 @@ def test_yaml_that_does_not_parse(tmp_path: Path, capsys) -> None:
 
 def test_model_path_missing(refused) -> None:
     assert refused("model.generator=./no/such/model") == (
-        "model.generator=./no/such/model does not exist: give 'tiny-gpt2', a Hugging Face model folder or a hub id"
+        "model.generator=./no/such/model does not exist: give tiny-gpt2, seqgan-lstm, a Hugging Face model folder or "
+        "a hub id"
     )
 
 
@@ -119,14 +120,14 @@ def test_data_file(refused, tmp_path: Path, name: str, content: bytes | None, ex
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
-    message = refused("task.source=path", f"task.path={path}")
+    message = refused("task.imdb.source=path", f"task.imdb.path={path}")
     assert name in message
     assert expected in message
 
 
 def test_too_few_rows_for_the_splits(refused, tmp_path: Path) -> None:
-    message = refused("task.source=path", f"task.path={reviews_csv(tmp_path / 'few.csv')}")
-    assert "task.splits" in message
+    message = refused("task.imdb.source=path", f"task.imdb.path={reviews_csv(tmp_path / 'few.csv')}")
+    assert "task.imdb.splits" in message
     assert "30" in message or "15" in message
 
 

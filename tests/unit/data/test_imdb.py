@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.config.schema import SplitSizes, TaskSection
-from rlgaf_ray.data.imdb import ImdbTask, prepare_imdb
-from rlgaf_ray.data.reviews import load_reviews
-from rlgaf_ray.data.splits import split_reviews
+from rlgaf_ray.config.task import ImdbSettings, SplitSizes, TaskSection
+from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
+from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.types import Demonstration
 
 SIZES = SplitSizes(generator_warmup=30, demonstrations=30, discriminator_warmup=20, judge=10, held_out=30)
 
@@ -26,14 +26,19 @@ class Case:
         rows = [{"text": text, "label": row % 2} for row, text in enumerate(texts)]
         path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
         self.settings: dict[str, Any] = {"source": "path", "path": str(path), "splits": SIZES}
-        self.settings |= {"prompt_tokens": 2, "response_tokens": 6}
-        self.reviews = load_reviews(TaskSection(**self.settings))
-        self.splits = split_reviews(self.reviews, SIZES)
+        source = self.source()
+        self.reviews, self.splits = source.reviews, source.splits
+
+    def source(self, *, response_tokens: int = 6, max_demonstrations: int | None = None, **changes: Any) -> ImdbSource:
+        imdb = ImdbSettings(**(self.settings | changes))
+        return ImdbSource.load(
+            TaskSection(
+                prompt_tokens=2, response_tokens=response_tokens, max_demonstrations=max_demonstrations, imdb=imdb
+            )
+        )
 
     def task(self, **changes: Any) -> ImdbTask:
-        return prepare_imdb(
-            TaskSection(**(self.settings | changes)), self.reviews, self.splits, self._tokenizer, self._folder / "cache"
-        )
+        return self.source(**changes).tokenized(self._tokenizer, self._folder / "cache")
 
     def beginnings(self, split: str, label: int, num_tokens: int = 8) -> list[list[int]]:
         """The first tokens of the long enough reviews of one split and label."""
@@ -62,11 +67,53 @@ def test_demonstrations_are_exact_cuts_of_the_wanted_kind(case: Case, target: st
         }
 
 
-def test_train_prompts_are_the_demonstrations_prompts_numbered_by_row(case: Case) -> None:
+def test_both_sentiments_are_asked_for_in_the_prompt(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
+    task = case.task(target="both", instruction="a {sentiment} one:")
+    asked = [tokenizer.encode(f"a {word} one:", add_special_tokens=False) for word in ("negative", "positive")]
+    assert task.max_tokens == 8 + max(map(len, asked))
+    assert asked[0] != asked[1]
+
+    def reviews(items: list[Demonstration]) -> list[tuple[int, list[int]]]:
+        """Which sentiment was asked for, and the review."""
+        found = []
+        for item in items:
+            label = asked.index(item.prompt_ids[:-2].tolist())
+            found.append((label, task.evaluated_ids(item).tolist()))
+        return sorted(found)
+
+    for split, items in (("demonstrations", task.demonstrations), ("held_out", task.held_out)):
+        assert reviews(items) == sorted((label, ids) for label in (0, 1) for ids in case.beginnings(split, label))
+    wrong = sorted((1 - label, ids) for label in (0, 1) for ids in case.beginnings("demonstrations", label))
+    assert reviews(task.contrast) == wrong
+    labels = [asked.index(item.prompt_ids[:-2].tolist()) for item in task.held_out]
+    assert task.held_out_labels.tolist() == labels
+    assert set(labels[: len(labels) // 2]) == {0, 1}, "any first part has both"
+    blocks = task.warmup_blocks(24)
+    for token_ids, learned in zip(blocks.token_ids.tolist(), blocks.learned.tolist(), strict=True):
+        label = [token_ids[: len(ids)] == ids for ids in asked].index(True)
+        assert learned == [False] * len(asked[label]) + [True] * (24 - len(asked[label]))
+        piece = tokenizer.decode(token_ids[len(asked[label]) :])
+        own = [case.reviews.texts[row] for row in case.splits.generator_warmup if case.reviews.labels[row] == label]
+        assert any(piece in text for text in own)
+    with pytest.raises(ValueError, match=r"warmup\.generator\.block_tokens=16 leaves no room for a review"):
+        task.warmup_blocks(16)
+    items, matches = task.discriminator_warmup()
+    assert matches.sum() * 2 == len(matches) == len(items)
+
+
+def test_the_evaluation_reads_prompt_and_response(case: Case) -> None:
     task = case.task()
-    assert [prompt.prompt_id for prompt in task.train_prompts] == list(range(len(task.demonstrations)))
-    for prompt, demonstration in zip(task.train_prompts, task.demonstrations, strict=True):
-        np.testing.assert_array_equal(prompt.token_ids, demonstration.prompt_ids)
+    item = task.held_out[0]
+    assert task.evaluated_ids(item).tolist() == [*item.prompt_ids, *item.response_ids]
+    assert task.max_tokens == 8
+
+
+def test_fewer_demonstrations_are_the_first_ones(case: Case) -> None:
+    whole, few = case.task(), case.task(max_demonstrations=3)
+    for name in ("demonstrations", "contrast"):
+        ids = [[item.response_ids.tolist() for item in getattr(task, name)] for task in (whole, few)]
+        assert ids[1] == ids[0][:3] != ids[0]
+    assert len(few.held_out) == len(whole.held_out)
 
 
 def test_discriminator_warmup_labels_the_wanted_kind_one(case: Case) -> None:
@@ -80,11 +127,13 @@ def test_discriminator_warmup_labels_the_wanted_kind_one(case: Case) -> None:
 
 def test_warmup_blocks_are_whole_reviews_end_to_end(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
     blocks = case.task().warmup_blocks(16)
-    assert blocks.dtype == np.int32
+    assert blocks.token_ids.dtype == np.int32
     text = "<|endoftext|>".join(case.reviews.texts[row] for row in case.splits.generator_warmup) + "<|endoftext|>"
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert blocks.shape == (len(expected) // 16, 16)
-    assert blocks.ravel().tolist() == expected[: blocks.size]
+    assert blocks.token_ids.shape == (len(expected) // 16, 16)
+    assert blocks.token_ids.ravel().tolist() == expected[: blocks.token_ids.size]
+    assert blocks.learned[:, 1:].all()
+    assert not blocks.learned[:, 0].any()
 
 
 def test_judge_reads_its_own_split_with_sentiment_labels(case: Case) -> None:
@@ -102,13 +151,15 @@ def test_checksum_is_that_of_the_splits(case: Case) -> None:
 def test_evaluation_set_refuses_more_prompts_than_there_are(case: Case) -> None:
     task = case.task()
     count = len(task.held_out)
-    assert task.evaluation_set(count - 1) == task.held_out[:-1]
-    with pytest.raises(ValueError, match=rf"evaluation\.num_prompts={count + 1}, but only {count} held-out positive"):
-        task.evaluation_set(count + 1)
+    assert evaluation_set(task, count - 1) == task.held_out[:-1]
+    with pytest.raises(ValueError, match=rf"evaluation\.num_prompts={count + 1}, but the task has only {count} held-"):
+        evaluation_set(task, count + 1)
 
 
 def test_settings_that_leave_nothing_say_which(case: Case) -> None:
-    message = r"no positive review of task\.splits\.demonstrations=30 has the 502 tokens .*task\.response_tokens=500"
+    message = (
+        r"no positive review of task\.imdb\.splits\.demonstrations=30 has the 502 tokens .*task\.response_tokens=500"
+    )
     with pytest.raises(ValueError, match=message):
         case.task(response_tokens=500)
     with pytest.raises(ValueError, match=r"fewer than one block: .*warmup\.generator\.block_tokens=100000"):

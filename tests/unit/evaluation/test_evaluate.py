@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from rlgaf_ray.evaluation.evaluate import Evaluator, gap_closed
+from rlgaf_ray.evaluation.answers import AnswerMeasure
+from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import SentimentJudge
-from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure, gap_closed
+from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Demonstration
 
 NUM_PROMPTS = 20
@@ -32,6 +34,11 @@ def judge() -> SentimentJudge:
     return SentimentJudge.fit(texts, np.tile([1, 0], 40), window_words=3)
 
 
+def evaluator_of(judge: SentimentJudge, num_positive: int, wanted: int | np.ndarray = 1) -> Evaluator:
+    real = make_texts(num_positive)
+    return Evaluator(SentimentMeasure(judge, real, np.broadcast_to(wanted, NUM_PROMPTS)), real)
+
+
 def responses(num_distinct: int) -> list[np.ndarray]:
     """NUM_PROMPTS responses of five tokens, of which so many are all different."""
     return [np.arange(5) + 10 * min(row, num_distinct - 1) for row in range(NUM_PROMPTS)]
@@ -46,7 +53,7 @@ def test_gap_closed() -> None:
 
 
 def test_every_number_of_a_run(judge: SentimentJudge) -> None:
-    evaluator = Evaluator(judge, make_texts(16))
+    evaluator = evaluator_of(judge, 16)
     start = evaluator(responses(20), make_texts(8), sample_nll=math.log(140), real_nll=4.5)
     assert {name.removeprefix("eval/") for name in start} == NAMES
     assert start["eval/judge_share"] == start["eval/judge_share_sft"] == 0.4
@@ -70,16 +77,37 @@ def test_every_number_of_a_run(judge: SentimentJudge) -> None:
 
 
 def test_a_negative_target_mirrors_the_shares(judge: SentimentJudge) -> None:
-    metrics = Evaluator(judge, make_texts(4), "negative")(responses(20), make_texts(15), sample_nll=1.0, real_nll=1.0)
+    metrics = evaluator_of(judge, 4, wanted=0)(responses(20), make_texts(15), sample_nll=1.0, real_nll=1.0)
     assert metrics["eval/judge_share_real"] == metrics["eval/vader_share_real"] == 0.8
     assert metrics["eval/judge_share"] == metrics["eval/vader_share"] == 0.25
 
 
+def test_of_both_sentiments_the_one_that_was_asked_for_counts(judge: SentimentJudge) -> None:
+    wanted = np.repeat([1, 0], [12, 8])  # positive asked for in the first 12
+    metrics = evaluator_of(judge, 12, wanted)(responses(20), make_texts(15), sample_nll=1.0, real_nll=1.0)
+    assert metrics["eval/judge_share_real"] == 1.0
+    assert metrics["eval/judge_share"] == metrics["eval/vader_share"] == 17 / 20  # 12 and 5 of them
+    assert metrics["eval/judge_share_asked_positive"] == 1.0
+    assert metrics["eval/judge_share_asked_negative"] == 5 / 8
+
+
+def test_answers_are_held_against_the_sft_models() -> None:
+    references = [("a b c",)] * NUM_PROMPTS
+    evaluator = Evaluator(AnswerMeasure(references, [""] * NUM_PROMPTS, no_answer="none"), ["a b c"] * NUM_PROMPTS)
+    start = evaluator(responses(20), [" a"] * NUM_PROMPTS, sample_nll=1.0, real_nll=1.0)
+    assert (start["eval/length_distance"], start["eval/length_distance_ratio"]) == (2.0, 1.0)
+    later = evaluator(responses(20), [" b c"] * 15 + [" none"] * 5, sample_nll=1.0, real_nll=1.0)
+    assert later["eval/length_distance"] == pytest.approx(0.75 * 1 + 0.25 * 3)
+    assert later["eval/length_distance_ratio"] == pytest.approx(0.75)
+    assert later["eval/f1"] == pytest.approx(75)  # "a" is an article: it does not count
+    assert "eval/in_context_share" not in later
+
+
 def test_a_resumed_evaluator_keeps_the_baseline(judge: SentimentJudge) -> None:
-    first = Evaluator(judge, make_texts(16))
+    first = evaluator_of(judge, 16)
     assert first.state_dict() == {}
     first(responses(20), make_texts(8), sample_nll=3.0, real_nll=4.5)
-    resumed = Evaluator(judge, make_texts(16))
+    resumed = evaluator_of(judge, 16)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     later = (responses(10), make_texts(14))
     assert resumed(*later, sample_nll=3.5, real_nll=4.6) == first(*later, sample_nll=3.5, real_nll=4.6)
@@ -89,10 +117,10 @@ def test_a_resumed_evaluator_keeps_the_baseline(judge: SentimentJudge) -> None:
 
 def test_one_sample_per_prompt(judge: SentimentJudge) -> None:
     with pytest.raises(AssertionError, match="one sample per evaluation prompt"):
-        Evaluator(judge, make_texts(16))(responses(20)[:-1], make_texts(8)[:-1], sample_nll=1.0, real_nll=1.0)
+        evaluator_of(judge, 16)(responses(20)[:-1], make_texts(8)[:-1], sample_nll=1.0, real_nll=1.0)
 
 
-def test_decode_joins_prompt_and_response_and_drops_special_tokens() -> None:
+def test_whole_texts_join_prompt_and_response_and_drops_special_tokens() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -102,4 +130,4 @@ def test_decode_joins_prompt_and_response_and_drops_special_tokens() -> None:
     bpe.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
     item = Demonstration(np.array([1, 2], np.int32), np.array([3, 2, 0], np.int32))
-    assert decode([item], tokenizer) == ["A film , film"]
+    assert whole_texts([item], tokenizer) == ["A film , film"]

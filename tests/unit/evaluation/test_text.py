@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu, two_sample_accuracy, vader_share
+from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu, two_sample_accuracy, vader_labels
 
 
 def arrays(*sequences: list[int]) -> list[np.ndarray]:
@@ -71,8 +71,7 @@ def test_degenerate_responses_one_by_one() -> None:
 
 def test_vader_counts_either_sentiment_and_neither() -> None:
     texts = ["What a great, lovely film!", "A horrible, ugly mess.", "The table has four legs.", "I love it."]
-    assert vader_share(texts) == 0.5
-    assert vader_share(texts, "negative") == 0.25
+    assert vader_labels(texts).tolist() == [1, -1, 0, 1]
 
 
 def test_two_samples_from_one_source_cannot_be_told_apart() -> None:

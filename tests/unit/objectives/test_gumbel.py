@@ -11,6 +11,7 @@ from rlgaf_ray.objectives.gumbel import (
     conditional_gumbel_perturbed,
     gumbel_perturbed,
     soft_embedding,
+    straight_through_embeddings,
     straight_through_one_hot,
 )
 
@@ -89,6 +90,50 @@ class TestStraightThrough:
     def test_refuses_a_temperature_of_zero(self) -> None:
         with pytest.raises(ValueError, match=r"temperature of 0.0 must be positive"):
             straight_through_one_hot(torch.zeros(1, 2), temperature=0.0)
+
+
+class TestStraightThroughEmbeddings:
+    def test_values_and_gradients_are_those_of_one_hots(self) -> None:
+        perturbed = torch.randn(3, 5, 20, generator=seeded(1))
+        perturbed[..., 7] = -math.inf  # a masked token
+        matrices = [torch.randn(20, width, generator=seeded(width)) for width in (4, 6)]
+        weights = [torch.randn(3, 5, width, generator=seeded(9)) for width in (4, 6)]
+
+        def gradients(fused: bool) -> list[torch.Tensor]:
+            inputs = [item.clone().requires_grad_() for item in (perturbed, *matrices)]
+            if fused:
+                tokens, rows = straight_through_embeddings(inputs[0], inputs[1:], temperature=0.3)
+                assert torch.equal(tokens, perturbed.argmax(-1))
+            else:
+                one_hot = straight_through_one_hot(inputs[0], temperature=0.3)
+                rows = [soft_embedding(one_hot, matrix) for matrix in inputs[1:]]
+            for row, matrix in zip(rows, matrices, strict=True):
+                assert torch.equal(row.detach(), matrix[perturbed.argmax(-1)])
+            total = sum((row * weight).sum() for row, weight in zip(rows, weights, strict=True))
+            return list(torch.autograd.grad(total, inputs))
+
+        for fused, plain in zip(gradients(True), gradients(False), strict=True):
+            torch.testing.assert_close(fused, plain)
+
+    def test_a_result_that_nothing_reads_has_no_part(self) -> None:
+        perturbed = torch.randn(2, 5, generator=seeded()).requires_grad_()
+        matrices = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
+        _, (first, _) = straight_through_embeddings(perturbed, matrices, temperature=1.0)
+        first.sum().backward()
+        assert matrices[1].grad is None
+        assert perturbed.grad is not None and matrices[0].grad is not None
+
+    def test_refuses_a_temperature_of_zero(self) -> None:
+        with pytest.raises(ValueError, match=r"temperature of 0.0 must be positive"):
+            straight_through_embeddings(torch.zeros(1, 2), [], temperature=0.0)
+
+
+def test_noise_of_a_row_does_not_depend_on_its_company() -> None:
+    logits = torch.randn(3, 4, 10, generator=seeded())
+    together = gumbel_perturbed(logits, generator=[seeded(5), seeded(6), seeded(7)])
+    assert torch.equal(gumbel_perturbed(logits[1:2], generator=[seeded(6)]), together[1:2])
+    with pytest.raises(ValueError, match="shorter"):
+        gumbel_perturbed(logits, generator=[seeded(5)])
 
 
 def test_annealing_is_geometric() -> None:

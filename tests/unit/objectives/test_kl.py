@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
+from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_entropy, exact_kl, kl_estimate
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
@@ -93,3 +93,27 @@ def test_adaptive_coefficient_refuses(changed, message):
     arguments = {"observed_kl": 6.0, "target": 6.0, "num_samples": 1000, "horizon": 10_000} | changed
     with pytest.raises(ValueError, match=message):
         adaptive_kl_coefficient(0.05, **arguments)
+
+
+class TestExact:
+    def test_values_by_hand(self):
+        assert float(exact_kl(POLICY.log(), REFERENCE.log())) == pytest.approx(KL_POLICY_REFERENCE)
+        assert float(exact_kl(POLICY.log(), POLICY.log())) == 0.0
+        halves = torch.tensor([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]]).log()
+        assert exact_entropy(halves).tolist() == pytest.approx([1.5 * math.log(2), math.log(3)])
+
+    def test_the_gradient_is_that_of_the_sum_over_the_vocabulary(self):
+        found = exact_gradient(lambda logprobs: exact_kl(logprobs, REFERENCE.log()))
+        difference = (POLICY / REFERENCE).log()
+        torch.testing.assert_close(found, POLICY * (difference - KL_POLICY_REFERENCE))
+
+    def test_a_masked_token_adds_nothing(self):
+        logits = torch.tensor([0.3, -math.inf, 1.2], requires_grad=True)
+        reference = torch.tensor([0.1, -math.inf, 0.2]).log_softmax(0)
+        distance = exact_kl(logits.log_softmax(0), reference)
+        kept = exact_kl(logits[[0, 2]].log_softmax(0), reference[[0, 2]])
+        torch.testing.assert_close(distance, kept)
+        distance.backward()
+        assert bool(logits.grad.isfinite().all()) and float(logits.grad[1]) == 0.0
+        entropy = exact_entropy(logits.detach().log_softmax(0))
+        torch.testing.assert_close(entropy, exact_entropy(logits.detach()[[0, 2]].log_softmax(0)))

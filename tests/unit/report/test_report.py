@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.main import main
-from rlgaf_ray.report.figures import moving_mean
+from rlgaf_ray.report.figures import (
+    CURVES,
+    LONGEST_LABEL,
+    QualityCurve,
+    QualityPoint,
+    draw,
+    moving_mean,
+    quality_diversity,
+    svg,
+)
 from rlgaf_ray.report.page import guard_verdict
 from rlgaf_ray.report.runs import load_run
 
@@ -100,7 +109,48 @@ def test_the_guard_is_told_from_what_is_not_finite(tmp_path: Path) -> None:
     assert guard_verdict(load_run(run)) == "healthy over 2 iterations"
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 3, "reward/mean": None}) + "\n")
-    assert guard_verdict(load_run(run)).endswith("at iteration 3")
+    assert guard_verdict(load_run(run)) == "non_finite: no finite value of reward/mean at iteration 3"
+
+
+def test_names_of_runs_are_labels_as_they_stand(tmp_path: Path) -> None:
+    runs = [load_run(make_run(tmp_path / str(row), name=name)) for row, name in enumerate(("_a", "$x_2$", "y" * 99))]
+    curve = next(curve for curve in CURVES if curve.name == "kl")
+    figure = draw(curve, runs)
+    assert figure is not None
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels[:2] == ["\u200b_a", "$x_2$"] and len(labels[2]) == LONGEST_LABEL
+    assert ">$x_2$<" in svg(figure)  # text, not a formula
+
+
+def quality_curves() -> list[QualityCurve]:
+    swept = tuple(
+        QualityPoint(share, perplexity, distinct_2, self_bleu, label, judged_share_stderr=0.01)
+        for share, perplexity, distinct_2, self_bleu, label in (
+            (0.47, 143.0, 0.67, 0.20, "1.0"),
+            (0.55, 80.0, 0.53, 0.30, "0.9"),
+        )
+    )
+    adversarial = (QualityPoint(0.72, 171.0, 0.676, 0.19, "seed 0"),)
+    return [QualityCurve("SFT", swept), QualityCurve("adversarial", adversarial, adversarial=True)]
+
+
+def test_quality_is_drawn_against_diversity() -> None:
+    figure = quality_diversity(quality_curves(), real=QualityPoint(0.755, 60.0, 0.7, 0.15))
+    upper_left, upper_right, lower_left, lower_right = figure.axes
+    lines = [container[0] for container in upper_left.containers]
+    assert lines[0].get_xydata().tolist() == [[0.67, 0.47], [0.53, 0.55]] and lines[0].get_linestyle() == "-"
+    assert lines[1].get_xydata().tolist() == [[0.676, 0.72]] and lines[1].get_marker() == "*"
+    assert lines[1].get_linestyle() == "None"
+    assert lower_right.containers[0][0].get_xydata().tolist() == [[0.20, 143.0], [0.30, 80.0]]
+    assert lower_left.get_yscale() == "log" and upper_left.get_yscale() == "linear"
+    for axes in (upper_right, lower_right):  # to the right is more diverse
+        assert axes.xaxis_inverted()
+    assert not upper_left.xaxis_inverted()
+    assert [text.get_text() for text in figure.legends[0].texts] == ["SFT", "adversarial", "real text"]
+    assert {text.get_text() for text in upper_left.texts} == {"1.0", "0.9", "seed 0"}
+    assert svg(figure).startswith("<svg")
+    with pytest.raises(ValueError, match="at least one evaluated model"):
+        quality_diversity([QualityCurve("SFT", ())])
 
 
 def test_moving_mean() -> None:

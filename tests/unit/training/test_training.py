@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.models.cnn import build_cnn
 from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.models.lstm import build_lstm
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, save_optimizer, schedule_factor
 from rlgaf_ray.training.policy import micro_batches, rewards_at_the_end
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
-from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
 
 VOCABULARY = 64
 
@@ -160,7 +163,10 @@ def test_optimizer_state_survives_without_pickle(tmp_path: Path) -> None:
 
 
 def test_a_resumed_warmup_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    blocks = np.random.default_rng(0).integers(0, VOCABULARY, (40, 16)).astype(np.int32)
+    generator = np.random.default_rng(0)
+    token_ids = generator.integers(0, VOCABULARY, (40, 16)).astype(np.int32)
+    ends = generator.integers(4, 16, (40, 1))  # what lies beyond is padding
+    blocks = TextBlocks(token_ids, (np.arange(16) > 0) & (np.arange(16) < ends))
     settings = config("warmup.generator.steps=12", "warmup.generator.batch_size=4").warmup.generator
     saved = tmp_path / "checkpoint"
     saved.mkdir()
@@ -178,3 +184,79 @@ def test_a_resumed_warmup_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
     assert torch.equal(run(resume=False), run(resume=True))
     assert seen[0].step == 10 and seen[1].step == 12 and seen[-1].step == 12
+
+
+def test_the_warmup_reads_nothing_beyond_what_it_learns() -> None:
+    settings = config("warmup.generator.steps=3", "warmup.generator.batch_size=4").warmup.generator
+    token_ids = np.random.default_rng(0).integers(0, VOCABULARY, (4, 16)).astype(np.int32)
+    learned = np.zeros((4, 16), bool)
+    learned[:, 5:9] = True
+
+    def run(padding: int) -> torch.Tensor:
+        model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
+        padded = token_ids.copy()
+        padded[:, 9:] = padding
+        warm_up_generator(
+            model,
+            TextBlocks(padded, learned),
+            settings,
+            precision="float32",
+            seed=0,
+            checkpoint_every=7,
+            worker=Worker(),
+        )
+        return model.transformer.wte.weight.detach()
+
+    assert torch.equal(run(0), run(1))
+
+
+def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
+    """From its folder; it learns, scores without dropout, and comes back from its own folder."""
+    build_cnn(vocab_size=VOCABULARY, pad_token_id=0, seed=1, window_sizes=(1, 2), num_filters=(8, 8)).export(tmp_path)
+    discriminator = Discriminator(tmp_path, config("discriminator.learning_rate=1e-2"), pad_token_id=0)
+    real = [Demonstration(np.array([3, 4], np.int32), np.array([9, 9, 9], np.int32)) for _ in range(8)]
+    losses = [discriminator.update(real, rollouts())["discriminator/loss"] for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+    scores, version = discriminator.score(rollouts())
+    assert version == 30 and scores == discriminator.score(rollouts())[0]
+    assert max(scores) < discriminator.logits(real[:1]).item()
+    discriminator.save(tmp_path / "saved")
+    again = Discriminator(tmp_path, config(), pad_token_id=0)
+    assert again.score(rollouts())[0] != scores
+    again.load(tmp_path / "saved", version=30)
+    assert again.score(rollouts()) == (scores, 30)
+
+
+def test_the_learner_trains_an_lstm(tmp_path: Path) -> None:
+    """What is rewarded becomes likelier, through the same update as any other model's."""
+    build_lstm(vocab_size=VOCABULARY, end_of_text_id=0, seed=1).save_pretrained(tmp_path)
+    learner = Learner(tmp_path, config("generator.learning_rate=1e-2"), pad_token_id=0)
+    rewarded = [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    sequences = collate_sequences(rollouts(), 0)
+
+    def likelihoods() -> torch.Tensor:
+        with torch.no_grad():
+            return learner.policy.logprobs(sequences).sum(1)
+
+    before = likelihoods()
+    for iteration in range(3):
+        learner.update(scored(rewarded), iteration=iteration)
+    gains = likelihoods() - before
+    assert gains[[0, 5]].min() > gains[[1, 2, 3, 4, 6, 7]].max()
+
+
+def test_the_rollout_policy_follows_the_policy_and_comes_back(tmp_path: Path) -> None:
+    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1).save_pretrained(tmp_path / "model")
+    settings = config("generator.algorithm=seqgan", "generator.seqgan.rollout_policy_rate=0.75")
+    learner = Learner(tmp_path / "model", settings, pad_token_id=0)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    start = learner.weights(0).arrays[name].copy()
+    learner.update(scored([1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]), iteration=0)
+    moved, averaged = learner.weights(1).arrays[name], learner.weights(1, averaged=True).arrays[name]
+    assert np.abs(moved - start).max() > 0
+    np.testing.assert_allclose(averaged, 0.75 * start + 0.25 * moved, atol=1e-7)
+    learner.save(tmp_path / "saved")
+    again = Learner(tmp_path / "model", settings, pad_token_id=0)
+    again.load(tmp_path / "saved")
+    np.testing.assert_array_equal(again.weights(1, averaged=True).arrays[name], averaged)
+    np.testing.assert_array_equal(again.weights(1).arrays[name], moved)

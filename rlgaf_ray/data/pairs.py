@@ -1,0 +1,223 @@
+"""Tasks of prompts and whole responses: their parts, their tokens, and answers to other prompts as contrast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlgaf_ray.config.task import PairSettings, TaskSection
+from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.splits import SPLIT_SEED
+from rlgaf_ray.types import Demonstration, Rollout, TextBlocks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PARTS = ("generator_warmup", "demonstrations", "discriminator_warmup", "held_out")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One demonstration as text. The prompt is ``before + context + after``, of which only the context is ever cut."""
+
+    before: str
+    context: str
+    after: str
+    response: str
+    group: str  # pairs of one group stay in one part
+    references: tuple[str, ...]  # what an answer is compared with; none: the right answer is to give none
+    kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
+
+
+@dataclass(frozen=True, slots=True)
+class PairSource:
+    """Pairs dealt out to the parts, by whole groups."""
+
+    task: TaskSection
+    settings: PairSettings
+    parts: dict[str, list[Pair]]
+
+    @classmethod
+    def split(cls, task: TaskSection, settings: PairSettings, pairs: Sequence[Pair]) -> PairSource:
+        """Raises ``ValueError`` where the groups are too few for the parts."""
+        return cls(task, settings, split_by_group(pairs, settings.shares.model_dump(), max_rows=settings.max_rows))
+
+    @property
+    def warmup_texts(self) -> Sequence[str]:
+        """Each context once: questions share them."""
+        pairs = self.parts["generator_warmup"]
+        return [*dict.fromkeys(pair.context for pair in pairs), *(pair.after + pair.response for pair in pairs)]
+
+    def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
+        """Raises ``ValueError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
+        kept: dict[str, list[Pair]] = {}
+        demonstrations: dict[str, list[Demonstration]] = {}
+        for name in PARTS:
+            items = tokenize_pairs(self.parts[name], tokenizer, self.task)
+            fitting = [row for row, item in enumerate(items) if item is not None]
+            if not fitting:
+                raise ValueError(
+                    f"none of the {len(items)} pairs of the part {name} fits "
+                    f"task.prompt_tokens={self.task.prompt_tokens} and "
+                    f"task.response_tokens={self.task.response_tokens}: raise these"
+                )
+            kept[name] = [self.parts[name][row] for row in fitting]
+            demonstrations[name] = [item for item in items if item is not None]
+        return PairTask(self.task, self.settings, kept, demonstrations, end_of_text=tokenizer.eos_token_id)
+
+
+class PairTask:
+    """Prompts of many lengths, and responses that end with end-of-text.
+
+    ``contrast`` has, for each demonstration, its prompt with the response of another prompt, of the same group where it
+    has one: what a discriminator that looks at responses alone would let pass (Reed et al. 2016, arXiv 1605.05396,
+    section 4.2, "matching-aware").
+    """
+
+    def __init__(
+        self,
+        task: TaskSection,
+        settings: PairSettings,
+        pairs: dict[str, list[Pair]],
+        demonstrations: dict[str, list[Demonstration]],
+        *,
+        end_of_text: int,
+    ) -> None:
+        self._task = task
+        self._settings = settings
+        self._pairs = pairs
+        self._parts = demonstrations
+        self._end_of_text = end_of_text
+        self.demonstrations = demonstrations["demonstrations"][: task.max_demonstrations]
+        self.contrast = mismatched(pairs["demonstrations"][: task.max_demonstrations], self.demonstrations)
+        self.held_out = demonstrations["held_out"]
+        self.held_out_pairs = pairs["held_out"]
+
+    @property
+    def checksum(self) -> str:
+        rows = ((name, pair) for name in PARTS for pair in self._pairs[name])
+        return content_hash(f"{name} {pair}" for name, pair in rows)
+
+    @property
+    def max_tokens(self) -> int:
+        return self._task.prompt_tokens + self._task.response_tokens
+
+    def warmup_blocks(self, block_tokens: int) -> TextBlocks:
+        """One pair a row, as long as the longest prompt and response; what is learned is ``warmup_loss``'s choice."""
+        items = self._parts["generator_warmup"]
+        token_ids = np.full((len(items), self.max_tokens), self._end_of_text, np.int32)
+        learned = np.zeros(token_ids.shape, bool)
+        for row, item in enumerate(items):
+            start, end = len(item.prompt_ids), len(item.prompt_ids) + len(item.response_ids)
+            token_ids[row, :end] = np.concatenate([item.prompt_ids, item.response_ids])
+            learned[row, 1 if self._settings.warmup_loss == "all" else start : end] = True
+        return TextBlocks(token_ids, learned)
+
+    def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
+        real = self._parts["discriminator_warmup"]
+        wrong = mismatched(self._pairs["discriminator_warmup"], real)
+        return real + wrong, np.repeat(np.array([1, 0], np.int64), [len(real), len(wrong)])
+
+    def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
+        """The response alone."""
+        return item.response_ids
+
+
+def split_by_group(
+    pairs: Sequence[Pair], shares: dict[str, float], *, max_rows: int | None = None
+) -> dict[str, list[Pair]]:
+    """Parts that share no group, so that no context or prompt of one part is known from another.
+
+    Whole groups, in an order drawn by lot (the same in every run), are dealt out until each part has its share of the
+    rows, in the order of ``shares``, which are relative to their sum; with ``max_rows`` only the first groups are used.
+    Raises ``ValueError`` where the groups are too few for a part.
+    """
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.group, []).append(pair)
+    names = list(groups)
+    order = iter(np.random.default_rng(SPLIT_SEED).permutation(len(names)))
+    bounds = np.cumsum(list(shares.values())) / sum(shares.values()) * min(len(pairs), max_rows or len(pairs))
+    parts: dict[str, list[Pair]] = {}
+    count = 0
+    for name, bound in zip(shares, bounds, strict=True):
+        parts[name] = []
+        while count + 1e-6 < bound and (row := next(order, None)) is not None:
+            parts[name] += groups[names[row]]
+            count += len(groups[names[row]])
+        if not parts[name]:
+            raise ValueError(
+                f"{len(names)} articles or prompts are too few for the parts {', '.join(shares)}: none is left for "
+                f"{name}; give more data"
+            )
+    return parts
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, task: TaskSection
+) -> list[Demonstration | None]:
+    """Token ids of each pair, end-of-text after the response; None where response or uncut prompt are too long."""
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    texts = list(dict.fromkeys(pair.context for pair in pairs))  # questions share them
+    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    contexts = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
+    before = dict(zip(names := sorted({pair.before for pair in pairs}), encode(names), strict=True))
+    rows = zip(pairs, encode([pair.after for pair in pairs]), encode([pair.response for pair in pairs]), strict=True)
+    items: list[Demonstration | None] = []
+    for pair, after, response in rows:
+        response = [*response, tokenizer.eos_token_id]
+        room = task.prompt_tokens - len(before[pair.before]) - len(after)
+        if len(response) > task.response_tokens or room < 0:
+            items.append(None)
+            continue
+        ids, offsets = contexts[pair.context]
+        window = cut(offsets, pair.kept_span, max_tokens=room)
+        prompt = [*before[pair.before], *ids[window], *after]
+        items.append(Demonstration(np.array(prompt, np.int32), np.array(response, np.int32)) if prompt else None)
+    return items
+
+
+def cut(offsets: Sequence[tuple[int, int]], kept_span: tuple[int, int] | None, *, max_tokens: int) -> slice:
+    """At most ``max_tokens`` of a text's tokens, with the characters to keep near their middle where that is possible.
+
+    ``offsets`` are the tokens' first and last characters. Without a span the beginning is kept; where the span alone
+    is longer than the window, the window starts with it.
+    """
+    if len(offsets) <= max_tokens or kept_span is None:
+        return slice(0, max_tokens)
+    begin, end = kept_span
+    held = [row for row, (left, right) in enumerate(offsets) if right > begin and left < end]
+    spare = max(0, max_tokens - len(held))
+    first = min(max(0, held[0] - spare // 2), len(offsets) - max_tokens)
+    return slice(first, first + max_tokens)
+
+
+def mismatched(pairs: Sequence[Pair], items: Sequence[Demonstration]) -> list[Demonstration]:
+    """Each prompt with the response of another pair: the next of its group whose response differs, else any such.
+
+    Fewer than the prompts where all responses are equal.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, pair in enumerate(pairs):
+        groups.setdefault(pair.group, []).append(row)
+    position = {row: index for rows in groups.values() for index, row in enumerate(rows)}
+    wrong = []
+    for row, pair in enumerate(pairs):
+        rows = groups[pair.group]
+        after = (*rows[position[row] + 1 :], *rows[: position[row]])
+        anywhere = ((row + step) % len(pairs) for step in range(1, len(pairs)))
+        for others in (after, anywhere):
+            other = next((other for other in others if pairs[other].response != pair.response), None)
+            if other is not None:
+                wrong.append(Demonstration(items[row].prompt_ids, items[other].response_ids))
+                break
+    return wrong

@@ -1,0 +1,134 @@
+"""The tasks ``jsonl`` and ``hub``: any {prompt, response} demonstrations, plain or as the messages of a chat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlgaf_ray.config.task import RowSettings, TaskSection
+from rlgaf_ray.data.pairs import Pair, PairSource, PairTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, str]]
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """One JSON object a line; blank lines are passed over. Raises ``ValueError`` naming the line."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"task.jsonl.path={path} does not exist: give a file with one JSON object a line")
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"task.jsonl.path={path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON object")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"task.jsonl.path={path} is empty: give a file with one JSON object a line")
+    return rows
+
+
+def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", key: str) -> Iterable[Mapping[str, Any]]:
+    """The rows of a data set of the hub; ``ValueError`` naming ``key`` where it cannot be had."""
+    import datasets  # takes a second to import, and only this source needs it
+
+    try:
+        return datasets.load_dataset(dataset, subset, split=split)
+    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{key}: cannot load {dataset} (split {split}) from the hub or its cache: {error}; check the name and the "
+            "connection, or read a local file"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Rows checked, before a chat template is known. Raises ``ValueError`` for a row without prompt and response."""
+
+    task: TaskSection
+    settings: RowSettings
+    rows: list[tuple[str | Messages, str]]  # prompt, response
+
+    @classmethod
+    def load(cls, task: TaskSection) -> RowSource:
+        if task.name == "jsonl":
+            assert task.jsonl.path is not None, "the config refuses jsonl without a path"
+            settings: RowSettings = task.jsonl
+            raw: Iterable[Mapping[str, Any]] = read_jsonl(task.jsonl.path)
+        else:
+            assert task.hub.dataset is not None, "the config refuses hub without a data set"
+            settings = task.hub
+            raw = hub_rows(task.hub.dataset, subset=task.hub.subset, split=task.hub.split, key="task.hub.dataset")
+        rows = [prompt_and_response(row, settings, number) for number, row in enumerate(raw, start=1)]
+        return cls(task, settings, rows)
+
+    @property
+    def warmup_texts(self) -> Sequence[str]:
+        pairs = [
+            _pair(prompt if isinstance(prompt, str) else _plain(prompt), response) for prompt, response in self.rows
+        ]
+        return PairSource.split(self.task, self.settings, pairs).warmup_texts
+
+    def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
+        """Chats through the tokenizer's template; ``ValueError`` where it has none."""
+        if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt, _ in self.rows):
+            raise ValueError(
+                "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
+                "or give plain prompt and response"
+            )
+
+        def rendered(prompt: str | Messages) -> str:
+            if isinstance(prompt, str):
+                return prompt
+            return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+
+        pairs = [_pair(rendered(prompt), response) for prompt, response in self.rows]
+        return PairSource.split(self.task, self.settings, pairs).tokenized(tokenizer, cache_folder)
+
+
+def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:
+    """Text, or the messages before the last, and the response. ``ValueError`` naming the row."""
+    where = f"task: row {number}"
+    prompt, response = row.get(settings.prompt_column), row.get(settings.response_column)
+    if prompt is None and settings.messages_column in row:
+        messages = row[settings.messages_column]
+        if not _are_messages(messages) or len(messages) < 2 or messages[-1]["role"] != "assistant":
+            raise ValueError(
+                f"{where}: {settings.messages_column} must be a list of {{role, content}}, the last of role assistant"
+            )
+        return messages[:-1], messages[-1]["content"]
+    if not isinstance(response, str) or not (isinstance(prompt, str) or (prompt and _are_messages(prompt))):
+        raise ValueError(
+            f"{where} has no {settings.prompt_column} (text or messages) with a {settings.response_column} (text), and "
+            f"no {settings.messages_column}: name the columns by prompt_column, response_column, messages_column"
+        )
+    return prompt, response
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+        for item in value
+    )
+
+
+def _plain(messages: Messages) -> str:
+    return "\n".join(message["content"] for message in messages)
+
+
+def _pair(prompt: str, response: str) -> Pair:
+    return Pair(before="", context="", after=prompt, response=response, group=prompt, references=(response,))

@@ -1,0 +1,165 @@
+"""``rlgaf evaluate``: finished runs beside the temperature-swept SFT model, in quality and in diversity.
+
+A lower temperature alone makes samples better and more alike ("Language GANs Falling Short", arXiv 1811.02549): an
+adversarial model has gained something only where it lies above the curves of the SFT model and of SFT on the same
+demonstrations. All are sampled by the run's engine, on the same held-out prompts with the same seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from transformers import PreTrainedModel
+
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.schema import GeneratorWarmup
+from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.engines.build import build_engine
+from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
+from rlgaf_ray.evaluation.text import decode, distinct_n, self_bleu
+from rlgaf_ray.models.generator import load_generator
+from rlgaf_ray.report.figures import QualityPoint, save
+from rlgaf_ray.report.quality import FILE, Comparison, Evaluated, table
+from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.training.policy import mean_nll
+from rlgaf_ray.training.warmup import Progress as Made
+from rlgaf_ray.training.warmup import Worker, warm_up_generator
+from rlgaf_ray.types import Prompt, SamplingSettings, TextBlocks
+from rlgaf_ray.weights.state import to_arrays
+
+SFT = "SFT"
+
+
+def evaluate(
+    folders: Sequence[str],
+    *,
+    temperatures: Sequence[float],
+    sft_steps: Sequence[int],
+    sft_learning_rate: float,
+    num_prompts: int | None = None,
+    out: str | None = None,
+) -> None:
+    """Measure the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
+
+    Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder) and prints a
+    table. Raises ``ValueError`` for folders that hold no finished run, or runs of different warm-ups.
+    """
+    runs = [Path(folder).expanduser().absolute() for folder in folders]
+    configs = [_config(run, num_prompts) for run in runs]
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
+    for run, config in zip(runs, configs, strict=True):
+        if config.task != configs[0].task:
+            raise ValueError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
+    check_before_start(configs[0])
+    target = runs[0] if out is None else Path(out).expanduser()
+    target.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    with ray_session(configs[0]):
+        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console)
+    comparison.save(target)
+    console.print(table(comparison.rows))
+    for sentence in comparison.advantages():
+        console.print(sentence, soft_wrap=True, highlight=False)
+    figure = comparison.figure()
+    path = target / FILE
+    for suffix in (".png", ".svg"):
+        save(figure, path.with_suffix(suffix))
+    console.print(f"everything is in {path}, .png and .svg", soft_wrap=True, highlight=False)
+
+
+def _config(run: Path, num_prompts: int | None) -> Config:
+    if not (run / "config.yaml").is_file() or not (run / "generator" / "config.json").is_file():
+        raise ValueError(
+            f"{run} is no finished run (no config.yaml or generator/ in it): give a folder such as runs/NAME"
+        )
+    overrides = [] if num_prompts is None else [f"evaluation.num_prompts={num_prompts}"]
+    return load_config(run / "config.yaml", overrides)
+
+
+def _sweep(
+    configs: Sequence[Config],
+    runs: Sequence[Path],
+    temperatures: Sequence[float],
+    sft_steps: Sequence[int],
+    sft_learning_rate: float,
+    console: Console,
+) -> Comparison:
+    config = configs[0]
+    cache = cache_folder(config)
+    data = prepare_data(config, cache)
+    warmups = [prepare_warmups(each, data.task, data.tokenizer, cache, lambda name, progress: None) for each in configs]
+    for run, each in zip(runs, warmups, strict=True):
+        if each.generator != warmups[0].generator:
+            raise ValueError(f"{run} and {runs[0]} started from different warm-ups: evaluate them apart")
+    evaluator = prepare_evaluator(config, data, cache)
+    real = evaluation_set(data.task, config.evaluation.num_prompts)
+    prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
+    seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]
+    pad = data.tokenizer.pad_token_id
+    size = config.learner.micro_batch_size
+    reference = load_generator(warmups[0].generator, trust_remote_code=config.model.trust_remote_code)
+    engine = build_engine(warmups[0].generator, config, max_tokens=data.task.max_tokens)
+
+    models: list[tuple[str, PreTrainedModel]] = [(SFT, reference)]
+    for steps in sft_steps:
+        model = load_generator(warmups[0].generator, trust_remote_code=config.model.trust_remote_code)
+        batch = collate_sequences(data.task.demonstrations, pad)
+        blocks = TextBlocks(batch.token_ids.numpy().astype(np.int32), batch.response_mask.numpy())
+        settings = GeneratorWarmup(steps=steps, learning_rate=sft_learning_rate)
+        precision = config.learner.precision
+        warm_up_generator(
+            model, blocks, settings, precision=precision, seed=0, checkpoint_every=steps, worker=_shown(console, steps)
+        )
+        models.append((f"SFT on demonstrations, {steps} steps", model))
+    models += [(run.name, load_generator(run / "generator")) for run in runs]
+
+    first = config.rollout.temperature  # the SFT model as the run met it is what all are compared with
+    rows = []
+    jobs = [(name, model, t) for name, model in models for t in dict.fromkeys([first, *temperatures])]
+    with Progress(console=console) as progress:
+        bar = progress.add_task("evaluating", total=len(jobs))
+        for version, (name, model, temperature) in enumerate(jobs):
+            progress.update(bar, description=f"{name} at temperature {temperature:g}")
+            engine.update_weights(to_arrays(model.state_dict(), version))
+            sampling = SamplingSettings(
+                max_new_tokens=config.task.response_tokens,
+                temperature=temperature,
+                stop_at_end_of_text=config.stop_at_end_of_text,
+            )
+            rollouts = engine.generate(prompts, sampling, seeds=seeds)
+            metrics = evaluator(
+                [rollout.response_ids for rollout in rollouts],
+                decode([data.task.evaluated_ids(rollout) for rollout in rollouts], data.tokenizer),
+                sample_nll=mean_nll(reference, rollouts, pad_token_id=pad, micro_batch_size=size),
+                real_nll=mean_nll(model, real, pad_token_id=pad, micro_batch_size=size, temperature=temperature),
+            )
+            rows.append(Evaluated(name, temperature, metrics))
+            progress.advance(bar)
+    engine.close()
+    adversarial = [run.name for run in runs]
+    if "eval/judge_share_real" not in rows[0].metrics:
+        return Comparison(rows, adversarial)
+    real_point = QualityPoint(
+        judged_share=rows[0].metrics["eval/judge_share_real"],
+        perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, micro_batch_size=size)),
+        distinct_2=distinct_n([item.response_ids for item in real], 2),
+        self_bleu=self_bleu(decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)),
+    )
+    return Comparison(rows, adversarial, real_point)
+
+
+def _shown(console: Console, steps: int) -> Worker:
+    def report(made: Made) -> None:
+        if made.step % 100 == 0 or made.step == steps:
+            console.print(f"SFT on demonstrations {made.step}/{steps}: loss {made.loss:.3f}", highlight=False)
+
+    return Worker(report=report)

@@ -1,0 +1,202 @@
+"""One Gumbel-softmax update (RLGAF, section 2.2): the discriminator's own gradient, through soft tokens.
+
+Loss: binary cross-entropy of the discriminator's logit on the soft response against the label 1 (section 2, "Training
+the generator"), and a distance to the frozen reference::
+
+    mean_i [ softplus(-D(x_i, y_i)) + beta * mean_t KL(pi(. | x_i, y_i<t) || pi_ref(. | x_i, y_i<t)) ]
+
+``autoregressive``: y is sampled here, and each soft token feeds the next step (the paper's method). ``conditional``: y
+is the rollout; noise that would have drawn it is drawn given it, and one pass over the true tokens gives every
+position's gradient: faster, but a token's influence on later tokens is dropped.
+The KL is exact over the vocabulary; in both modes the prefixes that it is measured at are held fixed.
+
+Memory, for a micro-batch of b rows, R response tokens, P prompt tokens, L layers of width W and V tokens, float32,
+beside the activations of a pass through generator and discriminator: ``autoregressive`` keeps 4 b R V bytes of
+perturbed logits and, because each step reads its own copy of the cache, about 8 b L W R (P + R / 2) bytes of keys and
+values; the KL's own pass, after that graph is freed, and the one pass of ``conditional`` take about 8 x 4 b R V bytes.
+b is ``learner.micro_batch_size``. Noise belongs to a row: the update does not depend on b. Measured:
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+from transformers import PreTrainedModel
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.seeds import rollout_seed
+from rlgaf_ray.models.generator import embedding_matrix, end_of_text_ids
+from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.models.straight_through import (
+    AlignedBatch,
+    align,
+    response_logits,
+    sample_straight_through,
+    soft_logits,
+)
+from rlgaf_ray.objectives.gumbel import annealed_temperature, conditional_gumbel_perturbed, straight_through_embeddings
+from rlgaf_ray.objectives.kl import exact_entropy, exact_kl
+from rlgaf_ray.objectives.policy import TensorMetrics, masked_average
+from rlgaf_ray.training.policy import KLController, MetricSums, Policy, micro_batches
+from rlgaf_ray.training.precision import autocast
+from rlgaf_ray.types import Metrics, TrainBatch, WeightUpdate
+from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
+
+
+class GumbelSoftmax:
+    """Holds a frozen copy of the discriminator; ``load_discriminator`` must refresh it before the first update."""
+
+    def __init__(
+        self, folder: str | Path, config: Config, policy: Policy, *, pad_token_id: int, device: torch.device
+    ) -> None:
+        self.settings = config.generator.gumbel
+        self.config = config
+        self.kl = KLController(self.settings.kl)
+        self.discriminator_version: int | None = None
+        self.discriminator = ScalarModel.load(
+            folder,
+            pooling=config.discriminator.pooling,
+            pad_token_id=pad_token_id,
+            seed=config.run.seed,
+            trust_remote_code=config.model.trust_remote_code,
+            device=device,
+        ).requires_grad_(False)
+        self.shapes = {name: tuple(value.shape) for name, value in self.discriminator.network.state_dict().items()}
+        self.end_of_text_ids = end_of_text_ids(policy.model.config) if config.stop_at_end_of_text else []
+        check_embedding(policy.model)
+
+    def load_discriminator(self, update: WeightUpdate) -> Metrics:
+        """Copy the discriminator's weights; the update's version is the number of updates that it has had."""
+        check_shapes(update, self.shapes)
+        self.discriminator.network.load_state_dict(to_tensors(update))
+        self.discriminator_version = update.policy_version
+        return {
+            "weights/discriminator_version": float(update.policy_version),
+            "weights/discriminator_megabytes": num_bytes(update) / 1e6,
+        }
+
+    def update(self, policy: Policy, batch: TrainBatch, iteration: int) -> Metrics:
+        assert self.discriminator_version is not None, "no discriminator was pushed to the learner"
+        aligned = align(batch.sequences)
+        temperature = annealed_temperature(
+            iteration,
+            num_steps=self.config.run.iterations,
+            start=self.settings.temperature_start,
+            end=self.settings.temperature_end,
+        )
+        sums = MetricSums()
+        for index, share in micro_batches(aligned.response_mask, policy.micro_batch_size, average="sequence"):
+            rows, noise = aligned.rows(index), self.noise(index, iteration)
+            match self.settings.mode:
+                case "autoregressive":
+                    metrics = self.autoregressive(policy, rows, noise, temperature, share)
+                case "conditional":
+                    metrics = self.conditional(policy, rows, noise, temperature, share)
+                    gap = metrics.pop("logits") - batch.scores[index]
+                    metrics["score_gap"] = gap.abs().mean()
+            sums.add(metrics, share)
+        totals = sums.means()
+        totals["loss"] = totals["adversarial_loss"] + self.kl.coefficient * totals["kl"]
+        totals |= policy.step(iteration)
+        totals |= {"kl_coefficient": self.kl.coefficient, "relaxation_temperature": temperature}
+        self.kl.observe(totals["kl"], num_samples=len(aligned.prompt_ids))
+        return totals
+
+    def noise(self, index: Tensor, iteration: int) -> list[torch.Generator]:
+        """A stream for each row that depends on the run's seed, the iteration and the row alone."""
+        seed = self.config.run.seed
+        return [  # rollouts count from 0 upwards: below it the numbers are free
+            torch.Generator(index.device).manual_seed(rollout_seed(seed, iteration, -1 - row)) for row in index.tolist()
+        ]
+
+    def autoregressive(
+        self, policy: Policy, rows: AlignedBatch, noise: list[torch.Generator], temperature: float, share: float
+    ) -> TensorMetrics:
+        """Adds ``share`` of the gradient at responses that are sampled here."""
+        with autocast(policy.dtype, policy.device):
+            sampled, read = sample_straight_through(
+                policy.model,
+                rows,
+                self.discriminator.embedding,
+                num_tokens=self.config.task.response_tokens,
+                relaxation_temperature=temperature,
+                temperature=self.config.rollout.temperature,
+                masked_token_ids=policy.masked_token_ids,
+                end_of_text_ids=self.end_of_text_ids,
+                generator=noise,
+            )
+            logits = soft_logits(self.discriminator, sampled, read)
+        loss = softplus(-logits).mean()
+        (loss * share).backward()
+        with torch.set_grad_enabled(self.kl.coefficient > 0):
+            distance, metrics = self.distance(policy, sampled, self.policy_logits(policy, sampled))
+        if self.kl.coefficient > 0:
+            (self.kl.coefficient * distance * share).backward()
+        lengths = sampled.response_mask.sum(1).float().mean()
+        return {
+            **metrics,
+            "adversarial_loss": loss.detach(),
+            "soft_logit": logits.detach().mean(),
+            "response_tokens": lengths,
+        }
+
+    def conditional(
+        self, policy: Policy, rows: AlignedBatch, noise: list[torch.Generator], temperature: float, share: float
+    ) -> TensorMetrics:
+        """Adds ``share`` of the gradient at the rollouts. The logits [B] are among the metrics."""
+        response = self.policy_logits(policy, rows)
+        perturbed = conditional_gumbel_perturbed(response, rows.response_ids, generator=noise)
+        _, (read,) = straight_through_embeddings(perturbed, (self.discriminator.embedding,), temperature=temperature)
+        with autocast(policy.dtype, policy.device):
+            logits = soft_logits(self.discriminator, rows, read)
+        loss = softplus(-logits).mean()
+        distance, metrics = self.distance(policy, rows, response)
+        ((loss + self.kl.coefficient * distance) * share).backward()
+        return {
+            **metrics,
+            "adversarial_loss": loss.detach(),
+            "soft_logit": logits.detach().mean(),
+            "response_tokens": rows.response_mask.sum(1).float().mean(),
+            "logits": logits.detach(),
+        }
+
+    def policy_logits(self, policy: Policy, rows: AlignedBatch, *, reference: bool = False) -> Tensor:
+        with autocast(policy.dtype, policy.device):
+            return response_logits(
+                policy.reference if reference else policy.model,
+                rows,
+                temperature=self.config.rollout.temperature,
+                masked_token_ids=policy.masked_token_ids,
+            )
+
+    def distance(self, policy: Policy, rows: AlignedBatch, response: Tensor) -> tuple[Tensor, TensorMetrics]:
+        """Mean over the rows of the mean over each one's tokens of the exact KL; ``response``: the policy's logits."""
+        logprobs = response.log_softmax(-1, dtype=torch.float32)
+        with torch.no_grad():
+            reference = self.policy_logits(policy, rows, reference=True).log_softmax(-1, dtype=torch.float32)
+            entropy = masked_average(exact_entropy(logprobs), rows.response_mask, average="sequence")
+        distance = masked_average(exact_kl(logprobs, reference), rows.response_mask, average="sequence")
+        return distance, {"kl": distance.detach(), "entropy": entropy}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The discriminator is not part of it: it is pushed again when a run is taken up."""
+        return {"kl_coefficient": self.kl.coefficient}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kl.coefficient = state["kl_coefficient"]
+
+
+@torch.no_grad()
+def check_embedding(model: PreTrainedModel) -> None:
+    """Refuse a model whose input embedding is more than a row of its matrix: a product with it would be another one."""
+    matrix, module = embedding_matrix(model), model.get_input_embeddings()
+    if not torch.equal(module(torch.zeros(1, dtype=torch.long, device=matrix.device))[0], matrix[0]):
+        raise ValueError(
+            f"generator.algorithm=gumbel needs a plain input embedding, but {type(module).__name__} scales its rows: "
+            "take another model, or generator.algorithm=reinforce"
+        )

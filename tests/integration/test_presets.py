@@ -1,0 +1,87 @@
+"""Every preset runs: two iterations of its small form, cut down further, on its real data."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.train import prepare_data
+from rlgaf_ray.types import Metrics
+from tests.integration.local_run import local_roles, run
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTED = set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", (ROOT / "docs" / "metrics.md").read_text()))
+SQUAD = ROOT.parent / "shared" / "data" / "squad" / "dev-v2.0.json.gz"
+SHORT = [
+    "run.iterations=2",
+    "rollout.engine=transformers",
+    "rollout.batch_size=8",
+    "warmup.generator.steps=4",
+    "warmup.generator.batch_size=4",
+    "warmup.discriminator.steps=2",
+    "warmup.discriminator.batch_size=8",
+    "discriminator.batch_size=8",
+    "discriminator.updates_per_generator_update=1",
+    "evaluation.num_prompts=20",
+    "evaluation.num_samples=2",
+    "cluster.threads=1",
+]
+IMDB = [
+    "task.response_tokens=12",
+    "task.imdb.splits={generator_warmup: 400, demonstrations: 200, discriminator_warmup: 100, judge: 300, "
+    "held_out: 120}",
+]
+ANSWERS = ["task.squad.source=path", f"task.squad.path={SQUAD}", "task.squad.max_rows=8000"]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    with ray_session(Config()):
+        yield
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "ablations").glob("*.yaml")}),
+    ids=lambda path: path.stem,
+)
+def test_a_preset_runs(path: Path, ray_cluster, cache: Path, tmp_path: Path) -> None:
+    preset = path.parent.name == "configs" and path.stem != "default"
+    task = load_config(path).task.name
+    if task == "squad" and not SQUAD.is_file():
+        pytest.skip("needs the official SQuAD files in ../shared/data/squad")
+    config = load_config(path, [*SHORT, *(IMDB if task == "imdb" else ANSWERS)], small=preset)
+    two_iterations(config, cache, tmp_path)
+
+
+def test_demonstrations_of_ones_own_run(ray_cluster, cache: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{a} and {b} make", "response": f" {a + b}."} for a in range(20) for b in range(20)]
+    path = tmp_path / "sums.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    task = ["task.name=jsonl", f"task.jsonl.path={path}", "task.prompt_tokens=16", "task.response_tokens=6"]
+    metrics = two_iterations(load_config(None, [*SHORT, *task]), cache, tmp_path)
+    assert 0 <= metrics["eval/f1"] <= 100
+    assert "eval/in_context_share" not in metrics
+
+
+def two_iterations(config: Config, cache: Path, folder: Path) -> Metrics:
+    torch.set_num_threads(1)
+    data = prepare_data(config, cache)
+    warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda name, progress: None)
+    outcome = run(config, data, cache, local_roles(config, data, warmups), folder / "run")
+    assert not outcome.interrupted
+    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.pop("iteration") for row in rows] == [0, 1, 2]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert {name for row in rows for name in row} <= DOCUMENTED
+    assert config.best_metric in outcome.last
+    assert outcome.samples_before != outcome.samples_after or config.generator.algorithm == "ppo"
+    return outcome.last

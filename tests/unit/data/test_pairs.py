@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rlgaf_ray.config.task import PairSettings, TaskSection
+from rlgaf_ray.data.pairs import PARTS, Pair, PairSource, cut, mismatched, split_by_group
+from rlgaf_ray.types import Demonstration
+
+
+def pair(number: int, group: str | None = None, *, response: str | None = None, context: str = "") -> Pair:
+    text = response or f" the answer {number}"
+    return Pair("", context, f"What is {number}?", text, group or str(number), (text.strip(),))
+
+
+@pytest.mark.parametrize(
+    ("span", "max_tokens", "expected"),
+    [
+        ((10, 12), 5, (3, 8)),  # token 5, in the middle
+        ((0, 2), 5, (0, 5)),
+        ((18, 20), 5, (5, 10)),
+        ((8, 14), 5, (3, 8)),  # tokens 4 to 6
+        ((4, 20), 3, (2, 5)),  # longer than the window: it starts there
+        (None, 5, (0, 5)),
+        ((10, 12), 10, (0, 10)),
+        ((10, 12), 12, (0, 12)),
+    ],
+)
+def test_a_cut_keeps_the_span(span: tuple[int, int] | None, max_tokens: int, expected: tuple[int, int]) -> None:
+    offsets = [(2 * row, 2 * row + 2) for row in range(10)]
+    assert cut(offsets, span, max_tokens=max_tokens) == slice(*expected)
+
+
+def test_parts_are_dealt_by_whole_groups() -> None:
+    pairs = [pair(number, f"group {number // 4}") for number in range(200)]
+    shares = {"train": 3.0, "judge": 1.0, "held_out": 1.0}
+    parts = split_by_group(pairs, shares)
+    assert [len(part) for part in parts.values()] == [120, 40, 40]
+    groups = [{item.group for item in part} for part in parts.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 50
+    assert split_by_group(pairs, shares) == parts
+    assert [len(part) for part in split_by_group(pairs, shares, max_rows=100).values()] == [60, 20, 20]
+    with pytest.raises(
+        ValueError, match="1 articles or prompts are too few for the parts train, judge, held_out: none"
+    ):
+        split_by_group(pairs[:4], shares)
+
+
+def test_contrast_is_the_answer_to_another_prompt_of_the_group() -> None:
+    pairs = [pair(0, "a"), pair(1, "a"), pair(2, "b"), pair(3, "c", response="same"), pair(4, "c", response="same")]
+    items = [Demonstration(np.array([row]), np.array([10 + row])) for row in range(5)]
+    found = [(int(item.prompt_ids[0]), int(item.response_ids[0]) - 10) for item in mismatched(pairs, items)]
+    assert found == [(0, 1), (1, 0), (2, 3), (3, 0), (4, 0)]
+    assert mismatched(pairs[3:], items[3:]) == []
+
+
+@pytest.fixture
+def source() -> PairSource:
+    settings = PairSettings()
+    task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
+    return PairSource.split(task, settings, [pair(number) for number in range(40)])
+
+
+def test_prompts_and_responses_as_tokens(
+    source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    task = source.tokenized(tokenizer, tmp_path)
+    assert len(task.demonstrations) == len(source.parts["demonstrations"])
+    for item, text in zip(task.demonstrations, source.parts["demonstrations"], strict=True):
+        assert tokenizer.decode(item.prompt_ids.tolist()) == text.after
+        assert tokenizer.decode(item.response_ids.tolist()) == text.response + tokenizer.eos_token
+        assert task.evaluated_ids(item) is item.response_ids
+    assert task.max_tokens == 60
+    assert task.held_out_pairs == source.parts["held_out"]
+    items, labels = task.discriminator_warmup()
+    assert len(items) == 2 * labels.sum() == 2 * len(source.parts["discriminator_warmup"])
+
+
+@pytest.mark.parametrize("loss", ["response", "all"])
+def test_warmup_learns_responses_or_all_text(
+    source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: str
+) -> None:
+    source.settings.warmup_loss = loss
+    blocks = source.tokenized(tokenizer, tmp_path).warmup_blocks(7)
+    assert blocks.token_ids.shape == blocks.learned.shape == (len(source.parts["generator_warmup"]), 60)
+    for row, text in enumerate(source.parts["generator_warmup"]):
+        learned = tokenizer.decode(blocks.token_ids[row, blocks.learned[row]].tolist())
+        whole = text.response + tokenizer.eos_token
+        assert learned == whole if loss == "response" else learned.endswith(whole)
+        start = blocks.learned[row].argmax()
+        assert start == (1 if loss == "all" else len(tokenizer.encode(text.after, add_special_tokens=False)))
+
+
+def test_what_does_not_fit_is_left_out_and_contexts_are_cut(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    texts = [pair(number, context="a long story " * 30) for number in range(40)]
+    texts[3:6] = [pair(number, response=" far too long an answer" * 20) for number in range(3, 6)]
+    task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
+    tokenized = PairSource.split(task, PairSettings(), texts).tokenized(tokenizer, tmp_path)
+    items = [item for name in PARTS for item in tokenized._parts[name]]
+    assert len(items) == 37
+    assert {len(item.prompt_ids) for item in items} == {40}
+    assert all(tokenizer.decode(item.prompt_ids.tolist()).endswith("?") for item in items)
+    with pytest.raises(ValueError, match=r"none of the .* pairs of the part .* fits task\.prompt_tokens=2 and task"):
+        PairSource.split(task.model_copy(update={"prompt_tokens": 2}), PairSettings(), texts).tokenized(
+            tokenizer, tmp_path
+        )
+
+
+def test_the_same_data_have_the_same_checksum(
+    source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    first = source.tokenized(tokenizer, tmp_path).checksum
+    assert len(first) == 64
+    assert source.tokenized(tokenizer, tmp_path).checksum == first
+    source.parts["held_out"][0] = pair(99)
+    assert source.tokenized(tokenizer, tmp_path).checksum != first
