@@ -133,7 +133,7 @@ def test_too_few_rows_for_the_splits(refused, tmp_path: Path) -> None:
 
 def test_more_evaluation_prompts_than_held_out_reviews(refused) -> None:
     message = refused("evaluation.num_prompts=2000")
-    assert message.startswith("evaluation.num_prompts=2000, but only")
+    assert message.startswith("evaluation.num_prompts=2000, but the task has only")
 
 
 # The cluster.
