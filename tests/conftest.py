@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
 
 from rlgaf_ray import doctor
+
+# MKL otherwise picks kernels by where an array lies in memory: two processes then differ in the last bits, and Adam
+# makes whole steps of them. It reads this at its first call; Ray's workers inherit it.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 def pytest_configure(config: pytest.Config) -> None:
