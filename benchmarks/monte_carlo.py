@@ -42,7 +42,7 @@ from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine, pad_left
 from rlgaf_ray.engines.vllm import CPU_BLOCK_TOKENS, VLLMEngine
 from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses
-from rlgaf_ray.models.generator import TINY_GPT2_VOCABULARY, build_tiny_gpt2, load_generator
+from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2, load_generator
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
 
@@ -188,7 +188,7 @@ def _call(method: str, arguments: tuple):
 
 def build_model(folder: Path) -> None:
     model = build_tiny_gpt2(
-        vocab_size=TINY_GPT2_VOCABULARY, end_of_text_id=END_OF_TEXT, seed=0, num_positions=POSITIONS
+        vocab_size=FROM_SCRATCH_VOCABULARY, end_of_text_id=END_OF_TEXT, seed=0, num_positions=POSITIONS
     )
     with torch.no_grad():
         model.transformer.wte.weight.mul_(2)
@@ -198,7 +198,7 @@ def build_model(folder: Path) -> None:
 def responses_to(folder: Path, num_responses: int, prompt_tokens: int) -> list[Rollout]:
     rng = np.random.default_rng(prompt_tokens)
     prompts = [
-        Prompt(row, rng.integers(1, TINY_GPT2_VOCABULARY, prompt_tokens).astype(np.int32))
+        Prompt(row, rng.integers(1, FROM_SCRATCH_VOCABULARY, prompt_tokens).astype(np.int32))
         for row in range(num_responses)
     ]
     return TransformersEngine(folder).generate(prompts, sampling(1), seeds=list(range(num_responses)))

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.config import Config
 from rlgaf_ray.engines.vllm import VLLMEngine
-from rlgaf_ray.models.generator import TINY_GPT2_VOCABULARY, build_tiny_gpt2
+from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2
 from rlgaf_ray.types import WeightUpdate
 from rlgaf_ray.weights.state import checksum, num_bytes, to_arrays, to_tensors
 
@@ -98,7 +98,7 @@ def spread(values: list[float]) -> str:
 def main() -> int:
     disable_progress_bar()
     models = {
-        "tiny GPT-2": build_tiny_gpt2(vocab_size=TINY_GPT2_VOCABULARY, end_of_text_id=0, seed=0),
+        "tiny GPT-2": build_tiny_gpt2(vocab_size=FROM_SCRATCH_VOCABULARY, end_of_text_id=0, seed=0),
         "GPT-2 small": GPT2LMHeadModel(GPT2Config()),
     }
     with ray_session(Config()), TemporaryDirectory() as folder:
