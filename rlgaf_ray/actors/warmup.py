@@ -28,7 +28,7 @@ from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
 
-FORMAT = 1  # raise it when a change of the code changes what a warm-up makes
+FORMAT = 2  # raise it when a change of the code changes what a warm-up makes
 SEED = 0  # runs of every seed share one warm-up
 
 

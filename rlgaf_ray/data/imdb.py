@@ -109,34 +109,40 @@ class ImdbTask:
         return TextBlocks(np.stack(rows), np.stack(learned))
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Demonstrations and contrast from split ``discriminator_warmup``, and labels (int64, 1 = demonstration)."""
-        wanted, _ = self._wanted("discriminator_warmup")
-        unwanted = self._unwanted("discriminator_warmup")
+        """Demonstrations and contrast from split ``discriminator_warmup``, and labels (int64, 1 = demonstration).
+
+        For both sentiments they are cut from the whole of each review, not from its beginning alone: that a review and
+        its instruction go together takes far more examples to learn than the sentiment of a review.
+        """
+        wanted, _ = self._wanted("discriminator_warmup", whole=self._both)
+        unwanted = self._unwanted("discriminator_warmup", whole=self._both)
         return wanted + unwanted, np.repeat(np.array([1, 0], np.int64), [len(wanted), len(unwanted)])
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
         """The review: prompt and response without the instruction, which would tell a judge what was asked for."""
         return np.concatenate([item.prompt_ids[-self._task.prompt_tokens :], item.response_ids])
 
-    def _wanted(self, split: str) -> tuple[list[Demonstration], np.ndarray]:
+    def _wanted(self, split: str, *, whole: bool = False) -> tuple[list[Demonstration], np.ndarray]:
         if not self._both:
             label = SENTIMENTS.index(self._task.imdb.target)
             items = self._demonstrations(split, label, instruction=label)
             return items, np.full(len(items), label, np.int64)
-        parts = [self._demonstrations(split, label, instruction=label) for label in (0, 1)]
+        parts = [self._demonstrations(split, label, instruction=label, whole=whole) for label in (0, 1)]
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))
 
-    def _unwanted(self, split: str) -> list[Demonstration]:
+    def _unwanted(self, split: str, *, whole: bool = False) -> list[Demonstration]:
         if not self._both:
             label = 1 - SENTIMENTS.index(self._task.imdb.target)
             return self._demonstrations(split, label, instruction=label)
-        parts = [self._demonstrations(split, label, instruction=1 - label) for label in (0, 1)]
+        parts = [self._demonstrations(split, label, instruction=1 - label, whole=whole) for label in (0, 1)]
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
 
-    def _demonstrations(self, split: str, label: int, *, instruction: int) -> list[Demonstration]:
+    def _demonstrations(self, split: str, label: int, *, instruction: int, whole: bool = False) -> list[Demonstration]:
         rows = getattr(self._splits, split)
         num_prompt, num_response = self._task.prompt_tokens, self._task.response_tokens
-        windows = self._tokens.windows(rows[self._reviews.labels[rows] == label], num_prompt + num_response)
+        windows = self._tokens.windows(
+            rows[self._reviews.labels[rows] == label], num_prompt + num_response, whole=whole
+        )
         if not len(windows):
             raise ValueError(
                 f"no {SENTIMENTS[label]} review of task.imdb.splits.{split}={len(rows)} has the "

@@ -34,10 +34,17 @@ class TokenizedTexts:
     def __getitem__(self, row: int) -> np.ndarray:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
-    def windows(self, rows: np.ndarray, num_tokens: int) -> np.ndarray:
-        """The first ``num_tokens`` tokens of those ``rows`` that have as many: int32 [M, num_tokens], order kept."""
-        long_enough = rows[self.lengths[rows] >= num_tokens]
-        return self.values[self.offsets[long_enough, None] + np.arange(num_tokens)]
+    def windows(self, rows: np.ndarray, num_tokens: int, *, whole: bool = False) -> np.ndarray:
+        """The first ``num_tokens`` tokens of those ``rows`` that have as many: int32 [M, num_tokens], order kept.
+
+        ``whole``: every such piece of each row, one after the other without overlap; a shorter rest is dropped.
+        """
+        counts = self.lengths[rows] // num_tokens
+        if not whole:
+            counts = np.minimum(counts, 1)
+        pieces = np.concatenate([np.arange(count) for count in counts]) if len(rows) else np.empty(0, np.int64)
+        starts = np.repeat(self.offsets[rows], counts) + pieces * num_tokens
+        return self.values[starts[:, None] + np.arange(num_tokens)]
 
 
 def tokenize_once(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> TokenizedTexts:

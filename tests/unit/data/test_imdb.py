@@ -99,6 +99,9 @@ def test_both_sentiments_are_asked_for_in_the_prompt(case: Case, tokenizer: PreT
         task.warmup_blocks(16)
     items, matches = task.discriminator_warmup()
     assert matches.sum() * 2 == len(matches) == len(items)
+    rows = case.splits.discriminator_warmup
+    lengths = [len(tokenizer.encode(case.reviews.texts[row], add_special_tokens=False)) for row in rows]
+    assert len(items) == 2 * sum(length // 8 for length in lengths) > 2 * sum(length >= 8 for length in lengths)
 
 
 def test_the_evaluation_reads_prompt_and_response(case: Case) -> None:

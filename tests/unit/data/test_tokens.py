@@ -74,6 +74,13 @@ def test_windows_drop_short_texts_and_keep_the_order() -> None:
     assert tokens.windows(np.array([2, 1, 0]), 3).tolist() == [[4, 5, 6], [0, 1, 2]]
     assert tokens.windows(np.array([1]), 3).shape == (0, 3)
     assert tokens.windows(np.array([], np.int64), 3).shape == (0, 3)
+    assert tokens.windows(np.array([], np.int64), 3, whole=True).shape == (0, 3)
+
+
+def test_whole_texts_are_cut_into_windows_without_overlap() -> None:
+    tokens = TokenizedTexts(np.arange(10, dtype=np.int32), np.array([0, 7, 8, 10]))
+    assert tokens.windows(np.array([2, 1, 0]), 2, whole=True).tolist() == [[8, 9], [0, 1], [2, 3], [4, 5]]
+    assert tokens.windows(np.array([2, 1, 0]), 2).tolist() == [[8, 9], [0, 1]]
 
 
 def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
