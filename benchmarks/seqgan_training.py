@@ -19,8 +19,8 @@ from rlgaf_ray.objectives.advantages import leave_one_out_baseline, scale_advant
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.policy import reinforce_loss
 from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.training.averaging import update_average
 from rlgaf_ray.training.optimizer import optimizer_step, schedule_factor
-from rlgaf_ray.training.policy import update_rollout_policy
 from rlgaf_ray.types import SequenceBatch
 
 Weights = dict[str, Tensor]
@@ -223,7 +223,7 @@ class Adversary:
             learning_rate=settings.learning_rate * factor,
             max_grad_norm=5.0,
         )
-        update_rollout_policy(self.rollout_policy, self.generator, rate=settings.rollout_rate)
+        update_average(self.rollout_policy, self.generator, rate=settings.rollout_rate)
 
     @torch.no_grad()
     def block_advantages(self, tokens: Tensor) -> Tensor:

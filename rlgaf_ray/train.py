@@ -218,11 +218,15 @@ def write_run_files(config: Config, data: Data) -> None:
 
 
 def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcome, terminal: Terminal) -> None:
-    """Export both models as plain Hugging Face folders, write the samples, show the result."""
+    """Export both models as plain Hugging Face folders, write the samples, show the result.
+
+    With ``generator.average_decay`` the generator is its moving average, which was evaluated; checkpoints hold both.
+    """
     folder = config.run.folder
     latest = checkpoints.named("latest")
     if latest is not None:
-        for source, target in (("learner/generator", "generator"), ("discriminator", "discriminator")):
+        generator = "learner/average" if config.generator.average_decay > 0 else "learner/generator"
+        for source, target in ((generator, "generator"), ("discriminator", "discriminator")):
             shutil.copytree(
                 latest / source, folder / target, ignore=shutil.ignore_patterns("optimizer.*"), dirs_exist_ok=True
             )

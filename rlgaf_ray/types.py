@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 Metrics = dict[str, float]
+PolicyNetwork = Literal["policy", "average", "rollout_policy"]
+"""The trained network, its moving average for evaluation and export, the moving average that completes prefixes."""
 
 
 class _Compact:

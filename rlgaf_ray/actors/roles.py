@@ -20,6 +20,7 @@ from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
     Demonstration,
     Metrics,
+    PolicyNetwork,
     Prompt,
     Rollout,
     SamplingSettings,
@@ -150,8 +151,8 @@ class RayRoles:
             self.updates_wait_for = ref
         return lambda: self._get(self.learner, "update", ref)
 
-    def push_weights(self, policy_version: int, *, averaged: bool = False):
-        update = self.learner.weights.remote(policy_version, averaged=averaged)
+    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy"):
+        update = self.learner.weights.remote(policy_version, network=network)
         calls = [(worker, worker.update_weights.remote(update)) for worker in self.workers]
 
         def slowest() -> Metrics:
@@ -164,7 +165,7 @@ class RayRoles:
         ref = self.learner.load_discriminator.remote(self.discriminator.weights.remote())
         return lambda: self._get(self.learner, "load_discriminator", ref)
 
-    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
         return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))
 
     def save(self, folder: Path) -> None:

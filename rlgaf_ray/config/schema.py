@@ -227,6 +227,9 @@ class GeneratorSection(Section):
     betas: Pair = (0.9, 0.95)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
+    average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="evaluate and export a moving average of the weights with this decay a step, e.g. 0.98; 0: off"
+    )
     importance_weight_cap: Rate | None = Field(
         None, description="cap of truncated importance weights between learner and engine log-probs; none: off"
     )

@@ -34,7 +34,16 @@ from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses, with_action_va
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.objectives.rewards import discriminator_reward
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, TextBlocks
+from rlgaf_ray.types import (
+    Demonstration,
+    Metrics,
+    PolicyNetwork,
+    Prompt,
+    Rollout,
+    SamplingSettings,
+    ScoredRollout,
+    TextBlocks,
+)
 
 MAX_STALENESS = 0  # synchronous
 
@@ -213,7 +222,7 @@ class AdversarialLoop:
         """
         settings = self.config.generator.seqgan
         if settings.rollout_policy_rate > 0:
-            self.roles.push_weights(iteration - 1, averaged=True)()
+            self.roles.push_weights(iteration - 1, network="rollout_policy")()
         rollouts = [item.rollout for item in scored]
         parts = prefixes(rollouts, stride=settings.stride, max_response_tokens=self.config.task.response_tokens)
         # Seeds of the rollouts come first: the completions' own are those after them.
@@ -233,17 +242,25 @@ class AdversarialLoop:
         return discriminator_reward(logits, kind=self.config.reward.kind).numpy()
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
-        """Measure the newest policy on the held-out prompts; the same prompts and random draws every time."""
+        """Measure the newest policy on the held-out prompts; the same prompts and random draws every time.
+
+        With ``generator.average_decay`` its moving average is measured, which the engines hold meanwhile.
+        """
         settings = self.config.evaluation
+        network: PolicyNetwork = "average" if self.config.generator.average_decay > 0 else "policy"
+        if network != "policy":
+            self.roles.push_weights(self.iteration, network=network)()
         real = evaluation_set(self.task, settings.num_prompts)
         prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
         sampling = self.sampling(samples_per_prompt=1)
         rollouts = self.roles.generate(prompts, sampling, self._seeds(EVALUATION, len(prompts)))
+        if network != "policy":
+            self.roles.push_weights(self.iteration)()
         metrics = self.evaluator(
             [rollout.response_ids for rollout in rollouts],
             decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tracker.tokenizer),
             sample_nll=self.roles.mean_nll(rollouts, "reference"),
-            real_nll=self.roles.mean_nll(real, "policy"),
+            real_nll=self.roles.mean_nll(real, network),
         )
         return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
 

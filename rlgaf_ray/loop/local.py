@@ -10,7 +10,15 @@ from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.loop.roles import Pending
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
-from rlgaf_ray.types import Demonstration, Prompt, Rollout, SamplingSettings, ScoredRollout, TextBlocks
+from rlgaf_ray.types import (
+    Demonstration,
+    PolicyNetwork,
+    Prompt,
+    Rollout,
+    SamplingSettings,
+    ScoredRollout,
+    TextBlocks,
+)
 
 
 class LocalRoles:
@@ -40,15 +48,15 @@ class LocalRoles:
         metrics = self.learner.update(scored, iteration=iteration, pretraining=pretraining)
         return lambda: metrics
 
-    def push_weights(self, policy_version: int, *, averaged: bool = False) -> Pending:
-        metrics = self.engine.update_weights(self.learner.weights(policy_version, averaged=averaged))
+    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
+        metrics = self.engine.update_weights(self.learner.weights(policy_version, network=network))
         return lambda: metrics
 
     def push_discriminator(self) -> Pending:
         metrics = self.learner.load_discriminator(self.discriminator.weights())
         return lambda: metrics
 
-    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
         return self.learner.mean_nll(items, model=model)
 
     def save(self, folder: Path) -> None:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, TextBlocks
+from rlgaf_ray.types import (
+    Demonstration,
+    Metrics,
+    PolicyNetwork,
+    Prompt,
+    Rollout,
+    SamplingSettings,
+    ScoredRollout,
+    TextBlocks,
+)
 
 Pending = Callable[[], Metrics]
 """Work that was started; calling it waits for the end and gives its metrics."""
@@ -27,19 +36,16 @@ class Roles(Protocol):
         self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
     ) -> Pending: ...
 
-    def push_weights(self, policy_version: int, *, averaged: bool = False) -> Pending:
-        """Give every engine the learner's weights, those of the updates asked for so far, under this version.
-
-        ``averaged``: those of SeqGAN's rollout policy, a moving average.
-        """
+    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
+        """Give every engine this network of the learner, after the updates asked for so far, under this version."""
         ...
 
     def push_discriminator(self) -> Pending:
         """Give the learner a frozen copy of the discriminator, as it is after the updates asked for so far."""
         ...
 
-    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
-        """Nats per response token under the generator as it is, or under the frozen SFT model."""
+    def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
+        """Nats per response token under a network of the learner, or under the frozen SFT model."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
@@ -17,10 +16,19 @@ from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
-from rlgaf_ray.training.policy import Policy, mean_nll, update_rollout_policy
+from rlgaf_ray.training.policy import Policy, mean_nll
 from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.training.reinforce import Reinforce
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, TextBlocks, WeightUpdate
+from rlgaf_ray.types import (
+    Demonstration,
+    Metrics,
+    PolicyNetwork,
+    Rollout,
+    ScoredRollout,
+    SequenceBatch,
+    TextBlocks,
+    WeightUpdate,
+)
 from rlgaf_ray.weights.state import to_arrays
 
 ALGORITHM_STATE = "algorithm.json"
@@ -34,15 +42,12 @@ class Learner:
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.policy = Policy(folder, config, device=self.device)
-        self.rollout_policy: PreTrainedModel | None = None  # SeqGAN's moving average, which completes prefixes
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
             case "reinforce":
                 self.algorithm = Reinforce(config.generator.reinforce)
             case "seqgan":
                 self.algorithm = Reinforce(config.generator.seqgan)
-                if config.generator.seqgan.rollout_policy_rate > 0:
-                    self.rollout_policy = self.policy.load(folder).requires_grad_(False)
             case "ppo":
                 self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device)
             case "gumbel":
@@ -75,9 +80,6 @@ class Learner:
                     f"the scores are not of discriminator {held}, the learner's copy"
                 )
                 metrics = self.algorithm.update(self.policy, batch, iteration)
-        if self.rollout_policy is not None:
-            rate = self.config.generator.seqgan.rollout_policy_rate
-            update_rollout_policy(self.rollout_policy, self.policy.model, rate=rate)
         finite = all(math.isfinite(value) for value in metrics.values())
         return (
             shared
@@ -95,19 +97,16 @@ class Learner:
         assert isinstance(self.algorithm, GumbelSoftmax), "only Gumbel-softmax holds a discriminator"
         return self.algorithm.load_discriminator(update)
 
-    def weights(self, policy_version: int, *, averaged: bool = False) -> WeightUpdate:
-        """Every entry of the policy's state, tied copies included, as arrays that share its memory on CPU.
+    def weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> WeightUpdate:
+        """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
+        return to_arrays(self.policy.network(network).state_dict(), policy_version)
 
-        ``averaged``: of SeqGAN's rollout policy instead.
-        """
-        model = self.rollout_policy if averaged else self.policy.model
-        assert model is not None, "generator.seqgan.rollout_policy_rate is 0: there is no averaged policy"
-        return to_arrays(model.state_dict(), policy_version)
-
-    def mean_nll(self, items: Sequence[Demonstration | Rollout], *, model: Literal["policy", "reference"]) -> float:
+    def mean_nll(
+        self, items: Sequence[Demonstration | Rollout], *, model: PolicyNetwork | Literal["reference"]
+    ) -> float:
         """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
         return mean_nll(
-            self.policy.model if model == "policy" else self.policy.reference,
+            self.policy.network(model),
             items,
             pad_token_id=self.pad_token_id,
             micro_batch_size=self.config.learner.micro_batch_size,
@@ -118,14 +117,18 @@ class Learner:
         self.policy.model.save_pretrained(folder)
 
     def save(self, folder: Path) -> None:
-        """Generator, optimiser, the algorithm's own state, the random state."""
+        """Generator, its averages, optimiser, the algorithm's own state, the random state."""
         self.export(folder / "generator")
         save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.save(folder / "critic")
-        if self.rollout_policy is not None:
-            self.rollout_policy.save_pretrained(folder / "rollout_policy")
-        state = {"algorithm": self.algorithm.state_dict(), "random": torch.get_rng_state().tolist()}
+        for name, average in self.policy.averages.items():
+            average.save(folder / name)
+        state = {
+            "algorithm": self.algorithm.state_dict(),
+            "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
+            "random": torch.get_rng_state().tolist(),
+        }
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
@@ -133,8 +136,13 @@ class Learner:
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")
-        if self.rollout_policy is not None:
-            restore_weights(self.rollout_policy, folder / "rollout_policy")
         state = json.loads((folder / ALGORITHM_STATE).read_text())
+        for name, average in self.policy.averages.items():
+            if not (folder / name).is_dir():
+                raise ValueError(
+                    f"{folder} holds no moving average {name!r}: generator.average_decay and "
+                    "generator.seqgan.rollout_policy_rate cannot be switched on in the middle of a run"
+                )
+            average.load(folder / name, num_steps=state["averages"][name])
         self.algorithm.load_state_dict(state["algorithm"])
         torch.set_rng_state(torch.tensor(state["random"], dtype=torch.uint8))

@@ -14,9 +14,10 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator, policy_logprobs
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
+from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch
+from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch
 
 
 class Policy:
@@ -36,10 +37,26 @@ class Policy:
             betas=config.generator.betas,
             weight_decay=config.generator.weight_decay,
         )
+        self.averages: dict[PolicyNetwork, MovingAverage] = {}
+        if config.generator.average_decay > 0:
+            decay = config.generator.average_decay
+            self.averages["average"] = MovingAverage(self.load(folder), rate=decay, debiased=True)
+        if config.generator.algorithm == "seqgan" and config.generator.seqgan.rollout_policy_rate > 0:
+            rate = config.generator.seqgan.rollout_policy_rate
+            self.averages["rollout_policy"] = MovingAverage(self.load(folder), rate=rate, debiased=False)
 
     def load(self, folder: str | Path) -> PreTrainedModel:
         """One more network of the same kind, on the same device."""
         return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
+
+    def network(self, name: PolicyNetwork | Literal["reference"]) -> PreTrainedModel:
+        match name:
+            case "policy":
+                return self.model
+            case "reference":
+                return self.reference
+        assert name in self.averages, f"the config asks for no {name}"
+        return self.averages[name].network
 
     def logprobs(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
         """float32 [B, T] under the distribution that the engine samples from."""
@@ -77,23 +94,10 @@ class Policy:
             learning_rate=learning_rate,
             max_grad_norm=settings.max_grad_norm,
         )
+        for average in self.averages.values():
+            average.update(self.model)
         weight_norm = float(torch.nn.utils.get_total_norm([weight.detach() for weight in self.model.parameters()]))
         return {"learning_rate": learning_rate, "grad_norm": grad_norm, "weight_norm": weight_norm}
-
-
-@torch.no_grad()
-def update_rollout_policy(rollout_policy: torch.nn.Module, generator: torch.nn.Module, *, rate: float = 0.8) -> None:
-    """Move the rollout policy, which completes prefixes, a step towards the generator.
-
-    theta_rollout = rate * theta_rollout + (1 - rate) * theta_generator
-
-    SeqGAN's Monte-Carlo search samples from this moving average; 0.8 is the rate of its code, which copies the
-    embedding outright where this averages every parameter. Raises ValueError for a rate outside [0, 1].
-    """
-    if not 0.0 <= rate <= 1.0:
-        raise ValueError(f"rate={rate} must lie between 0 and 1")
-    for slow, fast in zip(rollout_policy.parameters(), generator.parameters(), strict=True):
-        slow.lerp_(fast, 1.0 - rate)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ SEQGAN = [
     "generator.seqgan.rollout_policy_rate=0.8",
 ]
 GUMBEL = ["generator.algorithm=gumbel"]
+AVERAGE = ["generator.average_decay=0.9"]
 GAD = [
     "discriminator.loss=bradley_terry",
     "generator.reinforce.baseline=group_mean",
@@ -55,8 +56,8 @@ def prepared(small_config, cache: Path, ray_cluster):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [[], PPO, SEQGAN, GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
-    ids=["reinforce", "ppo", "seqgan", "gad", "gumbel", "gumbel-conditional"],
+    [[], PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
+    ids=["reinforce", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional"],
 )
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
@@ -87,7 +88,7 @@ def test_local_and_ray_runners_agree_step_for_step(
     assert all(math.isfinite(value) for row in local for value in row.values())
 
 
-@pytest.mark.parametrize("algorithm", [[], PPO, GUMBEL], ids=["reinforce", "ppo", "gumbel"])
+@pytest.mark.parametrize("algorithm", [[], AVERAGE, PPO, GUMBEL], ids=["reinforce", "average", "ppo", "gumbel"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
 ) -> None:
@@ -100,6 +101,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     resumed = run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", resume=True)
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert resumed.samples_after == whole.samples_after
+
+
+def test_an_average_changes_what_is_evaluated_and_nothing_else(prepared, rows_of, cache: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    for name, more in (("plain", []), ("averaged", AVERAGE)):
+        config, data, warmups = prepared("run.iterations=6", "evaluation.every=3", *more)
+        run(config, data, cache, local_roles(config, data, warmups), tmp_path / name)
+    plain, averaged = rows_of(tmp_path / "plain"), rows_of(tmp_path / "averaged")
+    assert plain[0] == averaged[0]  # before any update
+    for ours, theirs in zip(plain, averaged, strict=True):
+        assert [(n, v) for n, v in ours.items() if not n.startswith("eval/")] == [
+            (n, v) for n, v in theirs.items() if not n.startswith("eval/")
+        ]
+    for row in (3, 6):
+        assert plain[row]["eval/real_nll"] != averaged[row]["eval/real_nll"]
+        assert plain[row]["eval/perplexity"] != averaged[row]["eval/perplexity"]
 
 
 def remove_checkpoint(folder: Path, iteration: int) -> None:

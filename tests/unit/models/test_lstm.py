@@ -12,7 +12,6 @@ from transformers import DynamicCache
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.models.generator import load_generator, policy_logprobs
 from rlgaf_ray.models.lstm import LstmForCausalLM, build_lstm
-from rlgaf_ray.training.policy import update_rollout_policy
 from rlgaf_ray.types import Prompt, SamplingSettings, SequenceBatch
 from rlgaf_ray.weights.state import to_arrays
 
@@ -132,20 +131,3 @@ def test_under_autocast_the_recurrence_stays_exact() -> None:
         logits = model(TOKENS).logits
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), model(TOKENS).logits.detach(), atol=0.03, rtol=0.02)
-
-
-def test_the_rollout_policy_moves_a_fifth_of_the_way() -> None:
-    rollout, generator = lstm(seed=1), lstm(seed=2)
-    before = [weight.clone() for weight in rollout.parameters()]
-    update_rollout_policy(rollout, generator)
-    for old, new, target in zip(before, rollout.parameters(), generator.parameters(), strict=True):
-        torch.testing.assert_close(new, 0.8 * old + 0.2 * target)
-    with torch.no_grad():
-        for policy, value in ((rollout, 1.0), (generator, 3.0)):
-            for weight in policy.parameters():
-                weight.fill_(value)
-    for expected in (1.5, 1.875):  # 1 + 0.25 * 2, then 0.75 * 1.5 + 0.25 * 3
-        update_rollout_policy(rollout, generator, rate=0.75)
-        assert all(bool((weight == expected).all()) for weight in rollout.parameters())
-    with pytest.raises(ValueError, match=r"rate=1\.5"):
-        update_rollout_policy(rollout, generator, rate=1.5)

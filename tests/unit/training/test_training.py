@@ -252,11 +252,11 @@ def test_the_rollout_policy_follows_the_policy_and_comes_back(tmp_path: Path) ->
     name = "transformer.h.0.mlp.c_fc.weight"
     start = learner.weights(0).arrays[name].copy()
     learner.update(scored([1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]), iteration=0)
-    moved, averaged = learner.weights(1).arrays[name], learner.weights(1, averaged=True).arrays[name]
+    moved, averaged = learner.weights(1).arrays[name], learner.weights(1, network="rollout_policy").arrays[name]
     assert np.abs(moved - start).max() > 0
     np.testing.assert_allclose(averaged, 0.75 * start + 0.25 * moved, atol=1e-7)
     learner.save(tmp_path / "saved")
     again = Learner(tmp_path / "model", settings, pad_token_id=0)
     again.load(tmp_path / "saved")
-    np.testing.assert_array_equal(again.weights(1, averaged=True).arrays[name], averaged)
+    np.testing.assert_array_equal(again.weights(1, network="rollout_policy").arrays[name], averaged)
     np.testing.assert_array_equal(again.weights(1).arrays[name], moved)
