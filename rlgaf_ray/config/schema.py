@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
 from rlgaf_ray.config.task import TaskSection
 
@@ -120,119 +121,6 @@ class DiscriminatorSection(Section):
 
 class RewardSection(Section):
     kind: Literal["logit", "probability_centered", "log_probability"] = "logit"
-
-
-class KLSettings(Section):
-    """Distance to the frozen SFT model, log pi(a) - log pi_ref(a) at the sampled tokens."""
-
-    coefficient: NonNegativeRate = 0.05
-    estimator: Literal["k1", "k2", "k3"] = "k1"
-    placement: Literal["reward", "loss"] = Field(
-        "reward", description="taken from each token's reward, or a term of the loss"
-    )
-    target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
-    horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
-
-    @model_validator(mode="after")
-    def _gradient_of_the_loss(self) -> KLSettings:
-        if self.placement == "loss" and self.estimator == "k1":
-            raise ValueError("kl.estimator=k1 has no useful gradient as a loss: take k2 or k3, or kl.placement=reward")
-        return self
-
-
-class ReinforceSettings(Section):
-    baseline: Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean"] = Field(
-        "leave_one_out",
-        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean, clipped",
-    )
-    baseline_decay: Fraction = Field(0.95, description="of the moving average")
-    advantage_scale: Literal["none", "batch", "group"] = Field(
-        "batch", description="divide advantages by this deviation"
-    )
-    advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
-    loss_average: Literal["token", "sequence"] = "token"
-    discount: Fraction = 1.0
-    kl: KLSettings = KLSettings()
-
-
-class SeqGANSettings(ReinforceSettings):
-    """REINFORCE whose returns are Monte-Carlo action values."""
-
-    num_completions: Positive = Field(16, description="completions of each prefix")
-    stride: Positive = Field(1, description="complete every k-th prefix; its tokens share the value")
-    rollout_policy_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="completions come from a moving average of the policy with this rate (SeqGAN: 0.8); 0: from it"
-    )
-
-
-class PPOSettings(Section):
-    epochs: Positive = 2
-    minibatches: Positive = 2
-    clip_range: Rate = 0.2
-    value_clip_range: Rate = 0.2
-    value_coefficient: NonNegativeRate = 0.5
-    value_learning_rate: Rate = 1e-4
-    discount: Fraction = 1.0
-    gae_lambda: Fraction = 0.95
-    whiten_rewards: bool = Field(True, description="by running statistics over iterations")
-    whiten_advantages: bool = True
-    critic_warmup_iterations: NonNegative = Field(5, description="the critic learns alone before the policy moves")
-    pretraining_coefficient: NonNegativeRate = Field(0.0, description="gamma of InstructGPT's PPO-ptx")
-    ratio: Literal["token", "sequence"] = Field(
-        "token", description="sequence: one length-normalised ratio a response (GSPO)"
-    )
-    loss_average: Literal["token", "sequence"] = "token"
-    kl: KLSettings = KLSettings()
-
-    @model_validator(mode="after")
-    def _kl_in_reward(self) -> PPOSettings:
-        if self.kl.placement != "reward":
-            raise ValueError(
-                "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward"
-            )
-        return self
-
-
-class GumbelKLSettings(Section):
-    """KL(policy, SFT model) over the whole vocabulary at every response position: a term of the loss."""
-
-    coefficient: NonNegativeRate = Field(
-        0.7,
-        description="the discriminator's own gradient is strong: at 0.05 perplexity rose eightfold in 20 iterations",
-    )
-    target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
-    horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
-
-
-class GumbelSettings(Section):
-    mode: Literal["autoregressive", "conditional"] = Field(
-        "autoregressive",
-        description="autoregressive: the learner samples, each soft token feeds the next; conditional: tokens of the "
-        "rollouts in one pass, without the gradient through later tokens",
-    )
-    temperature_start: Rate = Field(1.0, description="of the relaxation, at the first iteration")
-    temperature_end: Rate = Field(0.5, description="at the last one; geometric in between")
-    kl: GumbelKLSettings = GumbelKLSettings()
-
-
-class GeneratorSection(Section):
-    algorithm: Literal["reinforce", "ppo", "seqgan", "gumbel"] = "reinforce"
-    reinforce: ReinforceSettings = ReinforceSettings()
-    seqgan: SeqGANSettings = SeqGANSettings()
-    ppo: PPOSettings = PPOSettings()
-    gumbel: GumbelSettings = GumbelSettings()
-    learning_rate: Rate = 1e-4
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
-    betas: Pair = (0.9, 0.95)
-    weight_decay: NonNegativeRate = 0.0
-    max_grad_norm: Rate = 1.0
-    average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="evaluate and export a moving average of the weights with this decay a step, e.g. 0.98; 0: off"
-    )
-    importance_weight_cap: Rate | None = Field(
-        None, description="cap of truncated importance weights between learner and engine log-probs; none: off"
-    )
 
 
 class LearnerSection(Section):

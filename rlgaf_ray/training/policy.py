@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.schema import Config, GumbelKLSettings, KLSettings
+from rlgaf_ray.config.generator import GumbelKLSettings, KLSettings
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator, policy_logprobs
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate

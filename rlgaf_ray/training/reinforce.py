@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from rlgaf_ray.config.schema import ReinforceSettings
+from rlgaf_ray.config.generator import ReinforceSettings
 from rlgaf_ray.objectives.advantages import (
     batch_mean_baseline,
     group_mean_baseline,
