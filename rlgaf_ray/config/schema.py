@@ -12,6 +12,8 @@ from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
 from rlgaf_ray.config.task import TaskSection
 
+Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
+
 
 class RunSection(Section):
     name: str | None = Field(
@@ -117,6 +119,21 @@ class DiscriminatorSection(Section):
     betas: Pair = (0.5, 0.99)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
+    label_smoothing_real: Smoothing = Field(0.0, description="binary_cross_entropy: demonstrations are labelled 1 - a")
+    label_smoothing_fake: Smoothing = Field(
+        0.0, description="binary_cross_entropy: rollouts and contrast are labelled b; above 0 is two-sided"
+    )
+
+    @model_validator(mode="after")
+    def _stabilisers_fit(self) -> DiscriminatorSection:
+        if self.loss != "binary_cross_entropy":
+            for name in ("label_smoothing_real", "label_smoothing_fake"):
+                if getattr(self, name) > 0:
+                    raise ValueError(
+                        f"discriminator.{name} is of the labels of binary_cross_entropy: "
+                        f"set it to 0 with discriminator.loss={self.loss}"
+                    )
+        return self
 
 
 class RewardSection(Section):

@@ -21,6 +21,8 @@ def discriminator_loss(
     kind: DiscriminatorLoss = "binary_cross_entropy",
     contrast_logits: Float[Tensor, " contrast"] | None = None,
     contrast_weight: float = 0.0,
+    label_smoothing_real: float = 0.0,
+    label_smoothing_fake: float = 0.0,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
     """Demonstrations above rollouts and, weighted, above demonstrations of the unwanted kind.
 
@@ -31,7 +33,11 @@ def discriminator_loss(
     - binary_cross_entropy: r = softplus(-D) = -log sigmoid(D), f = softplus(D); without contrast the two are averaged,
       as in RLGAF (arXiv 2305.06176), section 2. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv
       1406.2661, proposition 1), and with contrast log p_real / (p_fake + w * p_contrast): what is unwanted keeps a low
-      score even once the rollouts match the demonstrations.
+      score even once the rollouts match the demonstrations. With label smoothing the labels are 1 - a and b in place
+      of 1 and 0: r = softplus(-D) + a D, f = softplus(D) - b D. The optimum, log ((1 - a) p_real + b p_fake) /
+      (a p_real + (1 - b) p_fake), lies between log b / (1 - b) and log (1 - a) / a: a sure discriminator is held back.
+      One-sided, b = 0: Salimans et al. 2016 (arXiv 1606.03498), section 3.4; with b > 0, they warn, rollouts where
+      there is nothing real have no reason to move.
     - least_squares: r = (D - 1)^2, f = D^2 (Mao et al. 2017, arXiv 1611.04076, eq. 2 with a = 0, b = 1). The optimum is
       D = p_real / (p_real + p_fake), a score between 0 and 1.
     - hinge: r = max(0, 1 - D), f = max(0, 1 + D) (Lim & Ye 2017, arXiv 1705.02894). Sequences beyond the margin teach
@@ -51,13 +57,20 @@ def discriminator_loss(
     of pairs ranked right, or the mean of ``accuracy_real`` (share above the middle: 0, and 0.5 for least_squares) and
     ``accuracy_fake`` (share not above it); ``accuracy_contrast`` likewise, not part of ``accuracy``; pointwise also
     ``loss_real``, ``loss_fake`` and ``loss_contrast``.
-    Raises ValueError for an empty set of logits, a negative weight, a weight without contrast, or unequal pairs.
-    Left out: label smoothing and gradient penalties.
+    Raises ValueError for an empty set of logits, a negative weight, a weight without contrast, unequal pairs, or labels
+    smoothed by another loss than binary cross-entropy or to one half and beyond.
+    Left out: penalties on the gradient (see ``gradient_penalty``).
     """
     if contrast_weight < 0:
         raise ValueError(f"contrast_weight={contrast_weight} must not be negative")
     if contrast_weight > 0 and contrast_logits is None:
         raise ValueError(f"contrast_weight={contrast_weight} needs contrast_logits: give them, or set the weight to 0")
+    smoothing = {"real": label_smoothing_real, "fake": label_smoothing_fake, "contrast": label_smoothing_fake}
+    if any(smoothing.values()) and kind != "binary_cross_entropy":
+        raise ValueError(f"label smoothing is of binary_cross_entropy's labels, {kind} has none")
+    for name, value in smoothing.items():
+        if not 0.0 <= value < 0.5:
+            raise ValueError(f"label_smoothing_{name}={value} must lie in [0, 0.5): at one half all labels are alike")
     parts = {"real": real_logits, "fake": fake_logits}
     if contrast_logits is not None:
         parts["contrast"] = contrast_logits
@@ -68,11 +81,13 @@ def discriminator_loss(
     if kind == "bradley_terry":
         loss, more = _pairwise(parts, contrast_weight)
     else:
-        loss, more = _pointwise(parts, kind, contrast_weight)
+        loss, more = _pointwise(parts, kind, contrast_weight, smoothing)
     return loss, metrics | more
 
 
-def _pointwise(parts: dict[str, Tensor], kind: str, contrast_weight: float) -> tuple[Tensor, TensorMetrics]:
+def _pointwise(
+    parts: dict[str, Tensor], kind: str, contrast_weight: float, smoothing: dict[str, float]
+) -> tuple[Tensor, TensorMetrics]:
     middle = 0.5 if kind == "least_squares" else 0.0
     weights = {"real": 1.0, "fake": 1.0, "contrast": contrast_weight}
     metrics: TensorMetrics = {}
@@ -81,7 +96,10 @@ def _pointwise(parts: dict[str, Tensor], kind: str, contrast_weight: float) -> t
         is_real = name == "real"
         match kind:
             case "binary_cross_entropy":
-                terms = softplus(-logits if is_real else logits)
+                wrong = -logits if is_real else logits
+                terms = softplus(wrong)
+                if smoothing[name]:
+                    terms = terms - smoothing[name] * wrong
             case "least_squares":
                 terms = (logits - float(is_real)).square()
             case "hinge":

@@ -94,6 +94,8 @@ class Discriminator:
                 kind=self.settings.loss,
                 contrast_logits=rest[0] if rest else None,
                 contrast_weight=self.settings.contrast_weight if rest else 0.0,
+                label_smoothing_real=self.settings.label_smoothing_real,
+                label_smoothing_fake=self.settings.label_smoothing_fake,
             )
             ((loss + self.model.penalty()) / num_slices).backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():

@@ -101,6 +101,10 @@ def write(tmp_path: Path):
         ),
         ("model.generator=seqgan-lstm",
          "model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers"),
+        ("discriminator={loss: hinge, label_smoothing_real: 0.1}",
+         "discriminator.label_smoothing_real is of the labels of binary_cross_entropy: "
+         "set it to 0 with discriminator.loss=hinge"),
+        ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),
