@@ -15,6 +15,9 @@ from rlgaf_ray.config.task import TaskSection
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
+ONLY_TRANSFORMERS = ("instance_noise",)  # keys of the discriminator that SeqGAN's CNN does not have
+
+
 class RunSection(Section):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under root; default: task and time"
@@ -123,6 +126,10 @@ class DiscriminatorSection(Section):
     label_smoothing_fake: Smoothing = Field(
         0.0, description="binary_cross_entropy: rollouts and contrast are labelled b; above 0 is two-sided"
     )
+    instance_noise: NonNegativeRate = Field(
+        0.0, description="Gaussian noise on the response's embeddings while it trains, in units of their size; 0: off"
+    )
+    instance_noise_steps: Positive = Field(60, description="updates over which the noise falls to 0, in a line")
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:
@@ -132,6 +139,13 @@ class DiscriminatorSection(Section):
                     raise ValueError(
                         f"discriminator.{name} is of the labels of binary_cross_entropy: "
                         f"set it to 0 with discriminator.loss={self.loss}"
+                    )
+        if self.architecture == "cnn":
+            for name in ONLY_TRANSFORMERS:
+                if getattr(self, name) != DiscriminatorSection.model_fields[name].default:
+                    raise ValueError(
+                        f"discriminator.{name} is for transformers: leave it out, or set "
+                        "discriminator.architecture=generator"
                     )
         return self
 

@@ -84,6 +84,22 @@ class ScalarModel(nn.Module):
         ).last_hidden_state
         return self.pool(self.network.score(hidden).squeeze(-1).float(), response_mask)
 
+    def embed(self, sequences: SequenceBatch) -> Float[Tensor, "batch time width"]:
+        """What the network reads at every position, before positions are added."""
+        return self.network.get_input_embeddings()(sequences.token_ids)
+
+    def logits_of(
+        self, sequences: SequenceBatch, embeddings: Float[Tensor, "batch time width"]
+    ) -> Float[Tensor, " batch"]:
+        """As ``forward``, of sequences whose embeddings were changed: float32 [B]."""
+        positions = torch.arange(sequences.token_ids.shape[1], device=embeddings.device)
+        return self.embedded_logits(
+            embeddings,
+            attention_mask=sequences.attention_mask,
+            position_ids=positions.expand_as(sequences.token_ids),
+            response_mask=sequences.response_mask,
+        )
+
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
         return embedding_matrix(self.network)

@@ -15,9 +15,11 @@ from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
+from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, WeightUpdate
+from rlgaf_ray.training.randomness import seeded
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
 
 
@@ -43,6 +45,7 @@ class Discriminator:
 
     def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
         self.settings = config.discriminator
+        self.seed = config.run.seed
         self.micro_batch_size = config.learner.micro_batch_size
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
@@ -56,14 +59,25 @@ class Discriminator:
         )
         self.version = 0
 
-    def logits(self, items: Sequence[Demonstration | Rollout]) -> torch.Tensor:
-        """float32 [B] on the model's device, with the gradient of the surrounding mode."""
+    def logits(self, items: Sequence[Demonstration | Rollout], *, noise: float = 0.0) -> torch.Tensor:
+        """float32 [B] on the model's device, with the gradient of the surrounding mode.
+
+        ``noise``: the relative deviation of instance noise on the response's embeddings.
+        """
         starts = range(0, len(items), self.micro_batch_size)
         chunks = (items[start : start + self.micro_batch_size] for start in starts)
         with autocast(self.dtype, self.device):
-            return torch.cat(
-                [self.model(collate_sequences(chunk, self.pad_token_id).to(self.device)) for chunk in chunks]
-            )
+            return torch.cat([self._forward(self.collate(chunk), noise) for chunk in chunks])
+
+    def collate(self, items: Sequence[Demonstration | Rollout]) -> SequenceBatch:
+        return collate_sequences(items, self.pad_token_id).to(self.device)
+
+    def _forward(self, sequences: SequenceBatch, noise: float) -> torch.Tensor:
+        if noise == 0:
+            return self.model(sequences)
+        assert isinstance(self.model, ScalarModel), "a CNN has no instance noise"
+        embeddings = add_instance_noise(self.model.embed(sequences), sequences.response_mask, scale=noise)
+        return self.model.logits_of(sequences, embeddings)
 
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], int]:
@@ -76,31 +90,10 @@ class Discriminator:
         """One AdamW step of the configured loss; for ``bradley_terry`` row i of each kind answers the same prompt.
 
         The loss is accumulated over slices that hold the same share of each kind, so that a large batch needs no
-        more memory than a micro-batch of each.
+        more memory than a micro-batch of each. What is drawn depends on the seed and the number of this update.
         """
-        num_slices = math.ceil((len(real) + len(fake) + len(contrast)) / (3 * self.micro_batch_size))
-        totals: Metrics = {}
-        self.model.train()
-        for index in range(num_slices):
-            parts: list[list[Demonstration | Rollout]] = [
-                list(items[index::num_slices]) for items in (real, fake, contrast)
-            ]
-            real_logits, fake_logits, *rest = self.logits([item for part in parts for item in part]).split(
-                [len(part) for part in parts if part]
-            )
-            loss, metrics = discriminator_loss(
-                real_logits,
-                fake_logits,
-                kind=self.settings.loss,
-                contrast_logits=rest[0] if rest else None,
-                contrast_weight=self.settings.contrast_weight if rest else 0.0,
-                label_smoothing_real=self.settings.label_smoothing_real,
-                label_smoothing_fake=self.settings.label_smoothing_fake,
-            )
-            ((loss + self.model.penalty()) / num_slices).backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / num_slices
-        self.model.eval()
+        with seeded(self.seed, self.version, self.device):
+            totals = self._accumulate_gradients(real, fake, contrast)
         totals["grad_norm"] = optimizer_step(
             self.optimizer,
             self.model.parameters(),
@@ -109,6 +102,43 @@ class Discriminator:
         )
         self.version += 1
         return {f"discriminator/{name}": value for name, value in totals.items()}
+
+    def _accumulate_gradients(
+        self,
+        real: Sequence[Demonstration | Rollout],
+        fake: Sequence[Demonstration | Rollout],
+        contrast: Sequence[Demonstration | Rollout],
+    ) -> Metrics:
+        """Gradients of the whole loss, and its metrics without their prefix."""
+        settings = self.settings
+        noise = instance_noise_scale(
+            self.version, start=settings.instance_noise, num_steps=settings.instance_noise_steps
+        )
+        num_slices = math.ceil((len(real) + len(fake) + len(contrast)) / (3 * self.micro_batch_size))
+        totals: Metrics = {}
+        self.model.train()
+        for index in range(num_slices):
+            parts: list[list[Demonstration | Rollout]] = [
+                list(items[index::num_slices]) for items in (real, fake, contrast)
+            ]
+            logits = self.logits([item for part in parts for item in part], noise=noise)
+            real_logits, fake_logits, *rest = logits.split([len(part) for part in parts if part])
+            loss, metrics = discriminator_loss(
+                real_logits,
+                fake_logits,
+                kind=settings.loss,
+                contrast_logits=rest[0] if rest else None,
+                contrast_weight=settings.contrast_weight if rest else 0.0,
+                label_smoothing_real=settings.label_smoothing_real,
+                label_smoothing_fake=settings.label_smoothing_fake,
+            )
+            ((loss + self.model.penalty()) / num_slices).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                totals[name] = totals.get(name, 0.0) + float(value) / num_slices
+        self.model.eval()
+        if settings.instance_noise > 0:
+            totals["instance_noise"] = noise
+        return totals
 
     def weights(self) -> WeightUpdate:
         """Every entry of the network's state under this version, as arrays that share its memory on CPU."""

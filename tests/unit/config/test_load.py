@@ -105,6 +105,8 @@ def write(tmp_path: Path):
          "discriminator.label_smoothing_real is of the labels of binary_cross_entropy: "
          "set it to 0 with discriminator.loss=hinge"),
         ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
+        ("discriminator={architecture: cnn, instance_noise: 0.5}",
+         "discriminator.instance_noise is for transformers: leave it out, or set discriminator.architecture=generator"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),

@@ -1,0 +1,25 @@
+"""Random draws of one update: they depend on the run's seed and the update's number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def update_generator(seed: int, update: int) -> np.random.Generator:
+    """NumPy's generator for one update."""
+    return np.random.default_rng([seed, update])
+
+
+@contextmanager
+def seeded(seed: int, update: int, device: torch.device) -> Iterator[None]:
+    """torch's random state inside; outside nothing has been drawn.
+
+    So runs in one process and on actors draw alike, and a resumed run as an uninterrupted one.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence([seed, update]).generate_state(1)[0]))
+        yield

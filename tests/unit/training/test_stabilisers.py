@@ -1,0 +1,80 @@
+"""What steadies the discriminator, each against numbers; and that none of it is seen by a score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.types import Demonstration, Rollout
+
+VOCABULARY = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def build(folder: Path):
+    def make(*overrides: str) -> Discriminator:
+        return Discriminator(folder, load_config(None, ["learner.precision=float32", *overrides]), pad_token_id=0)
+
+    return make
+
+
+def responses(count: int, seed: int, *, low: int = 1, high: int = VOCABULARY, version: int = 0) -> list[Rollout]:
+    generator = np.random.default_rng(seed)
+    prompt = np.array([3, 4], np.int32)
+    lengths = [2 + index % 4 for index in range(count)]
+    return [
+        Rollout(0, prompt, generator.integers(low, high, n).astype(np.int32), np.zeros(n, np.float32), "stop", version)
+        for n in lengths
+    ]
+
+
+def demonstrations(count: int, seed: int) -> list[Demonstration]:
+    return [Demonstration(item.prompt_ids, item.response_ids) for item in responses(count, seed)]
+
+
+REAL, FAKE, CONTRAST = demonstrations(8, seed=1), responses(8, seed=2), demonstrations(8, seed=3)
+
+
+def state_of(discriminator: Discriminator) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in discriminator.model.network.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_embeddings_given_as_they_are_change_nothing(build) -> None:
+    discriminator = build()
+    sequences = discriminator.collate(FAKE)
+    torch.testing.assert_close(
+        discriminator.model.logits_of(sequences, discriminator.model.embed(sequences)), discriminator.model(sequences)
+    )
+
+
+def test_instance_noise_is_of_training_alone_seeded_and_fades(build) -> None:
+    noisy, again, plain = build("discriminator.instance_noise=0.5"), build("discriminator.instance_noise=0.5"), build()
+    assert noisy.score(FAKE) == plain.score(FAKE)
+    for number, one in enumerate((noisy, again, plain)):
+        torch.manual_seed(number)  # the process's own random state has no part in it, and is left alone
+        before = torch.get_rng_state()
+        metrics = one.update(REAL, FAKE, CONTRAST)
+        assert torch.equal(torch.get_rng_state(), before)
+        if one is not plain:
+            assert metrics["discriminator/instance_noise"] == 0.5
+    assert equal(state_of(noisy), state_of(again)) and not equal(state_of(noisy), state_of(plain))
+
+    noisy.version = 60
+    assert noisy.update(REAL, FAKE, CONTRAST)["discriminator/instance_noise"] == 0.0
