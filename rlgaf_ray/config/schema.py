@@ -15,7 +15,7 @@ from rlgaf_ray.config.task import TaskSection
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
-ONLY_TRANSFORMERS = ("instance_noise",)  # keys of the discriminator that SeqGAN's CNN does not have
+ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty")  # keys of the discriminator that SeqGAN's CNN does not have
 
 
 class RunSection(Section):
@@ -130,6 +130,12 @@ class DiscriminatorSection(Section):
         0.0, description="Gaussian noise on the response's embeddings while it trains, in units of their size; 0: off"
     )
     instance_noise_steps: Positive = Field(60, description="updates over which the noise falls to 0, in a line")
+    gradient_penalty: Literal["none", "r1", "interpolated"] = Field(
+        "none", description="of its logit in the response's embeddings: r1 at real ones, interpolated between both"
+    )
+    gradient_penalty_weight: Rate = Field(
+        1.0, description="the size of a logit's slope depends on the embeddings' size: see the metric first"
+    )
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:

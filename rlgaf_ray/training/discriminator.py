@@ -16,6 +16,7 @@ from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
+from rlgaf_ray.training.gradient_penalty import gradient_penalty
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
@@ -133,6 +134,18 @@ class Discriminator:
                 label_smoothing_fake=settings.label_smoothing_fake,
             )
             ((loss + self.model.penalty()) / num_slices).backward()
+            if settings.gradient_penalty != "none":
+                assert isinstance(self.model, ScalarModel), "a CNN has no gradient penalty"
+                penalty = gradient_penalty(
+                    self.model,
+                    parts[0],
+                    parts[1],
+                    kind=settings.gradient_penalty,
+                    pad_token_id=self.pad_token_id,
+                    device=self.device,
+                )
+                (settings.gradient_penalty_weight * penalty / num_slices).backward()
+                metrics["gradient_penalty"] = penalty.detach()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + float(value) / num_slices
         self.model.eval()

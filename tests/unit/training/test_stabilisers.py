@@ -78,3 +78,49 @@ def test_instance_noise_is_of_training_alone_seeded_and_fades(build) -> None:
 
     noisy.version = 60
     assert noisy.update(REAL, FAKE, CONTRAST)["discriminator/instance_noise"] == 0.0
+
+
+def slope(discriminator: Discriminator, items: list) -> float:
+    """Mean squared norm of the logit's gradient in the response's embeddings, one response at a time."""
+    norms = []
+    for item in items:
+        sequences = discriminator.collate([item])
+        points = discriminator.model.embed(sequences).detach().requires_grad_()
+        discriminator.model.logits_of(sequences, points).backward()
+        assert points.grad is not None
+        norms.append(float(points.grad[sequences.response_mask].square().sum()))
+    discriminator.model.zero_grad()
+    return float(np.mean(norms))
+
+
+def test_r1_is_measured_at_real_responses_and_flattens_them(build) -> None:
+    learning = ["discriminator.learning_rate=1e-3"]
+    penalised = build(*learning, "discriminator.gradient_penalty=r1", "discriminator.gradient_penalty_weight=30")
+    plain = build(*learning)
+    metrics = penalised.update(REAL, FAKE, CONTRAST)
+    assert metrics["discriminator/gradient_penalty"] == pytest.approx(slope(build(), REAL) / 2, rel=1e-4)
+    plain.update(REAL, FAKE, CONTRAST)
+    for _ in range(5):
+        penalised.update(REAL, FAKE, CONTRAST)
+        plain.update(REAL, FAKE, CONTRAST)
+    assert slope(penalised, REAL) < 0.5 * slope(plain, REAL)
+
+
+def test_the_interpolated_penalty_between_a_thing_and_itself_is_that_at_the_thing(build) -> None:
+    discriminator = build("discriminator.gradient_penalty=interpolated")
+    metrics = discriminator.update(REAL[:1], REAL[:1])
+    norm = slope(build(), REAL[:1]) ** 0.5
+    assert metrics["discriminator/gradient_penalty"] == pytest.approx((norm - 1) ** 2, rel=1e-4)
+    # other prompts, other lengths, unequal counts
+    long = Demonstration(np.array([5], np.int32), np.arange(1, 10, dtype=np.int32))
+    assert np.isfinite(discriminator.update([*REAL, long], FAKE, CONTRAST)["discriminator/gradient_penalty"])
+
+
+@pytest.mark.parametrize("kind", ["r1", "interpolated"])
+def test_micro_batches_do_not_change_what_is_penalised(build, kind: str) -> None:
+    found = []
+    for size in (64, 3):
+        discriminator = build(f"discriminator.gradient_penalty={kind}", f"learner.micro_batch_size={size}")
+        found.append(discriminator.update(REAL[:6], FAKE[:6], CONTRAST[:6])["discriminator/gradient_penalty"])
+    tolerance = 1e-5 if kind == "r1" else 0.2  # the mixtures' weights are drawn slice by slice
+    assert found[0] == pytest.approx(found[1], rel=tolerance)
