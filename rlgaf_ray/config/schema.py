@@ -15,7 +15,8 @@ from rlgaf_ray.config.task import TaskSection
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
-ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty")  # keys of the discriminator that SeqGAN's CNN does not have
+# Keys of the discriminator that SeqGAN's CNN does not have.
+ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout")
 
 
 class RunSection(Section):
@@ -135,6 +136,12 @@ class DiscriminatorSection(Section):
     )
     gradient_penalty_weight: Rate = Field(
         1.0, description="the size of a logit's slope depends on the embeddings' size: see the metric first"
+    )
+    spectral_norm: bool = Field(
+        False, description="the head is scaled to a largest singular value of at most 1, at the start and each update"
+    )
+    head_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the hidden states' entries that the head does not see while it trains"
     )
 
     @model_validator(mode="after")

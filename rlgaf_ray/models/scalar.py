@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
@@ -24,7 +25,7 @@ class ScalarModel(nn.Module):
     response token, as ``AutoModelForSequenceClassification`` does.
     """
 
-    def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean") -> None:
+    def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean", head_dropout: float = 0.0) -> None:
         super().__init__()
         if not isinstance(getattr(network, "score", None), nn.Linear):
             raise ValueError(
@@ -32,6 +33,7 @@ class ScalarModel(nn.Module):
             )
         self.network = network.eval()
         self.pooling = pooling
+        self.head_dropout = head_dropout
 
     @classmethod
     def load(
@@ -41,6 +43,7 @@ class ScalarModel(nn.Module):
         pooling: Pooling,
         pad_token_id: int,
         seed: int,
+        head_dropout: float = 0.0,
         dtype: str = "float32",
         trust_remote_code: bool = False,
         device: torch.device = torch.device("cpu"),
@@ -57,14 +60,14 @@ class ScalarModel(nn.Module):
                 use_safetensors=True,
                 attn_implementation=attention_for(device),
             )
-        return cls(network, pooling=pooling).to(device)
+        return cls(network, pooling=pooling, head_dropout=head_dropout).to(device).eval()
 
     def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
         """The head's output at every position, float32 [B, T]."""
         hidden = self.network.base_model(
             input_ids=sequences.token_ids, attention_mask=sequences.attention_mask, use_cache=False
         ).last_hidden_state
-        return self.network.score(hidden).squeeze(-1).float()
+        return self.head(hidden)
 
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
         """The logit that the response is a demonstration, float32 [B]."""
@@ -82,7 +85,7 @@ class ScalarModel(nn.Module):
         hidden = self.network.base_model(
             inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
-        return self.pool(self.network.score(hidden).squeeze(-1).float(), response_mask)
+        return self.pool(self.head(hidden), response_mask)
 
     def embed(self, sequences: SequenceBatch) -> Float[Tensor, "batch time width"]:
         """What the network reads at every position, before positions are added."""
@@ -100,6 +103,10 @@ class ScalarModel(nn.Module):
             response_mask=sequences.response_mask,
         )
 
+    def head(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time"]:
+        """Hidden states to scores, float32 [B, T]; ``head_dropout`` of their entries are dropped while it trains."""
+        return self.network.score(dropout(hidden, self.head_dropout, self.training)).squeeze(-1).float()
+
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
         return embedding_matrix(self.network)
@@ -113,7 +120,7 @@ class ScalarModel(nn.Module):
         return scores.gather(1, last[:, None]).squeeze(1)
 
     def train(self, mode: bool = True) -> ScalarModel:
-        """Dropout stays off while it learns: scores and updates see one function."""
+        """The network's own dropout stays off while it learns, so that scores and updates see one function."""
         super().train(mode)
         self.network.eval()
         return self

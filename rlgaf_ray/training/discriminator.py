@@ -20,6 +20,7 @@ from rlgaf_ray.training.gradient_penalty import gradient_penalty
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
+from rlgaf_ray.training.regularization import bound_spectral_norm
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
 
@@ -34,6 +35,7 @@ def load_discriminator(
     return ScalarModel.load(
         folder,
         pooling=config.discriminator.pooling,
+        head_dropout=config.discriminator.head_dropout,
         pad_token_id=pad_token_id,
         seed=config.run.seed,
         trust_remote_code=trust_remote_code,
@@ -52,6 +54,8 @@ class Discriminator:
         self.device = torch.device(device)
         self.dtype = resolve_precision(config.learner.precision, self.device)
         self.model = load_discriminator(folder, config, pad_token_id=pad_token_id, device=self.device)
+        if self.settings.spectral_norm:
+            bound_spectral_norm(self.model.network.score)
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,
@@ -101,6 +105,8 @@ class Discriminator:
             learning_rate=self.settings.learning_rate,
             max_grad_norm=self.settings.max_grad_norm,
         )
+        if self.settings.spectral_norm:
+            totals["spectral_norm"] = bound_spectral_norm(self.model.network.score)
         self.version += 1
         return {f"discriminator/{name}": value for name, value in totals.items()}
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.regularization import bound_spectral_norm
 from rlgaf_ray.types import Demonstration, Rollout
 
 VOCABULARY = 64
@@ -124,3 +126,65 @@ def test_micro_batches_do_not_change_what_is_penalised(build, kind: str) -> None
         found.append(discriminator.update(REAL[:6], FAKE[:6], CONTRAST[:6])["discriminator/gradient_penalty"])
     tolerance = 1e-5 if kind == "r1" else 0.2  # the mixtures' weights are drawn slice by slice
     assert found[0] == pytest.approx(found[1], rel=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest"), [([[3.0, 4.0]], 5.0), ([[2.0, 0.0], [0.0, 0.5]], 2.0), ([[0.3, 0.4]], 0.5)]
+)
+def test_the_largest_singular_value_is_bounded(rows: list[list[float]], largest: float) -> None:
+    layer = torch.nn.Linear(2, len(rows), bias=False)
+    layer.weight.data = torch.tensor(rows)
+    assert bound_spectral_norm(layer) == pytest.approx(largest)
+    torch.testing.assert_close(layer.weight.data, torch.tensor(rows) / max(1.0, largest))
+    assert torch.linalg.svdvals(layer.weight)[0] <= 1.0 + 1e-6
+
+
+def test_a_bounded_head_stays_so_and_is_exported_plainly(build, tmp_path: Path) -> None:
+    def head(discriminator: Discriminator) -> torch.Tensor:
+        return discriminator.model.network.score.weight.detach()
+
+    discriminator = build("discriminator.spectral_norm=true", "discriminator.learning_rate=0.1")
+    for _ in range(3):
+        metrics = discriminator.update(REAL, FAKE, CONTRAST)
+        assert metrics["discriminator/spectral_norm"] > 1.0  # the step goes beyond, each time
+        assert float(head(discriminator).norm()) == pytest.approx(1.0, abs=1e-6)
+    discriminator.save(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(plain.score.weight, head(discriminator))
+    assert not [name for name in plain.state_dict() if "parametrizations" in name]
+
+    again = build("discriminator.spectral_norm=true", "discriminator.learning_rate=0.1")
+    again.load(tmp_path, version=3)
+    assert again.score(FAKE) == discriminator.score(FAKE)
+    for one in (discriminator, again):
+        one.update(REAL, FAKE, CONTRAST)
+    assert equal(state_of(discriminator), state_of(again))
+
+
+def test_a_steep_head_is_bounded_before_it_scores(build, tmp_path: Path) -> None:
+    steep = build()
+    steep.model.network.score.weight.data.mul_(1e4)
+    steep.model.export(tmp_path)
+    settings = load_config(None, ["learner.precision=float32", "discriminator.spectral_norm=true"])
+    bounded = Discriminator(tmp_path, settings, pad_token_id=0)
+    norm = float(steep.model.network.score.weight.detach().norm())
+    assert bounded.score(FAKE)[0] == pytest.approx([score / norm for score in steep.score(FAKE)[0]], rel=1e-4)
+
+
+def test_head_dropout_is_of_training_alone_and_seeded(build) -> None:
+    first, second, plain = build("discriminator.head_dropout=0.5"), build("discriminator.head_dropout=0.5"), build()
+    assert first.score(FAKE) == plain.score(FAKE)
+    for one in (first, second, plain):
+        one.update(REAL, FAKE, CONTRAST)
+    assert equal(state_of(first), state_of(second)) and not equal(state_of(first), state_of(plain))
+    assert first.score(FAKE) == first.score(FAKE)
+
+
+def test_head_dropout_keeps_the_mean(build) -> None:
+    model = build("discriminator.head_dropout=0.25").model.train()
+    torch.manual_seed(0)
+    model.network.score.weight.data.fill_(1.0)
+    scores = model.head(torch.ones(100, 20, 192)) / 192  # entries are 0 or 1 / 0.75
+    deviation = (0.25 / 0.75 / 192) ** 0.5
+    assert float(scores.mean()) == pytest.approx(1.0, abs=4 * deviation / 2000**0.5)
+    assert float(scores.std()) == pytest.approx(deviation, rel=4 / (2 * 2000) ** 0.5)
