@@ -43,10 +43,12 @@ from rlgaf_ray.models.generator import (
     TINY_GPT2,
     check_model_source,
     max_positions,
+    num_layers,
 )
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
+from rlgaf_ray.training.regularization import check_frozen_layers
 
 # transformers speaks of heads that are new and of shards; what matters of it is an exception.
 transformers.logging.set_verbosity_error()
@@ -138,6 +140,9 @@ def check_before_start(config: Config) -> None:
         require_vllm()
     check_model_source(config.model.generator)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
+    if config.discriminator.frozen_layers > 0:
+        total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+        check_frozen_layers(config.discriminator.frozen_layers, total)
 
 
 def check_lengths(config: Config, asked: int) -> None:

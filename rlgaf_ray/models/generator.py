@@ -23,6 +23,7 @@ from rlgaf_ray.types import SequenceBatch
 
 TINY_GPT2 = "tiny-gpt2"
 TINY_GPT2_POSITIONS = 256
+TINY_GPT2_LAYERS = 4
 SEQGAN_LSTM = "seqgan-lstm"
 SEQGAN_LSTM_SIZE = 256
 FROM_SCRATCH = (TINY_GPT2, SEQGAN_LSTM)
@@ -52,7 +53,7 @@ def build_tiny_gpt2(
         vocab_size=vocab_size,
         n_positions=num_positions,
         n_embd=192,
-        n_layer=4,
+        n_layer=TINY_GPT2_LAYERS,
         n_head=3,
         activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's gelu_new, in one kernel
         resid_pdrop=0.0,
@@ -88,6 +89,14 @@ def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int
         return LstmConfig().max_position_embeddings
     config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     return int(config.get_text_config().max_position_embeddings)
+
+
+def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
+    """The blocks of a transformer."""
+    if source == TINY_GPT2:
+        return TINY_GPT2_LAYERS
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return int(config.get_text_config().num_hidden_layers)
 
 
 def end_of_text_ids(config: PreTrainedConfig) -> list[int]:

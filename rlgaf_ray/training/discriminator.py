@@ -20,7 +20,7 @@ from rlgaf_ray.training.gradient_penalty import gradient_penalty
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
-from rlgaf_ray.training.regularization import bound_spectral_norm
+from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
 
@@ -56,6 +56,8 @@ class Discriminator:
         self.model = load_discriminator(folder, config, pad_token_id=pad_token_id, device=self.device)
         if self.settings.spectral_norm:
             bound_spectral_norm(self.model.network.score)
+        if self.settings.frozen_layers > 0:
+            freeze_lower_layers(self.model.network, self.settings.frozen_layers)
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @torch.no_grad()
@@ -20,3 +21,25 @@ def bound_spectral_norm(layer: nn.Linear) -> float:
     if sigma > 1.0:
         layer.weight.div_(sigma)
     return sigma
+
+
+def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
+    """Stop the lowest blocks of a transformer, and the embeddings below them, from learning.
+
+    What warm-up taught them is kept, and fewer weights can follow the newest batch (Mo et al. 2020, "Freeze the
+    discriminator", arXiv 2002.10964). Zero freezes nothing, the embeddings neither.
+    Raises ValueError where the network has fewer blocks.
+    """
+    total = network.config.get_text_config().num_hidden_layers
+    check_frozen_layers(num_blocks, total)
+    if num_blocks == 0:
+        return
+    parts = list(network.base_model.children())
+    (blocks,) = (part for part in parts if isinstance(part, nn.ModuleList) and len(part) == total)
+    for part in (*blocks[:num_blocks], *(part for part in parts if isinstance(part, nn.Embedding))):
+        part.requires_grad_(False)
+
+
+def check_frozen_layers(num_blocks: int, total: int) -> None:
+    if num_blocks > total:
+        raise ValueError(f"discriminator.frozen_layers={num_blocks}, but the model has {total}: freeze at most so many")

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training.discriminator import Discriminator
-from rlgaf_ray.training.regularization import bound_spectral_norm
+from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
 
 VOCABULARY = 64
@@ -188,3 +188,38 @@ def test_head_dropout_keeps_the_mean(build) -> None:
     deviation = (0.25 / 0.75 / 192) ** 0.5
     assert float(scores.mean()) == pytest.approx(1.0, abs=4 * deviation / 2000**0.5)
     assert float(scores.std()) == pytest.approx(deviation, rel=4 / (2 * 2000) ** 0.5)
+
+
+def test_frozen_layers_stay_and_the_others_learn(build, tmp_path: Path) -> None:
+    discriminator = build("discriminator.frozen_layers=2", "discriminator.weight_decay=0.1")
+    before = state_of(discriminator)
+    discriminator.update(REAL, FAKE, CONTRAST)
+    moved = {name for name, value in state_of(discriminator).items() if not torch.equal(before[name], value)}
+    frozen = ("transformer.wte", "transformer.wpe", "transformer.h.0.", "transformer.h.1.")
+    assert moved and not [name for name in moved if name.startswith(frozen)]
+    assert {name for name in before if not name.startswith(frozen)} == moved
+    discriminator.save(tmp_path)
+    again = build("discriminator.frozen_layers=2", "discriminator.weight_decay=0.1")
+    again.load(tmp_path, version=1)
+    for one in (discriminator, again):
+        one.update(REAL, FAKE, CONTRAST)
+    assert equal(state_of(discriminator), state_of(again))
+
+
+def test_more_frozen_layers_than_there_are(build) -> None:
+    build("discriminator.frozen_layers=4")
+    with pytest.raises(ValueError, match=r"discriminator\.frozen_layers=5, but the model has 4: freeze at most"):
+        build("discriminator.frozen_layers=5")
+
+
+def test_the_blocks_of_another_architecture_are_found() -> None:
+    config = LlamaConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, num_labels=1
+    )
+    network = LlamaForSequenceClassification(config)
+    freeze_lower_layers(network, 1)
+    learning = {
+        name.split(".")[2] for name, weight in network.named_parameters() if ".layers." in name and weight.requires_grad
+    }
+    assert learning == {"1", "2"}
+    assert not network.model.embed_tokens.weight.requires_grad and network.score.weight.requires_grad
