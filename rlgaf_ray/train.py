@@ -233,7 +233,10 @@ def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcom
         generator = "learner/average" if config.generator.average_decay > 0 else "learner/generator"
         for source, target in ((generator, "generator"), ("discriminator", "discriminator")):
             shutil.copytree(
-                latest / source, folder / target, ignore=shutil.ignore_patterns("optimizer.*"), dirs_exist_ok=True
+                latest / source,
+                folder / target,
+                ignore=shutil.ignore_patterns("optimizer.*", "replay.*"),
+                dirs_exist_ok=True,
             )
             data.tokenizer.save_pretrained(folder / target)
     write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)

@@ -146,6 +146,10 @@ class DiscriminatorSection(Section):
     frozen_layers: NonNegative = Field(
         0, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
     )
+    replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
+    )
+    replay_size: Positive = Field(1000, description="past rollouts that are kept")
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:
@@ -156,6 +160,11 @@ class DiscriminatorSection(Section):
                         f"discriminator.{name} is of the labels of binary_cross_entropy: "
                         f"set it to 0 with discriminator.loss={self.loss}"
                     )
+        if self.loss == "bradley_terry" and self.replay_share > 0:
+            raise ValueError(
+                "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
+                "set discriminator.replay_share=0"
+            )
         if self.architecture == "cnn":
             for name in ONLY_TRANSFORMERS:
                 if getattr(self, name) != DiscriminatorSection.model_fields[name].default:

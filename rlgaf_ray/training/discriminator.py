@@ -21,8 +21,11 @@ from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimi
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
+from rlgaf_ray.training.replay import ReplayBuffer
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
+
+REPLAY = "replay.safetensors"
 
 
 def load_discriminator(
@@ -65,6 +68,11 @@ class Discriminator:
             weight_decay=self.settings.weight_decay,
         )
         self.version = 0
+        self.replay: ReplayBuffer | None = None
+        if self.settings.replay_share > 0:
+            self.replay = ReplayBuffer(
+                share=self.settings.replay_share, size=self.settings.replay_size, seed=config.run.seed
+            )
 
     def logits(self, items: Sequence[Demonstration | Rollout], *, noise: float = 0.0) -> torch.Tensor:
         """float32 [B] on the model's device, with the gradient of the surrounding mode.
@@ -99,8 +107,13 @@ class Discriminator:
         The loss is accumulated over slices that hold the same share of each kind, so that a large batch needs no
         more memory than a micro-batch of each. What is drawn depends on the seed and the number of this update.
         """
+        shown: Sequence[Demonstration | Rollout] = fake
+        replayed: Metrics = {}
+        if self.replay is not None:
+            shown, num_past = self.replay.exchange(fake, self.version)
+            replayed["replayed_share"] = num_past / len(fake)
         with seeded(self.seed, self.version, self.device):
-            totals = self._accumulate_gradients(real, fake, contrast)
+            totals = replayed | self._accumulate_gradients(real, shown, contrast)
         totals["grad_norm"] = optimizer_step(
             self.optimizer,
             self.model.parameters(),
@@ -169,8 +182,12 @@ class Discriminator:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.export(folder)
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        if self.replay is not None:
+            self.replay.save(folder / REPLAY)
 
     def load(self, folder: Path, *, version: int) -> None:
         restore_weights(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
+        if self.replay is not None:
+            self.replay.load(folder / REPLAY)
         self.version = version

@@ -54,6 +54,12 @@ def test_wrong_type(refused) -> None:
     assert message.startswith("run.iterations=many: must be a valid integer")
 
 
+def test_more_frozen_layers_than_there_are(refused) -> None:
+    assert refused("discriminator.frozen_layers=5") == (
+        "discriminator.frozen_layers=5, but the model has 4: freeze at most so many"
+    )
+
+
 def test_out_of_range(refused) -> None:
     assert refused("reward.kind=smile", code=2) == (
         "reward.kind=smile: must be 'logit', 'probability_centered' or 'log_probability'"

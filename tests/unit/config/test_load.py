@@ -107,6 +107,9 @@ def write(tmp_path: Path):
         ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
         ("discriminator={architecture: cnn, instance_noise: 0.5}",
          "discriminator.instance_noise is for transformers: leave it out, or set discriminator.architecture=generator"),
+        ("discriminator={loss: bradley_terry, replay_share: 0.5}",
+         "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
+         "set discriminator.replay_share=0"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),

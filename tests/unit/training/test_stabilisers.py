@@ -223,3 +223,20 @@ def test_the_blocks_of_another_architecture_are_found() -> None:
     }
     assert learning == {"1", "2"}
     assert not network.model.embed_tokens.weight.requires_grad and network.score.weight.requires_grad
+
+
+def test_past_rollouts_are_learned_from_again_and_kept_in_the_checkpoint(build, tmp_path: Path) -> None:
+    settings = ["discriminator.replay_share=0.5", "discriminator.replay_size=12"]
+    discriminator, plain = build(*settings), build()
+    for version in range(3):
+        fake = responses(8, seed=10 + version, version=version)
+        share = discriminator.update(REAL, fake, CONTRAST)["discriminator/replayed_share"]
+        assert share == (0.5 if version else 0.0)
+        assert "discriminator/replayed_share" not in plain.update(REAL, fake, CONTRAST)
+        assert equal(state_of(discriminator), state_of(plain)) == (version == 0)
+    discriminator.save(tmp_path)
+    again = build(*settings)
+    again.load(tmp_path, version=3)
+    for one in (discriminator, again):
+        one.update(REAL, responses(8, seed=20, version=3), CONTRAST)
+    assert equal(state_of(discriminator), state_of(again))

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.training.replay import ReplayBuffer
+from rlgaf_ray.types import Demonstration, Rollout
+
+
+def rollouts(version: int, count: int = 8) -> list[Rollout]:
+    """Their tokens tell the version and the row."""
+    return [
+        Rollout(
+            prompt_id=row,
+            prompt_ids=np.array([version], np.int32),
+            response_ids=np.array([version] * (1 + row % 3) + [row], np.int32),
+            behaviour_logprobs=np.zeros(2 + row % 3, np.float32),
+            finish_reason="stop",
+            policy_version=version,
+        )
+        for row in range(count)
+    ]
+
+
+def versions(items: list[Demonstration | Rollout]) -> list[int]:
+    return [int(item.prompt_ids[0]) for item in items]
+
+
+def test_the_share_is_taken_from_the_past() -> None:
+    buffer = ReplayBuffer(share=0.25, size=100, seed=0)
+    for version in range(5):
+        mixed, num_past = buffer.exchange(rollouts(version), update=version)
+        assert len(mixed) == 8
+        assert num_past == (2 if version else 0)  # nothing is past at first
+        assert versions(mixed).count(version) == 8 - num_past
+        assert all(past < version for past in versions(mixed)[8 - num_past :])
+        responses = [tuple(item.prompt_ids) + tuple(item.response_ids) for item in mixed]
+        assert len(set(responses)) == 8  # none twice
+    assert len(buffer.items) == 40
+
+
+def test_a_full_buffer_gives_up_entries_by_lot() -> None:
+    buffer = ReplayBuffer(share=0.5, size=20, seed=0)
+    for version in range(50):
+        buffer.exchange(rollouts(version), update=version)
+        assert len(buffer.items) == min(20, 8 * (version + 1))
+    kept = versions(list(buffer.items))
+    assert kept.count(49) == 8  # the newest are all there
+    assert len(set(kept)) > 2 and min(kept) > 30  # of the others some: each stays with 12 chances in 20 an update
+
+
+def test_a_buffer_smaller_than_a_batch() -> None:
+    buffer = ReplayBuffer(share=0.5, size=3, seed=0)
+    for version in range(3):
+        _, num_past = buffer.exchange(rollouts(version), update=version)
+        assert num_past == (3 if version else 0)
+        assert versions(list(buffer.items)) == [version] * 3
+
+
+def test_rollouts_of_one_iteration_are_added_once() -> None:
+    buffer = ReplayBuffer(share=0.5, size=100, seed=0)
+    for update in range(3):
+        buffer.exchange(rollouts(7), update=update)
+    assert len(buffer.items) == 8
+
+
+def test_it_comes_back_from_its_file_and_draws_on_alike(tmp_path: Path) -> None:
+    whole = ReplayBuffer(share=0.5, size=12, seed=3)
+    empty = ReplayBuffer(share=0.5, size=12, seed=3)
+    empty.save(tmp_path / "empty.safetensors")
+    for version in range(4):
+        whole.exchange(rollouts(version), update=version)
+    whole.save(tmp_path / "replay.safetensors")
+    resumed = ReplayBuffer(share=0.5, size=12, seed=3)
+    resumed.load(tmp_path / "replay.safetensors")
+    assert versions(list(resumed.items)) == versions(list(whole.items))
+    drawn = [
+        [(item.prompt_ids.tolist(), item.response_ids.tolist()) for item in one.exchange(rollouts(4), update=4)[0]]
+        for one in (whole, resumed)
+    ]
+    assert drawn[0] == drawn[1]
+    resumed.load(tmp_path / "empty.safetensors")
+    assert (resumed.items, resumed.newest_version) == ([], -1)
+    with pytest.raises(ValueError, match="replay_share cannot be switched on in the middle of a run"):
+        resumed.load(tmp_path / "none.safetensors")
+
+
+def test_the_seed_decides() -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        buffer = ReplayBuffer(share=0.5, size=100, seed=seed)
+        buffer.exchange(rollouts(0), update=0)
+        drawn.append([item.response_ids.tolist() for item in buffer.exchange(rollouts(1), update=1)[0]])
+    assert drawn[0] == drawn[1] != drawn[2]
