@@ -16,7 +16,7 @@ Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
 # Keys of the discriminator that SeqGAN's CNN does not have.
-ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout", "frozen_layers")
+ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout", "frozen_layers", "match_lengths")
 
 
 class RunSection(Section):
@@ -150,6 +150,9 @@ class DiscriminatorSection(Section):
         0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
     )
     replay_size: Positive = Field(1000, description="past rollouts that are kept")
+    match_lengths: bool = Field(
+        False, description="responses of an update are cut to one distribution of lengths, and read without their end"
+    )
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:
@@ -266,6 +269,11 @@ class Config(Section):
             raise ValueError(
                 "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
                 "set discriminator.architecture=generator"
+            )
+        if self.generator.algorithm == "gumbel" and self.discriminator.match_lengths:
+            raise ValueError(
+                "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
+                "from the discriminator: leave it out"
             )
         return self
 

@@ -11,8 +11,9 @@ from transformers import AutoConfig
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.lengths import match_lengths, without_end
 from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
-from rlgaf_ray.models.generator import restore_weights
+from rlgaf_ray.models.generator import end_of_text_ids, restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
@@ -68,6 +69,7 @@ class Discriminator:
             weight_decay=self.settings.weight_decay,
         )
         self.version = 0
+        self.end_of_text_ids = end_of_text_ids(self.model.network.config) if self.settings.match_lengths else []
         self.replay: ReplayBuffer | None = None
         if self.settings.replay_share > 0:
             self.replay = ReplayBuffer(
@@ -97,7 +99,10 @@ class Discriminator:
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], int]:
         """The logit of each rollout, in order, and the version that gave them."""
-        return self.logits(rollouts).tolist(), self.version
+        items: Sequence[Demonstration | Rollout] = rollouts
+        if self.settings.match_lengths:  # it has never learned what an end of text means
+            items = [without_end(item, self.end_of_text_ids) for item in rollouts]
+        return self.logits(items).tolist(), self.version
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
@@ -108,12 +113,15 @@ class Discriminator:
         more memory than a micro-batch of each. What is drawn depends on the seed and the number of this update.
         """
         shown: Sequence[Demonstration | Rollout] = fake
-        replayed: Metrics = {}
+        more: Metrics = {}
         if self.replay is not None:
             shown, num_past = self.replay.exchange(fake, self.version)
-            replayed["replayed_share"] = num_past / len(fake)
+            more["replayed_share"] = num_past / len(fake)
+        if self.settings.match_lengths:
+            real, shown, contrast = match_lengths(real, shown, contrast, end_of_text_ids=self.end_of_text_ids)
+            more["response_tokens"] = sum(len(item.response_ids) for item in shown) / len(shown)
         with seeded(self.seed, self.version, self.device):
-            totals = replayed | self._accumulate_gradients(real, shown, contrast)
+            totals = more | self._accumulate_gradients(real, shown, contrast)
         totals["grad_norm"] = optimizer_step(
             self.optimizer,
             self.model.parameters(),

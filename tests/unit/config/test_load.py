@@ -110,6 +110,8 @@ def write(tmp_path: Path):
         ("discriminator={loss: bradley_terry, replay_share: 0.5}",
          "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
          "set discriminator.replay_share=0"),
+        ("discriminator={architecture: cnn, match_lengths: true}",
+         "discriminator.match_lengths is for transformers: leave it out, or set discriminator.architecture=generator"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),

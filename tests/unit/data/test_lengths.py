@@ -1,16 +1,62 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from rlgaf_ray.data.lengths import on_one_prompt
+from rlgaf_ray.data.lengths import match_lengths, on_one_prompt, without_end
 from rlgaf_ray.types import Demonstration
+
+END = 0
 
 
 def item(prompt: list[int], response: list[int]) -> Demonstration:
     return Demonstration(np.array(prompt, np.int32), np.array(response, np.int32))
 
 
+def tokens(kind: list[Demonstration]) -> list[list[int]]:
+    return [row.response_ids.tolist() for row in kind]
+
+
 def test_a_pair_stands_on_the_first_ones_prompt() -> None:
     first, second = on_one_prompt(item([1, 2], [3, 4, 5]), item([9], [6, 7]))
     assert first.prompt_ids.tolist() == second.prompt_ids.tolist() == [1, 2]
     assert (first.response_ids.tolist(), second.response_ids.tolist()) == ([3, 4], [6, 7])
+
+
+def test_rows_are_cut_to_the_shortest_of_all_kinds() -> None:
+    real = [item([1], [2, 3, 4, 5]), item([1], [2, END])]
+    fake = [item([7], [8, 9]), item([7], [8, 9, 10, END])]
+    contrast = [item([1], [6, 6, 6]), item([1], [5, 5])]
+    found = match_lengths(real, fake, contrast, end_of_text_ids=[END])
+    assert [tokens(kind) for kind in found] == [[[2, 3], [2]], [[8, 9], [8]], [[6, 6], [5]]]
+    assert found[1][0].prompt_ids.tolist() == [7]
+
+
+def test_a_kind_of_fewer_rows_counts_from_the_start_again() -> None:
+    real, fake = [item([1], [2, 2, 2])], [item([1], [3] * length) for length in (2, 5, 4)]
+    found = match_lengths(real, fake, [], end_of_text_ids=[END])
+    assert [tokens(kind) for kind in found] == [[[2, 2]], [[3, 3], [3, 3, 3], [3, 3, 3]], []]
+
+
+def test_responses_of_one_length_stay_as_they_are() -> None:
+    real, fake = [item([1], [2, 3, 4])] * 2, [item([1], [5, 6, 7])] * 2
+    found = match_lengths(real, fake, end_of_text_ids=[END])
+    assert [tokens(kind) for kind in found] == [tokens(real), tokens(fake)]
+
+
+def test_neither_length_nor_its_end_tells_the_kinds_apart() -> None:
+    """Short answers that end by themselves against long ones that are cut off: one look at either was enough before."""
+    generator = np.random.default_rng(0)
+    real = [item([1], [2] * generator.integers(1, 6) + [END]) for _ in range(200)]
+    fake = [item([1], [2] * generator.integers(4, 12)) for _ in range(200)]
+    before = [np.mean([len(row.response_ids) for row in kind]) for kind in (real, fake)]
+    assert before[1] - before[0] > 2
+    real, fake = match_lengths(real, fake, end_of_text_ids=[END])
+    assert tokens(real) == tokens(fake)  # all tokens are alike: nothing is left to tell them by
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"), [([2, 3, END], [2, 3]), ([2, END, 3], [2, END, 3]), ([END], [END]), ([2], [2])]
+)
+def test_the_end_is_cut_off(response: list[int], expected: list[int]) -> None:
+    assert without_end(item([1], response), [END]).response_ids.tolist() == expected

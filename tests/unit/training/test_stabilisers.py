@@ -184,7 +184,7 @@ def test_head_dropout_keeps_the_mean(build) -> None:
     model = build("discriminator.head_dropout=0.25").model.train()
     torch.manual_seed(0)
     model.network.score.weight.data.fill_(1.0)
-    scores = model.head(torch.ones(100, 20, 192)) / 192  # entries are 0 or 1 / 0.75
+    scores = model.head(torch.ones(100, 20, 192)).detach() / 192  # entries are 0 or 1 / 0.75
     deviation = (0.25 / 0.75 / 192) ** 0.5
     assert float(scores.mean()) == pytest.approx(1.0, abs=4 * deviation / 2000**0.5)
     assert float(scores.std()) == pytest.approx(deviation, rel=4 / (2 * 2000) ** 0.5)
@@ -240,3 +240,25 @@ def test_past_rollouts_are_learned_from_again_and_kept_in_the_checkpoint(build, 
     for one in (discriminator, again):
         one.update(REAL, responses(8, seed=20, version=3), CONTRAST)
     assert equal(state_of(discriminator), state_of(again))
+
+
+def test_matched_lengths_leave_a_difference_of_length_unlearned(build) -> None:
+    """Answers of one token repeated, real ones short and ended, fake ones long: nothing else tells them apart."""
+    prompt = np.array([3, 4], np.int32)
+    real = [Demonstration(prompt, np.array([7] * (1 + row % 3) + [0], np.int32)) for row in range(8)]
+    fake = [
+        Rollout(0, prompt, np.full(5 + row % 3, 7, np.int32), np.zeros(5 + row % 3, np.float32), "length", 0)
+        for row in range(8)
+    ]
+    accuracies = {}
+    for matched in ("false", "true"):
+        discriminator = build("discriminator.learning_rate=1e-3", f"discriminator.match_lengths={matched}")
+        for _ in range(10):
+            metrics = discriminator.update(real, fake)
+        accuracies[matched] = metrics["discriminator/accuracy"]
+        scores = discriminator.score(
+            [*fake, Rollout(0, prompt, np.append(fake[0].response_ids, 0), np.zeros(6), "stop", 0)]
+        )[0]
+        assert (scores[0] == scores[-1]) == (matched == "true")  # the end of text is not read
+    assert accuracies["false"] > 0.8 and accuracies["true"] == 0.5
+    assert metrics["discriminator/response_tokens"] == pytest.approx((3 * 1 + 3 * 2 + 2 * 3) / 8)
