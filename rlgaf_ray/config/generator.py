@@ -114,6 +114,9 @@ class GeneratorSection(Section):
     betas: Pair = (0.9, 0.95)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
+    entropy_bonus: NonNegativeRate = Field(
+        0.0, description="coefficient of -log pi, added to each sampled token's reward; 0: off"
+    )
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="evaluate and export a moving average of the weights with this decay a step, e.g. 0.98; 0: off"
     )

@@ -180,6 +180,8 @@ class DiscriminatorSection(Section):
 
 class RewardSection(Section):
     kind: Literal["logit", "probability_centered", "log_probability"] = "logit"
+    whiten: bool = Field(False, description="to mean 0 and deviation 1 by running statistics over iterations")
+    clip: Rate | None = Field(None, description="to plus and minus this, after whitening where that is on; null: off")
 
 
 class LearnerSection(Section):
@@ -269,6 +271,18 @@ class Config(Section):
             raise ValueError(
                 "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
                 "set discriminator.architecture=generator"
+            )
+        if self.generator.algorithm == "gumbel":
+            unused = {
+                "reward.whiten": self.reward.whiten,
+                "reward.clip": self.reward.clip is not None,
+                "generator.entropy_bonus": self.generator.entropy_bonus > 0,
+            }
+            for key in (key for key, used in unused.items() if used):
+                raise ValueError(f"generator.algorithm=gumbel learns from no sampled reward: leave out {key}")
+        if self.generator.algorithm == "ppo" and self.generator.ppo.whiten_rewards and self.reward.whiten:
+            raise ValueError(
+                "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
             )
         if self.generator.algorithm == "gumbel" and self.discriminator.match_lengths:
             raise ValueError(

@@ -214,6 +214,10 @@ class RunningStatistics:
         assert self.count > 0, "update comes before deviation"
         return math.sqrt(self.sum_of_squares / self.count)
 
+    def whiten(self, values: Tensor) -> Tensor:
+        """(x - mean) / max(deviation, 1e-6), by the statistics so far."""
+        return (values - self.mean) / max(self.deviation, EPSILON)
+
     def state_dict(self) -> dict[str, float]:
         """Plain numbers that JSON keeps to the last digit."""
         return {"count": self.count, "mean": self.mean, "sum_of_squares": self.sum_of_squares}

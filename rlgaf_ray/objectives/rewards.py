@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -21,7 +21,7 @@ def discriminator_reward(logits: Float[Tensor, " batch"], *, kind: RewardKind) -
 
     RLGAF (arXiv 2305.06176), section 2.
 
-    Shapes: [B] -> [B], same dtype. Left out: whitening, which needs running statistics (see ``advantages``).
+    Shapes: [B] -> [B], same dtype. Left out: whitening, which needs running statistics (see ``RunningStatistics``).
     Raises ValueError for an unknown kind.
     """
     match kind:
@@ -32,3 +32,21 @@ def discriminator_reward(logits: Float[Tensor, " batch"], *, kind: RewardKind) -
         case "log_probability":
             return logsigmoid(logits)
     raise ValueError(f"unknown reward kind {kind!r}: choose logit, probability_centered or log_probability")
+
+
+def entropy_rewards(
+    logprobs: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"], *, coefficient: float
+) -> Float[Tensor, "batch time"]:
+    """The entropy bonus as a reward of each sampled token.
+
+    r_t = -coefficient * log pi(y_t | x, y_<t)
+
+    Summed over a response its mean is the entropy of the policy's responses, and as a reward-to-go it has the exact
+    gradient of that in expectation: E[sum_t grad log pi_t * sum_{s >= t} -log pi_s], later tokens included (Williams &
+    Peng 1991; Haarnoja et al. 2018, arXiv 1801.01290, eq. 1). The same estimate as a term of the loss would have none.
+    It is sampled: the sum over the vocabulary would need all logits of the batch at once.
+
+    ``logprobs`` are of the policy that sampled, float [B, T], in nats; they get no gradient. Shapes: [B, T] -> [B, T],
+    zero outside the mask, in the reward's unit.
+    """
+    return -coefficient * logprobs.detach().masked_fill(~response_mask, 0.0)

@@ -19,6 +19,7 @@ from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy, mean_nll
 from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.training.reinforce import Reinforce
+from rlgaf_ray.training.rewards import RewardShaping
 from rlgaf_ray.types import (
     Demonstration,
     Metrics,
@@ -42,6 +43,7 @@ class Learner:
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.policy = Policy(folder, config, device=self.device)
+        self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
             case "reinforce":
@@ -68,6 +70,8 @@ class Learner:
         shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std())}
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0}
+        rewards, batch, more = self.rewards(rewards, batch)
+        shared |= more
         match self.algorithm:
             case Reinforce():
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration)
@@ -127,6 +131,7 @@ class Learner:
         state = {
             "algorithm": self.algorithm.state_dict(),
             "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
+            "rewards": self.rewards.statistics.state_dict(),
             "random": torch.get_rng_state().tolist(),
         }
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
@@ -145,4 +150,6 @@ class Learner:
                 )
             average.load(folder / name, num_steps=state["averages"][name])
         self.algorithm.load_state_dict(state["algorithm"])
+        if self.config.reward.whiten:
+            self.rewards.statistics.load_state_dict(state["rewards"])
         torch.set_rng_state(torch.tensor(state["random"], dtype=torch.uint8))

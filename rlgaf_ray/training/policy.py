@@ -28,6 +28,7 @@ class Policy:
         self.config = config
         self.device = device
         self.dtype = resolve_precision(config.learner.precision, device)
+        self.entropy_bonus = config.generator.entropy_bonus
         self.micro_batch_size = config.learner.micro_batch_size
         self.model = self.load(folder)
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)

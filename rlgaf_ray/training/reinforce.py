@@ -18,6 +18,7 @@ from rlgaf_ray.objectives.advantages import (
 )
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, reinforce_loss
+from rlgaf_ray.objectives.rewards import entropy_rewards
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
@@ -44,6 +45,8 @@ class Reinforce:
             # The engine's log-probs are those of the distribution that was sampled: no second pass is needed.
             distance = kl_estimate(batch.behaviour_logprobs, reference, estimator=settings.kl.estimator)
             penalties = self.kl.coefficient * mask * distance
+        if policy.entropy_bonus > 0:
+            penalties = penalties - entropy_rewards(batch.behaviour_logprobs, mask, coefficient=policy.entropy_bonus)
         advantages = self.advantages(batch, sequence_rewards, penalties)
 
         sums = MetricSums()

@@ -112,6 +112,8 @@ def write(tmp_path: Path):
          "set discriminator.replay_share=0"),
         ("discriminator={architecture: cnn, match_lengths: true}",
          "discriminator.match_lengths is for transformers: leave it out, or set discriminator.architecture=generator"),
+        ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
+         "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),
@@ -125,6 +127,20 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
 
 def test_an_override_below_a_value() -> None:
     assert message("run.seed=1", "run.seed.x=3") == "override 'run.seed.x=3': run.seed is a value, not a section"
+
+
+def test_rewards_are_whitened_once_and_only_where_they_are_learned_from() -> None:
+    assert message("generator.algorithm=ppo", "reward.whiten=true") == (
+        "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
+    )
+    load_config(None, ["generator.algorithm=ppo", "reward.whiten=true", "generator.ppo.whiten_rewards=false"])
+    for setting in ("reward.whiten=true", "reward.clip=3.0"):
+        assert message("generator.algorithm=gumbel", setting) == (
+            f"generator.algorithm=gumbel learns from no sampled reward: leave out {setting.split('=')[0]}"
+        )
+    assert message("generator.algorithm=gumbel", "discriminator.match_lengths=true").endswith(
+        "which discriminator.match_lengths hides from the discriminator: leave it out"
+    )
 
 
 def test_several_errors_are_counted() -> None:

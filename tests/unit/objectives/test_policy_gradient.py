@@ -7,6 +7,7 @@ import torch
 
 from rlgaf_ray.objectives.advantages import leave_one_out_baseline, rewards_to_go
 from rlgaf_ray.objectives.policy import ppo_policy_loss, reinforce_loss
+from rlgaf_ray.objectives.rewards import entropy_rewards
 
 VOCABULARY, LENGTH = 3, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))  # [27, 3]
@@ -115,6 +116,16 @@ def test_ppo_at_ratio_one(logits, exact):
 
     advantages = rewards_to_go(pad(REWARDS), MASK, discount=1.0)
     torch.testing.assert_close(expected_gradient(logits, advantages, loss_of), exact)
+
+
+def test_entropy_as_a_reward_has_the_gradient_of_the_entropy_of_whole_answers(logits):
+    logprobs = response_logprobs(logits).sum(1)
+    (exact_gradient,) = torch.autograd.grad(-0.3 * (logprobs.exp() * logprobs).sum(), logits)
+    rewards = entropy_rewards(pad(response_logprobs(logits)), MASK, coefficient=0.3)
+    assert not rewards.requires_grad and not rewards[~MASK].any()
+    advantages = rewards_to_go(rewards, MASK, discount=1.0)
+    torch.testing.assert_close(expected_gradient(logits, advantages), exact_gradient)
+    assert exact_gradient.abs().max() > 0.01
 
 
 def test_importance_weights_correct_for_another_sampler(logits, exact):

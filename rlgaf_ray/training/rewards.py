@@ -1,0 +1,41 @@
+"""What is done to the rewards of a batch before the policy learns from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from rlgaf_ray.config.schema import RewardSection
+from rlgaf_ray.objectives.advantages import RunningStatistics
+from rlgaf_ray.types import Metrics, TrainBatch
+
+
+class RewardShaping:
+    """Whitening by running statistics over iterations, then clipping; neither unless asked for.
+
+    A discriminator that learns moves the level and the spread of its scores; whitened, a reward means the same beside
+    the KL in every iteration, and clipped, no single score outweighs the rest.
+    """
+
+    def __init__(self, settings: RewardSection) -> None:
+        self.settings = settings
+        self.statistics = RunningStatistics()
+
+    def __call__(self, rewards: Tensor, batch: TrainBatch) -> tuple[Tensor, TrainBatch, Metrics]:
+        """The rewards [B] and the batch, whose action values (SeqGAN) are put into the same unit."""
+        if self.settings.whiten:
+            self.statistics.update(rewards)
+        shaped, metrics = self._apply(rewards), Metrics()
+        if self.settings.clip is not None:
+            metrics["reward/clipped_share"] = float((shaped.abs() >= self.settings.clip).float().mean())
+        if batch.action_values is not None:
+            values = self._apply(batch.action_values) * batch.sequences.response_mask
+            batch = replace(batch, action_values=values)
+        return shaped, batch, metrics
+
+    def _apply(self, values: Tensor) -> Tensor:
+        if self.settings.whiten:
+            values = self.statistics.whiten(values)
+        limit = self.settings.clip
+        return values if limit is None else values.clamp(-limit, limit)
