@@ -31,6 +31,21 @@ SEQGAN = [
 ]
 GUMBEL = ["generator.algorithm=gumbel"]
 AVERAGE = ["generator.average_decay=0.9"]
+STABILISED = [
+    "discriminator.updates_per_generator_update=0.5",
+    "discriminator.label_smoothing_real=0.1",
+    "discriminator.instance_noise=0.5",
+    "discriminator.gradient_penalty=interpolated",
+    "discriminator.spectral_norm=true",
+    "discriminator.head_dropout=0.1",
+    "discriminator.frozen_layers=1",
+    "discriminator.replay_share=0.25",
+    "discriminator.match_lengths=true",
+    "rollout.stop_at_end_of_text=true",
+    "generator.entropy_bonus=0.01",
+    "reward.whiten=true",
+    "reward.clip=2.0",
+]
 GAD = [
     "discriminator.loss=bradley_terry",
     "generator.reinforce.baseline=group_mean",
@@ -56,8 +71,8 @@ def prepared(small_config, cache: Path, ray_cluster):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [[], PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
-    ids=["reinforce", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional"],
+    [[], STABILISED, PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
+    ids=["reinforce", "stabilised", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional"],
 )
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
@@ -88,7 +103,11 @@ def test_local_and_ray_runners_agree_step_for_step(
     assert all(math.isfinite(value) for row in local for value in row.values())
 
 
-@pytest.mark.parametrize("algorithm", [[], AVERAGE, PPO, GUMBEL], ids=["reinforce", "average", "ppo", "gumbel"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [[], AVERAGE, STABILISED, PPO, GUMBEL],
+    ids=["reinforce", "average", "stabilised", "ppo", "gumbel"],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
 ) -> None:
