@@ -135,7 +135,7 @@ class DiscriminatorSection(Section):
         "none", description="of its logit in the response's embeddings: r1 at real ones, interpolated between both"
     )
     gradient_penalty_weight: Rate = Field(
-        1.0, description="the size of a logit's slope depends on the embeddings' size: see the metric first"
+        0.1, description="the slope's size depends on that of the embeddings: see discriminator/gradient_penalty first"
     )
     spectral_norm: bool = Field(
         False, description="the head is scaled to a largest singular value of at most 1, at the start and each update"
