@@ -59,8 +59,7 @@ def rollouts_of(setup: Bench, pad: int) -> list[ScoredRollout]:
     )
     seeds = [rollout_seed(0, 1, index) for index in range(settings.batch_size)]
     rollouts = TransformersEngine(setup.warmups.generator).generate(prompts, sampling, seeds=seeds)
-    logits, version = Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad).score(rollouts)
-    return [ScoredRollout(rollout, logit, version) for rollout, logit in zip(rollouts, logits, strict=True)]
+    return Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad).score(rollouts)
 
 
 def peak_bytes(

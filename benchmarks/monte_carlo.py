@@ -209,7 +209,10 @@ def action_values(folder: Path, rollouts: list[Rollout], searches: list[Search])
     discriminator = Discriminator(folder, Config(), pad_token_id=END_OF_TEXT)
     rewards = np.concatenate(
         [
-            np.reshape(discriminator.score(whole_responses(rollouts, search.completions))[0], (-1, NUM_COMPLETIONS))
+            np.reshape(
+                [item.score for item in discriminator.score(whole_responses(rollouts, search.completions))],
+                (-1, NUM_COMPLETIONS),
+            )
             for search in searches
         ],
         axis=1,

@@ -61,7 +61,7 @@ def trl_seconds(setup: Bench, folder: Path) -> float:
             )
             for prompt, ids in zip(prompts, completion_ids, strict=True)
         ]
-        return discriminator.score(rollouts)[0]
+        return [item.score for item in discriminator.score(rollouts)]
 
     prompts = [tokenizer.decode(item.prompt_ids) for item in setup.data.task.demonstrations]
     tokens = config.task.response_tokens

@@ -98,6 +98,7 @@ class ScoredRollout:
     rollout: Rollout
     score: float
     discriminator_version: int
+    token_scores: np.ndarray | None = None  # float32 [R], the parts of the score that the response's tokens add
     action_values: np.ndarray | None = None  # float32 [R], in the reward's unit: SeqGAN's Q of every response token
 
 
@@ -121,6 +122,7 @@ class TrainBatch:
     behaviour_logprobs: torch.Tensor  # float32 [B, T], zero outside the response
     scores: torch.Tensor  # float32 [B], raw discriminator logits
     group_size: int  # samples per prompt; B is a multiple of it
+    token_scores: torch.Tensor | None = None  # float32 [B, T], zero outside the response; its sum over time is scores
     action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in the reward's unit
 
     def to(self, device: torch.device) -> TrainBatch:
@@ -129,6 +131,7 @@ class TrainBatch:
             self.behaviour_logprobs.to(device),
             self.scores.to(device),
             self.group_size,
+            None if self.token_scores is None else self.token_scores.to(device),
             None if self.action_values is None else self.action_values.to(device),
         )
 

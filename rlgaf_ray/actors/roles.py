@@ -136,8 +136,7 @@ class RayRoles:
         return [rollout for worker, ref in calls for rollout in self._get(worker, "generate", ref)]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        logits, version = self._get(self.discriminator, "score", self.discriminator.score.remote(rollouts))
-        return [ScoredRollout(rollout, logit, version) for rollout, logit in zip(rollouts, logits, strict=True)]
+        return self._get(self.discriminator, "score", self.discriminator.score.remote(rollouts))
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

@@ -13,7 +13,9 @@ class KLSettings(Section):
     """Distance to the frozen SFT model, log pi(a) - log pi_ref(a) at the sampled tokens."""
 
     coefficient: NonNegativeRate = 0.05
-    estimator: Literal["k1", "k2", "k3"] = "k1"
+    estimator: Literal["k1", "k2", "k3", "exact"] = Field(
+        "k1", description="from the sampled tokens; exact: over the whole vocabulary, without noise, as a loss only"
+    )
     placement: Literal["reward", "loss"] = Field(
         "reward", description="taken from each token's reward, or a term of the loss"
     )
@@ -23,14 +25,24 @@ class KLSettings(Section):
     @model_validator(mode="after")
     def _gradient_of_the_loss(self) -> KLSettings:
         if self.placement == "loss" and self.estimator == "k1":
-            raise ValueError("kl.estimator=k1 has no useful gradient as a loss: take k2 or k3, or kl.placement=reward")
+            raise ValueError(
+                "kl.estimator=k1 has no useful gradient as a loss: take exact, k2 or k3, or kl.placement=reward"
+            )
+        if self.placement == "reward" and self.estimator == "exact":
+            raise ValueError("kl.estimator=exact is a term of the loss: set kl.placement=loss")
         return self
 
 
 class ReinforceSettings(Section):
-    baseline: Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean"] = Field(
+    credit: Literal["sequence", "token"] = Field(
+        "sequence",
+        description="token: what earlier tokens have added to the score is taken off a token's return: same expected "
+        "gradient, less noise",
+    )
+    baseline: Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean", "position_mean"] = Field(
         "leave_one_out",
-        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean, clipped",
+        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean, clipped; "
+        "position_mean: over the batch at each position, for credit=token",
     )
     baseline_decay: Fraction = Field(0.95, description="of the moving average")
     advantage_scale: Literal["none", "batch", "group"] = Field(
@@ -41,6 +53,15 @@ class ReinforceSettings(Section):
     discount: Fraction = 1.0
     kl: KLSettings = KLSettings()
 
+    @model_validator(mode="after")
+    def _baseline_fits_the_credit(self) -> ReinforceSettings:
+        if self.credit == "token" and self.baseline not in ("none", "batch_mean", "position_mean"):
+            raise ValueError(
+                f"baseline={self.baseline} is of whole sequences: "
+                "with credit=token take position_mean, batch_mean or none"
+            )
+        return self
+
 
 class SeqGANSettings(ReinforceSettings):
     """REINFORCE whose returns are Monte-Carlo action values."""
@@ -50,6 +71,14 @@ class SeqGANSettings(ReinforceSettings):
     rollout_policy_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="completions come from a moving average of the policy with this rate (SeqGAN: 0.8); 0: from it"
     )
+
+    @model_validator(mode="after")
+    def _values_are_of_tokens(self) -> SeqGANSettings:
+        if self.credit == "token":
+            raise ValueError(
+                "generator.seqgan.credit: SeqGAN's action values are each token's own; leave it at sequence"
+            )
+        return self
 
 
 class PPOSettings(Section):

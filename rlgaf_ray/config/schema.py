@@ -284,6 +284,18 @@ class Config(Section):
             raise ValueError(
                 "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
             )
+        if self.generator.algorithm == "reinforce" and self.generator.reinforce.credit == "token":
+            needed = {
+                "reward.kind=logit": self.reward.kind == "logit",
+                "reward.whiten=false": not self.reward.whiten,
+                "reward.clip=null": self.reward.clip is None,
+                "discriminator.architecture=generator": not cnn,
+                "discriminator.pooling=mean": self.discriminator.pooling == "mean",
+            }
+            for key in (key for key, met in needed.items() if not met):
+                raise ValueError(
+                    f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {key}"
+                )
         if self.generator.algorithm == "gumbel" and self.discriminator.match_lengths:
             raise ValueError(
                 "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "

@@ -40,14 +40,18 @@ def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int)
         rows[response] = np.concatenate(values)
         return torch.from_numpy(rows)
 
-    action_values = [item.action_values for item in scored if item.action_values is not None]
-    assert len(action_values) in (0, len(scored)), "all rollouts of a batch have action values, or none has"
+    def where_given(name: str) -> torch.Tensor | None:
+        values = [value for item in scored if (value := getattr(item, name)) is not None]
+        assert len(values) in (0, len(scored)), f"all rollouts of a batch have {name}, or none has"
+        return padded(values) if values else None
+
     return TrainBatch(
         sequences=collate_sequences(rollouts, pad_token_id),
         behaviour_logprobs=padded([rollout.behaviour_logprobs for rollout in rollouts]),
         scores=torch.tensor([item.score for item in scored], dtype=torch.float32),
         group_size=group_size,
-        action_values=padded(action_values) if action_values else None,
+        token_scores=where_given("token_scores"),
+        action_values=where_given("action_values"),
     )
 
 

@@ -33,8 +33,7 @@ class LocalRoles:
         return self.engine.generate(prompts, sampling, seeds=seeds)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        logits, version = self.discriminator.score(rollouts)
-        return [ScoredRollout(rollout, logit, version) for rollout, logit in zip(rollouts, logits, strict=True)]
+        return self.discriminator.score(rollouts)
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

@@ -12,6 +12,7 @@ from torch.nn.functional import dropout, pad
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
+from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
 # Window sizes and filters of SeqGAN's code, for sequences of 20 tokens: 1,720 filters in all.
@@ -126,6 +127,10 @@ class CnnDiscriminator(nn.Module):
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
         """The logit that the sequence is a demonstration, float32 [B]; the prompt is read with the response."""
         return self.network(sequences.token_ids, sequences.attention_mask)
+
+    def token_logits(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
+        """Its filters read the whole sequence: all of the logit stands at the last response token, float32 [B, T]."""
+        return at_the_end(self(sequences), sequences.response_mask)
 
     def penalty(self) -> Float[Tensor, ""]:
         """What is added to the loss: ``output_penalty`` times half the squared length of the output layer's weights."""

@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
-from rlgaf_ray.objectives.logprobs import token_logprobs
 from rlgaf_ray.types import SequenceBatch
 
 TINY_GPT2 = "tiny-gpt2"
@@ -159,26 +158,20 @@ def sampling_logits(
     return logits
 
 
-def policy_logprobs(
+def predicted_logprobs(
     model: PreTrainedModel,
     sequences: SequenceBatch,
     *,
     temperature: float = 1.0,
     masked_token_ids: Sequence[int] = (),
-) -> Float[Tensor, "batch time"]:
-    """log pi(y_t | x, y_<t) of every response token, zero elsewhere.
+) -> Float[Tensor, "batch time vocabulary"]:
+    """log pi(. | x, y_<t), the whole distribution at every position from the first response token of any row on.
 
-    Logits are computed only where a response token is predicted. ``temperature`` and ``masked_token_ids`` (tokens
-    that the engine may not sample) define the same distribution as the engine's, so that the two agree.
-
-    Shapes: token ids [B, T] -> float32 [B, T]; entry t belongs to token t.
+    ``temperature`` and ``masked_token_ids`` (tokens that the engine may not sample) define the same distribution as the
+    engine's, so that the two agree. Shapes: token ids [B, T] -> float32 [B, T - first_response(sequences), V].
     """
-    mask = sequences.response_mask
-    first = int(mask.any(0).nonzero()[0])
-    if first == 0:
-        raise ValueError("a response cannot start at position 0: its first token needs a prompt to be predicted from")
-    length = mask.shape[1]
-    predicting = torch.arange(first - 1, length - 1, device=mask.device)
+    first = first_response(sequences)
+    predicting = torch.arange(first - 1, sequences.token_ids.shape[1] - 1, device=sequences.token_ids.device)
     logits = model(
         input_ids=sequences.token_ids,
         attention_mask=sequences.attention_mask,
@@ -186,10 +179,44 @@ def policy_logprobs(
         use_cache=False,
     ).logits
     logits = sampling_logits(logits, temperature=temperature, masked_token_ids=masked_token_ids)
+    return logits.log_softmax(-1, dtype=torch.float32)
+
+
+def first_response(sequences: SequenceBatch) -> int:
+    """The position of the first response token of any row."""
+    first = int(sequences.response_mask.any(0).nonzero()[0])
+    if first == 0:
+        raise ValueError("a response cannot start at position 0: its first token needs a prompt to be predicted from")
+    return first
+
+
+def policy_logprobs(
+    model: PreTrainedModel,
+    sequences: SequenceBatch,
+    *,
+    temperature: float = 1.0,
+    masked_token_ids: Sequence[int] = (),
+) -> Float[Tensor, "batch time"]:
+    """log pi(y_t | x, y_<t) of every response token, zero elsewhere. As ``predicted_logprobs``, of the tokens alone.
+
+    Shapes: token ids [B, T] -> float32 [B, T]; entry t belongs to token t.
+    """
+    distributions = predicted_logprobs(model, sequences, temperature=temperature, masked_token_ids=masked_token_ids)
+    return sampled_logprobs(distributions, sequences, masked_token_ids=masked_token_ids)
+
+
+def sampled_logprobs(
+    distributions: Float[Tensor, "batch predicted vocabulary"],
+    sequences: SequenceBatch,
+    *,
+    masked_token_ids: Sequence[int] = (),
+) -> Float[Tensor, "batch time"]:
+    """The entries of ``predicted_logprobs`` that belong to the response's own tokens, zero elsewhere: [B, T]."""
+    first, mask = first_response(sequences), sequences.response_mask
     targets = sequences.token_ids[:, first:]
     if masked_token_ids:
         # Padding may be a masked token: its log-prob of minus infinity must not reach the gradient.
         allowed = min(set(range(len(masked_token_ids) + 1)) - set(masked_token_ids))
         targets = targets.masked_fill(~mask[:, first:], allowed)
-    logprobs = token_logprobs(logits, targets).masked_fill(~mask[:, first:], 0.0)
+    logprobs = distributions.gather(-1, targets[..., None]).squeeze(-1).masked_fill(~mask[:, first:], 0.0)
     return torch.nn.functional.pad(logprobs, (first, 0))

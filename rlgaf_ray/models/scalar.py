@@ -12,6 +12,7 @@ from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
+from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
 Pooling = Literal["mean", "last"]
@@ -72,6 +73,17 @@ class ScalarModel(nn.Module):
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
         """The logit that the response is a demonstration, float32 [B]."""
         return self.pool(self.token_scores(sequences), sequences.response_mask)
+
+    def token_logits(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
+        """What each response token adds to the logit, float32 [B, T], zero elsewhere: its sum over time is ``forward``.
+
+        The network is causal: a token's part depends on the tokens up to it alone. With ``last`` all of it stands at
+        the last response token.
+        """
+        scores, mask = self.token_scores(sequences), sequences.response_mask
+        if self.pooling == "mean":
+            return scores * mask / mask.sum(1, keepdim=True).clamp(min=1)
+        return at_the_end(self.pool(scores, mask), mask)
 
     def embedded_logits(
         self,

@@ -115,6 +115,43 @@ def batch_mean_baseline(
     return mean.squeeze(0).to(returns.dtype)
 
 
+def position_mean_baseline(
+    returns: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, " time"]:
+    """The mean return at each position, over the responses that reach it.
+
+    b_t = sum_i m_it G_it / sum_i m_it
+
+    What is still to come shrinks towards the end of a response: one baseline for all positions would leave that slope
+    in the advantages (Greensmith et al. 2004, JMLR 5, section 3, on baselines that depend on the state). Over the whole
+    batch it is less noisy than the mean over the few samples of one prompt, which it pays for by not knowing the
+    prompt. Every sample is part of its own baseline: the gradient shrinks by 1 / n, n responses.
+
+    Shapes: [B, T] -> [T], zero at positions that no response reaches.
+    """
+    return torch.where(response_mask, returns, 0.0).sum(0) / response_mask.sum(0).clamp(min=1)
+
+
+def past_scores_baseline(
+    token_scores: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    """What the tokens before each position have already added to the sequence's score.
+
+    b_t = (R / mean R) * sum_{s < t} d_s, where D = sum_s d_s and R is the number of response tokens
+
+    A discriminator that averages a causal network's scores over the response is a sum over its tokens, and the parts of
+    earlier tokens do not depend on token t: taken off its return they leave the policy gradient what it is and its
+    variance smaller (RLGAF, arXiv 2305.06176, eq. 2: the reward-to-go; Williams 1992 on baselines). On film reviews
+    the second moment of the advantages halves (docs/stability.md).
+
+    d_s = s_s / R holds the response's length, which is not known at t: times R / mean R, the batch's mean, it does not.
+    Shapes: [B, T] twice -> [B, T], in the logit's unit, zero at the first response token and outside the mask.
+    """
+    lengths = response_mask.sum(1, keepdim=True)
+    parts = torch.where(response_mask, token_scores, 0.0) * (lengths / lengths.float().mean())
+    return (parts.cumsum(1) - parts).masked_fill(~response_mask, 0.0)
+
+
 def moving_average(previous: float | None, value: float, *, decay: float) -> float:
     """The exponential moving average after one more value; the first value stands for itself.
 

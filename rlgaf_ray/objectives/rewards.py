@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -50,3 +51,12 @@ def entropy_rewards(
     zero outside the mask, in the reward's unit.
     """
     return -coefficient * logprobs.detach().masked_fill(~response_mask, 0.0)
+
+
+def at_the_end(
+    values: Float[Tensor, " batch"], response_mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    """Each sequence's value at its last response token, zero elsewhere: [B] -> [B, T]."""
+    positions = torch.arange(response_mask.shape[1], device=response_mask.device)
+    last = torch.where(response_mask, positions, -1).amax(1, keepdim=True).clamp(min=0)
+    return torch.zeros_like(response_mask, dtype=torch.float32).scatter(1, last, values[:, None].float())

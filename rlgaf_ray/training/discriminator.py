@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig
 
@@ -23,7 +24,7 @@ from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.training.replay import ReplayBuffer
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, WeightUpdate
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
 
 REPLAY = "replay.safetensors"
@@ -81,13 +82,15 @@ class Discriminator:
 
         ``noise``: the relative deviation of instance noise on the response's embeddings.
         """
-        starts = range(0, len(items), self.micro_batch_size)
-        chunks = (items[start : start + self.micro_batch_size] for start in starts)
         with autocast(self.dtype, self.device):
-            return torch.cat([self._forward(self.collate(chunk), noise) for chunk in chunks])
+            return torch.cat([self._forward(sequences, noise) for sequences in self._micro_batches(items)])
 
     def collate(self, items: Sequence[Demonstration | Rollout]) -> SequenceBatch:
         return collate_sequences(items, self.pad_token_id).to(self.device)
+
+    def _micro_batches(self, items: Sequence[Demonstration | Rollout]) -> Iterator[SequenceBatch]:
+        for start in range(0, len(items), self.micro_batch_size):
+            yield self.collate(items[start : start + self.micro_batch_size])
 
     def _forward(self, sequences: SequenceBatch, noise: float) -> torch.Tensor:
         if noise == 0:
@@ -97,12 +100,25 @@ class Discriminator:
         return self.model.logits_of(sequences, embeddings)
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], int]:
-        """The logit of each rollout, in order, and the version that gave them."""
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
         items: Sequence[Demonstration | Rollout] = rollouts
         if self.settings.match_lengths:  # it has never learned what an end of text means
             items = [without_end(item, self.end_of_text_ids) for item in rollouts]
-        return self.logits(items).tolist(), self.version
+        rows: list[np.ndarray] = []
+        with autocast(self.dtype, self.device):
+            for sequences in self._micro_batches(items):
+                parts, masks = self.model.token_logits(sequences).cpu().numpy(), sequences.response_mask.cpu().numpy()
+                rows += [row[mask] for row, mask in zip(parts, masks, strict=True)]
+        return [
+            ScoredRollout(
+                rollout,
+                float(row.sum()),
+                self.version,
+                token_scores=np.pad(row, (0, len(rollout.response_ids) - len(row))),
+            )
+            for rollout, row in zip(rollouts, rows, strict=True)
+        ]
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()

@@ -12,8 +12,14 @@ from transformers import PreTrainedModel
 from rlgaf_ray.config.generator import GumbelKLSettings, KLSettings
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
-from rlgaf_ray.models.generator import end_of_text_ids, load_generator, policy_logprobs
-from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, kl_estimate
+from rlgaf_ray.models.generator import (
+    end_of_text_ids,
+    load_generator,
+    policy_logprobs,
+    predicted_logprobs,
+    sampled_logprobs,
+)
+from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
@@ -70,6 +76,16 @@ class Policy:
                 masked_token_ids=self.masked_token_ids,
             )
 
+    def distributions(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
+        """float32 [B, T - first response position, V]: the whole distributions that ``logprobs`` picks from."""
+        with autocast(self.dtype, self.device):
+            return predicted_logprobs(
+                model or self.model,
+                sequences,
+                temperature=self.config.rollout.temperature,
+                masked_token_ids=self.masked_token_ids,
+            )
+
     @torch.no_grad()
     def frozen_logprobs(self, sequences: SequenceBatch, model: PreTrainedModel) -> torch.Tensor:
         parts = [
@@ -77,6 +93,23 @@ class Policy:
             for rows in torch.arange(len(sequences.token_ids)).split(self.micro_batch_size)
         ]
         return torch.cat(parts)
+
+    def logprobs_and_exact_kl(self, sequences: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Log-probs of the policy and of the reference, and KL(policy || reference) over the whole vocabulary.
+
+        Each float32 [B, T], zero outside the response; the reference's part has no gradient. Memory: about five
+        tensors of response tokens x vocabulary, float32; ``learner.micro_batch_size`` bounds it.
+        """
+        distributions = self.distributions(sequences)
+        with torch.no_grad():
+            anchors = self.distributions(sequences, self.reference)
+        logprobs, reference = (
+            sampled_logprobs(each, sequences, masked_token_ids=self.masked_token_ids)
+            for each in (distributions, anchors)
+        )
+        start = sequences.response_mask.shape[1] - distributions.shape[1]
+        distance = torch.nn.functional.pad(exact_kl(distributions, anchors), (start, 0))
+        return logprobs, reference, distance.masked_fill(~sequences.response_mask, 0.0)
 
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
         cap = self.config.generator.importance_weight_cap
@@ -140,13 +173,6 @@ class KLController:
 
 def rows_of(sequences: SequenceBatch, rows: torch.Tensor) -> SequenceBatch:
     return SequenceBatch(sequences.token_ids[rows], sequences.attention_mask[rows], sequences.response_mask[rows])
-
-
-def rewards_at_the_end(sequence_rewards: torch.Tensor, response_mask: torch.Tensor) -> torch.Tensor:
-    """[B] -> [B, T]: each sequence's reward at its last response token, zero elsewhere."""
-    positions = torch.arange(response_mask.shape[1], device=response_mask.device)
-    last = torch.where(response_mask, positions, -1).amax(1, keepdim=True).clamp(min=0)
-    return torch.zeros_like(response_mask, dtype=torch.float32).scatter(1, last, sequence_rewards[:, None].float())
 
 
 def micro_batches(

@@ -19,14 +19,13 @@ from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advantage_estimate, whiten
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import language_model_loss, ppo_policy_loss, ppo_value_loss
-from rlgaf_ray.objectives.rewards import entropy_rewards
+from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
     micro_batches,
-    rewards_at_the_end,
     rollout_metrics,
     rows_of,
 )
@@ -73,8 +72,9 @@ class PPO:
         if settings.whiten_rewards:
             self.statistics.update(sequence_rewards)
             sequence_rewards = self.statistics.whiten(sequence_rewards)
+        assert settings.kl.estimator != "exact", "the exact KL is a term of the loss"
         distance = kl_estimate(old_logprobs, reference, estimator=settings.kl.estimator)
-        rewards = rewards_at_the_end(sequence_rewards, mask) - self.kl.coefficient * distance * mask
+        rewards = at_the_end(sequence_rewards, mask) - self.kl.coefficient * distance * mask
         if policy.entropy_bonus > 0:
             rewards = rewards + entropy_rewards(old_logprobs, mask, coefficient=policy.entropy_bonus)
         advantages, returns = generalized_advantage_estimate(

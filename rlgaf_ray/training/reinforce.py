@@ -13,18 +13,19 @@ from rlgaf_ray.objectives.advantages import (
     group_mean_baseline,
     leave_one_out_baseline,
     moving_average,
+    past_scores_baseline,
+    position_mean_baseline,
     rewards_to_go,
     scale_advantages,
 )
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, reinforce_loss
-from rlgaf_ray.objectives.rewards import entropy_rewards
+from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
     micro_batches,
-    rewards_at_the_end,
     rollout_metrics,
     rows_of,
 )
@@ -39,11 +40,13 @@ class Reinforce:
 
     def update(self, policy: Policy, batch: TrainBatch, sequence_rewards: torch.Tensor, iteration: int) -> Metrics:
         settings, mask = self.settings, batch.sequences.response_mask
-        reference = policy.frozen_logprobs(batch.sequences, policy.reference)
-        penalties = torch.zeros_like(reference)
+        estimator = settings.kl.estimator
+        reference = None if estimator == "exact" else policy.frozen_logprobs(batch.sequences, policy.reference)
+        penalties = torch.zeros_like(batch.behaviour_logprobs)
         if settings.kl.placement == "reward":
+            assert reference is not None and estimator != "exact", "the exact KL is a term of the loss"
             # The engine's log-probs are those of the distribution that was sampled: no second pass is needed.
-            distance = kl_estimate(batch.behaviour_logprobs, reference, estimator=settings.kl.estimator)
+            distance = kl_estimate(batch.behaviour_logprobs, reference, estimator=estimator)
             penalties = self.kl.coefficient * mask * distance
         if policy.entropy_bonus > 0:
             penalties = penalties - entropy_rewards(batch.behaviour_logprobs, mask, coefficient=policy.entropy_bonus)
@@ -51,9 +54,13 @@ class Reinforce:
 
         sums = MetricSums()
         for rows, share in micro_batches(mask, policy.micro_batch_size, average=settings.loss_average):
-            sequences = rows_of(batch.sequences, rows)
-            logprobs = policy.logprobs(sequences)
-            behaviour = batch.behaviour_logprobs[rows]
+            sequences, behaviour = rows_of(batch.sequences, rows), batch.behaviour_logprobs[rows]
+            if estimator == "exact":
+                logprobs, anchor, distance = policy.logprobs_and_exact_kl(sequences)
+            else:
+                assert reference is not None
+                logprobs, anchor = policy.logprobs(sequences), reference[rows]
+                distance = kl_estimate(logprobs, anchor, estimator=estimator)
             loss, metrics = reinforce_loss(
                 logprobs,
                 advantages[rows],
@@ -62,12 +69,13 @@ class Reinforce:
                 importance_weights=policy.importance_weights(logprobs, behaviour),
             )
             if settings.kl.placement == "loss" and self.kl.coefficient > 0:
-                distance = kl_estimate(logprobs, reference[rows], estimator=settings.kl.estimator)
                 penalty = masked_average(distance, sequences.response_mask, average=settings.loss_average)
                 loss = loss + self.kl.coefficient * penalty
             (loss * share).backward()
+            metrics |= rollout_metrics(logprobs, anchor, behaviour, sequences.response_mask)
+            if estimator == "exact":
+                metrics["kl"] = masked_average(distance.detach(), sequences.response_mask, average="token")
             sums.add({"loss": loss, **metrics}, share)
-            sums.add(rollout_metrics(logprobs, reference[rows], behaviour, sequences.response_mask), share)
         totals = sums.means()
         totals |= policy.step(iteration)
         totals["kl_coefficient"] = self.kl.coefficient
@@ -76,33 +84,38 @@ class Reinforce:
         return totals
 
     def advantages(self, batch: TrainBatch, sequence_rewards: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
-        """[B, T]: reward-to-go (or action values) less the baseline of the sequence's whole reward, scaled.
+        """[B, T]: reward-to-go (or action values) less the baselines, scaled.
 
         ``sequence_rewards``: [B]; ``penalties``: [B, T], taken from the reward at each token.
         """
         settings, mask, group_size = self.settings, batch.sequences.response_mask, batch.group_size
         if batch.action_values is None:
-            rewards = rewards_at_the_end(sequence_rewards, mask) - penalties
+            rewards = at_the_end(sequence_rewards, mask) - penalties
             returns = rewards_to_go(rewards, mask, discount=settings.discount)
         else:
             returns = batch.action_values + rewards_to_go(-penalties, mask, discount=settings.discount)
+        if settings.credit == "token":
+            assert batch.token_scores is not None, "the scores came without their tokens' parts"
+            returns = returns - past_scores_baseline(batch.token_scores, mask)
         totals = sequence_rewards - penalties.sum(1)
         match settings.baseline:
             case "none":
-                baseline = torch.zeros_like(totals)
+                baseline = torch.zeros_like(totals)[:, None]
             case "leave_one_out":
-                baseline = leave_one_out_baseline(totals, group_size=group_size)
+                baseline = leave_one_out_baseline(totals, group_size=group_size)[:, None]
             case "group_mean":
-                baseline = group_mean_baseline(totals, group_size=group_size)
+                baseline = group_mean_baseline(totals, group_size=group_size)[:, None]
             case "batch_mean":
-                baseline = batch_mean_baseline(returns, mask).expand_as(totals)
+                baseline = batch_mean_baseline(returns, mask)
+            case "position_mean":
+                baseline = position_mean_baseline(returns, mask)
             case "moving_average":
                 # The first batch has no past: its own mean stands in, a bias of one iteration.
                 mean = float(totals.mean())
                 past = mean if self.baseline is None else self.baseline
-                baseline = torch.full_like(totals, past)
+                baseline = torch.tensor(past)
                 self.baseline = moving_average(self.baseline, mean, decay=settings.baseline_decay)
-        centred = (returns - baseline[:, None]) * mask
+        centred = (returns - baseline) * mask
         scaled = scale_advantages(centred, mask, scale=settings.advantage_scale, group_size=group_size)
         limit = settings.advantage_clip
         return scaled if limit is None else scaled.clamp(-limit, limit)

@@ -93,7 +93,7 @@ def write(tmp_path: Path):
         (
             "generator.reinforce.kl.placement=loss",
             "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: "
-            "take k2 or k3, or kl.placement=reward",
+            "take exact, k2 or k3, or kl.placement=reward",
         ),
         (
             "generator.ppo.kl={placement: loss, estimator: k3}",
@@ -119,6 +119,19 @@ def write(tmp_path: Path):
         ("=3", "override '=3' is not of the form section.key=value"),
         ("run..seed=3", "override 'run..seed=3' is not of the form section.key=value"),
         ("run.seed=[1", "override 'run.seed=[1': line 1, column 3: expected ',' or ']', but got '<stream end>'"),
+        (
+            "generator.reinforce.credit=token",
+            "generator.reinforce: baseline=leave_one_out is of whole sequences: "
+            "with credit=token take position_mean, batch_mean or none",
+        ),
+        (
+            "generator.reinforce={credit: token, baseline: position_mean, kl: {estimator: exact}}",
+            "generator.reinforce.kl: kl.estimator=exact is a term of the loss: set kl.placement=loss",
+        ),
+        (
+            "generator.seqgan={credit: token, baseline: position_mean}",
+            "generator.seqgan.credit: SeqGAN's action values are each token's own; leave it at sequence",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> None:
@@ -308,3 +321,12 @@ def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) ->
     assert large.model.generator == ("seqgan-lstm" if lstm else "gpt2")
     assert small.model.generator == ("seqgan-lstm" if lstm else "tiny-gpt2")
     assert "Expected result" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "other", ["reward.kind=probability_centered", "reward.whiten=true", "reward.clip=2", "discriminator.pooling=last"]
+)
+def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
+    found = message("generator.reinforce={credit: token, baseline: position_mean}", other)
+    assert found.startswith("generator.reinforce.credit=token needs a reward that is a sum over tokens: set ")
+    assert found.split("set ")[1].split("=")[0] == other.split("=")[0]

@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from rlgaf_ray.models.generator import build_tiny_gpt2, check_model_source, load_generator, policy_logprobs
+from rlgaf_ray.models.generator import (
+    build_tiny_gpt2,
+    check_model_source,
+    load_generator,
+    policy_logprobs,
+    predicted_logprobs,
+    sampled_logprobs,
+)
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.types import SequenceBatch
 
@@ -63,6 +70,33 @@ def test_pooling_reads_the_response_alone(folder: Path, pooling: str) -> None:
         scores, logits = model.token_scores(batch), model(batch)
     expected = [scores[0, 2:].mean(), scores[1, 3]] if pooling == "mean" else [scores[0, 4], scores[1, 3]]
     torch.testing.assert_close(logits, torch.stack(expected))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_the_logit_is_the_sum_of_what_its_tokens_add(folder: Path, pooling: str) -> None:
+    model, batch = ScalarModel.load(folder, pooling=pooling, pad_token_id=0, seed=1), ragged()
+    with torch.no_grad():
+        parts, logits = model.token_logits(batch), model(batch)
+    torch.testing.assert_close(parts.sum(1), logits)
+    assert not parts[~batch.response_mask].any()
+    if pooling == "mean":  # causal: a later token changes nothing before it, but for the length
+        shorter = SequenceBatch(
+            *(each[:1, :4] for each in (batch.token_ids, batch.attention_mask, batch.response_mask))
+        )
+        with torch.no_grad():
+            again = model.token_logits(shorter)
+        ratio = batch.response_mask[0].sum() / shorter.response_mask.sum()
+        torch.testing.assert_close(again[0], parts[0, :4] * ratio)
+
+
+def test_whole_distributions_agree_with_the_tokens_log_probs(folder: Path) -> None:
+    model, batch = load_generator(folder), ragged()
+    whole = predicted_logprobs(model, batch, temperature=0.7, masked_token_ids=[0])
+    torch.testing.assert_close(whole.exp().sum(-1), torch.ones(whole.shape[:-1]))
+    torch.testing.assert_close(
+        sampled_logprobs(whole, batch, masked_token_ids=[0]),
+        policy_logprobs(model, batch, temperature=0.7, masked_token_ids=[0]),
+    )
 
 
 def test_last_pooling_exports_as_a_sequence_classifier(folder: Path, tmp_path: Path) -> None:

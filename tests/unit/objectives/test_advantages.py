@@ -12,6 +12,8 @@ from rlgaf_ray.objectives.advantages import (
     group_mean_baseline,
     leave_one_out_baseline,
     moving_average,
+    past_scores_baseline,
+    position_mean_baseline,
     rewards_to_go,
     scale_advantages,
     whiten,
@@ -270,3 +272,15 @@ class TestSuccessorsOfReinforce:
         centred = (returns - batch_mean_baseline(returns, mask)) * mask
         advantages = scale_advantages(centred, mask, scale="batch", group_size=1)
         assert advantages.flatten().tolist() == pytest.approx([-1.0, -1.0, 1.0, 0.0, 1.0, 0.0], abs=1e-5)
+
+
+def test_position_mean_is_over_the_responses_that_reach_a_position():
+    returns = torch.tensor([[NAN, 9.0, 4.0, 3.0, 2.0, 1.0, NAN], [9.0, NAN, 8.0, 5.0, NAN, 9.0, 9.0]])
+    assert position_mean_baseline(returns, MASK).tolist() == [0.0, 0.0, 6.0, 4.0, 2.0, 1.0, 0.0]
+
+
+def test_past_scores_count_a_token_alike_in_long_and_short_responses():
+    """Scores 4, 8, 12, 0 averaged over four tokens, and 6, 2 over two; the mean length is 3."""
+    parts = torch.tensor([[NAN, 9.0, 1.0, 2.0, 3.0, 0.0, NAN], [9.0, NAN, 3.0, 1.0, NAN, 9.0, 9.0]])
+    expected = [[0.0, 0.0, 0.0, 4 / 3, 4.0, 8.0, 0.0], [0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]]
+    torch.testing.assert_close(past_scores_baseline(parts, MASK), torch.tensor(expected))

@@ -5,9 +5,14 @@ import itertools
 import pytest
 import torch
 
-from rlgaf_ray.objectives.advantages import leave_one_out_baseline, rewards_to_go
+from rlgaf_ray.objectives.advantages import (
+    leave_one_out_baseline,
+    past_scores_baseline,
+    position_mean_baseline,
+    rewards_to_go,
+)
 from rlgaf_ray.objectives.policy import ppo_policy_loss, reinforce_loss
-from rlgaf_ray.objectives.rewards import entropy_rewards
+from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 
 VOCABULARY, LENGTH = 3, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))  # [27, 3]
@@ -93,6 +98,39 @@ def test_baseline_that_depends_on_the_action_is_biased(logits, exact):
     baseline = table(2)[CONTEXTS, SEQUENCES]
     advantages = rewards_to_go(pad(REWARDS), MASK, discount=1.0) - pad(baseline)
     assert (expected_gradient(logits, advantages) - exact).abs().max() > 0.01
+
+
+def test_past_scores_leave_the_gradient_as_it_is(logits, exact):
+    """One reward at the end of the answer, that is the sum of its tokens' parts."""
+    whole = at_the_end(REWARDS.sum(1), MASK).double()
+    returns = rewards_to_go(whole, MASK, discount=1.0)
+    credited = returns - past_scores_baseline(pad(REWARDS), MASK)
+    torch.testing.assert_close(credited, rewards_to_go(pad(REWARDS), MASK, discount=1.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(expected_gradient(logits, credited), exact, atol=1e-6, rtol=0)
+
+
+def test_past_scores_of_independent_tokens_take_a_third_of_the_noise():
+    """Three tokens drawn evenly, each worth its own value: returns hold 3, 2, 1 of them in place of 3, 3, 3."""
+    values = torch.tensor([-1.0, 0.0, 1.0])[SEQUENCES]
+    returns = rewards_to_go(at_the_end(values.sum(1), MASK), MASK, discount=1.0)
+    credited = returns - past_scores_baseline(pad(values), MASK)
+    noise = [(each - position_mean_baseline(each, MASK))[:, 1:4].square().mean().item() for each in (returns, credited)]
+    assert noise == pytest.approx([3 * 2 / 3, 2 * 2 / 3])
+
+
+def test_position_mean_over_all_pairs_shrinks_the_gradient_by_a_half(logits, exact):
+    """Of n answers each is in its own baseline: what is left is (n - 1) / n of the gradient."""
+    logprobs = response_logprobs(logits)
+    probabilities = logprobs.sum(1).exp().detach()
+    padded, returns = pad(logprobs), rewards_to_go(pad(REWARDS), MASK, discount=1.0)
+    total = torch.zeros((), dtype=torch.float64)
+    for pair in itertools.product(range(27), repeat=2):
+        rows = list(pair)
+        advantages = returns[rows] - position_mean_baseline(returns[rows], MASK[rows])
+        loss, _ = reinforce_loss(padded[rows], advantages, MASK[rows], average="token")
+        total = total + probabilities[rows].prod() * loss
+    (gradient,) = torch.autograd.grad(total, logits)
+    torch.testing.assert_close(-LENGTH * gradient, exact / 2)
 
 
 def test_leave_one_out_baseline_over_all_pairs(logits, exact):

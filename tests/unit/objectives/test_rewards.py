@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.objectives.rewards import at_the_end, discriminator_reward
 
 LOGITS = torch.tensor([math.log(3.0), 0.0, -math.log(3.0)])  # probabilities 3/4, 1/2, 1/4
 
@@ -31,3 +31,9 @@ def test_a_sure_discriminator_gives_finite_rewards(kind, expected):
 def test_unknown_kind_names_the_choices():
     with pytest.raises(ValueError, match="unknown reward kind 'prob': choose logit, probability_centered or log_prob"):
         discriminator_reward(LOGITS, kind="prob")
+
+
+def test_rewards_stand_at_the_last_response_token() -> None:
+    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
+    found = at_the_end(torch.tensor([2.0, -1.0]), mask)
+    assert found.tolist() == [[0, 0, 2, 0], [0, 0, 0, -1]]

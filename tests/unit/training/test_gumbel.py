@@ -62,8 +62,7 @@ def scored(discriminator: Discriminator) -> list[ScoredRollout]:
         )
         for index in range(8)
     ]
-    logits, version = discriminator.score(rollouts)
-    return [ScoredRollout(rollout, logit, version) for rollout, logit in zip(rollouts, logits, strict=True)]
+    return discriminator.score(rollouts)
 
 
 @pytest.mark.parametrize("mode", MODES)

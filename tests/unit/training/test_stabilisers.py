@@ -18,6 +18,10 @@ from rlgaf_ray.types import Demonstration, Rollout
 VOCABULARY = 64
 
 
+def logits(discriminator: Discriminator) -> list[float]:
+    return [item.score for item in discriminator.score(FAKE)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
@@ -68,7 +72,7 @@ def test_embeddings_given_as_they_are_change_nothing(build) -> None:
 
 def test_instance_noise_is_of_training_alone_seeded_and_fades(build) -> None:
     noisy, again, plain = build("discriminator.instance_noise=0.5"), build("discriminator.instance_noise=0.5"), build()
-    assert noisy.score(FAKE) == plain.score(FAKE)
+    assert logits(noisy) == logits(plain)
     for number, one in enumerate((noisy, again, plain)):
         torch.manual_seed(number)  # the process's own random state has no part in it, and is left alone
         before = torch.get_rng_state()
@@ -155,7 +159,7 @@ def test_a_bounded_head_stays_so_and_is_exported_plainly(build, tmp_path: Path) 
 
     again = build("discriminator.spectral_norm=true", "discriminator.learning_rate=0.1")
     again.load(tmp_path, version=3)
-    assert again.score(FAKE) == discriminator.score(FAKE)
+    assert logits(again) == logits(discriminator)
     for one in (discriminator, again):
         one.update(REAL, FAKE, CONTRAST)
     assert equal(state_of(discriminator), state_of(again))
@@ -168,16 +172,16 @@ def test_a_steep_head_is_bounded_before_it_scores(build, tmp_path: Path) -> None
     settings = load_config(None, ["learner.precision=float32", "discriminator.spectral_norm=true"])
     bounded = Discriminator(tmp_path, settings, pad_token_id=0)
     norm = float(steep.model.network.score.weight.detach().norm())
-    assert bounded.score(FAKE)[0] == pytest.approx([score / norm for score in steep.score(FAKE)[0]], rel=1e-4)
+    assert logits(bounded) == pytest.approx([score / norm for score in logits(steep)], rel=1e-4)
 
 
 def test_head_dropout_is_of_training_alone_and_seeded(build) -> None:
     first, second, plain = build("discriminator.head_dropout=0.5"), build("discriminator.head_dropout=0.5"), build()
-    assert first.score(FAKE) == plain.score(FAKE)
+    assert logits(first) == logits(plain)
     for one in (first, second, plain):
         one.update(REAL, FAKE, CONTRAST)
     assert equal(state_of(first), state_of(second)) and not equal(state_of(first), state_of(plain))
-    assert first.score(FAKE) == first.score(FAKE)
+    assert logits(first) == logits(first)
 
 
 def test_head_dropout_keeps_the_mean(build) -> None:
@@ -256,9 +260,9 @@ def test_matched_lengths_leave_a_difference_of_length_unlearned(build) -> None:
         for _ in range(10):
             metrics = discriminator.update(real, fake)
         accuracies[matched] = metrics["discriminator/accuracy"]
-        scores = discriminator.score(
-            [*fake, Rollout(0, prompt, np.append(fake[0].response_ids, 0), np.zeros(6), "stop", 0)]
-        )[0]
-        assert (scores[0] == scores[-1]) == (matched == "true")  # the end of text is not read
+        ended = Rollout(0, prompt, np.append(fake[0].response_ids, 0), np.zeros(6, np.float32), "stop", 0)
+        first, *_, last = discriminator.score([*fake, ended])
+        assert last.token_scores is not None and len(last.token_scores) == len(ended.response_ids)
+        assert (first.score == last.score) == (matched == "true")  # the end of text is not read
     assert accuracies["false"] > 0.8 and accuracies["true"] == 0.5
     assert metrics["discriminator/response_tokens"] == pytest.approx((3 * 1 + 3 * 2 + 2 * 3) / 8)

@@ -14,9 +14,10 @@ from rlgaf_ray.models.lstm import build_lstm
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, save_optimizer, schedule_factor
-from rlgaf_ray.training.policy import micro_batches, rewards_at_the_end
+from rlgaf_ray.training.policy import micro_batches
+from rlgaf_ray.training.reinforce import Reinforce
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
-from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
 
 VOCABULARY = 64
 
@@ -48,14 +49,12 @@ def rollouts(count: int = 8, seed: int = 0) -> list[Rollout]:
     ]
 
 
+def logits(items: list[ScoredRollout]) -> list[float]:
+    return [item.score for item in items]
+
+
 def scored(rewards: list[float]) -> list[ScoredRollout]:
     return [ScoredRollout(rollout, reward, 0) for rollout, reward in zip(rollouts(), rewards, strict=True)]
-
-
-def test_rewards_stand_at_the_last_response_token() -> None:
-    mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
-    found = rewards_at_the_end(torch.tensor([2.0, -1.0]), mask)
-    assert found.tolist() == [[0, 0, 2, 0], [0, 0, 0, -1]]
 
 
 def test_shares_of_micro_batches() -> None:
@@ -118,13 +117,13 @@ def test_the_discriminator_learns_to_tell_and_scores_before_and_after_differ(fol
     discriminator = Discriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
     fake, contrast = rollouts(), [Demonstration(np.array([3, 4], np.int32), np.array([50, 51, 52], np.int32))] * 8
-    before, version = discriminator.score(fake)
-    assert version == 0
+    before = discriminator.score(fake)
+    assert {item.discriminator_version for item in before} == {0}
     losses = [discriminator.update(real, fake, contrast)["discriminator/loss"] for _ in range(20)]
-    after, version = discriminator.score(fake)
-    assert version == 20
+    after = discriminator.score(fake)
+    assert {item.discriminator_version for item in after} == {20}
     assert losses[-1] < 0.5 * losses[0]
-    assert np.mean(after) < np.mean(before)
+    assert np.mean(logits(after)) < np.mean(logits(before))
 
 
 def test_schedules() -> None:
@@ -217,14 +216,15 @@ def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
     real = [Demonstration(np.array([3, 4], np.int32), np.array([9, 9, 9], np.int32)) for _ in range(8)]
     losses = [discriminator.update(real, rollouts())["discriminator/loss"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
-    scores, version = discriminator.score(rollouts())
-    assert version == 30 and scores == discriminator.score(rollouts())[0]
+    scores = logits(discriminator.score(rollouts()))
+    assert scores == logits(discriminator.score(rollouts()))
     assert max(scores) < discriminator.logits(real[:1]).item()
     discriminator.save(tmp_path / "saved")
     again = Discriminator(tmp_path, config(), pad_token_id=0)
-    assert again.score(rollouts())[0] != scores
+    assert logits(again.score(rollouts())) != scores
     again.load(tmp_path / "saved", version=30)
-    assert again.score(rollouts()) == (scores, 30)
+    assert logits(again.score(rollouts())) == scores
+    assert again.score(rollouts())[0].discriminator_version == 30
 
 
 def test_the_learner_trains_an_lstm(tmp_path: Path) -> None:
@@ -260,3 +260,48 @@ def test_the_rollout_policy_follows_the_policy_and_comes_back(tmp_path: Path) ->
     again.load(tmp_path / "saved")
     np.testing.assert_array_equal(again.weights(1, network="rollout_policy").arrays[name], averaged)
     np.testing.assert_array_equal(again.weights(1).arrays[name], moved)
+
+
+def test_exact_kl_is_measured_over_the_vocabulary_and_holds_the_policy(folder: Path) -> None:
+    """Rewards that ask for one thing again and again: a heavy KL as a loss keeps the policy near its start."""
+
+    def kl(coefficient: float) -> list[float]:
+        learner = Learner(
+            folder,
+            config(
+                "generator.reinforce.kl.estimator=exact",
+                "generator.reinforce.kl.placement=loss",
+                f"generator.reinforce.kl.coefficient={coefficient}",
+                "generator.learning_rate=1e-3",
+                "learner.micro_batch_size=3",
+            ),
+            pad_token_id=0,
+        )
+        rewards = [1.0, 0, 0, 0, 0, 0, 0, 1.0]
+        return [learner.update(scored(rewards), iteration=0)["generator/kl"] for _ in range(8)]
+
+    free, held = kl(0.0), kl(100.0)
+    assert free[0] == held[0] == pytest.approx(0.0, abs=1e-6)
+    assert min(free) > -1e-6 and free[-1] > 5 * held[-1] > 0
+
+
+def test_credit_of_tokens_takes_what_came_before_off_the_return(folder: Path) -> None:
+    """Two answers of two tokens that add (3, 1) and (1, 1): returns 4, 2 become (4, 1) and (2, 1)."""
+    algorithm = Reinforce(
+        config(
+            "generator.reinforce.credit=token",
+            "generator.reinforce.baseline=position_mean",
+            "generator.reinforce.advantage_scale=none",
+        ).generator.reinforce
+    )
+    mask = torch.tensor([[False, True, True]]).expand(2, -1)
+    parts = torch.tensor([[0.0, 3.0, 1.0], [0.0, 1.0, 1.0]])
+    batch = TrainBatch(
+        SequenceBatch(torch.zeros_like(parts).long(), torch.ones_like(parts).long(), mask),
+        torch.zeros_like(parts),
+        scores=parts.sum(1),
+        group_size=1,
+        token_scores=parts,
+    )
+    found = algorithm.advantages(batch, batch.scores, torch.zeros_like(parts))
+    assert found.tolist() == [[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]
