@@ -28,6 +28,9 @@ class LocalRoles:
         logits, version = self.discriminator.score(rollouts)
         return [ScoredRollout(rollout, logit, version) for rollout, logit in zip(rollouts, logits, strict=True)]
 
+    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        return self.discriminator.score(demonstrations)[0]
+
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ) -> Pending:
@@ -50,6 +53,12 @@ class LocalRoles:
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
         return self.learner.mean_nll(items, model=model)
+
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        self.learner.adjust(learning_rate_factor=learning_rate_factor, kl_coefficient=kl_coefficient, refresh=refresh)
+        self.discriminator.adjust(learning_rate_factor=learning_rate_factor, refresh=refresh)
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder / "learner")

@@ -19,6 +19,10 @@ class Roles(Protocol):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
 
+    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        """What ``score`` would give demonstrations."""
+        ...
+
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ) -> Pending: ...
@@ -40,6 +44,15 @@ class Roles(Protocol):
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: Literal["policy", "reference"]) -> float:
         """Nats per response token under the generator as it is, or under the frozen SFT model."""
+        ...
+
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        """Multiply the config's learning rates of generator and discriminator from now on.
+
+        ``kl_coefficient``: replaces the one in use. ``refresh``: the optimisers forget their moments.
+        """
         ...
 
     def save(self, folder: Path) -> None:

@@ -42,7 +42,7 @@ class Discriminator:
     """One network, its optimiser, and the number of updates it has had (``version``)."""
 
     def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
-        self.settings = config.discriminator
+        self.configured = self.settings = config.discriminator
         self.micro_batch_size = config.learner.micro_batch_size
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
@@ -66,7 +66,7 @@ class Discriminator:
             )
 
     @torch.no_grad()
-    def score(self, rollouts: Sequence[Rollout]) -> tuple[list[float], int]:
+    def score(self, rollouts: Sequence[Demonstration | Rollout]) -> tuple[list[float], int]:
         """The logit of each rollout, in order, and the version that gave them."""
         return self.logits(rollouts).tolist(), self.version
 
@@ -111,6 +111,13 @@ class Discriminator:
     def weights(self) -> WeightUpdate:
         """Every entry of the network's state under this version, as arrays that share its memory on CPU."""
         return to_arrays(self.model.network.state_dict(), self.version)
+
+    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
+        """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
+        learning_rate = self.configured.learning_rate * learning_rate_factor
+        self.settings = self.configured.model_copy(update={"learning_rate": learning_rate})
+        if refresh:
+            self.optimizer.state.clear()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,91 @@
+"""The discriminator's accuracy on what it has not been trained on: demonstrations set apart, and fresh rollouts.
+
+Rollouts are scored before the discriminator trains on them, so each iteration's scores are held out as they come.
+Real rows are a part of the demonstrations that no stream ever draws: they are lost to training, prompts included (a
+prompt that came with generated answers alone would give itself away).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlgaf_ray.config.schema import DiscriminatorSection
+from rlgaf_ray.types import Demonstration, Metrics
+
+# Not run.seed: seeds are compared on the same rows.
+SPLIT_SEED = 20230602
+ROWS_PER_ITERATION = 16  # a quarter of a batch's scoring: about 1 % of an iteration
+LEAST_PART = 2  # at most one in two demonstrations is set apart
+
+
+def set_apart(num_demonstrations: int, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (int64): to train on, rising, and to hold out, in random order. ``ValueError`` for too many."""
+    if num_held_out * LEAST_PART > num_demonstrations:
+        raise ValueError(
+            f"{num_held_out} demonstrations are to be held out of the discriminator's training, but the task has only "
+            f"{num_demonstrations}: set discriminator.held_out to at most {num_demonstrations // LEAST_PART}"
+        )
+    order = np.random.default_rng(SPLIT_SEED).permutation(num_demonstrations)
+    return np.sort(order[num_held_out:]), order[:num_held_out]
+
+
+def contrast_without(
+    rows: np.ndarray, demonstrations: Sequence[Demonstration], contrast: Sequence[Demonstration]
+) -> Sequence[Demonstration]:
+    """The contrast demonstrations but those whose prompt is that of a held-out row and of no other demonstration."""
+    held = set(rows.tolist())
+    known = {item.prompt_ids.tobytes() for row, item in enumerate(demonstrations) if row not in held}
+    unknown = {demonstrations[row].prompt_ids.tobytes() for row in held} - known
+    return [item for item in contrast if item.prompt_ids.tobytes() not in unknown] if unknown else contrast
+
+
+class HeldOutAccuracy:
+    """Measured over the newest logits: of every held-out row, and of as many rollouts.
+
+    A few rows are scored each iteration, in turn, so a reading of 128 rows looks back over 8 iterations of the
+    discriminator. ``rows``: what is held out.
+    """
+
+    def __init__(self, rows: np.ndarray, settings: DiscriminatorSection) -> None:
+        self.rows = rows
+        self.pairwise = settings.loss == "bradley_terry"
+        self.middle = 0.5 if settings.loss == "least_squares" else 0.0
+        self.cursor = 0
+        self.real: list[float] = []
+        self.fake: list[float] = []
+
+    def next_rows(self) -> list[int]:
+        """The rows to score in this iteration: all of them at first."""
+        if not self.real:
+            return self.rows.tolist()
+        taken = (self.cursor + np.arange(min(ROWS_PER_ITERATION, len(self.rows)))) % len(self.rows)
+        self.cursor = int(taken[-1] + 1) % len(self.rows)
+        return self.rows[taken].tolist()
+
+    def observe(self, real: Sequence[float], fake: Sequence[float]) -> Metrics:
+        """Logits of ``next_rows`` and of the iteration's rollouts, by the discriminator as it is before its updates.
+
+        ``bradley_terry`` has no middle: there the accuracy is the share of pairs (real, rollout) ranked right, over all
+        pairs, which answer different prompts.
+        """
+        count = len(self.rows)
+        self.real = [*self.real, *real][-count:]
+        self.fake = [*self.fake, *fake][-max(count, len(fake)) :]
+        first, second = np.array(self.real), np.array(self.fake)
+        if self.pairwise:
+            accuracy = float((first[:, None] > second).mean())
+        else:
+            accuracy = float(((first > self.middle).mean() + (second <= self.middle).mean()) / 2)
+        return {
+            "discriminator/held_out_accuracy": accuracy,
+            "discriminator/held_out_logit_gap": float(first.mean() - second.mean()),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": self.cursor, "real": self.real, "fake": self.fake}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.cursor, self.real, self.fake = state["cursor"], list(state["real"]), list(state["fake"])

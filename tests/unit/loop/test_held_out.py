@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.config.schema import DiscriminatorSection
+from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
+from rlgaf_ray.types import Demonstration
+
+
+def demonstration(*prompt: int) -> Demonstration:
+    return Demonstration(np.array(prompt, np.int32), np.array([9], np.int32))
+
+
+def test_the_parts_are_disjoint_and_the_same_every_time() -> None:
+    trained, held_out = set_apart(100, 30)
+    assert len(held_out) == 30
+    assert sorted([*trained, *held_out]) == list(range(100))
+    assert trained.tolist() == sorted(trained)
+    assert held_out.tolist() != sorted(held_out)  # drawn from everywhere
+    assert set_apart(100, 30)[1].tolist() == held_out.tolist()
+
+
+def test_nothing_held_out_leaves_the_rows_as_they_are() -> None:
+    trained, held_out = set_apart(5, 0)
+    assert (trained.tolist(), held_out.tolist()) == ([0, 1, 2, 3, 4], [])
+
+
+def test_too_many_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"only 9: set discriminator\.held_out to at most 4"):
+        set_apart(9, 5)
+
+
+def test_contrast_with_the_prompt_of_a_held_out_row_alone_is_left_out() -> None:
+    demonstrations = [demonstration(1), demonstration(2), demonstration(2), demonstration(3)]
+    contrast = [demonstration(prompt) for prompt in (1, 2, 3, 4)]
+    kept = contrast_without(np.array([0, 1]), demonstrations, contrast)  # prompt 2 has another demonstration
+    assert [item.prompt_ids.tolist() for item in kept] == [[2], [3], [4]]
+    assert contrast_without(np.array([], int), demonstrations, contrast) is contrast
+
+
+def test_accuracy_by_hand() -> None:
+    measure = HeldOutAccuracy(np.arange(4), DiscriminatorSection())
+    assert measure.next_rows() == [0, 1, 2, 3]
+    found = measure.observe([1.0, 2.0, -1.0, 3.0], [-1.0, -2.0, 1.0, 0.0, -5.0, -5.0, -5.0, -5.0])
+    assert found["discriminator/held_out_accuracy"] == pytest.approx((3 / 4 + 7 / 8) / 2)
+    assert found["discriminator/held_out_logit_gap"] == pytest.approx(5 / 4 - (-22 / 8))
+
+
+def test_least_squares_has_its_middle_at_one_half_and_pairs_have_none() -> None:
+    logits = [0.6, 0.4], [0.3, 0.7]
+    for loss, expected in (("least_squares", 0.5), ("bradley_terry", 2 / 4), ("hinge", 0.5)):
+        measure = HeldOutAccuracy(np.arange(2), DiscriminatorSection(loss=loss))  # type: ignore[arg-type]
+        assert measure.observe(*logits)["discriminator/held_out_accuracy"] == expected
+    pairwise = HeldOutAccuracy(np.arange(2), DiscriminatorSection(loss="bradley_terry"))
+    assert pairwise.observe([5.0, 6.0], [4.0, 5.5])["discriminator/held_out_accuracy"] == 3 / 4
+
+
+def test_rows_take_turns_and_the_newest_logits_count() -> None:
+    measure = HeldOutAccuracy(np.arange(100, 140), DiscriminatorSection())
+    assert len(measure.next_rows()) == 40
+    measure.observe([-1.0] * 40, [1.0] * 8)
+    turns = []
+    for _ in range(5):
+        turns.append(measure.next_rows())
+        measure.observe([1.0] * 16, [-1.0] * 8)
+    assert turns[0] == list(range(100, 116))
+    assert turns[2] == [*range(132, 140), *range(100, 108)]
+    assert [row for turn in turns for row in turn] == [*range(100, 140), *range(100, 140)]
+    assert measure.observe([1.0] * 16, [-1.0] * 8)["discriminator/held_out_accuracy"] == 1.0
+    assert len(measure.real) == 40 and len(measure.fake) == 40
+
+
+def test_the_state_goes_on() -> None:
+    first, second = (HeldOutAccuracy(np.arange(40), DiscriminatorSection()) for _ in range(2))
+    first.observe([0.5] * 40, [0.1] * 8)
+    first.next_rows()
+    second.load_state_dict(first.state_dict())
+    assert second.next_rows() == list(range(16, 32))
+    assert second.observe([-1.0] * 16, [1.0] * 8) == first.observe([-1.0] * 16, [1.0] * 8)
