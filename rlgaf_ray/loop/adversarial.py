@@ -96,7 +96,7 @@ class AdversarialLoop:
         )
         self.trained_rows, held_out = set_apart(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast = contrast_without(held_out, task.demonstrations, task.contrast)
-        self.held_out = HeldOutAccuracy(held_out, config.discriminator) if len(held_out) else None
+        self.held_out = HeldOutAccuracy(held_out) if len(held_out) else None
         seed = config.run.seed
         self.pretraining: TextBlocks | None = None
         if config.generator.algorithm == "ppo" and config.generator.ppo.pretraining_coefficient > 0:

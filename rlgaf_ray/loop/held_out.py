@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from rlgaf_ray.config.schema import DiscriminatorSection
 from rlgaf_ray.types import Demonstration, Metrics
 
 # Not run.seed: seeds are compared on the same rows.
@@ -45,14 +44,16 @@ def contrast_without(
 class HeldOutAccuracy:
     """Measured over the newest logits: of every held-out row, and of as many rollouts.
 
+    What lies above the middle between the two medians is called real. Not above 0: contrast, labelled fake too, pushes
+    all logits down, a pairwise loss leaves their level open, and the generator learns from differences alone. Below 0.5
+    the rollouts please the discriminator more than the demonstrations do.
+
     A few rows are scored each iteration, in turn, so a reading of 128 rows looks back over 8 iterations of the
     discriminator. ``rows``: what is held out.
     """
 
-    def __init__(self, rows: np.ndarray, settings: DiscriminatorSection) -> None:
+    def __init__(self, rows: np.ndarray) -> None:
         self.rows = rows
-        self.pairwise = settings.loss == "bradley_terry"
-        self.middle = 0.5 if settings.loss == "least_squares" else 0.0
         self.cursor = 0
         self.real: list[float] = []
         self.fake: list[float] = []
@@ -66,19 +67,13 @@ class HeldOutAccuracy:
         return self.rows[taken].tolist()
 
     def observe(self, real: Sequence[float], fake: Sequence[float]) -> Metrics:
-        """Logits of ``next_rows`` and of the iteration's rollouts, by the discriminator as it is before its updates.
-
-        ``bradley_terry`` has no middle: there the accuracy is the share of pairs (real, rollout) ranked right, over all
-        pairs, which answer different prompts.
-        """
+        """Logits of ``next_rows`` and of the iteration's rollouts, by the discriminator as it is before its updates."""
         count = len(self.rows)
         self.real = [*self.real, *real][-count:]
         self.fake = [*self.fake, *fake][-max(count, len(fake)) :]
         first, second = np.array(self.real), np.array(self.fake)
-        if self.pairwise:
-            accuracy = float((first[:, None] > second).mean())
-        else:
-            accuracy = float(((first > self.middle).mean() + (second <= self.middle).mean()) / 2)
+        middle = (np.median(first) + np.median(second)) / 2
+        accuracy = float(((first > middle).mean() + (second <= middle).mean()) / 2)
         return {
             "discriminator/held_out_accuracy": accuracy,
             "discriminator/held_out_logit_gap": float(first.mean() - second.mean()),

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgaf_ray.config.schema import DiscriminatorSection
 from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
 from rlgaf_ray.types import Demonstration
 
@@ -40,24 +39,24 @@ def test_contrast_with_the_prompt_of_a_held_out_row_alone_is_left_out() -> None:
 
 
 def test_accuracy_by_hand() -> None:
-    measure = HeldOutAccuracy(np.arange(4), DiscriminatorSection())
+    """Medians 2 and -4: what lies above -1 is called real."""
+    measure = HeldOutAccuracy(np.arange(4))
     assert measure.next_rows() == [0, 1, 2, 3]
-    found = measure.observe([1.0, 2.0, -1.0, 3.0], [-1.0, -2.0, 1.0, 0.0, -5.0, -5.0, -5.0, -5.0])
-    assert found["discriminator/held_out_accuracy"] == pytest.approx((3 / 4 + 7 / 8) / 2)
-    assert found["discriminator/held_out_logit_gap"] == pytest.approx(5 / 4 - (-22 / 8))
+    found = measure.observe([1.0, 3.0, -1.5, 4.0], [-1.0, -3.0, 1.0, 0.0, -5.0, -5.0, -5.0, -5.0])
+    assert found["discriminator/held_out_accuracy"] == pytest.approx((3 / 4 + 6 / 8) / 2)
+    assert found["discriminator/held_out_logit_gap"] == pytest.approx(6.5 / 4 - (-23 / 8))
 
 
-def test_least_squares_has_its_middle_at_one_half_and_pairs_have_none() -> None:
-    logits = [0.6, 0.4], [0.3, 0.7]
-    for loss, expected in (("least_squares", 0.5), ("bradley_terry", 2 / 4), ("hinge", 0.5)):
-        measure = HeldOutAccuracy(np.arange(2), DiscriminatorSection(loss=loss))  # type: ignore[arg-type]
-        assert measure.observe(*logits)["discriminator/held_out_accuracy"] == expected
-    pairwise = HeldOutAccuracy(np.arange(2), DiscriminatorSection(loss="bradley_terry"))
-    assert pairwise.observe([5.0, 6.0], [4.0, 5.5])["discriminator/held_out_accuracy"] == 3 / 4
+def test_the_level_of_the_logits_says_nothing_but_their_order_does() -> None:
+    def accuracy(real: list[float], fake: list[float]) -> float:
+        return HeldOutAccuracy(np.arange(2)).observe(real, fake)["discriminator/held_out_accuracy"]
+
+    assert accuracy([0.6, 0.8], [0.3, 0.4]) == accuracy([-5.4, -5.2], [-5.7, -5.6]) == 1.0
+    assert accuracy([0.3, 0.4], [0.6, 0.8]) == 0.0
 
 
 def test_rows_take_turns_and_the_newest_logits_count() -> None:
-    measure = HeldOutAccuracy(np.arange(100, 140), DiscriminatorSection())
+    measure = HeldOutAccuracy(np.arange(100, 140))
     assert len(measure.next_rows()) == 40
     measure.observe([-1.0] * 40, [1.0] * 8)
     turns = []
@@ -72,7 +71,7 @@ def test_rows_take_turns_and_the_newest_logits_count() -> None:
 
 
 def test_the_state_goes_on() -> None:
-    first, second = (HeldOutAccuracy(np.arange(40), DiscriminatorSection()) for _ in range(2))
+    first, second = (HeldOutAccuracy(np.arange(40)) for _ in range(2))
     first.observe([0.5] * 40, [0.1] * 8)
     first.next_rows()
     second.load_state_dict(first.state_dict())
