@@ -296,6 +296,9 @@ class GuardLimits(Section):
         0.1, description="discriminator_saturated: reward/deviation below this part of the start's"
     )
     kl: Rate = Field(0.5, description="kl_runaway: generator/kl above, nats per token")
+    reference_nll: Rate = Field(
+        0.7, description="kl_runaway: rollout/reference_nll higher than at the start by this; 0.7: twice the perplexity"
+    )
     quality_fall: Rate = Field(
         0.2,
         description="drift: the best metric this far below its best at two evaluations in a row, with a higher reward; "

@@ -226,6 +226,8 @@ class AdversarialLoop:
                     pending_discriminator.append(roles.push_discriminator())
                 metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
                 metrics |= pending_generator()
+                if {"generator/kl", "generator/entropy"} <= metrics.keys():
+                    metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
             with _timed(metrics, "time/push"):
                 metrics |= {f"weights/{name}": value for name, value in pending_push().items()}
             with _timed(metrics, "time/discriminator_wait"):

@@ -7,6 +7,7 @@ prompt that came with generated answers alone would give itself away).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,45 +43,42 @@ def contrast_without(
 
 
 class HeldOutAccuracy:
-    """Measured over the newest logits: of every held-out row, and of as many rollouts.
+    """A mean over the newest iterations, as many as it takes to score each of the held-out ``rows`` once.
 
-    What lies above the middle between the two medians is called real. Not above 0: contrast, labelled fake too, pushes
-    all logits down, a pairwise loss leaves their level open, and the generator learns from differences alone. Below 0.5
-    the rollouts please the discriminator more than the demonstrations do.
-
-    A few rows are scored each iteration, in turn, so a reading of 128 rows looks back over 8 iterations of the
-    discriminator. ``rows``: what is held out.
+    Each iteration scores a few of them, in turn, and holds them against its rollouts: logits of one discriminator only
+    are compared, because their level drifts from update to update. What lies above the middle between the medians of
+    the two is called real. Not above 0: contrast, labelled fake too, pushes all logits down, a pairwise loss leaves
+    their level open, and the generator learns from differences alone. Below 0.5 the rollouts please the discriminator
+    more than the demonstrations do.
     """
 
     def __init__(self, rows: np.ndarray) -> None:
         self.rows = rows
+        self.num_iterations = math.ceil(len(rows) / ROWS_PER_ITERATION)
         self.cursor = 0
-        self.real: list[float] = []
-        self.fake: list[float] = []
+        self.readings: list[tuple[float, float]] = []  # accuracy, logit gap
 
     def next_rows(self) -> list[int]:
-        """The rows to score in this iteration: all of them at first."""
-        if not self.real:
-            return self.rows.tolist()
+        """The rows to score in this iteration."""
         taken = (self.cursor + np.arange(min(ROWS_PER_ITERATION, len(self.rows)))) % len(self.rows)
         self.cursor = int(taken[-1] + 1) % len(self.rows)
         return self.rows[taken].tolist()
 
     def observe(self, real: Sequence[float], fake: Sequence[float]) -> Metrics:
         """Logits of ``next_rows`` and of the iteration's rollouts, by the discriminator as it is before its updates."""
-        count = len(self.rows)
-        self.real = [*self.real, *real][-count:]
-        self.fake = [*self.fake, *fake][-max(count, len(fake)) :]
-        first, second = np.array(self.real), np.array(self.fake)
+        first, second = np.array(real), np.array(fake)
         middle = (np.median(first) + np.median(second)) / 2
-        accuracy = float(((first > middle).mean() + (second <= middle).mean()) / 2)
+        accuracy = ((first > middle).mean() + (second <= middle).mean()) / 2
+        self.readings = [*self.readings, (float(accuracy), float(first.mean() - second.mean()))][-self.num_iterations :]
+        accuracies, gaps = zip(*self.readings, strict=True)
         return {
-            "discriminator/held_out_accuracy": accuracy,
-            "discriminator/held_out_logit_gap": float(first.mean() - second.mean()),
+            "discriminator/held_out_accuracy": sum(accuracies) / len(accuracies),
+            "discriminator/held_out_logit_gap": sum(gaps) / len(gaps),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": self.cursor, "real": self.real, "fake": self.fake}
+        return {"cursor": self.cursor, "readings": [list(reading) for reading in self.readings]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.cursor, self.real, self.fake = state["cursor"], list(state["real"]), list(state["fake"])
+        self.cursor = state["cursor"]
+        self.readings = [(accuracy, gap) for accuracy, gap in state["readings"]]

@@ -18,8 +18,8 @@ from typing import Any
 from rlgaf_ray.config.schema import UpdateRatioSection
 
 SLACK = 1e-9  # 5 * 0.2 must count as 1 whatever the binary fraction
-DECAY = 0.9  # of the moving average: one reading on a few hundred rows has a standard error of about 0.03
-LEAD = 20.0  # iterations that the second term looks ahead
+DECAY = 0.7  # of the moving average: a reading, itself a mean over iterations, has a standard error of about 0.025
+LEAD = 10.0  # iterations that the second term looks ahead
 
 
 class UpdateRatio:

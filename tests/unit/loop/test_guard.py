@@ -15,6 +15,7 @@ HEALTHY: Metrics = {
     "rollout/distinct_2": 0.8,
     "rollout/degenerate_share": 0.02,
     "rollout/identical_share": 0.0,
+    "rollout/reference_nll": 5.1,
     "generator/entropy": 5.0,
     "generator/kl": 0.1,
     "reward/mean": 0.0,
@@ -43,6 +44,7 @@ def after(iteration: int, name: str, value: float) -> Callable[[int], Metrics]:
         ("rollout/degenerate_share", 0.13, 0.11, "mode_collapse"),  # 0.02 + 0.1
         ("rollout/identical_share", 0.21, 0.19, "mode_collapse"),
         ("generator/kl", 0.51, 0.49, "kl_runaway"),
+        ("rollout/reference_nll", 5.81, 5.79, "kl_runaway"),  # 5.1 + 0.7
         ("discriminator/held_out_accuracy", 0.96, 0.94, "discriminator_saturated"),
         ("discriminator/held_out_logit_gap", 8.1, 7.9, "discriminator_saturated"),
         ("reward/deviation", 0.09, 0.11, "discriminator_saturated"),

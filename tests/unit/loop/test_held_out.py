@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -55,25 +57,31 @@ def test_the_level_of_the_logits_says_nothing_but_their_order_does() -> None:
     assert accuracy([0.3, 0.4], [0.6, 0.8]) == 0.0
 
 
-def test_rows_take_turns_and_the_newest_logits_count() -> None:
+def test_rows_take_turns_and_the_mean_is_over_one_turn() -> None:
+    """40 rows are 3 iterations of 16."""
     measure = HeldOutAccuracy(np.arange(100, 140))
-    assert len(measure.next_rows()) == 40
-    measure.observe([-1.0] * 40, [1.0] * 8)
-    turns = []
-    for _ in range(5):
+    turns, found = [], []
+    for sign in (1.0, 1.0, -1.0, -1.0, -1.0):
         turns.append(measure.next_rows())
-        measure.observe([1.0] * 16, [-1.0] * 8)
+        found.append(measure.observe([sign] * 16, [-sign] * 8))
     assert turns[0] == list(range(100, 116))
     assert turns[2] == [*range(132, 140), *range(100, 108)]
     assert [row for turn in turns for row in turn] == [*range(100, 140), *range(100, 140)]
-    assert measure.observe([1.0] * 16, [-1.0] * 8)["discriminator/held_out_accuracy"] == 1.0
-    assert len(measure.real) == 40 and len(measure.fake) == 40
+    assert [row["discriminator/held_out_accuracy"] for row in found] == pytest.approx([1, 1, 2 / 3, 1 / 3, 0])
+    assert [row["discriminator/held_out_logit_gap"] for row in found] == pytest.approx([2, 2, 2 / 3, -2 / 3, -2])
+
+
+def test_a_drift_of_all_logits_is_no_accuracy() -> None:
+    measure, noise = HeldOutAccuracy(np.arange(128)), np.random.default_rng(0)
+    for level in np.linspace(0.0, -20.0, 8):
+        found = measure.observe(*(list(level + noise.normal(size=count)) for count in (16, 64)))
+    assert found["discriminator/held_out_accuracy"] == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_state_goes_on() -> None:
     first, second = (HeldOutAccuracy(np.arange(40)) for _ in range(2))
-    first.observe([0.5] * 40, [0.1] * 8)
     first.next_rows()
-    second.load_state_dict(first.state_dict())
+    first.observe([0.5] * 16, [0.1] * 8)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.next_rows() == list(range(16, 32))
     assert second.observe([-1.0] * 16, [1.0] * 8) == first.observe([-1.0] * 16, [1.0] * 8)
