@@ -18,7 +18,7 @@ from typing import Any
 from rlgaf_ray.config.schema import UpdateRatioSection
 
 SLACK = 1e-9  # 5 * 0.2 must count as 1 whatever the binary fraction
-DECAY = 0.7  # of the moving average: a reading, itself a mean over iterations, has a standard error of about 0.025
+DECAY = 0.5  # of the moving average: a reading, itself a mean over iterations, has a standard error of about 0.025
 LEAD = 10.0  # iterations that the second term looks ahead
 
 
