@@ -19,7 +19,6 @@ from rich.table import Table
 from rlgaf_ray.actors.cluster import cluster_resources
 from rlgaf_ray.actors.placement import actor_environment
 from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.loop.adversarial import updates_due
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
@@ -57,7 +56,7 @@ class Bare:
             seconds(lambda: roles.push_weights(iteration)),
             0.0,
         ]
-        for _ in range(updates_due(iteration, config.discriminator.updates_per_generator_update)):
+        for _ in range(loop.update_ratio.due()):
             real, contrast = loop._real(results["rollouts"]), loop._contrast(results["rollouts"])
             times[-1] += seconds(
                 lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)

@@ -36,6 +36,7 @@ from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped
+from rlgaf_ray.loop.held_out import set_apart
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH,
@@ -86,6 +87,7 @@ def train(config: Config, *, resume: bool) -> int:
     cache = cache_folder(config)
     data = prepare_data(config, cache)
     evaluation_set(data.task, config.evaluation.num_prompts)
+    set_apart(len(data.task.demonstrations), config.held_out_demonstrations)
     check_lengths(config, data.task.max_tokens)
 
     started = time.perf_counter()

@@ -138,6 +138,13 @@ class RayRoles:
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self._get(self.discriminator, "score", self.discriminator.score.remote(rollouts))
 
+    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        return self._get(
+            self.discriminator,
+            "demonstration_logits",
+            self.discriminator.demonstration_logits.remote(demonstrations),
+        )
+
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ):
@@ -166,6 +173,17 @@ class RayRoles:
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
         return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))
+
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        shared = {"learning_rate_factor": learning_rate_factor, "refresh": refresh}
+        calls = [
+            (self.learner, self.learner.adjust.remote(**shared, kl_coefficient=kl_coefficient)),
+            (self.discriminator, self.discriminator.adjust.remote(**shared)),
+        ]
+        for actor, ref in calls:
+            self._get(actor, "adjust", ref)
 
     def save(self, folder: Path) -> None:
         calls = [

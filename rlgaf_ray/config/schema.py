@@ -104,9 +104,39 @@ class RolloutSection(Section):
         return self.batch_size // self.samples_per_prompt
 
 
+class UpdateRatioSection(Section):
+    """Adaptive: the rate is moved so that the discriminator's held-out accuracy stays in a band."""
+
+    mode: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive starts at updates_per_generator_update")
+    band: Pair = Field((0.6, 0.75), description="of the held-out accuracy; its middle is aimed at")
+    minimum: Rate = Field(0.02, description="updates per generator update, never fewer")
+    maximum: Rate = Field(4.0, description="never more: what is above it costs more than it teaches")
+    step: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="largest change of the rate's logarithm an iteration; it is made at the band's edges"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UpdateRatioSection:
+        low, high = self.band
+        if low >= high:
+            raise ValueError(f"discriminator.update_ratio.band={[low, high]} must rise")
+        if self.minimum > self.maximum:
+            raise ValueError(
+                f"discriminator.update_ratio.minimum={self.minimum:g} lies above "
+                f"discriminator.update_ratio.maximum={self.maximum:g}"
+            )
+        return self
+
+
 class DiscriminatorSection(Section):
     updates_per_generator_update: NonNegativeRate = Field(
         0.2, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
+    )
+    update_ratio: UpdateRatioSection = UpdateRatioSection()
+    held_out: NonNegative | None = Field(
+        None,
+        description="demonstrations that it never trains on, for its held-out accuracy; default: 128 where the update "
+        "ratio is adaptive or the guard stops or heals, else 0",
     )
     loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"] = Field(
         "binary_cross_entropy", description="bradley_terry ranks each rollout below the demonstration of its prompt"
@@ -199,8 +229,67 @@ class ScheduleSection(Section):
     mode: Literal["sync"] = "sync"
 
 
+class GuardLimits(Section):
+    """Where a metric, averaged over ``guard.window``, is a symptom. "Start": its mean over the run's first window."""
+
+    distinct_2_ratio: Fraction = Field(
+        0.8, description="mode_collapse: rollout/distinct_2 below this part of the start's"
+    )
+    entropy_ratio: Fraction = Field(0.6, description="mode_collapse: generator/entropy below this part of the start's")
+    degenerate_share: Fraction = Field(
+        0.1, description="mode_collapse: rollout/degenerate_share higher than at the start by this"
+    )
+    identical_share: Fraction = Field(
+        0.2, description="mode_collapse: rollout/identical_share higher than at the start by this"
+    )
+    held_out_accuracy: Fraction = Field(0.95, description="discriminator_saturated: held-out accuracy above")
+    logit_gap: Rate = Field(8.0, description="discriminator_saturated: held-out logit of real less fake above")
+    reward_deviation_ratio: Fraction = Field(
+        0.1, description="discriminator_saturated: reward/deviation below this part of the start's"
+    )
+    kl: Rate = Field(0.5, description="kl_runaway: generator/kl above, nats per token")
+    reference_nll: Rate = Field(
+        0.7, description="kl_runaway: rollout/reference_nll higher than at the start by this; 0.7: twice the perplexity"
+    )
+    quality_fall: Rate = Field(
+        0.2,
+        description="drift: the best metric this far below its best at two evaluations in a row, with a higher reward; "
+        "of a metric in percent one hundredth is compared",
+    )
+
+
+class HealSection(Section):
+    """What each heal changes, beside the way back to a checkpoint and optimisers without moments."""
+
+    learning_rate_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="of generator.learning_rate and discriminator.learning_rate"
+    )
+    update_rate_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.5, description="of the discriminator's updates per generator update"
+    )
+    update_rate_ceiling: Rate = Field(0.5, description="discriminator updates per generator update, at most")
+    kl_factor: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
+        2.0, description="of the KL coefficient that the run had when it fell ill"
+    )
+    kl_floor: NonNegativeRate = Field(
+        0.1, description="KL coefficient, at least; a run without KL gets one; 0: it does not"
+    )
+
+
 class GuardSection(Section):
-    non_finite: Literal["stop", "warn"] = Field("stop", description="on a loss or reward that is not finite")
+    action: Literal["warn", "stop", "heal"] = Field(
+        "warn", description="on any verdict but non_finite; heal: back to the last healthy checkpoint, gentler"
+    )
+    non_finite: Literal["stop", "warn", "heal"] = Field("stop", description="on a loss or reward that is not finite")
+    window: Annotated[int, Field(ge=2)] = Field(10, description="iterations that are averaged")
+    patience: Positive = Field(5, description="iterations that a symptom must hold on before it is a verdict")
+    max_heals: Positive = Field(3, description="the next verdict stops the run")
+    limits: GuardLimits = GuardLimits()
+    heal: HealSection = HealSection()
+
+    @property
+    def heals(self) -> bool:
+        return "heal" in (self.action, self.non_finite)
 
 
 class EvaluationSection(Section):
@@ -214,7 +303,7 @@ class EvaluationSection(Section):
 
 class CheckpointSection(Section):
     every: NonNegative = Field(50, description="iterations between checkpoints; 0: at the end only")
-    keep: Positive = Field(3, description="newest checkpoints kept, beside the best")
+    keep: Positive = Field(3, description="newest checkpoints kept, beside the best and what guard.action=heal needs")
 
 
 class TrackingSection(Section):
@@ -302,6 +391,38 @@ class Config(Section):
                 "from the discriminator: leave it out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Config:
+        rate, ratio = self.discriminator.updates_per_generator_update, self.discriminator.update_ratio
+        if ratio.mode == "adaptive":
+            if not ratio.minimum <= rate <= ratio.maximum:
+                raise ValueError(
+                    f"discriminator.updates_per_generator_update={rate:g} is where "
+                    "discriminator.update_ratio.mode=adaptive starts: it must lie between "
+                    f"discriminator.update_ratio.minimum={ratio.minimum:g} and "
+                    f"maximum={ratio.maximum:g}"
+                )
+            if self.discriminator.held_out == 0:
+                raise ValueError(
+                    "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and "
+                    "discriminator.held_out=0 keeps none: raise it, or leave it out"
+                )
+        if self.guard.heals and self.checkpoint.every == 0:
+            key = "action" if self.guard.action == "heal" else "non_finite"
+            raise ValueError(
+                f"guard.{key}=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: "
+                f"set checkpoint.every, or guard.{key}=stop"
+            )
+        return self
+
+    @property
+    def held_out_demonstrations(self) -> int:
+        """How many the discriminator never trains on, as asked for or as its control and the guard need them."""
+        if self.discriminator.held_out is not None:
+            return self.discriminator.held_out
+        needed = self.discriminator.update_ratio.mode == "adaptive" or self.guard.action != "warn"
+        return 128 if needed else 0
 
     @property
     def stop_at_end_of_text(self) -> bool:

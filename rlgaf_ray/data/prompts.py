@@ -52,7 +52,7 @@ class PromptStream:
             if state[name] != mine[name]:
                 raise ValueError(
                     f"the prompt stream was saved with {name}={state[name]}, this run has {mine[name]}: "
-                    "resume with the data, splits and run.seed of the saved run"
+                    "resume with the data, splits, discriminator.held_out and run.seed of the saved run"
                 )
         if state["epoch"] < 0 or not 0 <= state["position"] <= self._num_items:
             raise ValueError(f"damaged prompt stream state {dict(state)}: epoch or position is out of range")

@@ -27,12 +27,16 @@ from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.data.task import Task, evaluation_set
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.text import decode, distinct_n, whole_texts
+from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.guard import TrainingStopped, examine
+from rlgaf_ray.loop.guard import Guard, not_finite
+from rlgaf_ray.loop.healing import adjust, respond
+from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
 from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses, with_action_values
 from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.rollouts import rollout_metrics
 from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.loop.update_ratio import UpdateRatio
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.types import (
     Demonstration,
@@ -68,15 +72,6 @@ class Outcome:
     interrupted: bool
 
 
-def updates_due(iteration: int, rate: float) -> int:
-    """Discriminator updates that belong to generator update ``iteration`` (from 1), for any rate.
-
-    Cumulatively floor(iteration * rate): 0.2 gives one at 5, 10, ...; 3 gives three each; 0 gives none.
-    """
-    slack = 1e-9  # 5 * 0.2 must count as 1 whatever the binary fraction
-    return int(iteration * rate + slack) - int((iteration - 1) * rate + slack)
-
-
 class AdversarialLoop:
     def __init__(
         self,
@@ -101,6 +96,16 @@ class AdversarialLoop:
         self.first: Metrics = {}
         self.samples_before: list[str] = []
         self.stop_requested = False
+        self.guard = Guard(config.guard, quality=config.best_metric)
+        self.verdict = "healthy"  # what was last told of the guard
+        self.heals = 0
+        self.kl_coefficient = 0.0  # of the newest generator update
+        self.update_ratio = UpdateRatio(
+            config.discriminator.updates_per_generator_update, config.discriminator.update_ratio
+        )
+        self.trained_rows, held_out = set_apart(len(task.demonstrations), config.held_out_demonstrations)
+        self.contrast = contrast_without(held_out, task.demonstrations, task.contrast)
+        self.held_out = HeldOutAccuracy(held_out) if len(held_out) else None
         seed = config.run.seed
         self.pretraining: TextBlocks | None = None
         if config.generator.algorithm == "ppo" and config.generator.ppo.pretraining_coefficient > 0:
@@ -109,9 +114,9 @@ class AdversarialLoop:
             name: PromptStream(num_items, seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
             for index, (name, num_items) in enumerate(
                 {
-                    "prompts": len(task.demonstrations),
-                    "real": len(task.demonstrations),
-                    "contrast": max(1, len(task.contrast)),
+                    "prompts": len(self.trained_rows),
+                    "real": len(self.trained_rows),
+                    "contrast": max(1, len(self.contrast)),
                     "pretraining": 1 if self.pretraining is None else len(self.pretraining),
                 }.items()
             )
@@ -124,17 +129,32 @@ class AdversarialLoop:
         self.best = state["best"]
         self.first = state["first"]
         self.samples_before = state["samples_before"]
+        self.verdict = state["verdict"]
+        self.heals = state["heals"]
+        self.kl_coefficient = state["kl_coefficient"]
+        self.guard.load_state_dict(state["guard"])
+        self.update_ratio.load_state_dict(state["update_ratio"])
+        if self.held_out is not None and state["held_out"] is not None:
+            self.held_out.load_state_dict(state["held_out"])
         self.evaluator.load_state_dict(state["evaluator"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state["streams"][name])
         self.roles.load(path, discriminator_version=self.discriminator_version)
+        adjust(self)
+
+    def push(self) -> None:
+        """Give the roles each other's weights, at the start and after a rollback."""
+        self.roles.push_weights(self.iteration)()
+        if self.config.generator.algorithm == "gumbel":
+            self.roles.push_discriminator()()
 
     def run(self) -> Outcome:
-        """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end."""
+        """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end.
+
+        Raises ``TrainingStopped`` on the guard's word.
+        """
         settings = self.config
-        self.roles.push_weights(self.iteration)()
-        if settings.generator.algorithm == "gumbel":
-            self.roles.push_discriminator()()
+        self.push()
         last: Metrics = {}
         samples: list[str] = []
         if self.iteration == 0:
@@ -142,11 +162,16 @@ class AdversarialLoop:
             last, self.samples_before = self.first, samples
             self.tracker.log(0, self.first)
             self.display.iteration(0, self.first)
+            if settings.guard.heals:
+                self.save(best=False)
         carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
         while self.iteration < settings.run.iterations and not self.stop_requested:
             metrics = carried | self.step()
             carried = {}
             iteration = self.iteration
+            if settings.guard.non_finite != "warn" and not_finite(metrics):  # nothing to evaluate
+                respond(self, self.guard.examine(iteration, metrics))
+                continue
             ended = iteration == settings.run.iterations
             evaluated = ended or _every(iteration, settings.evaluation.every)
             if evaluated:
@@ -154,11 +179,15 @@ class AdversarialLoop:
                     last, samples = self.evaluate()
                 metrics |= last
             best = evaluated and self._is_best(last)
+            verdict = self.guard.examine(iteration, metrics)
+            metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(self.heals)}
             self.tracker.log(iteration, metrics)
             self.display.iteration(iteration, metrics)
+            if respond(self, verdict) == "rolled back":
+                continue
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with _timed(carried, "time/checkpoint"):
-                    self.checkpoints.save(iteration, self.roles.save, self._state(), best=best)
+                    self.save(best=best)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
         return Outcome(
@@ -171,7 +200,7 @@ class AdversarialLoop:
         )
 
     def step(self) -> Metrics:
-        """One iteration; raises ``TrainingStopped`` on the guard's word."""
+        """One iteration."""
         settings, roles = self.config, self.roles
         iteration = self.iteration + 1
         metrics: Metrics = {}
@@ -185,6 +214,10 @@ class AdversarialLoop:
             )
             with _timed(metrics, "time/score"):
                 scored = roles.score(rollouts)
+                if self.held_out is not None:
+                    real = roles.logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
+                    metrics |= self.held_out.observe(real, [item.score for item in scored])
+                    self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
             if settings.generator.algorithm == "seqgan":
                 with _timed(metrics, "time/monte_carlo"):
                     scored = self._search(scored, iteration)
@@ -192,7 +225,7 @@ class AdversarialLoop:
                 pending_generator = roles.update_generator(
                     scored, iteration=iteration - 1, pretraining=self._pretraining()
                 )
-                num_updates = updates_due(iteration, settings.discriminator.updates_per_generator_update)
+                num_updates = self.update_ratio.due()
                 pending_discriminator = [
                     roles.update_discriminator(self._real(rollouts), rollouts, self._contrast(rollouts))
                     for _ in range(num_updates)
@@ -202,6 +235,8 @@ class AdversarialLoop:
                     pending_discriminator.append(roles.push_discriminator())
                 metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
                 metrics |= pending_generator()
+                if {"generator/kl", "generator/entropy"} <= metrics.keys():
+                    metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
             with _timed(metrics, "time/push"):
                 metrics |= {f"weights/{name}": value for name, value in pending_push().items()}
             with _timed(metrics, "time/discriminator_wait"):
@@ -209,9 +244,10 @@ class AdversarialLoop:
                     metrics |= pending()
         self.discriminator_version += num_updates
         metrics["discriminator/updates"] = float(self.discriminator_version)
+        metrics["discriminator/update_rate"] = self.update_ratio.rate
         metrics["rollout/samples_per_second"] = len(rollouts) / metrics["time/iteration"]
         self.iteration = iteration
-        self._guard(iteration, metrics)
+        self.kl_coefficient = metrics.get("generator/kl_coefficient", self.kl_coefficient)
         self.tracker.log_rollouts(iteration, scored)
         return metrics
 
@@ -278,44 +314,32 @@ class AdversarialLoop:
     def _seeds(self, iteration: int, count: int) -> list[int]:
         return [rollout_seed(self.config.run.seed, iteration, index) for index in range(count)]
 
-    def _draw(self, stream: str, count: int) -> Sequence[int]:
-        return self.streams[stream].next(count).tolist()
+    def _draw(self, stream: str, count: int) -> np.ndarray:
+        return self.streams[stream].next(count)
 
     def _prompts(self) -> list[Prompt]:
-        rows = self._draw("prompts", self.config.rollout.prompts_per_iteration)
+        rows = self.trained_rows[self._draw("prompts", self.config.rollout.prompts_per_iteration)].tolist()
         return [Prompt(prompt_id=row, token_ids=self.task.demonstrations[row].prompt_ids) for row in rows]
 
     def _real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         demonstrations = self.task.demonstrations
         if self.config.discriminator.loss == "bradley_terry":  # pairs: the demonstration of each rollout's own prompt
             return [demonstrations[rollout.prompt_id] for rollout in rollouts]
-        return [demonstrations[row] for row in self._draw("real", self.config.discriminator.batch_size)]
+        return [
+            demonstrations[row] for row in self.trained_rows[self._draw("real", self.config.discriminator.batch_size)]
+        ]
 
     def _contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         settings = self.config.discriminator
-        if settings.contrast_weight == 0 or not self.task.contrast:
+        if settings.contrast_weight == 0 or not self.contrast:
             return []
         count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
-        return [self.task.contrast[row] for row in self._draw("contrast", count)]
+        return [self.contrast[row] for row in self._draw("contrast", count)]
 
     def _pretraining(self) -> TextBlocks | None:
         if self.pretraining is None:
             return None
         return self.pretraining[self._draw("pretraining", self.config.rollout.batch_size)]
-
-    def _guard(self, iteration: int, metrics: Metrics) -> None:
-        verdict = examine(metrics)
-        if verdict.kind == "healthy":
-            return
-        latest = self.checkpoints.named("latest")
-        left = f"the last checkpoint, {latest.name}, is intact" if latest else "no checkpoint was written yet"
-        sentence = (
-            f"iteration {iteration}: {verdict.kind}: {verdict.evidence}; {left}. "
-            "Lower generator.learning_rate or discriminator.learning_rate, or set learner.precision=float32"
-        )
-        if self.config.guard.non_finite == "stop":
-            raise TrainingStopped(sentence)
-        self.display.message(sentence)
 
     def _is_best(self, metrics: Metrics) -> bool:
         value = metrics[self.config.best_metric]
@@ -324,6 +348,17 @@ class AdversarialLoop:
         self.best = value
         return True
 
+    def save(self, *, best: bool) -> None:
+        guard = self.config.guard
+        self.checkpoints.save(
+            self.iteration,
+            self.roles.save,
+            self._state(),
+            best=best,
+            # A symptom that is a verdict in the iterations to come leads back to here, at the farthest.
+            healthy_until=max(0, self.iteration - guard.window - guard.patience) if guard.heals else None,
+        )
+
     def _state(self) -> dict[str, Any]:
         return {
             "iteration": self.iteration,
@@ -331,21 +366,18 @@ class AdversarialLoop:
             "discriminator_version": self.discriminator_version,
             "best": self.best,
             "first": self.first,
+            "verdict": self.verdict,
+            "heals": self.heals,
+            "healthy": not self.guard.onsets,
+            "kl_coefficient": self.kl_coefficient,
+            "guard": self.guard.state_dict(),
+            "update_ratio": self.update_ratio.state_dict(),
+            "held_out": None if self.held_out is None else self.held_out.state_dict(),
             "samples_before": self.samples_before,
             "evaluator": self.evaluator.state_dict(),
             "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
             "data_checksum": self.task.checksum,
         }
-
-
-def rollout_metrics(rollouts: Sequence[Rollout], seconds: float) -> Metrics:
-    lengths = [len(rollout.response_ids) for rollout in rollouts]
-    return {
-        "rollout/response_tokens": float(np.mean(lengths)),
-        "rollout/distinct_2": distinct_n([rollout.response_ids for rollout in rollouts], 2),
-        "rollout/stopped_share": float(np.mean([rollout.finish_reason == "stop" for rollout in rollouts])),
-        "rollout/tokens_per_second": sum(lengths) / seconds,
-    }
 
 
 def _every(iteration: int, every: int) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,42 @@ class Checkpoints:
         pointer = self.folder / name
         return self.folder / pointer.read_text().strip() if pointer.is_file() else None
 
-    def save(self, iteration: int, write: Callable[[Path], None], state: dict[str, Any], *, best: bool) -> Path:
-        """``write`` fills the folder it is given; ``state`` is JSON and comes back from ``load_state``."""
+    def healthy(self, until: int) -> list[Path]:
+        """Those whose state says ``healthy``, of iterations up to this one, newest first."""
+        return [
+            path
+            for path in reversed(self.all())
+            if _iteration(path) <= until and json.loads((path / STATE).read_text()).get("healthy", False)
+        ]
+
+    def cut(self, iteration: int) -> None:
+        """Throw away what was written after this iteration; ``latest`` and ``best`` no longer name it."""
+        best = self.named("best")
+        for path in self.all():
+            if _iteration(path) > iteration:
+                shutil.rmtree(path)
+        if best is not None and _iteration(best) > iteration:
+            (self.folder / "best").unlink()
+        if left := self.all():
+            self._point("latest", left[-1])
+
+    def save(
+        self,
+        iteration: int,
+        write: Callable[[Path], None],
+        state: dict[str, Any],
+        *,
+        best: bool,
+        healthy_until: int | None = None,
+    ) -> Path:
+        """``write`` fills the folder it is given; ``state`` is JSON and comes back from ``load_state``.
+
+        ``healthy_until``: beside the newest and the best, the newest healthy one up to this iteration is kept, and the
+        healthy ones after it.
+        """
         final = self.path(iteration)
         partial = final.with_name(final.name + PARTIAL)
-        for leftover in (partial, final):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write(partial)
         (partial / STATE).write_text(json.dumps(state))
@@ -53,11 +83,16 @@ class Checkpoints:
             str(file.relative_to(partial)): _checksum(file) for file in sorted(partial.rglob("*")) if file.is_file()
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        shutil.rmtree(final, ignore_errors=True)  # of this iteration, from before a rollback
         partial.rename(final)
         self._point("latest", final)
         if best:
             self._point("best", final)
-        self._prune()
+        spared = []
+        if healthy_until is not None:
+            first = self.healthy(healthy_until)[:1]
+            spared = [path for path in self.healthy(iteration) if path >= first[0]] if first else []
+        self._prune(spared)
         return final
 
     def load_state(self, path: Path) -> dict[str, Any]:
@@ -96,11 +131,15 @@ class Checkpoints:
         temporary.write_text(target.name + "\n")
         os.replace(temporary, self.folder / name)
 
-    def _prune(self) -> None:
+    def _prune(self, spared: Sequence[Path]) -> None:
         best = self.named("best")
         for path in self.all()[: -self.keep]:
-            if path != best:
+            if path != best and path not in spared:
                 shutil.rmtree(path)
+
+
+def _iteration(path: Path) -> int:
+    return int(path.name.removeprefix(PREFIX))
 
 
 def _checksum(file: Path) -> str:

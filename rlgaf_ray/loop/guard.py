@@ -1,27 +1,164 @@
-"""The guard looks at metrics and returns a verdict; what is done about it is the loop's and the config's affair."""
+"""The guard looks at a window of metrics and returns a verdict; what is done about it is the loop's and the config's.
+
+Each iteration the metrics of the last ``guard.window`` iterations are averaged and held against ``guard.limits``: a
+symptom is an average beyond its limit, a verdict a symptom that held for ``guard.patience`` iterations in a row, so
+that noise raises no alarm. Where a healthy level differs from task to task it is the run's own start, the averages
+over its first window. Nothing is judged before that is known, but numbers that are not finite, which never wait.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from rlgaf_ray.config.schema import GuardSection
 from rlgaf_ray.types import Metrics
+
+Kind = Literal["healthy", "mode_collapse", "discriminator_saturated", "kl_runaway", "drift", "non_finite"]
+
+WATCHED = (
+    "rollout/distinct_2",
+    "rollout/degenerate_share",
+    "rollout/identical_share",
+    "rollout/reference_nll",
+    "generator/entropy",
+    "generator/kl",
+    "reward/mean",
+    "reward/deviation",
+    "discriminator/held_out_accuracy",
+    "discriminator/held_out_logit_gap",
+)
+SICK_EVALUATIONS = 2  # in a row: one alone may be noise
+PERCENT = ("eval/f1", "eval/exact_match")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    kind: Literal["healthy", "non_finite"]
+    """``onset``: the iteration in which the symptom was first there; ``sound_until``: the last one surely without."""
+
+    kind: Kind
     evidence: str = ""
+    onset: int = 0
+    sound_until: int = 0
 
 
 class TrainingStopped(Exception):
     """The guard ended the run: one sentence that says why, and what is left to go on from."""
 
 
-def examine(metrics: Metrics) -> Verdict:
-    """``non_finite`` names every metric that is not a number or is infinite."""
-    culprits = {name: value for name, value in metrics.items() if not math.isfinite(value)}
-    if not culprits:
+def not_finite(metrics: Metrics) -> str:
+    """Names every metric that is not a number or is infinite; empty where there is none."""
+    return ", ".join(f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value))
+
+
+class Guard:
+    """``quality``: the metric of the evaluations that stands for the judged quality, higher is better."""
+
+    def __init__(self, settings: GuardSection, *, quality: str) -> None:
+        self.settings = settings
+        self.quality = quality
+        self.rows: list[Metrics] = []  # of the last window, watched metrics only
+        self.start: Metrics = {}  # averages over the first window
+        self.onsets: dict[Kind, int] = {}  # of the symptoms that are there now, verdict or not
+        self.evaluations: list[tuple[int, float, float]] = []  # iteration, quality, reward of the window
+
+    def examine(self, iteration: int, metrics: Metrics) -> Verdict:
+        """The verdict after this iteration, of all that was seen so far; the longest symptom's where there are more."""
+        self._take(iteration, metrics)
+        found: dict[Kind, str] = dict(self._symptoms(metrics))
+        self.onsets = {kind: self.onsets.get(kind, iteration) for kind in found}
+        for kind, onset in sorted(self.onsets.items(), key=lambda item: item[1]):
+            match kind:
+                case "non_finite":
+                    return Verdict(kind, found[kind], onset, sound_until=onset - 1)
+                case "drift":  # the patience lay in the second evaluation
+                    return Verdict(kind, found[kind], onset, sound_until=self._best()[0])
+                case _ if iteration - onset + 1 >= self.settings.patience:
+                    return Verdict(kind, found[kind], onset, sound_until=max(0, onset - self.settings.window))
         return Verdict("healthy")
-    return Verdict("non_finite", ", ".join(f"{name} is {value}" for name, value in culprits.items()))
+
+    def _take(self, iteration: int, metrics: Metrics) -> None:
+        row = {name: metrics[name] for name in WATCHED if name in metrics and math.isfinite(metrics[name])}
+        self.rows = [*self.rows, row][-self.settings.window :]
+        if not self.start and len(self.rows) == self.settings.window:
+            self.start = self._means()
+        reward = self._means().get("reward/mean")
+        if self.quality in metrics and reward is not None:
+            self.evaluations.append((iteration, metrics[self.quality], reward))
+
+    def _means(self) -> Metrics:
+        seen = {name: [row[name] for row in self.rows if name in row] for name in WATCHED}
+        return {name: sum(values) / len(values) for name, values in seen.items() if values}
+
+    def _symptoms(self, metrics: Metrics) -> Iterator[tuple[Kind, str]]:
+        if culprits := not_finite(metrics):
+            yield "non_finite", culprits
+        now = self._means()
+        for kind, name, how, limit in self._checks() if self.start else ():
+            if name not in now or name not in self.start:
+                continue
+            value, start = now[name], self.start[name]
+            match how:
+                case "part of the start":
+                    sick, what = value < limit * start, f"below {limit:g} x the {start:.3g} at the start"
+                case "above the start":
+                    sick, what = (
+                        value > start + limit,
+                        f"more than {limit:g} above the {start:.3g} at the start",
+                    )
+                case "level":
+                    sick, what = value > limit, f"above {limit:g}"
+            if sick:
+                yield kind, f"{name} is {value:.3g} over the last {len(self.rows)} iterations, {what}"
+        if evidence := self._drift():
+            yield "drift", evidence
+
+    def _checks(self) -> list[tuple[Kind, str, Literal["part of the start", "above the start", "level"], float]]:
+        limits = self.settings.limits
+        saturated: Kind = "discriminator_saturated"
+        return [
+            ("mode_collapse", "rollout/distinct_2", "part of the start", limits.distinct_2_ratio),
+            ("mode_collapse", "generator/entropy", "part of the start", limits.entropy_ratio),
+            ("mode_collapse", "rollout/degenerate_share", "above the start", limits.degenerate_share),
+            ("mode_collapse", "rollout/identical_share", "above the start", limits.identical_share),
+            ("kl_runaway", "generator/kl", "level", limits.kl),
+            ("kl_runaway", "rollout/reference_nll", "above the start", limits.reference_nll),
+            (saturated, "discriminator/held_out_accuracy", "level", limits.held_out_accuracy),
+            (saturated, "discriminator/held_out_logit_gap", "level", limits.logit_gap),
+            (saturated, "reward/deviation", "part of the start", limits.reward_deviation_ratio),
+        ]
+
+    def _drift(self) -> str:
+        """Judged quality falls while the reward rises: the discriminator pays for something that is not wanted."""
+        newest = self.evaluations[-SICK_EVALUATIONS:]
+        if len(self.evaluations) <= SICK_EVALUATIONS:
+            return ""
+        at, best, reward_then = self._best()
+        unit = 100.0 if self.quality.startswith(PERCENT) else 1.0
+        limit = best - self.settings.limits.quality_fall * unit
+        if any(quality >= limit or reward <= reward_then for _, quality, reward in newest):
+            return ""
+        _, quality, reward = newest[-1]
+        return (
+            f"{self.quality} fell from {best:.3g} at iteration {at} to {quality:.3g} while reward/mean rose from "
+            f"{reward_then:.3g} to {reward:.3g}"
+        )
+
+    def _best(self) -> tuple[int, float, float]:
+        """The evaluation of the highest quality before the newest ones."""
+        return max(self.evaluations[:-SICK_EVALUATIONS], key=lambda item: item[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "start": self.start,
+            "onsets": self.onsets,
+            "evaluations": [list(item) for item in self.evaluations],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.start = list(state["rows"]), dict(state["start"])
+        self.onsets = dict(state["onsets"])
+        self.evaluations = [(iteration, quality, reward) for iteration, quality, reward in state["evaluations"]]

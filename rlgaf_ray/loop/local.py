@@ -35,6 +35,9 @@ class LocalRoles:
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)
 
+    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        return self.discriminator.demonstration_logits(demonstrations)
+
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ) -> Pending:
@@ -57,6 +60,12 @@ class LocalRoles:
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
         return self.learner.mean_nll(items, model=model)
+
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        self.learner.adjust(learning_rate_factor=learning_rate_factor, kl_coefficient=kl_coefficient, refresh=refresh)
+        self.discriminator.adjust(learning_rate_factor=learning_rate_factor, refresh=refresh)
 
     def save(self, folder: Path) -> None:
         self.learner.save(folder / "learner")

@@ -28,6 +28,10 @@ class Roles(Protocol):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
 
+    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        """What ``score`` would give demonstrations."""
+        ...
+
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ) -> Pending: ...
@@ -46,6 +50,15 @@ class Roles(Protocol):
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
         """Nats per response token under a network of the learner, or under the frozen SFT model."""
+        ...
+
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        """Multiply the config's learning rates of generator and discriminator from now on.
+
+        ``kl_coefficient``: replaces the one in use. ``refresh``: the optimisers forget their moments.
+        """
         ...
 
     def save(self, folder: Path) -> None:

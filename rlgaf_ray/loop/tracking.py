@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +16,7 @@ from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
     from transformers import PreTrainedTokenizerBase
 
 
@@ -29,14 +30,26 @@ class Tracker:
         self.settings = settings
         self.tokenizer = tokenizer
         self.metrics_path = folder / "metrics.jsonl"
-        kept = [row for row in self.rows() if row["iteration"] <= start] if start else []
-        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
         (folder / "rollouts").mkdir(exist_ok=True)
-        self.writer = None
-        if settings.tensorboard:
+        self.writer: SummaryWriter | None = None
+        if start:
+            self.cut(start)
+        else:
+            self.metrics_path.write_text("")
+            self._open_writer(None)
+
+    def cut(self, iteration: int) -> None:
+        """Throw away what was logged after this iteration."""
+        kept = [row for row in self.rows() if row["iteration"] <= iteration]
+        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._open_writer(iteration + 1)
+
+    def _open_writer(self, purge_step: int | None) -> None:
+        self.close()
+        if self.settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
 
     def rows(self) -> list[dict[str, float]]:
         if not self.metrics_path.is_file():
@@ -51,6 +64,11 @@ class Tracker:
         if self.writer is not None:
             for name, value in metrics.items():
                 self.writer.add_scalar(name, value, iteration)
+
+    def log_verdict(self, event: dict[str, Any]) -> None:
+        """What the guard found and what was done, one JSON object a line of ``guard.jsonl``; never cut."""
+        with (self.folder / "guard.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
 
     def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout]) -> None:
         share = self.settings.rollout_share

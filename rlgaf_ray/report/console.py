@@ -111,7 +111,8 @@ class Terminal:
             yield
 
     def iteration(self, iteration: int, metrics: Metrics) -> None:
-        self.rows = [*self.rows, (iteration, metrics)]
+        # What was shown of later iterations was rolled back.
+        self.rows = [row for row in self.rows if row[0] < iteration] + [(iteration, metrics)]
         evaluated = EVALUATED in metrics
         if self.live is not None:
             self.progress.update(self.progress.task_ids[0], completed=iteration)

@@ -63,17 +63,24 @@ def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def guard_verdict(run: Run) -> str:
-    """What the guard found: the metrics that are not finite (written as null), and where they first were so."""
+    """What the guard found and did, and the metrics that are not finite (written as null), where they first were so."""
+    found = [
+        f"iteration {event['iteration']}: {event['verdict']} ({event['action']}): {event['evidence']}"
+        for event in run.verdicts
+        if event["verdict"] not in ("healthy", "non_finite")
+    ]
     first: dict[str, int] = {}
     for row in run.rows:
         for name, value in row.items():
             if value is None:
                 first.setdefault(name, int(row["iteration"] or 0))
-    if not first:
+    if not first and not found:
         return f"healthy over {int(run.rows[-1]['iteration'] or 0)} iterations"
+    if not first:
+        return "; ".join(found)
     named = [f"{name} at iteration {iteration}" for name, iteration in list(first.items())[:5]]
     more = f" and {len(first) - 5} more" if len(first) > 5 else ""
-    return f"non_finite: no finite value of {', '.join(named)}{more}"
+    return "; ".join([*found, f"non_finite: no finite value of {', '.join(named)}{more}"])
 
 
 def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> tuple[Path, Path]:

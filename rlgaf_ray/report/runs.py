@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 SAMPLES = "samples.jsonl"
+VERDICTS = "guard.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Run:
     config: str  # YAML
     rows: list[dict[str, float | None]]  # of metrics.jsonl, in the order of iterations
     samples: list[tuple[str, str]]  # before, after
+    verdicts: list[dict[str, Any]]  # what the guard found and did
 
     def series(self, metric: str) -> tuple[list[float], list[float]]:
         """Iterations and values where the metric was logged and finite."""
@@ -50,7 +53,7 @@ def load_run(folder: str | Path) -> Run:
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     name = (yaml.safe_load(text) or {}).get("run", {}).get("name") or folder.name
-    return Run(name, folder, text, rows, read_samples(folder / SAMPLES))
+    return Run(name, folder, text, rows, read_samples(folder / SAMPLES), _objects(folder / VERDICTS))
 
 
 def save_samples(path: Path, before: list[str], after: list[str]) -> None:
@@ -61,6 +64,9 @@ def save_samples(path: Path, before: list[str], after: list[str]) -> None:
 
 def read_samples(path: Path) -> list[tuple[str, str]]:
     """Before and after; none where the run has not ended yet."""
-    if not path.is_file():
-        return []
-    return [(row["before"], row["after"]) for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())]
+    return [(row["before"], row["after"]) for row in _objects(path)]
+
+
+def _objects(path: Path) -> list[dict[str, Any]]:
+    """One a line; none where there is no such file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -52,7 +52,7 @@ class Discriminator:
     """One network, its optimiser, and the number of updates it has had (``version``)."""
 
     def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
-        self.settings = config.discriminator
+        self.configured = self.settings = config.discriminator
         self.seed = config.run.seed
         self.micro_batch_size = config.learner.micro_batch_size
         self.pad_token_id = pad_token_id
@@ -102,12 +102,9 @@ class Discriminator:
     @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
-        items: Sequence[Demonstration | Rollout] = rollouts
-        if self.settings.match_lengths:  # it has never learned what an end of text means
-            items = [without_end(item, self.end_of_text_ids) for item in rollouts]
         rows: list[np.ndarray] = []
         with autocast(self.dtype, self.device):
-            for sequences in self._micro_batches(items):
+            for sequences in self._micro_batches(self._as_learned(rollouts)):
                 parts, masks = self.model.token_logits(sequences).cpu().numpy(), sequences.response_mask.cpu().numpy()
                 rows += [row[mask] for row, mask in zip(parts, masks, strict=True)]
         return [
@@ -119,6 +116,17 @@ class Discriminator:
             )
             for rollout, row in zip(rollouts, rows, strict=True)
         ]
+
+    @torch.no_grad()
+    def demonstration_logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        """What ``score`` would give demonstrations."""
+        return self.logits(self._as_learned(demonstrations)).tolist()
+
+    def _as_learned(self, items: Sequence[Demonstration | Rollout]) -> Sequence[Demonstration | Rollout]:
+        """With matched lengths it has never learned what an end of text means, and does not read it."""
+        if not self.settings.match_lengths:
+            return items
+        return [without_end(item, self.end_of_text_ids) for item in items]
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
@@ -201,6 +209,13 @@ class Discriminator:
     def weights(self) -> WeightUpdate:
         """Every entry of the network's state under this version, as arrays that share its memory on CPU."""
         return to_arrays(self.model.network.state_dict(), self.version)
+
+    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
+        """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
+        learning_rate = self.configured.learning_rate * learning_rate_factor
+        self.settings = self.configured.model_copy(update={"learning_rate": learning_rate})
+        if refresh:
+            self.optimizer.state.clear()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,23 @@ class Learner:
             micro_batch_size=self.config.learner.micro_batch_size,
         )
 
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        """Multiply the config's learning rate from now on.
+
+        ``kl_coefficient``: replaces the one in use. ``refresh``: forget the optimisers' moments.
+        """
+        settings = self.config.generator
+        scaled = settings.model_copy(update={"learning_rate": settings.learning_rate * learning_rate_factor})
+        self.policy.config = self.config.model_copy(update={"generator": scaled})
+        if kl_coefficient is not None:
+            self.algorithm.kl.coefficient = kl_coefficient
+        if refresh:
+            self.policy.optimizer.state.clear()
+            if isinstance(self.algorithm, PPO):
+                self.algorithm.critic_optimizer.state.clear()
+
     def export(self, folder: str | Path) -> None:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
         self.policy.model.save_pretrained(folder)

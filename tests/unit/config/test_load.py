@@ -114,6 +114,16 @@ def write(tmp_path: Path):
          "discriminator.match_lengths is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
          "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"),
+        (
+            "discriminator.update_ratio.band=[0.8, 0.6]",
+            "discriminator.update_ratio.band=[0.8, 0.6] must rise",
+        ),
+        (
+            "discriminator.update_ratio={minimum: 0.5, maximum: 0.1}",
+            "discriminator.update_ratio.minimum=0.5 lies above discriminator.update_ratio.maximum=0.1",
+        ),
+        ("guard.window=1", "guard.window=1: must be greater than or equal to 2"),
+        ("guard.heal.kl_factor=0.5", "guard.heal.kl_factor=0.5: must be greater than or equal to 1"),
         # overrides that are none
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),
@@ -136,6 +146,45 @@ def write(tmp_path: Path):
 )  # fmt: skip
 def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> None:
     assert message(override) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["guard.action=heal", "checkpoint.every=0"],
+            "guard.action=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: set "
+            "checkpoint.every, or guard.action=stop",
+        ),
+        (
+            ["guard.non_finite=heal", "checkpoint.every=0"],
+            "guard.non_finite=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: set "
+            "checkpoint.every, or guard.non_finite=stop",
+        ),
+        (
+            ["discriminator.update_ratio.mode=adaptive", "discriminator.updates_per_generator_update=0"],
+            "discriminator.updates_per_generator_update=0 is where discriminator.update_ratio.mode=adaptive starts: it "
+            "must lie between discriminator.update_ratio.minimum=0.02 and maximum=4",
+        ),
+        (
+            ["discriminator.update_ratio.mode=adaptive", "discriminator.held_out=0"],
+            "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and discriminator.held_out=0 "
+            "keeps none: raise it, or leave it out",
+        ),
+    ],
+)
+def test_keys_that_must_fit_one_another(overrides: list[str], expected: str) -> None:
+    assert message(*overrides) == expected
+
+
+def test_demonstrations_are_held_out_only_where_they_are_needed() -> None:
+    def held_out(*overrides: str) -> int:
+        return load_config(None, overrides).held_out_demonstrations
+
+    assert held_out() == 0
+    assert held_out("discriminator.update_ratio.mode=adaptive") == held_out("guard.action=stop") == 128
+    assert held_out("guard.action=heal", "discriminator.held_out=64") == 64
+    assert held_out("guard.action=stop", "discriminator.held_out=0") == 0
 
 
 def test_an_override_below_a_value() -> None:

@@ -112,6 +112,16 @@ def test_the_guard_is_told_from_what_is_not_finite(tmp_path: Path) -> None:
     assert guard_verdict(load_run(run)) == "non_finite: no finite value of reward/mean at iteration 3"
 
 
+def test_verdicts_stand_in_the_report_with_what_was_done(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", name="one", iterations=2)
+    events = [
+        {"iteration": 19, "verdict": "kl_runaway", "evidence": "generator/kl is 0.9", "action": "heal"},
+        {"iteration": 30, "verdict": "healthy", "evidence": "", "action": "none"},
+    ]
+    (run / "guard.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert guard_verdict(load_run(run)) == "iteration 19: kl_runaway (heal): generator/kl is 0.9"
+
+
 def test_names_of_runs_are_labels_as_they_stand(tmp_path: Path) -> None:
     runs = [load_run(make_run(tmp_path / str(row), name=name)) for row, name in enumerate(("_a", "$x_2$", "y" * 99))]
     curve = next(curve for curve in CURVES if curve.name == "kl")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -305,3 +306,50 @@ def test_credit_of_tokens_takes_what_came_before_off_the_return(folder: Path) ->
     )
     found = algorithm.advantages(batch, batch.scores, torch.zeros_like(parts))
     assert found.tolist() == [[0.0, 1.0, 0.0], [0.0, -1.0, 0.0]]
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "seqgan", "gumbel"])
+def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, algorithm: str) -> None:
+    """The factor is of the config's rate, not of the last; a saved learner without moments comes back."""
+    overrides = [f"generator.algorithm={algorithm}", "generator.learning_rate_schedule=constant"]
+    settings = config(*overrides, "generator.ppo.critic_warmup_iterations=0", "task.response_tokens=4")
+    learner = Learner(folder, settings, pad_token_id=0)
+    if algorithm == "gumbel":
+        learner.load_discriminator(Discriminator(folder, settings, pad_token_id=0).weights())
+    items = scored([1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    if algorithm == "seqgan":
+        values = [np.zeros(len(item.rollout.response_ids), np.float32) for item in items]
+        items = [replace(item, action_values=value) for item, value in zip(items, values, strict=True)]
+    assert learner.update(items, iteration=0)["generator/learning_rate"] == 1e-4
+    for factor in (0.25, 0.5):
+        learner.adjust(learning_rate_factor=factor, kl_coefficient=0.3)
+    metrics = learner.update(items, iteration=1)
+    assert (metrics["generator/learning_rate"], metrics["generator/kl_coefficient"]) == (5e-5, 0.3)
+    optimizers = [learner.policy.optimizer]
+    if algorithm == "ppo":
+        optimizers.append(learner.algorithm.critic_optimizer)
+    assert all(optimizer.state for optimizer in optimizers)
+    learner.adjust(learning_rate_factor=1.0, refresh=True)
+    assert not any(optimizer.state for optimizer in optimizers)
+    learner.save(tmp_path / "saved")
+    again = Learner(folder, settings, pad_token_id=0)
+    again.load(tmp_path / "saved")
+    if algorithm == "gumbel":
+        again.load_discriminator(Discriminator(folder, settings, pad_token_id=0).weights())
+    metrics = [one.update(items, iteration=2) for one in (learner, again)]
+    assert metrics[0] == metrics[1]
+    assert (metrics[0]["generator/learning_rate"], metrics[0]["generator/kl_coefficient"]) == (1e-4, 0.3)
+
+
+def test_a_discriminator_is_adjusted_while_it_learns(folder: Path) -> None:
+    real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
+    discriminator = Discriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
+    discriminator.update(real, rollouts())
+    for factor in (0.1, 0.5):
+        discriminator.adjust(learning_rate_factor=factor, refresh=True)
+    assert not discriminator.optimizer.state
+    before = discriminator.model.network.score.weight.detach().clone()
+    discriminator.update(real, rollouts())
+    # Adam's first step without moments is the learning rate, whatever the gradient's size.
+    step = (discriminator.model.network.score.weight.detach() - before).abs().max()
+    assert step == pytest.approx(5e-4, rel=1e-3)

@@ -1,0 +1,170 @@
+"""Verdicts on hand-made windows: each kind, and what only looks like it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from rlgaf_ray.config.schema import GuardSection
+from rlgaf_ray.loop.guard import Guard, Verdict, not_finite
+from rlgaf_ray.types import Metrics
+
+HEALTHY: Metrics = {
+    "rollout/distinct_2": 0.8,
+    "rollout/degenerate_share": 0.02,
+    "rollout/identical_share": 0.0,
+    "rollout/reference_nll": 5.1,
+    "generator/entropy": 5.0,
+    "generator/kl": 0.1,
+    "reward/mean": 0.0,
+    "reward/deviation": 1.0,
+    "discriminator/held_out_accuracy": 0.7,
+    "discriminator/held_out_logit_gap": 1.0,
+}
+SETTINGS = GuardSection(window=4, patience=3)
+
+
+def verdicts(change: Callable[[int], Metrics], count: int = 30, settings: GuardSection = SETTINGS) -> list[Verdict]:
+    """Of iterations 1 to ``count``, each healthy but for the change."""
+    guard = Guard(settings, quality="eval/gap_closed")
+    return [guard.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, count + 1)]
+
+
+def after(iteration: int, name: str, value: float) -> Callable[[int], Metrics]:
+    return lambda now: {name: value} if now > iteration else {}
+
+
+@pytest.mark.parametrize(
+    ("name", "sick", "sound", "kind"),
+    [
+        ("rollout/distinct_2", 0.63, 0.65, "mode_collapse"),  # 0.8 x 0.8 = 0.64
+        ("generator/entropy", 2.9, 3.1, "mode_collapse"),  # 0.6 x 5
+        ("rollout/degenerate_share", 0.13, 0.11, "mode_collapse"),  # 0.02 + 0.1
+        ("rollout/identical_share", 0.21, 0.19, "mode_collapse"),
+        ("generator/kl", 0.51, 0.49, "kl_runaway"),
+        ("rollout/reference_nll", 5.81, 5.79, "kl_runaway"),  # 5.1 + 0.7
+        ("discriminator/held_out_accuracy", 0.96, 0.94, "discriminator_saturated"),
+        ("discriminator/held_out_logit_gap", 8.1, 7.9, "discriminator_saturated"),
+        ("reward/deviation", 0.09, 0.11, "discriminator_saturated"),
+    ],
+)
+def test_each_limit_and_its_near_miss(name: str, sick: float, sound: float, kind: str) -> None:
+    found = verdicts(after(10, name, sick))
+    assert {verdict.kind for verdict in found} == {"healthy", kind}
+    first = next(index for index, verdict in enumerate(found) if verdict.kind == kind)
+    assert found[first].evidence.startswith(f"{name} is {sick:.3g} over the last 4 iterations")
+    assert all(verdict.kind == kind for verdict in found[first:])
+    assert {verdict.kind for verdict in verdicts(after(10, name, sound))} == {"healthy"}
+
+
+def test_the_average_must_be_beyond_the_limit_as_long_as_the_patience_asks() -> None:
+    """KL 0.1, then 0.9 from iteration 11 on: averages of 4 are 0.3, 0.5, 0.7, so the symptom is there from 13 on."""
+    found = verdicts(after(10, "generator/kl", 0.9))
+    assert [verdict.kind for verdict in found[:14]] == ["healthy"] * 14
+    assert found[14] == Verdict(
+        "kl_runaway", "generator/kl is 0.9 over the last 4 iterations, above 0.5", onset=13, sound_until=9
+    )
+
+
+def test_a_spike_is_noise() -> None:
+    """One reading of 3 lifts four averages, to 0.825; a patience of five outlasts them, one of three does not."""
+    spike = lambda now: {"generator/kl": 3.0} if now == 12 else {}  # noqa: E731
+    assert {verdict.kind for verdict in verdicts(spike, settings=GuardSection(window=4, patience=5))} == {"healthy"}
+    assert "kl_runaway" in {verdict.kind for verdict in verdicts(spike)}
+
+
+def test_a_run_that_recovers_is_healthy_again() -> None:
+    found = verdicts(lambda now: {"generator/kl": 0.9} if 10 < now <= 16 else {})
+    assert found[15].kind == "kl_runaway" and found[-1].kind == "healthy"
+
+
+def test_levels_are_held_against_the_runs_own_start() -> None:
+    """Short answers repeat from prompt to prompt in a healthy run too; an entropy of 1 may be where a task starts."""
+    always = {"rollout/identical_share": 0.5, "generator/entropy": 1.0, "rollout/distinct_2": 0.3}
+    assert {verdict.kind for verdict in verdicts(lambda now: always)} == {"healthy"}
+
+
+def test_nothing_is_judged_before_the_start_is_known_but_numbers_that_are_not_finite() -> None:
+    found = verdicts(lambda now: {"generator/kl": 2.0}, count=8)
+    assert [verdict.kind for verdict in found] == ["healthy"] * 5 + ["kl_runaway"] * 3
+    found = verdicts(lambda now: {"generator/loss": float("nan")} if now == 2 else {}, count=3)
+    assert [verdict.kind for verdict in found] == ["healthy", "non_finite", "healthy"]
+    assert found[1] == Verdict("non_finite", "generator/loss is nan", onset=2, sound_until=1)
+
+
+def test_what_is_not_finite_is_named() -> None:
+    assert not_finite({"generator/loss": 1.0}) == ""
+    found = not_finite({"generator/loss": float("nan"), "reward/mean": 0.5, "generator/kl": float("inf")})
+    assert found == "generator/loss is nan, generator/kl is inf"
+
+
+def test_what_was_not_measured_is_no_symptom() -> None:
+    guard = Guard(SETTINGS, quality="eval/gap_closed")
+    assert {guard.examine(iteration, {"reward/mean": 0.0}).kind for iteration in range(1, 20)} == {"healthy"}
+
+
+def evaluated(qualities: dict[int, float], rewards: dict[int, float]) -> Callable[[int], Metrics]:
+    def change(now: int) -> Metrics:
+        reward = max((at, value) for at, value in rewards.items() if at <= now)[1]
+        return {"reward/mean": reward} | ({"eval/gap_closed": qualities[now]} if now in qualities else {})
+
+    return change
+
+
+FALL = {5: 0.4, 10: 0.8, 15: 0.5, 20: 0.5}
+
+
+def test_drift_is_quality_that_falls_while_the_reward_rises() -> None:
+    found = verdicts(evaluated(FALL, {1: 0.0, 11: 1.0}))
+    assert [verdict.kind for verdict in found[:19]] == ["healthy"] * 19
+    assert found[19] == Verdict(
+        "drift",
+        "eval/gap_closed fell from 0.8 at iteration 10 to 0.5 while reward/mean rose from 0 to 1",
+        onset=20,
+        sound_until=10,
+    )
+
+
+@pytest.mark.parametrize(
+    ("qualities", "rewards"),
+    [
+        (FALL, {1: 0.0}),  # the reward does not rise
+        (FALL, {1: 0.0, 11: -1.0}),  # it falls with the quality: the discriminator sees what the judge sees
+        ({5: 0.4, 10: 0.8, 15: 0.5, 20: 0.7}, {1: 0.0, 11: 1.0}),  # one low evaluation may be noise
+        ({5: 0.4, 10: 0.8, 15: 0.62, 20: 0.61}, {1: 0.0, 11: 1.0}),  # less than 0.2 below the best
+        ({10: 0.8, 15: 0.5}, {1: 0.0, 11: 1.0}),  # too few
+    ],
+)
+def test_near_drift(qualities: dict[int, float], rewards: dict[int, float]) -> None:
+    assert {verdict.kind for verdict in verdicts(evaluated(qualities, rewards))} == {"healthy"}
+
+
+def test_percent_count_by_the_hundred() -> None:
+    def found(fallen: float) -> set[str]:
+        guard = Guard(SETTINGS, quality="eval/f1")
+        rows = [(0.0, 40.0), (0.0, 60.0), (1.0, fallen), (1.0, fallen)]
+        return {
+            guard.examine(index, HEALTHY | {"reward/mean": reward, "eval/f1": f1}).kind
+            for index, (reward, f1) in enumerate(rows, start=1)
+        }
+
+    assert found(41.0) == {"healthy"}
+    assert found(39.0) == {"healthy", "drift"}
+
+
+def test_the_longest_symptom_is_the_verdict() -> None:
+    change = lambda now: after(10, "generator/kl", 9.0)(now) | after(12, "rollout/distinct_2", 0.0)(now)  # noqa: E731
+    assert verdicts(change)[-1].kind == "kl_runaway"
+
+
+def test_the_state_goes_on() -> None:
+    change = after(10, "generator/kl", 0.9)
+    whole = verdicts(change)
+    first = Guard(SETTINGS, quality="eval/gap_closed")
+    found = [first.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, 14)]
+    second = Guard(SETTINGS, quality="eval/gap_closed")
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    found += [second.examine(iteration, HEALTHY | change(iteration)) for iteration in range(14, 31)]
+    assert found == whole

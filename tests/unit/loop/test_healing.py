@@ -1,0 +1,311 @@
+"""The whole loop over roles that only pretend: a generator whose KL runs away unless the run was healed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.guard import TrainingStopped
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+
+
+class PretendedRoles:
+    """KL is 0.02 up to update ``onset``; then it grows by 0.4 an update, unless the coefficient is ``enough``."""
+
+    def __init__(self, *, onset: int = 14, enough: float = 0.1, coefficient: float = 0.0) -> None:
+        self.onset, self.enough = onset, enough
+        self.state: dict[str, Any] = {"kl": 0.02, "coefficient": coefficient, "moments": 0, "draws": []}
+        self.learning_rate_factor = 1.0
+        self.version = 0
+        self.broken_at: int | None = None
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
+        self.state["draws"].append(prompts[0].prompt_id)
+        return [
+            Rollout(
+                prompts[index // sampling.samples_per_prompt].prompt_id,
+                np.array([1], np.int32),
+                np.array([seed % 97, seed % 89, seed % 83], np.int32),
+                np.zeros(3, np.float32),
+                "length",
+                self.version,
+            )
+            for index, seed in enumerate(seeds)
+        ]
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
+
+    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
+        return [0.5 if index % 2 else -0.5 for index, _ in enumerate(demonstrations)]
+
+    def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+        return lambda: {}
+
+    def update_generator(self, scored: Any, *, iteration: int, pretraining: Any):
+        held = self.state["coefficient"] >= self.enough
+        self.state["kl"] += 0.0 if held or iteration < self.onset else 0.4
+        self.state["moments"] += 1
+        metrics = {"generator/kl": self.state["kl"], "generator/kl_coefficient": self.state["coefficient"]}
+        if iteration + 1 == self.broken_at:
+            self.broken_at = None
+            metrics["generator/kl"] = float("nan")
+        return lambda: metrics | {"generator/moments": float(self.state["moments"])}
+
+    def push_weights(self, policy_version: int, *, averaged: bool = False):
+        self.version = policy_version
+        return lambda: {}
+
+    def adjust(
+        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
+    ) -> None:
+        self.learning_rate_factor = learning_rate_factor
+        if kl_coefficient is not None:
+            self.state["coefficient"] = kl_coefficient
+        if refresh:
+            self.state["moments"] = 0
+
+    def save(self, folder: Path) -> None:
+        (folder / "roles.json").write_text(json.dumps(self.state))
+
+    def load(self, folder: Path, *, discriminator_version: int) -> None:
+        self.state = json.loads((folder / "roles.json").read_text())
+
+
+class Screen:
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.loop: AdversarialLoop | None = None
+        self.stop_after: int | None = None
+
+    def iteration(self, iteration: int, metrics: Metrics) -> None:
+        if self.loop is not None and iteration == self.stop_after:
+            self.loop.stop_requested = True
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+class PretendedTask:
+    def __init__(self) -> None:
+        rows = [Demonstration(np.array([row], np.int32), np.array([1], np.int32)) for row in range(40)]
+        self.demonstrations, self.contrast, self.held_out = rows, rows[:7], rows
+        self.checksum = "0"
+
+
+class Unmeasured:
+    def state_dict(self) -> dict[str, float]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None: ...
+
+
+class Loop(AdversarialLoop):
+    def evaluate(self) -> tuple[Metrics, list[str]]:
+        return {"eval/gap_closed": 0.5}, []
+
+
+def settings(*more: str) -> Config:
+    return load_config(
+        None,
+        [
+            "run.iterations=40",
+            "rollout.batch_size=8",
+            "checkpoint.every=3",
+            "evaluation.every=0",
+            "tracking.tensorboard=false",
+            "tracking.rollout_share=0",
+            "guard.action=heal",
+            "guard.window=4",
+            "guard.patience=3",
+            "discriminator.held_out=8",
+            *more,
+        ],
+    )
+
+
+def run(
+    config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False, stop_after: int | None = None
+) -> tuple[Outcome, list[str], AdversarialLoop]:
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
+    tracker = Tracker(folder, config.tracking, None, start=state["iteration"])  # type: ignore[arg-type]
+    screen = Screen()
+    loop = Loop(config, roles, PretendedTask(), Unmeasured(), tracker, checkpoints, screen)  # type: ignore[arg-type]
+    screen.loop, screen.stop_after = loop, stop_after
+    if path is not None:
+        loop.resume(path, state)
+    return loop.run(), screen.messages, loop
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in row.items() if "time/" not in name and "second" not in name} for row in rows
+    ]
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+
+
+def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_healthy(tmp_path: Path) -> None:
+    """KL after update 15 is 0.42, 16: 0.82, ...; averages of 4 pass 0.5 at 17, the verdict falls at 19.
+
+    Sound until 17 - 4 = 13, so it goes back to the checkpoint of 12, although 15 and 18 are there and newer.
+    """
+    roles = PretendedRoles()
+    config = settings("discriminator.updates_per_generator_update=10")
+    outcome, messages, _ = run(config, roles, tmp_path)
+    assert outcome.iteration == 40 and not outcome.interrupted
+    (event,) = events(tmp_path)
+    assert (event["iteration"], event["onset"], event["back_to"]) == (19, 17, 12)
+    assert (event["verdict"], event["action"], event["heals"]) == ("kl_runaway", "heal", 1)
+    assert (event["learning_rate_factor"], event["update_rate"], event["kl_coefficient"]) == (0.5, 0.5, 0.1)
+    assert len(messages) == 1 and "heal 1 of 3: back to iteration 12" in messages[0]
+    logged = rows(tmp_path)
+    assert [row["iteration"] for row in logged] == list(range(41))  # cut back, then gone on
+    assert [row["discriminator/update_rate"] for row in logged[1:]] == [10.0] * 12 + [0.5] * 28
+    assert [row["guard/heals"] for row in logged[1:]] == [0.0] * 12 + [1.0] * 28
+    assert {row["guard/healthy"] for row in logged[1:]} == {1.0}
+    assert logged[13]["generator/moments"] == 1.0  # forgotten, where 13 would stand
+    assert roles.learning_rate_factor == 0.5
+    draws = roles.state["draws"]
+    assert len(draws) == 40  # prompts go on from where the checkpoint was, none skipped
+    calm = PretendedRoles(onset=1000)
+    run(config, calm, tmp_path / "calm")
+    assert draws == calm.state["draws"]
+
+
+@pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "ill", "healed"])
+def test_a_resumed_run_equals_an_uninterrupted_one_through_its_heal(tmp_path: Path, stop_after: int) -> None:
+    config = settings("discriminator.updates_per_generator_update=10")
+    run(config, PretendedRoles(), tmp_path / "whole")
+    run(config, PretendedRoles(), tmp_path / "cut", stop_after=stop_after)
+    resumed = PretendedRoles()
+    _, _, loop = run(config, resumed, tmp_path / "cut", resume=True)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert (loop.heals, resumed.learning_rate_factor, loop.update_ratio.rate) == (1, 0.5, 0.5)
+
+
+def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
+    """The checkpoint that it went back to is written anew, healed, and is the newest."""
+
+    class Killed(Exception):
+        pass
+
+    roles = PretendedRoles()
+    push = roles.push_weights
+
+    def killed(policy_version: int, *, averaged: bool = False):
+        if roles.learning_rate_factor < 1:
+            raise Killed
+        return push(policy_version, averaged=averaged)
+
+    roles.push_weights = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        run(settings(), roles, tmp_path)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    path, state, _ = checkpoints.newest_usable()
+    assert (path.name, state["heals"]) == ("step_000012", 1)
+    assert checkpoints.named("latest") == path
+    resumed = PretendedRoles()
+    outcome, _, loop = run(settings(), resumed, tmp_path, resume=True)
+    assert (outcome.iteration, loop.heals, resumed.state["coefficient"]) == (40, 1, 0.1)
+
+
+def test_heals_get_stronger_and_come_to_an_end(tmp_path: Path) -> None:
+    """The KL coefficient doubles from 0.1 on, learning and update rates halve; the third verdict stops the run."""
+    config = settings("guard.max_heals=2", "discriminator.updates_per_generator_update=0.4")
+    with pytest.raises(TrainingStopped, match=r"kl_runaway.*after 2 heals, guard.max_heals.*is intact"):
+        run(config, PretendedRoles(enough=9.0), tmp_path)
+    found = events(tmp_path)
+    assert [event["action"] for event in found] == ["heal", "heal", "stop"]
+    assert [event["kl_coefficient"] for event in found[:2]] == [0.1, 0.2]
+    assert [event["learning_rate_factor"] for event in found[:2]] == [0.5, 0.25]
+    assert [event["update_rate"] for event in found[:2]] == [0.2, 0.1]
+    assert rows(tmp_path)[-1]["guard/healthy"] == 0.0
+
+
+def test_before_the_first_checkpoint_it_goes_back_to_the_start(tmp_path: Path) -> None:
+    """Ill from update 4 on, before the first window's average is known: the start is a checkpoint too."""
+    outcome, _, _ = run(settings("checkpoint.every=30"), PretendedRoles(onset=4), tmp_path)
+    assert outcome.iteration == 40
+    assert [event["back_to"] for event in events(tmp_path)] == [0]
+    assert [row["iteration"] for row in rows(tmp_path)] == list(range(41))
+
+
+def test_the_checkpoint_that_a_heal_needs_is_not_pruned(tmp_path: Path) -> None:
+    """One is kept and one written each iteration, but the verdict of 19 finds sound what was there at 13."""
+    outcome, _, _ = run(settings("checkpoint.every=1", "checkpoint.keep=1"), PretendedRoles(), tmp_path)
+    assert outcome.iteration == 40
+    assert [event["back_to"] for event in events(tmp_path)] == [13]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    run(settings(), PretendedRoles(), tmp_path, stop_after=16)
+    (tmp_path / "checkpoints/step_000012/roles.json").write_text("{}")
+    _, messages, _ = run(settings(), PretendedRoles(), tmp_path, resume=True)
+    assert "damaged checkpoint passed over" in messages[0]
+    assert [event["back_to"] for event in events(tmp_path)] == [9]
+
+
+def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) -> None:
+    roles = PretendedRoles(onset=1000)
+    roles.broken_at = 17
+    run(settings("guard.non_finite=heal", "guard.action=warn"), roles, tmp_path)
+    (event,) = events(tmp_path)
+    assert (event["verdict"], event["onset"], event["back_to"]) == ("non_finite", 17, 15)
+    assert [row["iteration"] for row in rows(tmp_path)] == list(range(41))
+
+
+def test_an_adaptive_rate_is_lowered_and_stays_adaptive(tmp_path: Path) -> None:
+    config = settings("discriminator.update_ratio.mode=adaptive", "discriminator.updates_per_generator_update=2.0")
+    run(config, PretendedRoles(), tmp_path)
+    """The accuracy stands at 0.75, the band's upper edge: the rate falls by a step of 0.1 each iteration."""
+    rates = [row["discriminator/update_rate"] for row in rows(tmp_path)[1:]]
+    assert rates[11] == pytest.approx(2.0 * np.exp(-0.1 * 12))
+    (event,) = events(tmp_path)
+    assert event["update_rate"] == pytest.approx(rates[11] / 2)
+    assert rates[13] == pytest.approx(event["update_rate"] * np.exp(-0.1 * 2))
+
+
+def test_warn_says_it_once_and_goes_on(tmp_path: Path) -> None:
+    outcome, messages, _ = run(settings("guard.action=warn"), PretendedRoles(), tmp_path)
+    assert outcome.iteration == 40
+    assert len(messages) == 1
+    assert messages[0].startswith("iteration 19: kl_runaway: generator/kl is ")
+    assert messages[0].endswith("; raise the KL coefficient, or lower generator.learning_rate")
+    assert [row["guard/healthy"] for row in rows(tmp_path)[1:]] == [1.0] * 18 + [0.0] * 22
+    states = [json.loads(path.read_text()) for path in sorted((tmp_path / "checkpoints").glob("step_*/state.json"))]
+    assert {state["healthy"] for state in states} == {False}
+
+
+def test_stop_ends_the_run_and_keeps_its_row(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match=r"^iteration 19: kl_runaway: .*; the last checkpoint, step_000018, is"):
+        run(settings("guard.action=stop"), PretendedRoles(), tmp_path)
+    assert rows(tmp_path)[-1]["iteration"] == 19
+
+
+def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
+    seen: set[int] = set()
+
+    class Watched(PretendedRoles):
+        def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+            seen.update(int(item.prompt_ids[0]) for item in (*real, *contrast))
+            seen.update(item.prompt_id for item in fake)
+            return lambda: {}
+
+    _, _, loop = run(settings("discriminator.updates_per_generator_update=1"), Watched(onset=1000), tmp_path)
+    assert loop.held_out is not None
+    assert len(seen) == 32 and not seen & set(loop.held_out.rows.tolist())

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
+from rlgaf_ray.types import Demonstration
+
+
+def demonstration(*prompt: int) -> Demonstration:
+    return Demonstration(np.array(prompt, np.int32), np.array([9], np.int32))
+
+
+def test_the_parts_are_disjoint_and_the_same_every_time() -> None:
+    trained, held_out = set_apart(100, 30)
+    assert len(held_out) == 30
+    assert sorted([*trained, *held_out]) == list(range(100))
+    assert trained.tolist() == sorted(trained)
+    assert held_out.tolist() != sorted(held_out)  # drawn from everywhere
+    assert set_apart(100, 30)[1].tolist() == held_out.tolist()
+
+
+def test_nothing_held_out_leaves_the_rows_as_they_are() -> None:
+    trained, held_out = set_apart(5, 0)
+    assert (trained.tolist(), held_out.tolist()) == ([0, 1, 2, 3, 4], [])
+
+
+def test_too_many_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"only 9: set discriminator\.held_out to at most 4"):
+        set_apart(9, 5)
+
+
+def test_contrast_with_the_prompt_of_a_held_out_row_alone_is_left_out() -> None:
+    demonstrations = [demonstration(1), demonstration(2), demonstration(2), demonstration(3)]
+    contrast = [demonstration(prompt) for prompt in (1, 2, 3, 4)]
+    kept = contrast_without(np.array([0, 1]), demonstrations, contrast)  # prompt 2 has another demonstration
+    assert [item.prompt_ids.tolist() for item in kept] == [[2], [3], [4]]
+    assert contrast_without(np.array([], int), demonstrations, contrast) is contrast
+
+
+def test_accuracy_by_hand() -> None:
+    """Medians 2 and -4: what lies above -1 is called real."""
+    measure = HeldOutAccuracy(np.arange(4))
+    assert measure.next_rows() == [0, 1, 2, 3]
+    found = measure.observe([1.0, 3.0, -1.5, 4.0], [-1.0, -3.0, 1.0, 0.0, -5.0, -5.0, -5.0, -5.0])
+    assert found["discriminator/held_out_accuracy"] == pytest.approx((3 / 4 + 6 / 8) / 2)
+    assert found["discriminator/held_out_logit_gap"] == pytest.approx(6.5 / 4 - (-23 / 8))
+
+
+def test_the_level_of_the_logits_says_nothing_but_their_order_does() -> None:
+    def accuracy(real: list[float], fake: list[float]) -> float:
+        return HeldOutAccuracy(np.arange(2)).observe(real, fake)["discriminator/held_out_accuracy"]
+
+    assert accuracy([0.6, 0.8], [0.3, 0.4]) == accuracy([-5.4, -5.2], [-5.7, -5.6]) == 1.0
+    assert accuracy([0.3, 0.4], [0.6, 0.8]) == 0.0
+
+
+def test_rows_take_turns_and_the_mean_is_over_one_turn() -> None:
+    """40 rows are 3 iterations of 16."""
+    measure = HeldOutAccuracy(np.arange(100, 140))
+    turns, found = [], []
+    for sign in (1.0, 1.0, -1.0, -1.0, -1.0):
+        turns.append(measure.next_rows())
+        found.append(measure.observe([sign] * 16, [-sign] * 8))
+    assert turns[0] == list(range(100, 116))
+    assert turns[2] == [*range(132, 140), *range(100, 108)]
+    assert [row for turn in turns for row in turn] == [*range(100, 140), *range(100, 140)]
+    assert [row["discriminator/held_out_accuracy"] for row in found] == pytest.approx([1, 1, 2 / 3, 1 / 3, 0])
+    assert [row["discriminator/held_out_logit_gap"] for row in found] == pytest.approx([2, 2, 2 / 3, -2 / 3, -2])
+
+
+def test_a_drift_of_all_logits_is_no_accuracy() -> None:
+    measure, noise = HeldOutAccuracy(np.arange(128)), np.random.default_rng(0)
+    for level in np.linspace(0.0, -20.0, 8):
+        found = measure.observe(*(list(level + noise.normal(size=count)) for count in (16, 64)))
+    assert found["discriminator/held_out_accuracy"] == pytest.approx(0.5, abs=0.08)
+
+
+def test_the_state_goes_on() -> None:
+    first, second = (HeldOutAccuracy(np.arange(40)) for _ in range(2))
+    first.next_rows()
+    first.observe([0.5] * 16, [0.1] * 8)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.next_rows() == list(range(16, 32))
+    assert second.observe([-1.0] * 16, [1.0] * 8) == first.observe([-1.0] * 16, [1.0] * 8)
