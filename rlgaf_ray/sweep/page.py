@@ -30,7 +30,7 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
         knobs.append((f"{config.sweep.metric} against {key}", svg(figure)))
         for suffix in (".png", ".svg"):
             save(figure, figures / f"knob_{key}{suffix}")
-    runs = _runs(folder, results)
+    runs = trial_runs(folder, results)
     for title, metric in CURVES:
         drawn = curve_figure(title, metric, runs, key=keys[0], best=None if best is None else best.trial_id)
         if drawn is not None:
@@ -60,7 +60,7 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
     return path
 
 
-def _runs(folder: Path, results: Sequence[TrialResult]) -> list[tuple[TrialResult, Run]]:
+def trial_runs(folder: Path, results: Sequence[TrialResult]) -> list[tuple[TrialResult, Run]]:
     """The run folders of the trials that have shown something."""
     runs = []
     for result in results:

@@ -99,7 +99,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
         parts = key.split(".")
         ends = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
         others = [other for other in keys if other != key]
-        names[key] = next(end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others))
+        names[key] = next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), key)
     return names
 
 
