@@ -52,7 +52,7 @@ def knob_figure(results: Sequence[TrialResult], key: str, domain: Domain, *, by:
                 axes.plot([], [], color=colour, marker="o", label=shown(f"{by.split('.', 1)[-1]} {shown_value(group)}"))
         axes.set_title(key, loc="left", fontsize=9.5)
         axes.set_ylabel(metric)
-        if by:
+        if by and groups:
             legend = figure.legend(loc="outside lower left", fontsize=8.5, ncols=1)
             figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(legend.texts))
         return figure

@@ -12,6 +12,7 @@ from typing import Any
 
 from ray import tune
 from ray.util.placement_group import remove_placement_group
+from rich.console import Console
 
 from rlgaf_ray.actors.cluster import cluster_resources, ray_session
 from rlgaf_ray.actors.placement import Placement, reserve
@@ -40,6 +41,7 @@ from rlgaf_ray.train import (
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
+WIDE = 180  # columns of the table where there is no terminal
 PATHS = ("run.root", "warmup.cache", "task.imdb.path", "task.squad.path", "task.jsonl.path")
 
 
@@ -207,7 +209,8 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
     """Table, page and best config; ``RunFailed`` where there is none and nobody interrupted the sweep."""
     folder = config.run.folder
     best = best_of(results, config.sweep.mode)
-    terminal.console.print(result_table(results, config, best))
+    console = terminal.console if terminal.console.is_terminal else Console(width=WIDE)
+    console.print(result_table(results, config, best))
     command = None
     if best is not None:
         again = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})

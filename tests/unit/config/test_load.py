@@ -51,8 +51,8 @@ def write(tmp_path: Path):
         ("run.colour=red", "unknown key run.colour; run has name, root, seed, iterations"),
         ("colour=red", f"unknown key colour; the top has {SECTIONS}"),
         ("run={1: 2}", "unknown key run.1; run has name, root, seed, iterations"),
-        ("sweep.trials=3", "unknown key sweep.trials; sweep has space, num_samples, metric, mode, scheduler, searcher, grace, "
-         "max_concurrent, asha, median, pbt"),
+        ("sweep.trials=3", "unknown key sweep.trials; sweep has space, num_samples, metric, mode, scheduler, searcher, "
+         "grace, max_concurrent, asha, median, pbt"),
         # wrong types: nothing is converted behind the user's back
         ("run.seed=abc", "run.seed=abc: must be a valid integer"),
         ("run.seed='3'", "run.seed='3': must be a valid integer"),

@@ -35,8 +35,8 @@ def test_a_cluster_gets_a_trial_a_node() -> None:
         (["cluster.cpus_per_actor=4"], r"the run asks for 16 CPUs \(4 actors x 4\) and the cluster has 2"),
         (
             ["cluster.cpus_per_actor=0.5", "sweep.max_concurrent=3"],
-            r"the sweep asks for 6 CPUs \(3 trials x 4 actors x 0.5\) and the cluster has 2: lower sweep.max_concurrent,"
-            r" cluster.cpus_per_actor or rollout.num_workers, or add nodes",
+            r"the sweep asks for 6 CPUs \(3 trials x 4 actors x 0.5\) and the cluster has 2: lower "
+            r"sweep.max_concurrent, cluster.cpus_per_actor or rollout.num_workers, or add nodes",
         ),
         (["cluster.gpus_per_actor=1"], r"the run asks for 3 GPUs \(3 actors x 1\) and the cluster has 0"),
     ],

@@ -46,14 +46,13 @@ def test_finished_trials_lead() -> None:
 
 
 def test_seeds_repeat_a_setting_and_its_mean_decides() -> None:
-    lucky = [
-        trial("a0", "finished", 0.9, rate=1, **{"run.seed": 0}),
-        trial("a1", "finished", 0.1, rate=1, **{"run.seed": 1}),
-    ]
-    steady = [
-        trial("b0", "finished", 0.6, rate=2, **{"run.seed": 0}),
-        trial("b1", "finished", 0.7, rate=2, **{"run.seed": 1}),
-    ]
+    def repeated(name: str, rate: int, *values: float) -> list[TrialResult]:
+        return [
+            trial(f"{name}{seed}", "finished", value, rate=rate, **{"run.seed": seed})
+            for seed, value in enumerate(values)
+        ]
+
+    lucky, steady = repeated("a", 1, 0.9, 0.1), repeated("b", 2, 0.6, 0.7)
     best = best_of([*lucky, *steady], "max")
     assert best is not None and best.trial_id == "b1"
     worst = best_of([*lucky, *steady], "min")

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +18,18 @@ SPACE = (
 )
 
 
+@dataclass(frozen=True)
+class Named:
+    """What the schedulers ask of a trial."""
+
+    trial_id: str
+
+
 def reported(folder: Path, trial_id: str, *values: float) -> Any:
     (folder / trial_id).mkdir()
     rows = [{"iteration": 25 * (row + 1), "sweep/score": value} for row, value in enumerate(values)]
     (folder / trial_id / REPORTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SimpleNamespace(trial_id=trial_id)
+    return Named(trial_id)
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
@@ -39,7 +46,7 @@ def test_a_resumed_scheduler_knows_the_trials_that_have_been(tmp_path: Path, sch
         made.on_trial_add(controller, reported(tmp_path, trial_id, value, value))
     decisions = {}
     for trial_id, value in (("good", 0.9), ("bad", 0.1)):
-        trial: Any = SimpleNamespace(trial_id=trial_id)
+        trial: Any = Named(trial_id)
         made.on_trial_add(controller, trial)
         decisions[trial_id] = made.on_trial_result(controller, trial, {"iteration": 25, "sweep/score": value})
     assert decisions == {"good": TrialScheduler.CONTINUE, "bad": TrialScheduler.STOP}

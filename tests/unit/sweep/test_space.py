@@ -32,7 +32,8 @@ def refusal(*overrides: str) -> str:
          "sweep.space.learning_rate.grid must have one of grid: [...], choice: [...], uniform: [low, high], "
          "log_uniform: [low, high]"),
         ("{run.seed.x: {grid: [1]}}", "sweep.space: run.seed.x=1: run.seed is a value, not a section"),
-        ("{generator.learning_rate: {grid: [1e-4, 0]}}", "sweep.space: generator.learning_rate=0: must be greater than 0"),
+        ("{generator.learning_rate: {grid: [1e-4, 0]}}",
+         "sweep.space: generator.learning_rate=0: must be greater than 0"),
         ("{generator.learning_rate: {choice: [fast]}}",
          "sweep.space: generator.learning_rate=fast: must be a valid number"),
         ("{generator.learning_rate: {uniform: [-1, 1]}}",
@@ -57,8 +58,8 @@ def refusal(*overrides: str) -> str:
         ("{cluster.threads: {grid: [1, 2]}}",
          "sweep.space.cluster.threads: cluster.threads is the same for all trials of a sweep"),
         ("{warmup.generator.learning_rate: {uniform: [0.1, 0.2]}}",
-         "sweep.space.warmup.generator.learning_rate: warmup.generator.learning_rate decides the warm-up, which is made "
-         "before the trials: list values as grid or choice"),
+         "sweep.space.warmup.generator.learning_rate: warmup.generator.learning_rate decides the warm-up, which is "
+         "made before the trials: list values as grid or choice"),
         ("{}", "sweep.space is empty: name at least one key to vary, such as "
          "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"),
     ],
