@@ -62,6 +62,7 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
         tune.report(row, checkpoint=None if checkpoint is None else tune.Checkpoint.from_directory(str(checkpoint)))
 
     def end(row: Report) -> None:
+        row |= {"done": True}  # no scheduler is asked about it any more: an ended trial cannot exploit another
         (folder / ENDED).write_text(json.dumps(row))
         tell(row)
 
@@ -87,7 +88,7 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
         end(history.stopped(str(stop)))
         return
     except NeverLogged as mistake:
-        tune.report(history.stopped("") | {"mistake": str(mistake)})
+        tune.report(history.stopped("") | {"mistake": str(mistake), "done": True})
         return
     finish(run, data, checkpoints, outcome, Terminal(Console(quiet=True)))
     end(history.report())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,6 +180,7 @@ def tune_settings() -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # actors of a trial start anew with it, by design
     previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Tune takes it over
     try:
         yield

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Float
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.sweep.schedulers import REPORTS, Bounded, build_scheduler, build_space, read_reports
+from rlgaf_ray.sweep.schedulers import REPORTS, Bounded, build_scheduler, build_searcher, build_space, read_reports
 
 SPACE = (
     "sweep.space={run.seed: {grid: [0, 1]}, reward.kind: {choice: [logit]}, "
@@ -65,6 +66,23 @@ def test_the_space_in_tunes_words() -> None:
     rates = space["generator.learning_rate"], space["discriminator.learning_rate"]
     assert all(isinstance(rate, Float) for rate in rates)
     assert [(rate.lower, rate.upper) for rate in rates] == [(1e-5, 1e-3), (0.1, 0.2)]
+
+
+def test_optuna_draws_within_the_bounds() -> None:
+    pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+    config = load_config(
+        None,
+        [SPACE.replace("grid", "choice"), "sweep.searcher=optuna", "run.seed=3"],
+    )
+    draws = []
+    for _ in range(2):
+        searcher = build_searcher(config)
+        assert isinstance(searcher, Searcher)
+        assert searcher.set_search_properties("sweep/score", "max", build_space(config))
+        draws.append([searcher.suggest(str(number)) for number in range(20)])
+    assert draws[0] == draws[1]  # by run.seed
+    assert all(draw is not None and 1e-5 <= draw["generator.learning_rate"] <= 1e-3 for draw in draws[0])
+    assert {draw["run.seed"] for draw in draws[0] if draw} == {0, 1}
 
 
 def test_mutations_stay_within_the_bounds() -> None:
