@@ -19,7 +19,9 @@ from rlgaf_ray.sweep.results import TrialResult
 
 SIZE = (4.2, 2.9)
 MARKERS = {"finished": "o", "not finished": ".", "stopped by the scheduler": "x", "stopped by the guard": "s"}
+DASHES = ("-", "--", ":", "-.")
 LOGARITHMIC_FROM = 8.0  # listed numbers whose largest is so many times their smallest
+LEGEND_COLUMNS = 4
 FEW = 8  # values that get a colour and a line of the legend each
 CURVES = (
     ("Score so far", SCORE),
@@ -49,12 +51,11 @@ def knob_figure(results: Sequence[TrialResult], key: str, domain: Domain, *, by:
                     axes.plot(x, y, color=colour, alpha=0.5)
                 axes.plot(x, y, marker, color=colour, markersize=5, zorder=3)
             if by:
-                axes.plot([], [], color=colour, marker="o", label=shown(f"{by.split('.', 1)[-1]} {shown_value(group)}"))
+                axes.plot([], [], color=colour, marker="o", label=shown(shown_value(group)))
         axes.set_title(key, loc="left", fontsize=9.5)
         axes.set_ylabel(metric)
         if by and groups:
-            legend = figure.legend(loc="outside lower left", fontsize=8.5, ncols=1)
-            figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(legend.texts))
+            _legend(figure, by)
         return figure
 
 
@@ -80,11 +81,21 @@ def _axis(axes: Axes, domain: Domain, results: Sequence[TrialResult], key: str) 
 
 
 def curve_figure(
-    title: str, metric: str, runs: Sequence[tuple[TrialResult, Run]], *, key: str, best: str | None
+    title: str,
+    metric: str,
+    runs: Sequence[tuple[TrialResult, Run]],
+    *,
+    key: str,
+    best: str | None,
+    by: str | None = None,
 ) -> Figure | None:
-    """One metric over the iterations of every trial, coloured by its value of ``key``; None where none logged it."""
+    """One metric over the iterations of every trial; None where none logged it.
+
+    Colour: its value of ``key``; dashes: that of ``by``; thick: the trial ``best``.
+    """
     groups = _distinct([result for result, _ in runs], key)
     colours = _colours(groups)
+    dashes = [str(value) for value in _distinct([result for result, _ in runs], by)] if by else [""]
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
@@ -95,7 +106,8 @@ def curve_figure(
                 continue
             drawn = True
             colour = colours[str(result.values[key])]
-            axes.plot(x, y, color=colour, linewidth=2.2 if result.trial_id == best else 1.0, alpha=0.9)
+            dash = DASHES[dashes.index(str(result.values[by])) % len(DASHES)] if by else "-"
+            axes.plot(x, y, dash, color=colour, linewidth=2.2 if result.trial_id == best else 1.0, alpha=0.9)
             if result.ending != "finished" and result.ending in MARKERS:
                 axes.plot(x[-1], y[-1], MARKERS[result.ending], color=colour, markersize=7, zorder=3)
         if not drawn:
@@ -104,10 +116,18 @@ def curve_figure(
         axes.set_xlabel("iteration")
         named = groups if len(groups) <= FEW else [groups[0], groups[-1]]
         for group in named:
-            axes.plot([], [], color=colours[str(group)], label=shown(f"{key.split('.', 1)[-1]} {shown_value(group)}"))
-        legend = figure.legend(loc="outside lower left", fontsize=8.5, ncols=1)
-        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * len(legend.texts))
+            axes.plot([], [], color=colours[str(group)], label=shown(shown_value(group)))
+        _legend(figure, key)
         return figure
+
+
+def _legend(figure: Figure, key: str) -> None:
+    """Below the axes, headed by the key, and the figure as much taller."""
+    legend = figure.legend(
+        loc="outside lower left", fontsize=8.5, ncols=LEGEND_COLUMNS, title=key, title_fontsize=8.5, alignment="left"
+    )
+    lines = 1 + math.ceil(len(legend.texts) / LEGEND_COLUMNS)
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
 
 
 def scores(run: Run) -> tuple[list[float], list[float]]:

@@ -25,14 +25,15 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
     figures.mkdir(exist_ok=True)
     knobs, curves = [], []
     for key, domain in config.sweep.space.items():
-        other = next((name for name in keys if name != key), None) if len(keys) == 2 else None
+        other = keys[1 - keys.index(key)] if len(keys) == 2 else None
         figure = knob_figure(results, key, domain, by=other, metric=config.sweep.metric)
         knobs.append((f"{config.sweep.metric} against {key}", svg(figure)))
         for suffix in (".png", ".svg"):
             save(figure, figures / f"knob_{key}{suffix}")
     runs = trial_runs(folder, results)
+    second = keys[1] if len(keys) == 2 else None
     for title, metric in CURVES:
-        drawn = curve_figure(title, metric, runs, key=keys[0], best=None if best is None else best.trial_id)
+        drawn = curve_figure(title, metric, runs, key=keys[0], by=second, best=None if best is None else best.trial_id)
         if drawn is not None:
             curves.append((title, svg(drawn)))
             for suffix in (".png", ".svg"):
@@ -53,6 +54,7 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
         knobs=knobs,
         curves=curves,
         notes=[(result.trial_id, result.note) for result in results if result.note],
+        second=second,
         best=best and describe(best.values),
         command=command,
         config=dump_config(config),

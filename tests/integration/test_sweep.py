@@ -123,7 +123,7 @@ def test_a_killed_driver_goes_on_and_no_finished_trial_runs_again(small, tmp_pat
 def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     small_config, cache: Path, tmp_path: Path
 ) -> None:
-    """The donor's checkpoint, taken over by a trial with other values, against the networks that then stand in memory."""
+    """The donor's checkpoint, taken over by a trial with other values, against the networks then in memory."""
     torch.set_num_threads(1)
     config = small_config(*SHORT[1:], "discriminator.updates_per_generator_update=1", "generator.learning_rate=1e-3")
     with ray_session(config):
