@@ -45,7 +45,7 @@ class History:
             self._check_metric()
 
     def message(self, text: str) -> None:
-        """Tune's driver shows the trials."""
+        print(text)  # into the log of the trial's process: the driver's terminal shows evaluations only
 
     @property
     def evaluated(self) -> bool:
