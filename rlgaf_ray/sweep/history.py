@@ -47,10 +47,9 @@ class History:
     def message(self, text: str) -> None:
         print(text)  # into the log of the trial's process: the driver's terminal shows evaluations only
 
-    @property
-    def evaluated(self) -> bool:
-        """Whether the newest iteration was, and is to be reported."""
-        return bool(self.evaluations) and 0 < self.evaluations[-1][0] == self.iterations
+    def evaluated_at(self, iteration: int) -> bool:
+        """Whether the newest evaluation is of this iteration; the SFT model's, at 0, is not reported."""
+        return bool(self.evaluations) and 0 < self.evaluations[-1][0] == iteration
 
     def report(self) -> Report:
         """The row for Tune: what the newest evaluation said, the score so far, the optimised metric's newest value."""
@@ -71,8 +70,10 @@ class History:
             hint = f"; did you mean {near[0]}?" if near else " (docs/metrics.md names them all)"
             raise NeverLogged(f"sweep.metric={self.metric} is never logged by these runs{hint}")
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"trial_id": self.trial_id, "newest": self.newest, "evaluations": self.evaluations}
+    def state_dict(self, iteration: int) -> dict[str, Any]:
+        """What had been seen up to this iteration: a roll-back saves one that lies behind the newest evaluation."""
+        seen = [item for item in self.evaluations if item[0] <= iteration]
+        return {"trial_id": self.trial_id, "newest": self.newest, "evaluations": seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.newest = state["newest"]
@@ -81,20 +82,21 @@ class History:
 
 
 class TrialCheckpoints(Checkpoints):
-    """A trial's checkpoints, which carry its history; after each, what is new goes to ``report``."""
+    """A trial's checkpoints, which carry its history; one that follows an evaluation goes to ``report``."""
 
     def __init__(self, folder: Path, history: History, report: Callable[[Path], None]) -> None:
         super().__init__(folder, keep=1)
         self.history = history
         self.report = report
 
-    def save(self, iteration: int, write: Callable[[Path], None], state: dict[str, Any], *, best: bool) -> Path:
+    def save(self, iteration: int, write: Callable[[Path], None], state: dict[str, Any], **settings: Any) -> Path:
         def write_all(folder: Path) -> None:
             write(folder)
-            (folder / TRIAL).write_text(json.dumps(self.history.state_dict()))
+            (folder / TRIAL).write_text(json.dumps(self.history.state_dict(iteration)))
 
-        path = super().save(iteration, write_all, state, best=best)
-        self.report(path)
+        path = super().save(iteration, write_all, state, **settings)
+        if self.history.evaluated_at(iteration):
+            self.report(path)
         return path
 
     def take_over(self, source: Path) -> str | None:

@@ -47,6 +47,15 @@ def check_sweep(config: Config) -> None:
         raise ConfigError('sweep.searcher=optuna needs a package that is not here: pip install -e ".[tune]"')
 
 
+def single_variants(config: Config) -> list[Config]:
+    """The config with each listed value and each bound by itself."""
+    return [
+        with_values(config, {key: value})
+        for key, domain in config.sweep.space.items()
+        for value in domain.bounds or domain.values
+    ]
+
+
 def _check_value(config: Config, key: str, value: Any, *, drawn: bool) -> None:
     try:
         with_values(config, {key: value})

@@ -53,7 +53,7 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
     population = config.sweep.scheduler == "pbt"
 
     def report(checkpoint: Path) -> None:
-        if history.evaluated and history.iterations < run.run.iterations:  # the last one comes from end()
+        if history.iterations < run.run.iterations:  # the last report comes from end(), when all is written
             tell(history.report(), checkpoint if population else None)
 
     def tell(row: Report, checkpoint: Path | None = None) -> None:

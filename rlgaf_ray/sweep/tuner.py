@@ -27,7 +27,7 @@ from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
-from rlgaf_ray.sweep.space import check_sweep, warmup_variants
+from rlgaf_ray.sweep.space import check_sweep, single_variants, warmup_variants
 from rlgaf_ray.sweep.trial import TRIALS, run_trial
 from rlgaf_ray.train import (
     SIGNAL_EXIT_OFFSET,
@@ -56,7 +56,8 @@ def sweep(config: Config, *, resume: bool) -> int:
     folder = config.run.folder
     open_sweep_folder(config, resume=resume)
     check_sweep(config)
-    check_before_start(config)
+    for variant in single_variants(config):
+        check_before_start(variant)
     terminal = Terminal()
     with ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()

@@ -25,13 +25,13 @@ def after(*rows: tuple[int, dict[str, float]], metric: str = "sweep/score", mode
 
 def test_an_evaluation_is_reported_with_the_score_so_far() -> None:
     history = after((0, evaluated(0.0)), (1, {"reward/mean": 2.0}), (2, {"reward/mean": 3.0, **evaluated(0.5)}))
-    assert history.evaluated
+    assert history.evaluated_at(2)
     report = history.report()
     assert (report["iteration"], report["sweep/score"], report["eval/gap_closed"]) == (2, 0.5, 0.5)
     assert "reward/mean" not in report and report["stopped"] == ""
     history.iteration(3, {"reward/mean": 4.0})
-    assert not history.evaluated
-    assert not after((0, evaluated(0.0))).evaluated  # the SFT model's own
+    assert not history.evaluated_at(3)
+    assert not after((0, evaluated(0.0))).evaluated_at(0)  # the SFT model's own
 
 
 def test_any_logged_metric_can_be_optimised() -> None:
@@ -67,6 +67,7 @@ def test_a_roll_back_takes_its_evaluations_with_it() -> None:
     history = after((0, evaluated(0.0)), (2, evaluated(0.5)), (4, evaluated(0.1)), (4, evaluated(0.7)))
     assert [iteration for iteration, _ in history.evaluations] == [0, 2, 4]
     assert history.report()["sweep/score"] == pytest.approx(0.7)
+    assert [iteration for iteration, _ in history.state_dict(2)["evaluations"]] == [0, 2]
 
 
 def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Path) -> None:
@@ -75,6 +76,8 @@ def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Pat
     theirs = TrialCheckpoints(tmp_path / "one", donor, told.append)
     source = theirs.save(2, lambda folder: (folder / "weights").write_text("good"), {"iteration": 2}, best=True)
     assert told == [source]
+    theirs.save(1, lambda folder: None, {"iteration": 1}, best=False)
+    assert told == [source]  # not evaluated at 1: nothing is new
 
     history = History("two", metric="sweep/score", mode="max")
     ours = TrialCheckpoints(tmp_path / "two", history, told.append)

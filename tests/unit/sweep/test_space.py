@@ -138,6 +138,11 @@ def test_what_is_refused_before_ray_starts(tmp_path: Path, capsys: pytest.Captur
     assert main(["tune", f"run.root={tmp_path}", "run.name=none", "--resume"]) == 2
     assert "nothing to resume" in capsys.readouterr().err
     assert main(["tune", "--print-config"]) == 2
+    capsys.readouterr()
+    words[-1] = "run.name=new"
+    assert main([*words, "sweep.space.task.response_tokens.grid=[28, 300]"]) == 1
+    assert "task.prompt_tokens + task.response_tokens = 303" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_an_override_adds_to_the_space_or_replaces_a_key(tmp_path: Path) -> None:
