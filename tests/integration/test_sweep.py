@@ -76,7 +76,7 @@ def test_a_metric_that_is_never_logged_ends_the_sweep_at_the_first_evaluation(sm
     overrides = [*small("run.name=x"), *SHORT[1:], f"{RATES}[1e-4, 1e-3]", "sweep.metric=eval/gap_close"]
     assert main(["tune", *overrides, "sweep.scheduler=none"]) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        "error: no trial of 1 finished; the first error: sweep.metric=eval/gap_close is never logged by these runs; "
+        "error: no trial of 2 finished; the first error: sweep.metric=eval/gap_close is never logged by these runs; "
         "did you mean eval/gap_closed?"
     )
     (trial,) = (tmp_path / "x" / "trials").iterdir()
@@ -101,11 +101,13 @@ def test_a_killed_driver_goes_on_and_no_finished_trial_runs_again(small, tmp_pat
     )
     trials = tmp_path / "cut" / "trials"
     deadline = time.monotonic() + 240
-    while not (list(trials.glob("*/ended.json")) and len(list(trials.glob("*/reports.jsonl"))) == 2):
-        assert process.poll() is None and time.monotonic() < deadline, "the second trial did not begin"
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        while not (list(trials.glob("*/ended.json")) and len(list(trials.glob("*/reports.jsonl"))) == 2):
+            assert process.poll() is None and time.monotonic() < deadline, "the second trial did not begin"
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     (first,) = [path.parent for path in trials.glob("*/ended.json")]
     (second,) = [path.parent for path in trials.glob("*/reports.jsonl") if path.parent != first]
     before = {name: (first / name).stat().st_mtime_ns for name in ("metrics.jsonl", "reports.jsonl", "ended.json")}
@@ -126,8 +128,8 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     """The donor's checkpoint, taken over by a trial with other values, against the networks then in memory."""
     torch.set_num_threads(1)
     config = small_config(*SHORT[1:], "discriminator.updates_per_generator_update=1", "generator.learning_rate=1e-3")
+    data = prepare_data(config, cache)
     with ray_session(config):
-        data = prepare_data(config, cache)
         warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda name, progress: None)
 
     def trial(name: str, config: Config) -> tuple[AdversarialLoop, TrialCheckpoints]:
