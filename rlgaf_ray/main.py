@@ -1,6 +1,7 @@
 """The command line.
 
 ``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume] [--print-config]``
+``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume]``
 ``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--out FOLDER]``
 ``python -m rlgaf_ray.main report RUN [RUN ...] [--out FOLDER] [--rating-sheet]``
 """
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.sweep.space import check_sweep
 
-COMMANDS = ("train", "evaluate", "report")
+COMMANDS = ("train", "tune", "evaluate", "report")
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
@@ -26,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(arguments.words[1:], out=arguments.out, rating_sheet=arguments.rating_sheet)
     if arguments.words and arguments.words[0] == "evaluate":
         return _evaluate(arguments)
+    tuned = arguments.words[:1] == ["tune"]
     try:
         config_path, overrides = _split(arguments.words)
         config = (
@@ -33,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.resume and not config_path
             else load_config(config_path, overrides, small=arguments.small)
         )
+        if tuned and not arguments.resume:
+            check_sweep(config)
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
     if arguments.print_config:
@@ -41,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sentence := doctor.complaint():
         return _fail(sentence, EXIT_FAILURE)
 
-    from rlgaf_ray.train import RunFailed, train  # torch and ray load only now
+    from rlgaf_ray.sweep.tuner import sweep  # torch and ray load only now
+    from rlgaf_ray.train import RunFailed, train
 
     try:
-        return train(config, resume=arguments.resume)
+        return (sweep if tuned else train)(config, resume=arguments.resume)
     except (ValueError, RunFailed) as error:
         return _fail(error, EXIT_FAILURE)
 
@@ -96,11 +102,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | evaluate | report | CONFIG.yaml | key=value | RUN",
-        help="command, then its config file and dotted overrides (train) or run folders (evaluate, report)",
+        metavar="train | tune | evaluate | report | CONFIG.yaml | key=value | RUN",
+        help="command, then its config file and dotted overrides (train, tune) or run folders (evaluate, report)",
     )
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
-    parser.add_argument("--resume", action="store_true", help="go on with the run that run.root and run.name say")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run (or sweep) that run.root and run.name say"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(
         "--temperatures",

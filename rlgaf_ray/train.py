@@ -7,10 +7,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 from platformdirs import user_cache_path
@@ -18,9 +19,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.cluster import cluster_resources, ray_session
-from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.actors.placement import Placement, PlacementGroup, plan_placement
 from rlgaf_ray.actors.roles import ActorFailure, RayRoles
-from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.cache import content_hash, write_atomically
@@ -33,7 +34,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import decode
-from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
+from rlgaf_ray.loop.adversarial import AdversarialLoop, Display, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.held_out import set_apart
@@ -55,6 +56,7 @@ from rlgaf_ray.training.regularization import check_frozen_layers
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+Resumed = tuple[Path, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
 SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
 
 
@@ -100,25 +102,12 @@ def train(config: Config, *, resume: bool) -> int:
             f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
         )
         try:
-            roles = RayRoles(
-                warmups.generator,
-                warmups.discriminator,
-                config,
-                placement,
-                max_tokens=data.task.max_tokens,
-                pad_token_id=data.tokenizer.pad_token_id,
-            )
-            evaluator = prepare_evaluator(config, data, cache)
-            start = resumed[1]["iteration"] if resumed else 0
-            write_run_files(config, data)
-            tracker = Tracker(folder, config.tracking, data.tokenizer, start=start)
-            loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, terminal)
-            if resumed:
-                loop.resume(resumed[0], resumed[1])
-            with stop_on_signals(loop) as received, terminal.training(start=start, total=config.run.iterations):
+            with (
+                adversarial_loop(config, data, warmups, placement, checkpoints, terminal, resumed) as loop,
+                stop_on_signals(lambda: setattr(loop, "stop_requested", True)) as received,
+                terminal.training(start=loop.iteration, total=config.run.iterations),
+            ):
                 outcome = loop.run()
-            tracker.close()
-            roles.close()
         except (ActorFailure, TimeoutError, TrainingStopped) as error:
             raise RunFailed(str(error)) from error
     finish(config, data, checkpoints, outcome, terminal)
@@ -165,7 +154,7 @@ def check_lengths(config: Config, asked: int) -> None:
         )
 
 
-def open_run_folder(folder: Path, checkpoints: Checkpoints, *, resume: bool):
+def open_run_folder(folder: Path, checkpoints: Checkpoints, *, resume: bool) -> Resumed | None:
     """The checkpoint to resume from, or None for a new run. Raises ``ValueError`` where the folder does not fit."""
     if resume:
         if not folder.is_dir():
@@ -247,15 +236,50 @@ def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcom
 
 
 @contextmanager
-def stop_on_signals(loop: AdversarialLoop) -> Iterator[list[int]]:
-    """Ctrl-C or SIGTERM lets the running iteration end and a checkpoint be written; a second one ends at once."""
+def adversarial_loop(
+    config: Config,
+    data: Data,
+    warmups: Warmups,
+    placement: Placement,
+    checkpoints: Checkpoints,
+    display: Display,
+    resumed: Resumed | None,
+    group: PlacementGroup | None = None,
+) -> Iterator[AdversarialLoop]:
+    """The loop with its actors and its run folder, ready to run; both are closed at the end of the block."""
+    roles = RayRoles(
+        warmups.generator,
+        warmups.discriminator,
+        config,
+        placement,
+        max_tokens=data.task.max_tokens,
+        pad_token_id=data.tokenizer.pad_token_id,
+        group=group,
+    )
+    try:
+        evaluator = prepare_evaluator(config, data, cache_folder(config))
+        start = resumed[1]["iteration"] if resumed else 0
+        write_run_files(config, data)
+        tracker = Tracker(config.run.folder, config.tracking, data.tokenizer, start=start)
+        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display)
+        if resumed:
+            loop.resume(resumed[0], resumed[1])
+        yield loop
+        tracker.close()
+    finally:
+        roles.close()
+
+
+@contextmanager
+def stop_on_signals(stop_softly: Callable[[], None]) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM asks for an end with a checkpoint written; a second one ends at once."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         if received:
             os._exit(SIGNAL_EXIT_OFFSET + number)
         received.append(number)
-        loop.stop_requested = True
+        stop_softly()
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from rlgaf_ray.config.schema import Config
 
@@ -35,6 +35,14 @@ class Placement:
     @property
     def device(self) -> str:
         return "cuda" if self.gpus_per_actor > 0 else "cpu"
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """What each actor asks of Ray."""
+        bundle = {"CPU": self.cpus_per_actor}
+        if self.gpus_per_actor:
+            bundle["GPU"] = self.gpus_per_actor
+        return [bundle] * self.num_actors
 
 
 def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> Placement:
@@ -60,13 +68,11 @@ def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
     """One bundle an actor, on as few nodes as possible. Raises ``TimeoutError`` where the share is not to be had."""
-    bundle = {"CPU": placement.cpus_per_actor}
-    if placement.gpus_per_actor:
-        bundle["GPU"] = placement.gpus_per_actor
-    group = placement_group([bundle] * placement.num_actors, strategy="PACK")
+    group = placement_group(placement.bundles, strategy="PACK")
     if not group.wait(timeout):
+        remove_placement_group(group)
         raise TimeoutError(
-            f"waited {timeout:g} s for {placement.num_actors} bundles of {bundle}; free are "
+            f"waited {timeout:g} s for {placement.num_actors} bundles of {placement.bundles[0]}; free are "
             f"{ray.available_resources()}: another job holds the rest, or no single node has room for one bundle"
         )
     return group

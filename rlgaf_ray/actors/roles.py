@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
@@ -82,12 +82,15 @@ class RayRoles:
         *,
         max_tokens: int,
         pad_token_id: int,
+        group: PlacementGroup | None = None,
     ) -> None:
+        """``group``: one that is there already, a bundle an actor, and stays; by default one is reserved."""
         self.timeout = config.cluster.timeout_seconds
         # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
         self.shared_cores = placement.device == "cpu"
         self.updates_wait_for: Any = None
-        self.group = reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
+        self.owns_group = group is None
+        self.group = group or reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
         options: dict[str, Any] = {
             "num_cpus": placement.cpus_per_actor,
             "num_gpus": placement.gpus_per_actor,
@@ -206,7 +209,11 @@ class RayRoles:
 
     def close(self) -> None:
         """Ends the actors: removing their placement group kills what runs in it."""
-        remove_placement_group(self.group)
+        if self.owns_group:
+            remove_placement_group(self.group)
+            return
+        for actor in self.names:
+            ray.kill(actor)
 
     def _get(self, actor: Any, method: str, ref: ray.ObjectRef[T]) -> T:
         name = self.names[actor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,6 +76,17 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with these dotted keys changed. Raises ``ConfigError`` for one that does not exist or fit."""
+    tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        _set(tree, key, value, source=f"{key}={_short(value)}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_describe(error, None, ())) from None
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode("utf-8")
@@ -112,15 +123,20 @@ def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    parts = key.split(".")
-    if not separator or not all(parts):
+    if not separator or not all(key.split(".")):
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    source = f"override {override!r}"
+    _set(tree, key, _parse(text, source=source), source=source)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, *, source: str) -> None:
+    parts = key.split(".")
     node = tree
     for depth, part in enumerate(parts[:-1]):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(parts[: depth + 1])} is a value, not a section")
-    node[parts[-1]] = _parse(text, source=f"override {override!r}")
+            raise ConfigError(f"{source}: {'.'.join(parts[: depth + 1])} is a value, not a section")
+    node[parts[-1]] = value
 
 
 def _describe(error: ValidationError, path: str | Path | None, overrides: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
+from rlgaf_ray.config.sweep import SweepSection
 from rlgaf_ray.config.task import TaskSection
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
@@ -322,10 +323,6 @@ class ClusterSection(Section):
     gpus_per_actor: NonNegativeRate = Field(0.0, description="GPUs (a fraction shares one) that each actor asks for")
     cpus_per_actor: Rate | None = Field(None, description="CPUs that each actor asks for; default: an equal share")
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
-
-
-class SweepSection(Section):
-    """Room for Ray Tune's search."""
 
 
 class Config(Section):

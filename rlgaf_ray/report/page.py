@@ -6,6 +6,7 @@ import csv
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -33,10 +34,10 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
     for run in runs:
         if (run.folder / FILE).is_file():  # written by rlgaf evaluate
             figures.append(("Quality against diversity", svg(Comparison.load(run.folder).figure())))
-    environment = Environment(
-        loader=PackageLoader("rlgaf_ray.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("page.html.j2").render(
+    path = folder / "report.html"
+    render(
+        "page.html.j2",
+        path,
         title=" and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs",
         runs=runs,
         table=result_rows(runs),
@@ -44,9 +45,15 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         smoothing=SMOOTHING,
         verdicts=[(run.name, guard_verdict(run)) for run in runs],
     )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
     return path
+
+
+def render(template: str, path: Path, **content: Any) -> None:
+    """Fill one of the templates beside this file; what is not markup of ours is escaped."""
+    environment = Environment(
+        loader=PackageLoader("rlgaf_ray.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    path.write_text(environment.get_template(template).render(**content), encoding="utf-8")
 
 
 def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -51,7 +51,8 @@ def write(tmp_path: Path):
         ("run.colour=red", "unknown key run.colour; run has name, root, seed, iterations"),
         ("colour=red", f"unknown key colour; the top has {SECTIONS}"),
         ("run={1: 2}", "unknown key run.1; run has name, root, seed, iterations"),
-        ("sweep.trials=3", "unknown key sweep.trials; sweep has no keys yet"),
+        ("sweep.trials=3", "unknown key sweep.trials; sweep has space, num_samples, metric, mode, scheduler, searcher, "
+         "grace, max_concurrent, asha, median, pbt"),
         # wrong types: nothing is converted behind the user's back
         ("run.seed=abc", "run.seed=abc: must be a valid integer"),
         ("run.seed='3'", "run.seed='3': must be a valid integer"),
@@ -311,7 +312,10 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
     ("words", "expected"),
     [
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
-        (["tarin"], "error: 'tarin' is neither a command (train, evaluate, report) nor a .yaml file nor key=value\n"),
+        (
+            ["tarin"],
+            "error: 'tarin' is neither a command (train, tune, evaluate, report) nor a .yaml file nor key=value\n",
+        ),
         (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
         (
             ["--resume"],

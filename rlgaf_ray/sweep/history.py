@@ -1,0 +1,116 @@
+"""What one trial has shown so far, its report to Tune, and the checkpoints that carry both."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlgaf_ray.config.sweep import SCORE
+from rlgaf_ray.evaluation.score import stability_score
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.types import Metrics
+
+TRIAL = "trial.json"  # in a checkpoint: whose it is, and what its evaluations said
+EVALUATED = "eval/perplexity"  # stands in the metrics of an evaluated iteration, whatever the task
+Report = dict[str, Any]
+
+
+class NeverLogged(Exception):
+    """The metric that the sweep optimises is none that its runs log: every trial would fail on it."""
+
+
+class History:
+    """Implements ``loop.adversarial.Display``: gathers evaluations and the newest value of the optimised metric."""
+
+    def __init__(self, trial_id: str, *, metric: str, mode: str) -> None:
+        self.trial_id = trial_id
+        self.metric = metric
+        self.worst = -math.inf if mode == "max" else math.inf
+        self.iterations = 0
+        self.newest: Metrics = {}
+        self.evaluations: list[tuple[int, Metrics]] = []
+
+    def iteration(self, iteration: int, metrics: Metrics) -> None:
+        self.iterations = iteration
+        self.newest |= metrics
+        if EVALUATED in metrics:
+            # A roll-back takes the loop behind evaluations that it had made.
+            kept = [item for item in self.evaluations if item[0] < iteration]
+            self.evaluations = [*kept, (iteration, {k: v for k, v in metrics.items() if k.startswith("eval/")})]
+            self._check_metric()
+
+    def message(self, text: str) -> None:
+        print(text)  # into the log of the trial's process: the driver's terminal shows evaluations only
+
+    def evaluated_at(self, iteration: int) -> bool:
+        """Whether the newest evaluation is of this iteration; the SFT model's, at 0, is not reported."""
+        return bool(self.evaluations) and 0 < self.evaluations[-1][0] == iteration
+
+    def report(self) -> Report:
+        """The row for Tune: what the newest evaluation said, the score so far, the optimised metric's newest value."""
+        row = self.evaluations[-1][1] | {SCORE: stability_score(self.evaluations)}
+        return row | {self.metric: (self.newest | row)[self.metric], "iteration": self.iterations, "stopped": ""}
+
+    def stopped(self, why: str) -> Report:
+        """The last row of a trial that the guard stopped: score 0, whatever it had reached."""
+        row = {SCORE: 0.0, "iteration": self.iterations, "stopped": why}
+        return row if self.metric == SCORE else row | {self.metric: self.worst}
+
+    def _check_metric(self) -> None:
+        """Evaluations name all of ``eval/`` from the first on; the rest is known once the loop has run."""
+        if self.metric == SCORE or self.metric in self.newest:
+            return
+        if self.metric.startswith("eval/") or self.iterations > 0:
+            near = difflib.get_close_matches(self.metric, self.newest, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else " (docs/metrics.md names them all)"
+            raise NeverLogged(f"sweep.metric={self.metric} is never logged by these runs{hint}")
+
+    def state_dict(self, iteration: int) -> dict[str, Any]:
+        """What had been seen up to this iteration: a roll-back saves one that lies behind the newest evaluation."""
+        seen = [item for item in self.evaluations if item[0] <= iteration]
+        return {"trial_id": self.trial_id, "newest": self.newest, "evaluations": seen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.newest = state["newest"]
+        self.evaluations = [(iteration, metrics) for iteration, metrics in state["evaluations"]]
+        self.iterations = self.evaluations[-1][0]
+
+
+class TrialCheckpoints(Checkpoints):
+    """A trial's checkpoints, which carry its history; one that follows an evaluation goes to ``report``."""
+
+    def __init__(self, folder: Path, history: History, report: Callable[[Path], None]) -> None:
+        super().__init__(folder, keep=1)
+        self.history = history
+        self.report = report
+
+    def save(self, iteration: int, write: Callable[[Path], None], state: dict[str, Any], **settings: Any) -> Path:
+        def write_all(folder: Path) -> None:
+            write(folder)
+            (folder / TRIAL).write_text(json.dumps(self.history.state_dict(iteration)))
+
+        path = super().save(iteration, write_all, state, **settings)
+        if self.history.evaluated_at(iteration):
+            self.report(path)
+        return path
+
+    def take_over(self, source: Path) -> str | None:
+        """Go on from another trial's checkpoint; returns the other's id, or None where ``source`` is this trial's own.
+
+        Generator, discriminator, both optimisers, streams and history come from there; what stood here is removed.
+        """
+        trial = json.loads((source / TRIAL).read_text())
+        if trial["trial_id"] == self.history.trial_id and self.all():
+            return None
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        iteration = self.load_state(source)["iteration"]
+        partial = self.path(iteration).with_name("taken.partial")
+        shutil.copytree(source, partial)
+        partial.rename(self.path(iteration))
+        return None if trial["trial_id"] == self.history.trial_id else trial["trial_id"]

@@ -1,0 +1,44 @@
+"""How many trials run at a time, and what each may hold of the cluster."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from rlgaf_ray.actors.placement import Placement, plan_placement
+from rlgaf_ray.config import Config
+
+
+def plan_trials(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> tuple[Placement, int]:
+    """What one trial's actors hold, and how many trials run at a time.
+
+    By default one trial a node on CPUs, where its actors compute with all cores, else as many as the GPUs hold. Raises
+    ``ValueError`` with the sum asked and the sum there.
+    """
+    one = plan_placement(config, cluster_cpus=cluster_cpus, cluster_gpus=cluster_gpus, node_cpus=node_cpus)
+    nodes = max(1, int(cluster_cpus // node_cpus))
+    concurrent = config.sweep.max_concurrent
+    if concurrent is None and one.gpus_per_actor > 0:
+        concurrent = int((cluster_gpus + 1e-9) // (one.gpus_per_actor * one.num_actors))
+    elif concurrent is None:
+        asked = config.cluster.cpus_per_actor
+        concurrent = nodes if asked is None else min(nodes, int((cluster_cpus + 1e-9) // (asked * one.num_actors)))
+    for name, each, there in (
+        ("CPUs", config.cluster.cpus_per_actor or 0.0, cluster_cpus),
+        ("GPUs", config.cluster.gpus_per_actor, cluster_gpus),
+    ):
+        total = each * one.num_actors * concurrent
+        if total > there + 1e-9:
+            raise ValueError(
+                f"the sweep asks for {total:g} {name} ({concurrent} trials x {one.num_actors} actors x {each:g}) and "
+                f"the cluster has {there:g}: lower sweep.max_concurrent, cluster.{name.lower()}_per_actor or "
+                "rollout.num_workers, or add nodes"
+            )
+    # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
+    cpus = (
+        config.cluster.cpus_per_actor or math.floor(min(1.0, cluster_cpus / concurrent / one.num_actors) * 1000) / 1000
+    )
+    trials_a_node = math.ceil(concurrent / nodes)
+    threads = config.cluster.threads or max(1, node_cpus // trials_a_node)
+    rollout_threads = max(1, threads // one.num_rollout_workers)
+    return replace(one, cpus_per_actor=cpus, threads=threads, rollout_threads=rollout_threads), concurrent

@@ -1,0 +1,129 @@
+"""From the config to Tune's search space, searcher and scheduler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, Searcher
+
+from rlgaf_ray.config import Config
+from rlgaf_ray.config.sweep import Domain
+from rlgaf_ray.sweep.space import grace
+
+TIME = "iteration"  # in every report: what schedulers count
+REPORTS = "reports.jsonl"  # in a trial's folder: what it told Tune
+
+
+class RecallingAsha(ASHAScheduler):
+    """Tune forgets a scheduler's state when a sweep is resumed: the rungs are filled again from the trials' folders."""
+
+    def __init__(self, trials: Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.trials = trials
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for report in read_reports(self.trials / trial.trial_id):
+            super().on_trial_result(tune_controller, trial, report)
+
+
+class RecallingMedian(MedianStoppingRule):
+    """The same for the running means of the median rule."""
+
+    def __init__(self, trials: Path, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.trials = trials
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for report in read_reports(self.trials / trial.trial_id):
+            super().on_trial_complete(tune_controller, trial, report)
+
+
+def read_reports(folder: Path) -> list[dict[str, Any]]:
+    """None where the trial has not reported yet; a last line that a kill cut off does not count."""
+    path = folder / REPORTS
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def build_space(config: Config) -> dict[str, Any]:
+    return {key: _draw(domain) for key, domain in config.sweep.space.items()}
+
+
+def _draw(domain: Domain) -> Any:
+    match domain.kind:
+        case "grid":
+            return tune.grid_search(domain.values)
+        case "choice":
+            return tune.choice(domain.values)
+        case "uniform":
+            assert domain.uniform is not None
+            return tune.uniform(*domain.uniform)
+        case kind:
+            assert kind == "log_uniform" and domain.log_uniform is not None
+            return tune.loguniform(*domain.log_uniform)
+
+
+def build_searcher(config: Config) -> BasicVariantGenerator | Searcher:
+    if config.sweep.searcher == "random":
+        return BasicVariantGenerator(random_state=config.run.seed)
+    from ray.tune.search.optuna import OptunaSearch  # the extra "tune"
+
+    return OptunaSearch(seed=config.run.seed)
+
+
+def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
+    """``trials``: the folder with a folder for each trial."""
+    sweep = config.sweep
+    match sweep.scheduler:
+        case "none":
+            return None
+        case "asha":
+            return RecallingAsha(
+                trials,
+                time_attr=TIME,
+                max_t=config.run.iterations,
+                grace_period=grace(config),
+                reduction_factor=sweep.asha.reduction_factor,
+            )
+        case "median":
+            return RecallingMedian(
+                trials,
+                time_attr=TIME,
+                grace_period=grace(config),
+                min_samples_required=sweep.median.min_trials,
+            )
+        case "pbt":
+            mutated = sweep.pbt.mutate or list(sweep.space)
+            return PopulationBasedTraining(
+                time_attr=TIME,
+                perturbation_interval=sweep.pbt.every,
+                burn_in_period=grace(config),
+                hyperparam_mutations={key: _mutation(sweep.space[key]) for key in mutated},
+                quantile_fraction=sweep.pbt.quantile,
+                resample_probability=sweep.pbt.resample,
+                custom_explore_fn=Bounded({key: sweep.space[key] for key in mutated}),
+                log_config=False,
+            )
+
+
+def _mutation(domain: Domain) -> Any:
+    return domain.values or _draw(domain)
+
+
+class Bounded:
+    """Keeps what population-based training multiplied within the bounds of the space."""
+
+    def __init__(self, space: dict[str, Domain]) -> None:
+        self.bounds = {key: domain.bounds for key, domain in space.items() if domain.bounds}
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        for key, (low, high) in self.bounds.items():
+            values[key] = min(high, max(low, values[key]))
+        return values

@@ -1,0 +1,104 @@
+"""One trial of a sweep: a whole training run in Tune's trial process, its actors in the trial's placement group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.util import get_current_placement_group
+from rich.console import Console
+
+from rlgaf_ray.actors.placement import Placement
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config import Config, with_values
+from rlgaf_ray.loop.guard import TrainingStopped
+from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, Report, TrialCheckpoints
+from rlgaf_ray.sweep.schedulers import REPORTS
+from rlgaf_ray.train import adversarial_loop, cache_folder, finish, prepare_data
+
+TRIALS = "trials"  # in the sweep's folder: a run folder each
+ENDED = "ended.json"  # in a trial's folder: its last report
+EXPLOITS = "exploits.jsonl"
+
+
+def trial_config(config: Config, values: Mapping[str, Any], trial_id: str) -> Config:
+    """The run that a trial is: the sweep's config with its own values, and a run folder inside the sweep's."""
+    return with_values(
+        config,
+        {
+            **values,
+            "run.root": str(config.run.folder / TRIALS),
+            "run.name": trial_id,
+            # Tune hears of an evaluation once the checkpoint after it is whole.
+            "checkpoint.every": config.evaluation.every,
+            "sweep": {},
+        },
+    )
+
+
+def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -> None:
+    """Train with these values and report to Tune after each evaluation; a trial that was cut off goes on.
+
+    Ends quietly where the guard stops the run. ``ConfigError`` where the values do not fit one another.
+    """
+    trial_id = tune.get_context().get_trial_id()
+    run = trial_config(config, values, trial_id)
+    folder = run.run.folder
+    history = History(trial_id, metric=config.sweep.metric, mode=config.sweep.mode)
+    population = config.sweep.scheduler == "pbt"
+
+    def report(checkpoint: Path) -> None:
+        if history.iterations < run.run.iterations:  # the last report comes from end(), when all is written
+            tell(history.report(), checkpoint if population else None)
+
+    def tell(row: Report, checkpoint: Path | None = None) -> None:
+        with (folder / REPORTS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        tune.report(row, checkpoint=None if checkpoint is None else tune.Checkpoint.from_directory(str(checkpoint)))
+
+    def end(row: Report) -> None:
+        row |= {"done": True}  # no scheduler is asked about it any more: an ended trial cannot exploit another
+        (folder / ENDED).write_text(json.dumps(row))
+        tell(row)
+
+    if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
+        tune.report(json.loads((folder / ENDED).read_text()))
+        return
+    checkpoints = TrialCheckpoints(folder / "checkpoints", history, report)
+    if shared := tune.get_checkpoint():
+        with shared.as_directory() as source:
+            _exploit(checkpoints, Path(source), values, folder)
+    resumed = checkpoints.newest_usable() if checkpoints.all() else None
+    if resumed:
+        history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text()))
+    cache = cache_folder(run)
+    data = prepare_data(run, cache)
+    warmups = prepare_warmups(run, data.task, data.tokenizer, cache, lambda name, progress: None)
+    torch.set_num_threads(1)  # this process only evaluates, while its actors hold the cores
+    try:
+        group = get_current_placement_group()
+        with adversarial_loop(run, data, warmups, placement, checkpoints, history, resumed, group) as loop:
+            outcome = loop.run()
+    except TrainingStopped as stop:
+        end(history.stopped(str(stop)))
+        return
+    except NeverLogged as mistake:
+        tune.report(history.stopped("") | {"mistake": str(mistake), "done": True})
+        return
+    finish(run, data, checkpoints, outcome, Terminal(Console(quiet=True)))
+    end(history.report())
+
+
+def _exploit(checkpoints: TrialCheckpoints, source: Path, values: Mapping[str, Any], folder: Path) -> None:
+    """Take over what population-based training gave, and write down from whom and with which values."""
+    donor = checkpoints.take_over(source)
+    if donor is None:
+        return
+    iteration = checkpoints.newest_usable()[1]["iteration"]
+    with (folder / EXPLOITS).open("a") as file:
+        file.write(json.dumps({"iteration": iteration, "from": donor, "values": dict(values)}) + "\n")

@@ -1,0 +1,230 @@
+"""``rlgaf tune``: many runs of one config with Ray Tune, from the check of the search space to the best config."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.util.placement_group import remove_placement_group
+from rich.console import Console
+
+from rlgaf_ray.actors.cluster import cluster_resources, ray_session
+from rlgaf_ray.actors.placement import Placement, reserve
+from rlgaf_ray.actors.roles import STARTUP_SECONDS
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config import Config, dump_config, load_config, with_values
+from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.sweep.console import Lines, describe, result_table
+from rlgaf_ray.sweep.page import write_page
+from rlgaf_ray.sweep.resources import plan_trials
+from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
+from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
+from rlgaf_ray.sweep.space import check_sweep, single_variants, warmup_variants
+from rlgaf_ray.sweep.trial import TRIALS, run_trial
+from rlgaf_ray.train import (
+    SIGNAL_EXIT_OFFSET,
+    RunFailed,
+    cache_folder,
+    check_before_start,
+    check_lengths,
+    prepare_data,
+    stop_on_signals,
+    with_name,
+)
+
+STATE = "tune"  # in the sweep's folder: Ray Tune's own files
+BEST = "best.yaml"
+WIDE = 180  # columns of the table where there is no terminal
+PATHS = ("run.root", "warmup.cache", "task.imdb.path", "task.squad.path", "task.jsonl.path")
+
+
+def sweep(config: Config, *, resume: bool) -> int:
+    """Run the trials; returns the exit code: 0, or 128 + n when signal n asked for an early end.
+
+    Raises ``ValueError`` for what a user can mend before anything expensive starts, ``RunFailed`` where no trial
+    finished.
+    """
+    config = with_absolute_paths(with_name(config))
+    folder = config.run.folder
+    open_sweep_folder(config, resume=resume)
+    check_sweep(config)
+    for variant in single_variants(config):
+        check_before_start(variant)
+    terminal = Terminal()
+    with ray_session(config):
+        cpus, gpus, node_cpus = cluster_resources()
+        placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+        remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # whether its bundles fit on the nodes
+        make_warmups(config, terminal)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump_config(config))
+        with tune_settings(), stop_on_signals(lambda: signal.raise_signal(signal.SIGUSR1)) as received:
+            tuner = build_tuner(config, placement, concurrent, resume=resume)
+            grid = tuner.fit()
+        results = [_result(config, grid[index]) for index in range(len(grid))]
+    return conclude(config, ranked(results, config.sweep.mode), received, terminal)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Tune starts each trial in a folder of its own, where a relative path would lead elsewhere."""
+    tree = config.model_dump()
+    changes: dict[str, Any] = {}
+    for key in PATHS:
+        value: Any = tree
+        for part in key.split("."):
+            value = value[part]
+        if value is not None:
+            changes[key] = os.path.abspath(os.path.expanduser(value))
+    if Path(config.model.generator).is_dir():
+        changes["model.generator"] = os.path.abspath(config.model.generator)
+    return with_values(config, changes)
+
+
+def open_sweep_folder(config: Config, *, resume: bool) -> None:
+    """Raise ``ValueError`` where the folder does not fit."""
+    folder = config.run.folder
+    if not resume:
+        if folder.exists():
+            raise ValueError(f"{folder} exists: add --resume to go on with that sweep, or choose another run.name")
+        return
+    if not tune.Tuner.can_restore(str(folder / STATE)):
+        raise ValueError(
+            f"nothing to resume: {folder} is no sweep (no {STATE}/tuner.pkl in it; run.root and run.name say where to "
+            "look)"
+        )
+    begun = load_config(folder / "config.yaml")
+    if config.model_copy(update={"cluster": begun.cluster}) != begun:
+        raise ValueError(
+            f"{folder} was begun with another config: a resumed sweep may change cluster.* only; choose another "
+            "run.name"
+        )
+
+
+def make_warmups(config: Config, terminal: Terminal) -> None:
+    """Every warm-up that a trial starts from, once; the trials find them in the cache."""
+    cache = cache_folder(config)
+    for variant in warmup_variants(config):
+        data = prepare_data(variant, cache)
+        evaluation_set(data.task, variant.evaluation.num_prompts)
+        check_lengths(variant, data.task.max_tokens)
+        with terminal.warmups():
+            made = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.warmup)
+        terminal.message(f"warm-ups {'from the cache' if made.cached else 'made'}")
+
+
+class StopOnMistake(tune.Stopper):
+    """Ends the whole sweep where a trial found a mistake that every other would find too."""
+
+    def __init__(self) -> None:
+        self.found = False
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        self.found = self.found or "mistake" in result
+        return self.found
+
+    def stop_all(self) -> bool:
+        return self.found
+
+
+def build_tuner(config: Config, placement: Placement, concurrent: int, *, resume: bool) -> tune.Tuner:
+    folder = config.run.folder
+
+    def trial(values: dict[str, Any]) -> None:
+        run_trial(values, config, placement)
+
+    # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
+    trainable = tune.with_resources(trial, tune.PlacementGroupFactory([{}, *placement.bundles]))
+    if resume and any((folder / STATE).glob("experiment_state-*.json")):  # killed before the first: begin anew
+        return tune.Tuner.restore(str(folder / STATE), trainable, resume_unfinished=True, resume_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space=build_space(config),
+        tune_config=tune.TuneConfig(
+            metric=config.sweep.metric,
+            mode=config.sweep.mode,
+            num_samples=config.sweep.num_samples,
+            search_alg=build_searcher(config),
+            scheduler=build_scheduler(config, folder / TRIALS),
+            max_concurrent_trials=concurrent,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=STATE,
+            storage_path=str(folder),
+            verbose=0,
+            stop=StopOnMistake(),
+            callbacks=[Lines(config)],
+            # Of more than two, none is deleted that another trial may be about to take.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
+        ),
+    )
+
+
+@contextmanager
+def tune_settings() -> Iterator[None]:
+    """Ray Tune as a part of this program: quiet, and stopped by our handlers through SIGUSR1, which it obeys."""
+    settings = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and TensorBoard hold more
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver loses no more
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # actors of a trial start anew with it, by design
+    previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Tune takes it over
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _result(config: Config, result: tune.Result) -> TrialResult:
+    report = result.metrics or {}
+    error: BaseException | None = result.error
+    while (inner := getattr(error, "cause", None)) is not None:  # Ray wraps what the trial raised
+        error = inner
+    return read_result(
+        config,
+        trial_id=Path(result.path).name,
+        values=result.config or {},
+        last_report=report,
+        error=None if error is None else " ".join(str(error).split()) or type(error).__name__,
+    )
+
+
+def conclude(config: Config, results: list[TrialResult], received: list[int], terminal: Terminal) -> int:
+    """Table, page and best config; ``RunFailed`` where there is none and nobody interrupted the sweep."""
+    folder = config.run.folder
+    best = best_of(results, config.sweep.mode)
+    console = terminal.console if terminal.console.is_terminal else Console(width=WIDE)
+    console.print(result_table(results, config, best))
+    command = None
+    if best is not None:
+        again = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})
+        (folder / BEST).write_text(dump_config(again))
+        command = f"python -m rlgaf_ray.main {shlex.quote(str(folder / BEST))}"
+        terminal.message(f"best: {describe(best.values)}; to train it alone:\n{command}")
+    terminal.message(f"everything is in {write_page(config, results, best, command)} and the folder around it")
+    if received:
+        terminal.message(f"stopped; go on with tune --resume run.name={folder.name}")
+        return SIGNAL_EXIT_OFFSET + received[0]
+    if best is None:
+        notes = [result.note for result in results if result.note]
+        raise RunFailed(f"no trial of {len(results)} finished" + (f"; the first error: {notes[0]}" if notes else ""))
+    return 0

@@ -1,0 +1,103 @@
+"""What a trial tells Tune, and what its checkpoints carry to another trial."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, TrialCheckpoints
+
+
+def evaluated(quality: float, **more: float) -> dict[str, float]:
+    ratios = {"eval/distinct_2_ratio": 1.0, "eval/perplexity_ratio": 1.0, "eval/perplexity": 100.0}
+    return {"eval/gap_closed": quality, **ratios, **more}
+
+
+def after(*rows: tuple[int, dict[str, float]], metric: str = "sweep/score", mode: str = "max") -> History:
+    history = History("one", metric=metric, mode=mode)
+    for iteration, metrics in rows:
+        history.iteration(iteration, metrics)
+    return history
+
+
+def test_an_evaluation_is_reported_with_the_score_so_far() -> None:
+    history = after((0, evaluated(0.0)), (1, {"reward/mean": 2.0}), (2, {"reward/mean": 3.0, **evaluated(0.5)}))
+    assert history.evaluated_at(2)
+    report = history.report()
+    assert (report["iteration"], report["sweep/score"], report["eval/gap_closed"]) == (2, 0.5, 0.5)
+    assert "reward/mean" not in report and report["stopped"] == ""
+    history.iteration(3, {"reward/mean": 4.0})
+    assert not history.evaluated_at(3)
+    assert not after((0, evaluated(0.0))).evaluated_at(0)  # the SFT model's own
+
+
+def test_any_logged_metric_can_be_optimised() -> None:
+    history = after((0, evaluated(0.0)), (1, {"reward/mean": 2.0}), (2, evaluated(0.5)), metric="reward/mean")
+    assert history.report()["reward/mean"] == 2.0  # its newest value
+    assert history.stopped("mode_collapse")["reward/mean"] == -math.inf
+    low = after((0, evaluated(0.0)), (2, evaluated(0.5)), metric="eval/perplexity", mode="min")
+    assert low.report()["eval/perplexity"] == 100.0
+    assert low.stopped("x")["eval/perplexity"] == math.inf
+
+
+def test_a_stop_of_the_guard_has_score_0() -> None:
+    history = after((0, evaluated(0.0)), (2, evaluated(0.9)), (3, {"reward/mean": 1.0}))
+    assert history.stopped("iteration 4: non_finite") == {
+        "sweep/score": 0.0,
+        "iteration": 3,
+        "stopped": "iteration 4: non_finite",
+    }
+
+
+def test_a_metric_that_is_never_logged_is_found_at_the_first_chance() -> None:
+    with pytest.raises(NeverLogged) as caught:
+        after((0, evaluated(0.0)), metric="eval/gap_close")
+    assert str(caught.value) == (
+        "sweep.metric=eval/gap_close is never logged by these runs; did you mean eval/gap_closed?"
+    )
+    late = after((0, evaluated(0.0)), (1, {"reward/mean": 0.0}), metric="generator/grad_nrm")
+    with pytest.raises(NeverLogged, match=r"never logged by these runs \(docs/metrics.md names them all\)$"):
+        late.iteration(2, evaluated(0.1))
+
+
+def test_a_roll_back_takes_its_evaluations_with_it() -> None:
+    history = after((0, evaluated(0.0)), (2, evaluated(0.5)), (4, evaluated(0.1)), (4, evaluated(0.7)))
+    assert [iteration for iteration, _ in history.evaluations] == [0, 2, 4]
+    assert history.report()["sweep/score"] == pytest.approx(0.7)
+    assert [iteration for iteration, _ in history.state_dict(2)["evaluations"]] == [0, 2]
+
+
+def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Path) -> None:
+    told: list[Path] = []
+    donor = after((0, evaluated(0.0)), (2, evaluated(0.5)))
+    theirs = TrialCheckpoints(tmp_path / "one", donor, told.append)
+    source = theirs.save(2, lambda folder: (folder / "weights").write_text("good"), {"iteration": 2}, best=True)
+    assert told == [source]
+    theirs.save(1, lambda folder: None, {"iteration": 1}, best=False)
+    assert told == [source]  # not evaluated at 1: nothing is new
+
+    history = History("two", metric="sweep/score", mode="max")
+    ours = TrialCheckpoints(tmp_path / "two", history, told.append)
+    ours.save(3, lambda folder: (folder / "weights").write_text("bad"), {"iteration": 3}, best=True)
+    assert ours.take_over(source) == "one"
+    path, state, damage = ours.newest_usable()
+    assert (path.name, state, damage) == ("step_000002", {"iteration": 2}, [])  # the later one of its own is gone
+    assert (path / "weights").read_text() == "good"
+    history.load_state_dict(json.loads((path / TRIAL).read_text()))
+    assert history.report()["sweep/score"] == 0.5
+
+    own = ours.save(4, lambda folder: None, {"iteration": 4}, best=False)
+    assert ours.take_over(own) is None  # what Tune holds of this trial itself is never newer than its folder
+    assert ours.newest_usable()[1] == {"iteration": 4}
+
+
+def test_a_lost_folder_is_filled_from_what_tune_kept(tmp_path: Path) -> None:
+    history = after((0, evaluated(0.0)), (2, evaluated(0.5)))
+    kept = TrialCheckpoints(tmp_path / "tune", history, lambda path: None)
+    source = kept.save(2, lambda folder: None, {"iteration": 2}, best=False)
+    fresh = TrialCheckpoints(tmp_path / "fresh", history, lambda path: None)
+    assert fresh.take_over(source) is None
+    assert fresh.newest_usable()[1] == {"iteration": 2}

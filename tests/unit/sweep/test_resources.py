@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.sweep.resources import plan_trials
+
+
+def plan(*overrides: str, cpus: float = 2, gpus: float = 0, node_cpus: int = 2):
+    return plan_trials(load_config(None, overrides), cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+
+
+def test_one_trial_uses_two_cores() -> None:
+    placement, concurrent = plan()
+    assert (concurrent, placement.num_actors, placement.cpus_per_actor, placement.threads) == (1, 4, 0.5, 2)
+    assert placement.bundles == [{"CPU": 0.5}] * 4
+
+
+def test_several_at_a_time_share_the_cores() -> None:
+    placement, concurrent = plan("sweep.max_concurrent=2")
+    assert (concurrent, placement.cpus_per_actor, placement.threads, placement.rollout_threads) == (2, 0.25, 1, 1)
+    assert plan("sweep.max_concurrent=2", "cluster.threads=3")[0].threads == 3
+
+
+def test_a_cluster_gets_a_trial_a_node() -> None:
+    placement, concurrent = plan(cpus=64, node_cpus=16)
+    assert (concurrent, placement.cpus_per_actor, placement.threads) == (4, 1.0, 16)
+    assert plan("cluster.cpus_per_actor=8", cpus=64, node_cpus=16)[1] == 2
+    assert plan("cluster.gpus_per_actor=0.25", cpus=64, gpus=4, node_cpus=16)[1] == 5  # three actors each
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["cluster.cpus_per_actor=4"], r"the run asks for 16 CPUs \(4 actors x 4\) and the cluster has 2"),
+        (
+            ["cluster.cpus_per_actor=0.5", "sweep.max_concurrent=3"],
+            r"the sweep asks for 6 CPUs \(3 trials x 4 actors x 0.5\) and the cluster has 2: lower "
+            r"sweep.max_concurrent, cluster.cpus_per_actor or rollout.num_workers, or add nodes",
+        ),
+        (["cluster.gpus_per_actor=1"], r"the run asks for 3 GPUs \(3 actors x 1\) and the cluster has 0"),
+    ],
+)
+def test_more_than_there_is_fails_at_once(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(*overrides)

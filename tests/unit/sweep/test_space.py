@@ -1,0 +1,202 @@
+"""What a person may get wrong in a search space: one sentence, before anything is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.config import ConfigError, load_config, with_values
+from rlgaf_ray.main import main
+from rlgaf_ray.sweep.space import check_sweep, grace, num_trials, short_names, warmup_variants
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+RATE = "sweep.space.discriminator.updates_per_generator_update.grid=[0.1, 0.2]"
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_sweep(load_config(None, overrides))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ("{generator.learning_rat: {grid: [1]}}",
+         "sweep.space: unknown key generator.learning_rat; did you mean generator.learning_rate?"),
+        ("{learning_rate.grid: [1]}",
+         "sweep.space.learning_rate.grid must have one of grid: [...], choice: [...], uniform: [low, high], "
+         "log_uniform: [low, high]"),
+        ("{run.seed.x: {grid: [1]}}", "sweep.space: run.seed.x=1: run.seed is a value, not a section"),
+        ("{generator.learning_rate: {grid: [1e-4, 0]}}",
+         "sweep.space: generator.learning_rate=0: must be greater than 0"),
+        ("{generator.learning_rate: {choice: [fast]}}",
+         "sweep.space: generator.learning_rate=fast: must be a valid number"),
+        ("{generator.learning_rate: {uniform: [-1, 1]}}",
+         "sweep.space: generator.learning_rate=-1.0: must be greater than 0"),
+        ("{generator.reinforce.discount: {uniform: [0.5, 1.5]}}",
+         "sweep.space: generator.reinforce.discount=1.5: must be less than or equal to 1"),
+        ("{rollout.top_k: {uniform: [1, 5]}}",
+         "sweep.space: rollout.top_k=1.0: must be a valid integer (draws between bounds have fractions: list values "
+         "as grid or choice)"),
+        ("{generator.learning_rate: {uniform: [2, 1]}}",
+         "sweep.space.generator.learning_rate.uniform: the lower bound 2 must be below the upper bound 1"),
+        ("{generator.learning_rate: {log_uniform: [0, 1]}}",
+         "sweep.space.generator.learning_rate.log_uniform: the lower bound 0 must be above 0"),
+        ("{generator.learning_rate: {grid: [1], choice: [1]}}",
+         "sweep.space.generator.learning_rate must have one of grid: [...], choice: [...], uniform: [low, high], "
+         "log_uniform: [low, high]"),
+        ("{generator.learning_rate: {grid: []}}",
+         "sweep.space.generator.learning_rate must have one of grid: [...], choice: [...], uniform: [low, high], "
+         "log_uniform: [low, high]"),
+        ("{run.iterations: {grid: [1, 2]}}",
+         "sweep.space.run.iterations: run.iterations is the same for all trials of a sweep"),
+        ("{cluster.threads: {grid: [1, 2]}}",
+         "sweep.space.cluster.threads: cluster.threads is the same for all trials of a sweep"),
+        ("{warmup.generator.learning_rate: {uniform: [0.1, 0.2]}}",
+         "sweep.space.warmup.generator.learning_rate: warmup.generator.learning_rate decides the warm-up, which is "
+         "made before the trials: list values as grid or choice"),
+        ("{}", "sweep.space is empty: name at least one key to vary, such as "
+         "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"),
+    ],
+)  # fmt: skip
+def test_a_wrong_space(space: str, expected: str) -> None:
+    assert refusal(f"sweep.space={space}") == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("evaluation.every=0",
+         "sweep.scheduler=asha decides at evaluations, and evaluation.every=0 makes none before the end of "
+         "run.iterations=150: lower it, or set sweep.scheduler=none"),
+        ("evaluation.every=150",
+         "sweep.scheduler=asha decides at evaluations, and evaluation.every=150 makes none before the end of "
+         "run.iterations=150: lower it, or set sweep.scheduler=none"),
+        ("sweep.grace=150",
+         "sweep.grace=150 leaves nothing to stop of run.iterations=150: lower it"),
+        ("sweep={scheduler: pbt, space: {generator.learning_rate: {choice: [1.0]}}}",
+         "sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more"),
+        ("sweep.metric=loss",
+         "sweep.metric=loss is none that a run logs: take sweep/score or one that begins with rollout/, reward/, "
+         "generator/, discriminator/, weights/, eval/, guard/, time/"),
+        ("sweep.mode=min", "sweep.mode=min asks for the least stable run: sweep/score is better when higher"),
+        ("sweep.searcher=optuna",
+         "sweep.searcher=optuna draws values itself: make grid of discriminator.updates_per_generator_update "
+         "a choice"),
+        ("sweep.pbt.mutate=[run.seed]", "sweep.pbt.mutate names run.seed, which is not in sweep.space"),
+        ("sweep.pbt.quantile=0.6", "sweep.pbt.quantile=0.6: must be less than or equal to 0.5"),
+        ("sweep.scheduler=hyperband", "sweep.scheduler=hyperband: must be 'none', 'asha', 'median' or 'pbt'"),
+        ("sweep.searcher=ax", "sweep.searcher=ax: must be 'random' or 'optuna'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_search(override: str, expected: str) -> None:
+    assert refusal(RATE, override) == expected
+
+
+def test_a_searcher_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else real(name, *rest)
+    )
+    space = "sweep={searcher: optuna, space: {generator.learning_rate: {log_uniform: [1e-5, 1e-3]}}}"
+    assert refusal(space) == 'sweep.searcher=optuna needs a package that is not here: pip install -e ".[tune]"'
+    check_sweep(load_config(None, [space.replace("optuna", "random")]))
+
+
+def test_the_program_says_it_in_one_line_with_code_2() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rlgaf_ray.main", "tune", "sweep.space.run.sed.grid=[1]"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: sweep.space: unknown key run.sed; did you mean run.seed?\n"
+
+
+def test_what_is_refused_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("ray.init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("run: {name: run}\n")
+    words = ["tune", f"run.root={tmp_path}", "rollout.engine=transformers", "run.name=run"]
+    assert main([*words, "--resume"]) == 1
+    folder = tmp_path / "run"
+    assert capsys.readouterr().err == (
+        f"error: nothing to resume: {folder} is no sweep (no tune/tuner.pkl in it; run.root and run.name say where to "
+        "look)\n"
+    )
+    assert main([*words, RATE]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {folder} exists: add --resume to go on with that sweep, or choose another run.name\n"
+    )
+    assert main(["tune", f"run.root={tmp_path}", "run.name=none", "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert main(["tune", "--print-config"]) == 2
+    capsys.readouterr()
+    words[-1] = "run.name=new"
+    assert main([*words, "sweep.space.task.response_tokens.grid=[28, 300]"]) == 1
+    assert "task.prompt_tokens + task.response_tokens = 303" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_override_adds_to_the_space_or_replaces_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("sweep:\n  space:\n    run.seed: {grid: [0, 1]}\n    generator.learning_rate: {grid: [1e-4]}\n")
+    space = load_config(path, ["sweep.space.generator.learning_rate.log_uniform=[1e-5, 1e-3]", RATE]).sweep.space
+    assert space["run.seed"].values == [0, 1]
+    assert space["generator.learning_rate"].bounds == (1e-5, 1e-3)
+    assert space["discriminator.updates_per_generator_update"].values == [0.1, 0.2]
+
+
+def test_counts_and_grace() -> None:
+    config = load_config(
+        None,
+        [RATE, "sweep.space.run.seed.grid=[0, 1, 2]", "sweep.space.reward.kind.choice=[logit]", "sweep.num_samples=2"],
+    )
+    assert num_trials(config) == 2 * 3 * 2
+    assert grace(config) == 50
+    assert grace(load_config(None, ["sweep.grace=7"])) == 7
+
+
+def test_every_warm_up_that_a_trial_starts_from_is_made_before() -> None:
+    config = load_config(
+        None,
+        [
+            RATE,
+            "sweep.space.discriminator.pooling.grid=[mean, last]",
+            "sweep.space.warmup.generator.steps.choice=[3, 4, 5]",
+        ],
+    )
+    made = [(variant.discriminator.pooling, variant.warmup.generator.steps) for variant in warmup_variants(config)]
+    assert made == [("mean", 3), ("mean", 4), ("mean", 5), ("last", 3), ("last", 4), ("last", 5)]
+    assert warmup_variants(load_config(None, [RATE])) == [load_config(None, [RATE])]
+
+
+def test_short_names_stay_distinct() -> None:
+    keys = ["generator.learning_rate", "warmup.generator.learning_rate", "run.seed", "discriminator.learning_rate"]
+    assert list(short_names(keys).values()) == [
+        "generator.learning_rate",
+        "warmup.generator.learning_rate",
+        "seed",
+        "discriminator.learning_rate",
+    ]
+
+
+def test_values_go_into_a_config_by_their_dotted_keys() -> None:
+    config = with_values(load_config(), {"generator.betas": [0.1, 0.2], "run.seed": 3, "warmup.cache": None})
+    assert (config.generator.betas, config.run.seed) == ((0.1, 0.2), 3)
+    with pytest.raises(ConfigError, match=r"^unknown key run.sed; did you mean run.seed\?$"):
+        with_values(config, {"run.sed": 1})
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "sweeps").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_sweep_of_the_repository_can_run(path: Path) -> None:
+    config = load_config(path)
+    check_sweep(config)
+    assert config.run.name == path.stem
