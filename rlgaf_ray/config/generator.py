@@ -8,17 +8,18 @@ from pydantic import Field, model_validator
 
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
 
+KLChoice = Literal["k1", "k2", "k3", "exact"]
+Placement = Literal["reward", "loss"]
+
 
 class KLSettings(Section):
     """Distance to the frozen SFT model, log pi(a) - log pi_ref(a) at the sampled tokens."""
 
     coefficient: NonNegativeRate = 0.05
-    estimator: Literal["k1", "k2", "k3", "exact"] = Field(
+    estimator: KLChoice = Field(
         "k1", description="from the sampled tokens; exact: over the whole vocabulary, without noise, as a loss only"
     )
-    placement: Literal["reward", "loss"] = Field(
-        "reward", description="taken from each token's reward, or a term of the loss"
-    )
+    placement: Placement = Field("reward", description="taken from each token's reward, or a term of the loss")
     target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
     horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
 
@@ -33,13 +34,19 @@ class KLSettings(Section):
         return self
 
 
-class ReinforceSettings(Section):
-    credit: Literal["sequence", "token"] = Field(
+Credit = Literal["sequence", "token"]
+Baseline = Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean", "position_mean"]
+
+
+class PolicyGradientSettings(Section):
+    """What REINFORCE and SeqGAN share."""
+
+    credit: Credit = Field(
         "sequence",
         description="token: what earlier tokens have added to the score is taken off a token's return: same expected "
         "gradient, less noise",
     )
-    baseline: Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean", "position_mean"] = Field(
+    baseline: Baseline = Field(
         "leave_one_out",
         description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean, clipped; "
         "position_mean: over the batch at each position, for credit=token",
@@ -54,16 +61,28 @@ class ReinforceSettings(Section):
     kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
-    def _baseline_fits_the_credit(self) -> ReinforceSettings:
+    def _baseline_fits_the_credit(self) -> PolicyGradientSettings:
         if self.credit == "token" and self.baseline not in ("none", "batch_mean", "position_mean"):
             raise ValueError(
-                f"baseline={self.baseline} is of whole sequences: "
-                "with credit=token take position_mean, batch_mean or none"
+                f"baseline={self.baseline} is of whole sequences: with credit=token take position_mean, batch_mean or "
+                "none, or set credit=sequence"
             )
         return self
 
 
-class SeqGANSettings(ReinforceSettings):
+class ExactKLSettings(KLSettings):
+    coefficient: NonNegativeRate = 0.4
+    estimator: KLChoice = "exact"
+    placement: Placement = "loss"
+
+
+class ReinforceSettings(PolicyGradientSettings):
+    credit: Credit = "token"
+    baseline: Baseline = "position_mean"
+    kl: ExactKLSettings = ExactKLSettings()
+
+
+class SeqGANSettings(PolicyGradientSettings):
     """REINFORCE whose returns are Monte-Carlo action values."""
 
     num_completions: Positive = Field(16, description="completions of each prefix")

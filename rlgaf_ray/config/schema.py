@@ -380,7 +380,8 @@ class Config(Section):
             }
             for key in (key for key, met in needed.items() if not met):
                 raise ValueError(
-                    f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {key}"
+                    f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {key}, "
+                    "or generator.reinforce.credit=sequence"
                 )
         if self.generator.algorithm == "gumbel" and self.discriminator.match_lengths:
             raise ValueError(

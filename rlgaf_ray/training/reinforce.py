@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from rlgaf_ray.config.generator import ReinforceSettings
+from rlgaf_ray.config.generator import PolicyGradientSettings
 from rlgaf_ray.objectives.advantages import (
     batch_mean_baseline,
     group_mean_baseline,
@@ -33,7 +33,7 @@ from rlgaf_ray.types import Metrics, TrainBatch
 
 
 class Reinforce:
-    def __init__(self, settings: ReinforceSettings) -> None:
+    def __init__(self, settings: PolicyGradientSettings) -> None:
         self.settings = settings
         self.kl = KLController(settings.kl)
         self.baseline: float | None = None  # of the moving average, over the iterations before this one

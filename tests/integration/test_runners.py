@@ -48,6 +48,7 @@ STABILISED = [
 ]
 GAD = [
     "discriminator.loss=bradley_terry",
+    "generator.reinforce.credit=sequence",
     "generator.reinforce.baseline=group_mean",
     "generator.reinforce.advantage_scale=group",
 ]

@@ -92,7 +92,7 @@ def write(tmp_path: Path):
         ("task.name=jsonl", "task.name=jsonl needs task.jsonl.path=FILE (one JSON object a line)"),
         ("task.name=hub", "task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)"),
         (
-            "generator.reinforce.kl.placement=loss",
+            "generator.reinforce.kl.estimator=k1",
             "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: "
             "take exact, k2 or k3, or kl.placement=reward",
         ),
@@ -131,12 +131,12 @@ def write(tmp_path: Path):
         ("run..seed=3", "override 'run..seed=3' is not of the form section.key=value"),
         ("run.seed=[1", "override 'run.seed=[1': line 1, column 3: expected ',' or ']', but got '<stream end>'"),
         (
-            "generator.reinforce.credit=token",
+            "generator.reinforce.baseline=leave_one_out",
             "generator.reinforce: baseline=leave_one_out is of whole sequences: "
-            "with credit=token take position_mean, batch_mean or none",
+            "with credit=token take position_mean, batch_mean or none, or set credit=sequence",
         ),
         (
-            "generator.reinforce={credit: token, baseline: position_mean, kl: {estimator: exact}}",
+            "generator.reinforce.kl.placement=reward",
             "generator.reinforce.kl: kl.estimator=exact is a term of the loss: set kl.placement=loss",
         ),
         (
@@ -380,6 +380,7 @@ def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) ->
     "other", ["reward.kind=probability_centered", "reward.whiten=true", "reward.clip=2", "discriminator.pooling=last"]
 )
 def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
-    found = message("generator.reinforce={credit: token, baseline: position_mean}", other)
+    found = message(other)
     assert found.startswith("generator.reinforce.credit=token needs a reward that is a sum over tokens: set ")
+    assert found.endswith(", or generator.reinforce.credit=sequence")
     assert found.split("set ")[1].split("=")[0] == other.split("=")[0]

@@ -18,6 +18,9 @@ from rlgaf_ray.types import Rollout, ScoredRollout
 VOCABULARY = 32
 
 
+SEQUENCE = "generator.reinforce.credit=sequence"
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
@@ -29,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(folder: Path):
     def make(*overrides: str) -> Learner:
         small = ["rollout.batch_size=4", "rollout.samples_per_prompt=4", "learner.precision=float32"]
-        return Learner(folder, load_config(None, [*small, *overrides]), pad_token_id=0)
+        return Learner(folder, load_config(None, [*small, SEQUENCE, *overrides]), pad_token_id=0)
 
     return make
 
@@ -66,7 +69,7 @@ def test_nothing_is_done_unless_asked_for() -> None:
 
 
 def test_whitening_by_all_rewards_so_far_then_clipping() -> None:
-    shaping = RewardShaping(load_config(None, ["reward.whiten=true", "reward.clip=1.5"]).reward)
+    shaping = RewardShaping(load_config(None, [SEQUENCE, "reward.whiten=true", "reward.clip=1.5"]).reward)
     first, _, metrics = shape(shaping, [1.0, 3.0])  # mean 2, deviation 1
     assert (first.tolist(), metrics) == ([-1.0, 1.0], {"reward/clipped_share": 0.0})
     # 1, 3, 2, 10: mean 4, deviation sqrt((9 + 1 + 4 + 36) / 4) = 3.5355339
@@ -104,7 +107,7 @@ def test_whitened_rewards_keep_their_size_beside_the_kl(build) -> None:
 def test_reinforce_is_rewarded_for_unlikely_tokens(build) -> None:
     learner = build(
         "generator.entropy_bonus=0.1",
-        "generator.reinforce={baseline: none, advantage_scale: none, kl: {coefficient: 0.0}}",
+        "generator.reinforce={credit: sequence, baseline: none, advantage_scale: none, kl: {coefficient: 0.0}}",
     )
     metrics = learner.update(scored([0.0] * 4), iteration=0)
     # -log pi of the two tokens: 1 + row and 0.5; to go: 1.5 + row and 0.5
@@ -132,7 +135,7 @@ def test_the_adaptive_kl_holds_to_its_target(build, tmp_path: Path) -> None:
     settings = [
         "generator.learning_rate=1e-3",
         "generator.learning_rate_schedule=constant",
-        "generator.reinforce={baseline: none, kl: {coefficient: 0.1, target: 0.05, horizon: 40}}",
+        "generator.reinforce={credit: sequence, baseline: none, kl: {coefficient: 0.1, target: 0.05, horizon: 40}}",
     ]
     learner, coefficient, seen = build(*settings), 0.1, set()
     for iteration in range(30):

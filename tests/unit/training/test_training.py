@@ -55,7 +55,11 @@ def logits(items: list[ScoredRollout]) -> list[float]:
 
 
 def scored(rewards: list[float]) -> list[ScoredRollout]:
-    return [ScoredRollout(rollout, reward, 0) for rollout, reward in zip(rollouts(), rewards, strict=True)]
+    """All of a reward is what the last token adds."""
+    return [
+        ScoredRollout(rollout, reward, 0, token_scores=np.eye(len(rollout.response_ids), dtype=np.float32)[-1] * reward)
+        for rollout, reward in zip(rollouts(), rewards, strict=True)
+    ]
 
 
 def test_shares_of_micro_batches() -> None:
@@ -270,8 +274,6 @@ def test_exact_kl_is_measured_over_the_vocabulary_and_holds_the_policy(folder: P
         learner = Learner(
             folder,
             config(
-                "generator.reinforce.kl.estimator=exact",
-                "generator.reinforce.kl.placement=loss",
                 f"generator.reinforce.kl.coefficient={coefficient}",
                 "generator.learning_rate=1e-3",
                 "learner.micro_batch_size=3",
@@ -290,8 +292,6 @@ def test_credit_of_tokens_takes_what_came_before_off_the_return(folder: Path) ->
     """Two answers of two tokens that add (3, 1) and (1, 1): returns 4, 2 become (4, 1) and (2, 1)."""
     algorithm = Reinforce(
         config(
-            "generator.reinforce.credit=token",
-            "generator.reinforce.baseline=position_mean",
             "generator.reinforce.advantage_scale=none",
         ).generator.reinforce
     )
