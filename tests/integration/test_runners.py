@@ -32,6 +32,7 @@ SEQGAN = [
 GUMBEL = ["generator.algorithm=gumbel"]
 AVERAGE = ["generator.average_decay=0.9"]
 STABILISED = [
+    "generator.reinforce.credit=sequence",
     "discriminator.updates_per_generator_update=0.5",
     "discriminator.label_smoothing_real=0.1",
     "discriminator.instance_noise=0.5",

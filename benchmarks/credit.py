@@ -1,0 +1,78 @@
+"""The noise in a run's policy gradient: advantages by the whole score against advantages by the score still to come.
+
+    python benchmarks/credit.py RUN [--iterations N]
+
+Rescores the rollouts of the run's last N iterations (default 9) with its final discriminator and prints the second
+moment of the unscaled advantages, to which the variance of the policy gradient is proportional where log-probs and
+advantages are independent. No bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+from rich.console import Console
+from rich.table import Table
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.data.collate import collate
+from rlgaf_ray.models.tokenizer import load_tokenizer
+from rlgaf_ray.objectives.advantages import leave_one_out_baseline, past_scores_baseline, position_mean_baseline
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.types import Rollout
+
+
+def read_rollouts(path: Path) -> list[Rollout]:
+    return [
+        Rollout(
+            prompt_id=row["prompt_id"],
+            prompt_ids=np.array(row["prompt_ids"], np.int32),
+            response_ids=np.array(row["response_ids"], np.int32),
+            behaviour_logprobs=np.array(row["behaviour_logprobs"], np.float32),
+            finish_reason=row["finish_reason"],
+            policy_version=row["policy_version"],
+        )
+        for row in parquet.read_table(path).to_pylist()
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--iterations", type=int, default=9)
+    arguments = parser.parse_args()
+    config = load_config(arguments.run / "config.yaml")
+    pad = load_tokenizer(str(arguments.run / "generator")).pad_token_id
+    discriminator = Discriminator(arguments.run / "discriminator", config, pad_token_id=pad)
+    group_size = config.rollout.samples_per_prompt
+    moments: dict[str, list[float]] = {}
+    for path in sorted((arguments.run / "rollouts").glob("*.parquet"))[-arguments.iterations :]:
+        batch = collate(discriminator.score(read_rollouts(path)), pad, group_size)
+        mask, scores = batch.sequences.response_mask, batch.scores
+        assert batch.token_scores is not None
+        returns = scores[:, None] * mask
+        to_come = returns - past_scores_baseline(batch.token_scores, mask)
+        kinds = {
+            "whole score, mean of the prompt's other samples": returns
+            - leave_one_out_baseline(scores, group_size=group_size)[:, None],
+            "whole score, mean at the position": returns - position_mean_baseline(returns, mask),
+            "score to come, mean at the position": to_come - position_mean_baseline(to_come, mask),
+        }
+        for name, advantages in kinds.items():
+            moments.setdefault(name, []).append(float(advantages[mask].square().mean()))
+    table = Table(title=f"advantages of {arguments.run.name}: mean of {len(next(iter(moments.values())))} iterations")
+    for head in ("return, baseline", "second moment", "over the first"):
+        table.add_column(head, justify="left" if head.startswith("return") else "right")
+    first = np.mean(next(iter(moments.values())))
+    for name, values in moments.items():
+        table.add_row(name, f"{np.mean(values):.4f}", f"{np.mean(values) / first:.2f}")
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
