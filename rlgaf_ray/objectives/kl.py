@@ -50,8 +50,9 @@ def exact_kl(
 
     sum_v pi(v) (log pi(v) - log pi_ref(v))
 
-    Without noise and, unlike the estimates from one token, differentiable as it stands. Tokens that the policy rules
-    out (log-probability of minus infinity) add nothing.
+    The Rao-Blackwellised estimate of Amini et al. 2025 (arXiv 2504.10637): exact at each position, sampled in its prefix.
+    Unlike the estimates from one token it is differentiable as it stands. Tokens that the policy rules out
+    (log-probability of minus infinity) add nothing.
     Shapes: [..., V] twice -> [...]; each row the logarithm of a distribution. Memory: three tensors of that shape.
     """
     assert policy_logprobs.shape == reference_logprobs.shape, (policy_logprobs.shape, reference_logprobs.shape)
