@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlgaf_ray.config.schema import GuardSection
+from rlgaf_ray.config.guard import GuardSection
 from rlgaf_ray.types import Metrics
 
 Kind = Literal["healthy", "mode_collapse", "discriminator_saturated", "kl_runaway", "drift", "non_finite"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlgaf_ray.config.schema import UpdateRatioSection
+from rlgaf_ray.config.discriminator import UpdateRatioSection
 
 SLACK = 1e-9  # 5 * 0.2 must count as 1 whatever the binary fraction
 DECAY = 0.5  # of the moving average: a reading, itself a mean over iterations, has a standard error of about 0.025

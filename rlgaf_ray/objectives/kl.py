@@ -50,7 +50,7 @@ def exact_kl(
 
     sum_v pi(v) (log pi(v) - log pi_ref(v))
 
-    The Rao-Blackwellised estimate of Amini et al. 2025 (arXiv 2504.10637): exact at each position, sampled in its prefix.
+    The Rao-Blackwellised estimate of Amini et al. 2025 (arXiv 2504.10637): exact at a position, sampled in its prefix.
     Unlike the estimates from one token it is differentiable as it stands. Tokens that the policy rules out
     (log-probability of minus infinity) add nothing.
     Shapes: [..., V] twice -> [...]; each row the logarithm of a distribution. Memory: three tensors of that shape.

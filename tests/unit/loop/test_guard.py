@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rlgaf_ray.config.schema import GuardSection
+from rlgaf_ray.config.guard import GuardSection
 from rlgaf_ray.loop.guard import Guard, Verdict, not_finite
 from rlgaf_ray.types import Metrics
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rlgaf_ray.config.schema import UpdateRatioSection
+from rlgaf_ray.config.discriminator import UpdateRatioSection
 from rlgaf_ray.loop.update_ratio import DECAY, LEAD, UpdateRatio
 
 FIXED, ADAPTIVE = UpdateRatioSection(), UpdateRatioSection(mode="adaptive")

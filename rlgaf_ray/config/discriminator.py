@@ -1,0 +1,119 @@
+"""The discriminator's update: how often, by which loss, and what steadies it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from rlgaf_ray.config.section import NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
+
+Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
+
+
+# Keys of the discriminator that SeqGAN's CNN does not have.
+ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout", "frozen_layers", "match_lengths")
+
+
+class UpdateRatioSection(Section):
+    """Adaptive: the rate is moved so that the discriminator's held-out accuracy stays in a band."""
+
+    mode: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive starts at updates_per_generator_update")
+    band: Pair = Field((0.6, 0.75), description="of the held-out accuracy; its middle is aimed at")
+    minimum: Rate = Field(0.02, description="updates per generator update, never fewer")
+    maximum: Rate = Field(4.0, description="never more: what is above it costs more than it teaches")
+    step: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.1, description="largest change of the rate's logarithm an iteration; it is made at the band's edges"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UpdateRatioSection:
+        low, high = self.band
+        if low >= high:
+            raise ValueError(f"discriminator.update_ratio.band={[low, high]} must rise")
+        if self.minimum > self.maximum:
+            raise ValueError(
+                f"discriminator.update_ratio.minimum={self.minimum:g} lies above "
+                f"discriminator.update_ratio.maximum={self.maximum:g}"
+            )
+        return self
+
+
+class DiscriminatorSection(Section):
+    updates_per_generator_update: NonNegativeRate = Field(
+        0.2, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
+    )
+    update_ratio: UpdateRatioSection = UpdateRatioSection()
+    held_out: NonNegative | None = Field(
+        None,
+        description="demonstrations that it never trains on, for its held-out accuracy; default: 128 where the update "
+        "ratio is adaptive or the guard stops or heals, else 0",
+    )
+    loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"] = Field(
+        "binary_cross_entropy", description="bradley_terry ranks each rollout below the demonstration of its prompt"
+    )
+    architecture: Literal["generator", "cnn"] = Field(
+        "generator", description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch"
+    )
+    pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
+    batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
+    contrast_weight: NonNegativeRate = Field(
+        1.3, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off"
+    )
+    learning_rate: Rate = 5e-5
+    betas: Pair = (0.5, 0.99)
+    weight_decay: NonNegativeRate = 0.0
+    max_grad_norm: Rate = 1.0
+    label_smoothing_real: Smoothing = Field(0.0, description="binary_cross_entropy: demonstrations are labelled 1 - a")
+    label_smoothing_fake: Smoothing = Field(
+        0.0, description="binary_cross_entropy: rollouts and contrast are labelled b; above 0 is two-sided"
+    )
+    instance_noise: NonNegativeRate = Field(
+        0.0, description="Gaussian noise on the response's embeddings while it trains, in units of their size; 0: off"
+    )
+    instance_noise_steps: Positive = Field(60, description="updates over which the noise falls to 0, in a line")
+    gradient_penalty: Literal["none", "r1", "interpolated"] = Field(
+        "none", description="of its logit in the response's embeddings: r1 at real ones, interpolated between both"
+    )
+    gradient_penalty_weight: Rate = Field(
+        0.1, description="the slope's size depends on that of the embeddings: see discriminator/gradient_penalty first"
+    )
+    spectral_norm: bool = Field(
+        False, description="the head is scaled to a largest singular value of at most 1, at the start and each update"
+    )
+    head_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of the hidden states' entries that the head does not see while it trains"
+    )
+    frozen_layers: NonNegative = Field(
+        0, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
+    )
+    replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
+    )
+    replay_size: Positive = Field(1000, description="past rollouts that are kept")
+    match_lengths: bool = Field(
+        False, description="responses of an update are cut to one distribution of lengths, and read without their end"
+    )
+
+    @model_validator(mode="after")
+    def _stabilisers_fit(self) -> DiscriminatorSection:
+        if self.loss != "binary_cross_entropy":
+            for name in ("label_smoothing_real", "label_smoothing_fake"):
+                if getattr(self, name) > 0:
+                    raise ValueError(
+                        f"discriminator.{name} is of the labels of binary_cross_entropy: "
+                        f"set it to 0 with discriminator.loss={self.loss}"
+                    )
+        if self.loss == "bradley_terry" and self.replay_share > 0:
+            raise ValueError(
+                "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
+                "set discriminator.replay_share=0"
+            )
+        if self.architecture == "cnn":
+            for name in ONLY_TRANSFORMERS:
+                if getattr(self, name) != DiscriminatorSection.model_fields[name].default:
+                    raise ValueError(
+                        f"discriminator.{name} is for transformers: leave it out, or set "
+                        "discriminator.architecture=generator"
+                    )
+        return self
