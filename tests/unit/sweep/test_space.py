@@ -169,6 +169,7 @@ def test_every_warm_up_that_a_trial_starts_from_is_made_before() -> None:
         None,
         [
             RATE,
+            "generator.reinforce.credit=sequence",
             "sweep.space.discriminator.pooling.grid=[mean, last]",
             "sweep.space.warmup.generator.steps.choice=[3, 4, 5]",
         ],
