@@ -12,7 +12,7 @@ from rich.table import Table
 from rlgaf_ray.config import Config
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.sweep.results import TrialResult
-from rlgaf_ray.sweep.space import num_trials, short_names
+from rlgaf_ray.sweep.space import short_names
 
 # Column head, metric, format.
 COLUMNS = (
@@ -29,25 +29,24 @@ class Lines(tune.Callback):
 
     def __init__(self, config: Config) -> None:
         self.metric = config.sweep.metric
-        self.total = num_trials(config)
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._say(trials, trial, f"{describe(trial.config)}: starts")
+        _say(trial, f"{describe(trial.config)}: starts")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if result.get("stopped"):
-            self._say(trials, trial, f"stopped by the guard: {result['stopped']}")
+            _say(trial, f"stopped by the guard: {result['stopped']}")
         elif "mistake" not in result:
-            self._say(trials, trial, f"iteration {result['iteration']}: {', '.join(cells(result, self.metric))}")
+            _say(trial, f"iteration {result['iteration']}: {', '.join(cells(result, self.metric))}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._say(trials, trial, "failed")
+        _say(trial, "failed")
 
-    def _say(self, trials: list[Trial], trial: Trial, text: str) -> None:
-        number = trials.index(trial) + 1
-        Terminal().message(f"trial {number} of {max(self.total, len(trials))}, {text}")
+
+def _say(trial: Trial, text: str) -> None:
+    Terminal().message(f"trial {trial.trial_id}, {text}")
 
 
 def describe(values: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
-from rlgaf_ray.sweep.space import check_sweep, single_variants, warmup_variants
+from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
 from rlgaf_ray.sweep.trial import TRIALS, run_trial
 from rlgaf_ray.train import (
     SIGNAL_EXIT_OFFSET,
@@ -64,6 +64,7 @@ def sweep(config: Config, *, resume: bool) -> int:
         placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
         remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # whether its bundles fit on the nodes
         make_warmups(config, terminal)
+        terminal.message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder / TRIALS}")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump_config(config))
         with tune_settings(), stop_on_signals(lambda: signal.raise_signal(signal.SIGUSR1)) as received:
