@@ -63,6 +63,7 @@ def heal(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> None:
     if loop.checkpoints.named("best") is None:
         state["best"] = None
     loop.resume(path, state)
+    loop.guard.evaluations.clear()  # gentler settings may end lower and sound: drift is judged from here on
     ratio = loop.update_ratio
     if ratio.adaptive:
         ratio.rate = healed_rate(ratio.rate, heals - state["heals"], loop)

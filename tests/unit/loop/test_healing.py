@@ -165,8 +165,8 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
     Sound until 17 - 4 = 13, so it goes back to the checkpoint of 12, although 15 and 18 are there and newer.
     """
     roles = PretendedRoles()
-    config = settings("discriminator.updates_per_generator_update=10")
-    outcome, messages, _ = run(config, roles, tmp_path)
+    config = settings("discriminator.updates_per_generator_update=10", "evaluation.every=10")
+    outcome, messages, loop = run(config, roles, tmp_path)
     assert outcome.iteration == 40 and not outcome.interrupted
     (event,) = events(tmp_path)
     assert (event["iteration"], event["onset"], event["back_to"]) == (19, 17, 12)
@@ -180,6 +180,7 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
     assert {row["guard/healthy"] for row in logged[1:]} == {1.0}
     assert logged[13]["generator/moments"] == 1.0  # forgotten, where 13 would stand
     assert roles.learning_rate_factor == 0.5
+    assert [at for at, _, _ in loop.guard.evaluations] == [20, 30, 40]  # not 10, which came before the heal
     draws = roles.state["draws"]
     assert len(draws) == 40  # prompts go on from where the checkpoint was, none skipped
     calm = PretendedRoles(onset=1000)
