@@ -55,7 +55,11 @@ class PretendedRoles:
         held = self.state["coefficient"] >= self.enough
         self.state["kl"] += 0.0 if held or iteration < self.onset else 0.4
         self.state["moments"] += 1
-        metrics = {"generator/kl": self.state["kl"], "generator/kl_coefficient": self.state["coefficient"]}
+        metrics = {
+            "reward/mean": 0.0,
+            "generator/kl": self.state["kl"],
+            "generator/kl_coefficient": self.state["coefficient"],
+        }
         if iteration + 1 == self.broken_at:
             self.broken_at = None
             metrics["generator/kl"] = float("nan")
