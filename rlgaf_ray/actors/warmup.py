@@ -25,7 +25,7 @@ from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.generator import FROM_SCRATCH, build_from_scratch, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
-from rlgaf_ray.training.memory import keep_freed_memory
+from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
 
 FORMAT = 2  # raise it when a change of the code changes what a warm-up makes
@@ -113,6 +113,8 @@ def _run(
             failure_config=FailureConfig(max_failures=1),
         ),
     ).fit()
+    if in_process:
+        release_freed_memory()
     result = partial / "result"
     tokenizer.save_pretrained(result)
     result.rename(target)
