@@ -55,7 +55,11 @@ class PretendedRoles:
         held = self.state["coefficient"] >= self.enough
         self.state["kl"] += 0.0 if held or iteration < self.onset else 0.4
         self.state["moments"] += 1
-        metrics = {"generator/kl": self.state["kl"], "generator/kl_coefficient": self.state["coefficient"]}
+        metrics = {
+            "reward/mean": 0.0,
+            "generator/kl": self.state["kl"],
+            "generator/kl_coefficient": self.state["coefficient"],
+        }
         if iteration + 1 == self.broken_at:
             self.broken_at = None
             metrics["generator/kl"] = float("nan")
@@ -180,7 +184,7 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
     assert {row["guard/healthy"] for row in logged[1:]} == {1.0}
     assert logged[13]["generator/moments"] == 1.0  # forgotten, where 13 would stand
     assert roles.learning_rate_factor == 0.5
-    assert [at for at, _, _ in loop.guard.evaluations] == [20, 40]  # not 10, which came before the heal
+    assert [at for at, _, _ in loop.guard.evaluations] == [20, 30, 40]  # not 10, which came before the heal
     draws = roles.state["draws"]
     assert len(draws) == 40  # prompts go on from where the checkpoint was, none skipped
     calm = PretendedRoles(onset=1000)
