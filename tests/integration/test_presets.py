@@ -36,7 +36,7 @@ SHORT = [
 ]
 IMDB = [
     "task.response_tokens=12",
-    "task.imdb.splits={generator_warmup: 400, demonstrations: 200, discriminator_warmup: 100, judge: 300, "
+    "task.imdb.splits={generator_warmup: 400, demonstrations: 600, discriminator_warmup: 100, judge: 300, "
     "held_out: 120}",
 ]
 ANSWERS = ["task.squad.source=path", f"task.squad.path={SQUAD}", "task.squad.max_rows=8000"]

@@ -90,6 +90,7 @@ def test_a_sweep_whose_trials_all_failed_shows_the_first_error(small, capsys) ->
     assert error.startswith("error: no trial of 1 finished; the first error: the learner did not answer __ray_ready__")
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_and_no_finished_trial_runs_again(small, tmp_path: Path) -> None:
     overrides = [*small("run.name=cut"), *SHORT[1:], "run.iterations=4", "sweep.scheduler=none"]
     overrides += [f"{RATES}[1e-4, 2e-4]", "learner.precision=float32"]
