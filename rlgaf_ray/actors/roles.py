@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
     Demonstration,
@@ -139,7 +139,8 @@ class RayRoles:
         return [rollout for worker, ref in calls for rollout in self._get(worker, "generate", ref)]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        return self._get(self.discriminator, "score", self.discriminator.score.remote(rollouts))
+        ref = self.discriminator.token_scores.remote(rollouts)
+        return with_scores(rollouts, *self._get(self.discriminator, "score", ref))
 
     def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
         return self._get(

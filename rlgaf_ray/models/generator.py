@@ -167,6 +167,7 @@ def predicted_logprobs(
 ) -> Float[Tensor, "batch time vocabulary"]:
     """log pi(. | x, y_<t), the whole distribution at every position from the first response token of any row on.
 
+    Logits are computed only where a response token is predicted.
     ``temperature`` and ``masked_token_ids`` (tokens that the engine may not sample) define the same distribution as the
     engine's, so that the two agree. Shapes: token ids [B, T] -> float32 [B, T - first_response(sequences), V].
     """

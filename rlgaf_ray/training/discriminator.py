@@ -48,6 +48,16 @@ def load_discriminator(
     )
 
 
+def with_scores(rollouts: Sequence[Rollout], token_scores: np.ndarray, version: int) -> list[ScoredRollout]:
+    """The rollouts with what ``Discriminator.token_scores`` gave for them."""
+    ends = np.cumsum([len(rollout.response_ids) for rollout in rollouts])
+    rows = np.split(token_scores, ends[:-1])
+    return [
+        ScoredRollout(rollout, float(row.sum()), version, token_scores=row)
+        for rollout, row in zip(rollouts, rows, strict=True)
+    ]
+
+
 class Discriminator:
     """One network, its optimiser, and the number of updates it has had (``version``)."""
 
@@ -99,23 +109,25 @@ class Discriminator:
         embeddings = add_instance_noise(self.model.embed(sequences), sequences.response_mask, scale=noise)
         return self.model.logits_of(sequences, embeddings)
 
-    @torch.no_grad()
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
+        return with_scores(rollouts, *self.token_scores(rollouts))
+
+    @torch.no_grad()
+    def token_scores(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, int]:
+        """What each response token adds to its logit, row after row in one array (float32 [sum of R]), and the version.
+
+        One array travels between processes, and the rollouts, which the caller has, do not.
+        """
         rows: list[np.ndarray] = []
         with autocast(self.dtype, self.device):
             for sequences in self._micro_batches(self._as_learned(rollouts)):
                 parts, masks = self.model.token_logits(sequences).cpu().numpy(), sequences.response_mask.cpu().numpy()
                 rows += [row[mask] for row, mask in zip(parts, masks, strict=True)]
-        return [
-            ScoredRollout(
-                rollout,
-                float(row.sum()),
-                self.version,
-                token_scores=np.pad(row, (0, len(rollout.response_ids) - len(row))),
-            )
-            for rollout, row in zip(rollouts, rows, strict=True)
-        ]
+        lengths = [len(rollout.response_ids) for rollout in rollouts]
+        # An end of text that was not read adds nothing.
+        whole = [np.pad(row, (0, length - len(row))) for row, length in zip(rows, lengths, strict=True)]
+        return np.concatenate(whole), self.version
 
     @torch.no_grad()
     def demonstration_logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:

@@ -118,33 +118,36 @@ def test_past_scores_of_independent_tokens_take_a_third_of_the_noise():
     assert noise == pytest.approx([3 * 2 / 3, 2 * 2 / 3])
 
 
-def test_position_mean_over_all_pairs_shrinks_the_gradient_by_a_half(logits, exact):
-    """Of n answers each is in its own baseline: what is left is (n - 1) / n of the gradient."""
+def expected_gradient_of_pairs(logits, advantages_of):
+    """As ``expected_gradient``, of batches of two answers; ``advantages_of`` takes their rows."""
     logprobs = response_logprobs(logits)
-    probabilities = logprobs.sum(1).exp().detach()
-    padded, returns = pad(logprobs), rewards_to_go(pad(REWARDS), MASK, discount=1.0)
+    probabilities, padded = logprobs.sum(1).exp().detach(), pad(logprobs)
     total = torch.zeros((), dtype=torch.float64)
     for pair in itertools.product(range(27), repeat=2):
         rows = list(pair)
-        advantages = returns[rows] - position_mean_baseline(returns[rows], MASK[rows])
-        loss, _ = reinforce_loss(padded[rows], advantages, MASK[rows], average="token")
+        loss, _ = reinforce_loss(padded[rows], advantages_of(rows), MASK[rows], average="token")
         total = total + probabilities[rows].prod() * loss
     (gradient,) = torch.autograd.grad(total, logits)
-    torch.testing.assert_close(-LENGTH * gradient, exact / 2)
+    return -LENGTH * gradient
+
+
+def test_position_mean_over_all_pairs_shrinks_the_gradient_by_a_half(logits, exact):
+    """Of n answers each is in its own baseline: what is left is (n - 1) / n of the gradient."""
+    returns = rewards_to_go(pad(REWARDS), MASK, discount=1.0)
+
+    def advantages(rows):
+        return returns[rows] - position_mean_baseline(returns[rows], MASK[rows])
+
+    torch.testing.assert_close(expected_gradient_of_pairs(logits, advantages), exact / 2)
 
 
 def test_leave_one_out_baseline_over_all_pairs(logits, exact):
-    logprobs = response_logprobs(logits)
-    probabilities = logprobs.sum(1).exp().detach()
-    padded, returns = pad(logprobs), rewards_to_go(pad(REWARDS), MASK, discount=1.0)
-    total = torch.zeros((), dtype=torch.float64)
-    for pair in itertools.product(range(27), repeat=2):
-        rows = list(pair)
-        baseline = leave_one_out_baseline(REWARDS[rows].sum(1), group_size=2)
-        loss, _ = reinforce_loss(padded[rows], returns[rows] - baseline[:, None], MASK[rows], average="token")
-        total = total + probabilities[rows].prod() * loss
-    (gradient,) = torch.autograd.grad(total, logits)
-    torch.testing.assert_close(-LENGTH * gradient, exact)
+    returns = rewards_to_go(pad(REWARDS), MASK, discount=1.0)
+
+    def advantages(rows):
+        return returns[rows] - leave_one_out_baseline(REWARDS[rows].sum(1), group_size=2)[:, None]
+
+    torch.testing.assert_close(expected_gradient_of_pairs(logits, advantages), exact)
 
 
 def test_ppo_at_ratio_one(logits, exact):
