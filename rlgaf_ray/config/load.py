@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from rlgaf_ray.config.schema import Config
+from rlgaf_ray.config import uri
+from rlgaf_ray.config.schema import Config, RunSection
 
 
 class ConfigError(ValueError):
@@ -60,20 +61,28 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *
         raise ConfigError(_describe(error, path, overrides)) from None
 
 
-def load_run_config(overrides: Sequence[str]) -> Config:
-    """The config that a run was started with, found by ``run.root`` and ``run.name``, changed by the overrides."""
+def load_run_config(
+    overrides: Sequence[str], find: Callable[[RunSection], Path] = lambda run: run.folder / "config.yaml"
+) -> Config:
+    """The config that a run was started with, found by ``run.root`` and ``run.name``, changed by the overrides.
+
+    ``find``: brings its file here where the run is kept elsewhere.
+    """
     run = load_config(None, [item for item in overrides if item.startswith(("run.root=", "run.name="))]).run
     if run.name is None:
         raise ConfigError("--resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file")
-    path = run.folder / "config.yaml"
+    path = find(run)
     if not path.is_file():
-        raise ConfigError(f"nothing to resume: {path} does not exist (run.root and run.name say where to look)")
+        place = run.folder / "config.yaml" if run.remote is None else uri.child(run.shown, "config.yaml")
+        raise ConfigError(f"nothing to resume: {place} does not exist (run.root and run.name say where to look)")
     return load_config(path, overrides)
 
 
 def dump_config(config: Config) -> str:
-    """YAML that loads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """YAML that loads back to an equal config, but for a key in the URI of ``run.root``, which is left out."""
+    tree = config.model_dump(mode="json")
+    tree["run"]["root"] = uri.public(tree["run"]["root"])
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from platformdirs import user_cache_path
+from pydantic import Field, field_validator, model_validator
 
+from rlgaf_ray.config import uri
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection
@@ -20,14 +22,44 @@ class RunSection(Section):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under root; default: task and time"
     )
-    root: str = Field("runs", description="where run folders are made")
+    root: str = Field("runs", description="where run folders are made: a path, file:///, s3:// or gs://")
+    storage_timeout_seconds: Rate = Field(
+        120.0, description="how long a failing read or write of s3:// and gs:// is tried again"
+    )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     iterations: Positive = Field(150, description="generator updates")
 
+    @field_validator("root")
+    @classmethod
+    def _usable_root(cls, root: str) -> str:
+        if uri.is_uri(root):
+            uri.check(root)
+        return root
+
     @property
     def folder(self) -> Path:
+        """The run's folder in the file system; where ``remote`` names another place, what is on its way to there."""
         assert self.name is not None, "the run has no name yet"
-        return Path(os.path.abspath(os.path.expanduser(self.root))) / self.name
+        if self.remote is not None:
+            place = hashlib.sha256(uri.public(self.root).encode()).hexdigest()[:16]
+            return user_cache_path("rlgaf_ray") / "runs" / place / self.name
+        return uri.local_path(self.root) / self.name
+
+    @property
+    def remote(self) -> str | None:
+        """The URI of the run's folder, where that is not in the file system. It may hold a key: never show it."""
+        assert self.name is not None, "the run has no name yet"
+        return uri.child(self.root, self.name) if uri.is_remote(self.root) else None
+
+    @property
+    def shown(self) -> str:
+        """Where the run's folder is, for people."""
+        return str(self.folder) if self.remote is None else uri.public(self.remote)
+
+    @property
+    def again(self) -> str:
+        """What follows --resume to go on with this run."""
+        return f"run.name={self.name}" if self.remote is None else self.shown
 
 
 class ModelSection(Section):
@@ -216,6 +248,16 @@ class Config(Section):
             raise ValueError(
                 "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
                 "from the discriminator: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _answers_outlast_the_storage(self) -> Config:
+        limit, answer = self.run.storage_timeout_seconds, self.cluster.timeout_seconds
+        if uri.is_remote(self.run.root) and limit >= answer:
+            raise ValueError(
+                f"run.storage_timeout_seconds={limit:g} must be below cluster.timeout_seconds={answer:g}: an actor "
+                "that still tries to store its checkpoint would pass for dead"
             )
         return self
 

@@ -1,0 +1,60 @@
+"""From the address of a bucket to one of the file systems of ``pyarrow.fs``."""
+
+from __future__ import annotations
+
+import functools
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from rlgaf_ray.config import uri as uris
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+SILENT_SECONDS = 30.0  # without a byte: a store may take its time to put a large object together
+CONNECT_SECONDS = 10.0
+GCS_SECONDS = 2.0  # of its client's own retries: Remote tries again itself
+
+
+@functools.lru_cache
+def connect(scheme: str, netloc: str, query: str) -> FileSystem:
+    """One connection a process and address. Reaches the network only to find the region of a bucket of AWS."""
+    from pyarrow import fs
+
+    options = uris.options(f"{scheme}://{netloc}?{query}")
+    user, _, bucket = netloc.rpartition("@")
+    match scheme:
+        case "file":
+            return fs.LocalFileSystem()
+        case "gs":
+            return fs.GcsFileSystem(
+                anonymous=user == "anonymous", retry_time_limit=timedelta(seconds=GCS_SECONDS), **options
+            )
+    assert scheme == "s3", scheme
+    settings: dict[str, Any] = dict(options)
+    for name in ("allow_bucket_creation", "force_virtual_addressing"):
+        settings[name] = options.get(name) == "true"
+    if user:
+        key, _, secret = user.partition(":")
+        settings |= {"access_key": unquote(key), "secret_key": unquote(secret)}
+    named = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))  # Arrow reads them too
+    endpoint = options.get("endpoint_override") or next(filter(None, named), None)
+    if not endpoint and "region" not in options:
+        settings["region"] = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(
+        request_timeout=SILENT_SECONDS,
+        connect_timeout=CONNECT_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1),  # likewise
+        proxy_options=proxy_for(options.get("scheme", "https"), endpoint or "s3.amazonaws.com"),
+        **settings,
+    )
+
+
+def proxy_for(scheme: str, endpoint: str) -> str | None:
+    """The proxy that the environment names for this endpoint, of which Arrow's S3 would know nothing; None: direct."""
+    host = urlsplit(f"//{endpoint.rpartition('//')[2]}").hostname or ""
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+    return None if loopback or proxy_bypass(host) else getproxies().get(scheme)

@@ -1,0 +1,90 @@
+"""Methods that write or read a folder, made able to do so in an object store from whatever node they run on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from rlgaf_ray.data.storage import Place, Remote, StorageError
+
+S = TypeVar("S")
+P = ParamSpec("P")
+R = TypeVar("R")
+CHECKSUMS = "checksums-"  # with a hash behind it: several processes may write into one folder
+
+
+def saves_to_storage(
+    method: Callable[Concatenate[S, Path, P], None],
+) -> Callable[Concatenate[S, Place, P], None]:
+    """``method`` fills the folder it is given; a remote one is filled by way of a temporary folder of this node.
+
+    The files' checksums go beside them: who completes the checkpoint never sees the files themselves. What could not
+    be stored stays where it is, and the ``StorageError`` says where.
+    """
+
+    @functools.wraps(method)
+    def save(self: S, folder: Place, *args: P.args, **kwargs: P.kwargs) -> None:
+        if isinstance(folder, Path):
+            method(self, folder, *args, **kwargs)
+            return
+        local = Path(tempfile.mkdtemp(prefix="rlgaf-"))
+        try:
+            method(self, local, *args, **kwargs)
+            send(local, folder)
+        except StorageError as error:
+            raise StorageError(f"{error}; what was to be stored is in {local} on {socket.gethostname()}") from error
+        except BaseException:
+            shutil.rmtree(local)
+            raise
+        shutil.rmtree(local)
+
+    return save
+
+
+def loads_from_storage(
+    method: Callable[Concatenate[S, Path, P], R],
+) -> Callable[Concatenate[S, Place, P], R]:
+    """``method`` reads the folder it is given; a remote one is fetched into a temporary folder of this node."""
+
+    @functools.wraps(method)
+    def load(self: S, folder: Place, *args: P.args, **kwargs: P.kwargs) -> R:
+        if isinstance(folder, Path):
+            return method(self, folder, *args, **kwargs)
+        with tempfile.TemporaryDirectory(prefix="rlgaf-") as local:
+            folder.download(Path(local))
+            return method(self, Path(local), *args, **kwargs)
+
+    return load
+
+
+def send(local: Path, folder: Remote) -> None:
+    """Store a folder's files, then their checksums; of an empty folder nothing, as other ranks of a group write it."""
+    sums = {file.relative_to(local).as_posix(): checksum(file) for file in local.rglob("*") if file.is_file()}
+    if sums:
+        folder.upload_folder(local)
+        text = json.dumps(sums, indent=1, sort_keys=True)
+        (folder / f"{CHECKSUMS}{hashlib.sha256(text.encode()).hexdigest()[:8]}.json").write_text(text)
+
+
+def checksums(folder: Place) -> dict[str, str]:
+    """SHA-256 of every file below, by its relative name; of a remote one where its writers left it beside the files."""
+    if isinstance(folder, Path):
+        return {str(file.relative_to(folder)): checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    sums: dict[str, str] = {}
+    names = set(folder.files())
+    for name in [name for name in names if name.rpartition("/")[2].startswith(CHECKSUMS)]:
+        prefix = name.removesuffix(name.rpartition("/")[2])
+        sums |= {prefix + file: digest for file, digest in json.loads((folder / name).read_text()).items()}
+    return {name: sums.get(name) or checksum(folder / name) for name in sorted(names)}
+
+
+def checksum(file: Place) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,226 @@
+"""Places by URI, over the file system that stands in for an object store here; a real S3 server: tests/integration."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow.fs import LocalFileSystem
+
+from rlgaf_ray.data.connection import proxy_for
+from rlgaf_ray.data.handover import checksums, loads_from_storage, saves_to_storage
+from rlgaf_ray.data.mirror import Mirror
+from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused, copy_tree, remove
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Remote:
+    return Remote(f"file://{tmp_path}/remote", timeout=0.6)
+
+
+class Model:
+    """Its methods run on a node of their own, which sees no other node's files."""
+
+    text = "weights"
+
+    @saves_to_storage
+    def save(self, folder: Path, *, extra: str = "") -> None:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / "model").write_text(self.text + extra)
+        self.wrote_in = folder
+
+    @loads_from_storage
+    def load(self, folder: Path) -> str:
+        self.read_in = folder
+        return (folder / "deep" / "model").read_text()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, times: int, error: str = "AWS Error NETWORK_CONNECTION") -> list[str]:
+    """The next writes fail; returns the names of those that did."""
+    real, failed = Remote._make_parent, list[str]()
+
+    def make_parent(self: Remote) -> None:
+        if len(failed) < times:
+            failed.append(self.name)
+            raise OSError(error)
+        real(self)
+
+    monkeypatch.setattr(Remote, "_make_parent", make_parent)
+    return failed
+
+
+def test_files_come_back_as_they_went(remote: Remote, tmp_path: Path) -> None:
+    (remote / "a" / "b.txt").write_text("one")
+    (remote / "c.txt").write_text("twenty")
+    assert remote.files() == {"a/b.txt": 3, "c.txt": 6}
+    assert [child.name for child in remote.children()] == ["a", "c.txt"]
+    assert (remote / "c.txt").read_text() == "twenty"
+    remote.download(tmp_path / "flat", recursive=False)
+    assert [path.name for path in (tmp_path / "flat").iterdir()] == ["c.txt"]
+    remote.download(tmp_path / "whole")
+    copied = Remote(f"file://{tmp_path}/copied")
+    copied.upload_folder(tmp_path / "whole")
+    copy_tree(copied, copied / "again", without=("c.*",))
+    assert copied.files() == {"a/b.txt": 3, "c.txt": 6, "again/a/b.txt": 3}
+    remove(copied / "a")
+    remove(copied / "a")  # nothing there: nothing to do
+    assert set(copied.files()) == {"c.txt", "again/a/b.txt"}
+    with pytest.raises(FileNotFoundError):
+        (remote / "none").read_bytes()
+
+
+def test_a_place_shows_no_key_and_travels_with_it() -> None:
+    place = Remote("s3://KEY:SE%2FCRET@bucket/runs?region=eu-west-1") / "name"
+    assert str(place) == repr(place) == "s3://bucket/runs/name?region=eu-west-1"
+    assert (place.name, place.path) == ("name", "bucket/runs/name")
+    assert pickle.loads(pickle.dumps(place)).uri == "s3://KEY:SE%2FCRET@bucket/runs/name?region=eu-west-1"
+    assert sorted([place / "b", place / "a"])[0] == place / "a"
+
+
+def test_what_fails_for_a_while_is_tried_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = failing(monkeypatch, 1)
+    (remote / "x").write_text("arrived")
+    assert (remote / "x").read_text() == "arrived"
+    assert failed == ["x"]
+
+
+def test_what_fails_for_good_is_one_sentence_in_time(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, 1000, "AWS Error\n  for s3://KEY:SECRET@bucket")
+    start = time.monotonic()
+    with pytest.raises(StorageError) as caught:
+        (remote / "x").write_text("never arrives")
+    assert str(caught.value) == f"{remote}/x could not be written within 0.6 s: AWS Error for s3://bucket"
+    assert time.monotonic() - start < 2
+
+
+def test_a_file_that_did_not_arrive_is_no_success(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Losing:
+        def __getattr__(self, name: str) -> object:
+            return getattr(LocalFileSystem(), name)
+
+        def open_output_stream(self, path: str) -> pa.BufferOutputStream:
+            return pa.BufferOutputStream()
+
+    monkeypatch.setattr("rlgaf_ray.data.storage.connect", lambda *parts: Losing())
+    with pytest.raises(StorageError, match=r"x could not be written within 0.6 s: 0 of 4 bytes have arrived"):
+        (remote / "x").write_text("lost")
+
+
+def test_the_check_leaves_nothing_and_refuses_what_cannot_be_written(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.check()
+    assert remote.files() == {}
+    failed = failing(monkeypatch, 1000, "AWS Error ACCESS_DENIED during PutObject")
+    with pytest.raises(StorageRefused, match=r"remote cannot be used: AWS Error ACCESS_DENIED during PutObject$"):
+        remote.check()
+    assert len(failed) == 1  # it will not be allowed later either
+
+
+@pytest.mark.parametrize(
+    ("place", "word"), [("s3://K:S@bucket", "NETWORK_CONNECTION"), ("gs://anonymous@bucket", "UNAVAILABLE")]
+)
+def test_nobody_at_the_endpoint_is_a_refusal(place: str, word: str) -> None:
+    with pytest.raises(StorageRefused, match=word) as caught:
+        Remote(f"{place}/runs?scheme=http&endpoint_override=127.0.0.1:1", timeout=0.1).check()
+    assert "@" not in str(caught.value) and "://bucket/runs?scheme=http" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "endpoint", "expected"),
+    [
+        ("http", "127.0.0.1:5000", None),
+        ("http", "http://localhost:5000", None),
+        ("https", "s3.amazonaws.com", "http://proxy:3128"),
+        ("https", "s3.inside.example", None),
+        ("http", "s3.amazonaws.com", None),
+    ],
+)
+def test_the_environments_proxy_is_for_the_world_outside(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, endpoint: str, expected: str | None
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert proxy_for(scheme, endpoint) == expected
+
+
+def test_a_method_fills_a_remote_folder_from_where_it_runs(remote: Remote, tmp_path: Path) -> None:
+    model = Model()
+    model.save(tmp_path / "local", extra="!")
+    assert (tmp_path / "local" / "deep" / "model").read_text() == "weights!"
+    model.save(remote / "learner", extra="?")
+    Model().save(remote / "discriminator")
+    assert not model.wrote_in.exists()
+    (remote / "state.json").write_text("{}")
+    sums = checksums(remote)
+    assert sums["learner/deep/model"] == hashlib.sha256(b"weights?").hexdigest()
+    assert sums["discriminator/deep/model"] == hashlib.sha256(b"weights").hexdigest()
+    assert sums["state.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert len(sums) == 5  # and one file of checksums for each writer
+    assert model.load(remote / "learner") == "weights?"
+    assert not model.read_in.exists()
+
+
+def test_what_could_not_be_stored_stays_and_is_named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    failing(monkeypatch, 1000)
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION; what was to be stored is in ") as caught:
+        model.save(remote)
+    assert str(model.wrote_in) in str(caught.value)
+    assert (model.wrote_in / "deep" / "model").read_text() == "weights"
+    remove(model.wrote_in)
+
+
+def test_an_empty_folder_stores_nothing(remote: Remote) -> None:
+    class OtherRank:
+        @saves_to_storage
+        def save(self, folder: Path) -> None: ...
+
+    OtherRank().save(remote)
+    assert remote.files() == {}
+
+
+def test_a_mirror_sends_what_changed(remote: Remote, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    (local / "rollouts").mkdir(parents=True)
+    (local / "old.txt").write_text("from the storage")
+    mirror = Mirror(local, remote)
+    mirror.keep_what_is_there()
+    (local / "metrics.jsonl").write_text("{}\n")
+    (local / "rollouts" / "1.parquet").write_text("rows")
+    mirror.flush()
+    assert remote.files() == {"metrics.jsonl": 3, "rollouts/1.parquet": 4}
+    (local / "metrics.jsonl").open("a").write("{}\n")
+    (local / "rollouts" / "1.parquet").unlink()
+    mirror.flush()
+    assert remote.files() == {"metrics.jsonl": 6, "rollouts/1.parquet": 4}
+
+
+def test_a_mirror_works_in_the_background_and_outlives_failures(
+    remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = tmp_path / "local"
+    local.mkdir()
+    failing(monkeypatch, 3)
+    (local / "metrics.jsonl").write_text("{}\n")
+    (local / "half.parquet").write_text("ro")  # just changed: it may be in the middle of being written
+    with Mirror(local, remote, every=0.02) as mirror:
+        wait_until(lambda: "metrics.jsonl" in remote.files())
+    assert set(remote.files()) == {"metrics.jsonl"}
+    assert not any(thread.name == "storage-mirror" for thread in threading.enumerate())
+    mirror.flush()
+    assert set(remote.files()) == {"metrics.jsonl", "half.parquet"}
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
