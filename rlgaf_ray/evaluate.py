@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config import Config, load_config, uri
 from rlgaf_ray.config.schema import GeneratorWarmup
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.task import evaluation_set
@@ -27,6 +27,7 @@ from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.evaluation.text import decode, distinct_n, self_bleu
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
+from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILE, Comparison, Evaluated, table
 from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.training.policy import mean_nll
@@ -52,7 +53,19 @@ def evaluate(
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder) and prints a
     table. Raises ``ValueError`` for folders that hold no finished run, or runs of different warm-ups.
     """
-    runs = [Path(folder).expanduser().absolute() for folder in folders]
+    absolute = [each if uri.is_uri(each) else str(Path(each).expanduser().absolute()) for each in folders]
+    with opened(absolute, out, subfolders=("generator",)) as places:
+        _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts)
+
+
+def _evaluate(
+    places: Opened,
+    temperatures: Sequence[float],
+    sft_steps: Sequence[int],
+    sft_learning_rate: float,
+    num_prompts: int | None,
+) -> None:
+    runs = places.folders
     configs = [_config(run, num_prompts) for run in runs]
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
@@ -60,7 +73,7 @@ def evaluate(
         if config.task != configs[0].task:
             raise ValueError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
     check_before_start(configs[0])
-    target = runs[0] if out is None else Path(out).expanduser()
+    target = places.target
     target.mkdir(parents=True, exist_ok=True)
     console = Console()
     with ray_session(configs[0]):
@@ -73,7 +86,7 @@ def evaluate(
     path = target / FILE
     for suffix in (".png", ".svg"):
         save(figure, path.with_suffix(suffix))
-    console.print(f"everything is in {path}, .png and .svg", soft_wrap=True, highlight=False)
+    console.print(f"everything is in {places.shown(path)}, .png and .svg", soft_wrap=True, highlight=False)
 
 
 def _config(run: Path, num_prompts: int | None) -> Config:

@@ -1,6 +1,7 @@
 """The command line.
 
 ``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume] [--print-config]``
+``python -m rlgaf_ray.main --resume s3://BUCKET/PREFIX/NAME [key=value ...]``
 ``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume]``
 ``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--out FOLDER]``
 ``python -m rlgaf_ray.main report RUN [RUN ...] [--out FOLDER] [--rating-sheet]``
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlgaf_ray import doctor
-from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config, uri
+from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused
 from rlgaf_ray.sweep.space import check_sweep
 
 COMMANDS = ("train", "tune", "evaluate", "report")
@@ -30,16 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _evaluate(arguments)
     tuned = arguments.words[:1] == ["tune"]
     try:
-        config_path, overrides = _split(arguments.words)
+        config_path, overrides = _split(arguments.words, resume=arguments.resume)
         config = (
-            load_run_config(overrides)
+            _load_run_config(overrides)
             if arguments.resume and not config_path
-            else load_config(config_path, overrides, small=arguments.small)
+            else _load_config(config_path, overrides, small=arguments.small)
         )
         if tuned and not arguments.resume:
             check_sweep(config)
-    except ConfigError as error:
+    except (ConfigError, StorageRefused) as error:
         return _fail(error, EXIT_USAGE)
+    except StorageError as error:
+        return _fail(error, EXIT_FAILURE)
     if arguments.print_config:
         print(dump_config(config), end="")
         return 0
@@ -51,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return (sweep if tuned else train)(config, resume=arguments.resume)
-    except (ValueError, RunFailed) as error:
+    except StorageRefused as error:
+        return _fail(error, EXIT_USAGE)
+    except (ValueError, RunFailed, StorageError) as error:
         return _fail(error, EXIT_FAILURE)
 
 
@@ -60,16 +67,20 @@ def _report(folders: Sequence[str], *, out: str | None, rating_sheet: bool) -> i
         return _fail("report needs a run folder: rlgaf report runs/NAME [runs/OTHER ...]", EXIT_USAGE)
 
     from rlgaf_ray.report.page import write_rating_sheet, write_report
+    from rlgaf_ray.report.places import opened
     from rlgaf_ray.report.runs import load_run
 
     try:
-        runs = [load_run(folder) for folder in folders]
-        target = runs[0].folder if out is None else Path(out).expanduser()
-        target.mkdir(parents=True, exist_ok=True)
-        print(write_report(runs, target))
-        if rating_sheet:
-            print(*write_rating_sheet(runs, target), sep="\n")
-    except (ValueError, OSError) as error:
+        with opened(folders, out) as places:
+            runs = [load_run(folder) for folder in places.folders]
+            places.target.mkdir(parents=True, exist_ok=True)
+            written = [write_report(runs, places.target)]
+            if rating_sheet:
+                written += write_rating_sheet(runs, places.target)
+        print(*(places.shown(path) for path in written), sep="\n")
+    except StorageRefused as error:
+        return _fail(error, EXIT_USAGE)
+    except (ValueError, OSError, StorageError) as error:
         return _fail(error, EXIT_FAILURE)
     return 0
 
@@ -92,7 +103,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             num_prompts=arguments.num_prompts,
             out=arguments.out,
         )
-    except ValueError as error:
+    except StorageRefused as error:
+        return _fail(error, EXIT_USAGE)
+    except (ValueError, StorageError) as error:
         return _fail(error, EXIT_FAILURE)
     return 0
 
@@ -140,19 +153,53 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[
     return parse
 
 
-def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
+def _load_config(path: str | None, overrides: Sequence[str], *, small: bool) -> Config:
+    """As ``load_config``, and from a URI, such as that of the best config of a sweep."""
+    if path is None or not uri.is_uri(path):
+        return load_config(path, overrides, small=small)
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / "config.yaml"
+        try:
+            uri.check(path)
+            local.write_bytes(Remote(path).read_bytes() if uri.is_remote(path) else uri.local_path(path).read_bytes())
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"cannot read config {path}: {error}") from None
+        return load_config(local, overrides, small=small)
+
+
+def _load_run_config(overrides: Sequence[str]) -> Config:
+    from rlgaf_ray.loop.run_folder import config_file
+
+    return load_run_config(overrides, config_file)
+
+
+def _split(words: Sequence[str], *, resume: bool = False) -> tuple[str | None, list[str]]:
     """The config's path, if any, and the overrides; ``ConfigError`` for anything else."""
     rest = list(words)
     if rest and rest[0] in COMMANDS:
         rest.pop(0)
-    path = rest.pop(0) if rest and "=" not in rest[0] else None
-    if path is not None and not path.endswith((".yaml", ".yml")):
+    if rest and uri.is_uri(rest[0]) and not _is_yaml(rest[0]):
+        if not resume:
+            raise ConfigError(
+                f"{rest[0]}: a run's URI follows --resume; a new run takes run.root=URI and run.name=NAME"
+            )
+        try:
+            root, name = uri.parent(rest.pop(0))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return None, [f"run.root={root}", f"run.name={name}", *rest]
+    path = rest.pop(0) if rest and ("=" not in rest[0] or uri.is_uri(rest[0])) else None
+    if path is not None and not _is_yaml(path):
         raise ConfigError(f"{path!r} is neither a command ({', '.join(COMMANDS)}) nor a .yaml file nor key=value")
     return path, rest
 
 
+def _is_yaml(word: str) -> bool:
+    return (word.partition("?")[0] if uri.is_uri(word) else word).endswith((".yaml", ".yml"))
+
+
 def _fail(error: Exception | str, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {uri.public(str(error))}", file=sys.stderr)
     return code
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +24,10 @@ from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.data.handover import CHECKSUMS
 from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.data.pairs import PairTask
+from rlgaf_ray.data.storage import Place, copy_tree
 from rlgaf_ray.data.task import Task, evaluation_set, load_source
 from rlgaf_ray.engines.vllm import require_vllm
 from rlgaf_ray.evaluation.answers import AnswerMeasure
@@ -38,6 +39,7 @@ from rlgaf_ray.loop.adversarial import AdversarialLoop, Display, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.held_out import set_apart
+from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH,
@@ -56,7 +58,7 @@ from rlgaf_ray.training.regularization import check_frozen_layers
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-Resumed = tuple[Path, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
+Resumed = tuple[Place, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
 SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
 
 
@@ -76,8 +78,8 @@ def train(config: Config, *, resume: bool) -> int:
     Raises ``ValueError`` for what a user can mend before anything expensive starts, ``RunFailed`` later.
     """
     config = with_name(config)
-    folder = config.run.folder
-    checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    folder = RunFolder(config.run)
+    checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
     check_before_start(config)
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     terminal = Terminal()
@@ -93,7 +95,7 @@ def train(config: Config, *, resume: bool) -> int:
     check_lengths(config, data.task.max_tokens)
 
     started = time.perf_counter()
-    with ray_session(config):
+    with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()
         placement = plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
         with terminal.warmups():
@@ -110,9 +112,9 @@ def train(config: Config, *, resume: bool) -> int:
                 outcome = loop.run()
         except (ActorFailure, TimeoutError, TrainingStopped) as error:
             raise RunFailed(str(error)) from error
-    finish(config, data, checkpoints, outcome, terminal)
+        finish(config, data, checkpoints, outcome, terminal)
     if outcome.interrupted:
-        terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume run.name={config.run.name}")
+        terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume {config.run.again}")
         return SIGNAL_EXIT_OFFSET + received[0]
     return 0
 
@@ -154,14 +156,19 @@ def check_lengths(config: Config, asked: int) -> None:
         )
 
 
-def open_run_folder(folder: Path, checkpoints: Checkpoints, *, resume: bool) -> Resumed | None:
+def open_run_folder(folder: RunFolder, checkpoints: Checkpoints, *, resume: bool) -> Resumed | None:
     """The checkpoint to resume from, or None for a new run. Raises ``ValueError`` where the folder does not fit."""
+    exists = folder.exists()
     if resume:
-        if not folder.is_dir():
-            raise ValueError(f"nothing to resume: {folder} does not exist (run.root and run.name say where to look)")
+        if not exists:
+            raise ValueError(
+                f"nothing to resume: {folder.shown} does not exist (run.root and run.name say where to look)"
+            )
+        folder.fetch()
         return checkpoints.newest_usable()
-    if folder.exists():
-        raise ValueError(f"{folder} exists: add --resume to go on with that run, or choose another run.name")
+    if exists:
+        raise ValueError(f"{folder.shown} exists: add --resume to go on with that run, or choose another run.name")
+    folder.fetch()
     return None
 
 
@@ -218,21 +225,17 @@ def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcom
 
     With ``generator.average_decay`` the generator is its moving average, which was evaluated; checkpoints hold both.
     """
-    folder = config.run.folder
+    folder, place = config.run.folder, RunFolder(config.run).place
     latest = checkpoints.named("latest")
     if latest is not None:
         generator = "learner/average" if config.generator.average_decay > 0 else "learner/generator"
         for source, target in ((generator, "generator"), ("discriminator", "discriminator")):
-            shutil.copytree(
-                latest / source,
-                folder / target,
-                ignore=shutil.ignore_patterns("optimizer.*", "replay.*"),
-                dirs_exist_ok=True,
-            )
+            copy_tree(latest / source, place / target, without=("optimizer.*", "replay.*", f"{CHECKSUMS}*"))
             data.tokenizer.save_pretrained(folder / target)
     write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
     save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
-    terminal.result(outcome, folder=folder)
+    checkpoints.flush()
+    terminal.result(outcome, folder=config.run.shown)
 
 
 @contextmanager

@@ -8,12 +8,13 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.storage import Place, StorageError
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.learner import Learner
@@ -189,7 +190,7 @@ class RayRoles:
         for actor, ref in calls:
             self._get(actor, "adjust", ref)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place) -> None:
         calls = [
             (self.learner, self.learner.save.remote(folder / "learner")),
             (self.discriminator, self.discriminator.save.remote(folder / "discriminator")),
@@ -197,7 +198,7 @@ class RayRoles:
         for actor, ref in calls:
             self._get(actor, "save", ref)
 
-    def load(self, folder: Path, *, discriminator_version: int) -> None:
+    def load(self, folder: Place, *, discriminator_version: int) -> None:
         calls = [
             (self.learner, self.learner.load.remote(folder / "learner")),
             (
@@ -226,3 +227,7 @@ class RayRoles:
             ) from None
         except RayActorError as error:
             raise ActorFailure(f"{name} died during {method}: {error}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
+                raise error.cause from None
+            raise

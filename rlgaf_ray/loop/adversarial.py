@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.prompts import PromptStream
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.data.task import Task, evaluation_set
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.evaluation.evaluate import Evaluator
@@ -122,7 +122,7 @@ class AdversarialLoop:
             )
         }
 
-    def resume(self, path: Path, state: dict[str, Any]) -> None:
+    def resume(self, path: Place, state: dict[str, Any]) -> None:
         """Take up the run where this checkpoint left it, down to the order of the prompts."""
         self.iteration = state["iteration"]
         self.discriminator_version = state["discriminator_version"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from rlgaf_ray.data.handover import checksum, checksums
+from rlgaf_ray.data.storage import Place, Remote, remove
+
 STATE, MANIFEST = "state.json", "manifest.json"
-PREFIX, PARTIAL = "step_", ".partial"
+PREFIX, PARTIAL, AGAIN = "step_", ".partial", "-"
 
 
 class DamagedCheckpoint(ValueError):
@@ -22,25 +24,31 @@ class Checkpoints:
     """The ``checkpoints/`` folder of one run.
 
     A checkpoint is written beside its final name and renamed when complete, so that a kill at any moment leaves
-    either all of it or none.
+    either all of it or none. An object store renames nothing: there a checkpoint is one once it has its manifest, which
+    is written last and removed first.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
+    def __init__(self, folder: Place, *, keep: int, flush: Callable[[], None] = lambda: None) -> None:
+        """``flush``: stores what else the run wrote; a complete checkpoint never lacks the metrics that led to it."""
         self.folder = folder
         self.keep = keep
+        self.flush = flush
 
-    def path(self, iteration: int) -> Path:
+    def path(self, iteration: int) -> Place:
         return self.folder / f"{PREFIX}{iteration:06d}"
 
-    def all(self) -> list[Path]:
+    def all(self) -> list[Place]:
         """Complete checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob(f"{PREFIX}*") if not path.name.endswith(PARTIAL))
+        if isinstance(self.folder, Path):
+            return sorted(path for path in self.folder.glob(f"{PREFIX}*") if not path.name.endswith(PARTIAL))
+        manifests = [name.split("/") for name in self.folder.files() if name.startswith(PREFIX)]
+        return sorted(self.folder / parts[0] for parts in manifests if parts[1:] == [MANIFEST])
 
-    def named(self, name: str) -> Path | None:
+    def named(self, name: str) -> Place | None:
         pointer = self.folder / name
         return self.folder / pointer.read_text().strip() if pointer.is_file() else None
 
-    def healthy(self, until: int) -> list[Path]:
+    def healthy(self, until: int) -> list[Place]:
         """Those whose state says ``healthy``, of iterations up to this one, newest first."""
         return [
             path
@@ -53,49 +61,55 @@ class Checkpoints:
         best = self.named("best")
         for path in self.all():
             if _iteration(path) > iteration:
-                shutil.rmtree(path)
+                self._remove(path)
         if best is not None and _iteration(best) > iteration:
-            (self.folder / "best").unlink()
+            remove(self.folder / "best")
         if left := self.all():
             self._point("latest", left[-1])
 
     def save(
         self,
         iteration: int,
-        write: Callable[[Path], None],
+        write: Callable[[Any], None],
         state: dict[str, Any],
         *,
         best: bool,
         healthy_until: int | None = None,
-    ) -> Path:
+    ) -> Place:
         """``write`` fills the folder it is given; ``state`` is JSON and comes back from ``load_state``.
 
         ``healthy_until``: beside the newest and the best, the newest healthy one up to this iteration is kept, and the
         healthy ones after it.
         """
         final = self.path(iteration)
-        partial = final.with_name(final.name + PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if isinstance(final, Path):
+            beside = final.with_name(final.name + PARTIAL)
+            remove(beside)
+            beside.mkdir(parents=True)
+            partial: Place = beside
+        else:
+            final = partial = self._free(iteration)
         write(partial)
         (partial / STATE).write_text(json.dumps(state))
-        manifest = {
-            str(file.relative_to(partial)): _checksum(file) for file in sorted(partial.rglob("*")) if file.is_file()
-        }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        shutil.rmtree(final, ignore_errors=True)  # of this iteration, from before a rollback
-        partial.rename(final)
+        self.flush()
+        (partial / MANIFEST).write_text(json.dumps(checksums(partial), indent=1))
+        if isinstance(partial, Path) and isinstance(final, Path):
+            remove(final)  # of this iteration, from before a rollback
+            partial.rename(final)
         self._point("latest", final)
+        if isinstance(final, Remote):
+            self._replace(final)
         if best:
             self._point("best", final)
-        spared = []
+        spared: list[Place] = []
         if healthy_until is not None:
             first = self.healthy(healthy_until)[:1]
-            spared = [path for path in self.healthy(iteration) if path >= first[0]] if first else []
+            after = self.healthy(iteration)
+            spared = after[: after.index(first[0]) + 1] if first else []
         self._prune(spared)
         return final
 
-    def load_state(self, path: Path) -> dict[str, Any]:
+    def load_state(self, path: Place) -> dict[str, Any]:
         """Check every file against the manifest and return the state.
 
         Raises ``DamagedCheckpoint`` naming the first file that is missing or changed.
@@ -104,15 +118,15 @@ class Checkpoints:
             manifest = json.loads((path / MANIFEST).read_text())
         except (OSError, ValueError) as error:
             raise DamagedCheckpoint(f"{path}: {MANIFEST} cannot be read ({error})") from error
-        for name, checksum in manifest.items():
+        for name, digest in manifest.items():
             file = path / name
             if not file.is_file():
                 raise DamagedCheckpoint(f"{path}: {name} is missing")
-            if _checksum(file) != checksum:
+            if checksum(file) != digest:
                 raise DamagedCheckpoint(f"{path}: {name} is not what was written (its checksum differs)")
         return json.loads((path / STATE).read_text())
 
-    def newest_usable(self) -> tuple[Path, dict[str, Any], list[str]]:
+    def newest_usable(self) -> tuple[Place, dict[str, Any], list[str]]:
         """The newest undamaged checkpoint, its state, and what was wrong with those after it.
 
         Raises ``ValueError`` where there is none.
@@ -126,22 +140,47 @@ class Checkpoints:
         reasons = "; ".join(damage) or f"{self.folder} holds none"
         raise ValueError(f"no usable checkpoint to resume from ({reasons}): start a new run under another run.name")
 
-    def _point(self, name: str, target: Path) -> None:
-        temporary = self.folder / f"{name}{PARTIAL}"
-        temporary.write_text(target.name + "\n")
-        os.replace(temporary, self.folder / name)
+    def _point(self, name: str, target: Place) -> None:
+        text = target.name + "\n"
+        if isinstance(self.folder, Path):
+            temporary = self.folder / f"{name}{PARTIAL}"
+            temporary.write_text(text)
+            os.replace(temporary, self.folder / name)
+        else:
+            (self.folder / name).write_text(text)
 
-    def _prune(self, spared: Sequence[Path]) -> None:
+    def _prune(self, spared: Sequence[Place]) -> None:
         best = self.named("best")
         for path in self.all()[: -self.keep]:
             if path != best and path not in spared:
-                shutil.rmtree(path)
+                self._remove(path)
+
+    def _free(self, iteration: int) -> Place:
+        """A name in an object store that no checkpoint has; one of this iteration may be there, from before a rollback.
+
+        What a kill left of others is removed.
+        """
+        assert isinstance(self.folder, Remote)
+        complete = {path.name for path in self.all()}
+        for name in {name.partition("/")[0] for name in self.folder.files() if name.startswith(PREFIX)} - complete:
+            remove(self.folder / name)
+        name = self.path(iteration).name
+        again = (f"{name}{AGAIN}{number}" for number in count(1))
+        return self.folder / next(free for free in chain([name], again) if free not in complete)
+
+    def _replace(self, final: Remote) -> None:
+        """What a rename does in the file system: the checkpoint of the same iteration gives way to this one."""
+        for path in self.all():
+            if path != final and _iteration(path) == _iteration(final):
+                if self.named("best") == path:
+                    self._point("best", final)
+                self._remove(path)
+
+    def _remove(self, path: Place) -> None:
+        if isinstance(path, Remote):
+            remove(path / MANIFEST)
+        remove(path)
 
 
-def _iteration(path: Path) -> int:
-    return int(path.name.removeprefix(PREFIX))
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _iteration(path: Place) -> int:
+    return int(path.name.removeprefix(PREFIX).partition(AGAIN)[0])

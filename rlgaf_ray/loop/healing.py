@@ -14,8 +14,7 @@ from rlgaf_ray.loop.checkpoint import DamagedCheckpoint
 from rlgaf_ray.loop.guard import TrainingStopped, Verdict
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from rlgaf_ray.data.storage import Place
     from rlgaf_ray.loop.adversarial import AdversarialLoop
 
 ADVICE = {
@@ -107,7 +106,7 @@ def healed_rate(rate: float, heals: int, loop: AdversarialLoop) -> float:
     return min(rate * settings.update_rate_factor**heals, settings.update_rate_ceiling) if heals else rate
 
 
-def _last_healthy(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> tuple[Path, dict[str, Any]]:
+def _last_healthy(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> tuple[Place, dict[str, Any]]:
     for path in loop.checkpoints.healthy(verdict.sound_until):
         try:
             return path, loop.checkpoints.load_state(path)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.loop.roles import Pending
 from rlgaf_ray.training.discriminator import Discriminator
@@ -67,11 +67,11 @@ class LocalRoles:
         self.learner.adjust(learning_rate_factor=learning_rate_factor, kl_coefficient=kl_coefficient, refresh=refresh)
         self.discriminator.adjust(learning_rate_factor=learning_rate_factor, refresh=refresh)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place) -> None:
         self.learner.save(folder / "learner")
         self.discriminator.save(folder / "discriminator")
 
-    def load(self, folder: Path, *, discriminator_version: int) -> None:
+    def load(self, folder: Place, *, discriminator_version: int) -> None:
         self.learner.load(folder / "learner")
         self.discriminator.load(folder / "discriminator", version=discriminator_version)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Literal, Protocol
 
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.types import (
     Demonstration,
     Metrics,
@@ -61,10 +61,10 @@ class Roles(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Place) -> None:
         """Write ``learner/`` and ``discriminator/`` below ``folder``."""
         ...
 
-    def load(self, folder: Path, *, discriminator_version: int) -> None: ...
+    def load(self, folder: Place, *, discriminator_version: int) -> None: ...
 
     def close(self) -> None: ...

@@ -134,7 +134,7 @@ class Terminal:
             table.add_row(str(iteration), *cells, style="cyan" if EVALUATED in metrics else None)
         return Group(table, self.progress)
 
-    def result(self, outcome: Outcome, *, folder: Path) -> None:
+    def result(self, outcome: Outcome, *, folder: str) -> None:
         """The before/after table, the samples, and where everything is."""
         if outcome.last:
             self.console.print(result_table(outcome))

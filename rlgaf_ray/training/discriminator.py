@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
 from rlgaf_ray.data.lengths import match_lengths, without_end
 from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import end_of_text_ids, restore_weights
@@ -229,6 +230,7 @@ class Discriminator:
         if refresh:
             self.optimizer.state.clear()
 
+    @saves_to_storage
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.model.export(folder)
@@ -236,6 +238,7 @@ class Discriminator:
         if self.replay is not None:
             self.replay.save(folder / REPLAY)
 
+    @loads_from_storage
     def load(self, folder: Path, *, version: int) -> None:
         restore_weights(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")

@@ -12,6 +12,7 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
+from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
 from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.training.gumbel import GumbelSoftmax
@@ -137,6 +138,7 @@ class Learner:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
         self.policy.model.save_pretrained(folder)
 
+    @saves_to_storage
     def save(self, folder: Path) -> None:
         """Generator, its averages, optimiser, the algorithm's own state, the random state."""
         self.export(folder / "generator")
@@ -153,6 +155,7 @@ class Learner:
         }
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
+    @loads_from_storage
     def load(self, folder: Path) -> None:
         restore_weights(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")

@@ -4,24 +4,32 @@ from pathlib import Path
 
 import pytest
 
+from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 
 
-def save(checkpoints: Checkpoints, iteration: int, *, best: bool = False) -> Path:
-    def write(folder: Path) -> None:
-        (folder / "learner").mkdir()
+def save(checkpoints: Checkpoints, iteration: int, *, best: bool = False) -> Place:
+    def write(folder: Place) -> None:
+        if isinstance(folder, Path):
+            (folder / "learner").mkdir()
         (folder / "learner" / "weights").write_text(f"weights of {iteration}")
 
     return checkpoints.save(iteration, write, {"iteration": iteration}, best=best)
 
 
-def test_the_newest_are_kept_and_the_best(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
+@pytest.mark.parametrize("remote", [False, True])
+def test_the_newest_are_kept_and_the_best(tmp_path: Path, remote: bool) -> None:
+    folder = Remote(f"file://{tmp_path}") if remote else tmp_path
+    checkpoints = Checkpoints(folder, keep=2)
     for iteration in range(1, 6):
         save(checkpoints, iteration, best=iteration == 2)
     assert [path.name for path in checkpoints.all()] == ["step_000002", "step_000004", "step_000005"]
-    assert checkpoints.named("best") == tmp_path / "step_000002"
-    assert checkpoints.named("latest") == tmp_path / "step_000005"
+    assert checkpoints.named("best") == folder / "step_000002"
+    assert checkpoints.named("latest") == folder / "step_000005"
+    assert checkpoints.newest_usable()[1] == {"iteration": 5}
+    checkpoints.cut(3)
+    assert [path.name for path in checkpoints.all()] == ["step_000002"]
+    assert checkpoints.named("latest") == checkpoints.named("best") == folder / "step_000002"
 
 
 def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
@@ -69,3 +77,32 @@ def test_nothing_usable(tmp_path: Path) -> None:
         checkpoints.newest_usable()
     with pytest.raises(DamagedCheckpoint):
         checkpoints.load_state(checkpoints.path(1))
+
+
+def test_in_an_object_store_nothing_is_overwritten_before_the_new_one_is_whole(tmp_path: Path) -> None:
+    folder = Remote(f"file://{tmp_path}")
+    flushed: list[list[str]] = []
+    checkpoints = Checkpoints(
+        folder, keep=2, flush=lambda: flushed.append([name for name in folder.files() if "manifest" in name])
+    )
+    save(checkpoints, 1, best=True)
+    assert flushed == [[]], "what else the run wrote is stored before the checkpoint is one"
+
+    def fail(place: Remote) -> None:
+        (place / "half").write_text("x")
+        raise OSError("no network")
+
+    for iteration in (1, 2):
+        with pytest.raises(OSError, match="no network"):
+            checkpoints.save(iteration, fail, {"iteration": iteration}, best=True)
+        assert checkpoints.all() == [folder / "step_000001"]
+        assert checkpoints.newest_usable() == (folder / "step_000001", {"iteration": 1}, [])
+    save(checkpoints, 1)  # as after a rollback
+    assert checkpoints.all() == [folder / "step_000001-1"]
+    assert checkpoints.named("latest") == checkpoints.named("best") == folder / "step_000001-1"
+    assert not any("half" in name for name in folder.files()), "what a failure left is removed by the next"
+    save(checkpoints, 2)
+    assert checkpoints.healthy(2) == [] and [path.name for path in checkpoints.all()] == [
+        "step_000001-1",
+        "step_000002",
+    ]

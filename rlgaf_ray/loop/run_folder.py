@@ -1,0 +1,105 @@
+"""The folder of one run: in the file system, or in an object store with a local folder on the way to it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rlgaf_ray.config.schema import RunSection
+from rlgaf_ray.data.mirror import Mirror
+from rlgaf_ray.data.storage import Place, Remote, StorageError
+
+CONFIG = "config.yaml"
+TRIALS = "trials"  # in a sweep's folder: a run folder each, which each trial stores by itself
+
+
+class RunFolder:
+    """Everything but checkpoints is written into ``local`` by those who know of no storage, and mirrored from there.
+
+    Checkpoints go to ``place / "checkpoints"`` at once, from the nodes that hold the networks. Where ``run.root`` is a
+    path, ``local`` and ``place`` are one folder and nothing is mirrored.
+    """
+
+    def __init__(self, run: RunSection) -> None:
+        self.local = run.folder
+        self.shown = run.shown
+        self.remote = None if run.remote is None else Remote(run.remote, run.storage_timeout_seconds)
+        self.root = None if run.remote is None else Remote(run.root, run.storage_timeout_seconds)
+        self.mirror = None if self.remote is None else Mirror(self.local, self.remote, without=TRIALS)
+
+    @property
+    def place(self) -> Place:
+        return self.local if self.remote is None else self.remote
+
+    def exists(self) -> bool:
+        """Raises ``StorageRefused`` where a storage cannot be used."""
+        if self.root is None or self.remote is None:
+            return self.local.exists()
+        self.root.check()
+        return bool(self.remote.files())
+
+    def fetch(self, only: str | None = None) -> None:
+        """Make ``local`` hold what the run stored right in its folder (or one file of it); subfolders stay there."""
+        if self.remote is None:
+            return
+        if only is None:
+            shutil.rmtree(self.local, ignore_errors=True)  # of a run that was killed on this machine: it may be behind
+            self.remote.download(self.local, recursive=False)
+        elif (self.remote / only).is_file():
+            self.local.mkdir(parents=True, exist_ok=True)
+            (self.local / only).write_bytes((self.remote / only).read_bytes())
+
+    def fetch_trials(self) -> None:
+        """Bring what each trial stored right in its own folder to here."""
+        if self.remote is None:
+            return
+        trials = self.remote / TRIALS
+        for name in trials.files():
+            if name.count("/") == 1:
+                path = self.local / TRIALS / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes((trials / name).read_bytes())
+
+    def flush(self) -> None:
+        """Return once all that was written so far is where it belongs. Raises ``StorageError``."""
+        if self.mirror is not None:
+            self.mirror.flush()
+
+    @contextmanager
+    def mirrored(self) -> Iterator[None]:
+        """Until the end of the block; then all of it is stored, and the local folder is removed.
+
+        What a ``StorageError`` kept from being stored stays in the local folder, and the error says so.
+        """
+        if self.mirror is None:
+            yield
+            return
+        try:
+            with self.mirror:
+                yield
+        except StorageError as error:
+            raise self._kept(error) from error
+        except BaseException:
+            self._store_all()
+            raise
+        self._store_all()
+
+    def _store_all(self) -> None:
+        try:
+            self.flush()
+        except StorageError as error:
+            raise self._kept(error) from error
+        shutil.rmtree(self.local, ignore_errors=True)
+
+    def _kept(self, error: StorageError) -> StorageError:
+        return StorageError(f"{error}; what else the run wrote is kept in {self.local}")
+
+
+def config_file(run: RunSection) -> Path:
+    """The config that a run was started with, brought here where the run is kept elsewhere; it may not be there."""
+    folder = RunFolder(run)
+    if folder.exists():
+        folder.fetch(CONFIG)
+    return folder.local / CONFIG

@@ -1,0 +1,110 @@
+"""A run whose folder is a URI; a part of the file system stands in for the object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.data.storage import Remote, StorageError
+from rlgaf_ray.loop.run_folder import RunFolder, config_file
+from rlgaf_ray.main import _split
+
+ROOT = "s3://KEY:SECRET@bucket/runs"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the file system that is ``s3://bucket``."""
+    (tmp_path / "store" / "bucket").mkdir(parents=True)
+    filesystem = SubTreeFileSystem(str(tmp_path / "store"), LocalFileSystem())
+    monkeypatch.setattr("rlgaf_ray.data.storage.connect", lambda *parts: filesystem)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "store" / "bucket"
+
+
+def folder_of(*more: str) -> RunFolder:
+    words = ["run.name=one", f"run.root={ROOT}", "run.storage_timeout_seconds=0.1", *more]
+    return RunFolder(load_config(None, words).run)
+
+
+def test_a_path_is_not_mirrored(tmp_path: Path) -> None:
+    folder = RunFolder(load_config(None, ["run.name=one", f"run.root={tmp_path}"]).run)
+    assert folder.place == folder.local == tmp_path / "one"
+    assert folder.mirror is None and not folder.exists()
+    folder.local.mkdir()
+    with folder.mirrored():
+        (folder.local / "metrics.jsonl").write_text("{}\n")
+    assert folder.exists() and (folder.local / "metrics.jsonl").is_file()
+
+
+def test_what_a_run_writes_is_stored_and_comes_back(store: Path) -> None:
+    folder = folder_of()
+    assert not folder.exists()
+    assert list(store.rglob("*")) == [store / "runs"], "the check leaves no file"
+    folder.local.mkdir(parents=True)
+    (folder.local / "stale.txt").write_text("of a run that was killed and whose store was emptied")
+    folder.fetch()
+    assert not folder.local.exists()
+    with folder.mirrored():
+        (folder.local / "rollouts").mkdir(parents=True)
+        (folder.local / "rollouts" / "1.parquet").write_text("rows")
+        (folder.local / "metrics.jsonl").write_text("{}\n")
+        (folder.local / "trials" / "a").mkdir(parents=True)
+        (folder.local / "trials" / "a" / "metrics.jsonl").write_text("a trial stores its own")
+    assert not folder.local.exists()
+    assert sorted(path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()) == [
+        "runs/one/metrics.jsonl",
+        "runs/one/rollouts/1.parquet",
+    ]
+    again = folder_of()
+    assert again.exists()
+    again.fetch()
+    assert [path.name for path in again.local.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_fails_is_stored_too(store: Path) -> None:
+    folder = folder_of()
+    with pytest.raises(ValueError, match="no tokens"), folder.mirrored():
+        folder.local.mkdir(parents=True)
+        (folder.local / "guard.jsonl").write_text("{}\n")
+        raise ValueError("no tokens")
+    assert (store / "runs" / "one" / "guard.jsonl").is_file()
+
+
+def test_what_the_storage_does_not_take_stays_here(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(self: Remote) -> None:
+        raise OSError("AWS Error NETWORK_CONNECTION")
+
+    folder = folder_of()
+    monkeypatch.setattr(Remote, "_make_parent", no_network)
+    with pytest.raises(StorageError) as caught, folder.mirrored():
+        folder.local.mkdir(parents=True)
+        (folder.local / "metrics.jsonl").write_text("{}\n")
+        folder.flush()
+    assert str(caught.value) == (
+        "s3://bucket/runs/one/metrics.jsonl could not be written within 0.1 s: AWS Error NETWORK_CONNECTION; "
+        f"what else the run wrote is kept in {folder.local}"
+    )
+    assert (folder.local / "metrics.jsonl").is_file()
+
+
+def test_the_config_of_a_run_is_found_by_its_uri(store: Path) -> None:
+    path, overrides = _split([f"{ROOT}/one?region=x", "run.seed=4"], resume=True)
+    assert (path, overrides) == (None, [f"run.root={ROOT}?region=x", "run.name=one", "run.seed=4"])
+    with pytest.raises(ConfigError, match=r"nothing to resume: s3://bucket/runs/one/config.yaml\?region=x does not"):
+        load_run_config(overrides, config_file)
+    (store / "runs" / "one").mkdir(parents=True)
+    begun = load_config(None, [*overrides, "run.seed=3", "run.iterations=9"])
+    (store / "runs" / "one" / "config.yaml").write_text(dump_config(begun))
+    config = load_run_config(overrides, config_file)
+    assert (config.run.seed, config.run.iterations) == (4, 9)
+    assert config.run.remote == f"{ROOT}/one?region=x", "the key is the command line's, not the file's"
+    with pytest.raises(ConfigError, match="a run's URI follows --resume"):
+        _split([f"{ROOT}/one"])
+    assert _split(["s3://bucket/best.yaml?region=x", "run.seed=4"]) == (
+        "s3://bucket/best.yaml?region=x",
+        ["run.seed=4"],
+    )
