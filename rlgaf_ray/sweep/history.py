@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlgaf_ray.config.sweep import SCORE
+from rlgaf_ray.data.storage import Place, Remote, remove
 from rlgaf_ray.evaluation.score import stability_score
-from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.checkpoint import MANIFEST, Checkpoints
 from rlgaf_ray.types import Metrics
 
 TRIAL = "trial.json"  # in a checkpoint: whose it is, and what its evaluations said
@@ -84,13 +85,15 @@ class History:
 class TrialCheckpoints(Checkpoints):
     """A trial's checkpoints, which carry its history; one that follows an evaluation goes to ``report``."""
 
-    def __init__(self, folder: Path, history: History, report: Callable[[Path], None]) -> None:
-        super().__init__(folder, keep=1)
+    def __init__(
+        self, folder: Place, history: History, report: Callable[[Place], None], flush: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(folder, keep=1, flush=flush)
         self.history = history
         self.report = report
 
-    def save(self, iteration: int, write: Callable[[Path], None], state: dict[str, Any], **settings: Any) -> Path:
-        def write_all(folder: Path) -> None:
+    def save(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any], **settings: Any) -> Place:
+        def write_all(folder: Place) -> None:
             write(folder)
             (folder / TRIAL).write_text(json.dumps(self.history.state_dict(iteration)))
 
@@ -107,10 +110,13 @@ class TrialCheckpoints(Checkpoints):
         trial = json.loads((source / TRIAL).read_text())
         if trial["trial_id"] == self.history.trial_id and self.all():
             return None
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        iteration = self.load_state(source)["iteration"]
-        partial = self.path(iteration).with_name("taken.partial")
-        shutil.copytree(source, partial)
-        partial.rename(self.path(iteration))
+        remove(self.folder)
+        target = self.path(self.load_state(source)["iteration"])
+        if isinstance(target, Remote):
+            target.upload_folder(source, without=MANIFEST)
+            (target / MANIFEST).upload(source / MANIFEST)
+        else:
+            partial = target.with_name("taken.partial")
+            shutil.copytree(source, partial)
+            partial.rename(target)
         return None if trial["trial_id"] == self.history.trial_id else trial["trial_id"]

@@ -14,14 +14,15 @@ from rich.console import Console
 
 from rlgaf_ray.actors.placement import Placement
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.config import Config, with_values
+from rlgaf_ray.config import Config, uri, with_values
+from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.loop.guard import TrainingStopped
+from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, Report, TrialCheckpoints
 from rlgaf_ray.sweep.schedulers import REPORTS
 from rlgaf_ray.train import adversarial_loop, cache_folder, finish, prepare_data
 
-TRIALS = "trials"  # in the sweep's folder: a run folder each
 ENDED = "ended.json"  # in a trial's folder: its last report
 EXPLOITS = "exploits.jsonl"
 
@@ -32,7 +33,7 @@ def trial_config(config: Config, values: Mapping[str, Any], trial_id: str) -> Co
         config,
         {
             **values,
-            "run.root": str(config.run.folder / TRIALS),
+            "run.root": uri.child(config.run.remote, TRIALS) if config.run.remote else str(config.run.folder / TRIALS),
             "run.name": trial_id,
             # Tune hears of an evaluation once the checkpoint after it is whole.
             "checkpoint.every": config.evaluation.every,
@@ -46,20 +47,28 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
 
     Ends quietly where the guard stops the run. ``ConfigError`` where the values do not fit one another.
     """
-    trial_id = tune.get_context().get_trial_id()
-    run = trial_config(config, values, trial_id)
-    folder = run.run.folder
+    run = trial_config(config, values, tune.get_context().get_trial_id())
+    folder = RunFolder(run.run)
+    folder.fetch()
+    with folder.mirrored():
+        _run(values, run, config, placement, folder)
+
+
+def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Placement, place: RunFolder) -> None:
+    assert run.run.name is not None
+    trial_id, folder = run.run.name, place.local
     history = History(trial_id, metric=config.sweep.metric, mode=config.sweep.mode)
     population = config.sweep.scheduler == "pbt"
 
-    def report(checkpoint: Path) -> None:
+    def report(checkpoint: Place) -> None:
         if history.iterations < run.run.iterations:  # the last report comes from end(), when all is written
             tell(history.report(), checkpoint if population else None)
 
-    def tell(row: Report, checkpoint: Path | None = None) -> None:
+    def tell(row: Report, checkpoint: Place | None = None) -> None:
         with (folder / REPORTS).open("a") as file:
             file.write(json.dumps(row) + "\n")
-        tune.report(row, checkpoint=None if checkpoint is None else tune.Checkpoint.from_directory(str(checkpoint)))
+        place.flush()  # Tune may end this process on the report
+        tune.report(row, checkpoint=None if checkpoint is None else shared_checkpoint(checkpoint))
 
     def end(row: Report) -> None:
         row |= {"done": True}  # no scheduler is asked about it any more: an ended trial cannot exploit another
@@ -69,7 +78,7 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
     if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
         tune.report(json.loads((folder / ENDED).read_text()))
         return
-    checkpoints = TrialCheckpoints(folder / "checkpoints", history, report)
+    checkpoints = TrialCheckpoints(place.place / "checkpoints", history, report, place.flush)
     if shared := tune.get_checkpoint():
         with shared.as_directory() as source:
             _exploit(checkpoints, Path(source), values, folder)
@@ -94,11 +103,18 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
     end(history.report())
 
 
+def shared_checkpoint(place: Place) -> Any:  # the Checkpoints of Tune and of Train are two types
+    if isinstance(place, Remote):
+        return tune.Checkpoint(place.path, filesystem=place.filesystem)
+    return tune.Checkpoint.from_directory(str(place))
+
+
 def _exploit(checkpoints: TrialCheckpoints, source: Path, values: Mapping[str, Any], folder: Path) -> None:
     """Take over what population-based training gave, and write down from whom and with which values."""
     donor = checkpoints.take_over(source)
     if donor is None:
         return
     iteration = checkpoints.newest_usable()[1]["iteration"]
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / EXPLOITS).open("a") as file:
         file.write(json.dumps({"iteration": iteration, "from": donor, "values": dict(values)}) + "\n")

@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from rlgaf_ray.actors.cluster import cluster_resources, ray_session
 from rlgaf_ray.actors.placement import Placement, reserve
 from rlgaf_ray.actors.roles import STARTUP_SECONDS
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.config import Config, dump_config, load_config, with_values
+from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
+from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
@@ -28,7 +30,7 @@ from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
 from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
-from rlgaf_ray.sweep.trial import TRIALS, run_trial
+from rlgaf_ray.sweep.trial import run_trial
 from rlgaf_ray.train import (
     SIGNAL_EXIT_OFFSET,
     RunFailed,
@@ -53,25 +55,26 @@ def sweep(config: Config, *, resume: bool) -> int:
     finished.
     """
     config = with_absolute_paths(with_name(config))
-    folder = config.run.folder
-    open_sweep_folder(config, resume=resume)
+    folder = RunFolder(config.run)
+    open_sweep_folder(config, folder, resume=resume)
     check_sweep(config)
     for variant in single_variants(config):
         check_before_start(variant)
     terminal = Terminal()
-    with ray_session(config):
+    with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()
         placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
         remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # whether its bundles fit on the nodes
         make_warmups(config, terminal)
-        terminal.message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder / TRIALS}")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(config))
+        terminal.message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
+        folder.local.mkdir(parents=True, exist_ok=True)
+        (folder.local / "config.yaml").write_text(dump_config(config))
         with tune_settings(), stop_on_signals(lambda: signal.raise_signal(signal.SIGUSR1)) as received:
-            tuner = build_tuner(config, placement, concurrent, resume=resume)
+            tuner = build_tuner(config, folder, placement, concurrent, resume=resume)
             grid = tuner.fit()
         results = [_result(config, grid[index]) for index in range(len(grid))]
-    return conclude(config, ranked(results, config.sweep.mode), received, terminal)
+        folder.fetch_trials()
+        return conclude(config, ranked(results, config.sweep.mode), received, terminal)
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -82,29 +85,39 @@ def with_absolute_paths(config: Config) -> Config:
         value: Any = tree
         for part in key.split("."):
             value = value[part]
-        if value is not None:
+        if value is not None and not uri.is_uri(value):
             changes[key] = os.path.abspath(os.path.expanduser(value))
     if Path(config.model.generator).is_dir():
         changes["model.generator"] = os.path.abspath(config.model.generator)
     return with_values(config, changes)
 
 
-def open_sweep_folder(config: Config, *, resume: bool) -> None:
-    """Raise ``ValueError`` where the folder does not fit."""
-    folder = config.run.folder
-    if not resume:
-        if folder.exists():
-            raise ValueError(f"{folder} exists: add --resume to go on with that sweep, or choose another run.name")
-        return
-    if not tune.Tuner.can_restore(str(folder / STATE)):
+def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> None:
+    """Bring here what is there. Raise ``ValueError`` where the folder does not fit."""
+    if uri.public(config.run.root) != config.run.root:
         raise ValueError(
-            f"nothing to resume: {folder} is no sweep (no {STATE}/tuner.pkl in it; run.root and run.name say where to "
-            "look)"
+            "a sweep's settings go into Ray Tune's own files: take the key out of run.root and set it in the "
+            "environment of every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
-    begun = load_config(folder / "config.yaml")
+    exists = folder.exists()
+    if not resume:
+        if exists:
+            raise ValueError(
+                f"{folder.shown} exists: add --resume to go on with that sweep, or choose another run.name"
+            )
+        folder.fetch()
+        return
+    if not tune.Tuner.can_restore(**tune_place(folder.place / STATE)):
+        raise ValueError(
+            f"nothing to resume: {folder.shown} is no sweep (no {STATE}/tuner.pkl in it; run.root and run.name say "
+            "where to look)"
+        )
+    folder.fetch()
+    folder.fetch_trials()
+    begun = load_config(folder.local / "config.yaml")
     if config.model_copy(update={"cluster": begun.cluster}) != begun:
         raise ValueError(
-            f"{folder} was begun with another config: a resumed sweep may change cluster.* only; choose another "
+            f"{folder.shown} was begun with another config: a resumed sweep may change cluster.* only; choose another "
             "run.name"
         )
 
@@ -135,16 +148,27 @@ class StopOnMistake(tune.Stopper):
         return self.found
 
 
-def build_tuner(config: Config, placement: Placement, concurrent: int, *, resume: bool) -> tune.Tuner:
-    folder = config.run.folder
+def tune_place(place: Place) -> dict[str, Any]:
+    """How Tune is told of a folder of its own."""
+    if isinstance(place, Remote):
+        return {"path": place.path, "storage_filesystem": place.filesystem}
+    return {"path": str(place)}
+
+
+def build_tuner(
+    config: Config, folder: RunFolder, placement: Placement, concurrent: int, *, resume: bool
+) -> tune.Tuner:
+    state = folder.place / STATE
+    begun: Iterable[Place] = state.glob("*") if isinstance(state, Path) else state.children()
+    storage = tune_place(folder.place)
 
     def trial(values: dict[str, Any]) -> None:
         run_trial(values, config, placement)
 
     # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
     trainable = tune.with_resources(trial, tune.PlacementGroupFactory([{}, *placement.bundles]))
-    if resume and any((folder / STATE).glob("experiment_state-*.json")):  # killed before the first: begin anew
-        return tune.Tuner.restore(str(folder / STATE), trainable, resume_unfinished=True, resume_errored=True)
+    if resume and any(path.name.startswith("experiment_state-") for path in begun):  # killed before: begin anew
+        return tune.Tuner.restore(trainable=trainable, resume_unfinished=True, resume_errored=True, **tune_place(state))
     return tune.Tuner(
         trainable,
         param_space=build_space(config),
@@ -153,13 +177,14 @@ def build_tuner(config: Config, placement: Placement, concurrent: int, *, resume
             mode=config.sweep.mode,
             num_samples=config.sweep.num_samples,
             search_alg=build_searcher(config),
-            scheduler=build_scheduler(config, folder / TRIALS),
+            scheduler=build_scheduler(config, folder.local / TRIALS),
             max_concurrent_trials=concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name=STATE,
-            storage_path=str(folder),
+            storage_path=storage["path"],
+            storage_filesystem=storage.get("storage_filesystem"),
             verbose=0,
             stop=StopOnMistake(),
             callbacks=[Lines(config)],
@@ -219,11 +244,14 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
     if best is not None:
         again = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})
         (folder / BEST).write_text(dump_config(again))
-        command = f"python -m rlgaf_ray.main {shlex.quote(str(folder / BEST))}"
+        place = str(folder / BEST) if config.run.remote is None else uri.child(config.run.shown, BEST)
+        command = f"python -m rlgaf_ray.main {shlex.quote(place)}"
         terminal.message(f"best: {describe(best.values)}; to train it alone:\n{command}")
-    terminal.message(f"everything is in {write_page(config, results, best, command)} and the folder around it")
+    page = write_page(config, results, best, command)
+    shown = f"{page} and the folder around it" if config.run.remote is None else config.run.shown
+    terminal.message(f"everything is in {shown}")
     if received:
-        terminal.message(f"stopped; go on with tune --resume run.name={folder.name}")
+        terminal.message(f"stopped; go on with tune --resume {config.run.again}")
         return SIGNAL_EXIT_OFFSET + received[0]
     if best is None:
         notes = [result.note for result in results if result.note]
