@@ -1,0 +1,308 @@
+"""Runs in an object store: moto's S3 server on loopback, reached through pyarrow as any other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from rlgaf_ray.actors.warmup import Warmups
+from rlgaf_ray.config import load_config
+from rlgaf_ray.data.handover import saves_to_storage
+from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.main import main
+from rlgaf_ray.models.generator import TINY_GPT2, build_from_scratch
+from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.train import cache_folder, finish, open_run_folder, prepare_data, prepare_evaluator, write_run_files
+from tests.integration.local_run import local_roles
+
+REPOSITORY = Path(__file__).parents[2]
+KEY, SECRET = "AKEYOFTHISTEST", "a-secret-of-this-test"
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask_cors") is None,
+    reason="moto's server is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The options of a URI that lead to the server. Nobody answers at the proxy that the environment names."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("moto") / "log").open("w")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("on_the_way")))
+        yield f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture
+def bucket(server: str, request: pytest.FixtureRequest) -> str:
+    """The URI of a prefix in a bucket of this test's own, and its options apart."""
+    name = "b-" + str(abs(hash(request.node.nodeid)))
+    return f"s3://{KEY}:{SECRET}@{name}/runs?{server}&allow_bucket_creation=true"
+
+
+def test_what_cannot_be_used_is_refused_before_anything_starts(server: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("rlgaf_ray.train.prepare_data", None)  # would be the next to be called
+    words = ["rollout.engine=transformers", "run.name=x"]
+    root = f"s3://{KEY}:{SECRET}@nobody-made-it/runs"
+    assert main([f"run.root={root}?{server}", *words]) == 2
+    assert capsys.readouterr().err == (
+        f"error: s3://nobody-made-it/runs?{server}: bucket nobody-made-it does not exist; create it, or add "
+        "allow_bucket_creation=true behind the '?'\n"
+    )
+    monkeypatch.setattr("rlgaf_ray.data.storage.CHECK_SECONDS", 0.5)
+    assert main([f"run.root={root}?scheme=http&region=x&endpoint_override=127.0.0.1:9", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: s3://nobody-made-it/runs?scheme=http&region=x&endpoint_override=127.0.0.1:9 cannot be"
+    )
+    assert "NETWORK_CONNECTION" in line and SECRET not in line
+    assert main(["report", f"{root}/x?{server}"]) == 2
+    assert SECRET not in capsys.readouterr().err
+
+
+def wait_for_line(process: subprocess.Popen[str], wanted: str) -> None:
+    assert process.stdout is not None
+    assert any(line == wanted for line in process.stdout), f"the program ended with {process.wait()}"
+
+
+class Network:
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @saves_to_storage
+    def save(self, folder: Path) -> None:
+        (folder / "weights").write_text(self.text)
+        (folder / "optimizer").write_text(self.text)
+
+
+KILLED = """
+import sys, time
+from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.loop.checkpoint import Checkpoints
+
+def write(folder):
+    (folder / "learner" / "weights").write_text("half of it")
+    print("half", flush=True)
+    time.sleep(600)
+
+Checkpoints(Remote(sys.argv[1]), keep=2).save(2, write, {"iteration": 2}, best=True)
+"""
+
+
+def test_a_killed_upload_leaves_the_checkpoint_before(bucket: str) -> None:
+    root = Remote(bucket)
+    root.check()
+    folder = root / "one" / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=2)
+
+    def save(iteration: int, **settings: bool) -> None:
+        text = f"weights of {iteration}"
+        checkpoints.save(
+            iteration,
+            lambda place: Network(text).save(place / "learner"),
+            {"iteration": iteration},
+            best=False,
+            **settings,
+        )
+
+    save(1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, folder.uri], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    wait_for_line(process, "half\n")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert "step_000002/learner/weights" in folder.files()
+    assert checkpoints.all() == [folder / "step_000001"] == [checkpoints.named("latest")]
+    assert checkpoints.named("best") is None
+    path, state, damage = checkpoints.newest_usable()
+    assert (path.name, state, damage) == ("step_000001", {"iteration": 1}, [])
+
+    save(2)
+    save(3)
+    assert [path.name for path in checkpoints.all()] == ["step_000002", "step_000003"]
+    assert not any(name.startswith("step_000001") for name in folder.files())
+    save(3)  # after a rollback: beside the one that is there, which then goes
+    assert [path.name for path in checkpoints.all()] == ["step_000002", "step_000003-1"]
+    assert checkpoints.named("latest") == folder / "step_000003-1"
+    (folder / "step_000003-1" / "learner" / "weights").write_text("weights of 4")
+    path, state, (damage,) = checkpoints.newest_usable()
+    assert (path.name, state) == ("step_000002", {"iteration": 2})
+    assert damage.endswith("learner/weights is not what was written (its checksum differs)")
+    assert KEY not in damage and SECRET not in damage
+
+
+class Watcher:
+    """Says when an iteration is over, and at one of them waits to be killed."""
+
+    def __init__(self, hang_at: int | None) -> None:
+        self.hang_at = hang_at
+
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
+        if iteration == self.hang_at:
+            print("hangs", flush=True)
+            time.sleep(600)
+
+    def message(self, text: str) -> None: ...
+
+
+def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | None = None) -> None:
+    """``rlgaf_ray.train.train`` in one process, from a model that nobody warmed up."""
+    config = load_config(None, words)
+    folder = RunFolder(config.run)
+    checkpoints = Checkpoints(folder.place / "checkpoints", keep=2, flush=folder.flush)
+    resumed = open_run_folder(folder, checkpoints, resume=resume)
+    cache = cache_folder(config)
+    data = prepare_data(config, cache)
+    begin = cache / "begin"
+    if not begin.is_dir():
+        end = data.tokenizer.eos_token_id
+        build_from_scratch(TINY_GPT2, vocab_size=len(data.tokenizer), end_of_text_id=end, seed=0).save_pretrained(begin)
+    torch.set_num_threads(1)
+    with folder.mirrored():
+        roles = local_roles(config, data, Warmups(begin, begin, cached=True))
+        write_run_files(config, data)
+        start = resumed[1]["iteration"] if resumed else 0
+        tracker = Tracker(folder.local, config.tracking, data.tokenizer, start=start)
+        evaluator = prepare_evaluator(config, data, cache)
+        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, Watcher(hang_at))
+        if resumed:
+            loop.resume(resumed[0], resumed[1])
+        outcome = loop.run()
+        tracker.close()
+        finish(config, data, checkpoints, outcome, Terminal(Console(quiet=True)))
+
+
+CHILD = "import sys; from tests.integration.test_storage import train_here; train_here(sys.argv[1:], hang_at=5)"
+
+
+def test_a_run_is_killed_resumed_and_reported(bucket: str, rows_of, tmp_path: Path, capsys) -> None:
+    pairs = [{"prompt": f"what is {n} and {n}?", "response": f"it is {2 * n}, of course"} for n in range(150)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = [
+        "run.name=cut",
+        "run.iterations=6",
+        "task.name=jsonl",
+        f"task.jsonl.path={tmp_path}/pairs.jsonl",
+        "task.prompt_tokens=16",
+        "task.response_tokens=8",
+        f"warmup.cache={tmp_path}/cache",
+        "rollout.engine=transformers",
+        "rollout.batch_size=8",
+        "discriminator.batch_size=8",
+        "learner.precision=float32",
+        "evaluation.num_prompts=10",
+        "evaluation.num_samples=2",
+        "evaluation.every=0",
+        "checkpoint.every=2",
+    ]
+    train_here([*words, f"run.root={tmp_path}/here"])
+
+    command = [sys.executable, "-c", CHILD, *words, f"run.root={bucket}"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment)
+    wait_for_line(process, "hangs\n")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = Remote(bucket) / "cut"
+    assert (folder / "checkpoints" / "latest").read_text() == "step_000004\n"
+    on_the_way = load_config(None, [*words, f"run.root={bucket}"]).run.folder
+    shutil.rmtree(on_the_way)  # it goes on from another machine
+
+    train_here([*words, f"run.root={bucket}"], resume=True)
+    assert not on_the_way.exists()
+    assert main(["report", folder.uri]) == 0
+    shown = str(folder / "report.html")
+    assert capsys.readouterr().out == f"{shown}\n" and SECRET not in shown
+
+    there, here = tmp_path / "there", tmp_path / "here" / "cut"
+    folder.download(there)
+    assert rows_of(there) == rows_of(here)
+    names = {path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file()}
+    stored = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    assert names - {name for name in names if "events" in name} <= stored
+    for name in ("generator/model.safetensors", "discriminator/model.safetensors", "samples.jsonl"):
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+    config = (there / "config.yaml").read_text()
+    assert "root: s3://b-" in config
+    for file in there.rglob("*"):
+        assert not file.is_file() or SECRET.encode() not in file.read_bytes(), f"the key is in {file}"
+
+
+@pytest.mark.slow
+def test_the_program_itself_on_ray(bucket: str, small_under, tmp_path: Path, capsys) -> None:
+    """Learner and discriminator store their parts from their own processes."""
+    words = [*small_under(tmp_path, "run.name=cut", "rollout.engine=transformers"), f"run.root={bucket}"]
+    command = [sys.executable, "-m", "rlgaf_ray.main", *words, "run.iterations=2000"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    folder, deadline = Remote(bucket) / "cut", time.monotonic() + 240
+    while not (folder / "checkpoints" / "latest").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    reached = int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step_"))
+    assert main(["--resume", folder.uri, f"run.iterations={reached + 4}"]) == 0
+    assert f"everything is in {folder}" in " ".join(capsys.readouterr().out.split())
+    assert main(["report", folder.uri, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").is_file()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == list(range(reached + 5))
+    assert {f"{n:06d}.parquet" for n in range(1, reached + 5)} <= {
+        path.name for path in (folder / "rollouts").children()
+    }
+    assert "model.safetensors" in (folder / "generator").files()
+
+
+@pytest.mark.slow
+def test_a_sweep(bucket: str, small_under, tmp_path: Path, monkeypatch, capsys) -> None:
+    words = [*small_under(tmp_path, "run.name=two", "rollout.engine=transformers"), "run.iterations=2"]
+    words += ["evaluation.every=1", "sweep.scheduler=pbt", "sweep.pbt.every=1", f"run.root={bucket}"]
+    words += ["sweep.space.generator.learning_rate.grid=[1e-4, 2e-4]"]
+    assert main(["tune", *words]) == 1
+    assert "take the key out of run.root" in capsys.readouterr().err
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    public = bucket.replace(f"{KEY}:{SECRET}@", "")
+    assert main(["tune", *words, f"run.root={public}"]) == 0
+    folder = Remote(public) / "two"
+    assert {"sweep.html", "best.yaml", "config.yaml", "tune/tuner.pkl"} <= set(folder.files())
+    assert sum(name.endswith("generator/model.safetensors") and name.count("/") == 3 for name in folder.files()) == 2
+    assert main([str(folder / "best.yaml"), "--print-config"]) == 0
+    assert f"root: {public}" in capsys.readouterr().out
+    assert main(["tune", "--resume", folder.uri]) == 0
