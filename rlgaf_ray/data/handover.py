@@ -86,5 +86,7 @@ def checksums(folder: Place) -> dict[str, str]:
 
 
 def checksum(file: Place) -> str:
+    if isinstance(file, Remote):
+        return file.sha256()
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

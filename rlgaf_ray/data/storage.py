@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import time
@@ -90,15 +91,22 @@ class Remote:
 
     def read_bytes(self) -> bytes:
         """Raises ``FileNotFoundError`` where there is no such file."""
-        return self._try("read", lambda: self.open().read())
+        return self._try("read", lambda: self._stream().read())
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
 
-    def open(self, mode: str = "rb") -> Any:
-        """A stream of bytes, for a file too large to be held."""
-        assert mode == "rb"
-        return self._try("opened", lambda: self.filesystem.open_input_stream(self.path))
+    def sha256(self) -> str:
+        """In hex, of a file that may be too large to be held."""
+
+        def read() -> str:
+            with self._stream() as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+
+        return self._try("read", read)
+
+    def _stream(self) -> Any:
+        return self.filesystem.open_input_stream(self.path)
 
     def write_bytes(self, content: bytes) -> None:
         """All of it or, where this fails, what was there before: an object appears when it is complete."""
@@ -124,7 +132,7 @@ class Remote:
 
         def fetch(name: str) -> None:
             def receive() -> None:
-                with source.filesystem.open_input_stream(source.path) as reader, target.open("wb") as writer:
+                with source._stream() as reader, target.open("wb") as writer:
                     shutil.copyfileobj(reader, writer, CHUNK)
 
             target, source = folder / name, self / name
@@ -145,7 +153,7 @@ class Remote:
                 self.filesystem.copy_file(source.path, copied.path)
 
             def through_here() -> None:
-                with source.filesystem.open_input_stream(source.path) as reader:
+                with source._stream() as reader:
                     copied._fill(reader)
 
             copied._try("written", within if sizes[name] < COPIED_WHOLE else through_here)

@@ -48,9 +48,9 @@ def write(tmp_path: Path):
             "unknown key generator.batch_size; did you mean warmup.generator.batch_size or "
             "warmup.discriminator.batch_size or rollout.batch_size or discriminator.batch_size?",
         ),
-        ("run.colour=red", "unknown key run.colour; run has name, root, seed, iterations"),
+        ("run.colour=red", "unknown key run.colour; run has name, root, storage_timeout_seconds, seed, iterations"),
         ("colour=red", f"unknown key colour; the top has {SECTIONS}"),
-        ("run={1: 2}", "unknown key run.1; run has name, root, seed, iterations"),
+        ("run={1: 2}", "unknown key run.1; run has name, root, storage_timeout_seconds, seed, iterations"),
         ("sweep.trials=3", "unknown key sweep.trials; sweep has space, num_samples, metric, mode, scheduler, searcher, "
          "grace, max_concurrent, asha, median, pbt"),
         # wrong types: nothing is converted behind the user's back
@@ -63,7 +63,7 @@ def write(tmp_path: Path):
         ("generator.learning_rate=", "generator.learning_rate=null: must be a valid number"),
         ("generator.learning_rate=fast", "generator.learning_rate=fast: must be a valid number"),
         ("model.trust_remote_code=1", "model.trust_remote_code=1: must be a valid boolean"),
-        ("run=3", "run=3: must be a section with name, root, seed, iterations"),
+        ("run=3", "run=3: must be a section with name, root, storage_timeout_seconds, seed, iterations"),
         ("task.imdb.splits=[1]", "task.imdb.splits=[1]: must be a section with generator_warmup, demonstrations, "
          "discriminator_warmup, judge, held_out"),
         # out of range
@@ -219,7 +219,7 @@ def test_a_long_or_broken_value_stays_short_and_on_one_line() -> None:
     ("content", "expected"),
     [
         ("run:\n  seed: abc\n", "{path}: run.seed=abc: must be a valid integer"),
-        ("run:\n", "{path}: run=null: must be a section with name, root, seed, iterations"),
+        ("run:\n", "{path}: run=null: must be a section with name, root, storage_timeout_seconds, seed, iterations"),
         ("run:\n  seed: 1\n  seed: 2\n", "{path}: line 3, column 3: key 'seed' stands twice"),
         ("run:\n  seed: [1\n", "{path}: line 3, column 1: expected ',' or ']', but got '<stream end>'"),
         ("run: seed: 1\n", "{path}: line 1, column 10: mapping values are not allowed here"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import threading
 import time
@@ -96,6 +97,29 @@ def test_what_fails_for_good_is_one_sentence_in_time(remote: Remote, monkeypatch
         (remote / "x").write_text("never arrives")
     assert str(caught.value) == f"{remote}/x could not be written within 0.6 s: AWS Error for s3://bucket"
     assert time.monotonic() - start < 2
+
+
+def test_a_read_that_breaks_off_begins_again(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: object) -> int:
+            raise OSError("connection reset")
+
+    (remote / "x").write_text("whole")
+    real, streams = Remote._stream, list[object]()
+
+    def stream(self: Remote) -> object:
+        streams.append(Broken() if len(streams) % 2 == 0 else real(self))
+        return streams[-1]
+
+    monkeypatch.setattr(Remote, "_stream", stream)
+    assert (remote / "x").read_text() == "whole"
+    assert (remote / "x").sha256() == hashlib.sha256(b"whole").hexdigest()
+    remote.download(tmp_path / "here")
+    assert (tmp_path / "here" / "x").read_text() == "whole"
+    assert len(streams) == 6
 
 
 def test_a_file_that_did_not_arrive_is_no_success(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
