@@ -58,6 +58,9 @@ class PolicyGradientSettings(Section):
     advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
     loss_average: Literal["token", "sequence"] = "token"
     discount: Fraction = 1.0
+    demonstration_coefficient: NonNegativeRate = Field(
+        0.0, description="of the demonstrations' negative log-likelihood, added to the loss; 0: off"
+    )
     kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
@@ -171,3 +174,9 @@ class GeneratorSection(Section):
     importance_weight_cap: Rate | None = Field(
         None, description="cap of truncated importance weights between learner and engine log-probs; none: off"
     )
+
+    @property
+    def imitates(self) -> bool:
+        """The demonstrations are learned directly as well, not only through the discriminator."""
+        settings = {"reinforce": self.reinforce, "seqgan": self.seqgan}.get(self.algorithm)
+        return settings is not None and settings.demonstration_coefficient > 0

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.data.task import Task, evaluation_set
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
@@ -108,8 +109,11 @@ class AdversarialLoop:
         self.held_out = HeldOutAccuracy(held_out) if len(held_out) else None
         seed = config.run.seed
         self.pretraining: TextBlocks | None = None
-        if config.generator.algorithm == "ppo" and config.generator.ppo.pretraining_coefficient > 0:
+        generator = config.generator
+        if generator.algorithm == "ppo" and generator.ppo.pretraining_coefficient > 0:
             self.pretraining = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
+        elif generator.imitates:
+            self.pretraining = demonstration_blocks([task.demonstrations[row] for row in self.trained_rows])
         self.streams = {
             name: PromptStream(num_items, seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
             for index, (name, num_items) in enumerate(

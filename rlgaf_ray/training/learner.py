@@ -60,7 +60,7 @@ class Learner:
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None = None
     ) -> Metrics:
-        """One update of the policy. ``pretraining`` is real text, for PPO-ptx.
+        """One update of the policy. ``pretraining`` is real text: for PPO-ptx, or demonstrations for REINFORCE.
 
         Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
@@ -72,11 +72,11 @@ class Learner:
             return shared | {"generator/non_finite": 1.0}
         rewards, batch, more = self.rewards(rewards, batch)
         shared |= more
+        text = None if pretraining is None else self._whole_text(pretraining)
         match self.algorithm:
             case Reinforce():
-                metrics = self.algorithm.update(self.policy, batch, rewards, iteration)
+                metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
             case PPO():
-                text = None if pretraining is None else self._whole_text(pretraining)
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
             case GumbelSoftmax():
                 held = self.algorithm.discriminator_version

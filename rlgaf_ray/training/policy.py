@@ -20,7 +20,7 @@ from rlgaf_ray.models.generator import (
     sampled_logprobs,
 )
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
-from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
+from rlgaf_ray.objectives.policy import language_model_loss, masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
 from rlgaf_ray.training.precision import autocast, resolve_precision
@@ -110,6 +110,14 @@ class Policy:
         start = sequences.response_mask.shape[1] - distributions.shape[1]
         distance = torch.nn.functional.pad(exact_kl(distributions, anchors), (start, 0))
         return logprobs, reference, distance.masked_fill(~sequences.response_mask, 0.0)
+
+    def text_backward(self, text: SequenceBatch, coefficient: float) -> torch.Tensor:
+        """Adds the gradient of ``coefficient`` times the loss on real text; returns the loss, without a gradient."""
+        with autocast(self.dtype, self.device):
+            logprobs = policy_logprobs(self.model, text)  # real text: nothing masked, temperature 1
+        loss = language_model_loss(logprobs, text.response_mask)
+        (coefficient * loss).backward()
+        return loss.detach()
 
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
         cap = self.config.generator.importance_weight_cap

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.models.generator import policy_logprobs, restore_weights
+from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advantage_estimate, whiten
 from rlgaf_ray.objectives.kl import kl_estimate
-from rlgaf_ray.objectives.policy import language_model_loss, ppo_policy_loss, ppo_value_loss
+from rlgaf_ray.objectives.policy import ppo_policy_loss, ppo_value_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.policy import (
@@ -122,7 +122,9 @@ class PPO:
                         (loss * share).backward()
                         sums.add(metrics | {"loss": loss}, share)
                 if policy_moves and pretraining is not None:
-                    sums.add({"pretraining_loss": self.pretraining_backward(policy, pretraining)}, 1.0)
+                    sums.add(
+                        {"pretraining_loss": policy.text_backward(pretraining, settings.pretraining_coefficient)}, 1.0
+                    )
                 steps["critic_grad_norm"] = optimizer_step(
                     self.critic_optimizer,
                     self.critic.parameters(),
@@ -142,14 +144,6 @@ class PPO:
         with autocast(policy.dtype, policy.device):
             scores = self.critic.token_scores(sequences)
         return torch.nn.functional.pad(scores[:, :-1], (1, 0)) * sequences.response_mask
-
-    def pretraining_backward(self, policy: Policy, pretraining: SequenceBatch) -> torch.Tensor:
-        """Gradient of gamma times the pretraining loss (PPO-ptx), added to the policy's."""
-        with autocast(policy.dtype, policy.device):
-            logprobs = policy_logprobs(policy.model, pretraining)  # real text: nothing masked, temperature 1
-        loss = language_model_loss(logprobs, pretraining.response_mask)
-        (self.settings.pretraining_coefficient * loss).backward()
-        return loss.detach()
 
     def state_dict(self) -> dict[str, Any]:
         return {"kl_coefficient": self.kl.coefficient, "reward_statistics": self.statistics.state_dict()}

@@ -29,7 +29,7 @@ from rlgaf_ray.training.policy import (
     rollout_metrics,
     rows_of,
 )
-from rlgaf_ray.types import Metrics, TrainBatch
+from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 class Reinforce:
@@ -38,7 +38,14 @@ class Reinforce:
         self.kl = KLController(settings.kl)
         self.baseline: float | None = None  # of the moving average, over the iterations before this one
 
-    def update(self, policy: Policy, batch: TrainBatch, sequence_rewards: torch.Tensor, iteration: int) -> Metrics:
+    def update(
+        self,
+        policy: Policy,
+        batch: TrainBatch,
+        sequence_rewards: torch.Tensor,
+        iteration: int,
+        demonstrations: SequenceBatch | None = None,
+    ) -> Metrics:
         settings, mask = self.settings, batch.sequences.response_mask
         estimator = settings.kl.estimator
         reference = None if estimator == "exact" else policy.frozen_logprobs(batch.sequences, policy.reference)
@@ -76,6 +83,9 @@ class Reinforce:
             if estimator == "exact":
                 metrics["kl"] = masked_average(distance.detach(), sequences.response_mask, average="token")
             sums.add({"loss": loss, **metrics}, share)
+        if demonstrations is not None:
+            loss = policy.text_backward(demonstrations, settings.demonstration_coefficient)
+            sums.add({"demonstration_loss": loss}, 1.0)
         totals = sums.means()
         totals |= policy.step(iteration)
         totals["kl_coefficient"] = self.kl.coefficient

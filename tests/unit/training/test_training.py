@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
 from rlgaf_ray.models.cnn import build_cnn
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.lstm import build_lstm
@@ -353,3 +353,28 @@ def test_a_discriminator_is_adjusted_while_it_learns(folder: Path) -> None:
     # Adam's first step without moments is the learning rate, whatever the gradient's size.
     step = (discriminator.model.network.score.weight.detach() - before).abs().max()
     assert step == pytest.approx(5e-4, rel=1e-3)
+
+
+def test_demonstrations_are_learned_beside_the_reward(folder: Path) -> None:
+    """With rewards all equal and no KL, the step is one of maximum likelihood on the demonstrations, scaled."""
+    quiet = ["generator.reinforce.kl.coefficient=0", "generator.reinforce.demonstration_coefficient=0.5"]
+    learner = Learner(folder, config(*quiet, "generator.max_grad_norm=1e9"), pad_token_id=0)
+    demonstrations = [
+        Demonstration(np.array([3], np.int32), np.array([5, 6, 7], np.int32)),
+        Demonstration(np.array([3, 4], np.int32), np.array([9], np.int32)),
+    ]
+    text = demonstration_blocks(demonstrations)
+    assert text.token_ids.tolist() == [[3, 5, 6, 7], [3, 4, 9, 0]]
+    assert text.learned.tolist() == [[False, True, True, True], [False, False, True, False]]
+    before = learner.mean_nll(demonstrations, model="policy")
+    with torch.enable_grad():
+        ids = torch.from_numpy(text.token_ids).long()
+        logits = learner.policy.model(ids[:, :-1]).logits.transpose(1, 2)
+        nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none")
+        (0.5 * nll[torch.from_numpy(text.learned[:, 1:])].mean()).backward()
+    expected = float(torch.nn.utils.get_total_norm([p.grad for p in learner.policy.model.parameters()]))
+    learner.policy.optimizer.zero_grad()
+    metrics = learner.update(scored([1.0] * 8), iteration=0, pretraining=text)
+    assert metrics["generator/demonstration_loss"] == pytest.approx(before, rel=1e-5)
+    assert metrics["generator/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    assert learner.mean_nll(demonstrations, model="policy") < before
