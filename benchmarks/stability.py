@@ -34,7 +34,7 @@ ABLATIONS = {
     "contrast weight 1.0": ["discriminator.contrast_weight=1.0"],
     "no demonstrations in the loss": ["generator.reinforce.demonstration_coefficient=0"],
     "no moving average": ["generator.average_decay=0"],
-    "KL 0.45": ["generator.reinforce.kl.coefficient=0.45"],
+    "contrast weight 2, KL 0.45": ["discriminator.contrast_weight=2", "generator.reinforce.kl.coefficient=0.45"],
 }
 BARS = {
     "mean gap closed from 150 on": (">=", 0.85),
