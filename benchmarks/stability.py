@@ -31,10 +31,10 @@ PLAIN = [*WHOLE_SCORE, *SAMPLED_KL, "discriminator.contrast_weight=1.0"]  # eval
 ABLATIONS = {
     "whole score, leave-one-out": WHOLE_SCORE,
     "sampled KL in the reward, 0.05": SAMPLED_KL,
-    "contrast weight 1.0": ["discriminator.contrast_weight=1.0"],
     "no demonstrations in the loss": ["generator.reinforce.demonstration_coefficient=0"],
     "no moving average": ["generator.average_decay=0"],
-    "contrast weight 2, KL 0.45": ["discriminator.contrast_weight=2", "generator.reinforce.kl.coefficient=0.45"],
+    "0.2 discriminator updates": ["discriminator.updates_per_generator_update=0.2"],
+    "contrast weight 1.0": ["discriminator.contrast_weight=1.0"],
 }
 BARS = {
     "mean gap closed from 150 on": (">=", 0.85),
