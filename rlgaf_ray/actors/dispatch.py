@@ -37,7 +37,8 @@ CLOSE_SECONDS = 10.0
 
 @dataclass(eq=False)
 class Weights:
-    """One push. ``update`` is what a worker's call takes; ``loaded`` has each worker's metrics, none if passed over."""
+    """One push. ``update`` is what a worker's call takes; ``loaded`` has each worker's metrics of it, or of the newer
+    weights that it took instead."""
 
     update: Any
     loaded: list[Future[Metrics]]
@@ -112,8 +113,8 @@ class Dispatcher:
                 ahead.append(weights)
 
         def wait() -> Metrics:
-            rows = [row for loaded in weights.loaded if (row := loaded.result())]
-            return {name: max(row[name] for row in rows) for name in rows[0]} if rows else {}
+            rows = [loaded.result() for loaded in weights.loaded]
+            return {name: max(row[name] for row in rows) for name in rows[0]}
 
         return wait
 
@@ -172,7 +173,7 @@ class Dispatcher:
                 return
             ahead = self.ahead[index]
             while (passed := ahead.popleft()) is not weights:
-                passed.loaded[index].set_result({})
+                passed.loaded[index].set_result(metrics)
             weights.loaded[index].set_result(metrics)
 
     def _fail(self, error: BaseException, part: Part | None) -> None:

@@ -148,7 +148,7 @@ def prompts_in_order(folder: Path, iterations: int) -> list[list[int]]:
 @pytest.mark.parametrize("max_staleness", [1, 2, 4])
 def test_no_rollout_is_ever_older_than_allowed(tmp_path: Path, max_staleness: int) -> None:
     """200 iterations, every piece of work of another length: the versions are those of the slots, whatever happens."""
-    roles = BusyRoles(longest=0.01, onset=10**6)
+    roles = BusyRoles(longest=0.006, onset=10**6)
     config = asynchronous(
         max_staleness, "run.iterations=200", "checkpoint.every=50", "discriminator.updates_per_generator_update=0.4"
     )
