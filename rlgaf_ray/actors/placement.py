@@ -1,8 +1,10 @@
 """Who gets which cores and GPUs: the plan, its refusal where the cluster is too small, and the placement group.
 
-On CPU the roles take turns (the loop is synchronous), so learner and discriminator compute with all cores of their node
+On CPU the roles of a synchronous loop take turns, so learner and discriminator compute with all cores of their node
 while they ask Ray for an equal share only. Rollout workers sample at the same time and share the cores: half of a small
 model's sampling is vLLM's own bookkeeping, which one process cannot spread over cores (docs/benchmarks.md).
+In an asynchronous loop they sample while the others compute: each side has half of the cores, because two sides that
+both spin on all of them ruin each other.
 """
 
 from __future__ import annotations
@@ -47,9 +49,11 @@ class Placement:
 
 def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> Placement:
     """Share out the cluster. Raises ``ValueError`` with the sum asked and the sum there."""
+    overlap = config.schedule.mode == "async" and config.cluster.gpus_per_actor == 0
+    rollout_cpus = max(1, node_cpus // 2) if overlap else node_cpus
     num_workers = config.rollout.num_workers
     if num_workers is None:
-        num_workers = min(NUM_CPU_ROLLOUT_WORKERS, node_cpus) if config.cluster.gpus_per_actor == 0 else 1
+        num_workers = min(NUM_CPU_ROLLOUT_WORKERS, rollout_cpus) if config.cluster.gpus_per_actor == 0 else 1
     num_actors = num_workers + NUM_SINGLE_ROLES
     # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
     equal_share = math.floor(min(1.0, cluster_cpus / num_actors) * 1000) / 1000
@@ -62,8 +66,9 @@ def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, 
                 f"the run asks for {each * num_actors:g} {name} ({num_actors} actors x {each:g}) and the cluster has "
                 f"{there:g}: lower {key} or rollout.num_workers, or add nodes"
             )
-    threads = config.cluster.threads or node_cpus
-    return Placement(num_workers, cpus, gpus, threads, max(1, threads // num_workers))
+    threads = config.cluster.threads or max(1, node_cpus - rollout_cpus if overlap else node_cpus)
+    rollout_threads = config.cluster.threads or rollout_cpus
+    return Placement(num_workers, cpus, gpus, threads, max(1, rollout_threads // num_workers))
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:

@@ -1,4 +1,8 @@
-"""The roles on Ray: each of the plain classes of floor 3 in an actor of its own, and ``RayRoles``, who calls them."""
+"""The roles on Ray: each of the plain classes of floor 3 in an actor of its own, and ``RayRoles``, who calls them.
+
+Everything is asked for without waiting: Ray runs an actor's tasks in the order in which they were submitted, and starts
+one when its arguments are there.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.build import build_engine
@@ -127,20 +131,35 @@ class RayRoles:
         self.names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
         for actor in self.names:
             self._get(actor, "__ray_ready__", actor.__ray_ready__.remote())
+        self.dispatcher = Dispatcher(
+            [self._caller(worker) for worker in self.workers], requests_per_worker=config.rollout.requests_per_worker
+        )
+
+    def _caller(self, worker: Any) -> Call:
+        def call(update: Any | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
+            # Both are sent at once: the worker samples as soon as it has loaded.
+            loading = None if update is None else worker.update_weights.remote(update)
+            sampling = None if part is None else worker.generate.remote(part.prompts, part.sampling, part.seeds)
+            metrics = {} if loading is None else self._get(worker, "update_weights", loading)
+            return metrics, [] if sampling is None else self._get(worker, "generate", sampling)
+
+        return call
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
-        bounds = np.linspace(0, len(prompts), len(self.workers) + 1).round().astype(int)
-        share = sampling.samples_per_prompt
-        calls = [
-            (worker, worker.generate.remote(prompts[start:end], sampling, seeds[start * share : end * share]))
-            for worker, start, end in zip(self.workers, bounds[:-1], bounds[1:], strict=True)
-            if end > start
-        ]
-        return [rollout for worker, ref in calls for rollout in self._get(worker, "generate", ref)]
+        return self.start_generate(prompts, sampling, seeds)()[0]
+
+    def start_generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]):
+        return self.dispatcher.start(prompts, sampling, seeds)
+
+    def drop_rollouts(self) -> None:
+        self.dispatcher.drop()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        return self.start_score(rollouts)()
+
+    def start_score(self, rollouts: Sequence[Rollout]):
         ref = self.discriminator.token_scores.remote(rollouts)
-        return with_scores(rollouts, *self._get(self.discriminator, "score", ref))
+        return lambda: with_scores(rollouts, *self._get(self.discriminator, "score", ref))
 
     def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
         return self._get(
@@ -162,14 +181,7 @@ class RayRoles:
         return lambda: self._get(self.learner, "update", ref)
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy"):
-        update = self.learner.weights.remote(policy_version, network=network)
-        calls = [(worker, worker.update_weights.remote(update)) for worker in self.workers]
-
-        def slowest() -> Metrics:
-            metrics = [self._get(worker, "update_weights", ref) for worker, ref in calls]
-            return {name: max(row[name] for row in metrics) for name in metrics[0]}
-
-        return slowest
+        return self.dispatcher.push(self.learner.weights.remote(policy_version, network=network))
 
     def push_discriminator(self):
         ref = self.learner.load_discriminator.remote(self.discriminator.weights.remote())
@@ -212,9 +224,10 @@ class RayRoles:
         """Ends the actors: removing their placement group kills what runs in it."""
         if self.owns_group:
             remove_placement_group(self.group)
-            return
-        for actor in self.names:
-            ray.kill(actor)
+        else:
+            for actor in self.names:
+                ray.kill(actor)
+        self.dispatcher.close()
 
     def _get(self, actor: Any, method: str, ref: ray.ObjectRef[T]) -> T:
         name = self.names[actor]

@@ -15,6 +15,8 @@ from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pos
 from rlgaf_ray.config.sweep import SweepSection
 from rlgaf_ray.config.task import TaskSection
 
+ASYNC_IMPORTANCE_CAP = 2.0
+
 
 class RunSection(Section):
     name: str | None = Field(
@@ -76,6 +78,11 @@ class RolloutSection(Section):
     num_workers: Positive | None = Field(
         None, description="engines that share the rollouts; default: two on CPUs with two cores or more, else one"
     )
+    requests_per_worker: Positive | None = Field(
+        None,
+        description="parts of a batch that workers take as they get free, for each worker: more hold less of it to a "
+        "slow one, fewer batch better; default: 1, and up to 4 for large batches",
+    )
     batch_size: Positive = Field(64, description="rollouts an iteration, over all workers")
     samples_per_prompt: Positive = 4
     temperature: Rate = 1.0
@@ -119,7 +126,12 @@ class WeightsSection(Section):
 
 
 class ScheduleSection(Section):
-    mode: Literal["sync"] = "sync"
+    mode: Literal["sync", "async"] = Field(
+        "sync", description="async: the next iterations' rollouts are made while learner and discriminator work"
+    )
+    max_staleness: Positive = Field(
+        1, description="async: updates of the policy that a rollout may lag behind; as many batches are made ahead"
+    )
 
 
 class EvaluationSection(Section):
@@ -242,6 +254,33 @@ class Config(Section):
                 f"set checkpoint.every, or guard.{key}=stop"
             )
         return self
+
+    @model_validator(mode="after")
+    def _scheduled(self) -> Config:
+        if self.schedule.mode == "sync":
+            return self
+        reasons = {
+            "seqgan": "searches with the engines that would make the next rollouts meanwhile",
+            "gumbel": "learns from the newest policy's own samples",
+        }
+        if reason := reasons.get(self.generator.algorithm):
+            raise ValueError(
+                f"generator.algorithm={self.generator.algorithm} {reason}: set schedule.mode=sync, "
+                "or generator.algorithm=reinforce or ppo"
+            )
+        return self
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions a rollout may be behind the learner that it teaches."""
+        return self.schedule.max_staleness if self.schedule.mode == "async" else 0
+
+    @property
+    def importance_weight_cap(self) -> float | None:
+        """As asked for; rollouts of an older policy are corrected unless that is switched off."""
+        if self.generator.importance_weight_mode == "off":
+            return None
+        return self.generator.importance_weight_cap or (ASYNC_IMPORTANCE_CAP if self.max_staleness else None)
 
     @property
     def held_out_demonstrations(self) -> int:

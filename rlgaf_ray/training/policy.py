@@ -120,8 +120,10 @@ class Policy:
         return loss.detach()
 
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
-        cap = self.config.generator.importance_weight_cap
-        return None if cap is None else truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap)
+        cap, mode = self.config.importance_weight_cap, self.config.generator.importance_weight_mode
+        if cap is None or mode == "off":
+            return None
+        return truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap, bound=mode)
 
     def step(self, iteration: int) -> Metrics:
         settings = self.config.generator

@@ -30,6 +30,13 @@ SEQGAN = [
     "generator.seqgan.rollout_policy_rate=0.8",
 ]
 GUMBEL = ["generator.algorithm=gumbel"]
+ASYNC = [
+    "schedule.mode=async",
+    "schedule.max_staleness=2",
+    "rollout.requests_per_worker=2",
+    "discriminator.updates_per_generator_update=1",
+    "discriminator.held_out=32",
+]
 AVERAGE = ["generator.average_decay=0.9"]
 STABILISED = [
     "generator.reinforce.credit=sequence",
@@ -73,8 +80,8 @@ def prepared(small_config, cache: Path, ray_cluster):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [[], STABILISED, PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
-    ids=["reinforce", "stabilised", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional"],
+    [[], STABILISED, PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"], ASYNC],
+    ids=["reinforce", "stabilised", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional", "async"],
 )
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
@@ -100,6 +107,8 @@ def test_local_and_ray_runners_agree_step_for_step(
     assert len(local) == 7
     for ours, theirs in zip(local, on_ray, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    staleness = [0, 1, 2, 2, 2, 2] if algorithm is ASYNC else [0] * 6
+    assert [row["rollout/staleness"] for row in on_ray[1:]] == staleness
     logged = {name for row in local for name in row} - {"iteration"}
     assert logged <= DOCUMENTED
     assert all(math.isfinite(value) for row in local for value in row.values())

@@ -24,6 +24,19 @@ def test_rollout_workers_share_the_cores_because_they_sample_at_the_same_time() 
     assert plan("rollout.num_workers=8").rollout_threads == 1
 
 
+def test_rollouts_that_are_made_meanwhile_have_cores_of_their_own() -> None:
+    def shares(node_cpus: int, *more: str) -> tuple[int, int, int]:
+        placement = plan("schedule.mode=async", *more, cpus=node_cpus, node_cpus=node_cpus)
+        return placement.num_rollout_workers, placement.rollout_threads, placement.threads
+
+    assert shares(2) == (1, 1, 1)
+    assert shares(8) == (2, 2, 4)
+    assert shares(5) == (2, 1, 3)
+    assert shares(1) == (1, 1, 1)
+    assert shares(8, "rollout.num_workers=4") == (4, 1, 4)
+    assert shares(8, "cluster.threads=3") == (2, 1, 3)
+
+
 def test_a_large_cluster_gives_one_cpu_each_unless_asked() -> None:
     assert plan(cpus=64, node_cpus=16).cpus_per_actor == 1.0
     assert plan("cluster.cpus_per_actor=4", cpus=64, node_cpus=16).cpus_per_actor == 4

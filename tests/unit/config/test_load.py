@@ -123,6 +123,11 @@ def write(tmp_path: Path):
             "discriminator.update_ratio={minimum: 0.5, maximum: 0.1}",
             "discriminator.update_ratio.minimum=0.5 lies above discriminator.update_ratio.maximum=0.1",
         ),
+        ("schedule.mode=later", "schedule.mode=later: must be 'sync' or 'async'"),
+        ("schedule.max_staleness=0", "schedule.max_staleness=0: must be greater than 0"),
+        ("generator={importance_weight_mode: mask, importance_weight_cap: 0.5}",
+         "generator.importance_weight_cap=0.5 with generator.importance_weight_mode=mask would drop every token that "
+         "the policy did not change: set it to 1 or more"),
         ("guard.window=1", "guard.window=1: must be greater than or equal to 2"),
         ("guard.heal.kl_factor=0.5", "guard.heal.kl_factor=0.5: must be greater than or equal to 1"),
         # overrides that are none
@@ -172,6 +177,16 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
             "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and discriminator.held_out=0 "
             "keeps none: raise it, or leave it out",
         ),
+        (
+            ["schedule.mode=async", "generator.algorithm=seqgan"],
+            "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
+            "schedule.mode=sync, or generator.algorithm=reinforce or ppo",
+        ),
+        (
+            ["schedule.mode=async", "generator.algorithm=gumbel"],
+            "generator.algorithm=gumbel learns from the newest policy's own samples: set schedule.mode=sync, or "
+            "generator.algorithm=reinforce or ppo",
+        ),
     ],
 )
 def test_keys_that_must_fit_one_another(overrides: list[str], expected: str) -> None:
@@ -186,6 +201,18 @@ def test_demonstrations_are_held_out_only_where_they_are_needed() -> None:
     assert held_out("discriminator.update_ratio.mode=adaptive") == held_out("guard.action=stop") == 128
     assert held_out("guard.action=heal", "discriminator.held_out=64") == 64
     assert held_out("guard.action=stop", "discriminator.held_out=0") == 0
+
+
+def test_old_rollouts_are_corrected_for_unless_that_is_switched_off() -> None:
+    def resolved(*overrides: str) -> tuple[int, float | None]:
+        config = load_config(None, overrides)
+        return config.max_staleness, config.importance_weight_cap
+
+    assert resolved() == resolved("schedule.max_staleness=4") == (0, None)
+    assert resolved("generator.importance_weight_cap=3") == (0, 3.0)
+    assert resolved("schedule.mode=async") == (1, 2.0)
+    assert resolved("schedule={mode: async, max_staleness: 4}", "generator.importance_weight_cap=3") == (4, 3.0)
+    assert resolved("schedule.mode=async", "generator.importance_weight_mode=off") == (1, None)
 
 
 def test_an_override_below_a_value() -> None:
