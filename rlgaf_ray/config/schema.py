@@ -84,6 +84,7 @@ class RolloutSection(Section):
     stop_at_end_of_text: bool | None = Field(
         None, description="false: end of text is masked, every response has full length; default: false for imdb only"
     )
+    tensor_parallel_size: Positive = Field(1, description="GPUs of one rollout worker, which share its model's layers")
     kv_cache_mib: Positive = Field(256, description="vLLM's KV cache on CPU")
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
 
@@ -108,6 +109,7 @@ class RewardSection(Section):
 
 
 class LearnerSection(Section):
+    num_workers: Positive = Field(1, description="ranks that share one update")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of learner, discriminator and warm-ups; auto: bfloat16 where the processor has it"
     )
@@ -149,8 +151,19 @@ class ClusterSection(Section):
     threads: Positive | None = Field(
         None, description="compute threads of each actor; default: measured rule of the placement"
     )
-    gpus_per_actor: NonNegativeRate = Field(0.0, description="GPUs (a fraction shares one) that each actor asks for")
+    placement: Literal["auto", "colocate", "separate", "spread"] = Field(
+        "auto",
+        description="auto: on as few nodes as possible, cores shared; colocate: one actor of each role on every GPU "
+        "(or all on one node's cores); separate: own GPUs (or cores) each; spread: neighbours on different nodes",
+    )
+    gpus_per_actor: NonNegativeRate = Field(
+        0.0,
+        description="GPUs (a fraction shares one) that each actor asks for; 0: CPU; colocate shares each GPU equally",
+    )
     cpus_per_actor: Rate | None = Field(None, description="CPUs that each actor asks for; default: an equal share")
+    join_seconds: NonNegativeRate = Field(
+        0.0, description="how long nodes of an autoscaled cluster may take to join before a plan is refused"
+    )
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
 
 
