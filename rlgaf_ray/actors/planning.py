@@ -29,6 +29,7 @@ class Request:
     gpus: float  # an actor
     cpus: float | None  # an actor; None: an equal share
     threads: int | None
+    overlap: bool = False  # rollouts are made while the others compute: each side has half of a node's cores
 
     @property
     def num_actors(self) -> int:
@@ -64,9 +65,11 @@ def asked_by(config: Config, *, node_cpus: int) -> Request:
             f"cluster.placement={cluster.placement} gives each actor GPUs of its own: set cluster.gpus_per_actor=1, or "
             "cluster.placement=colocate"
         )
+    overlap = config.schedule.mode != "sync" and cluster.gpus_per_actor == 0
     num_workers = config.rollout.num_workers
     if num_workers is None:
-        num_workers = min(NUM_CPU_ROLLOUT_WORKERS, node_cpus) if cluster.gpus_per_actor == 0 else 1
+        rollout_cpus = max(1, node_cpus // 2) if overlap else node_cpus
+        num_workers = min(NUM_CPU_ROLLOUT_WORKERS, rollout_cpus) if cluster.gpus_per_actor == 0 else 1
     return Request(
         kind=cluster.placement,
         num_workers=num_workers,
@@ -76,6 +79,7 @@ def asked_by(config: Config, *, node_cpus: int) -> Request:
         gpus=cluster.gpus_per_actor,
         cpus=cluster.cpus_per_actor,
         threads=cluster.threads,
+        overlap=overlap,
     )
 
 
@@ -92,21 +96,22 @@ def share_out(request: Request, nodes: Sequence[Node], *, node_cpus: int) -> Pla
     else:
         equal_share = _rounded_down(min(1.0, cluster_cpus / request.num_actors)) or 1.0  # no node has joined yet
     cpus = request.cpus or equal_share
-    threads = request.threads or (max(1, int(cpus)) if own_cores else node_cpus)
+    sampling = max(1, node_cpus // 2) if request.overlap and request.kind in ("auto", "colocate") else node_cpus
+    learning = max(1, node_cpus - sampling) if sampling < node_cpus else node_cpus
 
-    def threads_of(count: int) -> int:
+    def threads_of(count: int, cores: int) -> int:
         """Of each of so many actors that compute at the same time, and share the cores of their node."""
         if own_cores:
-            return threads
+            return request.threads or max(1, int(cpus))
         on_one_node = math.ceil(count / len(nodes)) if request.kind == "spread" and nodes else count
-        return max(1, threads // on_one_node)
+        return max(1, (request.threads or cores) // on_one_node)
 
     return Placement(
         num_rollout_workers=request.num_workers,
         cpus_per_actor=cpus,
         gpus_per_actor=gpus,
-        threads=threads_of(max(request.num_learners, request.num_discriminators)),
-        rollout_threads=threads_of(request.num_workers),
+        threads=threads_of(max(request.num_learners, request.num_discriminators), learning),
+        rollout_threads=threads_of(request.num_workers, sampling),
         kind=request.kind,
         num_learners=request.num_learners,
         num_discriminators=request.num_discriminators,

@@ -73,6 +73,7 @@ class WarmupSection(Section):
 
 class RolloutSection(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
+    tensor_parallel_size: Positive = Field(1, description="GPUs of one rollout engine")
     num_workers: Positive | None = Field(
         None, description="engines that share the rollouts; default: two on CPUs with two cores or more, else one"
     )
@@ -84,7 +85,6 @@ class RolloutSection(Section):
     stop_at_end_of_text: bool | None = Field(
         None, description="false: end of text is masked, every response has full length; default: false for imdb only"
     )
-    tensor_parallel_size: Positive = Field(1, description="GPUs of one rollout worker, which share its model's layers")
     kv_cache_mib: Positive = Field(256, description="vLLM's KV cache on CPU")
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
 
@@ -110,6 +110,9 @@ class RewardSection(Section):
 
 class LearnerSection(Section):
     num_workers: Positive = Field(1, description="ranks that share one update")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several ranks: ddp holds all weights in each; fsdp a part, and fetches the rest"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of learner, discriminator and warm-ups; auto: bfloat16 where the processor has it"
     )
