@@ -8,8 +8,8 @@ long as they are said to compute (``Sleeps``), so that 16 workers fit two cores.
 iteration. Two series:
 
 - the learner's group grows with the rollouts, so that an update always takes as long: bar, throughput >= 0.95 of linear
-- one learner of a fixed speed: throughput against the law of a synchronous loop, 1 / (r / W + l) rollouts a second for r
-  seconds of a worker and l of the learner for each rollout; from the mark on, the learner takes longer than the workers
+- one learner of a fixed speed: throughput against the law of a synchronous loop, 1 / (r / W + l) rollouts a second
+  for r seconds of a worker and l of the learner for each rollout
 
 Bar of both: the driver's own time an iteration, what is left of it without the sleeps, <= 20 ms + 0.1 ms a rollout.
 """

@@ -3,7 +3,7 @@
     python cluster/local_cluster.py --nodes 3 --cpus 4 --gpus 2                       # until Ctrl-C
     python cluster/local_cluster.py --nodes 3 --cpus 4 -- python -m rlgaf_ray.main cluster.placement=spread
 
-The command joins by RAY_ADDRESS; its exit code is passed on. GPUs are numbers here: an actor that computes on one fails.
+The command joins by RAY_ADDRESS; its exit code is passed on. GPUs are numbers here: what computes on one fails.
 """
 
 from __future__ import annotations

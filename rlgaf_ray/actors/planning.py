@@ -6,7 +6,7 @@ Nothing here starts or asks Ray: ``rlgaf plan`` uses it for clusters that do not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlgaf_ray.actors.layout import Kind, Placement, Resource
@@ -175,14 +175,17 @@ def _words(amounts: Mapping[Resource, float] | Bundle) -> str:
 
 
 def nearest(request: Request, nodes: Sequence[Node], node_cpus: int) -> str:
-    for lesser in lesser_requests(request):
-        if shortage(share_out(lesser, nodes, node_cpus=node_cpus), nodes) is None:
-            changes = {
-                key: getattr(lesser, name)
-                for name, key in KEYS.items()
-                if getattr(lesser, name) != getattr(request, name)
-            }
-            return "the nearest plan that fits: " + " ".join(f"{key}={_yaml(value)}" for key, value in changes.items())
+    """The changes that make a request fit: the kind of placement stays longest, then shards and shares, then actors."""
+
+    def fits(lesser: Request) -> bool:
+        return shortage(share_out(lesser, nodes, node_cpus=node_cpus), nodes) is None
+
+    for variant in _variants(request):
+        lesser = _most_actors(variant, fits)
+        if lesser is not None:
+            pairs = {key: (getattr(request, name), getattr(lesser, name)) for name, key in KEYS.items()}
+            changes = (f"{key}={_yaml(new)}" for key, (old, new) in pairs.items() if new != old)
+            return "the nearest plan that fits: " + " ".join(changes)
     return "no smaller plan fits either"
 
 
@@ -190,9 +193,9 @@ def _yaml(value: object) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def lesser_requests(request: Request) -> Iterator[Request]:
-    """Nearest first: the kind of placement stays longest, then shards and shares, then as many actors as possible."""
-    kinds: list[Request] = [request]
+def _variants(request: Request) -> Iterator[Request]:
+    """The same actors on smaller shares, nearest first."""
+    kinds = [request]
     if request.kind != "colocate" and request.gpus > 0:
         kinds.append(replace(request, kind="colocate", tensor_parallel_size=1))
     elif request.kind != "auto" and request.gpus == 0:
@@ -201,33 +204,36 @@ def lesser_requests(request: Request) -> Iterator[Request]:
         for sized in _halved_shards(of_kind):
             for cpus in dict.fromkeys((request.cpus, None)):
                 for gpus in _shares(sized):
-                    yield from _fewer_actors(replace(sized, cpus=cpus, gpus=gpus))
+                    yield replace(sized, cpus=cpus, gpus=gpus)
 
 
 def _halved_shards(request: Request) -> Iterator[Request]:
     shards = request.tensor_parallel_size
-    while True:
+    while shards > 1:
         yield replace(request, tensor_parallel_size=shards)
-        if shards == 1:
-            return
         shards //= 2
+    yield replace(request, tensor_parallel_size=1)
 
 
 def _shares(request: Request) -> list[float]:
-    """Smaller shares of a GPU, where actors may share one without a whole bundle: each divides it evenly."""
+    """Smaller shares of a GPU, where each actor has a bundle of its own: as many as divide one evenly."""
     if request.kind != "auto" or request.tensor_parallel_size > 1:
         return [request.gpus]
     return [request.gpus, *(share for share in (0.5, 0.333, 0.25) if share < request.gpus)]
 
 
-def _fewer_actors(request: Request) -> list[Request]:
-    """Fewer rollout workers, ranks of learner and discriminator halved together: most actors first."""
+def _most_actors(request: Request, fits: Callable[[Request], bool]) -> Request | None:
+    """The largest request that fits, with fewer rollout workers and with the ranks of both groups halved together."""
     ranks = [(request.num_learners, request.num_discriminators)]
     while max(ranks[-1]) > 1:
         ranks.append((max(1, ranks[-1][0] // 2), max(1, ranks[-1][1] // 2)))
-    fewer = [
-        replace(request, num_workers=workers, num_learners=learners, num_discriminators=discriminators)
-        for learners, discriminators in ranks
-        for workers in range(request.num_workers, 0, -1)
-    ]
-    return sorted(fewer, key=lambda each: -each.num_actors)
+    found: list[Request] = []
+    for learners, discriminators in ranks:
+        sized = replace(request, num_learners=learners, num_discriminators=discriminators)
+        few, many = 0, request.num_workers
+        while few < many:  # the more workers, the less they fit
+            workers = (few + many + 1) // 2
+            few, many = (workers, many) if fits(replace(sized, num_workers=workers)) else (few, workers - 1)
+        if few > 0:
+            found.append(replace(sized, num_workers=few))
+    return max(found, key=lambda each: each.num_actors, default=None)

@@ -36,7 +36,7 @@ GIB, MIB = 2**30, 2**20
 
 # Measured (docs/scaling.md): an actor's process with its libraries and no model, on CPU. Of CUDA's context and of the
 # workspaces of its libraries nothing is measured yet.
-CPU_RUNTIME: dict[str, int] = {"training": 560 * MIB, "vllm": 900 * MIB, "transformers": 560 * MIB}
+CPU_RUNTIME: dict[str, int] = {"training": 540 * MIB, "vllm": 680 * MIB, "transformers": 540 * MIB}
 CUDA_RUNTIME = 1 * GIB
 SAMPLER_COPIES = 3  # float32 arrays of sequences x vocabulary: logits, their log-softmax, probabilities
 MAX_SEQUENCES = 256  # that vLLM runs at a time, by default

@@ -76,8 +76,12 @@ def test_colocated_roles_share_each_gpu(granted) -> None:
         context = ray.get_runtime_context()
         return context.get_node_id(), context.get_accelerator_ids()["GPU"]
 
-    last = [role[-1] for role in (placement.learner_bundles, placement.discriminator_bundles, placement.rollout_bundles)]
-    calls = [where.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote() for index in last]
+    last = [
+        role[-1] for role in (placement.learner_bundles, placement.discriminator_bundles, placement.rollout_bundles)
+    ]
+    calls = [
+        where.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote() for index in last
+    ]
     found = ray.get(calls, timeout=60)
     assert found[0] == found[1] == found[2]
     assert found[0][0] == nodes[2]
@@ -140,5 +144,7 @@ def test_what_others_hold_is_refused_in_time(granted, config, monkeypatch: pytes
     with pytest.raises(ValueError) as caught:
         find_placement(config(*separate, "rollout.num_workers=3"))
     message = str(caught.value)
-    assert message.startswith("the run asks for 5 CPUs and 5 GPUs and others leave 9 CPUs and 3 GPUs of the cluster free")
+    assert message.startswith(
+        "the run asks for 5 CPUs and 5 GPUs and others leave 9 CPUs and 3 GPUs of the cluster free"
+    )
     assert message.endswith("the nearest plan that fits: rollout.num_workers=1")

@@ -104,7 +104,11 @@ def one_word_each(overrides: list[str]) -> list[str]:
     words = []
     for key, value in (item.split("=", 1) for item in overrides):
         parsed = yaml.safe_load(value)
-        words += [f"{key}.{name}={inner}" for name, inner in parsed.items()] if isinstance(parsed, dict) else [f"{key}={value}"]
+        words += (
+            [f"{key}.{name}={inner}" for name, inner in parsed.items()]
+            if isinstance(parsed, dict)
+            else [f"{key}={value}"]
+        )
     return words
 
 
