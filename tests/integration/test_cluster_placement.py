@@ -66,11 +66,12 @@ def test_all_nodes_are_seen(address: str) -> None:
 
 def test_colocated_roles_share_each_gpu(granted) -> None:
     overrides = ["rollout.num_workers=3", "learner.num_workers=3", "discriminator.num_workers=3"]
+    overrides += ["cluster.cpus_per_actor=0.5"]
     placement, group, nodes = granted("cluster.placement=colocate", "cluster.gpus_per_actor=1", *overrides)
     assert len(nodes) == 3
     assert len(set(nodes)) == 2  # packed: two GPUs a node
 
-    @ray.remote(num_cpus=1, num_gpus=placement.gpus_per_actor)
+    @ray.remote(num_cpus=0.5, num_gpus=placement.gpus_per_actor)
     def where() -> tuple[str, list[int]]:
         time.sleep(0.5)  # so that all three are there at once
         context = ray.get_runtime_context()
@@ -92,7 +93,6 @@ def test_separate_roles_have_gpus_of_their_own(granted) -> None:
     overrides = ["rollout.num_workers=2", "rollout.tensor_parallel_size=2", "cluster.gpus_per_actor=1"]
     placement, _, nodes = granted("cluster.placement=separate", *overrides)
     assert len(nodes) == placement.num_actors == 4
-    assert ray.available_resources().get("GPU", 0) == 0  # 2 x 2 + 1 + 1 of six
     workers = [nodes[bundle] for bundle in placement.rollout_bundles]
     others = [nodes[bundle] for bundle in (*placement.learner_bundles, *placement.discriminator_bundles)]
     assert len(set(workers)) == 2 and set(others).isdisjoint(workers)
@@ -115,7 +115,7 @@ def test_colocated_cores_are_of_one_node(granted) -> None:
     [
         ["cluster.placement=spread", "rollout.num_workers=7"],
         ["cluster.placement=separate", "rollout.num_workers=4", "cluster.gpus_per_actor=1"],
-        ["cluster.placement=auto", "rollout.num_workers=6", "cluster.cpus_per_actor=1.5"],
+        ["cluster.placement=auto", "rollout.num_workers=3", "cluster.cpus_per_actor=1.0"],
     ],
 )
 def test_ray_puts_bundles_as_forecast(granted, overrides: list[str]) -> None:
