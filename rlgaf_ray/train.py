@@ -18,8 +18,8 @@ from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from rlgaf_ray.actors.cluster import cluster_resources, ray_session
-from rlgaf_ray.actors.placement import Placement, PlacementGroup, plan_placement
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.placement import Placement, PlacementGroup, find_placement
 from rlgaf_ray.actors.roles import ActorFailure, RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
@@ -94,8 +94,7 @@ def train(config: Config, *, resume: bool) -> int:
 
     started = time.perf_counter()
     with ray_session(config):
-        cpus, gpus, node_cpus = cluster_resources()
-        placement = plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+        placement = find_placement(config)
         with terminal.warmups():
             warmups = prepare_warmups(config, data.task, data.tokenizer, cache, terminal.warmup)
         terminal.message(

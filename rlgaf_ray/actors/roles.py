@@ -91,32 +91,30 @@ class RayRoles:
         """``group``: one that is there already, a bundle an actor, and stays; by default one is reserved."""
         self.timeout = config.cluster.timeout_seconds
         # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
-        self.shared_cores = placement.device == "cpu"
+        self.shared_cores = placement.shared_cores
         self.updates_wait_for: Any = None
         self.owns_group = group is None
         self.group = group or reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
-        options: dict[str, Any] = {
-            "num_cpus": placement.cpus_per_actor,
-            "num_gpus": placement.gpus_per_actor,
-        }
 
-        def place(bundle: int, threads: int) -> dict[str, Any]:
-            return options | {
+        def place(bundle: int, threads: int, gpus: float = placement.gpus_per_actor) -> dict[str, Any]:
+            return {
+                "num_cpus": placement.cpus_per_actor,
+                "num_gpus": gpus,
                 "runtime_env": {"env_vars": actor_environment(threads)},
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle),
             }
 
-        learner, discriminator, *workers = range(placement.num_actors)
+        learner, discriminator = placement.learner_bundles[0], placement.discriminator_bundles[0]
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [
-            RolloutActor.options(**place(bundle, placement.rollout_threads)).remote(
+            RolloutActor.options(**place(bundle, placement.rollout_threads, placement.gpus_per_rollout_worker)).remote(
                 str(generator_folder),
                 config,
                 max_tokens=max_tokens,
                 device=placement.device,
                 threads=placement.rollout_threads,
             )
-            for bundle in workers
+            for bundle in placement.rollout_bundles
         ]
         self.discriminator: Any = DiscriminatorActor.options(**place(discriminator, placement.threads)).remote(
             str(discriminator_folder), config, pad_token_id=pad_token_id, device=placement.device

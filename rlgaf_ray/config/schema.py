@@ -75,6 +75,7 @@ class WarmupSection(Section):
 
 class RolloutSection(Section):
     engine: Literal["vllm", "transformers"] = "vllm"
+    tensor_parallel_size: Positive = Field(1, description="GPUs of one rollout engine")
     num_workers: Positive | None = Field(
         None, description="engines that share the rollouts; default: two on CPUs with two cores or more, else one"
     )
@@ -115,6 +116,10 @@ class RewardSection(Section):
 
 
 class LearnerSection(Section):
+    num_workers: Positive = Field(1, description="ranks that share one update")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several ranks: ddp holds all weights in each; fsdp a part, and fetches the rest"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of learner, discriminator and warm-ups; auto: bfloat16 where the processor has it"
     )
@@ -161,8 +166,19 @@ class ClusterSection(Section):
     threads: Positive | None = Field(
         None, description="compute threads of each actor; default: measured rule of the placement"
     )
-    gpus_per_actor: NonNegativeRate = Field(0.0, description="GPUs (a fraction shares one) that each actor asks for")
+    placement: Literal["auto", "colocate", "separate", "spread"] = Field(
+        "auto",
+        description="auto: on as few nodes as possible, cores shared; colocate: one actor of each role on every GPU "
+        "(or all on one node's cores); separate: own GPUs (or cores) each; spread: neighbours on different nodes",
+    )
+    gpus_per_actor: NonNegativeRate = Field(
+        0.0,
+        description="GPUs (a fraction shares one) that each actor asks for; 0: CPU; colocate shares each GPU equally",
+    )
     cpus_per_actor: Rate | None = Field(None, description="CPUs that each actor asks for; default: an equal share")
+    join_seconds: NonNegativeRate = Field(
+        0.0, description="how long nodes of an autoscaled cluster may take to join before a plan is refused"
+    )
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
 
 

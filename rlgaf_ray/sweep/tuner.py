@@ -142,7 +142,8 @@ def build_tuner(config: Config, placement: Placement, concurrent: int, *, resume
         run_trial(values, config, placement)
 
     # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
-    trainable = tune.with_resources(trial, tune.PlacementGroupFactory([{}, *placement.bundles]))
+    bundles = tune.PlacementGroupFactory([{}, *placement.bundles], strategy=placement.strategy)
+    trainable = tune.with_resources(trial, bundles)
     if resume and any((folder / STATE).glob("experiment_state-*.json")):  # killed before the first: begin anew
         return tune.Tuner.restore(str(folder / STATE), trainable, resume_unfinished=True, resume_errored=True)
     return tune.Tuner(
