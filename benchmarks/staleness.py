@@ -1,6 +1,6 @@
 """What staleness costs: the judged share at the end of whole runs, synchronous and k = 1, 2, 4 versions behind.
 
-    python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap off] [key=value ...]
+    python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [key=value ...]
 
 Runs ``rlgaf_ray.main`` one after the other, each in a process of its own, with and without importance weights
 (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the first is exactly k versions old.
@@ -95,7 +95,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--modes", nargs="+", default=["cap", "off"], choices=["cap", "mask", "off"])
+    parser.add_argument("--modes", nargs="+", default=["cap", "none"], choices=["cap", "mask", "none"])
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
     asked.out.mkdir(parents=True, exist_ok=True)

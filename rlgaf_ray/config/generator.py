@@ -174,8 +174,8 @@ class GeneratorSection(Section):
     importance_weight_cap: Rate | None = Field(
         None, description="bound of importance weights between learner and rollout log-probs; none: off, async: 2.0"
     )
-    importance_weight_mode: Literal["cap", "mask", "off"] = Field(
-        "cap", description="cap: weights end at the bound; mask: tokens beyond it count for nothing; off: no weights"
+    importance_weight_mode: Literal["cap", "mask", "none"] = Field(
+        "cap", description="cap: weights end at the bound; mask: tokens beyond it count for nothing; none: no weights"
     )
 
     @model_validator(mode="after")

@@ -294,7 +294,7 @@ class Config(Section):
     @property
     def importance_weight_cap(self) -> float | None:
         """As asked for; rollouts of an older policy are corrected unless that is switched off."""
-        if self.generator.importance_weight_mode == "off":
+        if self.generator.importance_weight_mode == "none":
             return None
         return self.generator.importance_weight_cap or (ASYNC_IMPORTANCE_CAP if self.max_staleness else None)
 

@@ -103,7 +103,8 @@ def fits(plan: Estimate, hardware: Hardware) -> str:
     """Whether the fullest GPU, or node of CPUs, holds its actors; and what one engine's cache holds."""
     cache = f"one engine's cache holds {plan.kv_tokens:,.0f} tokens ({plan.kv_tokens / plan.work.length:,.0f} rollouts)"
     if plan.placement.device == "cpu":
-        return f"a node needs up to {node_bytes(plan) / GIB:,.1f} GiB, and room for the weights in its object store; {cache}"
+        held = node_bytes(plan) / GIB
+        return f"a node needs up to {held:,.1f} GiB, and room for the weights in its object store; {cache}"
     needed, there = plan.device_bytes(), hardware.gpu_memory
     verdict = (
         "fits" if needed <= there else "does not fit: split the learner (fsdp), shorten, or take smaller micro-batches"

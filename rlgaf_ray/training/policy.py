@@ -121,7 +121,7 @@ class Policy:
 
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
         cap, mode = self.config.importance_weight_cap, self.config.generator.importance_weight_mode
-        if cap is None or mode == "off":
+        if cap is None or mode == "none":
             return None
         return truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap, bound=mode)
 

@@ -212,7 +212,7 @@ def test_old_rollouts_are_corrected_for_unless_that_is_switched_off() -> None:
     assert resolved("generator.importance_weight_cap=3") == (0, 3.0)
     assert resolved("schedule.mode=async") == (1, 2.0)
     assert resolved("schedule={mode: async, max_staleness: 4}", "generator.importance_weight_cap=3") == (4, 3.0)
-    assert resolved("schedule.mode=async", "generator.importance_weight_mode=off") == (1, None)
+    assert resolved("schedule.mode=async", "generator.importance_weight_mode=none") == (1, None)
 
 
 def test_an_override_below_a_value() -> None:
