@@ -4,9 +4,9 @@
 
 The default task (positive film reviews, small), 2,000 held-out prompts an evaluation. ``plain``: REINFORCE on the
 whole score with a leave-one-out baseline and a sampled KL in the reward, seeds 0 to 2. ``recommended``:
-``configs/stable.yaml``, seeds 0 to 2, and five ``fresh`` seeds that neither it nor the guard's limits were chosen on.
-``ablations``: the recommended settings with one of them taken back at a time, seed 0. Runs that stand finished under
-``--root`` are read, not repeated. The bars (``BARS``) are for the recommended settings over all eight seeds.
+``configs/stable.yaml --small``, seeds 0 to 2, and five ``fresh`` seeds that neither it nor the guard's limits were
+chosen on. ``ablations``: the recommended settings with one of them taken back at a time, seed 0. Runs that stand
+finished under ``--root`` are read, not repeated. The bars (``BARS``) are for the recommended settings, all eight seeds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run_of(trial: Trial, root: Path, more: list[str]) -> Run:
     """The finished run, read where it stands already."""
     folder = root / trial.name
     if not (folder / "generator").is_dir():  # written last
-        config = [] if trial.group == "plain" else [str(RECOMMENDED)]
+        config = [] if trial.group == "plain" else [str(RECOMMENDED), "--small"]
         shared = ["run.iterations=300", "evaluation.every=50", f"run.seed={trial.seed}"]
         places = [f"run.name={trial.name}", f"run.root={root}"]
         command = [sys.executable, "-m", "rlgaf_ray.main", *config, *shared, *trial.settings, *more, *places]
