@@ -6,7 +6,8 @@ The default task (positive film reviews, small), 2,000 held-out prompts an evalu
 whole score with a leave-one-out baseline and a sampled KL in the reward, seeds 0 to 2. ``recommended``:
 ``configs/stable.yaml --small``, seeds 0 to 2, and five ``fresh`` seeds that neither it nor the guard's limits were
 chosen on. ``ablations``: the recommended settings with one of them taken back at a time, seed 0. Runs that stand
-under ``--root`` are read, or go on where they were cut off. The bars (``BARS``) are for the recommended settings, all eight seeds.
+under ``--root`` are read, or go on where they were cut off. The bars (``BARS``) are for the recommended settings, over
+all eight seeds.
 """
 
 from __future__ import annotations
