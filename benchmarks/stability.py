@@ -6,7 +6,8 @@ The default task (positive film reviews, small), 2,000 held-out prompts an evalu
 whole score with a leave-one-out baseline and a sampled KL in the reward, seeds 0 to 2. ``recommended``:
 ``configs/stable.yaml --small``, seeds 0 to 2, and five ``fresh`` seeds that neither it nor the guard's limits were
 chosen on. ``ablations``: the recommended settings with one of them taken back at a time, seed 0. Runs that stand
-finished under ``--root`` are read, not repeated. The bars (``BARS``) are for the recommended settings, all eight seeds.
+under ``--root`` are read, or go on where they were cut off. The bars (``BARS``) are for the recommended settings, over
+all eight seeds.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def run_of(trial: Trial, root: Path, more: list[str]) -> Run:
         shared = ["run.iterations=300", "evaluation.every=50", f"run.seed={trial.seed}"]
         places = [f"run.name={trial.name}", f"run.root={root}"]
         command = [sys.executable, "-m", "rlgaf_ray.main", *config, *shared, *trial.settings, *more, *places]
+        if folder.is_dir():  # cut off: it goes on
+            command = [sys.executable, "-m", "rlgaf_ray.main", *places, "--resume"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{trial.name} ended with code {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
