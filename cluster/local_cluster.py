@@ -28,7 +28,9 @@ def local_cluster(nodes: Sequence[tuple[int, int]]) -> Iterator[str]:
     cluster = Cluster()
     try:
         for cpus, gpus in nodes:
-            cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE_BYTES)
+            cluster.add_node(
+                num_cpus=cpus, num_gpus=gpus, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False
+            )
         cluster.wait_for_nodes()
         yield cluster.address
     finally:

@@ -103,12 +103,12 @@ def fits(plan: Estimate, hardware: Hardware) -> str:
     """Whether the fullest GPU, or node of CPUs, holds its actors; and what one engine's cache holds."""
     cache = f"one engine's cache holds {plan.kv_tokens:,.0f} tokens ({plan.kv_tokens / plan.work.length:,.0f} rollouts)"
     if plan.placement.device == "cpu":
-        held = node_bytes(plan) / GIB
-        return f"a node needs up to {held:,.1f} GiB, and room for the weights in its object store; {cache}"
+        on_node = f"{node_bytes(plan) / GIB:,.1f} GiB"
+        return f"a node needs up to {on_node}, and room for the weights in its object store; {cache}"
     needed, there = plan.device_bytes(), hardware.gpu_memory
-    verdict = (
-        "fits" if needed <= there else "does not fit: split the learner (fsdp), shorten, or take smaller micro-batches"
-    )
+    verdict = "fits"
+    if needed > there:
+        verdict = "does not fit: split the learner (fsdp), shorten, or take smaller micro-batches"
     return f"a GPU needs up to {needed / GIB:,.1f} of {there / GIB:g} GiB: {verdict}; {cache}"
 
 
