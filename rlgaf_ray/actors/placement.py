@@ -15,7 +15,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from rlgaf_ray.config.schema import Config
 
-NUM_SINGLE_ROLES = 2  # learner and discriminator
 NUM_CPU_ROLLOUT_WORKERS = 2  # by default; more have not been measured
 MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 
@@ -27,10 +26,25 @@ class Placement:
     gpus_per_actor: float
     threads: int  # of the learner and of the discriminator
     rollout_threads: int  # of each rollout worker: they sample at the same time
+    num_learners: int = 1
+    num_discriminators: int = 1
 
     @property
     def num_actors(self) -> int:
-        return self.num_rollout_workers + NUM_SINGLE_ROLES
+        return self.num_learners + self.num_discriminators + self.num_rollout_workers
+
+    @property
+    def learner_bundles(self) -> range:
+        """The bundle of each of the learner's ranks, in ``bundles``."""
+        return range(self.num_learners)
+
+    @property
+    def discriminator_bundles(self) -> range:
+        return range(self.num_learners, self.num_learners + self.num_discriminators)
+
+    @property
+    def rollout_bundles(self) -> range:
+        return range(self.num_learners + self.num_discriminators, self.num_actors)
 
     @property
     def device(self) -> str:
@@ -38,7 +52,7 @@ class Placement:
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What each actor asks of Ray."""
+        """What each actor asks of Ray: learners, then discriminators, then rollout workers."""
         bundle = {"CPU": self.cpus_per_actor}
         if self.gpus_per_actor:
             bundle["GPU"] = self.gpus_per_actor
@@ -50,7 +64,8 @@ def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, 
     num_workers = config.rollout.num_workers
     if num_workers is None:
         num_workers = min(NUM_CPU_ROLLOUT_WORKERS, node_cpus) if config.cluster.gpus_per_actor == 0 else 1
-    num_actors = num_workers + NUM_SINGLE_ROLES
+    num_learners, num_discriminators = config.learner.num_workers, config.discriminator.num_workers
+    num_actors = num_learners + num_discriminators + num_workers
     # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
     equal_share = math.floor(min(1.0, cluster_cpus / num_actors) * 1000) / 1000
     cpus = config.cluster.cpus_per_actor or equal_share
@@ -63,7 +78,8 @@ def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, 
                 f"{there:g}: lower {key} or rollout.num_workers, or add nodes"
             )
     threads = config.cluster.threads or node_cpus
-    return Placement(num_workers, cpus, gpus, threads, max(1, threads // num_workers))
+    rollout_threads = max(1, threads // num_workers)
+    return Placement(num_workers, cpus, gpus, threads, rollout_threads, num_learners, num_discriminators)
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
