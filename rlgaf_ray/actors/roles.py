@@ -6,21 +6,22 @@ one when its arguments are there.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
+from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.training.discriminator import Discriminator, with_scores
-from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.types import (
     Demonstration,
     Metrics,
@@ -35,6 +36,7 @@ from rlgaf_ray.types import (
 
 T = TypeVar("T")
 STARTUP_SECONDS = 120.0
+LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: it may have missed one that died
 
 
 class RolloutWorker:
@@ -53,17 +55,9 @@ class RolloutWorker:
         return self.engine.update_weights(update)
 
 
-class DiscriminatorWorker(Discriminator):
-    """The discriminator in an actor's own process, where an update can be told to wait for another actor's task."""
-
-    def update_after(self, task: object, *batches: Any) -> Metrics:
-        """Ray starts this only once ``task``, passed as a reference, has ended."""
-        return self.update(*batches)
-
-
 RolloutActor = ray.remote(RolloutWorker)
 DiscriminatorActor = ray.remote(DiscriminatorWorker)
-LearnerActor = ray.remote(Learner)
+LearnerActor = ray.remote(LearnerWorker)
 
 
 class ActorFailure(RuntimeError):
@@ -73,8 +67,9 @@ class ActorFailure(RuntimeError):
 class RayRoles:
     """Plays ``loop.roles.Roles`` over actors in one placement group.
 
-    New weights are put into the object store once, by the learner that returns them; all rollout workers read the
-    same object without a copy. So are the discriminator's, for a learner that back-propagates through it.
+    New weights are put into the object store part by part, each once, by the learner that returns them; all rollout
+    workers read the same object without a copy. So are the discriminator's, for a learner that back-propagates through
+    it. Every rank of learner and discriminator is called alike; the first one's answer counts.
     """
 
     def __init__(
@@ -93,6 +88,7 @@ class RayRoles:
         # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
         self.shared_cores = placement.shared_cores
         self.updates_wait_for: Any = None
+        self.overlapping = config.schedule.mode == "async"  # workers may be sampling when weights are pushed
         self.owns_group = group is None
         self.group = group or reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
 
@@ -104,7 +100,6 @@ class RayRoles:
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle),
             }
 
-        learner, discriminator = placement.learner_bundles[0], placement.discriminator_bundles[0]
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [
             RolloutActor.options(**place(bundle, placement.rollout_threads, placement.gpus_per_rollout_worker)).remote(
@@ -116,29 +111,43 @@ class RayRoles:
             )
             for bundle in placement.rollout_bundles
         ]
-        self.discriminator: Any = DiscriminatorActor.options(**place(discriminator, placement.threads)).remote(
-            str(discriminator_folder), config, pad_token_id=pad_token_id, device=placement.device
-        )
-        self.learner: Any = LearnerActor.options(**place(learner, placement.threads)).remote(
-            str(generator_folder),
-            config,
-            pad_token_id=pad_token_id,
-            device=placement.device,
-        )
-        self.names: dict[Any, str] = {self.learner: "the learner", self.discriminator: "the discriminator"}
+
+        def ranks(actor: Any, bundles: Sequence[int], folder: Path) -> list[Any]:
+            meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
+            self.meetings.append(meeting)
+            threads = max(1, placement.threads // len(bundles)) if self.shared_cores else placement.threads
+            return [
+                actor.options(**place(bundle, threads)).remote(
+                    str(folder),
+                    config,
+                    pad_token_id=pad_token_id,
+                    device=placement.device,
+                    member=None if meeting is None else meeting.member(rank),
+                )
+                for rank, bundle in enumerate(bundles)
+            ]
+
+        self.meetings: list[MeetingPoint | None] = []  # they end with this object
+        self.discriminators = ranks(DiscriminatorActor, placement.discriminator_bundles, discriminator_folder)
+        self.learners = ranks(LearnerActor, placement.learner_bundles, generator_folder)
+        self.names: dict[Any, str] = {}
+        for name, actors in (("the learner", self.learners), ("the discriminator", self.discriminators)):
+            for rank, actor in enumerate(actors):
+                self.names[actor] = name if len(actors) == 1 else f"rank {rank} of {name}"
         self.names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
         for actor in self.names:
             self._get(actor, "__ray_ready__", actor.__ray_ready__.remote())
+        self.num_parts = self._ask(self.learners[:1], "num_parts")
         self.dispatcher = Dispatcher(
             [self._caller(worker) for worker in self.workers], requests_per_worker=config.rollout.requests_per_worker
         )
 
     def _caller(self, worker: Any) -> Call:
-        def call(update: Any | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
-            # Both are sent at once: the worker samples as soon as it has loaded.
-            loading = None if update is None else worker.update_weights.remote(update)
+        def call(update: Sequence[ray.ObjectRef] | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
+            # All are sent at once: the worker samples as soon as it has loaded.
+            loading = [worker.update_weights.remote(ref) for ref in update or ()]
             sampling = None if part is None else worker.generate.remote(part.prompts, part.sampling, part.seeds)
-            metrics = {} if loading is None else self._get(worker, "update_weights", loading)
+            metrics = total([self._get(worker, "update_weights", ref) for ref in loading])
             return metrics, [] if sampling is None else self._get(worker, "generate", sampling)
 
         return call
@@ -156,67 +165,77 @@ class RayRoles:
         return self.start_score(rollouts)()
 
     def start_score(self, rollouts: Sequence[Rollout]):
-        ref = self.discriminator.token_scores.remote(rollouts)
-        return lambda: with_scores(rollouts, *self._get(self.discriminator, "score", ref))
+        refs = call_all(self.discriminators, "token_scores", rollouts)
+        return lambda: with_scores(rollouts, *self._answer(self.discriminators, "token_scores", refs))
 
     def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        return self._get(
-            self.discriminator,
-            "demonstration_logits",
-            self.discriminator.demonstration_logits.remote(demonstrations),
-        )
+        return self._ask(self.discriminators, "demonstration_logits", demonstrations)
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ):
-        ref = self.discriminator.update_after.remote(self.updates_wait_for, real, fake, contrast)
-        return lambda: self._get(self.discriminator, "update", ref)
+        refs = call_all(self.discriminators, "update_after", self.updates_wait_for, real, fake, contrast)
+        return lambda: self._answer(self.discriminators, "update", refs)
 
     def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None):
-        ref = self.learner.update.remote(scored, iteration=iteration, pretraining=pretraining)
+        refs = call_all(self.learners, "update", scored, iteration=iteration, pretraining=pretraining)
         if self.shared_cores:
-            self.updates_wait_for = ref
-        return lambda: self._get(self.learner, "update", ref)
+            self.updates_wait_for = refs[0]
+        return lambda: self._answer(self.learners, "update", refs)
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy"):
-        return self.dispatcher.push(self.learner.weights.remote(policy_version, network=network))
+        parts = range(self.num_parts)
+        if self.num_parts == 1 or self.overlapping:
+            # A worker that samples takes them later: all parts wait for it in the object store.
+            return self.dispatcher.push(
+                [call_all(self.learners, "weights_after", policy_version, part, network)[0] for part in parts]
+            )
+        calls: list[list[ray.ObjectRef]] = []  # of each part, every worker's
+        for part in parts:
+            # A part is made once the last but one is loaded: the object store holds two, however large the model is.
+            loaded = calls[part - 2] if part > 1 else []
+            update, *_ = call_all(self.learners, "weights_after", policy_version, part, network, *loaded)
+            calls.append([worker.update_weights.remote(update) for worker in self.workers])
+        noted = self.dispatcher.push([])  # the workers have their calls already, before all that is asked for from here
+
+        def slowest() -> Metrics:
+            rows = [
+                total([self._get(worker, "update_weights", refs[index]) for refs in calls])
+                for index, worker in enumerate(self.workers)
+            ]
+            noted()
+            return {name: max(row[name] for row in rows) for name in rows[0]}
+
+        return slowest
 
     def push_discriminator(self):
-        ref = self.learner.load_discriminator.remote(self.discriminator.weights.remote())
-        return lambda: self._get(self.learner, "load_discriminator", ref)
+        update, *_ = call_all(self.discriminators, "weights")
+        refs = call_all(self.learners, "load_discriminator", update)
+        return lambda: self._answer(self.learners, "load_discriminator", refs)
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
-        return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))
+        return self._ask(self.learners, "mean_nll", items, model=model)
 
     def adjust(
         self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
     ) -> None:
         shared = {"learning_rate_factor": learning_rate_factor, "refresh": refresh}
-        calls = [
-            (self.learner, self.learner.adjust.remote(**shared, kl_coefficient=kl_coefficient)),
-            (self.discriminator, self.discriminator.adjust.remote(**shared)),
-        ]
-        for actor, ref in calls:
-            self._get(actor, "adjust", ref)
+        learners = call_all(self.learners, "adjust", **shared, kl_coefficient=kl_coefficient)
+        discriminators = call_all(self.discriminators, "adjust", **shared)
+        self._answer(self.learners, "adjust", learners)
+        self._answer(self.discriminators, "adjust", discriminators)
 
     def save(self, folder: Path) -> None:
-        calls = [
-            (self.learner, self.learner.save.remote(folder / "learner")),
-            (self.discriminator, self.discriminator.save.remote(folder / "discriminator")),
-        ]
-        for actor, ref in calls:
-            self._get(actor, "save", ref)
+        learners = call_all(self.learners, "save", folder / "learner")
+        discriminators = call_all(self.discriminators, "save", folder / "discriminator")
+        self._answer(self.learners, "save", learners)
+        self._answer(self.discriminators, "save", discriminators)
 
     def load(self, folder: Path, *, discriminator_version: int) -> None:
-        calls = [
-            (self.learner, self.learner.load.remote(folder / "learner")),
-            (
-                self.discriminator,
-                self.discriminator.load.remote(folder / "discriminator", version=discriminator_version),
-            ),
-        ]
-        for actor, ref in calls:
-            self._get(actor, "load", ref)
+        learners = call_all(self.learners, "load", folder / "learner")
+        discriminators = call_all(self.discriminators, "load", folder / "discriminator", version=discriminator_version)
+        self._answer(self.learners, "load", learners)
+        self._answer(self.discriminators, "load", discriminators)
 
     def close(self) -> None:
         """Ends the actors: removing their placement group kills what runs in it."""
@@ -227,13 +246,41 @@ class RayRoles:
                 ray.kill(actor)
         self.dispatcher.close()
 
-    def _get(self, actor: Any, method: str, ref: ray.ObjectRef[T]) -> T:
+    def _ask(self, actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> Any:
+        return self._answer(actors, method, call_all(actors, method, *arguments, **options))
+
+    def _answer(self, actors: Sequence[Any], method: str, refs: Sequence[ray.ObjectRef]) -> Any:
+        """The first rank's answer, once all have answered. A rank that died is named, not those that missed it."""
+        if len(actors) == 1:
+            return self._get(actors[0], method, refs[0])
+        waiting, deadline = dict(zip(refs, actors, strict=True)), time.monotonic() + self.timeout
+        failed: RayTaskError | None = None
+        while waiting:
+            left = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(waiting), timeout=left if failed is None else min(left, LAST_WORDS_SECONDS))
+            if not done and failed is not None:
+                break
+            for ref in done or list(waiting)[:1]:
+                try:
+                    self._get(waiting.pop(ref), method, ref, timeout=1.0 if done else 0.0)
+                except RayTaskError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+        return ray.get(refs[0])
+
+    def _get(self, actor: Any, method: str, ref: ray.ObjectRef[T], *, timeout: float | None = None) -> T:
         name = self.names[actor]
         try:
-            return ray.get(ref, timeout=self.timeout)
+            return ray.get(ref, timeout=self.timeout if timeout is None else timeout)
         except GetTimeoutError:
             raise ActorFailure(
                 f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
             ) from None
         except RayActorError as error:
             raise ActorFailure(f"{name} died during {method}: {error}") from error
+
+
+def total(rows: Sequence[Metrics]) -> Metrics:
+    """Name by name, of the parts of one push."""
+    return {name: sum(row[name] for row in rows) for name in (rows[0] if rows else ())}

@@ -115,19 +115,45 @@ class RewardSection(Section):
     clip: Rate | None = Field(None, description="to plus and minus this, after whitening where that is on; null: off")
 
 
-class LearnerSection(Section):
-    num_workers: Positive = Field(1, description="ranks that share one update")
-    strategy: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="of several ranks: ddp holds all weights in each; fsdp a part, and fetches the rest"
+class FsdpSection(Section):
+    """Of ``learner.strategy=fsdp``."""
+
+    mixed_precision: bool = Field(
+        False, description="weights are gathered and multiplied in bfloat16; gradients are summed in float32"
     )
+    offload_reference: bool = Field(
+        False, description="the frozen reference's shards stay in CPU memory between its passes, for GPUs short of it"
+    )
+
+
+class LearnerSection(Section):
+    num_workers: Positive = Field(1, description="processes that share each update of the generator")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several workers, here and of the discriminator: ddp: a replica each; fsdp: weights, gradients "
+        "and optimiser state cut over them",
+    )
+    fsdp: FsdpSection = FsdpSection()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of learner, discriminator and warm-ups; auto: bfloat16 where the processor has it"
     )
     micro_batch_size: Positive = Field(64, description="sequences a forward pass; gradients are accumulated")
+    micro_batch_tokens: Positive | None = Field(
+        None,
+        description="in place of it: tokens a forward pass, padding included; sequences of like length stand together",
+    )
+    logprob_chunk_tokens: Positive | None = Field(
+        None,
+        description="response tokens whose logits exist at a time, computed again in the backward pass; null: all",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="blocks keep their inputs only and are computed again in the backward pass"
+    )
 
 
 class WeightsSection(Section):
     transfer: Literal["auto", "object_store"] = Field("auto", description="how new weights reach the engines")
+    bucket_mib: Positive = Field(32, description="of weights that travel at a time; an entry that is larger, alone")
 
 
 class ScheduleSection(Section):
@@ -240,11 +266,38 @@ class Config(Section):
                     f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {key}, "
                     "or generator.reinforce.credit=sequence"
                 )
+        if self.generator.algorithm == "gumbel" and self.learner.num_workers > 1:
+            raise ValueError(
+                "generator.algorithm=gumbel trains in one process, which holds the discriminator too: "
+                "set learner.num_workers=1"
+            )
         if self.generator.algorithm == "gumbel" and self.discriminator.match_lengths:
             raise ValueError(
                 "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
                 "from the discriminator: leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_share_the_work(self) -> Config:
+        learners, discriminators = self.learner.num_workers, self.discriminator.num_workers
+        if self.learner.strategy == "fsdp" and learners == discriminators == 1:
+            raise ValueError(
+                "learner.strategy=fsdp cuts weights over several workers: raise learner.num_workers or "
+                "discriminator.num_workers, or set learner.strategy=ddp"
+            )
+        if learners > self.rollout.batch_size:
+            raise ValueError(
+                f"learner.num_workers={learners} is more than rollout.batch_size={self.rollout.batch_size}: "
+                "some would have no sequence to learn from"
+            )
+        if self.learner.strategy == "fsdp" and discriminators > 1:
+            for name, off in (("gradient_penalty", "none"), ("instance_noise", 0.0)):
+                if getattr(self.discriminator, name) != off:
+                    raise ValueError(
+                        f"discriminator.{name} works on embeddings outside the network, whose weights "
+                        "learner.strategy=fsdp cuts: set learner.strategy=ddp, or discriminator.num_workers=1"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,11 @@ import torch
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
 
 
+def num_tokens(item: Demonstration | Rollout) -> int:
+    """Of prompt and response together."""
+    return len(item.prompt_ids) + len(item.response_ids)
+
+
 def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: int) -> SequenceBatch:
     """Put prompt and response side by side, padded on the right to the longest: [B, T]."""
     present, response = _masks(items)

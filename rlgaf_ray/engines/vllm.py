@@ -16,7 +16,7 @@ import torch
 from rlgaf_ray.engines.checks import check_length, check_request, room
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
-from rlgaf_ray.weights.state import check_shapes, expected_shapes, num_bytes
+from rlgaf_ray.weights.state import Receipt, expected_shapes, num_bytes
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -97,7 +97,7 @@ class VLLMEngine:
         config = AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
         check_length(max_model_len, config.get_text_config().max_position_embeddings, f"the model {model_folder}")
         self._end_of_text_ids = end_of_text_ids(config)
-        self._expected_shapes = expected_shapes(config, trust_remote_code=trust_remote_code)
+        self._receipt = Receipt(expected_shapes(config, trust_remote_code=trust_remote_code))
         self._max_model_len = max_model_len
 
         if threads is not None:
@@ -186,17 +186,18 @@ class VLLMEngine:
         self._llm.reset_prefix_cache()
 
     def update_weights(self, update: WeightUpdate) -> Metrics:
-        """Load new weights, clear the prefix cache, take the new version.
+        """Load new weights; with the last of their parts, clear the prefix cache and take the new version.
 
         Raises:
-            ValueError: the update is not a full state dict of this engine's model; the engine is left as it was.
+            ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
         """
         from rlgaf_ray.weights import object_store
 
         start = time.perf_counter()
-        check_shapes(update, self._expected_shapes)
+        self._receipt.take(update)
         object_store.push(self._llm, update)
-        self.policy_version = update.policy_version
+        if update.is_last:
+            self.policy_version = update.policy_version
         return {"load_seconds": time.perf_counter() - start, "megabytes": num_bytes(update) / 1e6}
 
     def close(self) -> None:

@@ -71,7 +71,9 @@ class LocalRoles:
         return lambda: metrics
 
     def push_discriminator(self) -> Pending:
-        metrics = self.learner.load_discriminator(self.discriminator.weights())
+        update = self.discriminator.weights()
+        assert update is not None, "only the first of a group has them"
+        metrics = self.learner.load_discriminator(update)
         return lambda: metrics
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:

@@ -12,8 +12,8 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
-from rlgaf_ray.models.generator import restore_weights
 from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy, mean_nll
@@ -30,19 +30,25 @@ from rlgaf_ray.types import (
     TextBlocks,
     WeightUpdate,
 )
-from rlgaf_ray.weights.state import to_arrays
+from rlgaf_ray.weights.state import split_state, to_arrays
 
 ALGORITHM_STATE = "algorithm.json"
 
 
 class Learner:
-    """Plain class; the same one runs in the local runner and inside the Ray actor."""
+    """Plain class; the same one runs in the local runner and inside the Ray actors.
 
-    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
+    In a group every rank is called alike, with the whole batch; what a method returns is the same on all of them.
+    """
+
+    def __init__(
+        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
+    ) -> None:
         self.config = config
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
-        self.policy = Policy(folder, config, device=self.device)
+        self.group = group
+        self.policy = Policy(folder, config, device=self.device, group=group)
         self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
@@ -51,7 +57,7 @@ class Learner:
             case "seqgan":
                 self.algorithm = Reinforce(config.generator.seqgan)
             case "ppo":
-                self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device)
+                self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device, group=group)
             case "gumbel":
                 self.algorithm = GumbelSoftmax(
                     folder, config, self.policy, pad_token_id=pad_token_id, device=self.device
@@ -105,6 +111,22 @@ class Learner:
         """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
         return to_arrays(self.policy.network(network).state_dict(), policy_version)
 
+    def num_parts(self) -> int:
+        """Parts in which ``weights_part`` gives the weights."""
+        return len(self._parts("policy"))
+
+    def weights_part(self, policy_version: int, part: int, *, network: PolicyNetwork = "policy") -> WeightUpdate | None:
+        """One of the parts of ``weights``, for rank 0 only, gathered by all ranks together.
+
+        Whoever takes the parts one by one never has a second copy of all weights in memory.
+        """
+        parts = self._parts(network)
+        state = whole_state(self.policy.network(network), self.group, parts[part])
+        return None if state is None else to_arrays(state, policy_version, part=part, num_parts=len(parts))
+
+    def _parts(self, network: PolicyNetwork) -> list[list[str]]:
+        return split_state(self.policy.network(network), max_bytes=self.config.weights.bucket_mib * 2**20)
+
     def mean_nll(
         self, items: Sequence[Demonstration | Rollout], *, model: PolicyNetwork | Literal["reference"]
     ) -> float:
@@ -113,7 +135,9 @@ class Learner:
             self.policy.network(model),
             items,
             pad_token_id=self.pad_token_id,
-            micro_batch_size=self.config.learner.micro_batch_size,
+            batching=self.policy.batching,
+            chunk_tokens=self.policy.chunk_tokens,
+            device=self.device,
         )
 
     def adjust(
@@ -135,16 +159,23 @@ class Learner:
 
     def export(self, folder: str | Path) -> None:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
-        self.policy.model.save_pretrained(folder)
+        state = whole_state(self.policy.model, self.group)
+        if state is not None:
+            self.policy.model.save_pretrained(folder, state_dict=state)
 
     def save(self, folder: Path) -> None:
-        """Generator, its averages, optimiser, the algorithm's own state, the random state."""
+        """Generator, its averages, optimiser, the algorithm's own state, the random state; written by rank 0.
+
+        Whatever the group, the files hold whole tensors: a group of another size or strategy loads them.
+        """
         self.export(folder / "generator")
-        save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
+        save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors", self.group)
         if isinstance(self.algorithm, PPO):
             self.algorithm.save(folder / "critic")
         for name, average in self.policy.averages.items():
-            average.save(folder / name)
+            average.save(folder / name, self.group)
+        if not self.group.first:
+            return
         state = {
             "algorithm": self.algorithm.state_dict(),
             "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
@@ -154,7 +185,7 @@ class Learner:
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        restore_weights(self.policy.model, folder / "generator")
+        restore_whole(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")

@@ -25,9 +25,7 @@ from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
-    micro_batches,
     rollout_metrics,
-    rows_of,
 )
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
@@ -60,17 +58,17 @@ class Reinforce:
         advantages = self.advantages(batch, sequence_rewards, penalties)
 
         sums = MetricSums()
-        for rows, share in micro_batches(mask, policy.micro_batch_size, average=settings.loss_average):
-            sequences, behaviour = rows_of(batch.sequences, rows), batch.behaviour_logprobs[rows]
+        for part in policy.batching.micro_batches(batch.sequences, average=settings.loss_average):
+            sequences, behaviour = part.sequences(batch.sequences), part.of(batch.behaviour_logprobs)
             if estimator == "exact":
                 logprobs, anchor, distance = policy.logprobs_and_exact_kl(sequences)
             else:
                 assert reference is not None
-                logprobs, anchor = policy.logprobs(sequences), reference[rows]
+                logprobs, anchor = policy.logprobs(sequences), part.of(reference)
                 distance = kl_estimate(logprobs, anchor, estimator=estimator)
             loss, metrics = reinforce_loss(
                 logprobs,
-                advantages[rows],
+                part.of(advantages),
                 sequences.response_mask,
                 average=settings.loss_average,
                 importance_weights=policy.importance_weights(logprobs, behaviour),
@@ -78,15 +76,14 @@ class Reinforce:
             if settings.kl.placement == "loss" and self.kl.coefficient > 0:
                 penalty = masked_average(distance, sequences.response_mask, average=settings.loss_average)
                 loss = loss + self.kl.coefficient * penalty
-            (loss * share).backward()
+            (loss * part.share).backward()
             metrics |= rollout_metrics(logprobs, anchor, behaviour, sequences.response_mask)
             if estimator == "exact":
                 metrics["kl"] = masked_average(distance.detach(), sequences.response_mask, average="token")
-            sums.add({"loss": loss, **metrics}, share)
+            sums.add({"loss": loss, **metrics}, part.share)
         if demonstrations is not None:
-            loss = policy.text_backward(demonstrations, settings.demonstration_coefficient)
-            sums.add({"demonstration_loss": loss}, 1.0)
-        totals = sums.means()
+            policy.text_backward(demonstrations, settings.demonstration_coefficient, sums, name="demonstration_loss")
+        totals = sums.means(policy.group)
         totals |= policy.step(iteration)
         totals["kl_coefficient"] = self.kl.coefficient
         totals["advantage_deviation"] = float(advantages[mask].std())

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 BACKEND = "object_store"
 
-_inbox: dict[int, WeightUpdate] = {}  # policy version -> arrays, for the moment of one push
+_inbox: dict[int, WeightUpdate] = {}  # policy version -> arrays, for the moment of one push or part
 
 
 @cache
@@ -39,14 +39,18 @@ def connect(llm: LLM) -> None:
 
 
 def push(llm: LLM, update: WeightUpdate) -> None:
-    """Load an update into a running engine and drop the keys and values that were computed with the old weights.
+    """Load an update, or one part of it after the other, into a running engine.
 
-    The update must be complete (see ``check_shapes``): a failure in the middle leaves the engine unusable.
+    With the last part the keys and values that were computed with the old weights are dropped. All parts together must
+    be complete (see ``Receipt``): a failure in the middle leaves the engine unusable.
     """
     _inbox[update.policy_version] = update
     try:
-        llm.start_weight_update()
+        if update.part == 0:
+            llm.start_weight_update()
         llm.update_weights({"update_info": {"policy_version": update.policy_version, "checksum": checksum(update)}})
+        if not update.is_last:
+            return
         llm.finish_weight_update(weight_version=str(update.policy_version))
     finally:
         del _inbox[update.policy_version]

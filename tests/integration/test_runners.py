@@ -114,6 +114,36 @@ def test_local_and_ray_runners_agree_step_for_step(
     assert all(math.isfinite(value) for row in local for value in row.values())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("algorithm", [[], [*PPO, *AVERAGE]], ids=["reinforce", "ppo-average"])
+def test_groups_of_two_train_as_one_worker_does(
+    prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str], strategy: str
+) -> None:
+    """Weights are pushed in several parts, and a checkpoint of the group is taken up by one process."""
+    torch.set_num_threads(1)
+    shared = ["run.iterations=4", "checkpoint.every=2", "evaluation.every=2", *algorithm]
+    config, data, warmups = prepared(*shared)
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "one")
+    groups = ["learner.num_workers=2", "discriminator.num_workers=2", f"learner.strategy={strategy}"]
+    grouped, data, warmups = prepared(*shared, *groups, "weights.bucket_mib=1")
+    placement = plan_placement(grouped, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
+    pad = data.tokenizer.pad_token_id
+    sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": pad}
+    roles = RayRoles(warmups.generator, warmups.discriminator, grouped, placement, **sizes)
+    try:
+        assert roles.num_parts > 2
+        run(grouped, data, cache, roles, tmp_path / "two")
+    finally:
+        roles.close()
+    for ours, theirs in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    remove_checkpoint(tmp_path / "two", 4)
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "two", resume=True)
+    for ours, theirs in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [[], AVERAGE, STABILISED, PPO, GUMBEL],
