@@ -114,9 +114,13 @@ def test_a_worker_that_stands_still_holds_its_part_and_no_more(build) -> None:
     """8 parts for 2 workers: one is stopped in its first, the other makes seven."""
     slow, fast = Worker(), Worker()
     slow.gate.clear()
+    fast.gate.clear()
     dispatcher = build([slow, fast], 4)
     wait = dispatcher.start(prompts_of(*[3] * 16), SAMPLING, list(range(32)))
     deadline = time.monotonic() + SECONDS
+    while not (slow.parts and fast.parts) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    fast.gate.set()
     while len(fast.parts) < 7 and time.monotonic() < deadline:
         time.sleep(0.001)
     assert (len(slow.parts), len(fast.parts)) == (1, 7)
