@@ -16,6 +16,7 @@ from rlgaf_ray.engines.checks import check_request, room
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.weights.manifest import DeviceUpdate
 from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
 
 
@@ -74,12 +75,13 @@ class TransformersEngine:
             )
         return rollouts
 
-    def update_weights(self, update: WeightUpdate) -> Metrics:
+    def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
         """Load new weights, take the new version. No cache outlives a call of ``generate``.
 
         Raises:
             ValueError: the update is not a full state dict of this engine's model; the engine is left as it was.
         """
+        assert isinstance(update, WeightUpdate), "vLLM's alone take weights from another GPU process"
         start = time.perf_counter()
         check_shapes(update, self._shapes)
         self._model.load_state_dict(to_tensors(update))

@@ -12,6 +12,7 @@ from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
+from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
@@ -144,4 +145,4 @@ class ScalarModel(nn.Module):
     def export(self, folder: str | Path) -> None:
         """Write a plain Hugging Face folder; the pooling stands in its config as ``rlgaf_pooling``."""
         self.network.config.rlgaf_pooling = self.pooling
-        self.network.save_pretrained(folder)
+        export_network(self.network, folder)

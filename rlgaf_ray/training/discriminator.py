@@ -15,6 +15,7 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.lengths import match_lengths, without_end
 from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import end_of_text_ids, restore_weights
+from rlgaf_ray.models.lora import add_adapters, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
@@ -37,7 +38,7 @@ def load_discriminator(
     trust_remote_code = config.model.trust_remote_code
     if isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), CnnConfig):
         return CnnDiscriminator.load(folder, device=device)
-    return ScalarModel.load(
+    model = ScalarModel.load(
         folder,
         pooling=config.discriminator.pooling,
         head_dropout=config.discriminator.head_dropout,
@@ -46,6 +47,8 @@ def load_discriminator(
         trust_remote_code=trust_remote_code,
         device=device,
     )
+    add_adapters(model.network, config.model.lora, seed=config.run.seed, trained=[model.network.score])
+    return model
 
 
 def with_scores(rollouts: Sequence[Rollout], token_scores: np.ndarray, version: int) -> list[ScoredRollout]:
@@ -220,7 +223,7 @@ class Discriminator:
 
     def weights(self) -> WeightUpdate:
         """Every entry of the network's state under this version, as arrays that share its memory on CPU."""
-        return to_arrays(self.model.network.state_dict(), self.version)
+        return to_arrays(merged_state(self.model.network), self.version)
 
     def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
         """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
@@ -231,13 +234,19 @@ class Discriminator:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.export(folder)
+        if has_adapters(self.model.network):
+            save_adapters(self.model.network, folder)
+        else:
+            self.model.export(folder)
         save_optimizer(self.optimizer, folder / "optimizer.safetensors")
         if self.replay is not None:
             self.replay.save(folder / REPLAY)
 
     def load(self, folder: Path, *, version: int) -> None:
-        restore_weights(self.model.network, folder)
+        if has_adapters(self.model.network):
+            load_adapters(self.model.network, folder)
+        else:
+            restore_weights(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         if self.replay is not None:
             self.replay.load(folder / REPLAY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.models.generator import restore_weights
+from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
@@ -103,7 +104,11 @@ class Learner:
 
     def weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> WeightUpdate:
         """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
-        return to_arrays(self.policy.network(network).state_dict(), policy_version)
+        return to_arrays(self.state(network), policy_version)
+
+    def state(self, network: PolicyNetwork) -> Mapping[str, torch.Tensor]:
+        """What an engine loads of this network."""
+        return merged_state(self.policy.network(network))
 
     def mean_nll(
         self, items: Sequence[Demonstration | Rollout], *, model: PolicyNetwork | Literal["reference"]
@@ -135,11 +140,14 @@ class Learner:
 
     def export(self, folder: str | Path) -> None:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
-        self.policy.model.save_pretrained(folder)
+        export_network(self.policy.model, folder)
 
     def save(self, folder: Path) -> None:
-        """Generator, its averages, optimiser, the algorithm's own state, the random state."""
-        self.export(folder / "generator")
+        """Generator (its adapters alone), its averages, optimiser, the algorithm's own state, the random state."""
+        if has_adapters(self.policy.model):
+            save_adapters(self.policy.model, folder / "generator")
+        else:
+            self.export(folder / "generator")
         save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.save(folder / "critic")
@@ -154,7 +162,10 @@ class Learner:
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        restore_weights(self.policy.model, folder / "generator")
+        if has_adapters(self.policy.model):
+            load_adapters(self.policy.model, folder / "generator")
+        else:
+            restore_weights(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")

@@ -19,6 +19,7 @@ from rlgaf_ray.models.generator import (
     predicted_logprobs,
     sampled_logprobs,
 )
+from rlgaf_ray.models.lora import add_adapters, frozen_start
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
 from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
@@ -37,8 +38,9 @@ class Policy:
         self.entropy_bonus = config.generator.entropy_bonus
         self.micro_batch_size = config.learner.micro_batch_size
         self.model = self.load(folder)
+        add_adapters(self.model, config.model.lora, seed=config.run.seed)
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
-        self.reference = self.load(folder).requires_grad_(False)
+        self.reference = frozen_start(self.model, lambda: self.load(folder))
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.generator.learning_rate,

@@ -49,8 +49,17 @@ def to_tensors(update: WeightUpdate) -> dict[str, torch.Tensor]:
 
 def checksum(update: WeightUpdate) -> str:
     """SHA-256 of the version and of every entry's name, shape and type: what a sender says that it sent."""
-    entries = [[name, list(array.shape), update.dtypes[name]] for name, array in sorted(update.arrays.items())]
-    return hashlib.sha256(json.dumps([update.policy_version, entries]).encode()).hexdigest()
+    return entries_checksum(update.policy_version, _shapes(update), update.dtypes)
+
+
+def entries_checksum(policy_version: int, shapes: Shapes, dtypes: Mapping[str, str]) -> str:
+    """As ``checksum``, of weights that are no arrays."""
+    entries = [[name, list(shape), dtypes[name]] for name, shape in sorted(shapes.items())]
+    return hashlib.sha256(json.dumps([policy_version, entries]).encode()).hexdigest()
+
+
+def _shapes(update: WeightUpdate) -> Shapes:
+    return {name: array.shape for name, array in update.arrays.items()}
 
 
 def num_bytes(update: WeightUpdate) -> int:
@@ -75,20 +84,25 @@ def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
     Raises:
         ValueError: names the first entry that is missing, unknown, or of another shape.
     """
+    check_entries(update.policy_version, _shapes(update), expected)
+
+
+def check_entries(policy_version: int, shapes: Shapes, expected: Shapes) -> None:
+    """As ``check_shapes``, of weights that are no arrays."""
     for name, shape in expected.items():
-        if name not in update.arrays:
+        if name not in shapes:
             raise ValueError(
-                f"weights of version {update.policy_version} lack {name!r}: send every entry of state_dict(), "
+                f"weights of version {policy_version} lack {name!r}: send every entry of state_dict(), "
                 "tied copies included, not named_parameters()"
             )
-        if update.arrays[name].shape != shape:
+        if shapes[name] != shape:
             raise ValueError(
-                f"weights of version {update.policy_version} have {name!r} of shape {list(update.arrays[name].shape)}, "
+                f"weights of version {policy_version} have {name!r} of shape {list(shapes[name])}, "
                 f"but the engine's model has {list(shape)}: learner and engine must load the same model"
             )
-    for name in update.arrays:
+    for name in shapes:
         if name not in expected:
             raise ValueError(
-                f"weights of version {update.policy_version} have {name!r}, which the engine's model lacks: "
+                f"weights of version {policy_version} have {name!r}, which the engine's model lacks: "
                 "learner and engine must load the same model"
             )
