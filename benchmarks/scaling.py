@@ -75,6 +75,9 @@ class SleepingRollouts:
         self.sleeps, self.tokens, self.version = sleeps, tokens, 0
         self.draw = np.random.default_rng(0)
 
+    def start(self, transfer: str) -> None:
+        pass
+
     def generate(self, prompts, sampling, seeds) -> list[Rollout]:
         time.sleep(self.sleeps.rollout * len(seeds))
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
@@ -115,7 +118,10 @@ class SleepingLearner:
         time.sleep(self.sleeps.of_update(len(scored)))
         return {"generator/loss": 0.0, "generator/kl": 0.0, "generator/entropy": 1.0}
 
-    def weights(self, policy_version: int, *, network: str = "policy") -> WeightUpdate:
+    def num_parts(self) -> int:
+        return 1
+
+    def weights_after(self, policy_version: int, part: int, network: str) -> WeightUpdate:
         return WeightUpdate(policy_version, {"weights": np.zeros(PARAMETERS, np.float32)}, {"weights": "float32"})
 
 

@@ -164,5 +164,9 @@ class WeightUpdate:
     num_parts: int = 1
 
     @property
+    def is_first(self) -> bool:
+        return self.part == 0
+
+    @property
     def is_last(self) -> bool:
         return self.part == self.num_parts - 1

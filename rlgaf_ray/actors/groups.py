@@ -16,6 +16,11 @@ from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.distributed import ALONE, Group, join_group
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import Metrics, PolicyNetwork, WeightUpdate
+from rlgaf_ray.weights import nccl
+from rlgaf_ray.weights.choice import Site, current_site
+from rlgaf_ray.weights.ipc import IpcSender
+from rlgaf_ray.weights.manifest import DeviceUpdate, announce
+from rlgaf_ray.weights.nccl import NcclSender, Rendezvous
 
 
 class MeetingPoint:
@@ -56,7 +61,10 @@ class Member:
 
 
 class LearnerWorker(Learner):
-    """The learner, or one rank of it, in an actor's own process."""
+    """The learner, or one rank of it, in an actor's own process, from where it sends its weights.
+
+    Over GPUs (``actors.transfer``) all ranks are called alike: of weights that are cut, each holds what all gather.
+    """
 
     def __init__(
         self, folder: str, config: Config, *, pad_token_id: int, device: str, member: Member | None = None
@@ -64,11 +72,35 @@ class LearnerWorker(Learner):
         group = ALONE if member is None else member.join(config, device)
         super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group)
 
+    def site(self) -> Site:
+        return current_site(self.device.type)
+
     def weights_after(
         self, policy_version: int, part: int, network: PolicyNetwork, *tasks: object
     ) -> WeightUpdate | None:
         """Ray starts this only once the ``tasks``, passed as references, have ended."""
         return self.weights_part(policy_version, part, network=network)
+
+    def open_address(self) -> tuple[str, int]:
+        return nccl.open_address()
+
+    def meet(self, rendezvous: Rendezvous) -> None:
+        """Returns when all engines have come; only the first rank sends, and waits for them."""
+        self.nccl_sender = NcclSender(rendezvous, rank=self.group.rank)
+
+    def announce(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
+        return announce(self.state(network), policy_version)
+
+    def broadcast(self, *, network: PolicyNetwork) -> None:
+        self.nccl_sender.send(self.state(network))
+
+    def share(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
+        self.ipc_sender = IpcSender()
+        return self.ipc_sender.share(self.state(network), policy_version)
+
+    def release(self, *received: Metrics) -> None:
+        """Ray starts this only once every engine's answer, passed as a reference, is there."""
+        self.ipc_sender.release()
 
 
 class DiscriminatorWorker(Discriminator):

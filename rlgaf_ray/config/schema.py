@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from rlgaf_ray.config.combinations import check_adapters, check_engines
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection
+from rlgaf_ray.config.lora import LoraSettings
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Positive, Rate, Section
 from rlgaf_ray.config.sweep import SweepSection
 from rlgaf_ray.config.task import TaskSection
@@ -40,6 +42,7 @@ class ModelSection(Section):
         "float32", description="of the stored weights and of the rollout engine"
     )
     trust_remote_code: bool = False
+    lora: LoraSettings = LoraSettings()
 
 
 class GeneratorWarmup(Section):
@@ -74,8 +77,13 @@ class WarmupSection(Section):
 
 
 class RolloutSection(Section):
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "vllm_async", "transformers"] = Field(
+        "vllm", description="vllm_async: vLLM in a process of its own, which weights.mid_flight needs"
+    )
     tensor_parallel_size: Positive = Field(1, description="GPUs of one rollout engine")
+    sleep_level: Literal[0, 1, 2] = Field(
+        0, description="while others compute, engines move their weights to the host (1) or forget them (2); 0: stay"
+    )
     num_workers: Positive | None = Field(
         None, description="engines that share the rollouts; default: two on CPUs with two cores or more, else one"
     )
@@ -152,8 +160,13 @@ class LearnerSection(Section):
 
 
 class WeightsSection(Section):
-    transfer: Literal["auto", "object_store"] = Field("auto", description="how new weights reach the engines")
-    bucket_mib: Positive = Field(32, description="of weights that travel at a time; an entry that is larger, alone")
+    transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        "auto", description="how new weights reach the engines; auto: as the placement allows"
+    )
+    bucket_mib: Positive = Field(
+        32, description="of weights that travel at a time through the object store; an entry that is larger, alone"
+    )
+    mid_flight: bool = Field(False, description="engines take new weights in the middle of their rollouts")
 
 
 class ScheduleSection(Section):
@@ -230,7 +243,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit_the_model(self) -> Config:
         lstm, cnn = self.model.generator == "seqgan-lstm", self.discriminator.architecture == "cnn"
-        if lstm and self.rollout.engine == "vllm":
+        if lstm and self.rollout.engine != "transformers":
             raise ValueError("model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers")
         if lstm and not cnn:
             raise ValueError("model.generator=seqgan-lstm has no scalar head: set discriminator.architecture=cnn")
@@ -298,6 +311,12 @@ class Config(Section):
                         f"discriminator.{name} works on embeddings outside the network, whose weights "
                         "learner.strategy=fsdp cuts: set learner.strategy=ddp, or discriminator.num_workers=1"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_and_adapters_can(self) -> Config:
+        check_engines(self)
+        check_adapters(self)
         return self
 
     @model_validator(mode="after")

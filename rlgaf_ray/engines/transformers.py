@@ -16,6 +16,7 @@ from rlgaf_ray.engines.checks import check_request, room
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.weights.manifest import DeviceUpdate
 from rlgaf_ray.weights.state import Receipt, num_bytes, to_tensors
 
 
@@ -74,12 +75,13 @@ class TransformersEngine:
             )
         return rollouts
 
-    def update_weights(self, update: WeightUpdate) -> Metrics:
+    def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
         """Load new weights, take the new version with the last of its parts. No cache outlives a ``generate``.
 
         Raises:
             ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
         """
+        assert isinstance(update, WeightUpdate), "vLLM's alone take weights from another GPU process"
         start = time.perf_counter()
         self._receipt.take(update)
         self._model.load_state_dict(to_tensors(update), strict=update.num_parts == 1)

@@ -12,6 +12,7 @@ from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
+from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
@@ -148,4 +149,4 @@ class ScalarModel(nn.Module):
         ``state``: the whole state dict, where this process holds a part of it.
         """
         self.network.config.rlgaf_pooling = self.pooling
-        self.network.save_pretrained(folder, state_dict=state)
+        export_network(self.network, folder, state)

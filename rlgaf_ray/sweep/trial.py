@@ -90,7 +90,7 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
     except NeverLogged as mistake:
         tune.report(history.stopped("") | {"mistake": str(mistake), "done": True})
         return
-    finish(run, data, checkpoints, outcome, Terminal(Console(quiet=True)))
+    finish(run, data, warmups, checkpoints, outcome, Terminal(Console(quiet=True)))
     end(history.report())
 
 

@@ -14,6 +14,7 @@ from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.data.lengths import Response, match_lengths, without_end
 from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import end_of_text_ids
+from rlgaf_ray.models.lora import add_adapters, has_adapters, load_adapters, save_adapters
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
@@ -39,7 +40,7 @@ def load_discriminator(
     trust_remote_code = config.model.trust_remote_code
     if isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), CnnConfig):
         return CnnDiscriminator.load(folder, device=device)
-    return ScalarModel.load(
+    model = ScalarModel.load(
         folder,
         pooling=config.discriminator.pooling,
         head_dropout=config.discriminator.head_dropout,
@@ -48,6 +49,8 @@ def load_discriminator(
         trust_remote_code=trust_remote_code,
         device=device,
     )
+    add_adapters(model.network, config.model.lora, seed=config.run.seed, trained=[model.network.score])
+    return model
 
 
 def with_scores(rollouts: Sequence[Rollout], token_scores: np.ndarray, version: int) -> list[ScoredRollout]:
@@ -279,15 +282,20 @@ class Discriminator:
     def save(self, folder: Path) -> None:
         """Written by rank 0: whole tensors, which a group of another size or strategy loads."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = whole_state(self.model.network, self.group)
-        if state is not None:
+        if has_adapters(self.model.network):
+            if self.group.first:
+                save_adapters(self.model.network, folder)
+        elif (state := whole_state(self.model.network, self.group)) is not None:
             self.model.export(folder, state)
         save_optimizer(self.optimizer, folder / "optimizer.safetensors", self.group)
         if self.replay is not None and self.group.first:
             self.replay.save(folder / REPLAY)
 
     def load(self, folder: Path, *, version: int) -> None:
-        restore_whole(self.model.network, folder)
+        if has_adapters(self.model.network):
+            load_adapters(self.model.network, folder)
+        else:
+            restore_whole(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         if self.replay is not None:
             self.replay.load(folder / REPLAY)

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from rlgaf_ray.config.schema import LearnerSection
 from rlgaf_ray.models.generator import blocks_of, response_hidden
+from rlgaf_ray.models.lora import merged_state
 
 BUCKET_BYTES = 25 * 2**20  # of gradients in one message, as torch's own DistributedDataParallel
 
@@ -165,13 +166,11 @@ def cut_like(tensor: Tensor, example: Tensor) -> Tensor:
 def whole_state(network: nn.Module, group: Group, names: Iterable[str] | None = None) -> dict[str, Tensor] | None:
     """Rank 0 gets the whole ``state_dict`` (or some ``names`` of it), gathered entry by entry; the others None.
 
-    Ties stay ties. A network that is not cut is not copied, one that is into rank 0's CPU memory.
+    Ties stay ties, adapters are merged. A network that is not cut is not copied, one that is into rank 0's CPU memory.
     """
     gathered: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
-    entries = network.state_dict(keep_vars=True)
-    for name in entries if names is None else names:
-        tensor = entries[name]
+    for name, tensor in merged_state(network, names).items():
         if id(tensor) not in gathered:
             full = whole(tensor.detach())
             if isinstance(tensor, DTensor):

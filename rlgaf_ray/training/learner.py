@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
+from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
 from rlgaf_ray.training.gumbel import GumbelSoftmax
@@ -109,7 +110,11 @@ class Learner:
 
     def weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> WeightUpdate:
         """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
-        return to_arrays(self.policy.network(network).state_dict(), policy_version)
+        return to_arrays(self.state(network), policy_version)
+
+    def state(self, network: PolicyNetwork) -> Mapping[str, torch.Tensor]:
+        """What an engine loads of this network; of one that is cut over the group, this rank's shards."""
+        return merged_state(self.policy.network(network))
 
     def num_parts(self) -> int:
         """Parts in which ``weights_part`` gives the weights."""
@@ -161,14 +166,17 @@ class Learner:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
         state = whole_state(self.policy.model, self.group)
         if state is not None:
-            self.policy.model.save_pretrained(folder, state_dict=state)
+            export_network(self.policy.model, folder, state)
 
     def save(self, folder: Path) -> None:
-        """Generator, its averages, optimiser, the algorithm's own state, the random state; written by rank 0.
+        """Generator (its adapters alone), its averages, optimiser, the algorithm's own state, the random state.
 
-        Whatever the group, the files hold whole tensors: a group of another size or strategy loads them.
+        Rank 0 writes. Whatever the group, the files hold whole tensors: one of another size or strategy loads them.
         """
-        self.export(folder / "generator")
+        if not has_adapters(self.policy.model):
+            self.export(folder / "generator")
+        elif self.group.first:
+            save_adapters(self.policy.model, folder / "generator")
         save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors", self.group)
         if isinstance(self.algorithm, PPO):
             self.algorithm.save(folder / "critic")
@@ -185,7 +193,10 @@ class Learner:
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        restore_whole(self.policy.model, folder / "generator")
+        if has_adapters(self.policy.model):
+            load_adapters(self.policy.model, folder / "generator")
+        else:
+            restore_whole(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")

@@ -21,6 +21,7 @@ from rlgaf_ray.models.generator import (
     predicted_logprobs,
     sampled_logprobs,
 )
+from rlgaf_ray.models.lora import add_adapters, frozen_start
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
 from rlgaf_ray.objectives.policy import language_model_loss, masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
@@ -43,8 +44,9 @@ class Policy:
         self.dtype = resolve_precision(config.learner.precision, device)
         self.entropy_bonus = config.generator.entropy_bonus
         self.model = self.load(folder, frozen=False)
+        add_adapters(self.model, config.model.lora, seed=config.run.seed)
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
-        self.reference = self.load(folder)
+        self.reference = frozen_start(self.model, lambda: self.load(folder))
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.generator.learning_rate,

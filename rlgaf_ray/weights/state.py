@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rlgaf_ray.models.lora import plain_state
 from rlgaf_ray.types import WeightUpdate
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ def split_state(network: nn.Module, *, max_bytes: int) -> list[list[str]]:
     """Names of a network's ``state_dict()`` in its order, in parts of at most so many bytes unless an entry is larger.
 
     Entries tied to one another stand together: they are one array, and a receiver ties them again. A network that is
-    cut over a group has the same parts on every rank.
+    cut over a group has the same parts on every rank. Adapters are part of what they adapt (``merged_state``).
     """
     tied: dict[int, list[str]] = {}
     sizes: dict[int, int] = {}
-    for name, tensor in network.state_dict(keep_vars=True).items():
+    for name, tensor in plain_state(network).items():
         tied.setdefault(id(tensor), []).append(name)
         sizes[id(tensor)] = tensor.numel() * tensor.element_size()
     parts: list[list[str]] = []
@@ -75,8 +76,17 @@ def to_tensors(update: WeightUpdate) -> dict[str, torch.Tensor]:
 
 def checksum(update: WeightUpdate) -> str:
     """SHA-256 of the version and of every entry's name, shape and type: what a sender says that it sent."""
-    entries = [[name, list(array.shape), update.dtypes[name]] for name, array in sorted(update.arrays.items())]
-    return hashlib.sha256(json.dumps([update.policy_version, entries]).encode()).hexdigest()
+    return entries_checksum(update.policy_version, _shapes(update), update.dtypes)
+
+
+def entries_checksum(policy_version: int, shapes: Shapes, dtypes: Mapping[str, str]) -> str:
+    """As ``checksum``, of weights that are no arrays."""
+    entries = [[name, list(shape), dtypes[name]] for name, shape in sorted(shapes.items())]
+    return hashlib.sha256(json.dumps([policy_version, entries]).encode()).hexdigest()
+
+
+def _shapes(update: WeightUpdate) -> Shapes:
+    return {name: array.shape for name, array in update.arrays.items()}
 
 
 def num_bytes(update: WeightUpdate) -> int:
@@ -102,13 +112,13 @@ class Receipt:
 
     def take(self, update: WeightUpdate) -> None:
         """Check one more part, before it is loaded. Raises ValueError as ``check_shapes``."""
-        if update.part == 0:
+        if update.is_first:
             self.received = {}
-        self.received |= {name: array.shape for name, array in update.arrays.items()}
+        self.received |= _shapes(update)
         expected = self.expected
         if not update.is_last:  # what is still to come is not missing
             expected = {name: shape for name, shape in expected.items() if name in update.arrays}
-        _check(update.policy_version, self.received, expected, known=self.expected)
+        check_entries(update.policy_version, self.received, expected, known=self.expected)
 
 
 def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
@@ -119,25 +129,25 @@ def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
     Raises:
         ValueError: names the first entry that is missing, unknown, or of another shape.
     """
-    found = {name: array.shape for name, array in update.arrays.items()}
-    _check(update.policy_version, found, expected, known=expected)
+    check_entries(update.policy_version, _shapes(update), expected, known=expected)
 
 
-def _check(version: int, found: Shapes, expected: Shapes, *, known: Shapes) -> None:
+def check_entries(policy_version: int, shapes: Shapes, expected: Shapes, *, known: Shapes) -> None:
+    """As ``check_shapes``, of weights that are no arrays: all of ``expected`` is there, and nothing but ``known``."""
     for name, shape in expected.items():
-        if name not in found:
+        if name not in shapes:
             raise ValueError(
-                f"weights of version {version} lack {name!r}: send every entry of state_dict(), "
+                f"weights of version {policy_version} lack {name!r}: send every entry of state_dict(), "
                 "tied copies included, not named_parameters()"
             )
-        if found[name] != shape:
+        if shapes[name] != shape:
             raise ValueError(
-                f"weights of version {version} have {name!r} of shape {list(found[name])}, "
+                f"weights of version {policy_version} have {name!r} of shape {list(shapes[name])}, "
                 f"but the engine's model has {list(shape)}: learner and engine must load the same model"
             )
-    for name in found:
+    for name in shapes:
         if name not in known:
             raise ValueError(
-                f"weights of version {version} have {name!r}, which the engine's model lacks: "
+                f"weights of version {policy_version} have {name!r}, which the engine's model lacks: "
                 "learner and engine must load the same model"
             )

@@ -17,6 +17,7 @@ SECTIONS = (
     "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
     "evaluation, checkpoint, tracking, cluster, sweep"
 )
+MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true"]
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -412,3 +413,49 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
     assert found.startswith("generator.reinforce.credit=token needs a reward that is a sum over tokens: set ")
     assert found.endswith(", or generator.reinforce.credit=sequence")
     assert found.split("set ")[1].split("=")[0] == other.split("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        (["weights.mid_flight=true"], "set rollout.engine=vllm_async"),
+        (["rollout.engine=transformers", "rollout.tensor_parallel_size=2"], "set rollout.tensor_parallel_size=1"),
+        (["rollout.engine=transformers", "weights.transfer=ipc"], "set rollout.engine=vllm, or weights.transfer=auto"),
+        (["weights.transfer=nccl"], "the run is on CPU: set weights.transfer=auto, or cluster.gpus_per_actor"),
+        (["rollout.sleep_level=1"], "the engines are on CPU: set rollout.sleep_level=0, or cluster.gpus_per_actor"),
+        (
+            ["weights.mid_flight=true", "rollout.engine=vllm_async"],
+            "schedule.mode=sync makes none then: set schedule.mode=async, or weights.mid_flight=false",
+        ),
+        ([*MID_FLIGHT, "generator.average_decay=0.9"], "set generator.average_decay=0, or weights.mid_flight=false"),
+        (
+            ["schedule.mode=async", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
+            "they sample all the time: set rollout.sleep_level=0, or schedule.mode=sync",
+        ),
+        (
+            ["schedule.mode=async", "weights.transfer=nccl", "cluster.gpus_per_actor=1"],
+            "each in its own time: set weights.mid_flight=true, or weights.transfer=auto",
+        ),
+        (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
+        (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
+        (["model.lora.rank=4", "discriminator.frozen_layers=1"], "set discriminator.frozen_layers=0"),
+        (
+            ["model.lora.rank=4", "discriminator.architecture=cnn", "generator.reinforce.credit=sequence"],
+            "set discriminator.architecture=generator",
+        ),
+    ],
+)
+def test_what_engines_and_adapters_cannot_do_is_refused(overrides: list[str], fix: str) -> None:
+    assert message(*overrides).endswith(fix)
+
+
+def test_engines_on_gpus_may_sleep_and_take_weights_over_them() -> None:
+    config = load_config(None, ["cluster.gpus_per_actor=1", "rollout.sleep_level=2", "weights.transfer=nccl"])
+    assert (config.rollout.sleep_level, config.weights.transfer) == (2, "nccl")
+    config = load_config(None, [*MID_FLIGHT, "cluster.gpus_per_actor=1", "weights.transfer=nccl"])
+    assert config.weights.mid_flight
+
+
+def test_several_learners_may_train_adapters() -> None:
+    config = load_config(None, ["model.lora.rank=4", "learner.num_workers=2", "discriminator.num_workers=2"])
+    assert config.model.lora.rank == 4
