@@ -14,6 +14,7 @@ from rlgaf_ray.plan.memory import (
     Memory,
     activations,
     cast_weights,
+    embedding_gradients,
     kv_bytes_per_token,
     rollout_memory,
     trained,
@@ -162,6 +163,7 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
     kept = activations(shape, rows=micro, length=work.length, element=element, fused_attention=on_gpu)
     kept += vocabulary_activations(shape, tokens=micro * work.response_tokens, element=element, exact_kl=exact)
     kept += cast_weights(shape, shape.matrix_parameters, element=element, shards=shards)
+    passing = embedding_gradients(shape, output=True) if micro < rows else 0.0
     gradients = policy.gradients + critic.gradients
     return Memory(
         weights=policy.weights + critic.weights,
@@ -169,7 +171,7 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
         optimizer=policy.optimizer + critic.optimizer,
         reference=FLOAT32 * others / shards,
         # Of one micro-batch: as gradients come, what they were computed from goes.
-        activations=kept if micro < rows else max(0.0, kept - gradients),
+        activations=kept + passing if micro < rows else max(0.0, kept - gradients),
         runtime=_runtime("training", on_gpu),
     )
 
@@ -186,9 +188,10 @@ def discriminator_memory(config: Config, shape: ModelShape, placement: Placement
     )
     matrices = shape.matrix_parameters - shape.output_parameters
     kept += cast_weights(shape, matrices, element=element, shards=shards)
+    passing = embedding_gradients(shape, output=False) if slices > 1 else 0.0
     return replace(
         network,
-        activations=kept if slices > 1 else max(0.0, kept - network.gradients),
+        activations=kept + passing if slices > 1 else max(0.0, kept - network.gradients),
         runtime=_runtime("training", on_gpu),
     )
 

@@ -62,45 +62,58 @@ def block_activations(shape: ModelShape, *, tokens: int, length: int, element: i
     Per token, with h = width, q and k the widths of queries and of keys, i = the hidden layer, a = heads, s = length,
     e = bytes of an element under autocast (the residual stream stays float32, as weights are):
 
-    - two residual inputs, of the two norms: 2 x 4 h;  the norms' outputs, which the matrices read: 2 e h
+    - what the two norms read, 2 x 4 h; RMS norms also keep it normalised, 2 x 4 h more
+    - what the matrices read: 2 e h, or, where autocast casts it for each of Llama's q, k, v, gate and up, 5 e h
     - queries, keys, values: e (q + 2 k);  what attention returns, which its output matrix reads: e q
-    - plain attention: the weights of all heads, e a s;  fused attention recomputes them from 4 a bytes of norms
-    - MLP: before and after the activation, 2 e i; gated: gate, activated gate, up, product, 4 e i
+    - plain attention: the weights of all heads, e a s, and 4 a s before their cast; fused attention keeps 4 a
+    - MLP: before and after the activation, 2 e i, and three more where it is composed of elementary functions;
+      gated: gate, activated gate, up, product, 4 e i
 
-    In float32 with h = q = k and i = 4 h: 64 h + 4 a s. In 16 bits throughout and with dropout's masks it would be the
-    34 h + 5 a s of Korthikanti et al. 2022 (arXiv 2205.05198, eq. 2).
+    In float32 with h = q = k and i = 4 h: 64 h + 4 a s. A test holds it to what autograd saves. In 16 bits throughout
+    and with dropout's masks it would be the 34 h + 5 a s of Korthikanti et al. 2022 (arXiv 2205.05198, eq. 2).
     """
     h, q, k, i = shape.width, shape.query_width, shape.kv_width, shape.feed_forward
-    residual = 2 * FLOAT32 * h
-    inputs = 2 * element * h
+    cast = element != FLOAT32
+    norms = (4 if shape.gated else 2) * FLOAT32 * h
+    inputs = (5 if shape.gated and cast else 2) * element * h
     attention = element * (q + 2 * k) + element * q
-    weights = FLOAT32 * shape.heads if fused_attention else element * shape.heads * length
-    mlp = (4 if shape.gated else 2) * element * i
-    return float(tokens * (residual + inputs + attention + weights + mlp))
+    weights = FLOAT32 * shape.heads if fused_attention else (element + FLOAT32 * cast) * shape.heads * length
+    mlp = (4 if shape.gated else 5 if shape.composed else 2) * element * i
+    return float(tokens * (norms + inputs + attention + weights + mlp))
 
 
 def activations(
     shape: ModelShape, *, rows: int, length: int, element: int, fused_attention: bool, checkpointing: bool = False
 ) -> float:
-    """What backward needs of all blocks; with activation checkpointing of each block's input, and of one block whole.
+    """What backward needs of all blocks, and the gradients of the block that it passes through: as much again.
 
-    L x ``block_activations``, or L x 4 h x tokens + one block (Chen et al. 2016, arXiv 1604.06174).
+    (L + 1) x ``block_activations``; with activation checkpointing of each block's input L x 4 h x tokens + 2 blocks
+    (Chen et al. 2016, arXiv 1604.06174).
     """
     tokens = rows * length
     block = block_activations(shape, tokens=tokens, length=length, element=element, fused_attention=fused_attention)
     if not checkpointing:
-        return shape.layers * block
-    return FLOAT32 * shape.width * tokens * shape.layers + block
+        return (shape.layers + 1) * block
+    return FLOAT32 * shape.width * tokens * shape.layers + 2 * block
 
 
 def vocabulary_activations(shape: ModelShape, *, tokens: int, element: int, exact_kl: bool) -> float:
-    """The tensors of response tokens x vocabulary at the peak of a learner's step, as it starts backward.
+    """The tensors of response tokens x vocabulary in the middle of a learner's backward pass.
 
-    From sampled tokens: logits (e), their log-softmax (4) and its gradient (4). With the exact KL also the reference's
-    log-softmax, the policy's probabilities and their difference (4 each), and one more gradient (4).
+    From sampled tokens: log-softmax (4), its gradient from the tokens (4) and summed (4), that of the logits (e). With
+    the exact KL also the reference's log-softmax, the policy's probabilities, their difference (4 each) and the mask of
+    ruled-out tokens (1), and the gradients of probabilities and difference (4 each).
     """
-    per_entry = element + 2 * FLOAT32 + (4 * FLOAT32 if exact_kl else 0)
+    per_entry = 3 * FLOAT32 + element + (5 * FLOAT32 + 1 if exact_kl else 0)
     return float(tokens * shape.vocabulary * per_entry)
+
+
+def embedding_gradients(shape: ModelShape, *, output: bool) -> float:
+    """Gradients of the embedding on their way into the sum over micro-batches, dense: 4 V h bytes.
+
+    Twice where it is the output layer too: autograd adds the two uses first.
+    """
+    return FLOAT32 * shape.output_parameters * (2 if output and shape.tied else 1)
 
 
 def kv_bytes_per_token(shape: ModelShape, *, element: int) -> int:
@@ -111,9 +124,11 @@ def kv_bytes_per_token(shape: ModelShape, *, element: int) -> int:
 def rollout_memory(
     shape: ModelShape, *, element: int, kv_cache: float, shards: int, runtime: float, packed: bool
 ) -> Memory:
-    """One shard of a rollout worker: its part of the weights, the cache, and the widest tensor of a step.
+    """One shard of a rollout worker: its part of the weights, and the cache.
 
-    ``packed``: vLLM on CPU repacks the matrices, so that a tied output layer becomes a copy of its own.
+    ``packed``: vLLM on CPU repacks the matrices. A tied output layer then is there twice more, as it was loaded and
+    packed; and a push makes a second set of all before it drops the first (measured, docs/scaling.md).
     """
-    copies = shape.output_parameters if packed and shape.tied else 0
-    return Memory(weights=element * (shape.parameters + copies) / shards, kv_cache=kv_cache, runtime=runtime)
+    copies = 2 * shape.output_parameters if packed and shape.tied else 0
+    weights = element * (shape.parameters + copies) / shards
+    return Memory(weights=weights, reference=weights if packed else 0.0, kv_cache=kv_cache, runtime=runtime)

@@ -47,4 +47,5 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
         gated=any("gate_proj" in name or "gate_up_proj" in name for name in names),
         vocabulary=settings.vocab_size,
         tied=bool(settings.tie_word_embeddings),
+        composed=getattr(settings, "activation_function", "") == "gelu_new",
     )

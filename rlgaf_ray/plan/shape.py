@@ -9,7 +9,10 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder. Worked example, GPT-2: ``ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True)``."""
+    """A decoder. GPT-2: ``ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True)``.
+
+    Gated models are taken to be of Llama's family: RMS norms, queries, keys and values from a matrix each.
+    """
 
     parameters: int  # tied ones counted once
     layers: int
@@ -21,6 +24,7 @@ class ModelShape:
     gated: bool  # two matrices into the hidden layer (SwiGLU), not one
     vocabulary: int
     tied: bool  # the output layer is the embedding
+    composed: bool = False  # the activation is written out in elementary functions (GPT-2's gelu_new), not one kernel
 
     @property
     def query_width(self) -> int:

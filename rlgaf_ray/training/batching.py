@@ -27,6 +27,7 @@ class MicroBatch:
     rows: Tensor  # int64 [b]
     width: int  # columns that hold a token of these rows
     share: float  # of the whole batch's average; 0 for a row that only keeps the ranks in step
+    token_share: float  # of its response tokens
 
     def of(self, tensor: Tensor) -> Tensor:
         """[B, T] -> [b, width]."""
@@ -75,18 +76,14 @@ class Batching:
         """This rank's part of the batch, or of the rows ``among`` it, whose shares sum to one over the ranks."""
         mask = batch.response_mask
         chosen = torch.arange(len(mask), device=mask.device) if among is None else among
-        weights = mask[chosen].sum(1) if average == "token" else torch.ones(len(chosen), device=mask.device)
-        total = weights.sum()
-        lengths = sequence_lengths(batch)[chosen.cpu()].tolist()
+        num_tokens = mask[chosen].sum(1).tolist()
+        lengths = batch.attention_mask[chosen].sum(1).tolist()
         for rows in self.plan(lengths):
             index = torch.tensor(rows or [0], device=mask.device)
             width = mask.shape[1] if self.tokens is None else max(lengths[row] for row in index.tolist())
-            yield MicroBatch(chosen[index], width, float(weights[index].sum() / total) if rows else 0.0)
-
-
-def sequence_lengths(batch: SequenceBatch) -> Tensor:
-    """Tokens of each row, prompt and response: int64 [B] on the CPU."""
-    return batch.attention_mask.sum(1).cpu()
+            token_share = sum(num_tokens[row] for row in rows) / sum(num_tokens)
+            share = token_share if average == "token" else len(rows) / len(lengths)
+            yield MicroBatch(chosen[index], width, share, token_share)
 
 
 def deal(lengths: Sequence[int], num_ranks: int) -> list[Rows]:

@@ -110,7 +110,8 @@ class PPO:
                         average=settings.loss_average,
                     )
                     (settings.value_coefficient * value_loss * part.share).backward()
-                    sums.add(value_metrics | {"value_loss": value_loss}, part.share)
+                    sums.add({"value_loss": value_metrics.pop("value_loss")}, part.share)
+                    sums.add(value_metrics, part.token_share)
                     if policy_moves:
                         logprobs = policy.logprobs(sequences)
                         loss, metrics = ppo_policy_loss(
@@ -126,7 +127,8 @@ class PPO:
                             ),
                         )
                         (loss * part.share).backward()
-                        sums.add(metrics | {"loss": loss}, part.share)
+                        sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
+                        sums.add(metrics, part.token_share)
                 if policy_moves and pretraining is not None:
                     policy.text_backward(pretraining, settings.pretraining_coefficient, sums, name="pretraining_loss")
                 steps["critic_grad_norm"] = optimizer_step(

@@ -80,7 +80,8 @@ class Reinforce:
             metrics |= rollout_metrics(logprobs, anchor, behaviour, sequences.response_mask)
             if estimator == "exact":
                 metrics["kl"] = masked_average(distance.detach(), sequences.response_mask, average="token")
-            sums.add({"loss": loss, **metrics}, part.share)
+            sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
+            sums.add(metrics, part.token_share)
         if demonstrations is not None:
             policy.text_backward(demonstrations, settings.demonstration_coefficient, sums, name="demonstration_loss")
         totals = sums.means(policy.group)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,23 +25,6 @@ SMALL = [
     "evaluation.every=4",
     "checkpoint.every=4",
 ]
-
-
-@pytest.fixture(scope="session")
-def shared_ray() -> Iterator[str]:
-    """The address of one Ray for all tests: to start one takes as long as most of them."""
-    from ray.cluster_utils import Cluster
-
-    arguments = {"num_cpus": os.cpu_count(), "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=arguments)
-    yield cluster.address
-    cluster.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def on_the_shared_ray(shared_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program finds it as it finds any cluster. What a module shares (``finished``) starts a Ray of its own."""
-    monkeypatch.setenv("RAY_ADDRESS", shared_ray)
 
 
 @pytest.fixture(scope="session")

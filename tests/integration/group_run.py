@@ -179,4 +179,6 @@ def rank(number: int, size: int, port: int, jobs: list[Job], folder: Path) -> No
 
 
 def alone(job: Job, folder: Path) -> dict[str, np.ndarray]:
-    return run(replace(job, strategy="ddp"), ALONE, folder)
+    """The same in this process, in the plainest way: all rows in one pass, all logits at once."""
+    plain = tuple(key for key in job.overrides if not key.startswith("learner."))
+    return run(replace(job, strategy="ddp", overrides=plain, save=False), ALONE, folder)

@@ -50,7 +50,9 @@ def granted(config) -> Iterator:
     groups: list[PlacementGroup] = []
 
     def make(*overrides: str) -> tuple[Placement, PlacementGroup, list[str]]:
+        settle()
         placement = find_placement(config(*overrides))
+        settle()
         groups.append(reserve(placement, timeout=20))
         held = placement_group_table(groups[-1])["bundles_to_node_id"]
         return placement, groups[-1], [held[index] for index in range(len(held))]
@@ -58,6 +60,14 @@ def granted(config) -> Iterator:
     yield make
     for group in groups:
         remove_placement_group(group)
+
+
+def settle() -> None:
+    """Wait for the groups that were removed before to have given back what they held."""
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "a group was not removed"
+        time.sleep(0.1)
 
 
 def test_all_nodes_are_seen(address: str) -> None:

@@ -24,6 +24,7 @@ BUCKETED = ("learner.micro_batch_tokens=24",)
 EXACT = [
     Job("reinforce", strategy="ddp", overrides=BUCKETED, exact=True),
     Job("reinforce-fsdp", strategy="fsdp", overrides=("learner.micro_batch_size=4", *CHUNKED), exact=True),
+    Job("masked-fsdp", strategy="fsdp", overrides=("rollout.stop_at_end_of_text=false",), exact=True),
     Job("discriminator", "discriminator", strategy="ddp", overrides=BUCKETED, exact=True),
     Job("discriminator-fsdp", "discriminator", strategy="fsdp", exact=True),
 ]
@@ -123,13 +124,13 @@ def test_two_workers_do_what_one_does(folder: Path, launch: Launch) -> None:
     """Gradients to 1e-8 in float64, ten steps to 1e-3 in float32, checkpoints from one strategy to the other."""
     launch(2, [*EXACT, *CURVES, *MOVED])
     for job in EXACT:
-        single = alone(replace(job, overrides=()), folder)
+        single = alone(job, folder)
         grouped = of_group(folder, job, 2)
         check_gradients(grouped, single)
         check_role(grouped, single, 1e-5)
     for first, second in (("curve", "curve-fsdp"), ("judge", "judge-fsdp")):
         jobs = {job.name: job for job in CURVES}
-        single = alone(replace(jobs[first], save=False), folder)
+        single = alone(jobs[first], folder)
         assert single["losses"][-1] < single["losses"][0]
         for name in (first, second):
             check_role(of_group(folder, jobs[name], 2), single, 1e-3)
@@ -161,9 +162,7 @@ def test_every_objective_has_the_gradient_of_one_worker(folder: Path, launch: La
     ]
     launch(size, jobs)
     for job in jobs:
-        plain = replace(job, overrides=tuple(key for key in job.overrides if not key.startswith("learner.")))
-        single = alone(plain, folder)
-        check_gradients(of_group(folder, job, size), single)
+        check_gradients(of_group(folder, job, size), alone(job, folder))
 
 
 @pytest.mark.slow
@@ -171,7 +170,7 @@ def test_a_checkpoint_moves_between_sizes_and_strategies(folder: Path, launch: L
     """One, two, four workers and back to one, each two steps of PPO with its critic; against eight steps without."""
     overrides = ("generator.algorithm=ppo", "generator.learning_rate=1e-3", "generator.average_decay=0.9")
     step = Job("start", overrides=overrides, steps=2, save=True)
-    alone(step, folder)
+    launch(1, [step])
     travels = [(2, "fsdp"), (4, "ddp"), (4, "fsdp"), (2, "ddp")]
     previous = step
     for number, (size, strategy) in enumerate(travels):
@@ -180,7 +179,7 @@ def test_a_checkpoint_moves_between_sizes_and_strategies(folder: Path, launch: L
         previous = job
     last = replace(step, name="end", load=previous.name, start=10)
     found = alone(last, folder)
-    whole = alone(replace(step, name="whole", steps=12, save=False), folder)
+    whole = alone(replace(step, name="whole", steps=12), folder)
     np.testing.assert_allclose(found["losses"], whole["losses"][-2:], atol=1e-3)
     for name, value in whole.items():
         if name.startswith("after "):

@@ -30,7 +30,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a client of a head that runs on this machine; the head ends with the module."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()  # of its own: another Ray may run beside it
     home = tmp_path_factory.mktemp("home")
     environment = {
         **os.environ,
@@ -43,6 +43,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = [RAY, "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard)]
+    command += ["--dashboard-agent-listen-port", str(agent)]
     command += ["--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--num-cpus", "2"]
     log = (home / "head.log").open("w")
     process = subprocess.Popen([*command, "--disable-usage-stats"], env=environment, stdout=log, stderr=log)

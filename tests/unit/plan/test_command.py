@@ -17,6 +17,7 @@ from rlgaf_ray.main import main
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.plan.command import plan
 from rlgaf_ray.plan.estimate import GIB, MIB, Hardware, estimate
+from rlgaf_ray.plan.memory import block_activations
 from rlgaf_ray.plan.model import generator_shape, shape_of
 from rlgaf_ray.plan.shape import ModelShape
 from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
@@ -41,8 +42,46 @@ def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:
     )
     with torch.device("meta"):
         assert shape_of(AutoModelForCausalLM.from_config(GPT2Config())) == ModelShape(
-            124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True
+            124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["built-in", "gelu_new", "llama"])
+def test_activations_are_what_autograd_saves(kind: str, dtype: torch.dtype) -> None:
+    """Within 5 %, beside the parameters and their casts; the last norm is not of a block."""
+    rows, length = 7, 32  # 224 tokens: no parameter has that size
+    match kind:
+        case "built-in":
+            model = build_tiny_gpt2(vocab_size=100, end_of_text_id=0, seed=0)
+        case "gelu_new":
+            settings = GPT2Config(vocab_size=100, n_embd=192, n_layer=4, n_head=3, bos_token_id=0, eos_token_id=0)
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
+        case _:
+            model = AutoModelForCausalLM.from_config(LLAMA, attn_implementation="sdpa")
+    shapes = {tuple(weight.shape) for weight in model.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes and tensor.is_floating_point():
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.zeros(rows, length, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        seen = torch.ones_like(tokens)
+        hidden = model.eval().base_model(input_ids=tokens, attention_mask=seen, use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    shape = shape_of(model)
+    planned = shape.layers * block_activations(
+        shape, tokens=rows * length, length=length, element=dtype.itemsize, fused_attention=kind == "llama"
+    )
+    last_norm = 4 * shape.width * rows * length * (2 if shape.gated else 1)
+    assert sum(saved.values()) == pytest.approx(planned + last_norm, rel=0.05)
 
 
 def test_the_page_of_the_default(capsys) -> None:

@@ -11,6 +11,7 @@ from rlgaf_ray.plan.memory import (
     activations,
     block_activations,
     cast_weights,
+    embedding_gradients,
     kv_bytes_per_token,
     rollout_memory,
     trained,
@@ -53,9 +54,11 @@ def test_sixteen_bit_copies() -> None:
     ("shape", "element", "fused", "per_token"),
     [
         (TOY, 4, False, 64 * 8 + 4 * 2 * 5),
-        (TOY, 2, False, 36 * 8 + 2 * 2 * 5),
+        (TOY, 2, False, 36 * 8 + (2 + 4) * 2 * 5),
         (TOY, 4, True, 64 * 8 + 4 * 2),
-        (GROUPED, 2, True, 64 + 32 + 2 * (8 + 2 * 4) + 2 * 8 + 4 * 2 + 4 * 2 * 32),
+        (replace(TOY, composed=True), 4, True, 64 * 8 + 4 * 2 + 3 * 4 * 32),
+        (GROUPED, 4, True, 128 + 64 + 4 * (8 + 2 * 4) + 4 * 8 + 4 * 2 + 4 * 4 * 32),
+        (GROUPED, 2, True, 128 + 80 + 2 * (8 + 2 * 4) + 2 * 8 + 4 * 2 + 4 * 2 * 32),
     ],
 )
 def test_activations_of_a_block(shape: ModelShape, element: int, fused: bool, per_token: int) -> None:
@@ -65,13 +68,18 @@ def test_activations_of_a_block(shape: ModelShape, element: int, fused: bool, pe
 
 def test_activations_of_all_blocks() -> None:
     settings = {"rows": 2, "length": 5, "element": 4, "fused_attention": False}
-    assert activations(TOY, **settings) == 3 * 5520
-    assert activations(TOY, **settings, checkpointing=True) == 3 * (4 * 8 * 10) + 5520
+    assert activations(TOY, **settings) == (3 + 1) * 5520
+    assert activations(TOY, **settings, checkpointing=True) == 3 * (4 * 8 * 10) + 2 * 5520
 
 
 def test_tensors_over_the_vocabulary() -> None:
-    assert vocabulary_activations(TOY, tokens=10, element=2, exact_kl=True) == 10 * 100 * 26
-    assert vocabulary_activations(TOY, tokens=10, element=4, exact_kl=False) == 10 * 100 * 12
+    assert vocabulary_activations(TOY, tokens=10, element=2, exact_kl=True) == 10 * 100 * 35
+    assert vocabulary_activations(TOY, tokens=10, element=4, exact_kl=False) == 10 * 100 * 16
+
+
+def test_gradients_of_the_embedding() -> None:
+    assert embedding_gradients(TOY, output=True) == 2 * 4 * 800
+    assert embedding_gradients(TOY, output=False) == embedding_gradients(replace(TOY, tied=False), output=True) == 3200
 
 
 def test_cache() -> None:
@@ -80,9 +88,10 @@ def test_cache() -> None:
     assert kv_bytes_per_token(llama, element=2) == 128 * 2**10
 
 
-def test_an_engine_holds_its_shard_and_on_cpu_a_second_output_layer() -> None:
+def test_an_engine_holds_its_shard_and_on_cpu_more_output_layers_and_a_second_set() -> None:
     settings = {"kv_cache": 5.0, "runtime": 7.0}
     assert rollout_memory(TOY, element=2, shards=4, packed=False, **settings) == Memory(
         weights=2000, kv_cache=5.0, runtime=7.0
     )
-    assert rollout_memory(TOY, element=4, shards=1, packed=True, **settings).weights == 4 * (4000 + 800)
+    packed = rollout_memory(TOY, element=4, shards=1, packed=True, **settings)
+    assert packed.weights == packed.reference == 4 * (4000 + 2 * 800)
