@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +213,9 @@ class Discriminator:
         self.model.train()
         seen = torch.zeros(len(items), device=self.device)
         for index, forwards in enumerate(self._passes(items, counts)):
-            parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]
+            # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
+            with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
+                parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]
             logits = torch.zeros(len(items), dtype=parts[0].dtype, device=self.device)
             for rows, part in zip(forwards, parts, strict=True):
                 if rows:
