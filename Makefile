@@ -27,7 +27,7 @@ train: $(INSTALLED)
 	@$(BIN) -m rlgaf_ray.main $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN) -m pytest $(ARGS)
+	@$(BIN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN) -m ruff check .

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rlgaf_ray.actors.cluster import cluster_resources, ray_session
-from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.placement import find_placement
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, load_config
@@ -33,8 +33,7 @@ class Bench:
     cache: Path
 
     def ray_roles(self) -> RayRoles:
-        cpus, gpus, node_cpus = cluster_resources()
-        placement = plan_placement(self.config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
+        placement = find_placement(self.config)
         tokenizer = self.data.tokenizer
         return RayRoles(
             self.warmups.generator,

@@ -20,6 +20,7 @@ from rlgaf_ray.actors.cluster import cluster_resources
 from rlgaf_ray.actors.placement import actor_environment
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.loop.local import LocalRoles
+from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 
@@ -46,18 +47,18 @@ class Bare:
 
     def iteration(self, iteration: int) -> list[float]:
         loop, roles, config = self.loop, self.roles, self.loop.config
-        prompts = loop._prompts()
-        seeds = loop._seeds(iteration, config.rollout.batch_size)
+        prompts = loop.draws.prompts()
+        seeds = rollout_seeds(config, iteration, config.rollout.batch_size)
         results: dict[str, list] = {}
         times = [
-            seconds(lambda: results.update(rollouts=roles.generate(prompts, loop.sampling(), seeds))),
+            seconds(lambda: results.update(rollouts=roles.generate(prompts, sampling_settings(config), seeds))),
             seconds(lambda: results.update(scored=roles.score(results["rollouts"]))),
             seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, pretraining=None)),
             seconds(lambda: roles.push_weights(iteration)),
             0.0,
         ]
         for _ in range(loop.update_ratio.due()):
-            real, contrast = loop._real(results["rollouts"]), loop._contrast(results["rollouts"])
+            real, contrast = loop.draws.real(results["rollouts"]), loop.draws.contrast(results["rollouts"])
             times[-1] += seconds(
                 lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)
             )

@@ -30,6 +30,7 @@ from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILE, Comparison, Evaluated, table
 from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.warmup import Progress as Made
 from rlgaf_ray.training.warmup import Worker, warm_up_generator
@@ -118,7 +119,7 @@ def _sweep(
     prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
     seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]
     pad = data.tokenizer.pad_token_id
-    size = config.learner.micro_batch_size
+    batching = Batching(config.learner.micro_batch_size)
     reference = load_generator(warmups[0].generator, trust_remote_code=config.model.trust_remote_code)
     engine = build_engine(warmups[0].generator, config, max_tokens=data.task.max_tokens)
 
@@ -152,8 +153,8 @@ def _sweep(
             metrics = evaluator(
                 [rollout.response_ids for rollout in rollouts],
                 decode([data.task.evaluated_ids(rollout) for rollout in rollouts], data.tokenizer),
-                sample_nll=mean_nll(reference, rollouts, pad_token_id=pad, micro_batch_size=size),
-                real_nll=mean_nll(model, real, pad_token_id=pad, micro_batch_size=size, temperature=temperature),
+                sample_nll=mean_nll(reference, rollouts, pad_token_id=pad, batching=batching),
+                real_nll=mean_nll(model, real, pad_token_id=pad, batching=batching, temperature=temperature),
             )
             rows.append(Evaluated(name, temperature, metrics))
             progress.advance(bar)
@@ -163,7 +164,7 @@ def _sweep(
         return Comparison(rows, adversarial)
     real_point = QualityPoint(
         judged_share=rows[0].metrics["eval/judge_share_real"],
-        perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, micro_batch_size=size)),
+        perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, batching=batching)),
         distinct_2=distinct_n([item.response_ids for item in real], 2),
         self_bleu=self_bleu(decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)),
     )

@@ -3,6 +3,8 @@
 ``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume] [--print-config]``
 ``python -m rlgaf_ray.main --resume s3://BUCKET/PREFIX/NAME [key=value ...]``
 ``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume]``
+``python -m rlgaf_ray.main plan [CONFIG.yaml] [key=value ...] [--nodes N] [--gpus-per-node G] [--gpu-memory GiB]
+[--cpus-per-node C]``
 ``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--out FOLDER]``
 ``python -m rlgaf_ray.main report RUN [RUN ...] [--out FOLDER] [--rating-sheet]``
 """
@@ -20,7 +22,7 @@ from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load
 from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused
 from rlgaf_ray.sweep.space import check_sweep
 
-COMMANDS = ("train", "tune", "evaluate", "report")
+COMMANDS = ("train", "tune", "plan", "evaluate", "report")
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 
 
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sentence := doctor.complaint():
         return _fail(sentence, EXIT_FAILURE)
 
+    if arguments.words[:1] == ["plan"]:
+        return _plan(config, arguments)
+
     from rlgaf_ray.sweep.tuner import sweep  # torch and ray load only now
     from rlgaf_ray.train import RunFailed, train
 
@@ -60,6 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_USAGE)
     except (ValueError, RunFailed, StorageError) as error:
         return _fail(error, EXIT_FAILURE)
+
+
+def _plan(config: Config, arguments: argparse.Namespace) -> int:
+    from rlgaf_ray.plan.command import plan
+
+    try:
+        plan(
+            config,
+            nodes=arguments.nodes,
+            gpus_per_node=arguments.gpus_per_node,
+            gpu_memory=arguments.gpu_memory,
+            cpus_per_node=arguments.cpus_per_node,
+        )
+    except ValueError as error:
+        return _fail(error, EXIT_FAILURE)
+    return 0
 
 
 def _report(folders: Sequence[str], *, out: str | None, rating_sheet: bool) -> int:
@@ -115,8 +136,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | tune | evaluate | report | CONFIG.yaml | key=value | RUN",
-        help="command, then its config file and dotted overrides (train, tune) or run folders (evaluate, report)",
+        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | key=value | RUN",
+        help="command, then its config file and dotted overrides (train, tune, plan) or run folders (evaluate, report)",
     )
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
     parser.add_argument(
@@ -137,6 +158,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--sft-learning-rate", type=float, default=5e-4, help="evaluate: of that SFT, 5e-4 by default")
     parser.add_argument("--num-prompts", type=int, help="evaluate: held-out prompts (default: the run's)")
+    parser.add_argument("--nodes", type=_count, default=1, help="plan: machines, 1 by default")
+    parser.add_argument("--gpus-per-node", type=int, help="plan: 8 by default where the config asks for GPUs, else 0")
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="plan: GiB of one GPU, 80 by default")
+    parser.add_argument("--cpus-per-node", type=_count, help="plan: this machine's by default")
     parser.add_argument("--out", help="evaluate, report: where to write (default: into the first run's folder)")
     parser.add_argument("--rating-sheet", action="store_true", help="report: also a blinded CSV for human judges")
     return parser.parse_intermixed_args(argv)
@@ -151,6 +176,13 @@ def _numbers(kind: type[int] | type[float]) -> Callable[[str], list[int] | list[
 
     parse.__name__ = "comma-separated positive numbers"  # argparse puts it into its message
     return parse
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
 
 
 def _load_config(path: str | None, overrides: Sequence[str], *, small: bool) -> Config:

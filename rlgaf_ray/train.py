@@ -17,9 +17,10 @@ from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from rlgaf_ray.actors.cluster import cluster_resources, ray_session
-from rlgaf_ray.actors.placement import Placement, PlacementGroup, plan_placement
-from rlgaf_ray.actors.roles import ActorFailure, RayRoles
+from rlgaf_ray.actors.answers import ActorFailure
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.placement import Placement, PlacementGroup, find_placement
+from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.schema import Config
@@ -49,9 +50,11 @@ from rlgaf_ray.models.generator import (
     max_positions,
     num_layers,
 )
+from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
+from rlgaf_ray.training.export import export_merged
 from rlgaf_ray.training.regularization import check_frozen_layers
 
 # transformers speaks of heads that are new and of shards; what matters of it is an exception.
@@ -95,24 +98,24 @@ def train(config: Config, *, resume: bool) -> int:
     check_lengths(config, data.task.max_tokens)
 
     started = time.perf_counter()
-    with folder.mirrored(), ray_session(config):
-        cpus, gpus, node_cpus = cluster_resources()
-        placement = plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
-        with terminal.warmups():
-            warmups = prepare_warmups(config, data.task, data.tokenizer, cache, terminal.warmup)
-        terminal.message(
-            f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
-        )
-        try:
-            with (
-                adversarial_loop(config, data, warmups, placement, checkpoints, terminal, resumed) as loop,
-                stop_on_signals(lambda: setattr(loop, "stop_requested", True)) as received,
-                terminal.training(start=loop.iteration, total=config.run.iterations),
-            ):
-                outcome = loop.run()
-        except (ActorFailure, TimeoutError, TrainingStopped) as error:
-            raise RunFailed(str(error)) from error
-        finish(config, data, checkpoints, outcome, terminal)
+    with folder.mirrored():
+        with ray_session(config):
+            placement = find_placement(config)
+            with terminal.warmups():
+                warmups = prepare_warmups(config, data.task, data.tokenizer, cache, terminal.warmup)
+            terminal.message(
+                f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
+            )
+            try:
+                with (
+                    adversarial_loop(config, data, warmups, placement, checkpoints, terminal, resumed) as loop,
+                    stop_on_signals(lambda: setattr(loop, "stop_requested", True)) as received,
+                    terminal.training(start=loop.iteration, total=config.run.iterations),
+                ):
+                    outcome = loop.run()
+            except (ActorFailure, TimeoutError, TrainingStopped) as error:
+                raise RunFailed(str(error)) from error
+        finish(config, data, warmups, checkpoints, outcome, terminal)
     if outcome.interrupted:
         terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume {config.run.again}")
         return SIGNAL_EXIT_OFFSET + received[0]
@@ -129,7 +132,7 @@ def with_name(config: Config) -> Config:
 
 def check_before_start(config: Config) -> None:
     """What can be known to fail without loading data or models. Raises ``ValueError``."""
-    if config.rollout.engine == "vllm":
+    if config.rollout.engine != "transformers":
         require_vllm()
     check_model_source(config.model.generator)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
@@ -220,7 +223,9 @@ def write_run_files(config: Config, data: Data) -> None:
     )
 
 
-def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcome, terminal: Terminal) -> None:
+def finish(
+    config: Config, data: Data, warmups: Warmups, checkpoints: Checkpoints, outcome: Outcome, terminal: Terminal
+) -> None:
     """Export both models as plain Hugging Face folders, write the samples, show the result.
 
     With ``generator.average_decay`` the generator is its moving average, which was evaluated; checkpoints hold both.
@@ -230,8 +235,11 @@ def finish(config: Config, data: Data, checkpoints: Checkpoints, outcome: Outcom
     if latest is not None:
         generator = "learner/average" if config.generator.average_decay > 0 else "learner/generator"
         for source, target in ((generator, "generator"), ("discriminator", "discriminator")):
-            copy_tree(latest / source, place / target, without=("optimizer.*", "replay.*", f"{CHECKSUMS}*"))
+            copy_tree(latest / source, place / target, without=("optimizer.*", "replay.*", ADAPTERS, f"{CHECKSUMS}*"))
             data.tokenizer.save_pretrained(folder / target)
+        if config.model.lora.rank > 0:
+            bases = {"generator": warmups.generator, "discriminator": warmups.discriminator}
+            export_merged(config, latest, folder, **bases, pad_token_id=data.tokenizer.pad_token_id)
     write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
     save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
     checkpoints.flush()
@@ -260,6 +268,7 @@ def adversarial_loop(
         group=group,
     )
     try:
+        display.message(str(roles.transfer))
         evaluator = prepare_evaluator(config, data, cache_folder(config))
         start = resumed[1]["iteration"] if resumed else 0
         write_run_files(config, data)

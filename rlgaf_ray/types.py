@@ -160,3 +160,13 @@ class WeightUpdate:
     policy_version: int
     arrays: Mapping[str, np.ndarray]  # every state_dict entry, tied copies included
     dtypes: Mapping[str, str]  # "float32", "bfloat16", "float16"
+    part: int = 0  # of a version that comes in several updates, in order, each with some of the entries
+    num_parts: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.part == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.part == self.num_parts - 1

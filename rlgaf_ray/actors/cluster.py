@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
+from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.config.schema import Config
 
 PROBE_SECONDS = 10.0
@@ -21,7 +23,7 @@ def ray_session(config: Config) -> Iterator[None]:
 
     Raises ``ValueError`` where a named cluster does not answer.
     """
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    address = named_address(config)
     # Warnings of Ray's own start-up speak of metrics exporters and accelerators; errors come back as exceptions.
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
@@ -40,7 +42,14 @@ def ray_session(config: Config) -> Iterator[None]:
     try:
         yield
     finally:
+        if config.cluster.join_seconds > 0:
+            request_resources(num_cpus=0)  # an autoscaler need no longer keep what find_placement asked for
         ray.shutdown()
+
+
+def named_address(config: Config) -> str | None:
+    """Where the cluster is that the run joins, if it joins one."""
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
 def probe(address: str) -> None:
@@ -48,6 +57,12 @@ def probe(address: str) -> None:
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
+
+
+def cluster_nodes() -> list[Node]:
+    """What each living machine of the cluster offers."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(offer.get("CPU", 0.0), offer.get("GPU", 0.0)) for offer in alive]
 
 
 def cluster_resources() -> tuple[float, float, int]:

@@ -1,81 +1,101 @@
-"""Who gets which cores and GPUs: the plan, its refusal where the cluster is too small, and the placement group.
-
-On CPU the roles take turns (the loop is synchronous), so learner and discriminator compute with all cores of their node
-while they ask Ray for an equal share only. Rollout workers sample at the same time and share the cores: half of a small
-model's sampling is vLLM's own bookkeeping, which one process cannot spread over cores (docs/benchmarks.md).
-"""
+"""Who gets which cores and GPUs: the plan, its refusal where the cluster is too small, and the placement group."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlgaf_ray.actors.cluster import cluster_nodes, named_address
+from rlgaf_ray.actors.layout import Placement
+from rlgaf_ray.actors.packing import Node
+from rlgaf_ray.actors.planning import asked_by, nearest, share_out, shortage, smallest_node
 from rlgaf_ray.config.schema import Config
 
-NUM_SINGLE_ROLES = 2  # learner and discriminator
-NUM_CPU_ROLLOUT_WORKERS = 2  # by default; more have not been measured
+FREE_SECONDS = 20.0
 MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    num_rollout_workers: int
-    cpus_per_actor: float
-    gpus_per_actor: float
-    threads: int  # of the learner and of the discriminator
-    rollout_threads: int  # of each rollout worker: they sample at the same time
+def plan_placement(
+    config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int, nodes: Sequence[Node] | None = None
+) -> Placement:
+    """Share out the cluster. ``nodes``: its machines, so that whether each bundle finds one is asked too.
 
-    @property
-    def num_actors(self) -> int:
-        return self.num_rollout_workers + NUM_SINGLE_ROLES
-
-    @property
-    def device(self) -> str:
-        return "cuda" if self.gpus_per_actor > 0 else "cpu"
-
-    @property
-    def bundles(self) -> list[dict[str, float]]:
-        """What each actor asks of Ray."""
-        bundle = {"CPU": self.cpus_per_actor}
-        if self.gpus_per_actor:
-            bundle["GPU"] = self.gpus_per_actor
-        return [bundle] * self.num_actors
+    Raises ``ValueError`` with the sum asked, the sum there and the nearest plan that fits.
+    """
+    there = [Node(cluster_cpus, cluster_gpus)] if nodes is None else nodes
+    request = asked_by(config, node_cpus=node_cpus)
+    placement = share_out(request, there, node_cpus=node_cpus)
+    problem = shortage(placement, there)
+    if problem:
+        raise ValueError(f"{problem}; {nearest(request, there, node_cpus)}")
+    return placement
 
 
-def plan_placement(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> Placement:
-    """Share out the cluster. Raises ``ValueError`` with the sum asked and the sum there."""
-    num_workers = config.rollout.num_workers
-    if num_workers is None:
-        num_workers = min(NUM_CPU_ROLLOUT_WORKERS, node_cpus) if config.cluster.gpus_per_actor == 0 else 1
-    num_actors = num_workers + NUM_SINGLE_ROLES
-    # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
-    equal_share = math.floor(min(1.0, cluster_cpus / num_actors) * 1000) / 1000
-    cpus = config.cluster.cpus_per_actor or equal_share
-    gpus = config.cluster.gpus_per_actor
-    for name, each, there in (("CPUs", cpus, cluster_cpus), ("GPUs", gpus, cluster_gpus)):
-        if each * num_actors > there + 1e-9:
-            key = f"cluster.{name.lower()}_per_actor"
-            raise ValueError(
-                f"the run asks for {each * num_actors:g} {name} ({num_actors} actors x {each:g}) and the cluster has "
-                f"{there:g}: lower {key} or rollout.num_workers, or add nodes"
-            )
-    threads = config.cluster.threads or node_cpus
-    return Placement(num_workers, cpus, gpus, threads, max(1, threads // num_workers))
+def plan_on(config: Config, nodes: Sequence[Node]) -> Placement:
+    """As ``plan_placement``, on these machines."""
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+    return plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=smallest_node(nodes), nodes=nodes)
+
+
+def find_placement(config: Config) -> Placement:
+    """The placement on the cluster that this process has joined, once it is known to be had; nothing is held.
+
+    Raises ``ValueError`` with the sum asked, the sum there and the nearest plan that fits: at once where the machines
+    are too few (after ``cluster.join_seconds``), after ``FREE_SECONDS`` where others hold them.
+    """
+    nodes = cluster_nodes()
+    deadline = time.monotonic() + config.cluster.join_seconds
+    while (left := deadline - time.monotonic()) > 0:
+        node_cpus = smallest_node(nodes)
+        wanted = share_out(asked_by(config, node_cpus=node_cpus), nodes, node_cpus=node_cpus)
+        request_resources(bundles=wanted.bundles)  # an autoscaler starts the nodes for it, and keeps them
+        if shortage(wanted, nodes) is None:
+            break
+        time.sleep(min(1.0, left))
+        nodes = cluster_nodes()
+    placement = plan_on(config, nodes)
+    if named_address(config) is None:
+        return placement
+    group = _granted(placement, timeout=FREE_SECONDS)
+    if group is None:
+        asked, free = (
+            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+            for resources in ({"CPU": placement.total("CPU"), "GPU": placement.total("GPU")}, ray.available_resources())
+        )
+        node_cpus = smallest_node(nodes)
+        smaller = nearest(asked_by(config, node_cpus=node_cpus), _free_nodes(), node_cpus)
+        raise ValueError(f"the run asks for {asked} and others leave {free} of the cluster free: wait, or {smaller}")
+    remove_placement_group(group)
+    return placement
+
+
+def _free_nodes() -> list[Node]:
+    """What others leave, as if it were one machine: Ray tells the sums only."""
+    free = ray.available_resources()
+    return [Node(free.get("CPU", 0.0), free.get("GPU", 0.0))]
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
-    """One bundle an actor, on as few nodes as possible. Raises ``TimeoutError`` where the share is not to be had."""
-    group = placement_group(placement.bundles, strategy="PACK")
-    if not group.wait(timeout):
-        remove_placement_group(group)
+    """The placement's bundles. Raises ``TimeoutError`` where they are not to be had."""
+    group = _granted(placement, timeout=timeout)
+    if group is None:
         raise TimeoutError(
-            f"waited {timeout:g} s for {placement.num_actors} bundles of {placement.bundles[0]}; free are "
+            f"waited {timeout:g} s for {len(placement.bundles)} bundles of {placement.bundles[0]}; free are "
             f"{ray.available_resources()}: another job holds the rest, or no single node has room for one bundle"
         )
     return group
+
+
+def _granted(placement: Placement, *, timeout: float) -> PlacementGroup | None:
+    group = placement_group(placement.bundles, strategy=placement.strategy)
+    if group.wait(timeout):
+        return group
+    remove_placement_group(group)
+    return None
 
 
 def actor_environment(threads: int) -> dict[str, str]:

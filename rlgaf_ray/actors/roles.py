@@ -1,4 +1,8 @@
-"""The roles on Ray: each of the plain classes of floor 3 in an actor of its own, and ``RayRoles``, who calls them."""
+"""The roles on Ray: each of the plain classes of floor 3 in an actor of its own, and ``RayRoles``, who calls them.
+
+Everything is asked for without waiting: Ray runs an actor's tasks in the order in which they were submitted, and starts
+one when its arguments are there.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from rlgaf_ray.actors.answers import ActorFailure, Answers
+from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
+from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
+from rlgaf_ray.actors.push import Load, WeightPush, in_their_own_time
+from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.storage import Place, StorageError
-from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.training.discriminator import Discriminator, with_scores
-from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.types import (
     Demonstration,
     Metrics,
@@ -27,51 +33,24 @@ from rlgaf_ray.types import (
     SamplingSettings,
     ScoredRollout,
     TextBlocks,
-    WeightUpdate,
 )
+from rlgaf_ray.weights.choice import Choice, Site, choose_transfer
 
 T = TypeVar("T")
 STARTUP_SECONDS = 120.0
 
 
-class RolloutWorker:
-    """A rollout engine in an actor's own process."""
-
-    def __init__(self, folder: str, config: Config, *, max_tokens: int, device: str, threads: int) -> None:
-        self.engine = build_engine(folder, config, max_tokens=max_tokens, device=device, threads=threads)
-
-    def ready(self) -> None:
-        """Answers when the engine has started."""
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
-        return self.engine.generate(prompts, sampling, seeds=seeds)
-
-    def update_weights(self, update: WeightUpdate) -> Metrics:
-        return self.engine.update_weights(update)
-
-
-class DiscriminatorWorker(Discriminator):
-    """The discriminator in an actor's own process, where an update can be told to wait for another actor's task."""
-
-    def update_after(self, task: object, *batches: Any) -> Metrics:
-        """Ray starts this only once ``task``, passed as a reference, has ended."""
-        return self.update(*batches)
-
-
 RolloutActor = ray.remote(RolloutWorker)
 DiscriminatorActor = ray.remote(DiscriminatorWorker)
-LearnerActor = ray.remote(Learner)
-
-
-class ActorFailure(RuntimeError):
-    """An actor died or did not answer in time: one sentence that names it."""
+LearnerActor = ray.remote(LearnerWorker)
 
 
 class RayRoles:
     """Plays ``loop.roles.Roles`` over actors in one placement group.
 
-    New weights are put into the object store once, by the learner that returns them; all rollout workers read the
-    same object without a copy. So are the discriminator's, for a learner that back-propagates through it.
+    New weights are put into the object store part by part, each once, by the learner that returns them; all rollout
+    workers read the same object without a copy. So are the discriminator's, for a learner that back-propagates through
+    it. Every rank of learner and discriminator is called alike; the first one's answer counts.
     """
 
     def __init__(
@@ -86,148 +65,187 @@ class RayRoles:
         group: PlacementGroup | None = None,
     ) -> None:
         """``group``: one that is there already, a bundle an actor, and stays; by default one is reserved."""
-        self.timeout = config.cluster.timeout_seconds
         # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
-        self.shared_cores = placement.device == "cpu"
+        self.shared_cores = placement.shared_cores
         self.updates_wait_for: Any = None
+        self.pushed: tuple[int, PolicyNetwork] | None = None  # what the engines hold, while the learner holds it too
+        self.sleep_level = config.rollout.sleep_level
+        self.forgotten = False
         self.owns_group = group is None
-        self.group = group or reserve(placement, timeout=min(self.timeout, STARTUP_SECONDS))
-        options: dict[str, Any] = {
-            "num_cpus": placement.cpus_per_actor,
-            "num_gpus": placement.gpus_per_actor,
-        }
+        self.group = group or reserve(placement, timeout=min(config.cluster.timeout_seconds, STARTUP_SECONDS))
 
-        def place(bundle: int, threads: int) -> dict[str, Any]:
-            return options | {
+        def place(bundle: int, threads: int, gpus: float = placement.gpus_per_actor) -> dict[str, Any]:
+            return {
+                "num_cpus": placement.cpus_per_actor,
+                "num_gpus": gpus,
                 "runtime_env": {"env_vars": actor_environment(threads)},
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle),
             }
 
-        learner, discriminator, *workers = range(placement.num_actors)
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [
-            RolloutActor.options(**place(bundle, placement.rollout_threads)).remote(
+            # while it generates, an engine that takes weights in mid-flight is told of them by a second thread
+            RolloutActor.options(
+                **place(bundle, placement.rollout_threads, placement.gpus_per_rollout_worker),
+                max_concurrency=2 if config.weights.mid_flight else None,
+            ).remote(
                 str(generator_folder),
                 config,
                 max_tokens=max_tokens,
                 device=placement.device,
                 threads=placement.rollout_threads,
             )
-            for bundle in workers
+            for bundle in placement.rollout_bundles
         ]
-        self.discriminator: Any = DiscriminatorActor.options(**place(discriminator, placement.threads)).remote(
-            str(discriminator_folder), config, pad_token_id=pad_token_id, device=placement.device
+
+        def ranks(actor: Any, bundles: Sequence[int], folder: Path) -> list[Any]:
+            meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
+            self.meetings.append(meeting)
+            threads = max(1, placement.threads // len(bundles)) if self.shared_cores else placement.threads
+            return [
+                actor.options(**place(bundle, threads)).remote(
+                    str(folder),
+                    config,
+                    pad_token_id=pad_token_id,
+                    device=placement.device,
+                    member=None if meeting is None else meeting.member(rank),
+                )
+                for rank, bundle in enumerate(bundles)
+            ]
+
+        self.meetings: list[MeetingPoint | None] = []  # they end with this object
+        self.discriminators = ranks(DiscriminatorActor, placement.discriminator_bundles, discriminator_folder)
+        self.learners = ranks(LearnerActor, placement.learner_bundles, generator_folder)
+        names: dict[Any, str] = {}
+        for name, actors in (("the learner", self.learners), ("the discriminator", self.discriminators)):
+            for rank, actor in enumerate(actors):
+                names[actor] = name if len(actors) == 1 else f"rank {rank} of {name}"
+        names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
+        self.answers = Answers(names, timeout=config.cluster.timeout_seconds)
+        self.transfer = self._choose_transfer(config, placement)
+        starting = [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers]
+        for actor in names:
+            self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
+        for worker, method, ref in starting:
+            try:
+                self.answers.get(worker, method, ref)
+            except RayTaskError as error:
+                raise ActorFailure(f"{names[worker]} could not start its engine: {error.cause}") from error
+        self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
+        self.dispatcher = Dispatcher(
+            [self._caller(worker) for worker in self.workers], requests_per_worker=config.rollout.requests_per_worker
         )
-        self.learner: Any = LearnerActor.options(**place(learner, placement.threads)).remote(
-            str(generator_folder),
-            config,
-            pad_token_id=pad_token_id,
-            device=placement.device,
+
+    def _choose_transfer(self, config: Config, placement: Placement) -> Choice:
+        """Before the engines start: vLLM's are made for one way. On CPU nobody has to be asked."""
+        members = [*self.learners, *self.workers]
+        sites = [Site("")] * len(members)
+        if placement.device != "cpu":
+            sites = self.answers.of_all([(actor, "site", actor.site.remote()) for actor in members])
+        return choose_transfer(
+            config.weights.transfer,
+            learners=sites[: len(self.learners)],
+            engines=sites[len(self.learners) :],
+            vllm=config.rollout.engine != "transformers",
+            together=not in_their_own_time(config),
         )
-        self.names: dict[Any, str] = {self.learner: "the learner", self.discriminator: "the discriminator"}
-        self.names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
-        for actor in self.names:
-            self._get(actor, "__ray_ready__", actor.__ray_ready__.remote())
+
+    def _caller(self, worker: Any) -> Call:
+        def call(load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
+            loading = [] if load is None else load(worker)
+            if self.weights.mid_flight:  # a worker of two threads keeps no order
+                self.weights.loaded(worker, loading)
+            # Elsewhere all are sent at once: the worker samples as soon as it has loaded.
+            sampling = None if part is None else worker.generate.remote(part.prompts, part.sampling, part.seeds)
+            metrics = self.weights.loaded(worker, loading)
+            return metrics, [] if sampling is None else self.answers.get(worker, "generate", sampling)
+
+        return call
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
-        bounds = np.linspace(0, len(prompts), len(self.workers) + 1).round().astype(int)
-        share = sampling.samples_per_prompt
-        calls = [
-            (worker, worker.generate.remote(prompts[start:end], sampling, seeds[start * share : end * share]))
-            for worker, start, end in zip(self.workers, bounds[:-1], bounds[1:], strict=True)
-            if end > start
-        ]
-        return [rollout for worker, ref in calls for rollout in self._get(worker, "generate", ref)]
+        return self.start_generate(prompts, sampling, seeds)()[0]
+
+    def start_generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]):
+        if self.forgotten:
+            assert self.pushed is not None, "the engines forgot their weights, and the learner has others by now"
+            self.push_weights(self.pushed[0], network=self.pushed[1])()
+        rollouts = self.dispatcher.start(prompts, sampling, seeds)
+        return rollouts if self.sleep_level == 0 else lambda: self._then_sleep(rollouts())
+
+    def _then_sleep(self, rollouts: T) -> T:
+        """Once a whole batch is there: between its parts, sleep level 2 would forget what the next is sampled from."""
+        self.answers.of_all([(worker, "sleep", worker.sleep.remote()) for worker in self.workers])
+        self.forgotten = self.sleep_level == 2
+        return rollouts
+
+    def drop_rollouts(self) -> None:
+        self.dispatcher.drop()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        ref = self.discriminator.token_scores.remote(rollouts)
-        return with_scores(rollouts, *self._get(self.discriminator, "score", ref))
+        return self.start_score(rollouts)()
+
+    def start_score(self, rollouts: Sequence[Rollout]):
+        refs = call_all(self.discriminators, "token_scores", rollouts)
+        return lambda: with_scores(rollouts, *self.answers.of_ranks(self.discriminators, "token_scores", refs))
 
     def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        return self._get(
-            self.discriminator,
-            "demonstration_logits",
-            self.discriminator.demonstration_logits.remote(demonstrations),
-        )
+        return self._ask(self.discriminators, "demonstration_logits", demonstrations)
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ):
-        ref = self.discriminator.update_after.remote(self.updates_wait_for, real, fake, contrast)
-        return lambda: self._get(self.discriminator, "update", ref)
+        refs = call_all(self.discriminators, "update_after", self.updates_wait_for, real, fake, contrast)
+        return lambda: self.answers.of_ranks(self.discriminators, "update", refs)
 
     def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None):
-        ref = self.learner.update.remote(scored, iteration=iteration, pretraining=pretraining)
+        self.pushed = None
+        refs = call_all(self.learners, "update", scored, iteration=iteration, pretraining=pretraining)
         if self.shared_cores:
-            self.updates_wait_for = ref
-        return lambda: self._get(self.learner, "update", ref)
+            self.updates_wait_for = refs[0]
+        return lambda: self.answers.of_ranks(self.learners, "update", refs)
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy"):
-        update = self.learner.weights.remote(policy_version, network=network)
-        calls = [(worker, worker.update_weights.remote(update)) for worker in self.workers]
-
-        def slowest() -> Metrics:
-            metrics = [self._get(worker, "update_weights", ref) for worker, ref in calls]
-            return {name: max(row[name] for row in metrics) for name in metrics[0]}
-
-        return slowest
+        self.pushed, self.forgotten = (policy_version, network), False
+        return self.weights.push(policy_version, network, self.dispatcher)
 
     def push_discriminator(self):
-        ref = self.learner.load_discriminator.remote(self.discriminator.weights.remote())
-        return lambda: self._get(self.learner, "load_discriminator", ref)
+        update, *_ = call_all(self.discriminators, "weights")
+        refs = call_all(self.learners, "load_discriminator", update)
+        return lambda: self.answers.of_ranks(self.learners, "load_discriminator", refs)
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
-        return self._get(self.learner, "mean_nll", self.learner.mean_nll.remote(items, model=model))
+        return self._ask(self.learners, "mean_nll", items, model=model)
 
     def adjust(
         self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
     ) -> None:
         shared = {"learning_rate_factor": learning_rate_factor, "refresh": refresh}
-        calls = [
-            (self.learner, self.learner.adjust.remote(**shared, kl_coefficient=kl_coefficient)),
-            (self.discriminator, self.discriminator.adjust.remote(**shared)),
-        ]
-        for actor, ref in calls:
-            self._get(actor, "adjust", ref)
+        learners = call_all(self.learners, "adjust", **shared, kl_coefficient=kl_coefficient)
+        discriminators = call_all(self.discriminators, "adjust", **shared)
+        self.answers.of_ranks(self.learners, "adjust", learners)
+        self.answers.of_ranks(self.discriminators, "adjust", discriminators)
 
     def save(self, folder: Place) -> None:
-        calls = [
-            (self.learner, self.learner.save.remote(folder / "learner")),
-            (self.discriminator, self.discriminator.save.remote(folder / "discriminator")),
-        ]
-        for actor, ref in calls:
-            self._get(actor, "save", ref)
+        learners = call_all(self.learners, "save", folder / "learner")
+        discriminators = call_all(self.discriminators, "save", folder / "discriminator")
+        self.answers.of_ranks(self.learners, "save", learners)
+        self.answers.of_ranks(self.discriminators, "save", discriminators)
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:
-        calls = [
-            (self.learner, self.learner.load.remote(folder / "learner")),
-            (
-                self.discriminator,
-                self.discriminator.load.remote(folder / "discriminator", version=discriminator_version),
-            ),
-        ]
-        for actor, ref in calls:
-            self._get(actor, "load", ref)
+        self.pushed = None
+        learners = call_all(self.learners, "load", folder / "learner")
+        discriminators = call_all(self.discriminators, "load", folder / "discriminator", version=discriminator_version)
+        self.answers.of_ranks(self.learners, "load", learners)
+        self.answers.of_ranks(self.discriminators, "load", discriminators)
 
     def close(self) -> None:
         """Ends the actors: removing their placement group kills what runs in it."""
         if self.owns_group:
             remove_placement_group(self.group)
-            return
-        for actor in self.names:
-            ray.kill(actor)
+        else:
+            for actor in self.answers.names:
+                ray.kill(actor)
+        self.dispatcher.close()
 
-    def _get(self, actor: Any, method: str, ref: ray.ObjectRef[T]) -> T:
-        name = self.names[actor]
-        try:
-            return ray.get(ref, timeout=self.timeout)
-        except GetTimeoutError:
-            raise ActorFailure(
-                f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
-            ) from None
-        except RayActorError as error:
-            raise ActorFailure(f"{name} died during {method}: {error}") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
-                raise error.cause from None
-            raise
+    def _ask(self, actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> Any:
+        return self.answers.of_ranks(actors, method, call_all(actors, method, *arguments, **options))

@@ -40,6 +40,7 @@ class UpdateRatioSection(Section):
 
 
 class DiscriminatorSection(Section):
+    num_workers: Positive = Field(1, description="processes that share its scoring and each of its updates")
     updates_per_generator_update: NonNegativeRate = Field(
         0.2, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
     )

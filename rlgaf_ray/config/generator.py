@@ -58,6 +58,9 @@ class PolicyGradientSettings(Section):
     advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
     loss_average: Literal["token", "sequence"] = "token"
     discount: Fraction = 1.0
+    demonstration_coefficient: NonNegativeRate = Field(
+        0.0, description="of the demonstrations' negative log-likelihood, added to the loss; 0: off"
+    )
     kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
@@ -169,5 +172,24 @@ class GeneratorSection(Section):
         0.0, description="evaluate and export a moving average of the weights with this decay a step, e.g. 0.98; 0: off"
     )
     importance_weight_cap: Rate | None = Field(
-        None, description="cap of truncated importance weights between learner and engine log-probs; none: off"
+        None, description="bound of importance weights between learner and rollout log-probs; none: off, async: 2.0"
     )
+    importance_weight_mode: Literal["cap", "mask", "none"] = Field(
+        "cap", description="cap: weights end at the bound; mask: tokens beyond it count for nothing; none: no weights"
+    )
+
+    @model_validator(mode="after")
+    def _mask_keeps_unchanged_tokens(self) -> GeneratorSection:
+        cap = self.importance_weight_cap
+        if self.importance_weight_mode == "mask" and cap is not None and cap < 1:
+            raise ValueError(
+                f"generator.importance_weight_cap={cap:g} with generator.importance_weight_mode=mask would drop every "
+                "token that the policy did not change: set it to 1 or more"
+            )
+        return self
+
+    @property
+    def imitates(self) -> bool:
+        """The demonstrations are learned directly as well, not only through the discriminator."""
+        settings = {"reinforce": self.reinforce, "seqgan": self.seqgan}.get(self.algorithm)
+        return settings is not None and settings.demonstration_coefficient > 0

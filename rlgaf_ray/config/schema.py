@@ -10,12 +10,16 @@ from platformdirs import user_cache_path
 from pydantic import Field, field_validator, model_validator
 
 from rlgaf_ray.config import uri
+from rlgaf_ray.config.combinations import check_adapters, check_engines
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection
+from rlgaf_ray.config.lora import LoraSettings
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Positive, Rate, Section
 from rlgaf_ray.config.sweep import SweepSection
 from rlgaf_ray.config.task import TaskSection
+
+ASYNC_IMPORTANCE_CAP = 2.0
 
 
 class RunSection(Section):
@@ -70,6 +74,7 @@ class ModelSection(Section):
         "float32", description="of the stored weights and of the rollout engine"
     )
     trust_remote_code: bool = False
+    lora: LoraSettings = LoraSettings()
 
 
 class GeneratorWarmup(Section):
@@ -104,9 +109,20 @@ class WarmupSection(Section):
 
 
 class RolloutSection(Section):
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "vllm_async", "transformers"] = Field(
+        "vllm", description="vllm_async: vLLM in a process of its own, which weights.mid_flight needs"
+    )
+    tensor_parallel_size: Positive = Field(1, description="GPUs of one rollout engine")
+    sleep_level: Literal[0, 1, 2] = Field(
+        0, description="while others compute, engines move their weights to the host (1) or forget them (2); 0: stay"
+    )
     num_workers: Positive | None = Field(
         None, description="engines that share the rollouts; default: two on CPUs with two cores or more, else one"
+    )
+    requests_per_worker: Positive | None = Field(
+        None,
+        description="parts of a batch that workers take as they get free, for each worker: more hold less of it to a "
+        "slow one, fewer batch better; default: 1, and up to 4 for large batches",
     )
     batch_size: Positive = Field(64, description="rollouts an iteration, over all workers")
     samples_per_prompt: Positive = 4
@@ -139,19 +155,59 @@ class RewardSection(Section):
     clip: Rate | None = Field(None, description="to plus and minus this, after whitening where that is on; null: off")
 
 
+class FsdpSection(Section):
+    """Of ``learner.strategy=fsdp``."""
+
+    mixed_precision: bool = Field(
+        False, description="weights are gathered and multiplied in bfloat16; gradients are summed in float32"
+    )
+    offload_reference: bool = Field(
+        False, description="the frozen reference's shards stay in CPU memory between its passes, for GPUs short of it"
+    )
+
+
 class LearnerSection(Section):
+    num_workers: Positive = Field(1, description="processes that share each update of the generator")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several workers, here and of the discriminator: ddp: a replica each; fsdp: weights, gradients "
+        "and optimiser state cut over them",
+    )
+    fsdp: FsdpSection = FsdpSection()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="autocast of learner, discriminator and warm-ups; auto: bfloat16 where the processor has it"
     )
     micro_batch_size: Positive = Field(64, description="sequences a forward pass; gradients are accumulated")
+    micro_batch_tokens: Positive | None = Field(
+        None,
+        description="in place of it: tokens a forward pass, padding included; sequences of like length stand together",
+    )
+    logprob_chunk_tokens: Positive | None = Field(
+        None,
+        description="response tokens whose logits exist at a time, computed again in the backward pass; null: all",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="blocks keep their inputs only and are computed again in the backward pass"
+    )
 
 
 class WeightsSection(Section):
-    transfer: Literal["auto", "object_store"] = Field("auto", description="how new weights reach the engines")
+    transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        "auto", description="how new weights reach the engines; auto: as the placement allows"
+    )
+    bucket_mib: Positive = Field(
+        32, description="of weights that travel at a time through the object store; an entry that is larger, alone"
+    )
+    mid_flight: bool = Field(False, description="engines take new weights in the middle of their rollouts")
 
 
 class ScheduleSection(Section):
-    mode: Literal["sync"] = "sync"
+    mode: Literal["sync", "async"] = Field(
+        "sync", description="async: the next iterations' rollouts are made while learner and discriminator work"
+    )
+    max_staleness: Positive = Field(
+        1, description="async: updates of the policy that a rollout may lag behind; as many batches are made ahead"
+    )
 
 
 class EvaluationSection(Section):
@@ -181,8 +237,19 @@ class ClusterSection(Section):
     threads: Positive | None = Field(
         None, description="compute threads of each actor; default: measured rule of the placement"
     )
-    gpus_per_actor: NonNegativeRate = Field(0.0, description="GPUs (a fraction shares one) that each actor asks for")
+    placement: Literal["auto", "colocate", "separate", "spread"] = Field(
+        "auto",
+        description="auto: on as few nodes as possible, cores shared; colocate: one actor of each role on every GPU "
+        "(or all on one node's cores); separate: own GPUs (or cores) each; spread: neighbours on different nodes",
+    )
+    gpus_per_actor: NonNegativeRate = Field(
+        0.0,
+        description="GPUs (a fraction shares one) that each actor asks for; 0: CPU; colocate shares each GPU equally",
+    )
     cpus_per_actor: Rate | None = Field(None, description="CPUs that each actor asks for; default: an equal share")
+    join_seconds: NonNegativeRate = Field(
+        0.0, description="how long nodes of an autoscaled cluster may take to join before a plan is refused"
+    )
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
 
 
@@ -208,7 +275,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit_the_model(self) -> Config:
         lstm, cnn = self.model.generator == "seqgan-lstm", self.discriminator.architecture == "cnn"
-        if lstm and self.rollout.engine == "vllm":
+        if lstm and self.rollout.engine != "transformers":
             raise ValueError("model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers")
         if lstm and not cnn:
             raise ValueError("model.generator=seqgan-lstm has no scalar head: set discriminator.architecture=cnn")
@@ -244,6 +311,11 @@ class Config(Section):
                     f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {key}, "
                     "or generator.reinforce.credit=sequence"
                 )
+        if self.generator.algorithm == "gumbel" and self.learner.num_workers > 1:
+            raise ValueError(
+                "generator.algorithm=gumbel trains in one process, which holds the discriminator too: "
+                "set learner.num_workers=1"
+            )
         if self.generator.algorithm == "gumbel" and self.discriminator.match_lengths:
             raise ValueError(
                 "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
@@ -259,6 +331,34 @@ class Config(Section):
                 f"run.storage_timeout_seconds={limit:g} must be below cluster.timeout_seconds={answer:g}: an actor "
                 "that still tries to store its checkpoint would pass for dead"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_share_the_work(self) -> Config:
+        learners, discriminators = self.learner.num_workers, self.discriminator.num_workers
+        if self.learner.strategy == "fsdp" and learners == discriminators == 1:
+            raise ValueError(
+                "learner.strategy=fsdp cuts weights over several workers: raise learner.num_workers or "
+                "discriminator.num_workers, or set learner.strategy=ddp"
+            )
+        if learners > self.rollout.batch_size:
+            raise ValueError(
+                f"learner.num_workers={learners} is more than rollout.batch_size={self.rollout.batch_size}: "
+                "some would have no sequence to learn from"
+            )
+        if self.learner.strategy == "fsdp" and discriminators > 1:
+            for name, off in (("gradient_penalty", "none"), ("instance_noise", 0.0)):
+                if getattr(self.discriminator, name) != off:
+                    raise ValueError(
+                        f"discriminator.{name} works on embeddings outside the network, whose weights "
+                        "learner.strategy=fsdp cuts: set learner.strategy=ddp, or discriminator.num_workers=1"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _engines_and_adapters_can(self) -> Config:
+        check_engines(self)
+        check_adapters(self)
         return self
 
     @model_validator(mode="after")
@@ -284,6 +384,33 @@ class Config(Section):
                 f"set checkpoint.every, or guard.{key}=stop"
             )
         return self
+
+    @model_validator(mode="after")
+    def _scheduled(self) -> Config:
+        if self.schedule.mode == "sync":
+            return self
+        reasons = {
+            "seqgan": "searches with the engines that would make the next rollouts meanwhile",
+            "gumbel": "learns from the newest policy's own samples",
+        }
+        if reason := reasons.get(self.generator.algorithm):
+            raise ValueError(
+                f"generator.algorithm={self.generator.algorithm} {reason}: set schedule.mode=sync, "
+                "or generator.algorithm=reinforce or ppo"
+            )
+        return self
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions a rollout may be behind the learner that it teaches."""
+        return self.schedule.max_staleness if self.schedule.mode == "async" else 0
+
+    @property
+    def importance_weight_cap(self) -> float | None:
+        """As asked for; rollouts of an older policy are corrected unless that is switched off."""
+        if self.generator.importance_weight_mode == "none":
+            return None
+        return self.generator.importance_weight_cap or (ASYNC_IMPORTANCE_CAP if self.max_staleness else None)
 
     @property
     def held_out_demonstrations(self) -> int:

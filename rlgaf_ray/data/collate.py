@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TrainBatch
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
+
+
+def num_tokens(item: Demonstration | Rollout) -> int:
+    """Of prompt and response together."""
+    return len(item.prompt_ids) + len(item.response_ids)
 
 
 def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: int) -> SequenceBatch:
@@ -53,6 +58,14 @@ def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int)
         token_scores=where_given("token_scores"),
         action_values=where_given("action_values"),
     )
+
+
+def demonstration_blocks(items: Sequence[Demonstration]) -> TextBlocks:
+    """Prompt and response in rows of one length, padded with zeros; the response is learned: [N, longest]."""
+    present, response = _masks(items)
+    token_ids = np.zeros(present.shape, np.int32)
+    token_ids[present] = np.concatenate([ids for item in items for ids in (item.prompt_ids, item.response_ids)])
+    return TextBlocks(token_ids, response)
 
 
 def _masks(items: Sequence[Demonstration | Rollout]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.weights.manifest import DeviceUpdate
 
 
 class RolloutEngine(Protocol):
@@ -21,7 +22,7 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def update_weights(self, update: WeightUpdate) -> Metrics:
+    def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
         """Load new weights, drop what was computed with the old ones, take the new version."""
         ...
 

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
+from rlgaf_ray.weights.choice import Backend
 
 
 def build_engine(
-    model_folder: str | Path, config: Config, *, max_tokens: int, device: str = "cpu", threads: int | None = None
+    model_folder: str | Path,
+    config: Config,
+    *,
+    max_tokens: int,
+    device: str = "cpu",
+    threads: int | None = None,
+    transfer: Backend = "object_store",
 ) -> RolloutEngine:
     """vLLM or transformers; ``max_tokens`` is the room for one prompt and its response."""
-    match config.rollout.engine:
-        case "vllm":
-            from rlgaf_ray.engines.vllm import VLLMEngine
+    if config.rollout.engine == "transformers":
+        from rlgaf_ray.engines.transformers import TransformersEngine
 
-            return VLLMEngine(
-                model_folder,
-                dtype=config.model.dtype,
-                max_model_len=max_tokens,
-                kv_cache_mib=config.rollout.kv_cache_mib,
-                gpu_memory_utilization=config.rollout.gpu_memory_utilization,
-                threads=threads,
-                trust_remote_code=config.model.trust_remote_code,
-            )
-        case "transformers":
-            from rlgaf_ray.engines.transformers import TransformersEngine
+        return TransformersEngine(
+            model_folder, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
+        )
+    options: dict[str, Any] = {
+        "dtype": config.model.dtype,
+        "max_model_len": max_tokens,
+        "kv_cache_mib": config.rollout.kv_cache_mib,
+        "gpu_memory_utilization": config.rollout.gpu_memory_utilization,
+        "threads": threads,
+        "trust_remote_code": config.model.trust_remote_code,
+        "tensor_parallel_size": config.rollout.tensor_parallel_size,
+        "transfer": transfer,
+        "sleep_level": config.rollout.sleep_level,
+    }
+    if config.rollout.engine == "vllm_async":
+        from rlgaf_ray.engines.vllm_async import AsyncVLLMEngine
 
-            return TransformersEngine(
-                model_folder, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
-            )
+        return AsyncVLLMEngine(model_folder, mid_flight=config.weights.mid_flight, **options)
+    from rlgaf_ray.engines.vllm import VLLMEngine
+
+    return VLLMEngine(model_folder, **options)

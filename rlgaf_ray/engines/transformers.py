@@ -16,7 +16,8 @@ from rlgaf_ray.engines.checks import check_request, room
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
-from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
+from rlgaf_ray.weights.manifest import DeviceUpdate
+from rlgaf_ray.weights.state import Receipt, num_bytes, to_tensors
 
 
 class TransformersEngine:
@@ -43,7 +44,7 @@ class TransformersEngine:
             model_folder, dtype=dtype, trust_remote_code=trust_remote_code, device=torch.device(device)
         )
         self._end_of_text_ids = end_of_text_ids(self._model.config)
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()}
+        self._receipt = Receipt({name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()})
         self.policy_version = 0
 
     @torch.inference_mode()
@@ -74,16 +75,18 @@ class TransformersEngine:
             )
         return rollouts
 
-    def update_weights(self, update: WeightUpdate) -> Metrics:
-        """Load new weights, take the new version. No cache outlives a call of ``generate``.
+    def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
+        """Load new weights, take the new version with the last of its parts. No cache outlives a ``generate``.
 
         Raises:
-            ValueError: the update is not a full state dict of this engine's model; the engine is left as it was.
+            ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
         """
+        assert isinstance(update, WeightUpdate), "vLLM's alone take weights from another GPU process"
         start = time.perf_counter()
-        check_shapes(update, self._shapes)
-        self._model.load_state_dict(to_tensors(update))
-        self.policy_version = update.policy_version
+        self._receipt.take(update)
+        self._model.load_state_dict(to_tensors(update), strict=update.num_parts == 1)
+        if update.is_last:
+            self.policy_version = update.policy_version
         return {"load_seconds": time.perf_counter() - start, "megabytes": num_bytes(update) / 1e6}
 
     def close(self) -> None:

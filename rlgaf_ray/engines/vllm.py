@@ -1,4 +1,7 @@
-"""Rollouts from vLLM, in this very process: it starts in seconds and takes new weights by reference."""
+"""Rollouts from vLLM, in this very process: it starts in seconds and takes new weights by reference.
+
+``engines/vllm_async.py`` is the other mode, with the same rollouts: vLLM in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,10 +19,15 @@ import torch
 from rlgaf_ray.engines.checks import check_length, check_request, room
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
-from rlgaf_ray.weights.state import check_shapes, expected_shapes, num_bytes
+from rlgaf_ray.weights import nccl, receive
+from rlgaf_ray.weights.choice import Backend
+from rlgaf_ray.weights.control import Control
+from rlgaf_ray.weights.manifest import DeviceUpdate
+from rlgaf_ray.weights.nccl import Rendezvous
+from rlgaf_ray.weights.state import Receipt, expected_shapes
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    from vllm import RequestOutput, SamplingParams, TokensPrompt
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
@@ -48,8 +56,16 @@ def require_vllm() -> None:
         )
 
 
+def prepare_children(transfer: Backend) -> None:
+    """What processes that vLLM starts read then: as many threads as here, and on CPU no cores of its choice."""
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    if transfer == "ipc":  # handles to the learner's memory reach the children pickled, by way of this process alone
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+
+
 class VLLMEngine:
-    """One vLLM engine on one device, behind the protocol of ``engines.base``.
+    """One vLLM engine on one device, or on several by tensor parallelism, behind the protocol of ``engines.base``.
 
     Token ids go in and out: no tokenizer is loaded. Log-probs are those of the distribution that was sampled from
     (vLLM's ``processed_logprobs``: after temperature, truncation and the mask of end of text).
@@ -69,10 +85,13 @@ class VLLMEngine:
         block_size: tokens of one block of the KV cache, the unit in which prefixes are shared; on CPU a multiple of
             32. None takes ``CPU_BLOCK_TOKENS`` on CPU and vLLM's default elsewhere.
         prefix_caching: False computes every prompt afresh (the benchmark's other side).
+        tensor_parallel_size: devices that share each layer, in processes that vLLM starts.
+        transfer: how new weights come (``weights.choice``).
+        sleep_level: what ``sleep`` gives up of a GPU's memory: 1 moves the weights to the host's, 2 forgets them.
 
     Raises:
-        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, or an engine of another
-            number of threads started in this process before.
+        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, an engine of another
+            number of threads started in this process before, or sleep is asked for on CPU.
     """
 
     def __init__(
@@ -87,6 +106,9 @@ class VLLMEngine:
         trust_remote_code: bool = False,
         block_size: int | None = None,
         prefix_caching: bool = True,
+        tensor_parallel_size: int = 1,
+        transfer: Backend = "object_store",
+        sleep_level: int = 0,
     ) -> None:
         require_vllm()
         for name, value in ENVIRONMENT.items():
@@ -97,8 +119,11 @@ class VLLMEngine:
         config = AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
         check_length(max_model_len, config.get_text_config().max_position_embeddings, f"the model {model_folder}")
         self._end_of_text_ids = end_of_text_ids(config)
-        self._expected_shapes = expected_shapes(config, trust_remote_code=trust_remote_code)
+        self._receipt = Receipt(expected_shapes(config, trust_remote_code=trust_remote_code))
         self._max_model_len = max_model_len
+        self._transfer = transfer
+        self._sleep_level = sleep_level
+        self.asleep = False
 
         if threads is not None:
             torch.set_num_threads(threads)
@@ -110,36 +135,51 @@ class VLLMEngine:
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch, nothing a user can change
-            from vllm import LLM
             from vllm.platforms import current_platform
 
             from rlgaf_ray.weights import object_store
 
             object_store.register()
             on_cpu = current_platform.is_cpu()
-            self._llm = LLM(
-                str(model_folder),
-                skip_tokenizer_init=True,
-                trust_remote_code=trust_remote_code,
-                dtype=dtype,
-                max_model_len=max_model_len,
-                enforce_eager=on_cpu,
-                kv_cache_memory_bytes=kv_cache_mib * 2**20 if on_cpu else None,
-                gpu_memory_utilization=gpu_memory_utilization,
-                block_size=block_size or (CPU_BLOCK_TOKENS if on_cpu else None),
-                enable_prefix_caching=prefix_caching,
-                enable_chunked_prefill=False if on_cpu else None,
-                max_num_batched_tokens=max(CPU_STEP_TOKENS, max_model_len) if on_cpu else None,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                generation_config="vllm",  # the folder's generation_config.json must not change how we sample
-                logprobs_mode="processed_logprobs",
-                weight_transfer_config={"backend": object_store.BACKEND},
-            )
-            object_store.connect(self._llm)
+            if on_cpu and sleep_level > 0:
+                raise ValueError(
+                    f"rollout.sleep_level={sleep_level} gives up a GPU's memory, and this engine is on CPU: set it to 0"
+                )
+            arguments: dict[str, Any] = {
+                "skip_tokenizer_init": True,
+                "trust_remote_code": trust_remote_code,
+                "dtype": dtype,
+                "max_model_len": max_model_len,
+                "enforce_eager": on_cpu,
+                "kv_cache_memory_bytes": kv_cache_mib * 2**20 if on_cpu else None,
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "block_size": block_size or (CPU_BLOCK_TOKENS if on_cpu else None),
+                "enable_prefix_caching": prefix_caching,
+                "enable_chunked_prefill": False if on_cpu else None,
+                "max_num_batched_tokens": max(CPU_STEP_TOKENS, max_model_len) if on_cpu else None,
+                "disable_log_stats": True,
+                "generation_config": "vllm",  # the folder's generation_config.json must not change how we sample
+                "logprobs_mode": "processed_logprobs",
+                "weight_transfer_config": {"backend": transfer},
+                "tensor_parallel_size": tensor_parallel_size,
+                "enable_sleep_mode": sleep_level > 0,
+            }
+            if tensor_parallel_size > 1:
+                # Inside an actor vLLM would otherwise ask Ray for GPUs beside those that the actor holds.
+                arguments["distributed_executor_backend"] = "mp"
+                prepare_children(transfer)
+            self._same_process = tensor_parallel_size == 1
+            self._start(str(model_folder), arguments)
+        receive.open_channel(self._control, transfer)
         self.policy_version = 0
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
+
+    def _start(self, model: str, arguments: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        self._llm = LLM(model, use_tqdm_on_load=False, **arguments)
+        self._control: Control = self._llm
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
         """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
@@ -152,14 +192,14 @@ class VLLMEngine:
 
         check_request(prompts, sampling, seeds, limit=self._max_model_len, what="this engine")
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
+        version = self.policy_version
         # One request a rollout: as fast as n samples of one request (measured), and each has a seed of its own.
-        outputs = self._llm.generate(
+        outputs = self._answer(
             [TokensPrompt(prompt_token_ids=prompt.token_ids.tolist()) for prompt in repeated],
             [
                 self._sampling_params(sampling, seed, max_tokens=room(prompt, sampling))
                 for prompt, seed in zip(repeated, seeds, strict=True)
             ],
-            use_tqdm=False,
         )
         rollouts = []
         for prompt, output in zip(repeated, outputs, strict=True):
@@ -176,28 +216,55 @@ class VLLMEngine:
                     response_ids=np.array(completion.token_ids, np.int32),
                     behaviour_logprobs=np.array(completion.logprobs.logprobs, np.float32),
                     finish_reason=cast(FinishReason, completion.finish_reason),
-                    policy_version=self.policy_version,
+                    policy_version=version,
                 )
             )
         return rollouts
 
+    def _answer(self, prompts: list[TokensPrompt], params: list[SamplingParams]) -> list[RequestOutput]:
+        return self._llm.generate(prompts, params, use_tqdm=False)
+
     def clear_prefix_cache(self) -> None:
         """Forget all prefixes, as every update of the weights does."""
-        self._llm.reset_prefix_cache()
+        self._control.reset_prefix_cache()
 
-    def update_weights(self, update: WeightUpdate) -> Metrics:
-        """Load new weights, clear the prefix cache, take the new version.
+    def meet(self, rendezvous: Rendezvous, engine: int) -> None:
+        """Join the learner's broadcast as engine number ``engine`` (transfer ``nccl``)."""
+        assert self._transfer == "nccl", f"weights come by {self._transfer}"
+        nccl.connect(self._control, rendezvous, engine)
+
+    def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
+        """Load new weights; with the last of their parts, clear the prefix cache and take the new version.
 
         Raises:
-            ValueError: the update is not a full state dict of this engine's model; the engine is left as it was.
+            ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
         """
-        from rlgaf_ray.weights import object_store
-
         start = time.perf_counter()
-        check_shapes(update, self._expected_shapes)
-        object_store.push(self._llm, update)
-        self.policy_version = update.policy_version
-        return {"load_seconds": time.perf_counter() - start, "megabytes": num_bytes(update) / 1e6}
+        receive.check(update, self._receipt)
+        if self.asleep and update.is_first:
+            self._wake_up(["weights"])  # the cache stays away until there is something to generate
+        self._load(update)
+        if update.is_last:
+            self.policy_version = update.policy_version
+        return {"load_seconds": time.perf_counter() - start, "megabytes": receive.megabytes(update)}
+
+    def _load(self, update: WeightUpdate | DeviceUpdate) -> None:
+        receive.load(self._control, update, same_process=self._same_process)
+
+    def sleep(self) -> None:
+        """Leave a GPU's memory to others; after level 2 ``update_weights`` must come before ``generate``."""
+        self._fall_asleep(self._sleep_level)
+        self.asleep = True
+
+    def wake_up(self) -> None:
+        self._wake_up(None)
+        self.asleep = False
+
+    def _fall_asleep(self, level: int) -> None:
+        self._llm.sleep(level=level)
+
+    def _wake_up(self, tags: list[str] | None) -> None:
+        self._llm.wake_up(tags)
 
     def close(self) -> None:
         """Free the engine's memory. The process can start another engine afterwards."""

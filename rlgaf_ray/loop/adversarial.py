@@ -1,10 +1,25 @@
-"""The adversarial loop (RLGAF, algorithm 1), synchronous: every rollout is sampled from the newest policy.
+"""The adversarial loop (RLGAF, algorithm 1). Its diagram, k = ``schedule.max_staleness`` (0 when synchronous)::
 
-One iteration, who waits for what::
+    who waits          for what                                      unblocked by
+    -----------------  --------------------------------------------  ----------------------------------------------
+    rollouts i         a slot, and the weights of version i - 1 - k  the learner, after update i - 1 - k
+    scores i           rollouts i, and the discriminator's updates   the rollout workers; the discriminator itself
+                       of iteration i - 1
+    generator update   scores i, and its own last update             the discriminator
+      i
+    discriminator      rollouts i and the scores of them; on shared  the rollout workers; the learner
+      updates i        cores also generator update i
+    push of version i  generator update i; each engine also for the  the learner; the rollout worker
+                       request it is at
 
-    rollout ---> score ---> generator update ---> push weights ---> (next rollout)
-                      \\--> discriminator update (k times, k >= 0) ---^  next score waits for it
+    sync     rollouts i | score i | generator update i, push i      | rollouts i + 1 | score i + 1 | ...
+                                  | discriminator updates i         |
+    async    rollouts i + 1 (and up to i + k)      | rollouts i + 2 (and up to i + 1 + k)  | ...
+             generator update i, push i            | generator update i + 1, push i + 1    | ...
+             discriminator updates i | score i + 1 | discriminator updates i + 1 | score i + 2 | ...
 
+The driver asks for work in the order of this file and waits for results alone; who has what when is the roles' own
+business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispatch.py`` who makes them).
 SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
 Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
@@ -12,44 +27,28 @@ Scores are taken before the discriminator trains on the rollouts, and it is froz
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.data.task import Task, evaluation_set
-from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
+from rlgaf_ray.engines.seeds import EVALUATION
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.loop.guard import Guard, not_finite
 from rlgaf_ray.loop.healing import adjust, respond
-from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
-from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses, with_action_values
-from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.loop.rollouts import rollout_metrics
+from rlgaf_ray.loop.held_out import HeldOutAccuracy
+from rlgaf_ray.loop.monte_carlo import search
+from rlgaf_ray.loop.roles import Pending, PendingRollouts, Roles
+from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_settings
+from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio
-from rlgaf_ray.objectives.rewards import discriminator_reward
-from rlgaf_ray.types import (
-    Demonstration,
-    Metrics,
-    PolicyNetwork,
-    Prompt,
-    Rollout,
-    SamplingSettings,
-    ScoredRollout,
-    TextBlocks,
-)
-
-MAX_STALENESS = 0  # synchronous
+from rlgaf_ray.types import Metrics, PolicyNetwork, Prompt
 
 
 class Display(Protocol):
@@ -103,24 +102,23 @@ class AdversarialLoop:
         self.update_ratio = UpdateRatio(
             config.discriminator.updates_per_generator_update, config.discriminator.update_ratio
         )
-        self.trained_rows, held_out = set_apart(len(task.demonstrations), config.held_out_demonstrations)
-        self.contrast = contrast_without(held_out, task.demonstrations, task.contrast)
+        self.draws = Draws(config, task)
+        held_out = self.draws.held_out_rows
         self.held_out = HeldOutAccuracy(held_out) if len(held_out) else None
-        seed = config.run.seed
-        self.pretraining: TextBlocks | None = None
-        if config.generator.algorithm == "ppo" and config.generator.ppo.pretraining_coefficient > 0:
-            self.pretraining = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
-        self.streams = {
-            name: PromptStream(num_items, seed=int(np.random.SeedSequence([seed, index]).generate_state(1)[0]))
-            for index, (name, num_items) in enumerate(
-                {
-                    "prompts": len(self.trained_rows),
-                    "real": len(self.trained_rows),
-                    "contrast": max(1, len(self.contrast)),
-                    "pretraining": 1 if self.pretraining is None else len(self.pretraining),
-                }.items()
-            )
-        }
+        self.pushes: deque[Pending] = deque()  # not waited for yet, oldest first
+        prompts = self.draws.streams["prompts"]
+        self.schedule: Schedule
+        match config.schedule.mode:
+            case "sync":
+                self.schedule = Sync(self._start_rollouts, prompts, roles)
+            case "async":
+                self.schedule = Async(
+                    self._start_rollouts,
+                    prompts,
+                    roles,
+                    max_staleness=config.max_staleness,
+                    iterations=config.run.iterations,
+                )
 
     def resume(self, path: Place, state: dict[str, Any]) -> None:
         """Take up the run where this checkpoint left it, down to the order of the prompts."""
@@ -137,8 +135,9 @@ class AdversarialLoop:
         if self.held_out is not None and state["held_out"] is not None:
             self.held_out.load_state_dict(state["held_out"])
         self.evaluator.load_state_dict(state["evaluator"])
-        for name, stream in self.streams.items():
-            stream.load_state_dict(state["streams"][name])
+        self.schedule.drop()
+        self.pushes.clear()
+        self.draws.load_state_dict(state["streams"])
         self.roles.load(path, discriminator_version=self.discriminator_version)
         adjust(self)
 
@@ -175,7 +174,7 @@ class AdversarialLoop:
             ended = iteration == settings.run.iterations
             evaluated = ended or _every(iteration, settings.evaluation.every)
             if evaluated:
-                with _timed(metrics, "time/evaluation"):
+                with timed(metrics, "time/evaluation"):
                     last, samples = self.evaluate()
                 metrics |= last
             best = evaluated and self._is_best(last)
@@ -186,7 +185,7 @@ class AdversarialLoop:
             if respond(self, verdict) == "rolled back":
                 continue
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
-                with _timed(carried, "time/checkpoint"):
+                with timed(carried, "time/checkpoint"):
                     self.save(best=best)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
@@ -204,42 +203,43 @@ class AdversarialLoop:
         settings, roles = self.config, self.roles
         iteration = self.iteration + 1
         metrics: Metrics = {}
-        with _timed(metrics, "time/iteration"):
-            prompts = self._prompts()
-            with _timed(metrics, "time/rollout"):
-                rollouts = roles.generate(prompts, self.sampling(), self._seeds(iteration, settings.rollout.batch_size))
+        with timed(metrics, "time/iteration"):
+            batch = self.schedule.next(iteration, metrics)
+            scored, rollouts = batch.scored, batch.rollouts
             staleness = self.iteration - min(rollout.policy_version for rollout in rollouts)
-            assert 0 <= staleness <= MAX_STALENESS, (
-                f"rollouts are {staleness} versions old, at most {MAX_STALENESS} allowed"
+            assert 0 <= staleness <= settings.max_staleness, (
+                f"rollouts are {staleness} versions old, at most {settings.max_staleness} allowed"
             )
-            with _timed(metrics, "time/score"):
-                scored = roles.score(rollouts)
-                if self.held_out is not None:
+            if self.held_out is not None:
+                with timed(metrics, "time/score"):
                     real = roles.logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
                     metrics |= self.held_out.observe(real, [item.score for item in scored])
                     self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
             if settings.generator.algorithm == "seqgan":
-                with _timed(metrics, "time/monte_carlo"):
-                    scored = self._search(scored, iteration)
-            with _timed(metrics, "time/generator_update"):
+                with timed(metrics, "time/monte_carlo"):
+                    scored = search(roles, settings, scored, iteration)
+            with timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
-                    scored, iteration=iteration - 1, pretraining=self._pretraining()
+                    scored, iteration=iteration - 1, pretraining=self.draws.pretraining()
                 )
                 num_updates = self.update_ratio.due()
                 pending_discriminator = [
-                    roles.update_discriminator(self._real(rollouts), rollouts, self._contrast(rollouts))
+                    roles.update_discriminator(self.draws.real(rollouts), rollouts, self.draws.contrast(rollouts))
                     for _ in range(num_updates)
                 ]
-                pending_push = roles.push_weights(iteration)
+                self.pushes.append(roles.push_weights(iteration))
                 if num_updates and settings.generator.algorithm == "gumbel":
                     pending_discriminator.append(roles.push_discriminator())
-                metrics |= rollout_metrics(rollouts, metrics["time/rollout"]) | {"rollout/staleness": float(staleness)}
+                metrics |= rollout_metrics(rollouts, batch.seconds) | {"rollout/staleness": float(staleness)}
+            self.schedule.pushed(iteration, metrics)
+            with timed(metrics, "time/generator_update"):
                 metrics |= pending_generator()
                 if {"generator/kl", "generator/entropy"} <= metrics.keys():
                     metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
-            with _timed(metrics, "time/push"):
-                metrics |= {f"weights/{name}": value for name, value in pending_push().items()}
-            with _timed(metrics, "time/discriminator_wait"):
+            with timed(metrics, "time/push"):
+                if len(self.pushes) > settings.max_staleness:  # its rollouts are there, so the engines have it
+                    metrics |= {f"weights/{name}": value for name, value in self.pushes.popleft()().items()}
+            with timed(metrics, "time/discriminator_wait"):
                 for pending in pending_discriminator:
                     metrics |= pending()
         self.discriminator_version += num_updates
@@ -250,32 +250,6 @@ class AdversarialLoop:
         self.kl_coefficient = metrics.get("generator/kl_coefficient", self.kl_coefficient)
         self.tracker.log_rollouts(iteration, scored)
         return metrics
-
-    def _search(self, scored: Sequence[ScoredRollout], iteration: int) -> list[ScoredRollout]:
-        """The rollouts with Monte-Carlo action values: their prefixes completed by the policy, or its moving average.
-
-        The engines then hold the average until the weights after the update are pushed.
-        """
-        settings = self.config.generator.seqgan
-        if settings.rollout_policy_rate > 0:
-            self.roles.push_weights(iteration - 1, network="rollout_policy")()
-        rollouts = [item.rollout for item in scored]
-        parts = prefixes(rollouts, stride=settings.stride, max_response_tokens=self.config.task.response_tokens)
-        # Seeds of the rollouts come first: the completions' own are those after them.
-        num_completions = len(parts) * settings.num_completions
-        seeds = self._seeds(iteration, len(rollouts) + num_completions)[len(rollouts) :]
-        completions = self.roles.generate(parts, self.sampling(samples_per_prompt=settings.num_completions), seeds)
-        return with_action_values(
-            scored,
-            self._rewards(scored),
-            self._rewards(self.roles.score(whole_responses(rollouts, completions))),
-            stride=settings.stride,
-            num_completions=settings.num_completions,
-        )
-
-    def _rewards(self, scored: Sequence[ScoredRollout]) -> np.ndarray:
-        logits = torch.tensor([item.score for item in scored])
-        return discriminator_reward(logits, kind=self.config.reward.kind).numpy()
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
         """Measure the newest policy on the held-out prompts; the same prompts and random draws every time.
@@ -288,8 +262,8 @@ class AdversarialLoop:
             self.roles.push_weights(self.iteration, network=network)()
         real = evaluation_set(self.task, settings.num_prompts)
         prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
-        sampling = self.sampling(samples_per_prompt=1)
-        rollouts = self.roles.generate(prompts, sampling, self._seeds(EVALUATION, len(prompts)))
+        sampling = sampling_settings(self.config, samples_per_prompt=1)
+        rollouts = self.roles.generate(prompts, sampling, rollout_seeds(self.config, EVALUATION, len(prompts)))
         if network != "policy":
             self.roles.push_weights(self.iteration)()
         metrics = self.evaluator(
@@ -300,46 +274,9 @@ class AdversarialLoop:
         )
         return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
 
-    def sampling(self, *, samples_per_prompt: int | None = None) -> SamplingSettings:
-        settings = self.config.rollout
-        return SamplingSettings(
-            max_new_tokens=self.config.task.response_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-            samples_per_prompt=samples_per_prompt or settings.samples_per_prompt,
-            stop_at_end_of_text=self.config.stop_at_end_of_text,
-        )
-
-    def _seeds(self, iteration: int, count: int) -> list[int]:
-        return [rollout_seed(self.config.run.seed, iteration, index) for index in range(count)]
-
-    def _draw(self, stream: str, count: int) -> np.ndarray:
-        return self.streams[stream].next(count)
-
-    def _prompts(self) -> list[Prompt]:
-        rows = self.trained_rows[self._draw("prompts", self.config.rollout.prompts_per_iteration)].tolist()
-        return [Prompt(prompt_id=row, token_ids=self.task.demonstrations[row].prompt_ids) for row in rows]
-
-    def _real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
-        demonstrations = self.task.demonstrations
-        if self.config.discriminator.loss == "bradley_terry":  # pairs: the demonstration of each rollout's own prompt
-            return [demonstrations[rollout.prompt_id] for rollout in rollouts]
-        return [
-            demonstrations[row] for row in self.trained_rows[self._draw("real", self.config.discriminator.batch_size)]
-        ]
-
-    def _contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
-        settings = self.config.discriminator
-        if settings.contrast_weight == 0 or not self.contrast:
-            return []
-        count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
-        return [self.contrast[row] for row in self._draw("contrast", count)]
-
-    def _pretraining(self) -> TextBlocks | None:
-        if self.pretraining is None:
-            return None
-        return self.pretraining[self._draw("pretraining", self.config.rollout.batch_size)]
+    def _start_rollouts(self, iteration: int) -> PendingRollouts:
+        seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)
+        return self.roles.start_generate(self.draws.prompts(), sampling_settings(self.config), seeds)
 
     def _is_best(self, metrics: Metrics) -> bool:
         value = metrics[self.config.best_metric]
@@ -375,17 +312,10 @@ class AdversarialLoop:
             "held_out": None if self.held_out is None else self.held_out.state_dict(),
             "samples_before": self.samples_before,
             "evaluator": self.evaluator.state_dict(),
-            "streams": {name: stream.state_dict() for name, stream in self.streams.items()},
+            "streams": self.draws.state_dict() | {"prompts": self.schedule.prompts_state()},
             "data_checksum": self.task.checksum,
         }
 
 
 def _every(iteration: int, every: int) -> bool:
     return every > 0 and iteration % every == 0
-
-
-@contextmanager
-def _timed(metrics: Metrics, name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    metrics[name] = time.perf_counter() - start

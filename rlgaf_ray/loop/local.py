@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Literal
 
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
-from rlgaf_ray.loop.roles import Pending
+from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
@@ -22,7 +23,7 @@ from rlgaf_ray.types import (
 
 
 class LocalRoles:
-    """Plays ``Roles``; an update is done when it is asked for, so that its ``Pending`` has nothing to wait for."""
+    """Plays ``Roles``; work is done when it is asked for, so that what is pending has nothing to wait for."""
 
     def __init__(self, engine: RolloutEngine, discriminator: Discriminator, learner: Learner) -> None:
         self.engine = engine
@@ -32,8 +33,23 @@ class LocalRoles:
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.engine.generate(prompts, sampling, seeds=seeds)
 
+    def start_generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
+    ) -> PendingRollouts:
+        start = time.perf_counter()
+        rollouts = self.generate(prompts, sampling, seeds)
+        seconds = time.perf_counter() - start
+        return lambda: (rollouts, seconds)
+
+    def drop_rollouts(self) -> None:
+        pass  # all are made
+
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)
+
+    def start_score(self, rollouts: Sequence[Rollout]) -> PendingScores:
+        scored = self.score(rollouts)
+        return lambda: scored
 
     def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
         return self.discriminator.demonstration_logits(demonstrations)
@@ -55,7 +71,9 @@ class LocalRoles:
         return lambda: metrics
 
     def push_discriminator(self) -> Pending:
-        metrics = self.learner.load_discriminator(self.discriminator.weights())
+        update = self.discriminator.weights()
+        assert update is not None, "only the first of a group has them"
+        metrics = self.learner.load_discriminator(update)
         return lambda: metrics
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:

@@ -13,8 +13,42 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
+from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.types import Prompt, Rollout, ScoredRollout
+
+
+def search(roles: Roles, config: Config, scored: Sequence[ScoredRollout], iteration: int) -> list[ScoredRollout]:
+    """The rollouts with Monte-Carlo action values: their prefixes completed by the policy, or its moving average.
+
+    The engines then hold the average until the weights after the update are pushed.
+    """
+    settings = config.generator.seqgan
+    if settings.rollout_policy_rate > 0:
+        roles.push_weights(iteration - 1, network="rollout_policy")()
+    rollouts = [item.rollout for item in scored]
+    parts = prefixes(rollouts, stride=settings.stride, max_response_tokens=config.task.response_tokens)
+    # Seeds of the rollouts come first: the completions' own are those after them.
+    num_completions = len(parts) * settings.num_completions
+    seeds = rollout_seeds(config, iteration, len(rollouts) + num_completions)[len(rollouts) :]
+    sampling = sampling_settings(config, samples_per_prompt=settings.num_completions)
+    completions = roles.generate(parts, sampling, seeds)
+    return with_action_values(
+        scored,
+        _rewards(scored, config),
+        _rewards(roles.score(whole_responses(rollouts, completions)), config),
+        stride=settings.stride,
+        num_completions=settings.num_completions,
+    )
+
+
+def _rewards(scored: Sequence[ScoredRollout], config: Config) -> np.ndarray:
+    logits = torch.tensor([item.score for item in scored])
+    return discriminator_reward(logits, kind=config.reward.kind).numpy()
 
 
 def evaluated_positions(num_tokens: int, stride: int) -> list[int]:

@@ -20,13 +20,36 @@ from rlgaf_ray.types import (
 Pending = Callable[[], Metrics]
 """Work that was started; calling it waits for the end and gives its metrics."""
 
+PendingRollouts = Callable[[], tuple[list[Rollout], float]]
+"""Rollouts that were asked for; calling it waits for them and gives the seconds that sampling took beside them."""
+
+PendingScores = Callable[[], list[ScoredRollout]]
+"""Scores that were asked for."""
+
 
 class Roles(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         """Samples of each prompt in the prompts' order, from the weights that were pushed last."""
         ...
 
+    def start_generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
+    ) -> PendingRollouts:
+        """``generate`` without waiting. The weights are those that were pushed last when this is called.
+
+        An engine that takes newer weights in the middle of a response would give it the oldest version it used.
+        """
+        ...
+
+    def drop_rollouts(self) -> None:
+        """Forget the rollouts that were started: nobody is going to wait for them."""
+        ...
+
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
+
+    def start_score(self, rollouts: Sequence[Rollout]) -> PendingScores:
+        """``score`` without waiting, by the discriminator as it is after the updates asked for so far."""
+        ...
 
     def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
         """What ``score`` would give demonstrations."""
@@ -41,7 +64,11 @@ class Roles(Protocol):
     ) -> Pending: ...
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
-        """Give every engine this network of the learner, after the updates asked for so far, under this version."""
+        """Give every engine this network of the learner, after the updates asked for so far, under this version.
+
+        Rollouts that were asked for before come from the weights of then. An engine that none of them needs this
+        version from may pass it over for a newer one.
+        """
         ...
 
     def push_discriminator(self) -> Pending:

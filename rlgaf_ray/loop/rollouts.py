@@ -1,4 +1,4 @@
-"""What the rollouts of an iteration look like, from their tokens alone."""
+"""What an iteration asks of the engines, and what its rollouts look like, from their tokens alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,27 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.evaluation.text import degenerate_share, distinct_n
-from rlgaf_ray.types import Metrics, Rollout
+from rlgaf_ray.types import Metrics, Rollout, SamplingSettings
+
+
+def sampling_settings(config: Config, *, samples_per_prompt: int | None = None) -> SamplingSettings:
+    settings = config.rollout
+    return SamplingSettings(
+        max_new_tokens=config.task.response_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        samples_per_prompt=samples_per_prompt or settings.samples_per_prompt,
+        stop_at_end_of_text=config.stop_at_end_of_text,
+    )
+
+
+def rollout_seeds(config: Config, iteration: int, count: int) -> list[int]:
+    """One for each rollout of the iteration, whoever samples it."""
+    return [rollout_seed(config.run.seed, iteration, index) for index in range(count)]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], seconds: float) -> Metrics:

@@ -137,9 +137,9 @@ class CnnDiscriminator(nn.Module):
         output = self.network.score
         return self.network.config.output_penalty * (output.weight.square().sum() + output.bias.square().sum()) / 2
 
-    def export(self, folder: str | Path) -> None:
-        """Write a plain Hugging Face folder."""
-        self.network.save_pretrained(folder)
+    def export(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write a plain Hugging Face folder of the network's own state dict, or of ``state``."""
+        self.network.save_pretrained(folder, state_dict=state)
 
 
 def build_cnn(

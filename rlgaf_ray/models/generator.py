@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
+from rlgaf_ray.objectives.logprobs import Head, chunked_logprobs, chunked_logprobs_and_kl, log_probabilities
 from rlgaf_ray.types import SequenceBatch
 
 TINY_GPT2 = "tiny-gpt2"
@@ -135,9 +136,11 @@ def load_generator(
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped
 
 
-def restore_weights(network: PreTrainedModel, folder: str | Path) -> None:
-    """Load the weights that ``save_pretrained`` wrote for this very architecture."""
-    network.load_state_dict(type(network).from_pretrained(folder, dtype=network.dtype).state_dict())
+def blocks_of(network: PreTrainedModel) -> list[nn.Module]:
+    """A transformer's blocks, the lowest first; none of a network that has no such stack."""
+    total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
+    stacks = [part for part in network.base_model.children() if isinstance(part, nn.ModuleList) and len(part) == total]
+    return list(stacks[0]) if stacks else []
 
 
 def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"]:
@@ -180,7 +183,7 @@ def predicted_logprobs(
         use_cache=False,
     ).logits
     logits = sampling_logits(logits, temperature=temperature, masked_token_ids=masked_token_ids)
-    return logits.log_softmax(-1, dtype=torch.float32)
+    return log_probabilities(logits)
 
 
 def first_response(sequences: SequenceBatch) -> int:
@@ -197,11 +200,17 @@ def policy_logprobs(
     *,
     temperature: float = 1.0,
     masked_token_ids: Sequence[int] = (),
+    chunk_tokens: int | None = None,
 ) -> Float[Tensor, "batch time"]:
     """log pi(y_t | x, y_<t) of every response token, zero elsewhere. As ``predicted_logprobs``, of the tokens alone.
 
+    ``chunk_tokens``: so many response tokens' logits exist at a time; None: those of all positions.
     Shapes: token ids [B, T] -> float32 [B, T]; entry t belongs to token t.
     """
+    if chunk_tokens is not None:
+        head = sampling_head(model, temperature=temperature, masked_token_ids=masked_token_ids)
+        hidden, targets = gathered_hidden(model, sequences), response_tokens(sequences)
+        return at_response(chunked_logprobs(hidden, head, targets, size=chunk_tokens), sequences)
     distributions = predicted_logprobs(model, sequences, temperature=temperature, masked_token_ids=masked_token_ids)
     return sampled_logprobs(distributions, sequences, masked_token_ids=masked_token_ids)
 
@@ -221,3 +230,77 @@ def sampled_logprobs(
         targets = targets.masked_fill(~mask[:, first:], allowed)
     logprobs = distributions.gather(-1, targets[..., None]).squeeze(-1).masked_fill(~mask[:, first:], 0.0)
     return torch.nn.functional.pad(logprobs, (first, 0))
+
+
+def response_hidden(model: PreTrainedModel, sequences: SequenceBatch) -> Float[Tensor, "tokens width"]:
+    """The last hidden states that predict response tokens, row by row without what lies between: [N, W]."""
+    first_response(sequences)  # refuses a response without a prompt
+    body = model.base_model(input_ids=sequences.token_ids, attention_mask=sequences.attention_mask, use_cache=False)
+    return body.last_hidden_state[:, :-1][sequences.response_mask[:, 1:]]
+
+
+def gathered_hidden(model: PreTrainedModel, sequences: SequenceBatch) -> Float[Tensor, "tokens width"]:
+    """``response_hidden``, of a model that may be cut over a group: then it is a method, which gathers the weights."""
+    method = getattr(model, "response_hidden", None)
+    return response_hidden(model, sequences) if method is None else method(sequences)
+
+
+def response_tokens(sequences: SequenceBatch) -> Int[Tensor, " tokens"]:
+    """The response's own tokens, in the order of ``response_hidden``: [N]."""
+    return sequences.token_ids[sequences.response_mask]
+
+
+def at_response(values: Float[Tensor, " tokens"], sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
+    """Values in the order of ``response_hidden`` at their tokens' places, zero elsewhere: [N] -> [B, T]."""
+    mask = sequences.response_mask
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def sampling_head(model: PreTrainedModel, *, temperature: float, masked_token_ids: Sequence[int]) -> Head:
+    """Hidden states to the logits of the distribution that is sampled from."""
+    output_layer = model.get_output_embeddings()
+    return lambda hidden: sampling_logits(
+        output_layer(hidden), temperature=temperature, masked_token_ids=masked_token_ids
+    )
+
+
+def chunked_policy_logprobs_and_kl(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    sequences: SequenceBatch,
+    *,
+    temperature: float,
+    masked_token_ids: Sequence[int],
+    chunk_tokens: int,
+) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
+    """Log-probs of both models and KL(model || reference) at response tokens, zero elsewhere: three of [B, T]."""
+    heads = [
+        sampling_head(each, temperature=temperature, masked_token_ids=masked_token_ids) for each in (model, reference)
+    ]
+    hidden = gathered_hidden(model, sequences)
+    with torch.no_grad():
+        anchors = gathered_hidden(reference, sequences)
+    logprobs, reference_logprobs, distance = chunked_logprobs_and_kl(
+        hidden, heads[0], anchors, heads[1], response_tokens(sequences), size=chunk_tokens
+    )
+    return (
+        at_response(logprobs, sequences),
+        at_response(reference_logprobs.detach(), sequences),
+        at_response(distance, sequences),
+    )
+
+
+@torch.no_grad()
+def check_output_layer(model: PreTrainedModel) -> None:
+    """Refuse a model whose logits are more than its output layer of its last hidden states."""
+    fits = model.base_model is not model
+    if fits:
+        token_ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=token_ids, use_cache=False).logits
+        fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
+    if not fits:
+        raise ValueError(
+            "learner.logprob_chunk_tokens needs logits that are a linear layer of the last hidden states, and those "
+            f"of {type(model).__name__} are not: set it to null"
+        )

@@ -12,6 +12,7 @@ from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
+from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
@@ -117,7 +118,8 @@ class ScalarModel(nn.Module):
 
     def head(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time"]:
         """Hidden states to scores, float32 [B, T]; ``head_dropout`` of their entries are dropped while it trains."""
-        return self.network.score(dropout(hidden, self.head_dropout, self.training)).squeeze(-1).float()
+        scores = self.network.score(dropout(hidden, self.head_dropout, self.training)).squeeze(-1)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     @property
     def embedding(self) -> Float[Tensor, "vocabulary width"]:
@@ -141,7 +143,10 @@ class ScalarModel(nn.Module):
         """Nothing is added to the loss: the optimiser's weight decay holds the network."""
         return 0.0
 
-    def export(self, folder: str | Path) -> None:
-        """Write a plain Hugging Face folder; the pooling stands in its config as ``rlgaf_pooling``."""
+    def export(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
+        """Write a plain Hugging Face folder; the pooling stands in its config as ``rlgaf_pooling``.
+
+        ``state``: the whole state dict, where this process holds a part of it.
+        """
         self.network.config.rlgaf_pooling = self.pooling
-        self.network.save_pretrained(folder)
+        export_network(self.network, folder, state)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 LossAverage = Literal["token", "sequence"]
 RatioLevel = Literal["token", "sequence"]
+ImportanceBound = Literal["cap", "mask"]
 TensorMetrics = dict[str, Tensor]
 
 
@@ -168,24 +169,43 @@ def ppo_value_loss(
 
 
 def truncated_importance_weights(
-    policy_logprobs: Float[Tensor, "batch time"], behaviour_logprobs: Float[Tensor, "batch time"], *, cap: float
+    policy_logprobs: Float[Tensor, "batch time"],
+    behaviour_logprobs: Float[Tensor, "batch time"],
+    *,
+    cap: float,
+    bound: ImportanceBound = "cap",
 ) -> Float[Tensor, "batch time"]:
-    """Per-token weights that correct for the engine having sampled from a slightly different distribution.
+    """Per-token weights that correct for the tokens having been sampled from another distribution: an engine's of other
+    precision, or an older policy's.
 
-    w_t = min(exp(log pi - log pi_behaviour), cap)
+    r_t = exp(log pi - log pi_behaviour)
+    - cap:  w_t = min(r_t, cap)
+    - mask: w_t = r_t where r_t <= cap, else 0
 
-    Ionides 2008 ("Truncated importance sampling"): the cap trades a little bias for a bounded variance.
+    cap: Ionides 2008 ("Truncated importance sampling"), and of a policy gradient under staleness the weight rho of
+    IMPALA (Espeholt et al. 2018, arXiv 1802.01561, section 4): a little bias for a bounded variance.
+    mask: the upper half of IcePop's (Ling Team 2025, arXiv 2510.18855), which learns nothing from a token whose two
+    probabilities are far apart instead of trusting a part of it.
 
     Shapes: [B, T] each -> [B, T], without unit and without gradient; one where both log-probs are zero (padding).
-    Raises ValueError for a cap that is not positive.
-    Left out: the product over a sequence, whose variance grows with its length.
+    Raises ValueError for a cap that is not positive, for a mask below 1, or an unknown bound.
+    Left out: the product over a sequence, whose variance grows with its length; IcePop's lower limit, below which a
+    token's weight is small anyway.
     """
     if cap <= 0:
         raise ValueError(
             f"the cap of importance weights is {cap}: give a positive number such as 2, or none to switch them off"
         )
     assert policy_logprobs.shape == behaviour_logprobs.shape
-    return (policy_logprobs - behaviour_logprobs).detach().exp().clamp(max=cap)
+    ratio = (policy_logprobs - behaviour_logprobs).detach().exp()
+    match bound:
+        case "cap":
+            return ratio.clamp(max=cap)
+        case "mask":
+            if cap < 1:
+                raise ValueError(f"a mask beyond {cap} would drop even tokens of an unchanged policy: take 1.5 or 2")
+            return torch.where(ratio <= cap, ratio, 0.0)
+    raise ValueError(f"unknown bound {bound!r}: choose cap or mask")
 
 
 def language_model_loss(logprobs: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:

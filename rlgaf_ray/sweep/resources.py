@@ -19,13 +19,13 @@ def plan_trials(config: Config, *, cluster_cpus: float, cluster_gpus: float, nod
     nodes = max(1, int(cluster_cpus // node_cpus))
     concurrent = config.sweep.max_concurrent
     if concurrent is None and one.gpus_per_actor > 0:
-        concurrent = int((cluster_gpus + 1e-9) // (one.gpus_per_actor * one.num_actors))
+        concurrent = int((cluster_gpus + 1e-9) // one.total("GPU"))
     elif concurrent is None:
         asked = config.cluster.cpus_per_actor
         concurrent = nodes if asked is None else min(nodes, int((cluster_cpus + 1e-9) // (asked * one.num_actors)))
     for name, each, there in (
         ("CPUs", config.cluster.cpus_per_actor or 0.0, cluster_cpus),
-        ("GPUs", config.cluster.gpus_per_actor, cluster_gpus),
+        ("GPUs", one.total("GPU") / one.num_actors, cluster_gpus),
     ):
         total = each * one.num_actors * concurrent
         if total > there + 1e-9:

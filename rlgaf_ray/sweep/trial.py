@@ -99,7 +99,7 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
     except NeverLogged as mistake:
         tune.report(history.stopped("") | {"mistake": str(mistake), "done": True})
         return
-    finish(run, data, checkpoints, outcome, Terminal(Console(quiet=True)))
+    finish(run, data, warmups, checkpoints, outcome, Terminal(Console(quiet=True)))
     end(history.report())
 
 

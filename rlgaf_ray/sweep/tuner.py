@@ -166,7 +166,8 @@ def build_tuner(
         run_trial(values, config, placement)
 
     # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
-    trainable = tune.with_resources(trial, tune.PlacementGroupFactory([{}, *placement.bundles]))
+    bundles = tune.PlacementGroupFactory([{}, *placement.bundles], strategy=placement.strategy)
+    trainable = tune.with_resources(trial, bundles)
     if resume and any(path.name.startswith("experiment_state-") for path in begun):  # killed before: begin anew
         return tune.Tuner.restore(trainable=trainable, resume_unfinished=True, resume_errored=True, **tune_place(state))
     return tune.Tuner(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from rlgaf_ray.models.generator import restore_weights
+from rlgaf_ray.training.distributed import ALONE, Group, local, reshard, restore_whole, whole_state
 
 
 class MovingAverage:
@@ -32,6 +32,7 @@ class MovingAverage:
 
     def update(self, network: nn.Module) -> None:
         self.num_steps += 1
+        reshard(self.network)
         update_average(self.network, network, rate=self.rate_now)
 
     @property
@@ -40,11 +41,13 @@ class MovingAverage:
         forgotten = self.rate**self.num_steps if self.debiased else 0.0
         return (self.rate - forgotten) / (1.0 - forgotten)
 
-    def save(self, folder: Path) -> None:
-        self.network.save_pretrained(folder)
+    def save(self, folder: Path, group: Group = ALONE) -> None:
+        state = whole_state(self.network, group)
+        if state is not None:
+            self.network.save_pretrained(folder, state_dict=state)
 
     def load(self, folder: Path, *, num_steps: int) -> None:
-        restore_weights(self.network, folder)
+        restore_whole(self.network, folder)
         self.num_steps = num_steps
 
 
@@ -58,4 +61,4 @@ def update_average(average: nn.Module, network: nn.Module, *, rate: float) -> No
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"rate={rate} must lie between 0 and 1")
     for slow, fast in zip(average.parameters(), network.parameters(), strict=True):
-        slow.lerp_(fast, 1.0 - rate)
+        local(slow).lerp_(local(fast), 1.0 - rate)

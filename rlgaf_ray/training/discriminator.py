@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,18 @@ import torch
 from transformers import AutoConfig
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
-from rlgaf_ray.data.lengths import match_lengths, without_end
+from rlgaf_ray.data.lengths import Response, match_lengths, without_end
 from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
-from rlgaf_ray.models.generator import end_of_text_ids, restore_weights
+from rlgaf_ray.models.generator import end_of_text_ids
+from rlgaf_ray.models.lora import add_adapters, has_adapters, load_adapters, save_adapters
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
+from rlgaf_ray.objectives.policy import TensorMetrics
+from rlgaf_ray.training.batching import Batching
+from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
 from rlgaf_ray.training.gradient_penalty import gradient_penalty
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.precision import autocast, resolve_precision
@@ -38,7 +42,7 @@ def load_discriminator(
     trust_remote_code = config.model.trust_remote_code
     if isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), CnnConfig):
         return CnnDiscriminator.load(folder, device=device)
-    return ScalarModel.load(
+    model = ScalarModel.load(
         folder,
         pooling=config.discriminator.pooling,
         head_dropout=config.discriminator.head_dropout,
@@ -47,6 +51,8 @@ def load_discriminator(
         trust_remote_code=trust_remote_code,
         device=device,
     )
+    add_adapters(model.network, config.model.lora, seed=config.run.seed, trained=[model.network.score])
+    return model
 
 
 def with_scores(rollouts: Sequence[Rollout], token_scores: np.ndarray, version: int) -> list[ScoredRollout]:
@@ -60,12 +66,18 @@ def with_scores(rollouts: Sequence[Rollout], token_scores: np.ndarray, version: 
 
 
 class Discriminator:
-    """One network, its optimiser, and the number of updates it has had (``version``)."""
+    """One network, its optimiser, and the number of updates it has had (``version``).
 
-    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
+    In a group every rank is called alike, with all sequences; what a method returns is the same on all of them.
+    """
+
+    def __init__(
+        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
+    ) -> None:
         self.configured = self.settings = config.discriminator
         self.seed = config.run.seed
-        self.micro_batch_size = config.learner.micro_batch_size
+        self.group = group
+        self.batching = Batching.configured(config.learner, group)
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.dtype = resolve_precision(config.learner.precision, self.device)
@@ -74,6 +86,7 @@ class Discriminator:
             bound_spectral_norm(self.model.network.score)
         if self.settings.frozen_layers > 0:
             freeze_lower_layers(self.model.network, self.settings.frozen_layers)
+        prepare(self.model.network, config.learner, group)
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,
@@ -88,27 +101,21 @@ class Discriminator:
                 share=self.settings.replay_share, size=self.settings.replay_size, seed=config.run.seed
             )
 
-    def logits(self, items: Sequence[Demonstration | Rollout], *, noise: float = 0.0) -> torch.Tensor:
-        """float32 [B] on the model's device, with the gradient of the surrounding mode.
+    def logits(self, items: Sequence[Response], *, noise: float = 0.0) -> torch.Tensor:
+        """float32 [B] on the model's device, in one forward pass, with the gradient of the surrounding mode.
 
         ``noise``: the relative deviation of instance noise on the response's embeddings.
         """
+        sequences = self.collate(items)
         with autocast(self.dtype, self.device):
-            return torch.cat([self._forward(sequences, noise) for sequences in self._micro_batches(items)])
+            if noise == 0:
+                return self.model(sequences)
+            assert isinstance(self.model, ScalarModel), "a CNN has no instance noise"
+            embeddings = add_instance_noise(self.model.embed(sequences), sequences.response_mask, scale=noise)
+            return self.model.logits_of(sequences, embeddings)
 
-    def collate(self, items: Sequence[Demonstration | Rollout]) -> SequenceBatch:
+    def collate(self, items: Sequence[Response]) -> SequenceBatch:
         return collate_sequences(items, self.pad_token_id).to(self.device)
-
-    def _micro_batches(self, items: Sequence[Demonstration | Rollout]) -> Iterator[SequenceBatch]:
-        for start in range(0, len(items), self.micro_batch_size):
-            yield self.collate(items[start : start + self.micro_batch_size])
-
-    def _forward(self, sequences: SequenceBatch, noise: float) -> torch.Tensor:
-        if noise == 0:
-            return self.model(sequences)
-        assert isinstance(self.model, ScalarModel), "a CNN has no instance noise"
-        embeddings = add_instance_noise(self.model.embed(sequences), sequences.response_mask, scale=noise)
-        return self.model.logits_of(sequences, embeddings)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
@@ -120,22 +127,32 @@ class Discriminator:
 
         One array travels between processes, and the rollouts, which the caller has, do not.
         """
-        rows: list[np.ndarray] = []
-        with autocast(self.dtype, self.device):
-            for sequences in self._micro_batches(self._as_learned(rollouts)):
-                parts, masks = self.model.token_logits(sequences).cpu().numpy(), sequences.response_mask.cpu().numpy()
-                rows += [row[mask] for row, mask in zip(parts, masks, strict=True)]
-        lengths = [len(rollout.response_ids) for rollout in rollouts]
+        read = self._as_learned(rollouts)
         # An end of text that was not read adds nothing.
-        whole = [np.pad(row, (0, length - len(row))) for row, length in zip(rows, lengths, strict=True)]
-        return np.concatenate(whole), self.version
+        whole = [np.zeros(len(rollout.response_ids), np.float32) for rollout in rollouts]
+        for rows in self.batching.plan([num_tokens(item) for item in read]):
+            sequences = self.collate([read[row] for row in rows or [0]])
+            with autocast(self.dtype, self.device):
+                parts = self.model.token_logits(sequences).float().cpu().numpy()
+            masks = sequences.response_mask.cpu().numpy()
+            for row, part, mask in zip(rows, parts, masks, strict=bool(rows)):
+                values = part[mask]
+                whole[row][: len(values)] = values
+        scores = torch.from_numpy(np.concatenate(whole))
+        return self.group.sum(scores.to(self.device)).cpu().numpy(), self.version
 
     @torch.no_grad()
     def demonstration_logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
         """What ``score`` would give demonstrations."""
-        return self.logits(self._as_learned(demonstrations)).tolist()
+        read = self._as_learned(demonstrations)
+        found = torch.zeros(len(read), device=self.device)
+        for rows in self.batching.plan([num_tokens(item) for item in read]):
+            logits = self.logits([read[row] for row in rows or [0]])
+            if rows:
+                found[rows] = logits.float()
+        return self.group.sum(found).tolist()
 
-    def _as_learned(self, items: Sequence[Demonstration | Rollout]) -> Sequence[Demonstration | Rollout]:
+    def _as_learned(self, items: Sequence[Response]) -> Sequence[Response]:
         """With matched lengths it has never learned what an end of text means, and does not read it."""
         if not self.settings.match_lengths:
             return items
@@ -146,10 +163,11 @@ class Discriminator:
     ) -> Metrics:
         """One AdamW step of the configured loss; for ``bradley_terry`` row i of each kind answers the same prompt.
 
-        The loss is accumulated over slices that hold the same share of each kind, so that a large batch needs no
-        more memory than a micro-batch of each. What is drawn depends on the seed and the number of this update.
+        The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
+        kind, and summed over the group. What is drawn (noise, dropout) depends on the seed, the number of this update
+        and the rank: there a group differs from a process alone, elsewhere only by rounding.
         """
-        shown: Sequence[Demonstration | Rollout] = fake
+        shown: Sequence[Response] = fake
         more: Metrics = {}
         if self.replay is not None:
             shown, num_past = self.replay.exchange(fake, self.version)
@@ -157,13 +175,14 @@ class Discriminator:
         if self.settings.match_lengths:
             real, shown, contrast = match_lengths(real, shown, contrast, end_of_text_ids=self.end_of_text_ids)
             more["response_tokens"] = sum(len(item.response_ids) for item in shown) / len(shown)
-        with seeded(self.seed, self.version, self.device):
+        with seeded(self.seed, self.version, self.device, rank=self.group.rank):
             totals = more | self._accumulate_gradients(real, shown, contrast)
         totals["grad_norm"] = optimizer_step(
             self.optimizer,
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,
             max_grad_norm=self.settings.max_grad_norm,
+            group=self.group,
         )
         if self.settings.spectral_norm:
             totals["spectral_norm"] = bound_spectral_norm(self.model.network.score)
@@ -171,26 +190,18 @@ class Discriminator:
         return {f"discriminator/{name}": value for name, value in totals.items()}
 
     def _accumulate_gradients(
-        self,
-        real: Sequence[Demonstration | Rollout],
-        fake: Sequence[Demonstration | Rollout],
-        contrast: Sequence[Demonstration | Rollout],
+        self, real: Sequence[Response], fake: Sequence[Response], contrast: Sequence[Response]
     ) -> Metrics:
-        """Gradients of the whole loss, and its metrics without their prefix."""
-        settings = self.settings
+        """This rank's part of the whole loss's gradient, and the loss's metrics without their prefix."""
+        settings, items = self.settings, [*real, *fake, *contrast]
+        counts = [len(part) for part in (real, fake, contrast) if part]
         noise = instance_noise_scale(
             self.version, start=settings.instance_noise, num_steps=settings.instance_noise_steps
         )
-        num_slices = math.ceil((len(real) + len(fake) + len(contrast)) / (3 * self.micro_batch_size))
-        totals: Metrics = {}
-        self.model.train()
-        for index in range(num_slices):
-            parts: list[list[Demonstration | Rollout]] = [
-                list(items[index::num_slices]) for items in (real, fake, contrast)
-            ]
-            logits = self.logits([item for part in parts for item in part], noise=noise)
-            real_logits, fake_logits, *rest = logits.split([len(part) for part in parts if part])
-            loss, metrics = discriminator_loss(
+
+        def loss_of(logits: torch.Tensor) -> tuple[torch.Tensor, TensorMetrics]:
+            real_logits, fake_logits, *rest = logits.split(counts)
+            return discriminator_loss(
                 real_logits,
                 fake_logits,
                 kind=settings.loss,
@@ -199,29 +210,71 @@ class Discriminator:
                 label_smoothing_real=settings.label_smoothing_real,
                 label_smoothing_fake=settings.label_smoothing_fake,
             )
-            ((loss + self.model.penalty()) / num_slices).backward()
-            if settings.gradient_penalty != "none":
-                assert isinstance(self.model, ScalarModel), "a CNN has no gradient penalty"
-                penalty = gradient_penalty(
-                    self.model,
-                    parts[0],
-                    parts[1],
-                    kind=settings.gradient_penalty,
-                    pad_token_id=self.pad_token_id,
-                    device=self.device,
-                )
-                (settings.gradient_penalty_weight * penalty / num_slices).backward()
-                metrics["gradient_penalty"] = penalty.detach()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals.get(name, 0.0) + float(value) / num_slices
+
+        self.model.train()
+        seen = torch.zeros(len(items), device=self.device)
+        for index, forwards in enumerate(self._passes(items, counts)):
+            # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
+            with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
+                parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]
+            logits = torch.zeros(len(items), dtype=parts[0].dtype, device=self.device)
+            for rows, part in zip(forwards, parts, strict=True):
+                if rows:
+                    logits = logits.index_copy(0, torch.tensor(rows, device=self.device), part)
+                else:
+                    logits = logits + 0 * part  # every rank has as many passes, and this one has run out of rows
+            # A sum over sequences (or pairs): the gradient of these rows does not depend on the others' zeros.
+            loss, _ = loss_of(logits)
+            if index == 0 and self.group.first:
+                loss = loss + self.model.penalty()
+            loss.backward()
+            seen = seen + logits.detach()
+        loss, metrics = loss_of(self.group.sum(seen))
+        totals = {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
+        if settings.gradient_penalty != "none":
+            totals["gradient_penalty"] = self._penalise_gradients(real, fake)
         self.model.eval()
         if settings.instance_noise > 0:
             totals["instance_noise"] = noise
         return totals
 
-    def weights(self) -> WeightUpdate:
-        """Every entry of the network's state under this version, as arrays that share its memory on CPU."""
-        return to_arrays(self.model.network.state_dict(), self.version)
+    def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
+        """Rows of each forward pass of each backward pass: one micro-batch of each kind; pairs stay together."""
+        lengths = [num_tokens(item) for item in items]
+        if self.settings.loss != "bradley_terry":
+            plan = self.batching.plan(lengths)
+            return [plan[start : start + 3] for start in range(0, len(plan), 3)]
+        starts = [sum(counts[:kind]) for kind in range(len(counts))]
+        pairs = [max(lengths[start + row] for start in starts) for row in range(counts[0])]
+        return [
+            [[start + row for row in rows] for start in starts]
+            for rows in self.batching.plan(pairs, per_row=len(starts))
+        ]
+
+    def _penalise_gradients(self, real: Sequence[Response], fake: Sequence[Response]) -> float:
+        """Adds the gradient penalty's own gradient; returns the penalty, without its weight."""
+        settings = self.settings
+        assert isinstance(self.model, ScalarModel) and settings.gradient_penalty != "none", "a CNN has no penalty"
+        count = len(real) if settings.gradient_penalty == "r1" else min(len(real), len(fake))
+        total = 0.0
+        for rows in self.batching.plan([num_tokens(item) for item in real[:count]]):
+            share = len(rows) / count
+            penalty = gradient_penalty(
+                self.model,
+                [real[row] for row in rows or [0]],
+                [fake[row] for row in rows or [0]] if settings.gradient_penalty == "interpolated" else [],
+                kind=settings.gradient_penalty,
+                pad_token_id=self.pad_token_id,
+                device=self.device,
+            )
+            (settings.gradient_penalty_weight * penalty * share).backward()
+            total += float(penalty.detach()) * share
+        return self.group.sum_numbers([total])[0]
+
+    def weights(self) -> WeightUpdate | None:
+        """Every entry of the network's state under this version, as arrays that share its memory on CPU: rank 0's."""
+        state = whole_state(self.model.network, self.group)
+        return None if state is None else to_arrays(state, self.version)
 
     def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
         """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
@@ -232,15 +285,23 @@ class Discriminator:
 
     @saves_to_storage
     def save(self, folder: Path) -> None:
+        """Written by rank 0: whole tensors, which a group of another size or strategy loads."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.model.export(folder)
-        save_optimizer(self.optimizer, folder / "optimizer.safetensors")
-        if self.replay is not None:
+        if has_adapters(self.model.network):
+            if self.group.first:
+                save_adapters(self.model.network, folder)
+        elif (state := whole_state(self.model.network, self.group)) is not None:
+            self.model.export(folder, state)
+        save_optimizer(self.optimizer, folder / "optimizer.safetensors", self.group)
+        if self.replay is not None and self.group.first:
             self.replay.save(folder / REPLAY)
 
     @loads_from_storage
     def load(self, folder: Path, *, version: int) -> None:
-        restore_weights(self.model.network, folder)
+        if has_adapters(self.model.network):
+            load_adapters(self.model.network, folder)
+        else:
+            restore_whole(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         if self.replay is not None:
             self.replay.load(folder / REPLAY)

@@ -42,7 +42,7 @@ from rlgaf_ray.models.straight_through import (
 from rlgaf_ray.objectives.gumbel import annealed_temperature, conditional_gumbel_perturbed, straight_through_embeddings
 from rlgaf_ray.objectives.kl import exact_entropy, exact_kl
 from rlgaf_ray.objectives.policy import TensorMetrics, masked_average
-from rlgaf_ray.training.policy import KLController, MetricSums, Policy, micro_batches
+from rlgaf_ray.training.policy import KLController, MetricSums, Policy
 from rlgaf_ray.training.precision import autocast
 from rlgaf_ray.types import Metrics, TrainBatch, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
@@ -90,7 +90,8 @@ class GumbelSoftmax:
             end=self.settings.temperature_end,
         )
         sums = MetricSums()
-        for index, share in micro_batches(aligned.response_mask, policy.micro_batch_size, average="sequence"):
+        for part in policy.batching.micro_batches(batch.sequences, average="sequence"):
+            index, share = part.rows, part.share
             rows, noise = aligned.rows(index), self.noise(index, iteration)
             match self.settings.mode:
                 case "autoregressive":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +13,9 @@ import torch
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
-from rlgaf_ray.models.generator import restore_weights
+from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy, mean_nll
@@ -31,19 +32,25 @@ from rlgaf_ray.types import (
     TextBlocks,
     WeightUpdate,
 )
-from rlgaf_ray.weights.state import to_arrays
+from rlgaf_ray.weights.state import split_state, to_arrays
 
 ALGORITHM_STATE = "algorithm.json"
 
 
 class Learner:
-    """Plain class; the same one runs in the local runner and inside the Ray actor."""
+    """Plain class; the same one runs in the local runner and inside the Ray actors.
 
-    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu") -> None:
+    In a group every rank is called alike, with the whole batch; what a method returns is the same on all of them.
+    """
+
+    def __init__(
+        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
+    ) -> None:
         self.config = config
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
-        self.policy = Policy(folder, config, device=self.device)
+        self.group = group
+        self.policy = Policy(folder, config, device=self.device, group=group)
         self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
@@ -52,7 +59,7 @@ class Learner:
             case "seqgan":
                 self.algorithm = Reinforce(config.generator.seqgan)
             case "ppo":
-                self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device)
+                self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device, group=group)
             case "gumbel":
                 self.algorithm = GumbelSoftmax(
                     folder, config, self.policy, pad_token_id=pad_token_id, device=self.device
@@ -61,7 +68,7 @@ class Learner:
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None = None
     ) -> Metrics:
-        """One update of the policy. ``pretraining`` is real text, for PPO-ptx.
+        """One update of the policy. ``pretraining`` is real text: for PPO-ptx, or demonstrations for REINFORCE.
 
         Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
@@ -73,11 +80,11 @@ class Learner:
             return shared | {"generator/non_finite": 1.0}
         rewards, batch, more = self.rewards(rewards, batch)
         shared |= more
+        text = None if pretraining is None else self._whole_text(pretraining)
         match self.algorithm:
             case Reinforce():
-                metrics = self.algorithm.update(self.policy, batch, rewards, iteration)
+                metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
             case PPO():
-                text = None if pretraining is None else self._whole_text(pretraining)
                 metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
             case GumbelSoftmax():
                 held = self.algorithm.discriminator_version
@@ -104,7 +111,27 @@ class Learner:
 
     def weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> WeightUpdate:
         """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
-        return to_arrays(self.policy.network(network).state_dict(), policy_version)
+        return to_arrays(self.state(network), policy_version)
+
+    def state(self, network: PolicyNetwork) -> Mapping[str, torch.Tensor]:
+        """What an engine loads of this network; of one that is cut over the group, this rank's shards."""
+        return merged_state(self.policy.network(network))
+
+    def num_parts(self) -> int:
+        """Parts in which ``weights_part`` gives the weights."""
+        return len(self._parts("policy"))
+
+    def weights_part(self, policy_version: int, part: int, *, network: PolicyNetwork = "policy") -> WeightUpdate | None:
+        """One of the parts of ``weights``, for rank 0 only, gathered by all ranks together.
+
+        Whoever takes the parts one by one never has a second copy of all weights in memory.
+        """
+        parts = self._parts(network)
+        state = whole_state(self.policy.network(network), self.group, parts[part])
+        return None if state is None else to_arrays(state, policy_version, part=part, num_parts=len(parts))
+
+    def _parts(self, network: PolicyNetwork) -> list[list[str]]:
+        return split_state(self.policy.network(network), max_bytes=self.config.weights.bucket_mib * 2**20)
 
     def mean_nll(
         self, items: Sequence[Demonstration | Rollout], *, model: PolicyNetwork | Literal["reference"]
@@ -114,7 +141,9 @@ class Learner:
             self.policy.network(model),
             items,
             pad_token_id=self.pad_token_id,
-            micro_batch_size=self.config.learner.micro_batch_size,
+            batching=self.policy.batching,
+            chunk_tokens=self.policy.chunk_tokens,
+            device=self.device,
         )
 
     def adjust(
@@ -136,17 +165,27 @@ class Learner:
 
     def export(self, folder: str | Path) -> None:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
-        self.policy.model.save_pretrained(folder)
+        state = whole_state(self.policy.model, self.group)
+        if state is not None:
+            export_network(self.policy.model, folder, state)
 
     @saves_to_storage
     def save(self, folder: Path) -> None:
-        """Generator, its averages, optimiser, the algorithm's own state, the random state."""
-        self.export(folder / "generator")
-        save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
+        """Generator (its adapters alone), its averages, optimiser, the algorithm's own state, the random state.
+
+        Rank 0 writes. Whatever the group, the files hold whole tensors: one of another size or strategy loads them.
+        """
+        if not has_adapters(self.policy.model):
+            self.export(folder / "generator")
+        elif self.group.first:
+            save_adapters(self.policy.model, folder / "generator")
+        save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors", self.group)
         if isinstance(self.algorithm, PPO):
             self.algorithm.save(folder / "critic")
         for name, average in self.policy.averages.items():
-            average.save(folder / name)
+            average.save(folder / name, self.group)
+        if not self.group.first:
+            return
         state = {
             "algorithm": self.algorithm.state_dict(),
             "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
@@ -157,7 +196,10 @@ class Learner:
 
     @loads_from_storage
     def load(self, folder: Path) -> None:
-        restore_weights(self.policy.model, folder / "generator")
+        if has_adapters(self.policy.model):
+            load_adapters(self.policy.model, folder / "generator")
+        else:
+            restore_whole(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         if isinstance(self.algorithm, PPO):
             self.algorithm.load(folder / "critic")

@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from rlgaf_ray.training.distributed import ALONE, Group, cut_like, whole
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -42,34 +45,49 @@ def schedule_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedul
 
 
 def optimizer_step(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], *, learning_rate: float, max_grad_norm: float
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    group: Group = ALONE,
 ) -> float:
-    """Clip, step, clear. Returns the gradient's norm before clipping; a norm that is not finite skips the step."""
-    norm = float(nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+    """Sum over the group, clip, step, clear.
+
+    Returns the norm of the whole gradient before clipping; one that is not finite skips the step.
+    """
+    parameters = list(parameters)
+    group.sum_gradients(parameters)
+    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     if math.isfinite(norm):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+        for options in optimizer.param_groups:
+            options["lr"] = learning_rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write ``path`` (safetensors: moments) and its JSON twin (hyper-parameters)."""
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = ALONE) -> None:
+    """Write ``path`` (safetensors: moments) and its JSON twin (hyper-parameters): rank 0, what all ranks gather."""
     state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, entries in state["state"].items()
-        for name, tensor in entries.items()
-    }
-    save_file(tensors, path)
-    path.with_suffix(".json").write_text(json.dumps(state["param_groups"]))
+    tensors: dict[str, torch.Tensor] = {}
+    for index, entries in state["state"].items():
+        for name, tensor in entries.items():
+            full = whole(tensor)
+            if group.first:
+                tensors[f"{index}.{name}"] = full.cpu() if isinstance(tensor, DTensor) else full.contiguous()
+    if group.first:
+        save_file(tensors, path)
+        path.with_suffix(".json").write_text(json.dumps(state["param_groups"]))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """As it was saved, whatever group saved it."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        moment = name != "step"
+        state.setdefault(int(index), {})[name] = cut_like(tensor, parameters[int(index)]) if moment else tensor
     groups = json.loads(path.with_suffix(".json").read_text())
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,17 +11,22 @@ from transformers import PreTrainedModel
 
 from rlgaf_ray.config.generator import GumbelKLSettings, KLSettings
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.models.generator import (
+    check_output_layer,
+    chunked_policy_logprobs_and_kl,
     end_of_text_ids,
     load_generator,
     policy_logprobs,
     predicted_logprobs,
     sampled_logprobs,
 )
+from rlgaf_ray.models.lora import add_adapters, frozen_start
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
-from rlgaf_ray.objectives.policy import masked_average, truncated_importance_weights
+from rlgaf_ray.objectives.policy import language_model_loss, masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
+from rlgaf_ray.training.batching import Batching
+from rlgaf_ray.training.distributed import ALONE, Group, prepare, whole
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch
@@ -30,15 +35,18 @@ from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, Sequ
 class Policy:
     """The trained network, its frozen start, and what every algorithm does with them."""
 
-    def __init__(self, folder: str | Path, config: Config, *, device: torch.device) -> None:
+    def __init__(self, folder: str | Path, config: Config, *, device: torch.device, group: Group = ALONE) -> None:
         self.config = config
         self.device = device
+        self.group = group
+        self.batching = Batching.configured(config.learner, group)
+        self.chunk_tokens = config.learner.logprob_chunk_tokens
         self.dtype = resolve_precision(config.learner.precision, device)
         self.entropy_bonus = config.generator.entropy_bonus
-        self.micro_batch_size = config.learner.micro_batch_size
-        self.model = self.load(folder)
+        self.model = self.load(folder, frozen=False)
+        add_adapters(self.model, config.model.lora, seed=config.run.seed)
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
-        self.reference = self.load(folder).requires_grad_(False)
+        self.reference = frozen_start(self.model, lambda: self.load(folder))
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.generator.learning_rate,
@@ -53,9 +61,13 @@ class Policy:
             rate = config.generator.seqgan.rollout_policy_rate
             self.averages["rollout_policy"] = MovingAverage(self.load(folder), rate=rate, debiased=False)
 
-    def load(self, folder: str | Path) -> PreTrainedModel:
-        """One more network of the same kind, on the same device."""
-        return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
+    def load(self, folder: str | Path, *, frozen: bool = True) -> PreTrainedModel:
+        """One more network of the same kind, on the same device and cut over the group in the same way."""
+        network = load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
+        if self.chunk_tokens is not None:
+            check_output_layer(network)
+        prepare(network.requires_grad_(not frozen), self.config.learner, self.group, frozen=frozen)
+        return network
 
     def network(self, name: PolicyNetwork | Literal["reference"]) -> PreTrainedModel:
         match name:
@@ -74,6 +86,7 @@ class Policy:
                 sequences,
                 temperature=self.config.rollout.temperature,
                 masked_token_ids=self.masked_token_ids,
+                chunk_tokens=self.chunk_tokens,
             )
 
     def distributions(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
@@ -86,20 +99,39 @@ class Policy:
                 masked_token_ids=self.masked_token_ids,
             )
 
-    @torch.no_grad()
     def frozen_logprobs(self, sequences: SequenceBatch, model: PreTrainedModel) -> torch.Tensor:
-        parts = [
-            self.logprobs(rows_of(sequences, rows), model)
-            for rows in torch.arange(len(sequences.token_ids)).split(self.micro_batch_size)
-        ]
-        return torch.cat(parts)
+        return self.frozen_pass(sequences, lambda part: self.logprobs(part, model))
+
+    @torch.no_grad()
+    def frozen_pass(self, sequences: SequenceBatch, values: Callable[[SequenceBatch], torch.Tensor]) -> torch.Tensor:
+        """``values`` [b, t] of every row, each rank computing its share: [B, T] on all of them."""
+        result: torch.Tensor | None = None
+        for micro_batch in self.batching.micro_batches(sequences, average="sequence"):
+            part = values(micro_batch.sequences(sequences))
+            if result is None:
+                result = torch.zeros(sequences.token_ids.shape, dtype=part.dtype, device=part.device)
+            if micro_batch.share > 0:
+                result[micro_batch.rows, : micro_batch.width] = part
+        assert result is not None, "a batch has rows"
+        return self.group.sum(result)
 
     def logprobs_and_exact_kl(self, sequences: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log-probs of the policy and of the reference, and KL(policy || reference) over the whole vocabulary.
 
         Each float32 [B, T], zero outside the response; the reference's part has no gradient. Memory: about five
-        tensors of response tokens x vocabulary, float32; ``learner.micro_batch_size`` bounds it.
+        tensors of response tokens x vocabulary, float32; ``learner.micro_batch_size`` bounds it, or
+        ``learner.logprob_chunk_tokens``.
         """
+        if self.chunk_tokens is not None:
+            with autocast(self.dtype, self.device):
+                return chunked_policy_logprobs_and_kl(
+                    self.model,
+                    self.reference,
+                    sequences,
+                    temperature=self.config.rollout.temperature,
+                    masked_token_ids=self.masked_token_ids,
+                    chunk_tokens=self.chunk_tokens,
+                )
         distributions = self.distributions(sequences)
         with torch.no_grad():
             anchors = self.distributions(sequences, self.reference)
@@ -111,9 +143,23 @@ class Policy:
         distance = torch.nn.functional.pad(exact_kl(distributions, anchors), (start, 0))
         return logprobs, reference, distance.masked_fill(~sequences.response_mask, 0.0)
 
+    def text_backward(self, text: SequenceBatch, coefficient: float, sums: MetricSums, *, name: str) -> None:
+        """Add the gradient of ``coefficient`` times the loss on real text, and the loss to ``sums`` under ``name``."""
+        one_pass = Batching(len(text.token_ids), group=self.group)
+        for part in one_pass.micro_batches(text, average="token"):
+            sequences = part.sequences(text)
+            with autocast(self.dtype, self.device):
+                # Real text: nothing masked, temperature 1.
+                logprobs = policy_logprobs(self.model, sequences, chunk_tokens=self.chunk_tokens)
+            loss = language_model_loss(logprobs, sequences.response_mask)
+            (coefficient * loss * part.share).backward()
+            sums.add({name: loss}, part.share)
+
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
-        cap = self.config.generator.importance_weight_cap
-        return None if cap is None else truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap)
+        cap, mode = self.config.importance_weight_cap, self.config.generator.importance_weight_mode
+        if cap is None or mode == "none":
+            return None
+        return truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap, bound=mode)
 
     def step(self, iteration: int) -> Metrics:
         settings = self.config.generator
@@ -128,10 +174,12 @@ class Policy:
             self.model.parameters(),
             learning_rate=learning_rate,
             max_grad_norm=settings.max_grad_norm,
+            group=self.group,
         )
         for average in self.averages.values():
             average.update(self.model)
-        weight_norm = float(torch.nn.utils.get_total_norm([weight.detach() for weight in self.model.parameters()]))
+        weights = [weight.detach() for weight in self.model.parameters()]
+        weight_norm = float(whole(torch.nn.utils.get_total_norm(weights)))
         return {"learning_rate": learning_rate, "grad_norm": grad_norm, "weight_norm": weight_norm}
 
 
@@ -141,16 +189,22 @@ def mean_nll(
     items: Sequence[Demonstration | Rollout],
     *,
     pad_token_id: int,
-    micro_batch_size: int,
+    batching: Batching,
     temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+    device: torch.device | None = None,
 ) -> float:
     """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
     total, count = 0.0, 0
-    for start in range(0, len(items), micro_batch_size):
-        sequences = collate_sequences(items[start : start + micro_batch_size], pad_token_id).to(model.device)
-        total -= float(policy_logprobs(model, sequences, temperature=temperature).sum())
-        count += int(sequences.response_mask.sum())
-    return total / count
+    for rows in batching.plan([num_tokens(item) for item in items]):
+        sequences = collate_sequences([items[row] for row in rows or [0]], pad_token_id)
+        sequences = sequences.to(device or model.device)  # where the weights are, unless they are offloaded
+        logprobs = policy_logprobs(model, sequences, temperature=temperature, chunk_tokens=chunk_tokens)
+        if rows:
+            total -= float(logprobs.sum())
+            count += int(sequences.response_mask.sum())
+    total, everything = batching.group.sum_numbers([total, count])
+    return total / everything
 
 
 class KLController:
@@ -171,22 +225,6 @@ class KLController:
             )
 
 
-def rows_of(sequences: SequenceBatch, rows: torch.Tensor) -> SequenceBatch:
-    return SequenceBatch(sequences.token_ids[rows], sequences.attention_mask[rows], sequences.response_mask[rows])
-
-
-def micro_batches(
-    response_mask: torch.Tensor, size: int, *, average: Literal["token", "sequence"]
-) -> Iterator[tuple[torch.Tensor, float]]:
-    """Row indices of each micro-batch with the share of the whole batch's average that it makes up."""
-    weights = (
-        response_mask.sum(1) if average == "token" else torch.ones(len(response_mask), device=response_mask.device)
-    )
-    total = weights.sum()
-    for rows in torch.arange(len(response_mask), device=response_mask.device).split(size):
-        yield rows, float(weights[rows].sum() / total)
-
-
 class MetricSums:
     """Means of metrics over micro-batches, weighted by their share."""
 
@@ -199,8 +237,12 @@ class MetricSums:
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach() * share
             self.shares[name] = self.shares.get(name, 0.0) + share
 
-    def means(self) -> Metrics:
-        return {name: float(value) / self.shares[name] for name, value in self.sums.items()}
+    def means(self, group: Group = ALONE) -> Metrics:
+        """Over the micro-batches of all ranks, which have the same metrics."""
+        names = sorted(self.sums) if group.size > 1 else list(self.sums)
+        sums = group.sum_numbers(float(self.sums[name]) for name in names)
+        shares = group.sum_numbers(self.shares[name] for name in names)
+        return {name: value / share for name, value, share in zip(names, sums, shares, strict=True)}
 
 
 @torch.no_grad()

@@ -14,27 +14,34 @@ import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.models.generator import policy_logprobs, restore_weights
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advantage_estimate, whiten
 from rlgaf_ray.objectives.kl import kl_estimate
-from rlgaf_ray.objectives.policy import language_model_loss, ppo_policy_loss, ppo_value_loss
+from rlgaf_ray.objectives.policy import ppo_policy_loss, ppo_value_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
+from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
-    micro_batches,
     rollout_metrics,
-    rows_of,
 )
 from rlgaf_ray.training.precision import autocast
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 class PPO:
-    def __init__(self, folder: str | Path, config: Config, *, pad_token_id: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Config,
+        *,
+        pad_token_id: int,
+        device: torch.device,
+        group: Group = ALONE,
+    ) -> None:
+        self.group = group
         self.settings = config.generator.ppo
         self.seed = config.run.seed
         self.max_grad_norm = config.generator.max_grad_norm
@@ -49,6 +56,7 @@ class PPO:
             device=device,
         )
         torch.nn.init.zeros_(self.critic.network.score.weight)  # values start at zero, as whitened rewards do
+        prepare(self.critic.network, config.learner, group)
         self.critic_optimizer = build_optimizer(
             self.critic.parameters(),
             learning_rate=self.settings.value_learning_rate,
@@ -67,8 +75,7 @@ class PPO:
         settings, mask = self.settings, batch.sequences.response_mask
         old_logprobs = policy.frozen_logprobs(batch.sequences, policy.model)
         reference = policy.frozen_logprobs(batch.sequences, policy.reference)
-        with torch.no_grad():
-            old_values = self.values(policy, batch.sequences)
+        old_values = policy.frozen_pass(batch.sequences, lambda part: self.values(policy, part))
         if settings.whiten_rewards:
             self.statistics.update(sequence_rewards)
             sequence_rewards = self.statistics.whiten(sequence_rewards)
@@ -90,48 +97,50 @@ class PPO:
         for _ in range(settings.epochs):
             order = torch.from_numpy(generator.permutation(len(mask))).to(mask.device)
             for minibatch in order.chunk(settings.minibatches):
-                for rows, share in micro_batches(
-                    mask[minibatch], policy.micro_batch_size, average=settings.loss_average
+                for part in policy.batching.micro_batches(
+                    batch.sequences, average=settings.loss_average, among=minibatch
                 ):
-                    chosen = minibatch[rows]
-                    sequences = rows_of(batch.sequences, chosen)
+                    sequences = part.sequences(batch.sequences)
                     value_loss, value_metrics = ppo_value_loss(
                         self.values(policy, sequences),
-                        old_values[chosen],
-                        returns[chosen],
+                        part.of(old_values),
+                        part.of(returns),
                         sequences.response_mask,
                         value_clip_range=settings.value_clip_range,
                         average=settings.loss_average,
                     )
-                    (settings.value_coefficient * value_loss * share).backward()
-                    sums.add(value_metrics | {"value_loss": value_loss}, share)
+                    (settings.value_coefficient * value_loss * part.share).backward()
+                    sums.add({"value_loss": value_metrics.pop("value_loss")}, part.share)
+                    sums.add(value_metrics, part.token_share)
                     if policy_moves:
                         logprobs = policy.logprobs(sequences)
                         loss, metrics = ppo_policy_loss(
                             logprobs,
-                            old_logprobs[chosen],
-                            advantages[chosen],
+                            part.of(old_logprobs),
+                            part.of(advantages),
                             sequences.response_mask,
                             clip_range=settings.clip_range,
                             average=settings.loss_average,
                             ratio_level=settings.ratio,
                             importance_weights=policy.importance_weights(
-                                old_logprobs[chosen], batch.behaviour_logprobs[chosen]
+                                part.of(old_logprobs), part.of(batch.behaviour_logprobs)
                             ),
                         )
-                        (loss * share).backward()
-                        sums.add(metrics | {"loss": loss}, share)
+                        (loss * part.share).backward()
+                        sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
+                        sums.add(metrics, part.token_share)
                 if policy_moves and pretraining is not None:
-                    sums.add({"pretraining_loss": self.pretraining_backward(policy, pretraining)}, 1.0)
+                    policy.text_backward(pretraining, settings.pretraining_coefficient, sums, name="pretraining_loss")
                 steps["critic_grad_norm"] = optimizer_step(
                     self.critic_optimizer,
                     self.critic.parameters(),
                     learning_rate=settings.value_learning_rate,
                     max_grad_norm=self.max_grad_norm,
+                    group=policy.group,
                 )
                 if policy_moves:
                     steps |= policy.step(iteration)
-        totals = sums.means() | steps
+        totals = sums.means(policy.group) | steps
         totals["kl_coefficient"] = self.kl.coefficient
         totals["advantage_deviation"] = float(advantages[mask].std())
         self.kl.observe(totals["kl"], num_samples=len(mask))
@@ -143,14 +152,6 @@ class PPO:
             scores = self.critic.token_scores(sequences)
         return torch.nn.functional.pad(scores[:, :-1], (1, 0)) * sequences.response_mask
 
-    def pretraining_backward(self, policy: Policy, pretraining: SequenceBatch) -> torch.Tensor:
-        """Gradient of gamma times the pretraining loss (PPO-ptx), added to the policy's."""
-        with autocast(policy.dtype, policy.device):
-            logprobs = policy_logprobs(policy.model, pretraining)  # real text: nothing masked, temperature 1
-        loss = language_model_loss(logprobs, pretraining.response_mask)
-        (self.settings.pretraining_coefficient * loss).backward()
-        return loss.detach()
-
     def state_dict(self) -> dict[str, Any]:
         return {"kl_coefficient": self.kl.coefficient, "reward_statistics": self.statistics.state_dict()}
 
@@ -159,9 +160,11 @@ class PPO:
         self.statistics.load_state_dict(state["reward_statistics"])
 
     def save(self, folder: Path) -> None:
-        self.critic.export(folder)
-        save_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")
+        state = whole_state(self.critic.network, self.group)
+        if state is not None:
+            self.critic.export(folder, state)
+        save_optimizer(self.critic_optimizer, folder / "optimizer.safetensors", self.group)
 
     def load(self, folder: Path) -> None:
-        restore_weights(self.critic.network, folder)
+        restore_whole(self.critic.network, folder)
         load_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")

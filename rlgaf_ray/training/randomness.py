@@ -15,11 +15,13 @@ def update_generator(seed: int, update: int) -> np.random.Generator:
 
 
 @contextmanager
-def seeded(seed: int, update: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, update: int, device: torch.device, *, rank: int = 0) -> Iterator[None]:
     """torch's random state inside; outside nothing has been drawn.
 
-    So runs in one process and on actors draw alike, and a resumed run as an uninterrupted one.
+    So runs in one process and on actors draw alike, and a resumed run as an uninterrupted one. Ranks of a group draw
+    apart.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, update]).generate_state(1)[0]))
+        entropy = [seed, update, rank] if rank else [seed, update]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         yield

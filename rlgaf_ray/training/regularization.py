@@ -6,6 +6,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlgaf_ray.models.generator import blocks_of
+from rlgaf_ray.training.distributed import whole
+
 
 @torch.no_grad()
 def bound_spectral_norm(layer: nn.Linear) -> float:
@@ -17,7 +20,8 @@ def bound_spectral_norm(layer: nn.Linear) -> float:
     arXiv 1804.04368, section 3): the layer's own weight is the bounded one, so that it is scored with, saved and
     exported as it stands.
     """
-    sigma = float(torch.linalg.matrix_norm(layer.weight.float(), ord=2))
+    weight = whole(layer.weight).float()
+    sigma = float(torch.linalg.matrix_norm(weight, ord=2))
     if sigma > 1.0:
         layer.weight.div_(sigma)
     return sigma
@@ -34,9 +38,8 @@ def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
     check_frozen_layers(num_blocks, total)
     if num_blocks == 0:
         return
-    parts = list(network.base_model.children())
-    (blocks,) = (part for part in parts if isinstance(part, nn.ModuleList) and len(part) == total)
-    for part in (*blocks[:num_blocks], *(part for part in parts if isinstance(part, nn.Embedding))):
+    embeddings = [part for part in network.base_model.children() if isinstance(part, nn.Embedding)]
+    for part in (*blocks_of(network)[:num_blocks], *embeddings):
         part.requires_grad_(False)
 
 

@@ -25,11 +25,9 @@ from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
-    micro_batches,
     rollout_metrics,
-    rows_of,
 )
-from rlgaf_ray.types import Metrics, TrainBatch
+from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 class Reinforce:
@@ -38,7 +36,14 @@ class Reinforce:
         self.kl = KLController(settings.kl)
         self.baseline: float | None = None  # of the moving average, over the iterations before this one
 
-    def update(self, policy: Policy, batch: TrainBatch, sequence_rewards: torch.Tensor, iteration: int) -> Metrics:
+    def update(
+        self,
+        policy: Policy,
+        batch: TrainBatch,
+        sequence_rewards: torch.Tensor,
+        iteration: int,
+        demonstrations: SequenceBatch | None = None,
+    ) -> Metrics:
         settings, mask = self.settings, batch.sequences.response_mask
         estimator = settings.kl.estimator
         reference = None if estimator == "exact" else policy.frozen_logprobs(batch.sequences, policy.reference)
@@ -53,17 +58,17 @@ class Reinforce:
         advantages = self.advantages(batch, sequence_rewards, penalties)
 
         sums = MetricSums()
-        for rows, share in micro_batches(mask, policy.micro_batch_size, average=settings.loss_average):
-            sequences, behaviour = rows_of(batch.sequences, rows), batch.behaviour_logprobs[rows]
+        for part in policy.batching.micro_batches(batch.sequences, average=settings.loss_average):
+            sequences, behaviour = part.sequences(batch.sequences), part.of(batch.behaviour_logprobs)
             if estimator == "exact":
                 logprobs, anchor, distance = policy.logprobs_and_exact_kl(sequences)
             else:
                 assert reference is not None
-                logprobs, anchor = policy.logprobs(sequences), reference[rows]
+                logprobs, anchor = policy.logprobs(sequences), part.of(reference)
                 distance = kl_estimate(logprobs, anchor, estimator=estimator)
             loss, metrics = reinforce_loss(
                 logprobs,
-                advantages[rows],
+                part.of(advantages),
                 sequences.response_mask,
                 average=settings.loss_average,
                 importance_weights=policy.importance_weights(logprobs, behaviour),
@@ -71,12 +76,15 @@ class Reinforce:
             if settings.kl.placement == "loss" and self.kl.coefficient > 0:
                 penalty = masked_average(distance, sequences.response_mask, average=settings.loss_average)
                 loss = loss + self.kl.coefficient * penalty
-            (loss * share).backward()
+            (loss * part.share).backward()
             metrics |= rollout_metrics(logprobs, anchor, behaviour, sequences.response_mask)
             if estimator == "exact":
                 metrics["kl"] = masked_average(distance.detach(), sequences.response_mask, average="token")
-            sums.add({"loss": loss, **metrics}, share)
-        totals = sums.means()
+            sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
+            sums.add(metrics, part.token_share)
+        if demonstrations is not None:
+            policy.text_backward(demonstrations, settings.demonstration_coefficient, sums, name="demonstration_loss")
+        totals = sums.means(policy.group)
         totals |= policy.step(iteration)
         totals["kl_coefficient"] = self.kl.coefficient
         totals["advantage_deviation"] = float(advantages[mask].std())

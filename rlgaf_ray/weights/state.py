@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
+from rlgaf_ray.models.lora import plain_state
 from rlgaf_ray.types import WeightUpdate
 
 if TYPE_CHECKING:
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def to_arrays(state_dict: Mapping[str, torch.Tensor], policy_version: int) -> WeightUpdate:
+def to_arrays(
+    state_dict: Mapping[str, torch.Tensor], policy_version: int, *, part: int = 0, num_parts: int = 1
+) -> WeightUpdate:
     """View every entry of a ``state_dict()`` as a numpy array; bfloat16 is viewed as uint16.
 
     Contiguous CPU tensors are not copied: the update shows later changes of the tensors until it is put into an
     object store. Entries tied to one another keep both names and become one array object, which pickle stores once.
+    ``part``: which of ``num_parts`` parts of the state (``split_state``) this is.
     """
     arrays: dict[str, np.ndarray] = {}
     dtypes: dict[str, str] = {}
@@ -35,7 +40,29 @@ def to_arrays(state_dict: Mapping[str, torch.Tensor], policy_version: int) -> We
             seen[memory] = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
         arrays[name] = seen[memory]
         dtypes[name] = str(tensor.dtype).removeprefix("torch.")
-    return WeightUpdate(policy_version=policy_version, arrays=arrays, dtypes=dtypes)
+    return WeightUpdate(policy_version, arrays, dtypes, part, num_parts)
+
+
+def split_state(network: nn.Module, *, max_bytes: int) -> list[list[str]]:
+    """Names of a network's ``state_dict()`` in its order, in parts of at most so many bytes unless an entry is larger.
+
+    Entries tied to one another stand together: they are one array, and a receiver ties them again. A network that is
+    cut over a group has the same parts on every rank. Adapters are part of what they adapt (``merged_state``).
+    """
+    tied: dict[int, list[str]] = {}
+    sizes: dict[int, int] = {}
+    for name, tensor in plain_state(network).items():
+        tied.setdefault(id(tensor), []).append(name)
+        sizes[id(tensor)] = tensor.numel() * tensor.element_size()
+    parts: list[list[str]] = []
+    filled = 0
+    for memory, names in tied.items():
+        if not parts or filled + sizes[memory] > max_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1] += names
+        filled += sizes[memory]
+    return parts
 
 
 def to_tensors(update: WeightUpdate) -> dict[str, torch.Tensor]:
@@ -49,8 +76,17 @@ def to_tensors(update: WeightUpdate) -> dict[str, torch.Tensor]:
 
 def checksum(update: WeightUpdate) -> str:
     """SHA-256 of the version and of every entry's name, shape and type: what a sender says that it sent."""
-    entries = [[name, list(array.shape), update.dtypes[name]] for name, array in sorted(update.arrays.items())]
-    return hashlib.sha256(json.dumps([update.policy_version, entries]).encode()).hexdigest()
+    return entries_checksum(update.policy_version, _shapes(update), update.dtypes)
+
+
+def entries_checksum(policy_version: int, shapes: Shapes, dtypes: Mapping[str, str]) -> str:
+    """As ``checksum``, of weights that are no arrays."""
+    entries = [[name, list(shape), dtypes[name]] for name, shape in sorted(shapes.items())]
+    return hashlib.sha256(json.dumps([policy_version, entries]).encode()).hexdigest()
+
+
+def _shapes(update: WeightUpdate) -> Shapes:
+    return {name: array.shape for name, array in update.arrays.items()}
 
 
 def num_bytes(update: WeightUpdate) -> int:
@@ -67,6 +103,24 @@ def expected_shapes(config: PreTrainedConfig, *, trust_remote_code: bool = False
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
+class Receipt:
+    """What a receiver keeps of an update that comes in parts: which entries are there, and whether all of them are."""
+
+    def __init__(self, expected: Shapes) -> None:
+        self.expected = expected
+        self.received: dict[str, tuple[int, ...]] = {}
+
+    def take(self, update: WeightUpdate) -> None:
+        """Check one more part, before it is loaded. Raises ValueError as ``check_shapes``."""
+        if update.is_first:
+            self.received = {}
+        self.received |= _shapes(update)
+        expected = self.expected
+        if not update.is_last:  # what is still to come is not missing
+            expected = {name: shape for name, shape in expected.items() if name in update.arrays}
+        check_entries(update.policy_version, self.received, expected, known=self.expected)
+
+
 def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
     """Refuse an update that is not a full state dict of the receiving model.
 
@@ -75,20 +129,25 @@ def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
     Raises:
         ValueError: names the first entry that is missing, unknown, or of another shape.
     """
+    check_entries(update.policy_version, _shapes(update), expected, known=expected)
+
+
+def check_entries(policy_version: int, shapes: Shapes, expected: Shapes, *, known: Shapes) -> None:
+    """As ``check_shapes``, of weights that are no arrays: all of ``expected`` is there, and nothing but ``known``."""
     for name, shape in expected.items():
-        if name not in update.arrays:
+        if name not in shapes:
             raise ValueError(
-                f"weights of version {update.policy_version} lack {name!r}: send every entry of state_dict(), "
+                f"weights of version {policy_version} lack {name!r}: send every entry of state_dict(), "
                 "tied copies included, not named_parameters()"
             )
-        if update.arrays[name].shape != shape:
+        if shapes[name] != shape:
             raise ValueError(
-                f"weights of version {update.policy_version} have {name!r} of shape {list(update.arrays[name].shape)}, "
+                f"weights of version {policy_version} have {name!r} of shape {list(shapes[name])}, "
                 f"but the engine's model has {list(shape)}: learner and engine must load the same model"
             )
-    for name in update.arrays:
-        if name not in expected:
+    for name in shapes:
+        if name not in known:
             raise ValueError(
-                f"weights of version {update.policy_version} have {name!r}, which the engine's model lacks: "
+                f"weights of version {policy_version} have {name!r}, which the engine's model lacks: "
                 "learner and engine must load the same model"
             )

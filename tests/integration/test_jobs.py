@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 RAY = str(Path(sys.executable).with_name("ray"))
 REPOSITORY = Path(__file__).parents[2]
@@ -28,7 +30,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment of a client of a head that runs on this machine; the head ends with the module."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()  # of its own: another Ray may run beside it
     home = tmp_path_factory.mktemp("home")
     environment = {
         **os.environ,
@@ -37,8 +39,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         "RAY_AUTH_TOKEN": "a-token-of-this-test-" + "0" * 32,
         "RAY_TMPDIR": "/tmp",
         "PYTHONPATH": str(REPOSITORY),
+        # a job's shell finds `python` there, as in the image of cluster/Dockerfile
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = [RAY, "start", "--head", "--block", "--port", str(port), "--dashboard-port", str(dashboard)]
+    command += ["--dashboard-agent-listen-port", str(agent)]
     command += ["--node-ip-address", "127.0.0.1", "--dashboard-host", "127.0.0.1", "--num-cpus", "2"]
     log = (home / "head.log").open("w")
     process = subprocess.Popen([*command, "--disable-usage-stats"], env=environment, stdout=log, stderr=log)
@@ -75,6 +80,37 @@ def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], sma
     assert json.loads(rows[-1])["iteration"] == 8
     for name in ("config.yaml", "data.json", "samples.md", "generator/model.safetensors", "checkpoints/latest"):
         assert (tmp_path / "job" / name).is_file(), name
+
+
+def test_the_entrypoint_of_the_kubernetes_job_succeeds_as_it_is_written(head: dict[str, str], small, tmp_path) -> None:
+    job = yaml.safe_load((REPOSITORY / "cluster/rayjob.yaml").read_text())["spec"]
+    environment = yaml.safe_load(job["runtimeEnvYAML"])
+    # What the manifest says may be changed: to this machine's size, without GPUs and without /shared.
+    changes = ["rollout.engine=transformers", "cluster.gpus_per_actor=0", "cluster.placement=auto", "run.iterations=2"]
+    changes += ["cluster.join_seconds=0", "learner.num_workers=1", "rollout.num_workers=1", "evaluation.every=0"]
+    environment["env_vars"]["RLGAF_OVERRIDES"] += " " + " ".join(one_word_each([*small(), *changes]))
+    # The submitter's pod puts the entrypoint into a line of its shell, as it stands.
+    options = f"--submission-id manifest --runtime-env-json {shlex.quote(json.dumps(environment))}"
+    submitted = subprocess.run(
+        ["bash", "-c", f"{RAY} job submit {options} -- {job['entrypoint']}"],
+        env=head, capture_output=True, text=True, timeout=300, cwd="/",
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert status(head, "manifest") == "SUCCEEDED"
+    assert (tmp_path / "job/generator/config.json").is_file()
+
+
+def one_word_each(overrides: list[str]) -> list[str]:
+    """Overrides without spaces: a mapping becomes a dotted key for each of its entries."""
+    words = []
+    for key, value in (item.split("=", 1) for item in overrides):
+        parsed = yaml.safe_load(value)
+        words += (
+            [f"{key}.{name}={inner}" for name, inner in parsed.items()]
+            if isinstance(parsed, dict)
+            else [f"{key}={value}"]
+        )
+    return words
 
 
 def test_a_wrong_config_fails_the_job_with_its_exit_code(head: dict[str, str], small) -> None:

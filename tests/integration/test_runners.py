@@ -30,6 +30,13 @@ SEQGAN = [
     "generator.seqgan.rollout_policy_rate=0.8",
 ]
 GUMBEL = ["generator.algorithm=gumbel"]
+ASYNC = [
+    "schedule.mode=async",
+    "schedule.max_staleness=2",
+    "rollout.requests_per_worker=2",
+    "discriminator.updates_per_generator_update=1",
+    "discriminator.held_out=32",
+]
 AVERAGE = ["generator.average_decay=0.9"]
 STABILISED = [
     "generator.reinforce.credit=sequence",
@@ -73,8 +80,8 @@ def prepared(small_config, cache: Path, ray_cluster):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [[], STABILISED, PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"]],
-    ids=["reinforce", "stabilised", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional"],
+    [[], STABILISED, PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"], ASYNC],
+    ids=["reinforce", "stabilised", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional", "async"],
 )
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
@@ -100,9 +107,41 @@ def test_local_and_ray_runners_agree_step_for_step(
     assert len(local) == 7
     for ours, theirs in zip(local, on_ray, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    staleness = [0, 1, 2, 2, 2, 2] if algorithm is ASYNC else [0] * 6
+    assert [row["rollout/staleness"] for row in on_ray[1:]] == staleness
     logged = {name for row in local for name in row} - {"iteration"}
     assert logged <= DOCUMENTED
     assert all(math.isfinite(value) for row in local for value in row.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("algorithm", [[], [*PPO, *AVERAGE]], ids=["reinforce", "ppo-average"])
+def test_groups_of_two_train_as_one_worker_does(
+    prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str], strategy: str
+) -> None:
+    """Weights are pushed in several parts, and a checkpoint of the group is taken up by one process."""
+    torch.set_num_threads(1)
+    shared = ["run.iterations=4", "checkpoint.every=2", "evaluation.every=2", *algorithm]
+    config, data, warmups = prepared(*shared)
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "one")
+    groups = ["learner.num_workers=2", "discriminator.num_workers=2", f"learner.strategy={strategy}"]
+    grouped, data, warmups = prepared(*shared, *groups, "weights.bucket_mib=1")
+    placement = plan_placement(grouped, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
+    pad = data.tokenizer.pad_token_id
+    sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": pad}
+    roles = RayRoles(warmups.generator, warmups.discriminator, grouped, placement, **sizes)
+    try:
+        assert roles.num_parts > 2
+        run(grouped, data, cache, roles, tmp_path / "two")
+    finally:
+        roles.close()
+    for ours, theirs in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    remove_checkpoint(tmp_path / "two", 4)
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "two", resume=True)
+    for ours, theirs in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize(

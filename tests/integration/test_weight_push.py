@@ -20,7 +20,7 @@ from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.engines.vllm import VLLMEngine
 from rlgaf_ray.models.generator import load_generator, policy_logprobs
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
-from rlgaf_ray.weights.state import to_arrays
+from rlgaf_ray.weights.state import split_state, to_arrays
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -61,6 +61,16 @@ class Pair:
         self.version += 1
         update = ray.put(to_arrays(model.state_dict(), self.version))
         ray.get(self.engine.update_weights.remote(update), timeout=60)
+
+    def push_in_parts(self, model: PreTrainedModel, max_bytes: int) -> int:
+        """The number of parts."""
+        self.version += 1
+        state, parts = model.state_dict(), split_state(model, max_bytes=max_bytes)
+        for part, names in enumerate(parts):
+            entries = {name: state[name] for name in names}
+            update = ray.put(to_arrays(entries, self.version, part=part, num_parts=len(parts)))
+            ray.get(self.engine.update_weights.remote(update), timeout=60)
+        return len(parts)
 
 
 def prompts(*lengths: int) -> list[Prompt]:
@@ -137,6 +147,16 @@ def test_three_pushes_leave_no_difference_to_the_learner(pair: Pair) -> None:
         assert largest_error(pair.model, old, FULL_LENGTH) > 1e-2  # the push did change the model
         again = pair.generate(same_prompts, FULL_LENGTH, range(8))  # now with cached prefixes
         assert largest_error(pair.model, again, FULL_LENGTH) < 1e-4
+
+
+def test_a_push_in_parts_leaves_no_difference_either(pair: Pair) -> None:
+    same_prompts = prompts(3, 140, 9, 150)
+    pair.generate(same_prompts, FULL_LENGTH, range(8))  # fills the cache with the old version's values
+    perturb(pair.model, 7)
+    assert pair.push_in_parts(pair.model, max_bytes=40_000) > 5
+    new = pair.generate(same_prompts, FULL_LENGTH, range(8))
+    assert {rollout.policy_version for rollout in new} == {pair.version}
+    assert largest_error(pair.model, new, FULL_LENGTH) < 1e-4
 
 
 @pytest.mark.parametrize(

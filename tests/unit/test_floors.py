@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "rlgaf_ray"
 
 FLOORS = {
-    **dict.fromkeys(("main", "train", "evaluate", "doctor", "report", "sweep"), 5),
+    **dict.fromkeys(("main", "train", "evaluate", "doctor", "plan", "report", "sweep"), 5),
     **dict.fromkeys(("loop", "actors"), 4),
     **dict.fromkeys(("training", "engines", "weights", "evaluation"), 3),
     **dict.fromkeys(("models", "data"), 2),
@@ -212,6 +212,8 @@ def test_a_planted_circle_of_neighbouring_parts_is_found() -> None:
         ("rlgaf_ray.config", "torch ray vllm transformers"),
         ("rlgaf_ray.main", "torch ray vllm transformers"),
         ("rlgaf_ray.objectives", "ray vllm transformers"),
+        ("rlgaf_ray.plan.memory", "torch ray vllm transformers"),
+        ("rlgaf_ray.plan.speed", "torch ray vllm transformers"),
     ],
 )
 def test_importing_loads_nothing_heavy(module: str, unwanted: str) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.actors import placement as placement_module
+from rlgaf_ray.actors.packing import Node
+from rlgaf_ray.actors.placement import find_placement, plan_on, plan_placement
 from rlgaf_ray.config import load_config
 
 
@@ -24,6 +26,19 @@ def test_rollout_workers_share_the_cores_because_they_sample_at_the_same_time() 
     assert plan("rollout.num_workers=8").rollout_threads == 1
 
 
+def test_rollouts_that_are_made_meanwhile_have_cores_of_their_own() -> None:
+    def shares(node_cpus: int, *more: str) -> tuple[int, int, int]:
+        placement = plan("schedule.mode=async", *more, cpus=node_cpus, node_cpus=node_cpus)
+        return placement.num_rollout_workers, placement.rollout_threads, placement.threads
+
+    assert shares(2) == (1, 1, 1)
+    assert shares(8) == (2, 2, 4)
+    assert shares(5) == (2, 1, 3)
+    assert shares(1) == (1, 1, 1)
+    assert shares(8, "rollout.num_workers=4") == (4, 1, 4)
+    assert shares(8, "cluster.threads=3") == (2, 1, 3)
+
+
 def test_a_large_cluster_gives_one_cpu_each_unless_asked() -> None:
     assert plan(cpus=64, node_cpus=16).cpus_per_actor == 1.0
     assert plan("cluster.cpus_per_actor=4", cpus=64, node_cpus=16).cpus_per_actor == 4
@@ -41,3 +56,141 @@ def test_gpus() -> None:
 def test_too_many_cpus() -> None:
     with pytest.raises(ValueError, match=r"asks for 16 CPUs \(4 actors x 4\) and the cluster has 2"):
         plan("cluster.cpus_per_actor=4")
+
+
+# Explicit placements, on nodes.
+
+
+def on(*nodes: Node, overrides: tuple[str, ...]):
+    return plan_on(load_config(None, overrides), nodes)
+
+
+GPU_NODES = (Node(32, 4), Node(32, 4), Node(32, 4))
+
+
+def test_colocated_roles_share_each_gpu() -> None:
+    wide = ("rollout.num_workers=8", "learner.num_workers=8", "discriminator.num_workers=4")
+    placement = on(*GPU_NODES, overrides=("cluster.placement=colocate", "cluster.gpus_per_actor=1", *wide))
+    assert placement.bundles == [{"CPU": 3.0, "GPU": 1.0}] * 4 + [{"CPU": 2.0, "GPU": 1.0}] * 4
+    assert [*placement.learner_bundles] == [*placement.rollout_bundles] == list(range(8))
+    assert [*placement.discriminator_bundles] == list(range(4))
+    assert (placement.gpus_per_actor, placement.strategy, placement.shares_gpus) == (0.333, "PACK", True)
+
+
+def test_separate_roles_have_gpus_of_their_own() -> None:
+    wide = ("rollout.num_workers=2", "rollout.tensor_parallel_size=4", "learner.num_workers=3")
+    placement = on(*GPU_NODES, overrides=("cluster.placement=separate", "cluster.gpus_per_actor=1", *wide))
+    assert placement.bundles == [{"CPU": 1.0, "GPU": 1.0}] * 4 + [{"CPU": 1.0, "GPU": 4.0}] * 2
+    assert [*placement.learner_bundles, *placement.discriminator_bundles, *placement.rollout_bundles] == list(range(6))
+    assert (placement.gpus_per_rollout_worker, placement.shares_gpus) == (4.0, False)
+
+
+def test_separate_cores() -> None:
+    placement = on(Node(4), Node(4), overrides=("cluster.placement=separate",))  # two workers, learner, discriminator
+    assert (placement.cpus_per_actor, placement.threads, placement.rollout_threads) == (2.0, 2, 2)
+    assert not placement.shared_cores
+    with pytest.raises(
+        ValueError,
+        match=r"asks for 4 CPUs \(4 actors x 1\) and the cluster has 2: .*plan that fits: cluster.placement=auto ",
+    ):
+        on(Node(2), overrides=("cluster.placement=separate", "rollout.num_workers=2", "cluster.cpus_per_actor=1"))
+
+
+def test_spread_actors_have_the_cores_of_their_nodes() -> None:
+    placement = on(*[Node(8)] * 3, overrides=("cluster.placement=spread", "rollout.num_workers=6"))
+    assert (placement.strategy, placement.threads, placement.rollout_threads) == ("SPREAD", 8, 4)
+
+
+def test_colocated_cores_are_of_one_node() -> None:
+    placement = on(Node(2), Node(8), overrides=("cluster.placement=colocate", "rollout.num_workers=2"))
+    assert (placement.strategy, placement.cpus_per_actor, placement.shared_cores) == ("STRICT_PACK", 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem", "nearest"),
+    [
+        (
+            ["cluster.placement=separate", "rollout.num_workers=12"],
+            "the run asks for 14 GPUs (14 actors x 1) and the cluster has 12",
+            "rollout.num_workers=10",
+        ),
+        (
+            ["cluster.placement=separate", "learner.num_workers=16"],
+            "the run asks for 18 GPUs (18 actors x 1) and the cluster has 12",
+            "learner.num_workers=8",
+        ),
+        (
+            ["cluster.placement=separate", "rollout.tensor_parallel_size=8"],
+            "the run asks for 10 GPUs and",  # of 12: no node has 8
+            "rollout.tensor_parallel_size=4",
+        ),
+        (
+            ["cluster.placement=colocate", "rollout.num_workers=13"],
+            "the run asks for 13 GPUs (13, shared by an actor of each role) and the cluster has 12",
+            "rollout.num_workers=12",
+        ),
+        (
+            ["cluster.placement=separate", "cluster.cpus_per_actor=40"],
+            "the run asks for 120 CPUs (3 actors x 40) and the cluster has 96",
+            "cluster.cpus_per_actor=null",
+        ),
+    ],
+)
+def test_a_refusal_names_the_nearest_plan_and_that_plan_is_taken(
+    overrides: list[str], problem: str, nearest: str
+) -> None:
+    asked = ("cluster.gpus_per_actor=1", *overrides)
+    with pytest.raises(ValueError) as caught:
+        on(*GPU_NODES, overrides=asked)
+    message = str(caught.value)
+    assert message.startswith(problem) or "CPUs and " in message
+    assert message.endswith(f"; the nearest plan that fits: {nearest}")
+    on(*GPU_NODES, overrides=(*asked, *nearest.split()))
+
+
+def test_one_gpu_for_three_is_shared() -> None:
+    with pytest.raises(ValueError, match=r"the nearest plan that fits: cluster.gpus_per_actor=0.333$"):
+        plan("cluster.gpus_per_actor=1", gpus=1, cpus=8, node_cpus=8)
+    with pytest.raises(ValueError, match=r"the nearest plan that fits: cluster.placement=colocate$"):
+        on(Node(8, 1), overrides=("cluster.gpus_per_actor=1", "cluster.placement=separate"))
+
+
+def test_nothing_fits() -> None:
+    with pytest.raises(ValueError, match=r"and the cluster has 0: .*; no smaller plan fits either$"):
+        plan("cluster.gpus_per_actor=1", gpus=0)
+
+
+def test_shards_take_whole_gpus() -> None:
+    for placed in ("cluster.gpus_per_actor=0.5", "cluster.placement=colocate"):
+        with pytest.raises(ValueError, match=r"rollout.tensor_parallel_size=2 takes whole GPUs"):
+            plan("rollout.tensor_parallel_size=2", "cluster.gpus_per_actor=1", placed, gpus=8)
+
+
+def test_the_default_on_one_node_is_what_it_was() -> None:
+    placement = on(Node(2), overrides=())
+    assert placement == plan()
+    assert (placement.bundles, placement.strategy) == ([{"CPU": 0.5}] * 4, "PACK")
+    assert (placement.threads, placement.rollout_threads, placement.shared_cores) == (2, 1, True)
+    learner, discriminator = placement.learner_bundles, placement.discriminator_bundles
+    assert [*learner, *discriminator, *placement.rollout_bundles] == [0, 1, 2, 3]
+
+
+def test_nodes_may_join_before_a_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, asked = [Node(8)], []
+
+    def join(bundles: list[dict[str, float]]) -> None:
+        asked.append(bundles)
+        nodes.append(Node(8, 2))
+
+    monkeypatch.setattr(placement_module, "cluster_nodes", lambda: list(nodes))
+    monkeypatch.setattr(placement_module, "request_resources", join)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(None, ["cluster.gpus_per_actor=1", "cluster.join_seconds=30", "cluster.placement=separate"])
+    monkeypatch.setattr(placement_module.time, "sleep", lambda seconds: None)
+    placement = find_placement(config)
+    assert placement.total("GPU") == 3
+    assert asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 3
+    assert len(nodes) == 4  # one more request once there was enough: it keeps the nodes
+    with pytest.raises(ValueError, match="the cluster has 0"):
+        nodes[:] = [Node(8)]
+        find_placement(config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})}))

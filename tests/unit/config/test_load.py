@@ -17,6 +17,7 @@ SECTIONS = (
     "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
     "evaluation, checkpoint, tracking, cluster, sweep"
 )
+MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true"]
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -123,6 +124,11 @@ def write(tmp_path: Path):
             "discriminator.update_ratio={minimum: 0.5, maximum: 0.1}",
             "discriminator.update_ratio.minimum=0.5 lies above discriminator.update_ratio.maximum=0.1",
         ),
+        ("schedule.mode=later", "schedule.mode=later: must be 'sync' or 'async'"),
+        ("schedule.max_staleness=0", "schedule.max_staleness=0: must be greater than 0"),
+        ("generator={importance_weight_mode: mask, importance_weight_cap: 0.5}",
+         "generator.importance_weight_cap=0.5 with generator.importance_weight_mode=mask would drop every token that "
+         "the policy did not change: set it to 1 or more"),
         ("guard.window=1", "guard.window=1: must be greater than or equal to 2"),
         ("guard.heal.kl_factor=0.5", "guard.heal.kl_factor=0.5: must be greater than or equal to 1"),
         # overrides that are none
@@ -172,6 +178,16 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
             "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and discriminator.held_out=0 "
             "keeps none: raise it, or leave it out",
         ),
+        (
+            ["schedule.mode=async", "generator.algorithm=seqgan"],
+            "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
+            "schedule.mode=sync, or generator.algorithm=reinforce or ppo",
+        ),
+        (
+            ["schedule.mode=async", "generator.algorithm=gumbel"],
+            "generator.algorithm=gumbel learns from the newest policy's own samples: set schedule.mode=sync, or "
+            "generator.algorithm=reinforce or ppo",
+        ),
     ],
 )
 def test_keys_that_must_fit_one_another(overrides: list[str], expected: str) -> None:
@@ -186,6 +202,18 @@ def test_demonstrations_are_held_out_only_where_they_are_needed() -> None:
     assert held_out("discriminator.update_ratio.mode=adaptive") == held_out("guard.action=stop") == 128
     assert held_out("guard.action=heal", "discriminator.held_out=64") == 64
     assert held_out("guard.action=stop", "discriminator.held_out=0") == 0
+
+
+def test_old_rollouts_are_corrected_for_unless_that_is_switched_off() -> None:
+    def resolved(*overrides: str) -> tuple[int, float | None]:
+        config = load_config(None, overrides)
+        return config.max_staleness, config.importance_weight_cap
+
+    assert resolved() == resolved("schedule.max_staleness=4") == (0, None)
+    assert resolved("generator.importance_weight_cap=3") == (0, 3.0)
+    assert resolved("schedule.mode=async") == (1, 2.0)
+    assert resolved("schedule={mode: async, max_staleness: 4}", "generator.importance_weight_cap=3") == (4, 3.0)
+    assert resolved("schedule.mode=async", "generator.importance_weight_mode=none") == (1, None)
 
 
 def test_an_override_below_a_value() -> None:
@@ -314,7 +342,8 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: 'tarin' is neither a command (train, tune, evaluate, report) nor a .yaml file nor key=value\n",
+            "error: 'tarin' is neither a command (train, tune, plan, evaluate, report) nor a .yaml file nor "
+            "key=value\n",
         ),
         (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
         (
@@ -384,3 +413,49 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
     assert found.startswith("generator.reinforce.credit=token needs a reward that is a sum over tokens: set ")
     assert found.endswith(", or generator.reinforce.credit=sequence")
     assert found.split("set ")[1].split("=")[0] == other.split("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        (["weights.mid_flight=true"], "set rollout.engine=vllm_async"),
+        (["rollout.engine=transformers", "rollout.tensor_parallel_size=2"], "set rollout.tensor_parallel_size=1"),
+        (["rollout.engine=transformers", "weights.transfer=ipc"], "set rollout.engine=vllm, or weights.transfer=auto"),
+        (["weights.transfer=nccl"], "the run is on CPU: set weights.transfer=auto, or cluster.gpus_per_actor"),
+        (["rollout.sleep_level=1"], "the engines are on CPU: set rollout.sleep_level=0, or cluster.gpus_per_actor"),
+        (
+            ["weights.mid_flight=true", "rollout.engine=vllm_async"],
+            "schedule.mode=sync makes none then: set schedule.mode=async, or weights.mid_flight=false",
+        ),
+        ([*MID_FLIGHT, "generator.average_decay=0.9"], "set generator.average_decay=0, or weights.mid_flight=false"),
+        (
+            ["schedule.mode=async", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
+            "they sample all the time: set rollout.sleep_level=0, or schedule.mode=sync",
+        ),
+        (
+            ["schedule.mode=async", "weights.transfer=nccl", "cluster.gpus_per_actor=1"],
+            "each in its own time: set weights.mid_flight=true, or weights.transfer=auto",
+        ),
+        (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
+        (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
+        (["model.lora.rank=4", "discriminator.frozen_layers=1"], "set discriminator.frozen_layers=0"),
+        (
+            ["model.lora.rank=4", "discriminator.architecture=cnn", "generator.reinforce.credit=sequence"],
+            "set discriminator.architecture=generator",
+        ),
+    ],
+)
+def test_what_engines_and_adapters_cannot_do_is_refused(overrides: list[str], fix: str) -> None:
+    assert message(*overrides).endswith(fix)
+
+
+def test_engines_on_gpus_may_sleep_and_take_weights_over_them() -> None:
+    config = load_config(None, ["cluster.gpus_per_actor=1", "rollout.sleep_level=2", "weights.transfer=nccl"])
+    assert (config.rollout.sleep_level, config.weights.transfer) == (2, "nccl")
+    config = load_config(None, [*MID_FLIGHT, "cluster.gpus_per_actor=1", "weights.transfer=nccl"])
+    assert config.weights.mid_flight
+
+
+def test_several_learners_may_train_adapters() -> None:
+    config = load_config(None, ["model.lora.rank=4", "learner.num_workers=2", "discriminator.num_workers=2"])
+    assert config.model.lora.rank == 4

@@ -105,6 +105,21 @@ def test_new_weights_change_samples_and_version(gpt2_folder: Path) -> None:
         assert abs(old.behaviour_logprobs - recomputed_logprobs(model, old, sampling)).max() > 1e-3
 
 
+def test_new_weights_in_parts_count_with_the_last(gpt2_folder: Path) -> None:
+    engine, whole = TransformersEngine(gpt2_folder), TransformersEngine(gpt2_folder)
+    state = {name: tensor * 1.5 for name, tensor in load_generator(gpt2_folder).state_dict().items()}
+    names = list(state)
+    sampling = SamplingSettings(max_new_tokens=8, stop_at_end_of_text=False)
+    for part, some in enumerate((names[:3], names[3:])):
+        assert engine.policy_version == 0
+        engine.update_weights(to_arrays({name: state[name] for name in some}, 3, part=part, num_parts=2))
+    whole.update_weights(to_arrays(state, 3))
+    first, second = (each.generate(PROMPTS, sampling, seeds=range(4)) for each in (engine, whole))
+    for one, other in zip(first, second, strict=True):
+        assert one.policy_version == 3
+        np.testing.assert_array_equal(one.behaviour_logprobs, other.behaviour_logprobs)
+
+
 def test_half_a_state_dict_is_refused_and_nothing_changes(gpt2_folder: Path) -> None:
     engine, model = TransformersEngine(gpt2_folder), load_generator(gpt2_folder)
     with pytest.raises(ValueError, match=r"version 1 lack 'lm_head\.weight'"):

@@ -42,6 +42,16 @@ class PretendedRoles:
             for index, seed in enumerate(seeds)
         ]
 
+    def start_generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]):
+        rollouts = self.generate(prompts, sampling, seeds)
+        return lambda: (rollouts, 1.0)
+
+    def drop_rollouts(self) -> None: ...
+
+    def start_score(self, rollouts: Sequence[Rollout]):
+        scored = self.score(rollouts)
+        return lambda: scored
+
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
 

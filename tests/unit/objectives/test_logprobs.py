@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlgaf_ray.objectives.logprobs import token_logprobs
+from rlgaf_ray.objectives.kl import exact_kl
+from rlgaf_ray.objectives.logprobs import chunked_logprobs, chunked_logprobs_and_kl, token_logprobs
 
 
 def test_hand_worked_distribution():
@@ -45,3 +47,79 @@ def test_id_outside_the_vocabulary_is_an_error_and_never_padding():
     for token_id in (-100, 4):
         with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
             token_logprobs(torch.zeros(1, 4), torch.tensor([token_id]))
+
+
+TOKENS, WIDTH, WORDS = 37, 5, 41
+
+
+class LargestArray(TorchDispatchMode):
+    """Elements of the largest array that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+def chunk_inputs() -> list[torch.Tensor]:
+    """Hidden states, an output layer, the reference's two, and the tokens' weights in a loss: float64."""
+    numbers = torch.Generator().manual_seed(0)
+    shapes = [(TOKENS, WIDTH), (WORDS, WIDTH), (TOKENS, WIDTH), (WORDS, WIDTH), (TOKENS,)]
+    return [torch.randn(shape, generator=numbers, dtype=torch.float64) for shape in shapes]
+
+
+@pytest.mark.parametrize("size", [1, 8, 37, 100])
+def test_chunks_change_neither_values_nor_gradients(size: int) -> None:
+    hidden, layer, reference_hidden, reference_layer, weights = chunk_inputs()
+    targets = torch.arange(TOKENS) % WORDS
+
+    def results(chunked: bool) -> list[torch.Tensor]:
+        inputs = [hidden.clone().requires_grad_(), layer.clone().requires_grad_()]
+        own_hidden, own_layer = inputs
+
+        def head(rows: torch.Tensor) -> torch.Tensor:
+            return rows @ own_layer.T
+
+        def reference_head(rows: torch.Tensor) -> torch.Tensor:
+            return rows @ reference_layer.T
+
+        if chunked:
+            logprobs, anchors, distance = chunked_logprobs_and_kl(
+                own_hidden, head, reference_hidden, reference_head, targets, size=size
+            )
+            alone = chunked_logprobs(own_hidden, head, targets, size=size)
+        else:
+            logprobs = alone = token_logprobs(head(own_hidden), targets)
+            anchors = token_logprobs(reference_head(reference_hidden), targets)
+            distance = exact_kl(head(own_hidden).log_softmax(-1), reference_head(reference_hidden).log_softmax(-1))
+        loss = (weights * logprobs + 0.4 * distance + 0.1 * alone * alone).sum()
+        return [logprobs, anchors, distance, alone, *torch.autograd.grad(loss, inputs)]
+
+    for ours, plain in zip(results(True), results(False), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_no_array_of_all_tokens_and_the_whole_vocabulary_exists() -> None:
+    hidden, layer, reference_hidden, reference_layer, _ = chunk_inputs()
+    hidden.requires_grad_()
+    layer.requires_grad_()
+    with LargestArray() as largest:
+        logprobs, _, distance = chunked_logprobs_and_kl(
+            hidden,
+            lambda rows: rows @ layer.T,
+            reference_hidden,
+            lambda rows: rows @ reference_layer.T,
+            torch.arange(TOKENS) % WORDS,
+            size=6,
+        )
+        (logprobs.sum() + distance.sum()).backward()
+    assert largest.elements == 6 * WORDS
+    with LargestArray() as largest:
+        token_logprobs(hidden @ layer.T, torch.arange(TOKENS) % WORDS)
+    assert largest.elements == TOKENS * WORDS

@@ -227,6 +227,36 @@ class TestImportanceWeights:
         torch.testing.assert_close(weights, row(2.0, 0.5, 3.0, 1.0))  # 9 is cut to 3
         assert not weights.requires_grad
 
+    def test_the_mask_drops_what_lies_beyond_the_cap(self):
+        policy = row(math.log(0.5), math.log(0.2), math.log(0.9), 0.0).requires_grad_()
+        behaviour = row(math.log(0.25), math.log(0.4), math.log(0.1), 0.0)
+        weights = truncated_importance_weights(policy, behaviour, cap=3.0, bound="mask")
+        torch.testing.assert_close(weights, row(2.0, 0.5, 0.0, 1.0))  # 9 counts for nothing
+        assert not weights.requires_grad
+        assert truncated_importance_weights(row(0.0), row(-1000.0), cap=2.0, bound="mask").tolist() == [[0.0]]
+
+    def test_corrected_by_hand(self):
+        """Tokens sampled with probability 1/2 each, now 3/4 and 1/4: weights 1.5 and 0.5. Advantages 1 and -1.
+
+        loss = -(1.5 * log 3/4 - 0.5 * log 1/4) / 2; where the first is masked, its part is 0.
+        """
+        policy, behaviour = row(math.log(0.75), math.log(0.25)), row(math.log(0.5), math.log(0.5))
+        mask, advantages = whole(policy), row(1.0, -1.0)
+        weights = truncated_importance_weights(policy, behaviour, cap=1.6, bound="mask")
+        loss, metrics = reinforce_loss(policy, advantages, mask, average="token", importance_weights=weights)
+        assert loss.item() == pytest.approx(-(1.5 * math.log(0.75) - 0.5 * math.log(0.25)) / 2)
+        assert metrics["importance_weight"].item() == pytest.approx(1.0)
+        weights = truncated_importance_weights(policy, behaviour, cap=1.4, bound="mask")
+        loss, metrics = reinforce_loss(policy, advantages, mask, average="token", importance_weights=weights)
+        assert loss.item() == pytest.approx(0.5 * math.log(0.25) / 2)  # a mean over two tokens still
+        assert metrics["importance_weight"].item() == pytest.approx(0.25)
+
+    def test_refuses_a_mask_below_one_and_other_bounds(self):
+        with pytest.raises(ValueError, match=r"a mask beyond 0.5 would drop even tokens of an unchanged policy"):
+            truncated_importance_weights(row(0.0), row(0.0), cap=0.5, bound="mask")
+        with pytest.raises(ValueError, match=r"unknown bound 'none': choose cap or mask"):
+            truncated_importance_weights(row(0.0), row(0.0), cap=2.0, bound="none")  # type: ignore[arg-type]
+
     def test_an_overflow_meets_the_cap(self):
         assert truncated_importance_weights(row(0.0), row(-1000.0), cap=2.0).tolist() == [[2.0]]
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
 from rlgaf_ray.models.cnn import build_cnn
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.lstm import build_lstm
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, save_optimizer, schedule_factor
-from rlgaf_ray.training.policy import micro_batches
 from rlgaf_ray.training.reinforce import Reinforce
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
@@ -62,26 +61,45 @@ def scored(rewards: list[float]) -> list[ScoredRollout]:
     ]
 
 
-def test_shares_of_micro_batches() -> None:
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
-    assert [share for _, share in micro_batches(mask, 2, average="token")] == pytest.approx([4 / 6, 2 / 6])
-    assert [share for _, share in micro_batches(mask, 2, average="sequence")] == pytest.approx([2 / 3, 1 / 3])
-
-
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
 @pytest.mark.parametrize("average", ["token", "sequence"])
 def test_micro_batches_do_not_change_the_update(folder: Path, algorithm: str, average: str) -> None:
-    weights = []
-    for size in (8, 3):
+    weights, losses = [], []
+    for passes in (
+        ["learner.micro_batch_size=8"],
+        ["learner.micro_batch_size=3"],
+        ["learner.micro_batch_tokens=12", "learner.logprob_chunk_tokens=5", "learner.activation_checkpointing=true"],
+    ):
         settings = [f"generator.algorithm={algorithm}", f"generator.{algorithm}.loss_average={average}"]
         learner = Learner(
-            folder,
-            config(*settings, f"learner.micro_batch_size={size}", "generator.ppo.critic_warmup_iterations=0"),
-            pad_token_id=0,
+            folder, config(*settings, *passes, "generator.ppo.critic_warmup_iterations=0"), pad_token_id=0
         )
-        learner.update(scored([1.0, 0.0, 0.5, 2.0, -1.0, 0.0, 0.3, 0.1]), iteration=0)
+        metrics = learner.update(scored([1.0, 0.0, 0.5, 2.0, -1.0, 0.0, 0.3, 0.1]), iteration=0)
         weights.append(learner.weights(1).arrays["transformer.h.3.mlp.c_fc.weight"].copy())
-    np.testing.assert_allclose(weights[0], weights[1], atol=2e-6)
+        losses.append(metrics["generator/loss"])
+    for other, loss in zip(weights[1:], losses[1:], strict=True):
+        np.testing.assert_allclose(weights[0], other, atol=2e-6)
+        assert loss == pytest.approx(losses[0], abs=1e-5)
+
+
+def test_weights_in_parts_are_the_weights(folder: Path) -> None:
+    learner = Learner(folder, config("weights.bucket_mib=1"), pad_token_id=0)
+    whole = learner.weights(3)
+    parts = [learner.weights_part(3, part) for part in range(learner.num_parts())]
+    assert len(parts) > 2
+    assert sorted(name for part in parts for name in part.arrays) == sorted(whole.arrays)
+    for index, part in enumerate(parts):
+        assert (part.policy_version, part.part, part.is_last) == (3, index, index == len(parts) - 1)
+        for name, array in part.arrays.items():
+            assert array.ctypes.data == whole.arrays[name].ctypes.data  # of one process nothing is copied
+
+
+def test_chunked_logprobs_need_a_plain_output_layer(tmp_path: Path) -> None:
+    build_lstm(vocab_size=VOCABULARY, end_of_text_id=0, seed=1).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="those of LstmForCausalLM are not: set it to null"):
+        Learner(tmp_path, config("learner.logprob_chunk_tokens=8"), pad_token_id=0)
+    with pytest.raises(ValueError, match="LstmForCausalLM has none: set it to false"):
+        Learner(tmp_path, config("learner.activation_checkpointing=true"), pad_token_id=0)
 
 
 def test_a_rewarded_response_becomes_likelier(folder: Path) -> None:
@@ -353,3 +371,28 @@ def test_a_discriminator_is_adjusted_while_it_learns(folder: Path) -> None:
     # Adam's first step without moments is the learning rate, whatever the gradient's size.
     step = (discriminator.model.network.score.weight.detach() - before).abs().max()
     assert step == pytest.approx(5e-4, rel=1e-3)
+
+
+def test_demonstrations_are_learned_beside_the_reward(folder: Path) -> None:
+    """With rewards all equal and no KL, the step is one of maximum likelihood on the demonstrations, scaled."""
+    quiet = ["generator.reinforce.kl.coefficient=0", "generator.reinforce.demonstration_coefficient=0.5"]
+    learner = Learner(folder, config(*quiet, "generator.max_grad_norm=1e9"), pad_token_id=0)
+    demonstrations = [
+        Demonstration(np.array([3], np.int32), np.array([5, 6, 7], np.int32)),
+        Demonstration(np.array([3, 4], np.int32), np.array([9], np.int32)),
+    ]
+    text = demonstration_blocks(demonstrations)
+    assert text.token_ids.tolist() == [[3, 5, 6, 7], [3, 4, 9, 0]]
+    assert text.learned.tolist() == [[False, True, True, True], [False, False, True, False]]
+    before = learner.mean_nll(demonstrations, model="policy")
+    with torch.enable_grad():
+        ids = torch.from_numpy(text.token_ids).long()
+        logits = learner.policy.model(ids[:, :-1]).logits.transpose(1, 2)
+        nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none")
+        (0.5 * nll[torch.from_numpy(text.learned[:, 1:])].mean()).backward()
+    expected = float(torch.nn.utils.get_total_norm([p.grad for p in learner.policy.model.parameters()]))
+    learner.policy.optimizer.zero_grad()
+    metrics = learner.update(scored([1.0] * 8), iteration=0, pretraining=text)
+    assert metrics["generator/demonstration_loss"] == pytest.approx(before, rel=1e-5)
+    assert metrics["generator/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    assert learner.mean_nll(demonstrations, model="policy") < before

@@ -10,7 +10,16 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from rlgaf_ray.weights.state import check_shapes, checksum, expected_shapes, num_bytes, to_arrays, to_tensors
+from rlgaf_ray.weights.state import (
+    Receipt,
+    check_shapes,
+    checksum,
+    expected_shapes,
+    num_bytes,
+    split_state,
+    to_arrays,
+    to_tensors,
+)
 
 TIED = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
 UNTIED = LlamaConfig(
@@ -105,3 +114,35 @@ def test_the_checksum_covers_version_names_shapes_and_types() -> None:
     ]
     assert len({checksum(update) for update in variants}) == len(variants)
     assert checksum(variants[0]) == checksum(to_arrays(dict(reversed(base.items())), 1))
+
+
+def test_parts_hold_every_entry_in_order_and_ties_together() -> None:
+    """20 x 8 and 8 x 8 float32 are 640 and 256 bytes; the tied output layer stands beside the embedding."""
+    model = GPT2LMHeadModel(TIED)
+    parts = split_state(model, max_bytes=900)
+    assert parts[0] == ["transformer.wte.weight", "lm_head.weight", "transformer.wpe.weight"]
+    assert sorted(name for part in parts for name in part) == sorted(model.state_dict())
+    state = model.state_dict()
+    for part in parts:
+        assert num_bytes(to_arrays({name: state[name] for name in part}, 0)) <= 1024  # of which one entry is
+    assert len(split_state(model, max_bytes=2**20)) == 1
+    assert len(split_state(model, max_bytes=1)) == len(state) - 1  # an entry alone, except for the tie
+
+
+def test_a_receipt_takes_parts_and_misses_what_never_came() -> None:
+    state = {"a": torch.ones(2, 3), "b": torch.ones(4), "tied": torch.ones(2)}
+    receipt = Receipt({name: tuple(tensor.shape) for name, tensor in state.items()})
+
+    def part(names: str, number: int, **changed: torch.Tensor):
+        return to_arrays({name: (state | changed)[name] for name in names.split()}, 9, part=number, num_parts=2)
+
+    for _ in range(2):
+        receipt.take(part("a", 0))
+        receipt.take(part("b tied", 1))
+    receipt.take(part("a", 0))
+    with pytest.raises(ValueError, match="lack 'tied'"):
+        receipt.take(part("b", 1))
+    with pytest.raises(ValueError, match="shape"):
+        receipt.take(part("a", 0, a=torch.ones(3, 2)))
+    with pytest.raises(ValueError, match="which the engine's model lacks"):
+        receipt.take(part("c", 0, c=torch.ones(1)))

@@ -1,0 +1,285 @@
+"""How the loop scales with rollout workers, on simulated nodes of this machine.
+
+    python benchmarks/scaling.py [--out docs/scaling.svg] [key=value ...]
+
+What is real: Ray, the placement group, ``RayRoles``, the loop's ``step`` with its prompts, seeds, metrics and trackers,
+and a push of the built-in model's 10 MB to every worker. What is not: engines, discriminator and learner **sleep** as
+long as they are said to compute (``Sleeps``), so that 16 workers fit two cores. Each worker makes 16 rollouts an
+iteration. Two series:
+
+- the learner's group grows with the rollouts, so that an update always takes as long: bar, throughput >= 0.95 of linear
+- one learner of a fixed speed: throughput against the law of a synchronous loop, 1 / (r / W + l) rollouts a second
+  for r seconds of a worker and l of the learner for each rollout
+
+Bar of both: the driver's own time an iteration, what is left of it without the sleeps, <= 20 ms + 0.1 ms a rollout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import ray
+from common import Silent
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+from local_cluster import local_cluster
+
+from rlgaf_ray.actors import roles as roles_module
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.placement import find_placement
+from rlgaf_ray.actors.roles import RayRoles
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.train import Data, prepare_data
+from rlgaf_ray.types import Metrics, Rollout, WeightUpdate
+
+WORKERS = (1, 2, 4, 8, 16)
+ROLLOUTS_A_WORKER, ITERATIONS, UNTIMED = 16, 3, 1
+NODES = [(8, 0)] * 3
+LINEAR_BAR = 0.95
+PARAMETERS = 2_617_344  # of the built-in model: what is pushed
+
+
+@dataclass(frozen=True)
+class Sleeps:
+    """Seconds that stand for computing. A rollout: 16 of them in 2 s, as 768 tokens of a mid-sized model on one GPU."""
+
+    rollout: float = 0.125
+    update: float = 0.05  # of the whole batch, by a group that grows with it
+    update_rollout: float = 0.0  # for each rollout, by one learner
+
+    def of_update(self, rollouts: int) -> float:
+        return self.update + self.update_rollout * rollouts
+
+
+GROWING, FIXED = Sleeps(), Sleeps(update=0.0, update_rollout=0.03)
+SERIES = {"learner grows with the rollouts": GROWING, "one learner, 30 ms a rollout": FIXED}
+
+
+class SleepingRollouts:
+    """In place of an engine; the constructor's arguments are those of ``RolloutWorker``."""
+
+    def __init__(self, sleeps: Sleeps, tokens: int) -> None:
+        self.sleeps, self.tokens, self.version = sleeps, tokens, 0
+        self.draw = np.random.default_rng(0)
+
+    def start(self, transfer: str) -> None:
+        pass
+
+    def generate(self, prompts, sampling, seeds) -> list[Rollout]:
+        time.sleep(self.sleeps.rollout * len(seeds))
+        repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
+        return [
+            Rollout(
+                prompt_id=prompt.prompt_id,
+                prompt_ids=prompt.token_ids,
+                response_ids=self.draw.integers(1, 4000, self.tokens, dtype=np.int32),
+                behaviour_logprobs=np.full(self.tokens, -3.0, np.float32),
+                finish_reason="length",
+                policy_version=self.version,
+            )
+            for prompt in repeated
+        ]
+
+    def update_weights(self, update: WeightUpdate) -> Metrics:
+        self.version = update.policy_version
+        return {"load_seconds": 0.0, "megabytes": update.arrays["weights"].nbytes / 1e6}
+
+
+class SleepingDiscriminator:
+    def __init__(self) -> None:
+        self.version = 0
+
+    def token_scores(self, rollouts) -> tuple[np.ndarray, int]:
+        return np.zeros(sum(len(rollout.response_ids) for rollout in rollouts), np.float32), self.version
+
+    def update_after(self, task: object, *batches: Any) -> Metrics:
+        self.version += 1
+        return {"discriminator/loss": 0.0}
+
+
+class SleepingLearner:
+    def __init__(self, sleeps: Sleeps) -> None:
+        self.sleeps = sleeps
+
+    def update(self, scored, *, iteration: int, pretraining) -> Metrics:
+        time.sleep(self.sleeps.of_update(len(scored)))
+        return {"generator/loss": 0.0, "generator/kl": 0.0, "generator/entropy": 1.0}
+
+    def num_parts(self) -> int:
+        return 1
+
+    def weights_after(self, policy_version: int, part: int, network: str) -> WeightUpdate:
+        return WeightUpdate(policy_version, {"weights": np.zeros(PARAMETERS, np.float32)}, {"weights": "float32"})
+
+
+def stand_in(monkey: Any, sleeps: Sleeps, tokens: int) -> None:
+    """Put the sleeping classes where ``RayRoles`` takes its actors from."""
+    monkey.RolloutActor = ray.remote(_taking(SleepingRollouts, sleeps, tokens))
+    monkey.DiscriminatorActor = ray.remote(_taking(SleepingDiscriminator))
+    monkey.LearnerActor = ray.remote(_taking(SleepingLearner, sleeps))
+
+
+def _taking(kind: type, *own: Any) -> type:
+    """The class, with a constructor that lets the real one's arguments pass by."""
+
+    class Actor(kind):  # type: ignore[valid-type,misc]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*own)
+
+    Actor.__name__ = kind.__name__
+    return Actor
+
+
+@dataclass
+class Row:
+    workers: int
+    rollouts: int
+    iteration: float
+    driver: float
+    asleep: float
+
+    @property
+    def per_second(self) -> float:
+        return self.rollouts / self.iteration
+
+    @property
+    def driver_bar(self) -> float:
+        return 0.02 + 1e-4 * self.rollouts
+
+
+def overrides_of(workers: int, extra: list[str]) -> list[str]:
+    return [
+        f"rollout.num_workers={workers}",
+        f"rollout.batch_size={ROLLOUTS_A_WORKER * workers}",
+        "cluster.placement=spread",
+        "cluster.cpus_per_actor=1",
+        "warmup.num_workers=1",
+        "evaluation.num_prompts=40",
+        "task.imdb.splits={generator_warmup: 400, demonstrations: 1000, discriminator_warmup: 100, judge: 300, "
+        "held_out: 120}",
+        *extra,
+    ]
+
+
+def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
+    workers, rollouts = config.rollout.num_workers or 1, config.rollout.batch_size
+    stand_in(roles_module, sleeps, config.task.response_tokens)
+    roles = RayRoles(folder, folder, config, find_placement(config), max_tokens=32, pad_token_id=0)
+    try:
+        evaluator: Any = None  # only steps are taken
+        tracker = Tracker(folder, config.tracking, data.tokenizer)
+        checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, Silent())
+        loop.push()
+        for _ in range(UNTIMED):
+            loop.step()
+        started, times = time.perf_counter(), []
+        for _ in range(ITERATIONS):
+            loop.step()
+            times.append(time.perf_counter() - started)
+            started = time.perf_counter()
+        tracker.close()
+    finally:
+        roles.close()
+    asleep = sleeps.rollout * rollouts / workers + sleeps.of_update(rollouts)
+    iteration = statistics.median(times)
+    return Row(workers, rollouts, iteration, iteration - asleep, asleep)
+
+
+def law(workers: int, sleeps: Sleeps) -> float:
+    """Rollouts a second of a synchronous loop whose driver takes no time."""
+    rollouts = ROLLOUTS_A_WORKER * workers
+    return rollouts / (sleeps.rollout * ROLLOUTS_A_WORKER + sleeps.of_update(rollouts))
+
+
+def picture(results: dict[str, list[Row]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    for (name, rows), marker in zip(results.items(), "os", strict=True):
+        workers = [row.workers for row in rows]
+        (line,) = left.plot(workers, [row.per_second for row in rows], marker, label=f"measured: {name}")
+        fine = np.linspace(1, WORKERS[-1], 50)
+        left.plot(fine, [law(each, SERIES[name]) for each in fine], color=line.get_color(), label="law")
+        right.plot([row.rollouts for row in rows], [1e3 * row.driver for row in rows], marker, label=name)
+    first = next(iter(results.values()))[0]
+    left.plot(WORKERS, [first.per_second * each for each in WORKERS], ":", color="grey", label="linear")
+    left.set(xlabel="rollout workers", ylabel="rollouts/s", xscale="log", yscale="log", xticks=WORKERS)
+    left.set_xticklabels(WORKERS)
+    right.plot([16, 256], [20 + 1.6, 20 + 25.6], "--", color="grey", label="bar: 20 ms + 0.1 ms a rollout")
+    right.set(xlabel="rollouts an iteration", ylabel="driver, ms an iteration", ylim=(0, None))
+    left.legend(fontsize=7)
+    right.legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, help="where the picture goes")
+    parser.add_argument("--workers", type=lambda text: [int(part) for part in text.split(",")], default=list(WORKERS))
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_intermixed_args()
+    results: dict[str, list[Row]] = {}
+    with local_cluster(NODES) as address, TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        extra = [f"cluster.address={address}", *arguments.overrides]
+        with ray_session(load_config(None, extra)):
+            data = prepare_data(load_config(None, overrides_of(1, extra)), folder / "cache")
+            for name, sleeps in SERIES.items():
+                results[name] = []
+                for workers in arguments.workers:
+                    run = folder / f"{len(results)}-{workers}"
+                    run.mkdir()
+                    results[name].append(measure(load_config(None, overrides_of(workers, extra)), data, sleeps, run))
+    missed = report(results)
+    if arguments.out:
+        picture(results, arguments.out)
+    return int(missed)
+
+
+def report(results: dict[str, list[Row]]) -> bool:
+    missed = False
+    for name, rows in results.items():
+        table = Table(title=f"{name}: median of {ITERATIONS} iterations; engines, discriminator and learner sleep")
+        columns = ("workers", "rollouts", "iteration s", "of it asleep", "rollouts/s", "of linear", "of the law")
+        for column in (*columns, "driver ms (bar)"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            linear = row.per_second / (rows[0].per_second * row.workers / rows[0].workers)
+            lawful = row.per_second / law(row.workers, SERIES[name])
+            missed |= row.driver > row.driver_bar
+            missed |= (linear if SERIES[name] is GROWING else lawful) < LINEAR_BAR
+            table.add_row(
+                str(row.workers),
+                str(row.rollouts),
+                f"{row.iteration:.3f}",
+                f"{row.asleep:.3f}",
+                f"{row.per_second:.1f}",
+                f"{linear:.3f}",
+                f"{lawful:.3f}",
+                f"{1e3 * row.driver:.0f} ({1e3 * row.driver_bar:.0f})",
+            )
+        Console(width=120).print(table)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

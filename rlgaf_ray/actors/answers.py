@@ -1,0 +1,75 @@
+"""Waiting for actors: every wait has a limit, and whoever fails or stays silent is named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from rlgaf_ray.data.storage import StorageError
+
+T = TypeVar("T")
+Asked = tuple[Any, str, Any]  # an actor, the method that was called, the reference to its answer
+LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: it may have missed one that died
+
+
+class ActorFailure(RuntimeError):
+    """An actor died or did not answer in time: one sentence that names it."""
+
+
+class Answers:
+    """``names``: of each actor, as its failure is told."""
+
+    def __init__(self, names: dict[Any, str], *, timeout: float) -> None:
+        self.names = names
+        self.timeout = timeout
+
+    def get(self, actor: Any, method: str, ref: ray.ObjectRef[T], *, timeout: float | None = None) -> T:
+        name = self.names[actor]
+        try:
+            return ray.get(ref, timeout=self.timeout if timeout is None else timeout)
+        except GetTimeoutError:
+            raise ActorFailure(
+                f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
+            ) from None
+        except RayActorError as error:
+            raise ActorFailure(f"{name} died during {method}: {error}") from error
+        except RayTaskError as error:
+            if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
+                raise error.cause from None
+            raise
+
+    def of_all(self, calls: Sequence[Asked]) -> list[Any]:
+        """The answers in order. The first failure ends the wait: the others may be waiting for the one that failed."""
+        pending = {ref: (actor, method) for actor, method, ref in calls}
+        deadline = time.monotonic() + self.timeout
+        while pending:
+            done, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
+            if not done:
+                silent = ", ".join(f"{self.names[actor]} ({method})" for actor, method in pending.values())
+                raise ActorFailure(f"no answer within {self.timeout:g} s (cluster.timeout_seconds) from {silent}")
+            self.get(*pending.pop(done[0]), done[0])
+        return [ray.get(ref) for _, _, ref in calls]
+
+    def of_ranks(self, actors: Sequence[Any], method: str, refs: Sequence[ray.ObjectRef]) -> Any:
+        """The first rank's answer, once all have answered. A rank that died is named, not those that missed it."""
+        if len(actors) == 1:
+            return self.get(actors[0], method, refs[0])
+        waiting, deadline = dict(zip(refs, actors, strict=True)), time.monotonic() + self.timeout
+        failed: RayTaskError | None = None
+        while waiting:
+            left = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(waiting), timeout=left if failed is None else min(left, LAST_WORDS_SECONDS))
+            if not done and failed is not None:
+                break
+            for ref in done or list(waiting)[:1]:
+                try:
+                    self.get(waiting.pop(ref), method, ref, timeout=1.0 if done else 0.0)
+                except RayTaskError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+        return ray.get(refs[0])

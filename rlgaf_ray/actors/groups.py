@@ -1,0 +1,124 @@
+"""Learner and discriminator as groups of actors: how their ranks find one another, and how all of them are called."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from torch.distributed import TCPStore
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.distributed import ALONE, Group, join_group
+from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.types import Metrics, PolicyNetwork, WeightUpdate
+from rlgaf_ray.weights import nccl
+from rlgaf_ray.weights.choice import Site, current_site
+from rlgaf_ray.weights.ipc import IpcSender
+from rlgaf_ray.weights.manifest import DeviceUpdate, announce
+from rlgaf_ray.weights.nccl import NcclSender, Rendezvous
+
+
+class MeetingPoint:
+    """Where the ranks of one group meet: a store in the driver's process, for as long as they live."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.host = ray.util.get_node_ip_address()
+        listening = socket.create_server((self.host, 0))  # on the cluster's own address alone
+        self.port = listening.getsockname()[1]
+        self.store = TCPStore(
+            self.host, self.port, size, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
+
+    def member(self, rank: int) -> Member:
+        return Member(rank, self.size, self.host, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What one rank of several is told: its number, and where they meet."""
+
+    rank: int
+    size: int
+    host: str
+    port: int
+
+    def join(self, config: Config, device: str) -> Group:
+        timeout = config.cluster.timeout_seconds
+        return join_group(
+            TCPStore(self.host, self.port, self.size, is_master=False),
+            rank=self.rank,
+            size=self.size,
+            strategy=config.learner.strategy,
+            device=torch.device(device),
+            timeout=timeout,
+        )
+
+
+class LearnerWorker(Learner):
+    """The learner, or one rank of it, in an actor's own process, from where it sends its weights.
+
+    Over GPUs (``actors.transfer``) all ranks are called alike: of weights that are cut, each holds what all gather.
+    """
+
+    def __init__(
+        self, folder: str, config: Config, *, pad_token_id: int, device: str, member: Member | None = None
+    ) -> None:
+        group = ALONE if member is None else member.join(config, device)
+        super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group)
+
+    def site(self) -> Site:
+        return current_site(self.device.type)
+
+    def weights_after(
+        self, policy_version: int, part: int, network: PolicyNetwork, *tasks: object
+    ) -> WeightUpdate | None:
+        """Ray starts this only once the ``tasks``, passed as references, have ended."""
+        return self.weights_part(policy_version, part, network=network)
+
+    def open_address(self) -> tuple[str, int]:
+        return nccl.open_address()
+
+    def meet(self, rendezvous: Rendezvous) -> None:
+        """Returns when all engines have come; only the first rank sends, and waits for them."""
+        self.nccl_sender = NcclSender(rendezvous, rank=self.group.rank)
+
+    def announce(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
+        return announce(self.state(network), policy_version)
+
+    def broadcast(self, *, network: PolicyNetwork) -> None:
+        self.nccl_sender.send(self.state(network))
+
+    def share(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
+        self.ipc_sender = IpcSender()
+        return self.ipc_sender.share(self.state(network), policy_version)
+
+    def release(self, *received: Metrics) -> None:
+        """Ray starts this only once every engine's answer, passed as a reference, is there."""
+        self.ipc_sender.release()
+
+
+class DiscriminatorWorker(Discriminator):
+    """The discriminator, or one rank of it, in an actor's own process."""
+
+    def __init__(
+        self, folder: str, config: Config, *, pad_token_id: int, device: str, member: Member | None = None
+    ) -> None:
+        group = ALONE if member is None else member.join(config, device)
+        super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group)
+
+    def update_after(self, task: object, *batches: Any) -> Metrics:
+        """Ray starts this only once ``task``, passed as a reference, has ended."""
+        return self.update(*batches)
+
+
+def call_all(actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[ray.ObjectRef]:
+    """Call every rank alike. What is large among the ``arguments`` goes to the object store once."""
+    if len(actors) > 1:
+        arguments = tuple(each if isinstance(each, ray.ObjectRef) else ray.put(each) for each in arguments)
+    return [getattr(actor, method).remote(*arguments, **options) for actor in actors]

@@ -1,0 +1,127 @@
+"""Rollouts from vLLM in a process of its own (``AsyncLLM``), which can take new weights while it generates."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rlgaf_ray.engines.vllm import VLLMEngine, prepare_children
+from rlgaf_ray.types import WeightUpdate
+from rlgaf_ray.weights.manifest import DeviceUpdate
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams, TokensPrompt
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+T = TypeVar("T")
+CONTROL_SECONDS = 300.0
+"""Longest wait for one phase of an update, or for requests in flight before it."""
+
+
+class AsyncVLLMEngine(VLLMEngine):
+    """The same rollouts as ``VLLMEngine``, made by another process; arguments as there.
+
+    ``generate`` and ``update_weights`` may be called from different threads at once. An update waits until what is
+    being generated is done; what comes after it waits for the update.
+
+    Args:
+        mid_flight: an update stops what is being generated instead, and lets it go on with the new weights (pause mode
+            ``keep``). Keys and values of the tokens so far are computed again. A token's behaviour log-prob is of the
+            weights that sampled it; a rollout carries the oldest version that had a part in it.
+    """
+
+    def __init__(self, *args: Any, mid_flight: bool = False, **options: Any) -> None:
+        self._mid_flight = mid_flight
+        self._requests = 0
+        super().__init__(*args, **options)
+
+    def _start(self, model: str, arguments: dict[str, Any]) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        prepare_children(self._transfer)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        self._thread.start()
+
+        async def start() -> AsyncLLM:
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, **arguments))
+
+        self._async_llm = self._wait(start(), timeout=None)
+        self._control = _Control(self._async_llm, self._wait)
+        self._same_process = False
+
+    def _answer(self, prompts: list[TokensPrompt], params: list[SamplingParams]) -> list[RequestOutput]:
+        from vllm.sampling_params import RequestOutputKind
+
+        first = self._requests
+        self._requests += len(prompts)
+        for each in params:
+            each.output_kind = RequestOutputKind.FINAL_ONLY
+
+        async def answer(index: int) -> RequestOutput:
+            last = None
+            async for output in self._async_llm.generate(prompts[index], params[index], f"{first + index}"):
+                last = output
+            assert last is not None and last.finished
+            return last
+
+        async def answer_all() -> list[RequestOutput]:
+            return await asyncio.gather(*(answer(index) for index in range(len(prompts))))
+
+        return self._wait(answer_all(), timeout=None)
+
+    def _load(self, update: WeightUpdate | DeviceUpdate) -> None:
+        """From the first part of an update to its last, or after a failure in the middle, nobody samples."""
+        mode: Literal["keep", "wait"] = "keep" if self._mid_flight else "wait"
+        if update.is_first:
+            self._wait(self._async_llm.pause_generation(mode=mode, clear_cache=True))
+        super()._load(update)
+        if update.is_last:
+            self._wait(self._async_llm.resume_generation())
+
+    def _fall_asleep(self, level: int) -> None:
+        self._wait(self._async_llm.sleep(level=level))
+
+    def _wake_up(self, tags: list[str] | None) -> None:
+        self._wait(self._async_llm.wake_up(tags))
+
+    def close(self) -> None:
+        """End vLLM's process."""
+        self._async_llm.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T], timeout: float | None = CONTROL_SECONDS) -> T:
+        """Run a coroutine in the engine's loop. Raises ``TimeoutError``."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+
+class _Control:
+    """``AsyncLLM`` with the methods of ``LLM`` that an update of the weights needs."""
+
+    def __init__(self, llm: AsyncLLM, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+        self._llm = llm
+        self._wait = wait
+
+    def init_weight_transfer_engine(self, request: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        self._wait(self._llm.init_weight_transfer_engine(WeightTransferInitRequest(**request)))
+
+    def start_weight_update(self) -> None:
+        self._wait(self._llm.start_weight_update())
+
+    def update_weights(self, request: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        self._wait(self._llm.update_weights(WeightTransferUpdateRequest(**request)))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._wait(self._llm.finish_weight_update(weight_version))
+
+    def reset_prefix_cache(self) -> bool:
+        return self._wait(self._llm.reset_prefix_cache())

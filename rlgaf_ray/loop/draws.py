@@ -1,0 +1,79 @@
+"""What the iterations take from the data: prompts, demonstrations, contrast, real text, each in an order of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.collate import demonstration_blocks
+from rlgaf_ray.data.prompts import PromptStream
+from rlgaf_ray.data.task import Task
+from rlgaf_ray.loop.held_out import contrast_without, set_apart
+from rlgaf_ray.types import Demonstration, Prompt, Rollout, TextBlocks
+
+
+class Draws:
+    """Rows that are held out of training are never drawn. All streams are seeded by ``run.seed``, and resumable."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self.config = config
+        self.task = task
+        self.trained_rows, self.held_out_rows = set_apart(len(task.demonstrations), config.held_out_demonstrations)
+        self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
+        self.text: TextBlocks | None = None
+        generator = config.generator
+        if generator.algorithm == "ppo" and generator.ppo.pretraining_coefficient > 0:
+            self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
+        elif generator.imitates:
+            self.text = demonstration_blocks([task.demonstrations[row] for row in self.trained_rows])
+        sizes = {
+            "prompts": len(self.trained_rows),
+            "real": len(self.trained_rows),
+            "contrast": max(1, len(self.contrast_rows)),
+            "pretraining": 1 if self.text is None else len(self.text),
+        }
+        self.streams = {
+            name: PromptStream(
+                num_items, seed=int(np.random.SeedSequence([config.run.seed, index]).generate_state(1)[0])
+            )
+            for index, (name, num_items) in enumerate(sizes.items())
+        }
+
+    def prompts(self) -> list[Prompt]:
+        """Of the next batch of rollouts."""
+        rows = self.trained_rows[self._next("prompts", self.config.rollout.prompts_per_iteration)].tolist()
+        return [Prompt(prompt_id=row, token_ids=self.task.demonstrations[row].prompt_ids) for row in rows]
+
+    def real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
+        """Demonstrations for one discriminator update beside these rollouts."""
+        demonstrations = self.task.demonstrations
+        if self.config.discriminator.loss == "bradley_terry":  # pairs: the demonstration of each rollout's own prompt
+            return [demonstrations[rollout.prompt_id] for rollout in rollouts]
+        return [
+            demonstrations[row] for row in self.trained_rows[self._next("real", self.config.discriminator.batch_size)]
+        ]
+
+    def contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
+        """Demonstrations of the unwanted kind for the same update; none where they are switched off."""
+        settings = self.config.discriminator
+        if settings.contrast_weight == 0 or not self.contrast_rows:
+            return []
+        count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
+        return [self.contrast_rows[row] for row in self._next("contrast", count)]
+
+    def pretraining(self) -> TextBlocks | None:
+        """Real text for one PPO-ptx update, or demonstrations that are learned beside the reward."""
+        return None if self.text is None else self.text[self._next("pretraining", self.config.rollout.batch_size)]
+
+    def _next(self, stream: str, count: int) -> np.ndarray:
+        return self.streams[stream].next(count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: stream.state_dict() for name, stream in self.streams.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, stream in self.streams.items():
+            stream.load_state_dict(state[name])

@@ -1,0 +1,55 @@
+"""``rlgaf plan``: what a config will need on given machines, without starting or loading anything."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from rich.console import Console
+
+from rlgaf_ray.actors.packing import Node
+from rlgaf_ray.actors.placement import plan_on
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.models.generator import check_model_source
+from rlgaf_ray.plan.estimate import GIB, Hardware, estimate
+from rlgaf_ray.plan.model import generator_shape
+from rlgaf_ray.plan.page import show
+from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
+from rlgaf_ray.training.precision import resolve_precision
+
+
+def plan(
+    config: Config,
+    *,
+    nodes: int,
+    gpus_per_node: int | None,
+    gpu_memory: float,
+    cpus_per_node: int | None,
+    console: Console | None = None,
+) -> None:
+    """Print it. By default for one machine with this one's cores, and with eight GPUs where the config asks for GPUs.
+
+    Raises ``ValueError`` for a model that cannot be planned, and for a placement that the machines have no room for.
+    """
+    on_gpu = config.cluster.gpus_per_actor > 0
+    cpus = cpus_per_node or os.cpu_count() or 1
+    gpus = (8 if on_gpu else 0) if gpus_per_node is None else gpus_per_node
+    hardware = Hardware([Node(float(cpus), float(gpus))] * nodes, gpu_memory * GIB)
+    placement = plan_on(config, hardware.nodes)
+    check_model_source(config.model.generator)
+    shape = generator_shape(config)
+    rates = ASSUMED_GPU if on_gpu else ASSUMED_CORE
+    show(
+        console or Console(),
+        shape,
+        estimate(config, shape, placement, hardware, rates, bfloat16=learns_in_bfloat16(config)),
+        hardware,
+        rates,
+    )
+
+
+def learns_in_bfloat16(config: Config) -> bool:
+    """Left to choose, a GPU, which this machine may lack, is taken to do so; of its own cores torch knows."""
+    if config.learner.precision == "auto" and config.cluster.gpus_per_actor > 0:
+        return True
+    return resolve_precision(config.learner.precision, torch.device("cpu")) == torch.bfloat16

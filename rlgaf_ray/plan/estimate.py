@@ -1,0 +1,244 @@
+"""A config and the machines it is meant for, put into the formulas of ``memory`` and ``speed``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from rlgaf_ray.actors.layout import Placement
+from rlgaf_ray.actors.packing import Node, pack
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.plan.memory import (
+    Memory,
+    activations,
+    cast_weights,
+    embedding_gradients,
+    kv_bytes_per_token,
+    rollout_memory,
+    trained,
+    vocabulary_activations,
+)
+from rlgaf_ray.plan.shape import BFLOAT16, FLOAT32, ModelShape
+from rlgaf_ray.plan.speed import (
+    Push,
+    Rates,
+    Work,
+    discriminator_seconds,
+    driver_seconds,
+    generator_seconds,
+    push,
+    rollout_seconds,
+)
+
+Role = Literal["learner", "discriminator", "rollout"]
+GIB, MIB = 2**30, 2**20
+
+# Measured (docs/scaling.md): an actor's process with its libraries and no model, on CPU. Of CUDA's context and of the
+# workspaces of its libraries nothing is measured yet.
+CPU_RUNTIME: dict[str, int] = {"training": 540 * MIB, "vllm": 680 * MIB, "transformers": 540 * MIB}
+CUDA_RUNTIME = 1 * GIB
+SAMPLER_COPIES = 3  # float32 arrays of sequences x vocabulary: logits, their log-softmax, probabilities
+MAX_SEQUENCES = 256  # that vLLM runs at a time, by default
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    nodes: Sequence[Node]
+    gpu_memory: float  # bytes of one GPU
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    placement: Placement
+    nodes: list[int]  # of each bundle
+    memory: dict[Role, Memory]
+    phases: dict[str, float]  # seconds of an iteration
+    overlapped: bool  # rollouts are made while the others work
+    push: Push
+    ring: bool
+    kv_tokens: float  # that one engine's cache holds
+    work: Work
+
+    @property
+    def iteration_seconds(self) -> float:
+        if not self.overlapped:
+            return sum(self.phases.values())
+        return max(self.phases["rollout"], sum(self.phases.values()) - self.phases["rollout"])
+
+    def device_bytes(self) -> float:
+        """The most that one GPU holds. Where roles share it, an engine that sleeps leaves the others its place."""
+        learner, discriminator, rollout = (self.memory[role].total for role in ("learner", "discriminator", "rollout"))
+        if self.placement.shares_gpus:
+            return max(learner + discriminator, rollout)
+        if self.placement.gpus_per_actor < 1:
+            return learner + discriminator + rollout
+        return max(learner, discriminator, rollout)
+
+
+def estimate(
+    config: Config, shape: ModelShape, placement: Placement, hardware: Hardware, rates: Rates, *, bfloat16: bool
+) -> Estimate:
+    """``bfloat16``: whether the learner's products are cast to it."""
+    nodes = pack(placement.bundles, placement.strategy, hardware.nodes)
+    assert nodes is not None, "a placement that was refused"
+    element = BFLOAT16 if bfloat16 else FLOAT32
+    work = _work(config)
+    memory: dict[Role, Memory] = {
+        "learner": learner_memory(config, shape, placement, element=element),
+        "discriminator": discriminator_memory(config, shape, placement, element=element),
+        "rollout": worker_memory(config, shape, placement, gpu_memory=hardware.gpu_memory),
+    }
+    ring = placement.device == "cuda" and config.weights.transfer != "object_store"
+    home = nodes[placement.learner_bundles[0]]
+    sent = push(
+        shape.parameters,
+        element=FLOAT32,
+        learner_ranks=placement.num_learners,
+        split=config.learner.strategy == "fsdp",
+        other_nodes=len({nodes[bundle] for bundle in placement.rollout_bundles} - {home}),
+        shards=placement.tensor_parallel_size,
+        ring=ring,
+    )
+    return Estimate(
+        placement=placement,
+        nodes=nodes,
+        memory=memory,
+        phases=_phases(config, shape, placement, rates, work, sent),
+        overlapped=config.schedule.mode != "sync",
+        push=sent,
+        ring=ring,
+        kv_tokens=memory["rollout"].kv_cache
+        * placement.tensor_parallel_size
+        / kv_bytes_per_token(shape, element=_rollout_element(config)),
+        work=work,
+    )
+
+
+def _work(config: Config) -> Work:
+    contrast = config.discriminator.batch_size if config.discriminator.contrast_weight > 0 else 0
+    ppo = config.generator.algorithm == "ppo"
+    return Work(
+        rollouts=config.rollout.batch_size,
+        prompt_tokens=config.task.prompt_tokens,
+        response_tokens=config.task.response_tokens,
+        demonstrations=config.discriminator.batch_size + contrast,
+        discriminator_updates=config.discriminator.updates_per_generator_update,
+        generator_passes=config.generator.ppo.epochs if ppo else 1,
+    )
+
+
+def _rollout_element(config: Config) -> int:
+    return BFLOAT16 if config.model.dtype == "bfloat16" else FLOAT32
+
+
+def _shards(config: Config, ranks: int) -> int:
+    return ranks if config.learner.strategy == "fsdp" else 1
+
+
+def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, element: int) -> Memory:
+    """One rank: the policy in training, every frozen or averaged network beside it, and a micro-batch."""
+    on_gpu, work, settings = placement.device == "cuda", _work(config), config.generator
+    shards = _shards(config, placement.num_learners)
+    rows = math.ceil(work.rollouts / placement.num_learners)
+    micro = min(rows, config.learner.micro_batch_size)
+    averages = (settings.average_decay > 0) + (
+        settings.algorithm == "seqgan" and settings.seqgan.rollout_policy_rate > 0
+    )
+    others = float(shape.parameters * (1 + averages))
+    policy = trained(shape.parameters, shards=shards)
+    critic = Memory()
+    match settings.algorithm:
+        case "ppo":
+            critic = trained(shape.scalar_parameters, shards=shards)
+            exact = False
+        case "gumbel":
+            others += shape.scalar_parameters
+            exact = True
+        case "seqgan":
+            exact = settings.seqgan.kl.estimator == "exact"
+        case "reinforce":
+            exact = settings.reinforce.kl.estimator == "exact"
+    kept = activations(shape, rows=micro, length=work.length, element=element, fused_attention=on_gpu)
+    kept += vocabulary_activations(shape, tokens=micro * work.response_tokens, element=element, exact_kl=exact)
+    kept += cast_weights(shape, shape.matrix_parameters, element=element, shards=shards)
+    passing = embedding_gradients(shape, output=True) if micro < rows else 0.0
+    gradients = policy.gradients + critic.gradients
+    return Memory(
+        weights=policy.weights + critic.weights,
+        gradients=gradients,
+        optimizer=policy.optimizer + critic.optimizer,
+        reference=FLOAT32 * others / shards,
+        # Of one micro-batch: as gradients come, what they were computed from goes.
+        activations=kept + passing if micro < rows else max(0.0, kept - gradients),
+        runtime=_runtime("training", on_gpu),
+    )
+
+
+def discriminator_memory(config: Config, shape: ModelShape, placement: Placement, *, element: int) -> Memory:
+    """One rank: the network in training and a slice of its batch, which may be of three micro-batches."""
+    on_gpu, work = placement.device == "cuda", _work(config)
+    shards = _shards(config, placement.num_discriminators)
+    rows = math.ceil((work.rollouts + work.demonstrations) / placement.num_discriminators)
+    slices = math.ceil(rows / (3 * config.learner.micro_batch_size))
+    network = trained(shape.scalar_parameters, shards=shards)
+    kept = activations(
+        shape, rows=math.ceil(rows / slices), length=work.length, element=element, fused_attention=on_gpu
+    )
+    matrices = shape.matrix_parameters - shape.output_parameters
+    kept += cast_weights(shape, matrices, element=element, shards=shards)
+    passing = embedding_gradients(shape, output=False) if slices > 1 else 0.0
+    return replace(
+        network,
+        activations=kept + passing if slices > 1 else max(0.0, kept - network.gradients),
+        runtime=_runtime("training", on_gpu),
+    )
+
+
+def worker_memory(config: Config, shape: ModelShape, placement: Placement, *, gpu_memory: float) -> Memory:
+    """One shard of an engine. On a GPU vLLM takes its share of the memory, and what is left of it is the cache."""
+    on_gpu, work, element = placement.device == "cuda", _work(config), _rollout_element(config)
+    vllm = config.rollout.engine != "transformers"
+    sequences = math.ceil(work.rollouts / placement.num_rollout_workers)
+    running = min(sequences, MAX_SEQUENCES) if vllm else sequences
+    sampler = float(SAMPLER_COPIES * FLOAT32 * running * shape.vocabulary)
+    memory = rollout_memory(
+        shape,
+        element=element,
+        kv_cache=float(config.rollout.kv_cache_mib * MIB),
+        shards=placement.tensor_parallel_size,
+        runtime=_runtime("vllm" if vllm else "transformers", on_gpu),
+        packed=vllm and not on_gpu,
+    )
+    memory = replace(memory, activations=sampler)
+    if not vllm:
+        return replace(memory, kv_cache=float(running * work.length * kv_bytes_per_token(shape, element=element)))
+    if on_gpu:
+        left = config.rollout.gpu_memory_utilization * gpu_memory - replace(memory, kv_cache=0.0).total
+        return replace(memory, kv_cache=max(0.0, left))
+    return memory
+
+
+def _runtime(kind: str, on_gpu: bool) -> float:
+    return float(CUDA_RUNTIME if on_gpu else CPU_RUNTIME[kind])
+
+
+def _phases(
+    config: Config, shape: ModelShape, placement: Placement, rates: Rates, work: Work, sent: Push
+) -> dict[str, float]:
+    """Seconds of an iteration's parts. A device is a GPU, or a core that the placement lets an actor compute on."""
+    on_gpu = placement.device == "cuda"
+    of_engine = placement.tensor_parallel_size if on_gpu else placement.rollout_threads
+    of_rank = 1 if on_gpu else placement.threads
+    return {
+        "rollout": rollout_seconds(
+            shape, work, rates, engines=placement.num_rollout_workers, cores=of_engine, element=_rollout_element(config)
+        ),
+        "score and discriminator update": discriminator_seconds(
+            shape, work, rates, devices=placement.num_discriminators * of_rank
+        ),
+        "generator update": generator_seconds(shape, work, rates, devices=placement.num_learners * of_rank),
+        "push of weights": sent.seconds(rates),
+        "driver": driver_seconds(work),
+    }

@@ -1,0 +1,51 @@
+"""The shape of a config's generator, from its architecture alone: no weight is loaded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, SEQGAN_LSTM, TINY_GPT2, build_tiny_gpt2
+from rlgaf_ray.plan.shape import ModelShape
+
+
+def generator_shape(config: Config) -> ModelShape:
+    """Raises ``ValueError`` for a model that is no decoder of equal, dense blocks."""
+    source = config.model.generator
+    if source == SEQGAN_LSTM or config.discriminator.architecture == "cnn":
+        raise ValueError(
+            "a plan knows transformers only: not model.generator=seqgan-lstm, not discriminator.architecture=cnn"
+        )
+    with torch.device("meta"):
+        if source == TINY_GPT2:
+            model: PreTrainedModel = build_tiny_gpt2(vocab_size=FROM_SCRATCH_VOCABULARY, end_of_text_id=0, seed=0)
+        else:
+            trusted = config.model.trust_remote_code
+            described = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+            model = AutoModelForCausalLM.from_config(described, trust_remote_code=trusted)
+    return shape_of(model)
+
+
+def shape_of(model: PreTrainedModel) -> ModelShape:
+    settings: PreTrainedConfig = model.config.get_text_config()
+    names = [name for name, _ in model.named_parameters()]
+    if any("experts" in name for name in names):
+        raise ValueError(
+            f"{type(model).__name__} has experts, of which a token meets a few: a plan would overcount them"
+        )
+    width, heads = settings.hidden_size, settings.num_attention_heads
+    feed_forward = getattr(settings, "intermediate_size", None) or getattr(settings, "n_inner", None) or 4 * width
+    return ModelShape(
+        parameters=sum(weight.numel() for weight in model.parameters()),  # each once, tied or not
+        layers=settings.num_hidden_layers,
+        width=width,
+        heads=heads,
+        kv_heads=getattr(settings, "num_key_value_heads", None) or heads,
+        head_size=getattr(settings, "head_dim", None) or width // heads,
+        feed_forward=feed_forward,
+        gated=any("gate_proj" in name or "gate_up_proj" in name for name in names),
+        vocabulary=settings.vocab_size,
+        tied=bool(settings.tie_word_embeddings),
+        composed=getattr(settings, "activation_function", "") == "gelu_new",
+    )

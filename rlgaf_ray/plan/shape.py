@@ -1,0 +1,55 @@
+"""The numbers of a transformer that memory, traffic and time follow from. Pure: no torch, no Ray."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder. GPT-2: ``ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True)``.
+
+    Gated models are taken to be of Llama's family: RMS norms, queries, keys and values from a matrix each.
+    """
+
+    parameters: int  # tied ones counted once
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feed_forward: int  # width of the hidden layer of a block's MLP
+    gated: bool  # two matrices into the hidden layer (SwiGLU), not one
+    vocabulary: int
+    tied: bool  # the output layer is the embedding
+    composed: bool = False  # the activation is written out in elementary functions (GPT-2's gelu_new), not one kernel
+
+    @property
+    def query_width(self) -> int:
+        return self.heads * self.head_size
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_size
+
+    @property
+    def block_parameters(self) -> int:
+        """Of one block's matrices: queries and output, keys and values, two or three of the MLP."""
+        attention = 2 * self.width * self.query_width + 2 * self.width * self.kv_width
+        return attention + (3 if self.gated else 2) * self.width * self.feed_forward
+
+    @property
+    def matrix_parameters(self) -> int:
+        """What a token is multiplied with: all blocks and the output layer, no look-ups, no biases, no norms."""
+        return self.layers * self.block_parameters + self.output_parameters
+
+    @property
+    def output_parameters(self) -> int:
+        return self.vocabulary * self.width
+
+    @property
+    def scalar_parameters(self) -> int:
+        """Of the same network with one output in place of the vocabulary: the discriminator, PPO's critic."""
+        return self.parameters - (0 if self.tied else self.output_parameters) + self.width

@@ -1,0 +1,37 @@
+"""Plain models out of a checkpoint that holds adapters alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.handover import loads_from_storage
+from rlgaf_ray.models.generator import load_generator
+from rlgaf_ray.models.lora import add_adapters, export_network, load_adapters
+from rlgaf_ray.training.discriminator import load_discriminator
+
+
+@loads_from_storage
+def export_merged(
+    config: Config,
+    checkpoint: Path,
+    target: Path,
+    *,
+    generator: Path,
+    discriminator: Path,
+    pad_token_id: int,
+) -> None:
+    """Write ``target/generator`` and ``target/discriminator``: the checkpoint's adapters merged into what they adapt.
+
+    Args:
+        generator: the folder of the frozen weights, that the run began with; ``discriminator`` likewise.
+    """
+    network = load_generator(generator, trust_remote_code=config.model.trust_remote_code)
+    add_adapters(network, config.model.lora, seed=config.run.seed)
+    load_adapters(network, checkpoint / "learner" / "generator")
+    export_network(network, target / "generator")
+    scalar = load_discriminator(discriminator, config, pad_token_id=pad_token_id, device=torch.device("cpu"))
+    load_adapters(scalar.network, checkpoint / "discriminator")
+    scalar.export(target / "discriminator")

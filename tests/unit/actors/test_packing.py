@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from rlgaf_ray.actors.packing import Node, pack
+
+THREE = [Node(4), Node(4), Node(4)]
+
+
+def test_pack_fills_one_node_before_the_next() -> None:
+    assert pack([{"CPU": 2.0}] * 5, "PACK", THREE) == [0, 0, 1, 1, 2]
+
+
+def test_strict_pack_takes_the_first_node_that_holds_all() -> None:
+    assert pack([{"CPU": 2.0}] * 3, "STRICT_PACK", [Node(4), Node(6)]) == [1, 1, 1]
+    assert pack([{"CPU": 2.0}] * 4, "STRICT_PACK", [Node(4), Node(6)]) is None
+
+
+def test_spread_goes_round() -> None:
+    assert pack([{"CPU": 1.0}] * 5, "SPREAD", THREE) == [0, 1, 2, 0, 1]
+    assert pack([{"CPU": 3.0}] * 4, "SPREAD", THREE) is None
+
+
+def test_fractions_come_from_one_gpu_each() -> None:
+    bundles = [{"CPU": 1.0, "GPU": 0.6}] * 3  # 1.8 of 2 GPUs, and each holds one
+    assert pack(bundles, "PACK", [Node(8, 2)]) is None
+    assert pack(bundles, "PACK", [Node(8, 3)]) == [0, 0, 0]
+    assert pack([{"CPU": 1.0, "GPU": 0.333}] * 3, "PACK", [Node(8, 1)]) == [0, 0, 0]
+
+
+def test_the_largest_bundle_is_placed_first() -> None:
+    bundles = [{"CPU": 1.0, "GPU": 1.0}, {"CPU": 1.0, "GPU": 4.0}]
+    assert pack(bundles, "PACK", [Node(8, 4), Node(8, 1)]) == [1, 0]
+
+
+def test_whole_gpus_stay_on_one_node() -> None:
+    assert pack([{"CPU": 1.0, "GPU": 4.0}], "PACK", [Node(8, 2), Node(8, 2)]) is None

@@ -1,0 +1,205 @@
+"""Who is told what, and in which order, when weights go to the engines. The actors are mocks: nothing is sent here."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlgaf_ray.actors.push import Load, WeightPush
+from rlgaf_ray.actors.roles import RayRoles
+from rlgaf_ray.actors.transfer import GpuTransfer
+from rlgaf_ray.config import load_config
+from rlgaf_ray.types import SamplingSettings
+from rlgaf_ray.weights.nccl import Rendezvous
+
+
+class MockActor:
+    """Answers like Ray's handle: ``actor.method.remote(...)`` is written down and gives a reference."""
+
+    def __init__(self, name: str, log: list[tuple[str, str, tuple, dict]], answers: dict[str, Any]) -> None:
+        self.name, self.log, self.answers = name, log, answers
+
+    def __getattr__(self, method: str) -> Any:
+        class Remote:
+            @staticmethod
+            def remote(*args: Any, **options: Any) -> str:
+                self.log.append((self.name, method, args, options))
+                return f"{self.name}.{method}"
+
+        return Remote
+
+
+Log = list[tuple[str, str, tuple, dict]]
+
+
+def cluster(backend: str, *, gpus_per_engine: int = 1, num_learners: int = 1):
+    log: Log = []
+    answers = {"learner 0.open_address": ("10.0.0.1", 4000)}
+    learners = [MockActor(f"learner {rank}", log, answers) for rank in range(num_learners)]
+    workers = [MockActor(f"worker {index}", log, answers) for index in range(2)]
+    waited: list[list[str]] = []
+
+    def wait(calls) -> list[Any]:
+        waited.append([f"{actor.name}.{method}" for actor, method, _ in calls])
+        return [answers.get(ref) for _, _, ref in calls]
+
+    transfer = GpuTransfer(backend, learners, workers, gpus_per_engine=gpus_per_engine, wait=wait)  # type: ignore[arg-type]
+    return transfer, log, waited
+
+
+def load(worker: MockActor, update: str) -> str:
+    return worker.update_weights.remote(update)
+
+
+def test_over_nccl_all_meet_once_and_every_rank_helps_the_first_to_send() -> None:
+    transfer, log, waited = cluster("nccl", gpus_per_engine=2, num_learners=2)
+    meeting = Rendezvous("10.0.0.1", 4000, num_engines=2, gpus_per_engine=2)
+    assert log == [
+        ("learner 0", "open_address", (), {}),
+        ("worker 0", "meet", (meeting, 0), {}),
+        ("worker 1", "meet", (meeting, 1), {}),
+        ("learner 0", "meet", (meeting,), {}),
+        ("learner 1", "meet", (meeting,), {}),
+    ]
+    assert waited == [
+        ["learner 0.open_address"],
+        ["worker 0.meet", "worker 1.meet", "learner 0.meet", "learner 1.meet"],
+    ]
+    log.clear()
+    waited.clear()
+    received, sent = transfer.push(5, "average", load)
+    assert log == [
+        ("learner 0", "announce", (5,), {"network": "average"}),
+        ("worker 0", "update_weights", ("learner 0.announce",), {}),
+        ("worker 1", "update_weights", ("learner 0.announce",), {}),
+        ("learner 0", "broadcast", (), {"network": "average"}),
+        ("learner 1", "broadcast", (), {"network": "average"}),
+    ]
+    assert waited == []  # all of it is under way before anybody is waited for
+    assert [(worker.name, ref) for worker, ref in received.items()] == [
+        ("worker 0", "worker 0.update_weights"),
+        ("worker 1", "worker 1.update_weights"),
+    ]
+    assert [ref for _, _, ref in sent] == ["learner 0.broadcast", "learner 1.broadcast"]
+
+
+def test_over_ipc_every_rank_keeps_its_memory_until_all_engines_have_copied() -> None:
+    transfer, log, waited = cluster("ipc", num_learners=2)
+    assert log == waited == []  # nobody to meet
+    _, sent = transfer.push(5, "policy", load)
+    copied = ("worker 0.update_weights", "worker 1.update_weights")
+    assert log == [
+        ("learner 0", "share", (), {"policy_version": 5, "network": "policy"}),
+        ("learner 1", "share", (), {"policy_version": 5, "network": "policy"}),
+        ("worker 0", "update_weights", ("learner 0.share",), {}),
+        ("worker 1", "update_weights", ("learner 0.share",), {}),
+        ("learner 0", "release", copied, {}),
+        ("learner 1", "release", copied, {}),
+    ]
+    assert [ref for _, _, ref in sent] == ["learner 1.share", "learner 0.release", "learner 1.release"]
+
+
+class MockDispatcher:
+    """Keeps what a worker is to load before the next part."""
+
+    def push(self, load: Load) -> Any:
+        self.load = load
+        return lambda: {"in": "their own time"}
+
+
+class MockAnswers:
+    """Every load took a second for worker 0 and two for worker 1."""
+
+    def __init__(self, num_parts: int) -> None:
+        self.num_parts = num_parts
+        self.waited: list[str] = []
+
+    def get(self, actor: MockActor, method: str, ref: str) -> Any:
+        return self.num_parts if method == "num_parts" else {"load_seconds": 1.0 + int(actor.name[-1])}
+
+    def of_all(self, calls: Any) -> list[Any]:
+        self.waited += [ref for _, _, ref in calls]
+        return []
+
+
+def pushing(num_parts: int, *overrides: str):
+    log: Log = []
+    learner = MockActor("learner", log, {})
+    workers = [MockActor(f"worker {index}", log, {}) for index in range(2)]
+    answers = MockAnswers(num_parts)
+    config = load_config(None, list(overrides))
+    push = WeightPush("object_store", [learner], workers, config, answers)  # type: ignore[arg-type]
+    log.clear()
+    return push, workers, answers, log, MockDispatcher()
+
+
+@pytest.mark.parametrize(("num_parts", "overrides"), [(1, []), (3, ["schedule.mode=async"])])
+def test_workers_take_weights_when_they_come_to_what_needs_them(num_parts: int, overrides: list[str]) -> None:
+    push, workers, _, log, dispatcher = pushing(num_parts, *overrides)
+    assert push.push(4, "policy", dispatcher)() == {"in": "their own time"}
+    assert [name for name, *_ in log] == ["learner"] * num_parts
+    log.clear()
+    dispatcher.load(workers[1])
+    assert log == [("worker 1", "update_weights", ("learner.weights_after",), {})] * num_parts
+
+
+def test_parts_for_workers_that_wait_take_turns() -> None:
+    push, workers, answers, log, dispatcher = pushing(3)
+    slowest = push.push(4, "policy", dispatcher)
+    loads = [(f"worker {index}", "update_weights", ("learner.weights_after",), {}) for index in range(2)]
+    both = ("worker 0.update_weights", "worker 1.update_weights")
+    assert log == [
+        ("learner", "weights_after", (4, 0, "policy"), {}),
+        *loads,
+        ("learner", "weights_after", (4, 1, "policy"), {}),
+        *loads,
+        ("learner", "weights_after", (4, 2, "policy", *both), {}),  # part 0 is loaded, and gone
+        *loads,
+    ]
+    assert slowest() == {"load_seconds": 6.0}
+    assert len(answers.waited) == 6
+    log.clear()
+    assert dispatcher.load(workers[1]) == ["worker 1.update_weights"] * 3
+    assert log == []  # it was told already
+
+
+def test_in_mid_flight_no_load_overtakes_another() -> None:
+    mid_flight = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true"]
+    push, _, _, log, dispatcher = pushing(1, *mid_flight)
+    for version in (4, 5):
+        push.push(version, "policy", dispatcher)
+    of_worker_0 = [arguments for name, _, arguments, _ in log if name == "worker 0"]
+    assert of_worker_0 == [("learner.weights_after",), ("learner.weights_after", "worker 0.update_weights")]
+
+
+def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> None:
+    """Sleep level 2, whose engines lose their weights."""
+    roles = RayRoles.__new__(RayRoles)
+    did: list[str] = []
+    roles.workers = [MockActor("worker", [], {})]
+    roles.answers = SimpleNamespace(of_all=lambda calls: did.append("sleep"))  # type: ignore[assignment]
+    roles.dispatcher = SimpleNamespace(  # type: ignore[assignment]
+        start=lambda *request: did.append("start") or (lambda: did.append("rollouts") or ([], 0.0))
+    )
+
+    def push(version: int, network: str, dispatcher: object):
+        did.append(f"push {network} {version}")
+        return lambda: did.append("loaded")
+
+    roles.weights = SimpleNamespace(push=push)  # type: ignore[assignment]
+    roles.sleep_level, roles.forgotten, roles.pushed = 2, False, None
+    roles.push_weights(3, network="average")()
+    did.clear()
+    sampling = SamplingSettings(max_new_tokens=1)
+    pending = roles.start_generate([], sampling, [])
+    assert did == ["start"]
+    pending()
+    assert did == ["start", "rollouts", "sleep"]
+    did.clear()
+    roles.generate([], sampling, [])
+    assert did == ["push average 3", "loaded", "start", "rollouts", "sleep"]
+    roles.pushed = None  # as an update of the learner leaves it
+    with pytest.raises(AssertionError, match="the engines forgot their weights"):
+        roles.generate([], sampling, [])

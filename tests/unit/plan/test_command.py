@@ -1,0 +1,165 @@
+"""``rlgaf plan`` from the config to the page: shapes without weights, what is printed, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from rlgaf_ray.actors.packing import Node
+from rlgaf_ray.actors.placement import plan_on
+from rlgaf_ray.config import load_config
+from rlgaf_ray.main import main
+from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.plan.command import plan
+from rlgaf_ray.plan.estimate import GIB, MIB, Hardware, estimate
+from rlgaf_ray.plan.memory import block_activations
+from rlgaf_ray.plan.model import generator_shape, shape_of
+from rlgaf_ray.plan.shape import ModelShape
+from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
+
+LLAMA = LlamaConfig(
+    vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=8,
+    num_key_value_heads=2,
+)  # fmt: skip
+
+
+def test_the_shape_of_the_built_in_model() -> None:
+    model = build_tiny_gpt2(vocab_size=4096, end_of_text_id=0, seed=0)
+    shape = generator_shape(load_config(None, []))
+    assert shape == ModelShape(model.num_parameters(), 4, 192, 3, 3, 64, 768, False, 4096, True)
+
+
+def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:
+    LLAMA.save_pretrained(tmp_path)
+    shape = generator_shape(load_config(None, [f"model.generator={tmp_path}"]))
+    assert shape == ModelShape(
+        AutoModelForCausalLM.from_config(LLAMA).num_parameters(), 2, 64, 8, 2, 8, 160, True, 1000, False
+    )
+    with torch.device("meta"):
+        assert shape_of(AutoModelForCausalLM.from_config(GPT2Config())) == ModelShape(
+            124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["built-in", "gelu_new", "llama"])
+def test_activations_are_what_autograd_saves(kind: str, dtype: torch.dtype) -> None:
+    """Within 5 %, beside the parameters and their casts; the last norm is not of a block."""
+    rows, length = 7, 32  # 224 tokens: no parameter has that size
+    match kind:
+        case "built-in":
+            model = build_tiny_gpt2(vocab_size=100, end_of_text_id=0, seed=0)
+        case "gelu_new":
+            settings = GPT2Config(vocab_size=100, n_embd=192, n_layer=4, n_head=3, bos_token_id=0, eos_token_id=0)
+            model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
+        case _:
+            model = AutoModelForCausalLM.from_config(LLAMA, attn_implementation="sdpa")
+    shapes = {tuple(weight.shape) for weight in model.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) not in shapes and tensor.is_floating_point():
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    tokens = torch.zeros(rows, length, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+    ):
+        seen = torch.ones_like(tokens)
+        hidden = model.eval().base_model(input_ids=tokens, attention_mask=seen, use_cache=False).last_hidden_state
+    assert hidden.requires_grad
+    shape = shape_of(model)
+    planned = shape.layers * block_activations(
+        shape, tokens=rows * length, length=length, element=dtype.itemsize, fused_attention=kind == "llama"
+    )
+    last_norm = 4 * shape.width * rows * length * (2 if shape.gated else 1)
+    assert sum(saved.values()) == pytest.approx(planned + last_norm, rel=0.05)
+
+
+def test_the_page_of_the_default(capsys) -> None:
+    assert main(["plan", "--cpus-per-node", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "placement auto, bundles PACK" in said
+    assert "1 x learner rank, 1 x discriminator rank, 2 x" in said
+    assert "expected bottleneck: " in said
+
+
+def test_a_plan_too_large_is_one_sentence(capsys) -> None:
+    asked = ["cluster.gpus_per_actor=1", "cluster.placement=separate", "rollout.num_workers=16"]
+    assert main(["plan", *asked, "--nodes", "2", "--gpus-per-node", "4", "--cpus-per-node", "32"]) == 1
+    assert capsys.readouterr().err == (
+        "error: the run asks for 18 GPUs (18 actors x 1) and the cluster has 8: lower cluster.gpus_per_actor or "
+        "rollout.num_workers, or add nodes; the nearest plan that fits: rollout.num_workers=6\n"
+    )
+
+
+def test_models_without_blocks_are_refused(capsys) -> None:
+    lstm = ["model.generator=seqgan-lstm", "rollout.engine=transformers", "discriminator.architecture=cnn"]
+    assert main(["plan", *lstm, "discriminator.pooling=mean", "generator.reinforce.credit=sequence"]) == 1
+    assert "a plan knows transformers only" in capsys.readouterr().err
+
+
+def made(shape: ModelShape, *overrides: str, nodes: tuple[Node, ...], gpu_memory: float = 80 * GIB):
+    config = load_config(None, overrides)
+    rates = ASSUMED_GPU if config.cluster.gpus_per_actor else ASSUMED_CORE
+    hardware = Hardware(nodes, gpu_memory)
+    return estimate(config, shape, plan_on(config, nodes), hardware, rates, bfloat16=True)
+
+
+GPT2 = ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True)
+GPU_NODES = (Node(64, 8), Node(64, 8))
+
+
+def test_ranks_that_hold_parts() -> None:
+    overrides = ["cluster.gpus_per_actor=1", "learner.num_workers=4", "discriminator.num_workers=2"]
+    whole = made(GPT2, *overrides, nodes=GPU_NODES).memory
+    parts = made(GPT2, *overrides, "learner.strategy=fsdp", nodes=GPU_NODES).memory
+    assert parts["learner"].optimizer == whole["learner"].optimizer / 4 == 8 * GPT2.parameters / 4
+    assert parts["learner"].reference == GPT2.parameters  # four bytes, four parts
+    assert parts["discriminator"].weights == whole["discriminator"].weights / 2
+
+
+def test_an_engine_takes_its_share_of_a_gpu_and_caches_in_the_rest() -> None:
+    found = made(GPT2, "cluster.gpus_per_actor=1", "rollout.gpu_memory_utilization=0.5", nodes=GPU_NODES)
+    assert found.memory["rollout"].total == pytest.approx(40 * GIB)
+    per_token = 2 * 12 * 768 * 4
+    assert found.kv_tokens == pytest.approx(found.memory["rollout"].kv_cache / per_token)
+    on_cpu = made(GPT2, "rollout.kv_cache_mib=512", nodes=(Node(8),))
+    assert on_cpu.memory["rollout"].kv_cache == 512 * MIB
+
+
+def test_colocated_roles_share_a_gpu_in_turns() -> None:
+    found = made(GPT2, "cluster.gpus_per_actor=1", "cluster.placement=colocate", nodes=(Node(8, 1),))
+    learner, discriminator, rollout = (found.memory[role].total for role in ("learner", "discriminator", "rollout"))
+    assert found.device_bytes() == max(learner + discriminator, rollout)
+    packed = made(GPT2, "cluster.gpus_per_actor=0.33", nodes=(Node(8, 1),))
+    assert packed.device_bytes() == sum(memory.total for memory in packed.memory.values())
+
+
+def test_a_push_leaves_the_learners_node_once_for_each_other() -> None:
+    overrides = ["cluster.placement=spread", "rollout.num_workers=4", "weights.transfer=object_store"]
+    found = made(GPT2, *overrides, nodes=(Node(4),) * 3)
+    assert (found.push.sent, found.push.received) == (2 * 4 * GPT2.parameters, 4 * GPT2.parameters)
+
+
+def test_every_plan_of_the_documentation_is_made() -> None:
+    folder = Path(__file__).parents[3] / "configs/scaling"
+    for path, nodes in ((folder / "8_gpus.yaml", 1), (folder / "64_gpus.yaml", 8), (folder / "512_gpus.yaml", 64)):
+        config = load_config(path, [])
+        shape = json.loads((folder / "shapes" / Path(config.model.generator).name / "config.json").read_text())
+        local = load_config(path, [f"model.generator={folder / 'shapes' / Path(config.model.generator).name}"])
+        console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=120)  # noqa: SIM115
+        plan(local, nodes=nodes, gpus_per_node=8, gpu_memory=80.0, cpus_per_node=128, console=console)
+        said = console.export_text()
+        assert f"{shape['num_hidden_layers']} layers x {shape['hidden_size']:,}".replace(",", "") in said.replace(
+            ",", ""
+        )
+        assert "GiB: fits" in said
