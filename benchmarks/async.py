@@ -68,7 +68,7 @@ class Contender:
 def pin(roles: RayRoles, rollout_core: int, learning_core: int) -> None:
     """Every thread of each actor to its core."""
     cores = {worker: rollout_core for worker in roles.workers}
-    cores |= {roles.learner: learning_core, roles.discriminator: learning_core}
+    cores |= dict.fromkeys([*roles.learners, *roles.discriminators], learning_core)
     ray.get([actor.__ray_call__.remote(_pin_threads, core) for actor, core in cores.items()])
 
 
