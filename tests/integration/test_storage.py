@@ -194,7 +194,8 @@ def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | Non
         build_from_scratch(TINY_GPT2, vocab_size=len(data.tokenizer), end_of_text_id=end, seed=0).save_pretrained(begin)
     torch.set_num_threads(1)
     with folder.mirrored():
-        roles = local_roles(config, data, Warmups(begin, begin, cached=True))
+        warmups = Warmups(begin, begin, cached=True)
+        roles = local_roles(config, data, warmups)
         write_run_files(config, data)
         start = resumed[1]["iteration"] if resumed else 0
         tracker = Tracker(folder.local, config.tracking, data.tokenizer, start=start)
@@ -204,7 +205,7 @@ def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | Non
             loop.resume(resumed[0], resumed[1])
         outcome = loop.run()
         tracker.close()
-        finish(config, data, checkpoints, outcome, Terminal(Console(quiet=True)))
+        finish(config, data, warmups, checkpoints, outcome, Terminal(Console(quiet=True)))
 
 
 CHILD = "import sys; from tests.integration.test_storage import train_here; train_here(sys.argv[1:], hang_at=5)"
