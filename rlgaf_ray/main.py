@@ -231,7 +231,11 @@ def _is_yaml(word: str) -> bool:
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    print(f"error: {uri.public(str(error))}", file=sys.stderr)
+    """One line, whatever a library put into its message, and without the keys that may stand in it."""
+    line = " ".join(uri.public(str(error)).splitlines())
+    print(
+        "error: " + "".join(character if character.isprintable() else "\ufffd" for character in line), file=sys.stderr
+    )
     return code
 
 

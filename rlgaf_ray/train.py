@@ -23,6 +23,7 @@ from rlgaf_ray.actors.placement import Placement, PlacementGroup, find_placement
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
+from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.handover import CHECKSUMS
@@ -86,6 +87,14 @@ def train(config: Config, *, resume: bool) -> int:
     check_before_start(config)
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     terminal = Terminal()
+    if config.model.trust_remote_code:
+        terminal.message(
+            f"model.trust_remote_code=true: Python code that {config.model.generator} brings along will run"
+        )
+    if config.model.allow_pickle:
+        terminal.message(
+            f"model.allow_pickle=true: {config.model.generator} may be read from a pickle, which can run code"
+        )
     if resumed:
         path, _, damage = resumed
         for sentence in damage:
@@ -134,7 +143,7 @@ def check_before_start(config: Config) -> None:
     """What can be known to fail without loading data or models. Raises ``ValueError``."""
     if config.rollout.engine != "transformers":
         require_vllm()
-    check_model_source(config.model.generator)
+    check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if config.discriminator.frozen_layers > 0:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
@@ -219,7 +228,7 @@ def write_run_files(config: Config, data: Data) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_config(config))
     (folder / "data.json").write_text(
-        json.dumps({"splits_sha256": data.task.checksum, "task": config.task.model_dump(mode="json")})
+        json.dumps({"splits_sha256": data.task.checksum, "task": public_values(config.task.model_dump(mode="json"))})
     )
 
 

@@ -130,7 +130,12 @@ def _generator_worker(payload: dict[str, Any]) -> None:
         new = build_from_scratch(source, vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
         model: PreTrainedModel = new.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it untyped
     else:
-        model = load_generator(source, trust_remote_code=config.model.trust_remote_code, device=worker.device)
+        model = load_generator(
+            source,
+            trust_remote_code=config.model.trust_remote_code,
+            allow_pickle=config.model.allow_pickle,
+            device=worker.device,
+        )
     warm_up_generator(
         model,
         ray.get(payload["blocks"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -13,30 +12,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rlgaf_ray.config import uri
+from rlgaf_ray.config.hidden import public, public_values
+from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.config.schema import Config, RunSection
 
 
 class ConfigError(ValueError):
     """A config that cannot be used, in one line that names the key, the value and what would be right."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.1 that reads 1e-5 as a number, as YAML 1.2 does, and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 SMALL = "small"  # a preset's section of what differs on two cores without a hub
@@ -79,10 +61,8 @@ def load_run_config(
 
 
 def dump_config(config: Config) -> str:
-    """YAML that loads back to an equal config, but for a key in the URI of ``run.root``, which is left out."""
-    tree = config.model_dump(mode="json")
-    tree["run"]["root"] = uri.public(tree["run"]["root"])
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    """YAML that loads back to an equal config, but for keys and tokens in its values, which are left out."""
+    return yaml.safe_dump(public_values(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -113,13 +93,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, *, source: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigError(f"{source}: {where}{error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not YAML ({' '.join(str(error).split())})") from None
+        return read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -185,7 +161,7 @@ def _on_one_branch(location: Sequence[str], other: Sequence[str]) -> bool:
 
 def _short(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n")
-    text = " ".join(text.split())
+    text = public(" ".join(text.split()))  # before it is cut: half a key is still one
     return text if len(text) <= 80 else text[:77] + "..."
 
 

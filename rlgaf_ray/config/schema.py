@@ -36,6 +36,8 @@ class RunSection(Section):
     @field_validator("root")
     @classmethod
     def _usable_root(cls, root: str) -> str:
+        if not root or not uri.unquoted(root).isprintable():
+            raise ValueError("give a path or a URI, without control characters")
         if uri.is_uri(root):
             uri.check(root)
         return root
@@ -73,7 +75,10 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the stored weights and of the rollout engine"
     )
-    trust_remote_code: bool = False
+    trust_remote_code: bool = Field(False, description="run Python code that the model's folder or repository brings")
+    allow_pickle: bool = Field(
+        False, description="read pytorch_model.bin where there is no safetensors; a pickle can run code when it is read"
+    )
     lora: LoraSettings = LoraSettings()
 
 

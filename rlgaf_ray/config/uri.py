@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from rlgaf_ray.config.hidden import public
+
 # What may stand behind the question mark: none of it is secret.
 OPTIONS = {
     "s3": ("endpoint_override", "scheme", "region", "allow_bucket_creation", "force_virtual_addressing"),
@@ -30,6 +32,11 @@ def local_path(text: str) -> Path:
     return Path(os.path.abspath(unquote(urlsplit(text).path) if is_uri(text) else os.path.expanduser(text)))
 
 
+def unquoted(text: str) -> str:
+    """What the characters of a URI stand for; a plain path is what it says."""
+    return unquote(text) if is_uri(text) else text
+
+
 def options(uri: str) -> dict[str, str]:
     pairs = (pair.partition("=") for pair in urlsplit(uri).query.split("&") if pair)
     return {name: unquote(value) for name, _, value in pairs}
@@ -50,11 +57,6 @@ def parent(uri: str) -> tuple[str, str]:
     return parts._replace(path=above).geturl(), name
 
 
-def public(text: str) -> str:
-    """The text with the user and the password of every URI in it left out: what may be written down or shown."""
-    return re.sub(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"]*@", r"\1", text)
-
-
 def check(uri: str) -> None:
     """Raise ``ValueError`` for a URI that cannot name a run's root, whatever the network says."""
     parts = _split(uri)
@@ -67,6 +69,8 @@ def check(uri: str) -> None:
                 f"a {parts.scheme}:// root takes no option {name!r} (allowed: {allowed}); keys belong into the "
                 "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+    if any(segment in (".", "..") for segment in unquote(parts.path).split("/")):
+        raise ValueError(f"{public(uri)} leads elsewhere by '.' or '..' in it: write the path that is meant")
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/"):
             raise ValueError(f"{public(uri)} must be an absolute path on this machine: file:///PATH")

@@ -119,7 +119,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
             # Labels stay text, so that 0, neg and negative meet the same check.
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
         )
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ValueError(f"{path} is not a readable CSV file ({_first_line(error)}): mend or re-export it") from error
     _check_columns(path, table.column_names, columns)
     return table
@@ -134,7 +134,7 @@ def _read_jsonl(path: Path) -> tuple[list[str | None], list[object]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}, is not JSON ({error}): write one object a line") from error
         if not isinstance(row, dict):
             raise ValueError(
@@ -155,7 +155,7 @@ def _read_parquet(path: Path) -> pa.Table:
         names = pa.parquet.read_schema(path).names
         _check_columns(path, names, ("text", "label"))
         table = pa.parquet.read_table(path, columns=["text", "label"])
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): re-export it") from error
     kind = table.schema.field("text").type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -192,7 +192,7 @@ def _columns(table: pa.Table) -> tuple[list[str | None], list[object]]:
 
 
 def _first_line(error: Exception) -> str:
-    return _short(str(error).splitlines()[0].rstrip("."), 160)
+    return _short((str(error).splitlines() or [type(error).__name__])[0].rstrip("."), 160)
 
 
 def _short(value: object, length: int = 40) -> str:

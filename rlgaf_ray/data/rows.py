@@ -24,7 +24,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         raise ValueError(f"task.jsonl.path={path} does not exist: give a file with one JSON object a line")
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # strings may hold U+2028 and its like as they are
     except UnicodeDecodeError as error:
         raise ValueError(f"task.jsonl.path={path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
@@ -32,8 +32,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON ({reason})") from error
         if not isinstance(row, dict):
             raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON object")
         rows.append(row)
@@ -103,6 +104,7 @@ class RowSource:
 def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:
     """Text, or the messages before the last, and the response. ``ValueError`` naming the row."""
     where = f"task: row {number}"
+    check_encodable(list(row.values()), where)
     prompt, response = row.get(settings.prompt_column), row.get(settings.response_column)
     if prompt is None and settings.messages_column in row:
         messages = row[settings.messages_column]
@@ -117,6 +119,18 @@ def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: i
             f"no {settings.messages_column}: name the columns by prompt_column, response_column, messages_column"
         )
     return prompt, response
+
+
+def check_encodable(value: Any, where: str) -> None:
+    """Raise ``ValueError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
+    match value:
+        case str() if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"{where}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+        case dict():
+            check_encodable(list(value.values()), where)
+        case list():
+            for item in value:
+                check_encodable(item, where)
 
 
 def _are_messages(value: Any) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlgaf_ray.config.task import SquadSettings, TaskSection
 from rlgaf_ray.data.pairs import Pair, PairSource
-from rlgaf_ray.data.rows import hub_rows
+from rlgaf_ray.data.rows import check_encodable, hub_rows
 
+T = TypeVar("T", str, int)
 HUB_DATASETS = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
 
@@ -34,22 +36,25 @@ def load_squad(path: str | Path) -> list[Question]:
         raise ValueError(f"task.squad.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            articles = json.load(file)["data"]
-        questions = [
-            _question(article, paragraph, row)
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for row in paragraph["qas"]
-        ]
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+            content = json.load(file)
+    except (OSError, EOFError, zlib.error, RecursionError, ValueError) as error:
         raise ValueError(
             f"task.squad.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file"
         ) from error
-    except (KeyError, TypeError) as error:
+    try:
+        questions = [
+            _question(article, paragraph, row)
+            for article in content["data"]
+            for paragraph in article["paragraphs"]
+            for row in paragraph["qas"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"task.squad.path={path} is not in SQuAD's form (data, paragraphs, context, qas, question, answers; "
             f"{error} is missing or of another type): give an official SQuAD file"
         ) from error
+    for question in questions:
+        check_encodable([question.title, question.context, question.question, *question.answers], str(path))
     if not questions:
         raise ValueError(
             f"task.squad.path={path} holds no question: give an official SQuAD file such as train-v1.1.json"
@@ -60,12 +65,18 @@ def load_squad(path: str | Path) -> list[Question]:
 def _question(article: dict[str, Any], paragraph: dict[str, Any], row: dict[str, Any]) -> Question:
     answers = [] if row.get("is_impossible") else row["answers"]
     return Question(
-        title=article["title"],
-        context=paragraph["context"],
-        question=" ".join(row["question"].split()),
-        answers=[answer["text"] for answer in answers],
-        answer_start=answers[0]["answer_start"] if answers else None,
+        title=_typed(article, "title", str),
+        context=_typed(paragraph, "context", str),
+        question=" ".join(_typed(row, "question", str).split()),
+        answers=[_typed(answer, "text", str) for answer in answers],
+        answer_start=_typed(answers[0], "answer_start", int) if answers else None,
     )
+
+
+def _typed(row: dict[str, Any], name: str, kind: type[T]) -> T:
+    if not isinstance(row[name], kind):
+        raise TypeError(name)
+    return row[name]
 
 
 def squad_pairs(questions: Iterable[Question], settings: SquadSettings) -> list[Pair]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from itertools import chain, count
 from pathlib import Path
@@ -14,6 +15,7 @@ from rlgaf_ray.data.storage import Place, Remote, remove
 
 STATE, MANIFEST = "state.json", "manifest.json"
 PREFIX, PARTIAL, AGAIN = "step_", ".partial", "-"
+NAME = re.compile(rf"{PREFIX}[0-9]+(?:{AGAIN}[0-9]+)?")
 
 
 class DamagedCheckpoint(ValueError):
@@ -40,13 +42,21 @@ class Checkpoints:
     def all(self) -> list[Place]:
         """Complete checkpoints, oldest first."""
         if isinstance(self.folder, Path):
-            return sorted(path for path in self.folder.glob(f"{PREFIX}*") if not path.name.endswith(PARTIAL))
+            return sorted(path for path in self.folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name))
         manifests = [name.split("/") for name in self.folder.files() if name.startswith(PREFIX)]
-        return sorted(self.folder / parts[0] for parts in manifests if parts[1:] == [MANIFEST])
+        return sorted(
+            self.folder / parts[0] for parts in manifests if parts[1:] == [MANIFEST] and NAME.fullmatch(parts[0])
+        )
 
     def named(self, name: str) -> Place | None:
+        """Where ``latest`` or ``best`` points. Raises ``DamagedCheckpoint`` for one that names no checkpoint here."""
         pointer = self.folder / name
-        return self.folder / pointer.read_text().strip() if pointer.is_file() else None
+        if not pointer.is_file():
+            return None
+        target = pointer.read_bytes().decode(errors="replace").strip()
+        if not NAME.fullmatch(target):
+            raise DamagedCheckpoint(f"{pointer} names no checkpoint ({target[:40]!r}): write the name of one into it")
+        return self.folder / target
 
     def healthy(self, until: int) -> list[Place]:
         """Those whose state says ``healthy``, of iterations up to this one, newest first."""
@@ -116,15 +126,23 @@ class Checkpoints:
         """
         try:
             manifest = json.loads((path / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(f"{path}: {MANIFEST} cannot be read ({error})") from error
+        if not isinstance(manifest, dict) or STATE not in manifest or not all(map(_stays_inside, manifest)):
+            raise DamagedCheckpoint(f"{path}: {MANIFEST} is no list of this checkpoint's files")
         for name, digest in manifest.items():
             file = path / name
             if not file.is_file():
                 raise DamagedCheckpoint(f"{path}: {name} is missing")
             if checksum(file) != digest:
                 raise DamagedCheckpoint(f"{path}: {name} is not what was written (its checksum differs)")
-        return json.loads((path / STATE).read_text())
+        try:
+            state = json.loads((path / STATE).read_text())
+        except (ValueError, RecursionError) as error:
+            raise DamagedCheckpoint(f"{path}: {STATE} is no JSON ({error})") from error
+        if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
+            raise DamagedCheckpoint(f"{path}: {STATE} is not of this checkpoint")
+        return state
 
     def newest_usable(self) -> tuple[Place, dict[str, Any], list[str]]:
         """The newest undamaged checkpoint, its state, and what was wrong with those after it.
@@ -180,6 +198,10 @@ class Checkpoints:
         if isinstance(path, Remote):
             remove(path / MANIFEST)
         remove(path)
+
+
+def _stays_inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def _iteration(path: Place) -> int:

@@ -36,7 +36,7 @@ class RunFolder:
     def exists(self) -> bool:
         """Raises ``StorageRefused`` where a storage cannot be used."""
         if self.root is None or self.remote is None:
-            return self.local.exists()
+            return self.local.exists() or self.local.is_symlink()  # one that leads nowhere is in the way too
         self.root.check()
         return bool(self.remote.files())
 

@@ -68,8 +68,8 @@ def build_tiny_gpt2(
         return GPT2LMHeadModel._from_config(config, attn_implementation="eager")
 
 
-def check_model_source(source: str) -> None:
-    """Refuse a path that is not a model folder, before anything expensive starts."""
+def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
+    """Refuse a path that is not a model folder or holds a pickle alone, before anything expensive starts."""
     looks_like_a_path = source.startswith((".", "/", "~")) or Path(source).exists()
     if source in FROM_SCRATCH or not looks_like_a_path:
         return
@@ -79,6 +79,11 @@ def check_model_source(source: str) -> None:
         raise ValueError(
             f"model.generator={source} {what}: give {', '.join(FROM_SCRATCH)}, a Hugging Face model folder or a hub id"
         )
+    if not allow_pickle and not any(folder.glob("*.safetensors")):
+        raise ValueError(
+            f"model.generator={source} holds no safetensors, and a pickle such as pytorch_model.bin can run code "
+            "when it is read: convert it, or set model.allow_pickle=true where you trust its author"
+        )
 
 
 def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int:
@@ -87,7 +92,7 @@ def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int
         return TINY_GPT2_POSITIONS
     if source == SEQGAN_LSTM:
         return LstmConfig().max_position_embeddings
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     return int(config.get_text_config().max_position_embeddings)
 
 
@@ -95,8 +100,16 @@ def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
     """The blocks of a transformer."""
     if source == TINY_GPT2:
         return TINY_GPT2_LAYERS
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = read_config(source, trust_remote_code=trust_remote_code)
     return int(config.get_text_config().num_hidden_layers)
+
+
+def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A model's config.json. Raises ``ValueError`` where there is none, it is damaged, or it wants code to be run."""
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.generator={source} cannot be read: {error}") from error
 
 
 def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
@@ -123,14 +136,18 @@ def load_generator(
     *,
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
     device: torch.device = torch.device("cpu"),
 ) -> PreTrainedModel:
-    """Load a causal LM with its dropout off: sampling and learning must see the same distribution."""
+    """Load a causal LM with its dropout off: sampling and learning must see the same distribution.
+
+    With ``allow_pickle`` from pytorch_model.bin where there is no safetensors, read with ``weights_only`` all the same.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         source,
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
-        use_safetensors=True,
+        use_safetensors=None if allow_pickle else True,  # None: where they are there
         attn_implementation=attention_for(device),
     )
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from rlgaf_ray.config.hidden import public
 from rlgaf_ray.loop.adversarial import Outcome
 from rlgaf_ray.training.warmup import Progress as WarmupProgress
 from rlgaf_ray.types import Metrics
@@ -78,7 +80,7 @@ class Terminal:
         )
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(_visible(public(text)), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def warmups(self) -> Iterator[None]:
@@ -139,8 +141,8 @@ class Terminal:
         if outcome.last:
             self.console.print(result_table(outcome))
             for before, after in zip(outcome.samples_before, outcome.samples_after, strict=False):
-                self.console.print(f"[dim]before[/dim] {escape(before)}", highlight=False)
-                self.console.print(f"[green]after [/green] {escape(after)}\n", highlight=False)
+                self.console.print(f"[dim]before[/dim] {escape(_visible(before))}", highlight=False)
+                self.console.print(f"[green]after [/green] {escape(_visible(after))}\n", highlight=False)
         self.message(f"everything is in {folder}")
 
 
@@ -164,9 +166,16 @@ def result_table(outcome: Outcome) -> Table:
     return table
 
 
+def _visible(text: str) -> str:
+    """Model output may hold escape sequences, which would steer the terminal."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
 def write_samples(path: Path, before: Sequence[str], after: Sequence[str], iteration: int) -> None:
     """``samples.md``: the same prompts answered before and after; fenced, so that no answer is read as Markdown."""
     parts = [f"# Samples before and after {iteration} iterations\n"]
     for number, (first, last) in enumerate(zip(before, after, strict=False), start=1):
-        parts.append(f"## {number}\n\n~~~~text\nbefore: {first}\n\nafter:  {last}\n~~~~\n")
+        longest = max(map(len, re.findall("~+", f"{first} {last}")), default=0)
+        fence = "~" * max(4, longest + 1)  # an answer cannot end it
+        parts.append(f"## {number}\n\n{fence}text\nbefore: {first}\n\nafter:  {last}\n{fence}\n")
     path.write_text("\n".join(parts))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from rlgaf_ray.config.hidden import public
+from rlgaf_ray.config.reader import read_yaml
 
 SAMPLES = "samples.jsonl"
 VERDICTS = "guard.jsonl"
@@ -43,17 +44,24 @@ def load_run(folder: str | Path) -> Run:
     if not metrics.is_file():
         raise ValueError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")
     rows: list[dict[str, float | None]] = []
-    for number, line in enumerate(metrics.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{metrics} is damaged: line {number} is no JSON; cut it off and try again") from error
+    for number, row in enumerate(_objects(metrics), start=1):
+        if not isinstance(row.get("iteration"), int) or not all(
+            value is None or isinstance(value, int | float) for value in row.values()
+        ):
+            raise ValueError(f"{metrics} is damaged: line {number} is no iteration with numbers; cut it off")
+        rows.append(row)
     if not rows:
         raise ValueError(f"{metrics} is empty: the run has not finished an evaluation yet")
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    name = (yaml.safe_load(text) or {}).get("run", {}).get("name") or folder.name
-    return Run(name, folder, text, rows, read_samples(folder / SAMPLES), _objects(folder / VERDICTS))
+    text = public(_text(config)) if config.is_file() else ""
+    return Run(
+        _name(text, config) or folder.name,
+        folder,
+        text,
+        rows,
+        read_samples(folder / SAMPLES),
+        _objects(folder / VERDICTS),
+    )
 
 
 def save_samples(path: Path, before: list[str], after: list[str]) -> None:
@@ -64,9 +72,43 @@ def save_samples(path: Path, before: list[str], after: list[str]) -> None:
 
 def read_samples(path: Path) -> list[tuple[str, str]]:
     """Before and after; none where the run has not ended yet."""
-    return [(row["before"], row["after"]) for row in _objects(path)]
+    rows = _objects(path)
+    for number, row in enumerate(rows, start=1):
+        if not all(isinstance(row.get(side), str) for side in ("before", "after")):
+            raise ValueError(f"{path} is damaged: line {number} has no texts before and after; cut it off")
+    return [(row["before"], row["after"]) for row in rows]
+
+
+def _name(config: str, path: Path) -> str | None:
+    try:
+        tree = read_yaml(config) or {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    run = tree.get("run") if isinstance(tree, dict) else None
+    name = run.get("name") if isinstance(run, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:
-    """One a line; none where there is no such file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    """One a line; none where there is no such file. Raises ``ValueError`` naming a damaged line."""
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: line {number} is no JSON; cut it off and try again") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path} is damaged: line {number} is no JSON object; cut it off and try again")
+        rows.append(row)
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: byte {error.start} is not UTF-8") from error

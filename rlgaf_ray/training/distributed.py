@@ -183,7 +183,7 @@ def whole_state(network: nn.Module, group: Group, names: Iterable[str] | None = 
 def restore_whole(network: PreTrainedModel, folder: str | Path) -> None:
     """Load the weights that ``save_pretrained`` wrote for this very architecture; every rank reads them."""
     kind = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
-    saved = kind.from_pretrained(folder, dtype=network.dtype).state_dict()  # type: ignore[attr-defined]
+    saved = kind.from_pretrained(folder, dtype=network.dtype, use_safetensors=True).state_dict()  # type: ignore[attr-defined]
     own = network.state_dict()
     network.load_state_dict({name: cut_like(tensor, own[name]) for name, tensor in saved.items()})
 
