@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
 from rlgaf_ray.actors.packing import Node
@@ -22,15 +21,10 @@ PROBE_SECONDS = 10.0
 def ray_session(config: Config) -> Iterator[None]:
     """Connect, and leave at the end; a Ray that was started here ends with the block.
 
-    That one listens on loopback alone and, unless ``RAY_AUTH_MODE`` says otherwise, asks for a token (Ray's default).
+    That one asks for a token, as Ray itself sees to unless ``RAY_AUTH_MODE`` says otherwise.
     Raises ``ValueError`` where a named cluster does not answer.
     """
     address = named_address(config)
-    with loopback() if address is None else nullcontext():
-        yield from _session(config, address)
-
-
-def _session(config: Config, address: str | None) -> Iterator[None]:
     # Warnings of Ray's own start-up speak of metrics exporters and accelerators; errors come back as exceptions.
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
@@ -52,27 +46,6 @@ def _session(config: Config, address: str | None) -> Iterator[None]:
         if config.cluster.join_seconds > 0:
             request_resources(num_cpus=0)  # an autoscaler need no longer keep what find_placement asked for
         ray.shutdown()
-
-
-@contextmanager
-def loopback() -> Iterator[None]:
-    """A Ray that is started in this block has the node address 127.0.0.1, and so its servers listen there alone.
-
-    Ray turns a loopback address that it is given into the machine's own. What keeps it is Ray's setting for systems
-    where it makes no clusters, which this process has read already and those that it starts read from the environment.
-    """
-    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    variable = os.environ.get(name)
-    os.environ[name] = "0"
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        if variable is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = variable
 
 
 def named_address(config: Config) -> str | None:

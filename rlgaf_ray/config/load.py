@@ -109,8 +109,8 @@ def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    source = f"override {override!r}"
+        raise ConfigError(f"override {_printable(override)!r} is not of the form section.key=value")
+    source = f"override {_printable(override)!r}"
     _set(tree, key, _parse(text, source=source), source=source)
 
 
@@ -128,7 +128,7 @@ def _describe(error: ValidationError, path: str | Path | None, overrides: Sequen
     """The first error in one line, with its file unless an override wrote it, and how many more there are."""
     errors = error.errors()
     first = errors[0]
-    location = [str(part) for part in first["loc"]]
+    location = [_printable(str(part)) for part in first["loc"]]
     overridden = any(_on_one_branch(location, override.partition("=")[0].split(".")) for override in overrides)
     source = "" if path is None or overridden else f"{path}: "
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -153,6 +153,13 @@ def _explain(error: ErrorDetails, location: list[str]) -> str:
             return f"{key}={_short(error['input'])}: must be a list of values"
         case _:
             return f"{key}={_short(error['input'])}: must {error['msg'].partition(' should ')[2]}"
+
+
+def _printable(text: str) -> str:
+    """A key or an override as it is shown: on one line, without secrets, no longer than anybody means one to be."""
+    text = public(text)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _on_one_branch(location: Sequence[str], other: Sequence[str]) -> bool:

@@ -60,11 +60,7 @@ class Checkpoints:
 
     def healthy(self, until: int) -> list[Place]:
         """Those whose state says ``healthy``, of iterations up to this one, newest first."""
-        return [
-            path
-            for path in reversed(self.all())
-            if _iteration(path) <= until and json.loads((path / STATE).read_text()).get("healthy", False)
-        ]
+        return [path for path in reversed(self.all()) if _iteration(path) <= until and self._says_healthy(path)]
 
     def cut(self, iteration: int) -> None:
         """Throw away what was written after this iteration; ``latest`` and ``best`` no longer name it."""
@@ -136,13 +132,22 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"{path}: {name} is missing")
             if checksum(file) != digest:
                 raise DamagedCheckpoint(f"{path}: {name} is not what was written (its checksum differs)")
+        return self._state(path)
+
+    def _state(self, path: Place) -> dict[str, Any]:
         try:
             state = json.loads((path / STATE).read_text())
-        except (ValueError, RecursionError) as error:
-            raise DamagedCheckpoint(f"{path}: {STATE} is no JSON ({error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise DamagedCheckpoint(f"{path}: {STATE} cannot be read ({error})") from error
         if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
-            raise DamagedCheckpoint(f"{path}: {STATE} is not of this checkpoint")
+            raise DamagedCheckpoint(f"{path}: {STATE} is no state of a run")
         return state
+
+    def _says_healthy(self, path: Place) -> bool:
+        try:
+            return bool(self._state(path).get("healthy", False))
+        except DamagedCheckpoint:
+            return False  # nothing to go back to; whoever resumes from it is told why
 
     def newest_usable(self) -> tuple[Place, dict[str, Any], list[str]]:
         """The newest undamaged checkpoint, its state, and what was wrong with those after it.
