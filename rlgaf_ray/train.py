@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import Placement, PlacementGroup, find_placement
+from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
@@ -115,20 +117,38 @@ def train(config: Config, *, resume: bool) -> int:
             terminal.message(
                 f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
             )
+            recoveries = Recoveries(config.cluster, terminal.message)
+            outcome: Outcome | None = None
             try:
-                with (
-                    adversarial_loop(config, data, warmups, placement, checkpoints, terminal, resumed) as loop,
-                    stop_on_signals(lambda: setattr(loop, "stop_requested", True)) as received,
-                    terminal.training(start=loop.iteration, total=config.run.iterations),
-                ):
-                    outcome = loop.run()
-            except (ActorFailure, TimeoutError, TrainingStopped) as error:
+                while outcome is None:
+                    with (
+                        adversarial_loop(
+                            config, data, warmups, placement, checkpoints, terminal, resumed, recoveries=recoveries
+                        ) as loop,
+                        stop_on_signals(partial(setattr, loop, "stop_requested", True)) as received,
+                        terminal.training(start=loop.iteration, total=config.run.iterations),
+                    ):
+                        try:
+                            outcome = loop.run()
+                        except ActorFailure as failure:  # an actor that a rollout worker's replacement cannot help
+                            resumed = come_back(checkpoints, recoveries, failure)
+            except (ActorFailure, TooManyLost, TimeoutError, TrainingStopped) as error:
                 raise RunFailed(str(error)) from error
         finish(config, data, warmups, checkpoints, outcome, terminal)
     if outcome.interrupted:
         terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume {config.run.again}")
         return SIGNAL_EXIT_OFFSET + received[0]
     return 0
+
+
+def come_back(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:
+    """Where a run goes on that lost its learner or discriminator; None: at its beginning. Raises ``TooManyLost``."""
+    if not checkpoints.all():
+        recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
+        return None
+    path, state, damage = checkpoints.newest_usable()
+    recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
+    return path, state, damage
 
 
 def with_name(config: Config) -> Config:
@@ -265,6 +285,7 @@ def adversarial_loop(
     display: Display,
     resumed: Resumed | None,
     group: PlacementGroup | None = None,
+    recoveries: Recoveries | None = None,
 ) -> Iterator[AdversarialLoop]:
     """The loop with its actors and its run folder, ready to run; both are closed at the end of the block."""
     roles = RayRoles(
@@ -275,6 +296,7 @@ def adversarial_loop(
         max_tokens=data.task.max_tokens,
         pad_token_id=data.tokenizer.pad_token_id,
         group=group,
+        recoveries=recoveries,
     )
     try:
         display.message(str(roles.transfer))

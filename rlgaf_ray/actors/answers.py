@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 
 from rlgaf_ray.data.storage import StorageError
 
@@ -18,6 +18,10 @@ LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: it may ha
 
 class ActorFailure(RuntimeError):
     """An actor died or did not answer in time: one sentence that names it."""
+
+
+class ActorSilent(ActorFailure):
+    """It did not answer in time, and may be alive."""
 
 
 class Answers:
@@ -32,10 +36,10 @@ class Answers:
         try:
             return ray.get(ref, timeout=self.timeout if timeout is None else timeout)
         except GetTimeoutError:
-            raise ActorFailure(
+            raise ActorSilent(
                 f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
             ) from None
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             raise ActorFailure(f"{name} died during {method}: {error}") from error
         except RayTaskError as error:
             if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback

@@ -55,6 +55,8 @@ class WeightPush:
         self.num_parts: int = answers.get(learners[0], "num_parts", learners[0].num_parts.remote())
         # One part needs no taking turns.
         self.later = in_their_own_time(config) or (self.num_parts == 1 and not self.mid_flight)
+        # A worker that comes later finds them in the object store still.
+        self.kept = self.later and self.gpus is None
         self.loading: dict[Any, ray.ObjectRef] = {}  # mid-flight: what each worker was last asked to load
 
     def push(self, policy_version: int, network: PolicyNetwork, dispatcher: Dispatcher) -> Callable[[], Metrics]:

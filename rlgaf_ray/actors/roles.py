@@ -15,11 +15,12 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlgaf_ray.actors.answers import ActorFailure, Answers
+from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, Answers
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.actors.push import Load, WeightPush, in_their_own_time
+from rlgaf_ray.actors.recovery import Process, Recoveries, kill
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
@@ -63,8 +64,14 @@ class RayRoles:
         max_tokens: int,
         pad_token_id: int,
         group: PlacementGroup | None = None,
+        recoveries: Recoveries | None = None,
     ) -> None:
-        """``group``: one that is there already, a bundle an actor, and stays; by default one is reserved."""
+        """``group``: one that is there already, a bundle an actor, and stays; by default one is reserved.
+
+        ``recoveries`` counts the workers that are replaced; by default nobody is told of them.
+        """
+        self.recoveries = recoveries or Recoveries(config.cluster)
+        self.closing = False
         # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
         self.shared_cores = placement.shared_cores
         self.updates_wait_for: Any = None
@@ -82,10 +89,10 @@ class RayRoles:
                 "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, bundle),
             }
 
-        # Any: the types of Ray's handles do not know what .remote adds to a method
-        self.workers: list[Any] = [
+        def new_worker(index: int) -> Any:
+            bundle = placement.rollout_bundles[index]
             # while it generates, an engine that takes weights in mid-flight is told of them by a second thread
-            RolloutActor.options(
+            return RolloutActor.options(
                 **place(bundle, placement.rollout_threads, placement.gpus_per_rollout_worker),
                 max_concurrency=2 if config.weights.mid_flight else None,
             ).remote(
@@ -95,8 +102,10 @@ class RayRoles:
                 device=placement.device,
                 threads=placement.rollout_threads,
             )
-            for bundle in placement.rollout_bundles
-        ]
+
+        self.new_worker = new_worker
+        # Any: the types of Ray's handles do not know what .remote adds to a method
+        self.workers: list[Any] = [new_worker(index) for index in range(len(placement.rollout_bundles))]
 
         def ranks(actor: Any, bundles: Sequence[int], folder: Path) -> list[Any]:
             meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
@@ -126,14 +135,11 @@ class RayRoles:
         starting = [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers]
         for actor in names:
             self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
-        for worker, method, ref in starting:
-            try:
-                self.answers.get(worker, method, ref)
-            except RayTaskError as error:
-                raise ActorFailure(f"{names[worker]} could not start its engine: {error.cause}") from error
+        self.processes: list[Process] = [self._started(*asked) for asked in starting]
         self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
         self.dispatcher = Dispatcher(
-            [self._caller(worker) for worker in self.workers], requests_per_worker=config.rollout.requests_per_worker
+            [self._caller(index) for index in range(len(self.workers))],
+            requests_per_worker=config.rollout.requests_per_worker,
         )
 
     def _choose_transfer(self, config: Config, placement: Placement) -> Choice:
@@ -150,8 +156,17 @@ class RayRoles:
             together=not in_their_own_time(config),
         )
 
-    def _caller(self, worker: Any) -> Call:
-        def call(load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
+    def _started(self, worker: Any, method: str, ref: ray.ObjectRef[Process]) -> Process:
+        try:
+            return self.answers.get(worker, method, ref)
+        except RayTaskError as error:
+            raise ActorFailure(f"{self.answers.names[worker]} could not start its engine: {error.cause}") from error
+
+    def _caller(self, index: int) -> Call:
+        """Of the worker at this place: one that is lost is replaced, and the new one is asked again."""
+        held: Load | None = None
+
+        def ask(worker: Any, load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
             loading = [] if load is None else load(worker)
             if self.weights.mid_flight:  # a worker of two threads keeps no order
                 self.weights.loaded(worker, loading)
@@ -160,7 +175,31 @@ class RayRoles:
             metrics = self.weights.loaded(worker, loading)
             return metrics, [] if sampling is None else self.answers.get(worker, "generate", sampling)
 
+        def call(load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
+            nonlocal held
+            if self.weights.kept:
+                held = load or held
+            while True:
+                try:
+                    return ask(self.workers[index], load, part)
+                except ActorFailure as failure:
+                    self._replace(index, failure, 0 if part is None else len(part.prompts))
+                    load = held
+
         return call
+
+    def _replace(self, index: int, failure: ActorFailure, num_prompts: int) -> None:
+        """Put a new worker where one was lost. Raises ``failure`` where it cannot be given the current weights."""
+        if self.closing or not self.weights.kept:
+            raise failure
+        self.recoveries.lost(failure, f"it is replaced, and {num_prompts} prompts are answered again")
+        lost = self.workers[index]
+        if isinstance(failure, ActorSilent):
+            kill(lost, self.processes[index])
+        worker = self.workers[index] = self.new_worker(index)
+        self.answers.names[worker] = self.answers.names.pop(lost)
+        self.processes[index] = self._started(worker, "start", worker.start.remote(self.transfer.backend))
+        self.recoveries.worker_replaced(num_prompts)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.start_generate(prompts, sampling, seeds)()[0]
@@ -177,6 +216,9 @@ class RayRoles:
         self.answers.of_all([(worker, "sleep", worker.sleep.remote()) for worker in self.workers])
         self.forgotten = self.sleep_level == 2
         return rollouts
+
+    def recovered(self) -> Metrics:
+        return self.recoveries.take()
 
     def drop_rollouts(self) -> None:
         self.dispatcher.drop()
@@ -240,6 +282,7 @@ class RayRoles:
 
     def close(self) -> None:
         """Ends the actors: removing their placement group kills what runs in it."""
+        self.closing = True
         if self.owns_group:
             remove_placement_group(self.group)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from rlgaf_ray.actors.recovery import Process, own_process
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.build import build_engine
@@ -29,8 +30,9 @@ class RolloutWorker:
     def site(self) -> Site:
         return current_site(self.device)
 
-    def start(self, transfer: Backend) -> None:
+    def start(self, transfer: Backend) -> Process:
         self.engine: RolloutEngine = self.build(transfer=transfer)
+        return own_process()
 
     def meet(self, rendezvous: Rendezvous, index: int) -> None:
         assert isinstance(self.engine, VLLMEngine)

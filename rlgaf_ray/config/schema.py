@@ -256,6 +256,12 @@ class ClusterSection(Section):
         0.0, description="how long nodes of an autoscaled cluster may take to join before a plan is refused"
     )
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
+    max_recoveries: NonNegative = Field(
+        8,
+        description="lost actors that are made good in the window: a rollout worker is replaced, after the loss of a "
+        "learner or discriminator the run goes back to its last checkpoint; one more ends it",
+    )
+    recovery_window_seconds: Rate = Field(3600.0, description="the window of max_recoveries")
 
 
 class Config(Section):

@@ -13,6 +13,7 @@ from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
     Demonstration,
+    Metrics,
     PolicyNetwork,
     Prompt,
     Rollout,
@@ -43,6 +44,9 @@ class LocalRoles:
 
     def drop_rollouts(self) -> None:
         pass  # all are made
+
+    def recovered(self) -> Metrics:
+        return {}
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)

@@ -45,6 +45,10 @@ class Roles(Protocol):
         """Forget the rollouts that were started: nobody is going to wait for them."""
         ...
 
+    def recovered(self) -> Metrics:
+        """What was lost and made good since the last call: ``rollout/*`` metrics."""
+        ...
+
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
 
     def start_score(self, rollouts: Sequence[Rollout]) -> PendingScores:

@@ -48,6 +48,9 @@ class PretendedRoles:
 
     def drop_rollouts(self) -> None: ...
 
+    def recovered(self) -> Metrics:
+        return {}
+
     def start_score(self, rollouts: Sequence[Rollout]):
         scored = self.score(rollouts)
         return lambda: scored

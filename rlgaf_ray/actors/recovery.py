@@ -1,0 +1,94 @@
+"""Lost actors: how many a run may lose before it ends, and how what is left of one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlgaf_ray.config.schema import ClusterSection
+from rlgaf_ray.types import Metrics
+
+KILL_SECONDS = 30.0
+
+
+class TooManyLost(RuntimeError):
+    """More actors were lost in a while than ``cluster.max_recoveries`` allows."""
+
+
+class Recoveries:
+    """What was lost and made good, over all of a run; the threads that serve rollout workers report here."""
+
+    def __init__(self, settings: ClusterSection, report: Callable[[str], None] = lambda text: None) -> None:
+        """``report`` is told each loss in one sentence."""
+        self.settings = settings
+        self.report = report
+        self.lock = threading.Lock()
+        self.times: deque[float] = deque()
+        self.workers_replaced = 0
+        self.prompts_repeated = 0
+
+    def lost(self, failure: Exception, remedy: str) -> None:
+        """Count a loss that is about to be made good. Raises ``TooManyLost`` where it was one too many."""
+        limit, window = self.settings.max_recoveries, self.settings.recovery_window_seconds
+        with self.lock:
+            now = time.monotonic()
+            self.times.append(now)
+            while now - self.times[0] > window:
+                self.times.popleft()
+            if len(self.times) > limit:
+                raise TooManyLost(
+                    f"{failure}; more than {limit} actors were lost within {window:g} s (cluster.max_recoveries)"
+                ) from failure
+        self.report(f"{failure}: {remedy}")
+
+    def worker_replaced(self, num_prompts: int) -> None:
+        with self.lock:
+            self.workers_replaced += 1
+            self.prompts_repeated += num_prompts
+
+    def take(self) -> Metrics:
+        """What happened to rollout workers since the last call."""
+        with self.lock:
+            metrics = {
+                "rollout/workers_replaced": float(self.workers_replaced),
+                "rollout/prompts_repeated": float(self.prompts_repeated),
+            }
+            self.workers_replaced = self.prompts_repeated = 0
+        return metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where an actor lives."""
+
+    node_id: str
+    pid: int
+
+
+def own_process() -> Process:
+    return Process(ray.get_runtime_context().get_node_id(), os.getpid())
+
+
+def kill(actor: Any, process: Process) -> None:
+    """End an actor that may not answer any more: one that was stopped would not hear of ``ray.kill``."""
+    on_its_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+    with suppress(RayError):  # its node is gone, and it with its node
+        ray.get(_signal.options(scheduling_strategy=on_its_node).remote(process.pid), timeout=KILL_SECONDS)
+    ray.kill(actor)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _signal(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
