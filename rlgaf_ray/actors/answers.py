@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from rlgaf_ray.data.storage import StorageError
 
@@ -40,7 +40,7 @@ class Answers:
                 f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
             ) from None
         except (RayActorError, OutOfMemoryError) as error:
-            raise ActorFailure(f"{name} died during {method}: {error}") from error
+            raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
         except RayTaskError as error:
             if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
                 raise error.cause from None
@@ -77,3 +77,10 @@ class Answers:
         if failed is not None:
             raise failed
         return ray.get(refs[0])
+
+
+def _brief(error: RayError) -> str:
+    """What Ray says of the end, without what it guesses."""
+    text = " ".join(str(error).split())
+    before, found, detail = text.partition("Worker exit detail: ")
+    return (detail if found else before).partition(" Some common causes")[0]

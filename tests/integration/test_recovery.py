@@ -21,7 +21,7 @@ SHARED = ["rollout.engine=transformers", "rollout.num_workers=2", "learner.preci
 
 
 def test_both_workers_and_the_learner_are_killed(small_under, rows_of, tmp_path: Path) -> None:
-    settings = [*SHARED, "run.iterations=30", "checkpoint.every=5"]
+    settings = [*SHARED, "run.iterations=30", "checkpoint.every=3"]
     run = Run(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.wait(lambda: len(run.rows()) > 4, "the first iterations")
     for process in run.actors("RolloutWorker"):  # all at once
@@ -30,7 +30,7 @@ def test_both_workers_and_the_learner_are_killed(small_under, rows_of, tmp_path:
     run.actors("LearnerWorker")[0].send_signal(signal.SIGKILL)
     output = run.ended(0)
     assert "rollout worker 0 died" in output and "rollout worker 1 died" in output
-    assert "the learner died" in output and "the run goes back to iteration" in output
+    assert "the learner died" in output and "the run goes back to iteration" in output, output
 
     whole = Run(small_under(tmp_path, "run.name=whole", *settings), tmp_path / "whole")
     whole.ended(0)
