@@ -46,7 +46,7 @@ class LocalRoles:
         pass  # all are made
 
     def recovered(self) -> Metrics:
-        return {}
+        return {"rollout/workers_replaced": 0.0, "rollout/prompts_repeated": 0.0}  # nobody else who could be lost
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)
