@@ -22,13 +22,6 @@ MODES = ["autoregressive", "conditional"]
 WEIGHT = "transformer.h.3.mlp.c_fc.weight"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3).save_pretrained(path)
-    return path
-
-
 def config(mode: str, *overrides: str) -> Config:
     small = [
         "generator.algorithm=gumbel",

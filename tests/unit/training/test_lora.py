@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training import learner as learner_module
@@ -24,13 +23,6 @@ from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
 from rlgaf_ray.weights.state import Receipt, check_shapes, expected_shapes, split_state
 
 VOCABULARY = 64
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3).save_pretrained(path)
-    return path
 
 
 def config(*overrides: str) -> Config:

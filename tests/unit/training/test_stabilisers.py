@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
@@ -20,13 +19,6 @@ VOCABULARY = 64
 
 def logits(discriminator: Discriminator) -> list[float]:
     return [item.score for item in discriminator.score(FAKE)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3).save_pretrained(path)
-    return path
 
 
 @pytest.fixture

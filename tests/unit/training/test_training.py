@@ -22,13 +22,6 @@ from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch
 VOCABULARY = 64
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3).save_pretrained(path)
-    return path
-
-
 def config(*overrides: str) -> Config:
     small = ["rollout.batch_size=8", "rollout.samples_per_prompt=4", "learner.precision=float32"]
     return load_config(None, [*small, *overrides])
