@@ -12,6 +12,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from rlgaf_ray.actors.packing import Node
+from rlgaf_ray.actors.planning import totals
 from rlgaf_ray.config.schema import Config
 
 PROBE_SECONDS = 10.0
@@ -68,6 +69,4 @@ def cluster_nodes() -> list[Node]:
 
 def cluster_resources() -> tuple[float, float, int]:
     """CPUs and GPUs of the whole cluster, and the CPUs of its smallest node that has any."""
-    total = ray.cluster_resources()
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    return total.get("CPU", 0.0), total.get("GPU", 0.0), min((cpus for cpus in nodes if cpus), default=1)
+    return totals(cluster_nodes())

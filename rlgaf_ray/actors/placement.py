@@ -12,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from rlgaf_ray.actors.cluster import cluster_nodes, named_address
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
-from rlgaf_ray.actors.planning import asked_by, nearest, share_out, shortage, smallest_node
+from rlgaf_ray.actors.planning import asked_by, nearest, share_out, shortage, smallest_node, totals
 from rlgaf_ray.config.schema import Config
 
 FREE_SECONDS = 20.0
@@ -37,8 +37,8 @@ def plan_placement(
 
 def plan_on(config: Config, nodes: Sequence[Node]) -> Placement:
     """As ``plan_placement``, on these machines."""
-    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    return plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=smallest_node(nodes), nodes=nodes)
+    cpus, gpus, node_cpus = totals(nodes)
+    return plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus, nodes=nodes)
 
 
 def find_placement(config: Config) -> Placement:

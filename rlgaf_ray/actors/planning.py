@@ -52,6 +52,11 @@ def smallest_node(nodes: Sequence[Node]) -> int:
     return min((int(node.cpus) for node in nodes if node.cpus >= 1), default=1)
 
 
+def totals(nodes: Sequence[Node]) -> tuple[float, float, int]:
+    """CPUs and GPUs of all nodes, and the cores of the smallest."""
+    return sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), smallest_node(nodes)
+
+
 def asked_by(config: Config, *, node_cpus: int) -> Request:
     """Raises ``ValueError`` for what no cluster could give."""
     cluster, shards = config.cluster, config.rollout.tensor_parallel_size
