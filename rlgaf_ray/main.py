@@ -43,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if tuned and not arguments.resume:
             check_sweep(config)
-    except (ConfigError, StorageRefused) as error:
+    except ConfigError as error:
         return _fail(error, EXIT_USAGE)
-    except StorageError as error:
-        return _fail(error, EXIT_FAILURE)
+    except (StorageRefused, StorageError) as error:
+        return _failed(error)
     if arguments.print_config:
         print(dump_config(config), end="")
         return 0
@@ -61,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return (sweep if tuned else train)(config, resume=arguments.resume)
-    except StorageRefused as error:
-        return _fail(error, EXIT_USAGE)
     except (ValueError, RunFailed, StorageError) as error:
-        return _fail(error, EXIT_FAILURE)
+        return _failed(error)
 
 
 def _plan(config: Config, arguments: argparse.Namespace) -> int:
@@ -99,10 +97,8 @@ def _report(folders: Sequence[str], *, out: str | None, rating_sheet: bool) -> i
             if rating_sheet:
                 written += write_rating_sheet(runs, places.target)
         print(*(places.shown(path) for path in written), sep="\n")
-    except StorageRefused as error:
-        return _fail(error, EXIT_USAGE)
     except (ValueError, OSError, StorageError) as error:
-        return _fail(error, EXIT_FAILURE)
+        return _failed(error)
     return 0
 
 
@@ -124,10 +120,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             num_prompts=arguments.num_prompts,
             out=arguments.out,
         )
-    except StorageRefused as error:
-        return _fail(error, EXIT_USAGE)
     except (ValueError, StorageError) as error:
-        return _fail(error, EXIT_FAILURE)
+        return _failed(error)
     return 0
 
 
@@ -228,6 +222,11 @@ def _split(words: Sequence[str], *, resume: bool = False) -> tuple[str | None, l
 
 def _is_yaml(word: str) -> bool:
     return (word.partition("?")[0] if uri.is_uri(word) else word).endswith((".yaml", ".yml"))
+
+
+def _failed(error: Exception) -> int:
+    """A storage that was refused is a mistake in how the command was used."""
+    return _fail(error, EXIT_USAGE if isinstance(error, StorageRefused) else EXIT_FAILURE)
 
 
 def _fail(error: Exception | str, code: int) -> int:

@@ -17,7 +17,6 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlgaf_ray.config.schema import ClusterSection
-from rlgaf_ray.types import Metrics
 
 KILL_SECONDS = 30.0
 
@@ -57,15 +56,12 @@ class Recoveries:
             self.workers_replaced += 1
             self.prompts_repeated += num_prompts
 
-    def take(self) -> Metrics:
-        """What happened to rollout workers since the last call."""
+    def take(self) -> tuple[int, int]:
+        """Rollout workers that were replaced, and prompts that were answered again for it, since the last call."""
         with self.lock:
-            metrics = {
-                "rollout/workers_replaced": float(self.workers_replaced),
-                "rollout/prompts_repeated": float(self.prompts_repeated),
-            }
+            counts = self.workers_replaced, self.prompts_repeated
             self.workers_replaced = self.prompts_repeated = 0
-        return metrics
+        return counts
 
 
 @dataclass(frozen=True, slots=True)

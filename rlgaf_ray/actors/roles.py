@@ -217,7 +217,7 @@ class RayRoles:
         self.forgotten = self.sleep_level == 2
         return rollouts
 
-    def recovered(self) -> Metrics:
+    def recovered(self) -> tuple[int, int]:
         return self.recoveries.take()
 
     def drop_rollouts(self) -> None:

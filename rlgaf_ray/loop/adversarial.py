@@ -245,7 +245,8 @@ class AdversarialLoop:
         self.discriminator_version += num_updates
         metrics["discriminator/updates"] = float(self.discriminator_version)
         metrics["discriminator/update_rate"] = self.update_ratio.rate
-        metrics |= roles.recovered()
+        replaced, repeated = roles.recovered()
+        metrics |= {"rollout/workers_replaced": float(replaced), "rollout/prompts_repeated": float(repeated)}
         metrics["rollout/samples_per_second"] = len(rollouts) / metrics["time/iteration"]
         self.iteration = iteration
         self.kl_coefficient = metrics.get("generator/kl_coefficient", self.kl_coefficient)

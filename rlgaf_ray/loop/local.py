@@ -13,7 +13,6 @@ from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
     Demonstration,
-    Metrics,
     PolicyNetwork,
     Prompt,
     Rollout,
@@ -45,8 +44,8 @@ class LocalRoles:
     def drop_rollouts(self) -> None:
         pass  # all are made
 
-    def recovered(self) -> Metrics:
-        return {"rollout/workers_replaced": 0.0, "rollout/prompts_repeated": 0.0}  # nobody else who could be lost
+    def recovered(self) -> tuple[int, int]:
+        return 0, 0  # there is nobody else who could be lost
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)

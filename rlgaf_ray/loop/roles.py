@@ -45,8 +45,8 @@ class Roles(Protocol):
         """Forget the rollouts that were started: nobody is going to wait for them."""
         ...
 
-    def recovered(self) -> Metrics:
-        """What was lost and made good since the last call: ``rollout/*`` metrics."""
+    def recovered(self) -> tuple[int, int]:
+        """Rollout workers that were replaced, and prompts that were answered again for it, since the last call."""
         ...
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
