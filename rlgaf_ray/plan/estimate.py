@@ -160,7 +160,14 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
             exact = settings.seqgan.kl.estimator == "exact"
         case "reinforce":
             exact = settings.reinforce.kl.estimator == "exact"
-    kept = activations(shape, rows=micro, length=work.length, element=element, fused_attention=on_gpu)
+    kept = activations(
+        shape,
+        rows=micro,
+        length=work.length,
+        element=element,
+        fused_attention=on_gpu,
+        checkpointing=config.learner.activation_checkpointing,
+    )
     kept += vocabulary_activations(shape, tokens=micro * work.response_tokens, element=element, exact_kl=exact)
     kept += cast_weights(shape, shape.matrix_parameters, element=element, shards=shards)
     passing = embedding_gradients(shape, output=True) if micro < rows else 0.0
@@ -184,7 +191,12 @@ def discriminator_memory(config: Config, shape: ModelShape, placement: Placement
     slices = math.ceil(rows / (3 * config.learner.micro_batch_size))
     network = trained(shape.scalar_parameters, shards=shards)
     kept = activations(
-        shape, rows=math.ceil(rows / slices), length=work.length, element=element, fused_attention=on_gpu
+        shape,
+        rows=math.ceil(rows / slices),
+        length=work.length,
+        element=element,
+        fused_attention=on_gpu,
+        checkpointing=config.learner.activation_checkpointing,
     )
     matrices = shape.matrix_parameters - shape.output_parameters
     kept += cast_weights(shape, matrices, element=element, shards=shards)

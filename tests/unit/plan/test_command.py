@@ -16,7 +16,7 @@ from rlgaf_ray.config import load_config
 from rlgaf_ray.main import main
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.plan.command import plan
-from rlgaf_ray.plan.estimate import GIB, MIB, Hardware, estimate
+from rlgaf_ray.plan.estimate import GIB, MIB, Hardware, discriminator_memory, estimate, learner_memory
 from rlgaf_ray.plan.memory import block_activations
 from rlgaf_ray.plan.model import generator_shape, shape_of
 from rlgaf_ray.plan.shape import ModelShape
@@ -44,6 +44,22 @@ def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:
         assert shape_of(AutoModelForCausalLM.from_config(GPT2Config())) == ModelShape(
             124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True
         )
+
+
+@pytest.mark.parametrize(("memory_of", "rows"), [(learner_memory, 16), (discriminator_memory, 48)])
+def test_checkpointed_activations_are_planned(memory_of, rows: int) -> None:
+    """Each block's input in place of what it keeps, and two blocks while backward passes."""
+    small = ["learner.micro_batch_size=16", "task.prompt_tokens=4", "task.response_tokens=28"]
+
+    def planned(*overrides: str) -> float:
+        config = load_config(None, [*small, *overrides])
+        placement = plan_on(config, [Node(2.0)])
+        return memory_of(config, generator_shape(config), placement, element=4).activations
+
+    shape, tokens = generator_shape(load_config(None, [])), rows * 32
+    block = block_activations(shape, tokens=tokens, length=32, element=4, fused_attention=False)
+    saved = (shape.layers + 1) * block - (4 * shape.width * tokens * shape.layers + 2 * block)
+    assert planned() - planned("learner.activation_checkpointing=true") == pytest.approx(saved)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
