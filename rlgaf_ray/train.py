@@ -98,10 +98,8 @@ def train(config: Config, *, resume: bool) -> int:
             f"model.allow_pickle=true: {config.model.generator} may be read from a pickle, which can run code"
         )
     if resumed:
-        path, _, damage = resumed
-        for sentence in damage:
-            terminal.message(f"damaged checkpoint passed over: {sentence}")
-        terminal.message(f"resuming from {path}")
+        tell_damage(resumed, terminal.message)
+        terminal.message(f"resuming from {resumed[0]}")
     cache = cache_folder(config)
     data = prepare_data(config, cache)
     evaluation_set(data.task, config.evaluation.num_prompts)
@@ -146,9 +144,16 @@ def come_back(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFa
     if not checkpoints.all():
         recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
         return None
-    path, state, damage = checkpoints.newest_usable()
+    resumed = checkpoints.newest_usable()
+    tell_damage(resumed, recoveries.report)
+    path, state, _ = resumed
     recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
-    return path, state, damage
+    return resumed
+
+
+def tell_damage(resumed: Resumed, report: Callable[[str], None]) -> None:
+    for sentence in resumed[2]:
+        report(f"damaged checkpoint passed over: {sentence}")
 
 
 def with_name(config: Config) -> Config:
