@@ -24,6 +24,10 @@ class ActorSilent(ActorFailure):
     """It did not answer in time, and may be alive."""
 
 
+class SourceLost(ActorFailure):
+    """It is well, but what it was to work on comes from an actor that died or is silent."""
+
+
 class Answers:
     """``names``: of each actor, as its failure is told."""
 
@@ -39,12 +43,28 @@ class Answers:
             raise ActorSilent(
                 f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
             ) from None
-        except (RayActorError, OutOfMemoryError) as error:
-            raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
         except RayTaskError as error:
+            if isinstance(error, RayActorError | OutOfMemoryError):  # of whoever made the arguments, not of this one
+                raise SourceLost(f"{self._died(error.cause)} before {name} had what {method} needs") from error
             if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
                 raise error.cause from None
             raise
+        except (RayActorError, OutOfMemoryError) as error:
+            raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
+
+    def wait_for(self, actor: Any, method: str, refs: Sequence[ray.ObjectRef]) -> None:
+        """Until what another actor works on is made, or known never to be. Fetches nothing."""
+        _, missing = ray.wait(list(refs), num_returns=len(refs), timeout=self.timeout, fetch_local=False)
+        if missing:
+            raise SourceLost(
+                f"{self.names[actor]} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
+            )
+
+    def _died(self, cause: Exception) -> str:
+        for actor, name in self.names.items():
+            if actor._actor_id.hex() == getattr(cause, "actor_id", None):
+                return f"{name} died"
+        return "an actor died"
 
     def of_all(self, calls: Sequence[Asked]) -> list[Any]:
         """The answers in order. The first failure ends the wait: the others may be waiting for the one that failed."""

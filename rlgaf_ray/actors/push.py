@@ -64,7 +64,13 @@ class WeightPush:
         if self.later and self.gpus is None:
             # All parts wait for the workers in the object store.
             updates = [self._part(policy_version, part, network) for part in range(self.num_parts)]
-            return dispatcher.push(lambda worker: [self._load(worker, update) for update in updates])
+
+            def load(worker: Any) -> list[ray.ObjectRef]:
+                # Whoever is silent is the learner until they are made, and the worker only then.
+                self.answers.wait_for(self.learners[0], "weights_after", updates)
+                return [self._load(worker, update) for update in updates]
+
+            return dispatcher.push(load)
         sent: list[Asked] = []
         calls: list[dict[Any, ray.ObjectRef]] = []  # of each part, every worker's
         if self.gpus is not None:

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, Answers
+from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, Answers, SourceLost
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
@@ -182,6 +182,8 @@ class RayRoles:
             while True:
                 try:
                     return ask(self.workers[index], load, part)
+                except SourceLost:  # a new worker would miss it as well
+                    raise
                 except ActorFailure as failure:
                     self._replace(index, failure, 0 if part is None else len(part.prompts))
                     load = held

@@ -20,7 +20,6 @@ LOST = {"rollout/workers_replaced", "rollout/prompts_repeated"}
 SHARED = ["rollout.engine=transformers", "rollout.num_workers=2", "learner.precision=float32", "evaluation.every=0"]
 
 
-@pytest.mark.slow  # the learner may be hit in the middle of a push, which docs/reliability.md tells of
 def test_both_workers_and_the_learner_are_killed(small_under, rows_of, tmp_path: Path) -> None:
     settings = [*SHARED, "run.iterations=30", "checkpoint.every=3"]
     run = Run(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.actors.roles import RayRoles
@@ -112,6 +115,20 @@ def test_local_and_ray_runners_agree_step_for_step(
     logged = {name for row in local for name in row} - {"iteration"}
     assert logged <= DOCUMENTED
     assert all(math.isfinite(value) for row in local for value in row.values())
+
+
+def test_a_learner_that_dies_before_its_push_is_not_taken_for_the_workers_that_wait(prepared) -> None:
+    config, data, warmups = prepared("rollout.num_workers=2")
+    placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
+    sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": data.tokenizer.pad_token_id}
+    roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, **sizes)
+    try:
+        roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(ActorFailure, match="the learner died"):
+            roles.push_weights(1)()
+        assert roles.recovered() == (0, 0)
+    finally:
+        roles.close()
 
 
 @pytest.mark.slow

@@ -123,6 +123,9 @@ class MockAnswers:
         self.waited += [ref for _, _, ref in calls]
         return []
 
+    def wait_for(self, actor, method, refs) -> None:
+        self.awaited = (method, refs)
+
 
 def pushing(num_parts: int, *overrides: str):
     log: Log = []
@@ -137,12 +140,13 @@ def pushing(num_parts: int, *overrides: str):
 
 @pytest.mark.parametrize(("num_parts", "overrides"), [(1, []), (3, ["schedule.mode=async"])])
 def test_workers_take_weights_when_they_come_to_what_needs_them(num_parts: int, overrides: list[str]) -> None:
-    push, workers, _, log, dispatcher = pushing(num_parts, *overrides)
+    push, workers, answers, log, dispatcher = pushing(num_parts, *overrides)
     assert push.push(4, "policy", dispatcher)() == {"in": "their own time"}
     assert [name for name, *_ in log] == ["learner"] * num_parts
     log.clear()
     dispatcher.load(workers[1])
     assert log == [("worker 1", "update_weights", ("learner.weights_after",), {})] * num_parts
+    assert answers.awaited == ("weights_after", ["learner.weights_after"] * num_parts)  # by no worker's clock
 
 
 def test_parts_for_workers_that_wait_take_turns() -> None:
