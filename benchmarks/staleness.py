@@ -1,11 +1,12 @@
 """What staleness costs: the judged share at the end of whole runs, synchronous and k = 1, 2, 4 versions behind.
 
-    python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [key=value ...]
+    python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [--jobs N]
+        [key=value ...]
 
-Runs ``rlgaf_ray.main`` one after the other, each in a process of its own, with and without importance weights
-(``generator.importance_weight_mode``). Every rollout of an asynchronous run but the first is exactly k versions old.
-A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar: the mean of each setting lies
-within the synchronous seeds' spread, lowest to highest, widened by a standard error of one judged share.
+With and without importance weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the
+first is exactly k versions old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar: the
+mean of each setting lies within the synchronous seeds' spread, lowest to highest, widened by a standard error of one
+judged share.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from trainings import Training, trained
 
 SHARE, ERROR = "eval/judge_share", "eval/judge_share_stderr"
 COLUMNS = {
@@ -43,29 +44,6 @@ def settings(staleness: list[int], modes: list[str]) -> dict[str, list[str]]:
                 f"generator.importance_weight_mode={mode}",
             ]
     return rows
-
-
-def last_row(folder: Path) -> Row | None:
-    """The final metrics of a complete run."""
-    if not (folder / "generator").is_dir():  # exported at the very end
-        return None
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-
-
-def train(out: Path, name: str, overrides: list[str]) -> Row:
-    folder = out / name
-    if (done := last_row(folder)) is not None:
-        return done
-    where = [f"run.root={out}", f"run.name={name}"]
-    started = (folder / "checkpoints" / "latest").is_file()
-    if folder.exists() and not started:
-        raise SystemExit(f"{folder} holds a run that was cut off before its first checkpoint: remove it")
-    words = ["--resume", *where] if started else [*overrides, *where]
-    with (out / f"{name}.log").open("a") as log:
-        subprocess.run([sys.executable, "-m", "rlgaf_ray.main", "train", *words], stdout=log, stderr=log, check=True)
-    row = last_row(folder)
-    assert row is not None, f"{name} ended without a result"
-    return row
 
 
 def show(results: dict[str, list[Row]], console: Console) -> bool:
@@ -97,15 +75,20 @@ def main() -> int:
     parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--modes", nargs="+", default=["cap", "none"], choices=["cap", "mask", "none"])
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     asked = parser.parse_intermixed_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     console = Console()
+    rows = settings(asked.staleness, asked.modes)
+    names = [name for name in rows for _ in asked.seeds]
+    todo = [
+        Training(f"{name}-seed{seed}", [*asked.overrides, *overrides, f"run.seed={seed}"])
+        for name, overrides in rows.items()
+        for seed in asked.seeds
+    ]
     results: dict[str, list[Row]] = {}
-    for name, overrides in settings(asked.staleness, asked.modes).items():
-        for seed in asked.seeds:
-            console.print(f"{name}, seed {seed}")
-            row = train(asked.out.resolve(), f"{name}-seed{seed}", [*asked.overrides, *overrides, f"run.seed={seed}"])
-            results.setdefault(name, []).append(row)
+    for name, run in zip(names, trained(todo, asked.out, jobs=asked.jobs), strict=True):
+        results.setdefault(name, []).append({column: run.last(column) for column in (*COLUMNS, ERROR)})
+        console.print(f"{run.folder.name}: judged share {run.last(SHARE):.3f}")
     (asked.out / "staleness.json").write_text(json.dumps(results, indent=1))
     return 0 if show(results, console) else 1
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.config.task import PairSettings
-from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.generator import FROM_SCRATCH, build_from_scratch, load_generator
@@ -55,8 +55,10 @@ def prepare_warmups(
     generator = cache / "warmups" / f"generator-{generator_hash[:16]}"
     cached = generator.is_dir()
     if not cached:
-        blocks = task.warmup_blocks(settings.generator.block_tokens)
-        _run(_generator_worker, {"blocks": ray.put(blocks)}, generator, config, tokenizer, report)
+        with made_once(generator):
+            if not generator.is_dir():
+                blocks = task.warmup_blocks(settings.generator.block_tokens)
+                _run(_generator_worker, {"blocks": ray.put(blocks)}, generator, config, tokenizer, report)
 
     shape = [*_shape(config), config.discriminator.pooling, config.discriminator.architecture]
     if config.task.name == "imdb":  # the generator's warm-up reads whole reviews, whatever is cut of them later
@@ -65,9 +67,10 @@ def prepare_warmups(
     discriminator = cache / "warmups" / f"discriminator-{discriminator_hash[:16]}"
     if not discriminator.is_dir():
         cached = False
-        data_ref = ray.put(task.discriminator_warmup())
-        payload = {"windows": data_ref, "generator": str(generator)}
-        _run(_discriminator_worker, payload, discriminator, config, tokenizer, report)
+        with made_once(discriminator):
+            if not discriminator.is_dir():
+                payload = {"windows": ray.put(task.discriminator_warmup()), "generator": str(generator)}
+                _run(_discriminator_worker, payload, discriminator, config, tokenizer, report)
     return Warmups(generator, discriminator, cached)
 
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LONGEST_WAIT = 24 * 3600.0  # seconds; a process that dies gives its lock back at once
 
 
 def content_hash(parts: Iterable[str]) -> str:
@@ -30,3 +35,25 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_once(target: Path, *, wait: float = LONGEST_WAIT) -> Iterator[None]:
+    """Only one process at a time is in the block for ``target``, a folder that takes long to make.
+
+    Raises ``ValueError`` after ``wait`` seconds.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"another process is making {target}: waiting for it", flush=True)
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout:
+            raise ValueError(f"another process has been making {target} for {wait:g} s: end it, or wait") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -87,7 +87,14 @@ class Remote:
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self.path, recursive=recursive, allow_not_found=True)
-        return self._try("listed", lambda: self.filesystem.get_file_info(selector))
+
+        def look() -> list[FileInfo]:
+            try:
+                return self.filesystem.get_file_info(selector)
+            except FileNotFoundError as error:  # despite allow_not_found: a folder came or went while it was listed
+                raise OSError(str(error)) from error
+
+        return self._try("listed", look)
 
     def read_bytes(self) -> bytes:
         """Raises ``FileNotFoundError`` where there is no such file."""

@@ -227,6 +227,24 @@ def test_a_mirror_sends_what_changed(remote: Remote, tmp_path: Path) -> None:
     assert remote.files() == {"metrics.jsonl": 6, "rollouts/1.parquet": 4}
 
 
+def test_a_folder_that_appears_while_it_is_listed_is_listed_again(remote: Remote, monkeypatch) -> None:
+    (remote / "there").write_text("")
+    looks = []
+
+    class Appearing(LocalFileSystem):
+        """The folder comes between Arrow's failed listing and its look whether there is one."""
+
+        def get_file_info(self, selector):
+            looks.append(selector)
+            if len(looks) == 1:
+                raise FileNotFoundError(selector.base_dir)
+            return super().get_file_info(selector)
+
+    monkeypatch.setattr(Remote, "filesystem", Appearing())
+    assert remote.files() == {"there": 0}
+    assert len(looks) == 2
+
+
 def test_a_mirror_works_in_the_background_and_outlives_failures(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,51 @@
+"""Whole runs of ``rlgaf_ray.main`` that a benchmark compares, some at a time, each in a process of its own.
+
+A run that is complete under the root is read, one that was cut off goes on. Several at a time share the cores evenly,
+one thread for every actor where there are no more cores than runs: two runs of the small task on two cores, one thread
+each, are done in about three fifths of the time that they take one after the other with two threads.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlgaf_ray.report.runs import Run, load_run
+
+
+@dataclass(frozen=True)
+class Training:
+    name: str  # of its folder
+    words: Sequence[str]  # config, flags and overrides
+
+
+def trained(trainings: Sequence[Training], root: Path, *, jobs: int = 1) -> Iterator[Run]:
+    """The finished runs, in order, ``jobs`` of them at a time; their output stands in ``NAME.log``."""
+    root = root.absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    threads = [] if jobs == 1 else [f"cluster.threads={max(1, (os.cpu_count() or 1) // jobs)}"]
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda training: _train(training, root, threads), trainings)
+
+
+def _train(training: Training, root: Path, threads: list[str]) -> Run:
+    folder = root / training.name
+    if not (folder / "generator").is_dir():  # exported at the very end
+        places = [f"run.name={training.name}", f"run.root={root}"]
+        begun = (folder / "checkpoints" / "latest").is_file()
+        if folder.exists() and not begun:
+            raise SystemExit(f"{folder} holds a run that was cut off before its first checkpoint: remove it")
+        words = ["--resume", *places] if begun else [*training.words, *threads, *places]
+        environment = os.environ | ({"OMP_NUM_THREADS": threads[0].rpartition("=")[2]} if threads else {})
+        log = folder.with_suffix(".log")
+        with log.open("a") as output:
+            command = [sys.executable, "-m", "rlgaf_ray.main", "train", *words]
+            done = subprocess.run(command, stdout=output, stderr=output, env=environment)
+        if done.returncode:
+            raise SystemExit(f"{training.name} ended with code {done.returncode}: {log.read_text()[-2000:]}")
+    return load_run(folder)
