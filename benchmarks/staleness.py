@@ -4,9 +4,9 @@
         [key=value ...]
 
 With and without importance weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the
-first is exactly k versions old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar: the
-mean of each setting lies within the synchronous seeds' spread, lowest to highest, widened by a standard error of one
-judged share.
+first is exactly k versions old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar:
+the mean of each setting lies within the synchronous seeds' spread, lowest to highest, widened by a standard error of
+one judged share.
 """
 
 from __future__ import annotations
