@@ -12,12 +12,14 @@ QUIET := -qq --progress-bar off
 # pip compiles byte code on one core; compileall below takes all of them
 PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help train test lint clean
+.PHONY: help train test lint locked lock clean
 
 help:
 	@echo 'make train [ARGS="key=value ..."]   train with the default config, changed by ARGS'
 	@echo 'make test  [ARGS="-k name ..."]     all tests'
 	@echo 'make lint                           ruff, formatting, types'
+	@echo 'make locked                         install by requirements.lock alone: every wheel against its hash'
+	@echo 'make lock                           write requirements.lock anew (needs Python 3.11)'
 	@echo 'make clean                          remove the virtual environment and caches; runs stay'
 	@echo
 	@echo 'The first of them makes $(VENV). PYTHON=python3.12 picks another Python; EXTRAS=gpu,dev takes vLLM for CUDA;'
@@ -33,6 +35,17 @@ lint: $(INSTALLED)
 	@$(BIN) -m ruff check .
 	@$(BIN) -m ruff format --check .
 	@$(BIN) -m mypy
+
+# setuptools is in the lock: the build takes it from there, not from an index
+locked:
+	@test -e $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@echo 'Installing requirements.lock into $(VENV): some minutes and about 4 GB, once ...'
+	@$(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	@$(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(INSTALLED)
+
+lock:
+	@$(PYTHON) .ci/lock.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
