@@ -84,10 +84,15 @@ class TransformersEngine:
         assert isinstance(update, WeightUpdate), "vLLM's alone take weights from another GPU process"
         start = time.perf_counter()
         self._receipt.take(update)
+        checked = time.perf_counter()
         self._model.load_state_dict(to_tensors(update), strict=update.num_parts == 1)
         if update.is_last:
             self.policy_version = update.policy_version
-        return {"load_seconds": time.perf_counter() - start, "megabytes": num_bytes(update) / 1e6}
+        return {
+            "check_seconds": checked - start,
+            "load_seconds": time.perf_counter() - start,
+            "megabytes": num_bytes(update) / 1e6,
+        }
 
     def close(self) -> None:
         """Let go of the model's memory."""

@@ -241,12 +241,17 @@ class VLLMEngine:
         """
         start = time.perf_counter()
         receive.check(update, self._receipt)
+        checked = time.perf_counter()
         if self.asleep and update.is_first:
             self._wake_up(["weights"])  # the cache stays away until there is something to generate
         self._load(update)
         if update.is_last:
             self.policy_version = update.policy_version
-        return {"load_seconds": time.perf_counter() - start, "megabytes": receive.megabytes(update)}
+        return {
+            "check_seconds": checked - start,
+            "load_seconds": time.perf_counter() - start,
+            "megabytes": receive.megabytes(update),
+        }
 
     def _load(self, update: WeightUpdate | DeviceUpdate) -> None:
         receive.load(self._control, update, same_process=self._same_process)

@@ -168,7 +168,9 @@ class AdversarialLoop:
             metrics = carried | self.step()
             carried = {}
             iteration = self.iteration
-            if settings.guard.non_finite != "warn" and not_finite(metrics):  # nothing to evaluate
+            with timed(metrics, "time/guards"):
+                broken = settings.guard.non_finite != "warn" and not_finite(metrics) != ""
+            if broken:  # nothing to evaluate
                 respond(self, self.guard.examine(iteration, metrics))
                 continue
             ended = iteration == settings.run.iterations
@@ -178,7 +180,8 @@ class AdversarialLoop:
                     last, samples = self.evaluate()
                 metrics |= last
             best = evaluated and self._is_best(last)
-            verdict = self.guard.examine(iteration, metrics)
+            with timed(metrics, "time/guards"):
+                verdict = self.guard.examine(iteration, metrics)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(self.heals)}
             self.tracker.log(iteration, metrics)
             self.display.iteration(iteration, metrics)
@@ -206,12 +209,13 @@ class AdversarialLoop:
         with timed(metrics, "time/iteration"):
             batch = self.schedule.next(iteration, metrics)
             scored, rollouts = batch.scored, batch.rollouts
-            staleness = self.iteration - min(rollout.policy_version for rollout in rollouts)
-            assert 0 <= staleness <= settings.max_staleness, (
-                f"rollouts are {staleness} versions old, at most {settings.max_staleness} allowed"
-            )
+            with timed(metrics, "time/guards"):
+                staleness = self.iteration - min(rollout.policy_version for rollout in rollouts)
+                assert 0 <= staleness <= settings.max_staleness, (
+                    f"rollouts are {staleness} versions old, at most {settings.max_staleness} allowed"
+                )
             if self.held_out is not None:
-                with timed(metrics, "time/score"):
+                with timed(metrics, "time/score"), timed(metrics, "time/guards"):
                     real = roles.logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
                     metrics |= self.held_out.observe(real, [item.score for item in scored])
                     self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
@@ -239,6 +243,7 @@ class AdversarialLoop:
             with timed(metrics, "time/push"):
                 if len(self.pushes) > settings.max_staleness:  # its rollouts are there, so the engines have it
                     metrics |= {f"weights/{name}": value for name, value in self.pushes.popleft()().items()}
+                    metrics["time/guards"] += metrics.get("weights/check_seconds", 0.0)
             with timed(metrics, "time/discriminator_wait"):
                 for pending in pending_discriminator:
                     metrics |= pending()

@@ -58,7 +58,8 @@ def small_config(small):
 @pytest.fixture(scope="session")
 def rows_of():
     """Reads a run's metrics without those that depend on the clock."""
-    timed = ("time/", "weights/load_seconds", "rollout/tokens_per_second", "rollout/samples_per_second")
+    per_second = ("rollout/tokens_per_second", "rollout/samples_per_second")
+    timed = ("time/", "weights/check_seconds", "weights/load_seconds", *per_second)
 
     def read(folder: Path) -> list[dict[str, float]]:
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

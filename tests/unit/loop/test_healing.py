@@ -327,3 +327,14 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
     _, _, loop = run(settings("discriminator.updates_per_generator_update=1"), Watched(onset=1000), tmp_path)
     assert loop.held_out is not None
     assert len(seen) == 32 and not seen & set(loop.held_out.rows.tolist())
+
+
+def test_the_guards_tell_what_they_cost_the_engines_check_of_weights_included(tmp_path: Path) -> None:
+    class Checking(PretendedRoles):
+        def push_weights(self, policy_version: int, *, averaged: bool = False):
+            super().push_weights(policy_version)
+            return lambda: {"check_seconds": 5.0}
+
+    run(settings("run.iterations=3"), Checking(), tmp_path)
+    _, *logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(logged) == 3 and all(5.0 < row["time/guards"] < 6.0 for row in logged)
