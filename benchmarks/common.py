@@ -73,6 +73,13 @@ def bench(*overrides: str) -> Iterator[Bench]:
         yield Bench(config, data, warmups, Path(folder), cache)
 
 
+def private_bytes(pid: int) -> float:
+    """Proportional set size of a process, without what it maps of the object store."""
+    rows = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    kib = {row[0].rstrip(":"): float(row[1]) for row in rows}
+    return 1024 * (kib["Pss_Anon"] + kib["Pss_File"])
+
+
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import ray
+from common import private_bytes
 from rich.console import Console
 from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -43,13 +44,6 @@ BATCHES = {  # rollouts and micro-batch, tokens of a response
     "tiny GPT-2": ["rollout.batch_size=256", "learner.micro_batch_size=64", "task.response_tokens=56"],
     "GPT-2's size": ["rollout.batch_size=16", "learner.micro_batch_size=8", "task.response_tokens=24"],
 }
-
-
-def private_bytes(pid: int) -> float:
-    """Proportional set size of a process, without what it maps of the object store."""
-    rows = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    kib = {row[0].rstrip(":"): float(row[1]) for row in rows}
-    return 1024 * (kib["Pss_Anon"] + kib["Pss_File"])
 
 
 @contextmanager
