@@ -6,8 +6,8 @@ About every hundred iterations a random rollout worker gets a SIGKILL. Every fiv
 (the program, its actors, Ray's own) is measured: private memory, which is its proportional set size without the object
 store; open files; and how many processes of each kind there are. Judged are processes that live for 200 iterations,
 the first 100 of each left out (fewer in a run of less than 500, which is a try and shows no more than that it works).
-Bars: a least-squares slope of at most 1 MB of private memory in 100 iterations for every process, and no more open files
-or processes of a kind at the end than at first. Exit code 1 where one is missed. It takes about an hour on two cores.
+Bars: a least-squares slope of at most 1 MB of private memory in 100 iterations for every process, and no more open
+files or processes of a kind at the end than at first. Exit code 1 where one is missed.
 """
 
 from __future__ import annotations
