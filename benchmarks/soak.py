@@ -1,6 +1,6 @@
 """A long run of the real program, with rollout workers killed at random: does anything grow?
 
-    python benchmarks/soak.py [--iterations 1000] [--engine transformers|vllm] [--seed 0] [--csv samples.csv]
+    python benchmarks/soak.py [--iterations 1000] [--engine transformers|vllm] [--seed 0] [--csv FILE] [KEY=VALUE ...]
 
 About every hundred iterations a random rollout worker gets a SIGKILL. Every five iterations each process of the run
 (the program, its actors, Ray's own) is measured: private memory, which is its proportional set size without the object
@@ -222,11 +222,12 @@ def main() -> int:
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--csv", type=Path, help="write every sample here")
+    parser.add_argument("overrides", nargs="*", help="of the run's config")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         root = Path(folder)
         words = [f"run.root={root}", "run.name=soak", f"run.iterations={arguments.iterations}"]
-        words += [f"rollout.engine={arguments.engine}", *SIZES]
+        words += [f"rollout.engine={arguments.engine}", *SIZES, *arguments.overrides]
         with (root / "log").open("w") as log:
             program = subprocess.Popen([sys.executable, "-m", "rlgaf_ray.main", *words], stdout=log, stderr=log)
         try:
@@ -235,7 +236,7 @@ def main() -> int:
             code = program.wait()
         finally:
             if program.poll() is None:
-                program.send_signal(signal.SIGINT)
+                program.send_signal(signal.SIGTERM)
                 program.wait()
         logged = iterations_of(root / "soak" / "metrics.jsonl")
         print(f"exit code {code} after {logged} iterations; workers killed at {monitor.kills}")
