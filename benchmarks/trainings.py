@@ -1,8 +1,7 @@
 """Whole runs of ``rlgaf_ray.main`` that a benchmark compares, some at a time, each in a process of its own.
 
 A run that is complete under the root is read, one that was cut off goes on. Several at a time share the cores evenly,
-one thread for every actor where there are no more cores than runs: two runs of the small task on two cores, one thread
-each, are done in about three fifths of the time that they take one after the other with two threads.
+one thread for every actor where there are no more cores than runs.
 """
 
 from __future__ import annotations
@@ -29,8 +28,11 @@ def trained(trainings: Sequence[Training], root: Path, *, jobs: int = 1) -> Iter
     root = root.absolute()
     root.mkdir(parents=True, exist_ok=True)
     threads = [] if jobs == 1 else [f"cluster.threads={max(1, (os.cpu_count() or 1) // jobs)}"]
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         yield from pool.map(lambda training: _train(training, root, threads), trainings)
+    finally:  # Ctrl-C has ended those that run; the others need not begin
+        pool.shutdown(cancel_futures=True)
 
 
 def _train(training: Training, root: Path, threads: list[str]) -> Run:

@@ -16,6 +16,8 @@ from rlgaf_ray.actors.planning import totals
 from rlgaf_ray.config.schema import Config
 
 PROBE_SECONDS = 10.0
+# By default nodes free objects once a second: in a push by parts the whole model would pile up in the object store.
+FREE_AT_ONCE = {"free_objects_period_milliseconds": 0}
 
 
 @contextmanager
@@ -31,7 +33,13 @@ def ray_session(config: Config) -> Iterator[None]:
     if address is None:
         # Ray Train's distributed workers report through the dashboard's agent; a warm-up in this process does not.
         dashboard = config.warmup.num_workers > 1 or config.cluster.gpus_per_actor > 0
-        ray.init("local", num_cpus=config.cluster.num_cpus, include_dashboard=dashboard, **quiet)
+        ray.init(
+            "local",
+            num_cpus=config.cluster.num_cpus,
+            include_dashboard=dashboard,
+            _system_config=FREE_AT_ONCE,
+            **quiet,
+        )
     else:
         try:
             probe(address)

@@ -50,7 +50,8 @@ def test_launchers_ask_for_the_token_and_keep_the_dashboard_on_the_head(name: st
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     starts = [line for key in ("head_start_ray_commands", "worker_start_ray_commands") for line in config[key]]
     starts = [line for line in starts if "ray start" in line]
-    assert len(starts) == 2 and all(line.startswith("export RAY_AUTH_MODE=token;") for line in starts)
+    exported = "export RAY_AUTH_MODE=token RAY_free_objects_period_milliseconds=0;"
+    assert len(starts) == 2 and all(line.startswith(exported) for line in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0] and "--autoscaling-config=" in starts[0]
 
 
