@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
 from rlgaf_ray.actors.packing import Node
@@ -33,13 +34,14 @@ def ray_session(config: Config) -> Iterator[None]:
     if address is None:
         # Ray Train's distributed workers report through the dashboard's agent; a warm-up in this process does not.
         dashboard = config.warmup.num_workers > 1 or config.cluster.gpus_per_actor > 0
-        ray.init(
-            "local",
-            num_cpus=config.cluster.num_cpus,
-            include_dashboard=dashboard,
-            _system_config=FREE_AT_ONCE,
-            **quiet,
-        )
+        with on_loopback():
+            ray.init(
+                "local",
+                num_cpus=config.cluster.num_cpus,
+                include_dashboard=dashboard,
+                _system_config=FREE_AT_ONCE,
+                **quiet,
+            )
     else:
         try:
             probe(address)
@@ -55,6 +57,20 @@ def ray_session(config: Config) -> Iterator[None]:
         if config.cluster.join_seconds > 0:
             request_resources(num_cpus=0)  # an autoscaler need no longer keep what find_placement asked for
         ray.shutdown()
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that starts inside listens on 127.0.0.1 alone, as it does by itself where it knows no clusters (macOS).
+
+    It has no other switch for that: ``_node_ip_address="127.0.0.1"`` becomes the machine's own address again. The
+    processes that it starts are told the address.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def named_address(config: Config) -> str | None:
