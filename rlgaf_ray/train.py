@@ -117,19 +117,23 @@ def train(config: Config, *, resume: bool) -> int:
             )
             recoveries = Recoveries(config.cluster, terminal.message)
             outcome: Outcome | None = None
+            begun = False
             try:
                 while outcome is None:
-                    with (
-                        adversarial_loop(
-                            config, data, warmups, placement, checkpoints, terminal, resumed, recoveries=recoveries
-                        ) as loop,
-                        stop_on_signals(partial(setattr, loop, "stop_requested", True)) as received,
-                        terminal.training(start=loop.iteration, total=config.run.iterations),
-                    ):
-                        try:
+                    try:
+                        with (
+                            adversarial_loop(
+                                config, data, warmups, placement, checkpoints, terminal, resumed, recoveries=recoveries
+                            ) as loop,
+                            stop_on_signals(partial(setattr, loop, "stop_requested", True)) as received,
+                            terminal.training(start=loop.iteration, total=config.run.iterations),
+                        ):
+                            begun = True
                             outcome = loop.run()
-                        except ActorFailure as failure:  # an actor that a rollout worker's replacement cannot help
-                            resumed = come_back(checkpoints, recoveries, failure)
+                    except ActorFailure as failure:  # an actor that a rollout worker's replacement cannot help
+                        if not begun:  # what could not start would not start another time
+                            raise
+                        resumed = come_back(checkpoints, recoveries, failure)
             except (ActorFailure, TooManyLost, TimeoutError, TrainingStopped) as error:
                 raise RunFailed(str(error)) from error
         finish(config, data, warmups, checkpoints, outcome, terminal)
@@ -143,11 +147,13 @@ def come_back(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFa
     """Where a run goes on that lost its learner or discriminator; None: at its beginning. Raises ``TooManyLost``."""
     if not checkpoints.all():
         recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
+        recoveries.rolled_back()
         return None
     resumed = checkpoints.newest_usable()
     tell_damage(resumed, recoveries.report)
     path, state, _ = resumed
     recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
+    recoveries.rolled_back()
     return resumed
 
 
