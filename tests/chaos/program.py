@@ -17,7 +17,17 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-BATCH = 16  # rollouts of an iteration of the small run
+BATCH = 8  # rollouts of an iteration
+QUICK = [  # what is trained does not matter; threads of several processes that wait for one another do not help
+    "warmup.generator.steps=4",
+    "warmup.discriminator.steps=2",
+    f"rollout.batch_size={BATCH}",
+    f"discriminator.batch_size={BATCH}",
+    "evaluation.num_prompts=10",
+    "evaluation.every=0",
+    "cluster.threads=1",
+]
+SMALL = [*QUICK, "rollout.engine=transformers", "learner.precision=float32"]
 MARK = "RLGAF_CHAOS_RUN"  # in the environment of the program and of all that it starts
 PATIENCE = 400.0  # for whatever must happen at all: the machine may be busy with something else
 QUIET_SECONDS = 15.0  # after which nothing may be left of a program that has ended
@@ -37,7 +47,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, MARK: self.mark, **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark, **environment},
         )
         self.started = time.monotonic()
         self.lines: list[tuple[float, str]] = []

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.chaos.program import Run, lost, runs
+from tests.chaos.program import QUICK, SMALL, Run, lost, runs
 
 LOST = {"rollout/workers_replaced", "rollout/prompts_repeated", "recovery/rollbacks"}
-SMALL = ["rollout.engine=transformers", "learner.precision=float32", "evaluation.every=0"]
 SHARED = [*SMALL, "rollout.num_workers=2"]
 
 
@@ -125,7 +124,7 @@ def test_a_learner_is_lost_while_the_run_comes_back_from_another_loss(
 
 @pytest.mark.slow
 def test_a_worker_with_an_engine_of_vllm_is_killed(start, small_under, record, tmp_path: Path) -> None:
-    settings = ["evaluation.every=0", "run.iterations=2000", "rollout.engine=vllm"]
+    settings = [*QUICK, "run.iterations=2000", "rollout.engine=vllm"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.reaches(3)
     moment = run.hit(run.actors("RolloutWorker")[:1])
