@@ -73,6 +73,10 @@ class Run:
     def rollbacks(self) -> float:
         return sum(row.get("recovery/rollbacks", 0.0) for row in self.rows())
 
+    @property
+    def main(self) -> psutil.Process:
+        return psutil.Process(self.process.pid)
+
     def descendants(self) -> list[psutil.Process]:
         try:
             found = psutil.Process(self.process.pid).children(recursive=True)
