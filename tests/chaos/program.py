@@ -28,6 +28,8 @@ QUICK = [  # what is trained does not matter; threads of several processes that 
     "cluster.threads=1",
 ]
 SMALL = [*QUICK, "rollout.engine=transformers", "learner.precision=float32"]
+# one thread a process, and Ray's workers no less important than the driver: on a busy machine they would stand still
+ALIKE = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 MARK = "RLGAF_CHAOS_RUN"  # in the environment of the program and of all that it starts
 PATIENCE = 400.0  # for whatever must happen at all: the machine may be busy with something else
 QUIET_SECONDS = 15.0  # after which nothing may be left of a program that has ended
@@ -47,7 +49,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark, **environment},
+            env={**os.environ, **ALIKE, MARK: self.mark, **environment},
         )
         self.started = time.monotonic()
         self.lines: list[tuple[float, str]] = []
