@@ -104,7 +104,7 @@ class Checkpoints:
     def _write(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any]) -> Place:
         final = self.path(iteration)
         if isinstance(final, Path):
-            for left in self.folder.glob(f"{PREFIX}*{PARTIAL}"):  # by a kill, or by a disk that was full
+            for left in final.parent.glob(f"{PREFIX}*{PARTIAL}"):  # by a kill, or by a disk that was full
                 remove(left)
             beside = final.with_name(final.name + PARTIAL)
             beside.mkdir(parents=True)
