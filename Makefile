@@ -12,11 +12,12 @@ QUIET := -qq --progress-bar off
 # pip compiles byte code on one core; compileall below takes all of them
 PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help train test lint locked lock clean
+.PHONY: help train test chaos lint locked lock clean
 
 help:
 	@echo 'make train [ARGS="key=value ..."]   train with the default config, changed by ARGS'
 	@echo 'make test  [ARGS="-k name ..."]     all tests'
+	@echo 'make chaos [ARGS="-k name ..."]     faults injected into runs: kills, full disks, lost nodes'
 	@echo 'make lint                           ruff, formatting, types'
 	@echo 'make locked                         install by requirements.lock alone: every wheel against its hash'
 	@echo 'make lock                           write requirements.lock anew (needs Python 3.11)'
@@ -30,6 +31,10 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(BIN) -m pytest -n 2 --dist loadfile $(ARGS)
+
+# one after the other: what it measures is time
+chaos: $(INSTALLED)
+	@$(BIN) -m pytest tests/chaos -m 'slow or not slow' $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN) -m ruff check .

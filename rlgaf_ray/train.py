@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.handover import CHECKSUMS
 from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.data.pairs import PairTask
-from rlgaf_ray.data.storage import Place, copy_tree
+from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
 from rlgaf_ray.data.task import Task, evaluation_set, load_source
 from rlgaf_ray.engines.vllm import require_vllm
 from rlgaf_ray.evaluation.answers import AnswerMeasure
@@ -107,47 +107,83 @@ def train(config: Config, *, resume: bool) -> int:
     check_lengths(config, data.task.max_tokens)
 
     started = time.perf_counter()
-    with folder.mirrored():
-        with ray_session(config):
+    stop = Stop()
+    with folder.mirrored(), storage_told(config, checkpoints):
+        with ray_session(config), stop_on_signals(stop):
             placement = find_placement(config)
             with terminal.warmups():
                 warmups = prepare_warmups(config, data.task, data.tokenizer, cache, terminal.warmup)
             terminal.message(
                 f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
             )
-            recoveries = Recoveries(config.cluster, terminal.message)
-            outcome: Outcome | None = None
             try:
-                while outcome is None:
-                    with (
-                        adversarial_loop(
-                            config, data, warmups, placement, checkpoints, terminal, resumed, recoveries=recoveries
-                        ) as loop,
-                        stop_on_signals(partial(setattr, loop, "stop_requested", True)) as received,
-                        terminal.training(start=loop.iteration, total=config.run.iterations),
-                    ):
-                        try:
-                            outcome = loop.run()
-                        except ActorFailure as failure:  # an actor that a rollout worker's replacement cannot help
-                            resumed = come_back(checkpoints, recoveries, failure)
+                outcome = run_through_losses(
+                    config, data, warmups, placement, checkpoints, terminal, resumed, stop=stop
+                )
             except (ActorFailure, TooManyLost, TimeoutError, TrainingStopped) as error:
                 raise RunFailed(str(error)) from error
-        finish(config, data, warmups, checkpoints, outcome, terminal)
+        with writing(folder.local):
+            finish(config, data, warmups, checkpoints, outcome, terminal)
     if outcome.interrupted:
         terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume {config.run.again}")
-        return SIGNAL_EXIT_OFFSET + received[0]
+        return stop.exit_code
     return 0
+
+
+@contextmanager
+def storage_told(config: Config, checkpoints: Checkpoints) -> Iterator[None]:
+    """Adds to a ``StorageError`` what is intact and how to go on."""
+    try:
+        yield
+    except StorageError as error:
+        remote = isinstance(checkpoints.folder, Remote)  # it may not answer now
+        left = "the checkpoints before are intact" if remote else checkpoints.intact()
+        raise StorageError(f"{error}; {left}: once it can be, go on with --resume {config.run.again}") from error
+
+
+def run_through_losses(
+    config: Config,
+    data: Data,
+    warmups: Warmups,
+    placement: Placement,
+    checkpoints: Checkpoints,
+    terminal: Terminal,
+    resumed: Resumed | None,
+    *,
+    stop: Stop,
+) -> Outcome:
+    """The loop, anew from the last checkpoint whenever an actor was lost that a rollout worker's replacement cannot
+    make good."""
+    recoveries = Recoveries(config.cluster, terminal.message)
+    begun = False
+    while True:
+        try:
+            with (
+                adversarial_loop(
+                    config, data, warmups, placement, checkpoints, terminal, resumed, recoveries=recoveries
+                ) as loop,
+                terminal.training(start=loop.iteration, total=config.run.iterations),
+            ):
+                stop.loop, begun = loop, True
+                return loop.run()
+        except ActorFailure as failure:
+            stop.loop = None
+            if stop.number or not begun:  # what could not start would not start another time
+                raise
+            resumed = come_back(checkpoints, recoveries, failure)
 
 
 def come_back(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:
     """Where a run goes on that lost its learner or discriminator; None: at its beginning. Raises ``TooManyLost``."""
     if not checkpoints.all():
         recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
+        recoveries.rolled_back()
         return None
     resumed = checkpoints.newest_usable()
     tell_damage(resumed, recoveries.report)
     path, state, _ = resumed
     recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
+    recoveries.rolled_back()
     return resumed
 
 
@@ -250,11 +286,11 @@ def prepare_evaluator(config: Config, data: Data, cache: Path) -> Evaluator:
 def write_run_files(config: Config, data: Data) -> None:
     """The resolved config, and what the data were."""
     folder = config.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config))
-    (folder / "data.json").write_text(
-        json.dumps({"splits_sha256": data.task.checksum, "task": public_values(config.task.model_dump(mode="json"))})
-    )
+    described = {"splits_sha256": data.task.checksum, "task": public_values(config.task.model_dump(mode="json"))}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "config.yaml", dump_config(config))
+        replace_text(folder / "data.json", json.dumps(described))
 
 
 def finish(
@@ -318,16 +354,37 @@ def adversarial_loop(
         roles.close()
 
 
+class Stop:
+    """A signal's wish to end: after the iteration under way, with a checkpoint; at once where no loop runs."""
+
+    def __init__(self) -> None:
+        self.loop: AdversarialLoop | None = None
+        self.number = 0
+
+    @property
+    def exit_code(self) -> int:
+        return SIGNAL_EXIT_OFFSET + self.number
+
+    def __call__(self, number: int) -> None:
+        self.number = number
+        if self.loop is None:
+            sys.exit(self.exit_code)
+        self.loop.stop_requested = True
+
+
 @contextmanager
-def stop_on_signals(stop_softly: Callable[[], None]) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM asks for an end with a checkpoint written; a second one ends at once."""
+def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM asks for an end with a checkpoint written; a second one ends at once.
+
+    ``stop_softly`` is told the signal's number.
+    """
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
         if received:
             os._exit(SIGNAL_EXIT_OFFSET + number)
         received.append(number)
-        stop_softly()
+        stop_softly(number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -36,6 +36,7 @@ class Recoveries:
         self.times: deque[float] = deque()
         self.workers_replaced = 0
         self.prompts_repeated = 0
+        self.rollbacks = 0
 
     def lost(self, failure: Exception, remedy: str) -> None:
         """Count a loss that is about to be made good. Raises ``TooManyLost`` where it was one too many."""
@@ -56,11 +57,15 @@ class Recoveries:
             self.workers_replaced += 1
             self.prompts_repeated += num_prompts
 
-    def take(self) -> tuple[int, int]:
-        """Rollout workers that were replaced, and prompts that were answered again for it, since the last call."""
+    def rolled_back(self) -> None:
         with self.lock:
-            counts = self.workers_replaced, self.prompts_repeated
-            self.workers_replaced = self.prompts_repeated = 0
+            self.rollbacks += 1
+
+    def take(self) -> tuple[int, int, int]:
+        """As ``loop.roles.Roles.recovered``."""
+        with self.lock:
+            counts = self.workers_replaced, self.prompts_repeated, self.rollbacks
+            self.workers_replaced = self.prompts_repeated = self.rollbacks = 0
         return counts
 
 

@@ -131,12 +131,16 @@ class RayRoles:
                 names[actor] = name if len(actors) == 1 else f"rank {rank} of {name}"
         names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
         self.answers = Answers(names, timeout=config.cluster.timeout_seconds)
-        self.transfer = self._choose_transfer(config, placement)
-        starting = [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers]
-        for actor in names:
-            self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
-        self.processes: list[Process] = [self._started(*asked) for asked in starting]
-        self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
+        try:
+            self.transfer = self._choose_transfer(config, placement)
+            starting = [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers]
+            for actor in names:
+                self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
+            self.processes: list[Process] = [self._started(*asked) for asked in starting]
+            self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
+        except BaseException:  # nobody gets this object, to close it
+            self._end_actors()
+            raise
         self.dispatcher = Dispatcher(
             [self._caller(index) for index in range(len(self.workers))],
             requests_per_worker=config.rollout.requests_per_worker,
@@ -219,7 +223,7 @@ class RayRoles:
         self.forgotten = self.sleep_level == 2
         return rollouts
 
-    def recovered(self) -> tuple[int, int]:
+    def recovered(self) -> tuple[int, int, int]:
         return self.recoveries.take()
 
     def drop_rollouts(self) -> None:
@@ -283,14 +287,17 @@ class RayRoles:
         self.answers.of_ranks(self.discriminators, "load", discriminators)
 
     def close(self) -> None:
-        """Ends the actors: removing their placement group kills what runs in it."""
         self.closing = True
+        self._end_actors()
+        self.dispatcher.close()
+
+    def _end_actors(self) -> None:
+        """Removing their placement group kills what runs in it."""
         if self.owns_group:
             remove_placement_group(self.group)
         else:
             for actor in self.answers.names:
                 ray.kill(actor)
-        self.dispatcher.close()
 
     def _ask(self, actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> Any:
         return self.answers.of_ranks(actors, method, call_all(actors, method, *arguments, **options))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from rlgaf_ray.data.storage import Place, Remote, StorageError
+from rlgaf_ray.data.storage import Place, Remote, StorageError, writing
 
 S = TypeVar("S")
 P = ParamSpec("P")
@@ -26,17 +26,19 @@ def saves_to_storage(
     """``method`` fills the folder it is given; a remote one is filled by way of a temporary folder of this node.
 
     The files' checksums go beside them: who completes the checkpoint never sees the files themselves. What could not
-    be stored stays where it is, and the ``StorageError`` says where.
+    be stored stays where it is, and the ``StorageError`` says where. A disk without room is a ``StorageError`` as well.
     """
 
     @functools.wraps(method)
     def save(self: S, folder: Place, *args: P.args, **kwargs: P.kwargs) -> None:
         if isinstance(folder, Path):
-            method(self, folder, *args, **kwargs)
+            with writing(folder):
+                method(self, folder, *args, **kwargs)
             return
         local = Path(tempfile.mkdtemp(prefix="rlgaf-"))
         try:
-            method(self, local, *args, **kwargs)
+            with writing(local):
+                method(self, local, *args, **kwargs)
             send(local, folder)
         except StorageError as error:
             raise StorageError(f"{error}; what was to be stored is in {local} on {socket.gethostname()}") from error

@@ -1,19 +1,26 @@
-"""Places in an object store: the little of ``pathlib`` that runs need, over ``pyarrow.fs``, with retries that end."""
+"""Places in an object store: the little of ``pathlib`` that runs need, over ``pyarrow.fs``, with retries that end.
+
+Beside them what the file system needs to fail as clearly.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
+
+from safetensors import SafetensorError
 
 from rlgaf_ray.config import uri as uris
 from rlgaf_ray.data.connection import connect
@@ -32,6 +39,23 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # between tries, in seconds
 
 class StorageError(RuntimeError):
     """A storage that did not do what it was asked to within the time: one sentence that names place and reason."""
+
+
+@contextmanager
+def writing(place: Place) -> Iterator[None]:
+    """Raises ``StorageError``, which names the place, for what a file system refuses here: a full disk, say."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        where = getattr(error, "filename", None) or place
+        raise StorageError(f"{where} could not be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def replace_text(path: Path, text: str) -> None:
+    """A kill or a full disk leaves all of the new text or all of the old one."""
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 class StorageRefused(ValueError):

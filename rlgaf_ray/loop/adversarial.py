@@ -250,8 +250,9 @@ class AdversarialLoop:
         self.discriminator_version += num_updates
         metrics["discriminator/updates"] = float(self.discriminator_version)
         metrics["discriminator/update_rate"] = self.update_ratio.rate
-        replaced, repeated = roles.recovered()
-        metrics |= {"rollout/workers_replaced": float(replaced), "rollout/prompts_repeated": float(repeated)}
+        replaced, repeated, rollbacks = map(float, roles.recovered())
+        metrics |= {"rollout/workers_replaced": replaced, "rollout/prompts_repeated": repeated}
+        metrics["recovery/rollbacks"] = rollbacks
         metrics["rollout/samples_per_second"] = len(rollouts) / metrics["time/iteration"]
         self.iteration = iteration
         self.kl_coefficient = metrics.get("generator/kl_coefficient", self.kl_coefficient)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from itertools import chain, count
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgaf_ray.data.handover import checksum, checksums
-from rlgaf_ray.data.storage import Place, Remote, remove
+from rlgaf_ray.data.storage import Place, Remote, remove, replace_text, writing
 
 STATE, MANIFEST = "state.json", "manifest.json"
 PREFIX, PARTIAL, AGAIN = "step_", ".partial", "-"
@@ -85,12 +84,29 @@ class Checkpoints:
         """``write`` fills the folder it is given; ``state`` is JSON and comes back from ``load_state``.
 
         ``healthy_until``: beside the newest and the best, the newest healthy one up to this iteration is kept, and the
-        healthy ones after it.
+        healthy ones after it. Raises ``StorageError`` where it cannot be written; the others stay as they are.
         """
+        with writing(self.path(iteration)):
+            final = self._write(iteration, write, state)
+            self._point("latest", final)
+            if isinstance(final, Remote):
+                self._replace(final)
+            if best:
+                self._point("best", final)
+        spared: list[Place] = []
+        if healthy_until is not None:
+            first = self.healthy(healthy_until)[:1]
+            after = self.healthy(iteration)
+            spared = after[: after.index(first[0]) + 1] if first else []
+        self._prune(spared)
+        return final
+
+    def _write(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any]) -> Place:
         final = self.path(iteration)
         if isinstance(final, Path):
+            for left in final.parent.glob(f"{PREFIX}*{PARTIAL}"):  # by a kill, or by a disk that was full
+                remove(left)
             beside = final.with_name(final.name + PARTIAL)
-            remove(beside)
             beside.mkdir(parents=True)
             partial: Place = beside
         else:
@@ -100,20 +116,15 @@ class Checkpoints:
         self.flush()
         (partial / MANIFEST).write_text(json.dumps(checksums(partial), indent=1))
         if isinstance(partial, Path) and isinstance(final, Path):
-            remove(final)  # of this iteration, from before a rollback
+            if final.is_dir():  # of this iteration, from before a rollback
+                self._remove(final)
             partial.rename(final)
-        self._point("latest", final)
-        if isinstance(final, Remote):
-            self._replace(final)
-        if best:
-            self._point("best", final)
-        spared: list[Place] = []
-        if healthy_until is not None:
-            first = self.healthy(healthy_until)[:1]
-            after = self.healthy(iteration)
-            spared = after[: after.index(first[0]) + 1] if first else []
-        self._prune(spared)
         return final
+
+    def intact(self) -> str:
+        """What is left to go on from, in a few words."""
+        latest = self.named("latest")
+        return f"the last checkpoint, {latest.name}, is intact" if latest else "no checkpoint was written yet"
 
     def load_state(self, path: Place) -> dict[str, Any]:
         """Check every file against the manifest and return the state.
@@ -166,9 +177,7 @@ class Checkpoints:
     def _point(self, name: str, target: Place) -> None:
         text = target.name + "\n"
         if isinstance(self.folder, Path):
-            temporary = self.folder / f"{name}{PARTIAL}"
-            temporary.write_text(text)
-            os.replace(temporary, self.folder / name)
+            replace_text(self.folder / name, text)
         else:
             (self.folder / name).write_text(text)
 
@@ -200,9 +209,12 @@ class Checkpoints:
                 self._remove(path)
 
     def _remove(self, path: Place) -> None:
+        """A kill in the middle of it leaves nothing that looks like a checkpoint."""
         if isinstance(path, Remote):
             remove(path / MANIFEST)
-        remove(path)
+            remove(path)
+        else:
+            remove(path.rename(path.with_name(f"{path.name}.old{PARTIAL}")))
 
 
 def _stays_inside(name: str) -> bool:

@@ -46,9 +46,7 @@ def respond(loop: AdversarialLoop, verdict: Verdict) -> Literal["gone on", "roll
             return "rolled back"
     if action == "heal":
         sentence += f" (after {loop.heals} heals, guard.max_heals)"
-    latest = loop.checkpoints.named("latest")
-    left = f"the last checkpoint, {latest.name}, is intact" if latest else "no checkpoint was written yet"
-    sentence = f"{sentence}; {left}: {ADVICE[verdict.kind]}"
+    sentence = f"{sentence}; {loop.checkpoints.intact()}: {ADVICE[verdict.kind]}"
     _record(loop, verdict, action="stop", sentence=None)
     raise TrainingStopped(sentence)
 

@@ -44,8 +44,8 @@ class LocalRoles:
     def drop_rollouts(self) -> None:
         pass  # all are made
 
-    def recovered(self) -> tuple[int, int]:
-        return 0, 0  # there is nobody else who could be lost
+    def recovered(self) -> tuple[int, int, int]:
+        return 0, 0, 0  # there is nobody else who could be lost
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)

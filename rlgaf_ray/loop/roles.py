@@ -45,8 +45,9 @@ class Roles(Protocol):
         """Forget the rollouts that were started: nobody is going to wait for them."""
         ...
 
-    def recovered(self) -> tuple[int, int]:
-        """Rollout workers that were replaced, and prompts that were answered again for it, since the last call."""
+    def recovered(self) -> tuple[int, int, int]:
+        """Since the last call: rollout workers that were replaced, prompts that were answered again for it, and how
+        often the run went back to a checkpoint because another actor was lost."""
         ...
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...

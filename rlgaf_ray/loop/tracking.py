@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlgaf_ray.config.schema import TrackingSection
+from rlgaf_ray.data.storage import replace_text, writing
 from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
     from transformers import PreTrainedTokenizerBase
+
+TENSORBOARD = "tensorboard"
 
 
 class Tracker:
@@ -30,18 +33,20 @@ class Tracker:
         self.settings = settings
         self.tokenizer = tokenizer
         self.metrics_path = folder / "metrics.jsonl"
-        (folder / "rollouts").mkdir(exist_ok=True)
         self.writer: SummaryWriter | None = None
-        if start:
-            self.cut(start)
-        else:
-            self.metrics_path.write_text("")
-            self._open_writer(None)
+        with writing(folder):
+            (folder / "rollouts").mkdir(exist_ok=True)
+            if start:
+                self.cut(start)
+            else:
+                self.metrics_path.write_text("")
+                self._open_writer(None)
 
     def cut(self, iteration: int) -> None:
         """Throw away what was logged after this iteration."""
         kept = [row for row in self.rows() if row["iteration"] <= iteration]
-        self.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with writing(self.metrics_path):
+            replace_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         self._open_writer(iteration + 1)
 
     def _open_writer(self, purge_step: int | None) -> None:
@@ -49,25 +54,28 @@ class Tracker:
         if self.settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
+            self.writer = SummaryWriter(str(self.folder / TENSORBOARD), purge_step=purge_step)
 
     def rows(self) -> list[dict[str, float]]:
         if not self.metrics_path.is_file():
             return []
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        lines = self.metrics_path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a full disk takes half a line
 
     def log(self, iteration: int, metrics: Metrics) -> None:
         """Numbers that are not finite are written as null: JSON has no word for them."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with self.metrics_path.open("a") as file:
+        with writing(self.metrics_path), self.metrics_path.open("a") as file:
             file.write(json.dumps({"iteration": iteration, **row}) + "\n")
         if self.writer is not None:
-            for name, value in metrics.items():
-                self.writer.add_scalar(name, value, iteration)
+            with writing(self.folder / TENSORBOARD):
+                for name, value in metrics.items():
+                    self.writer.add_scalar(name, value, iteration)
 
     def log_verdict(self, event: dict[str, Any]) -> None:
         """What the guard found and what was done, one JSON object a line of ``guard.jsonl``; never cut."""
-        with (self.folder / "guard.jsonl").open("a") as file:
+        path = self.folder / "guard.jsonl"
+        with writing(path), path.open("a") as file:
             file.write(json.dumps(event) + "\n")
 
     def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout]) -> None:
@@ -91,8 +99,11 @@ class Tracker:
                 "discriminator_version": pa.array([item.discriminator_version for item in scored], pa.int32()),
             }
         )
-        pq.write_table(table, self.folder / "rollouts" / f"{iteration:06d}.parquet")
+        path = self.folder / "rollouts" / f"{iteration:06d}.parquet"
+        with writing(path):
+            pq.write_table(table, path)
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with writing(self.folder / TENSORBOARD):
+                self.writer.close()

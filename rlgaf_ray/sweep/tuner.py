@@ -69,7 +69,7 @@ def sweep(config: Config, *, resume: bool) -> int:
         terminal.message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
         (folder.local / "config.yaml").write_text(dump_config(config))
-        with tune_settings(), stop_on_signals(lambda: signal.raise_signal(signal.SIGUSR1)) as received:
+        with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
             tuner = build_tuner(config, folder, placement, concurrent, resume=resume)
             grid = tuner.fit()
         results = [_result(config, grid[index]) for index in range(len(grid))]

@@ -126,7 +126,7 @@ def test_a_learner_that_dies_before_its_push_is_not_taken_for_the_workers_that_w
         roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(ActorFailure, match="the learner died"):
             roles.push_weights(1)()
-        assert roles.recovered() == (0, 0)
+        assert roles.recovered() == (0, 0, 0)
     finally:
         roles.close()
 

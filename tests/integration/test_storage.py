@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,40 +29,22 @@ from rlgaf_ray.models.generator import TINY_GPT2, build_from_scratch
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.train import cache_folder, finish, open_run_folder, prepare_data, prepare_evaluator, write_run_files
 from tests.integration.local_run import local_roles
+from tests.moto_server import KEY, SECRET, moto_server, needs_moto
 
 REPOSITORY = Path(__file__).parents[2]
-KEY, SECRET = "AKEYOFTHISTEST", "a-secret-of-this-test"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask_cors") is None,
-    reason="moto's server is not installed",
-)
+pytestmark = needs_moto
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The options of a URI that lead to the server. Nobody answers at the proxy that the environment names."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("moto") / "log").open("w")
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
-            time.sleep(0.1)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             patch.setenv(name, "http://127.0.0.1:9")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("on_the_way")))
-        yield f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{port}"
-    process.terminate()
-    process.wait(timeout=30)
+        with moto_server(tmp_path_factory.mktemp("moto") / "log") as (_, options):
+            yield options
 
 
 @pytest.fixture

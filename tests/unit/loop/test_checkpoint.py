@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.data.storage import Place, Remote
+from rlgaf_ray.data.storage import Place, Remote, StorageError
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 
 
@@ -38,14 +40,31 @@ def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
 
     def fail(folder: Path) -> None:
         (folder / "half").write_text("x")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="step_000002 could not be written: disk full"):
         checkpoints.save(2, fail, {"iteration": 2}, best=True)
     assert [path.name for path in checkpoints.all()] == ["step_000001"]
     assert checkpoints.named("best") is None
     save(checkpoints, 2)  # the leftover is no obstacle
     assert checkpoints.newest_usable()[1] == {"iteration": 2}
+
+
+def test_one_that_is_half_removed_is_none_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+
+    def killed(folder: Path) -> None:
+        (folder / "learner" / "weights").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, 2)
+    assert [path.name for path in checkpoints.all()] == ["step_000002"]
+    save(checkpoints, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_000003", "latest"}
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
@@ -93,7 +112,7 @@ def test_in_an_object_store_nothing_is_overwritten_before_the_new_one_is_whole(t
         raise OSError("no network")
 
     for iteration in (1, 2):
-        with pytest.raises(OSError, match="no network"):
+        with pytest.raises(StorageError, match="no network"):
             checkpoints.save(iteration, fail, {"iteration": iteration}, best=True)
         assert checkpoints.all() == [folder / "step_000001"]
         assert checkpoints.newest_usable() == (folder / "step_000001", {"iteration": 1}, [])

@@ -48,8 +48,8 @@ class PretendedRoles:
 
     def drop_rollouts(self) -> None: ...
 
-    def recovered(self) -> tuple[int, int]:
-        return 0, 0
+    def recovered(self) -> tuple[int, int, int]:
+        return 0, 0, 0
 
     def start_score(self, rollouts: Sequence[Rollout]):
         scored = self.score(rollouts)

@@ -1,0 +1,88 @@
+"""Each test records the faults that it injected; a closing table has them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.program import Run
+
+COLUMNS = ("fault", "times injected", "detected after", "recovered after", "iterations repeated", "lost")
+PROPERTY = "fault"
+TEST_SECONDS = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs that are hit take long on a busy machine: longer than other tests may."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+
+
+@pytest.fixture
+def record(record_property) -> Callable[..., None]:
+    """Puts one kind of fault into the closing table: seconds until each was noticed and until each was made good.
+
+    ``lost``: rollouts that are missing in the end, which must be none.
+    """
+
+    def row(
+        fault: str,
+        *,
+        times: int = 1,
+        detected: Sequence[float] = (),
+        recovered: Sequence[float] = (),
+        repeated: int = 0,
+        lost: int = 0,
+    ) -> None:
+        record_property(PROPERTY, [fault, str(times), span(detected), span(recovered), str(repeated), str(lost)])
+        assert lost == 0, f"{fault}: {lost} rollouts are missing"
+
+    return row
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
+    """Starts a ``Run``; what a test that failed leaves of it is killed."""
+    runs: list[Run] = []
+
+    def begin(*arguments, **environment) -> Run:
+        runs.append(Run(*arguments, **environment))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.descendants()
+        for process in run.left():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        run.process.kill()
+        run.process.wait()
+
+
+def span(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "-"
+    low, high = f"{min(seconds):.1f}", f"{max(seconds):.1f}"
+    return f"{high} s" if low == high else f"{low} to {high} s"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    rows = [value for report in reports for name, value in report.user_properties if name == PROPERTY]
+    if not rows:
+        return
+    table = Table(*COLUMNS, title="faults", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    terminalreporter.line(capture.get())

@@ -1,0 +1,72 @@
+"""The program itself, killed at random moments of one run and resumed each time."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from tests.chaos.program import SMALL, lost, reached
+
+KILLS, EVERY = 20, 3
+IN_STARTUP = (2, 7, 12, 17)  # kills that do not wait for an iteration
+MOST_ITERATIONS = 5  # between a start and the kill
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_of, record, tmp_path: Path) -> None:
+    settings = [*SMALL, "run.iterations=80", f"checkpoint.every={EVERY}"]
+    words = small_under(tmp_path, "run.name=hurt", *settings)
+    folder = tmp_path / "hurt"
+    moments = random.Random(5)
+    gone, recovered, repeated, killed = [], [], 0, 0.0
+    for kill in range(KILLS):
+        run = start([*words, *(["--resume"] if kill else [])], folder)
+        before = reached(folder)
+        if kill in IN_STARTUP:
+            time.sleep(moments.uniform(0.0, 10.0))
+        else:
+            first = run.wait(lambda before=before: reached(folder) > before, "new iteration")
+            if kill:
+                recovered.append(first - killed)
+            # the first kill needs a checkpoint to come back to
+            run.reaches(int(before) + moments.randint(1, MOST_ITERATIONS) + (0 if kill else EVERY))
+            time.sleep(moments.uniform(0.0, 0.5))
+        assert run.process.poll() is None, f"the run has ended before kill {kill + 1}:\n{run.output}"
+        killed = run.hit([run.main])
+        gone.append(run.gone())
+        repeated += check_what_is_left(folder)
+
+    start([*words, "--resume"], folder).ended(0)
+    start(small_under(tmp_path, "run.name=whole", *settings), tmp_path / "whole").ended(0)
+    name = "driver: SIGKILL (detected: until its last process has ended)"
+    record(name, times=KILLS, detected=gone, recovered=recovered, repeated=repeated, lost=lost(folder))
+    assert rows_of(folder) == rows_of(tmp_path / "whole")
+    assert weights_of(folder) == weights_of(tmp_path / "whole")
+
+
+def check_what_is_left(folder: Path) -> int:
+    """Every checkpoint is whole, and not too far back: the iterations that the resumed run will repeat."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep=2)
+    states = [checkpoints.load_state(path) for path in checkpoints.all()]
+    repeated = int(reached(folder)) - states[-1]["iteration"]
+    assert 0 <= repeated <= EVERY
+    return repeated
+
+
+def weights_of(folder: Path) -> str:
+    """A hash of all weights and optimiser states of the newest checkpoint, and of both exported models."""
+    digest = hashlib.sha256()
+    newest = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text().strip()
+    for place in (newest, folder / "generator", folder / "discriminator"):
+        files = sorted(place.rglob("*.safetensors"))
+        assert files, f"no weights in {place}"
+        for file in files:
+            digest.update(file.relative_to(place).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.config.schema import TrackingSection
+from rlgaf_ray.data.storage import StorageError
+from rlgaf_ray.loop.tracking import Tracker
+
+
+def tracker(folder: Path, *, start: int = 0) -> Tracker:
+    return Tracker(folder, TrackingSection(tensorboard=False), None, start=start)  # type: ignore[arg-type]
+
+
+def test_rows_after_the_iteration_that_is_resumed_from_are_cut_off_and_so_is_half_a_line(tmp_path: Path) -> None:
+    first = tracker(tmp_path)
+    for iteration in range(4):
+        first.log(iteration, {"loss": float(iteration)})
+    with first.metrics_path.open("a") as file:
+        file.write('{"iteration": 4, "lo')
+    tracker(tmp_path, start=2)
+    assert [json.loads(line)["iteration"] for line in first.metrics_path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    found = tracker(tmp_path)
+    found.metrics_path = Path("/dev/full")
+    with pytest.raises(StorageError, match="/dev/full could not be written: No space left on device"):
+        found.log(1, {"loss": 0.0})
