@@ -25,7 +25,7 @@ from trainings import Training, trained
 from rlgaf_ray.report.runs import Run
 
 FROM_CONFIG = [str(Path(__file__).parents[1] / "configs" / "stable.yaml"), "--small"]
-SEEDS = {"recommended": range(3), "fresh": range(3, 8)}
+SEEDS = {"recommended": range(3), "fresh": range(10, 15)}
 SETTLED = 150  # iterations from which on the gap closed must hold
 WHOLE_SCORE = ["generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out"]
 SAMPLED_KL = ["generator.reinforce.kl={coefficient: 0.05, estimator: k1, placement: reward}"]
