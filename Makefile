@@ -30,7 +30,7 @@ train: $(INSTALLED)
 	@$(BIN) -m rlgaf_ray.main $(ARGS)
 
 test: $(INSTALLED)
-	@$(BIN) -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN) -m pytest -n 2 --dist loadfile --durations 10 $(ARGS)
 
 # one after the other: what it measures is time
 chaos: $(INSTALLED)
