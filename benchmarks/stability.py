@@ -8,7 +8,7 @@ whole score with a leave-one-out baseline and a sampled KL in the reward, seeds 
 ``configs/stable.yaml --small``, seeds 0 to 2, and five ``fresh`` seeds that neither it nor the guard's limits were
 chosen on. ``ablations``: the recommended settings with one of them taken back at a time, seed 0. Runs that stand
 under ``--root`` are read, or go on where they were cut off. The bars (``BARS``) are for the recommended settings, over
-all eight seeds and over the fresh ones alone.
+each group of seeds and over both together.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rlgaf_ray.report.runs import Run
 
 FROM_CONFIG = [str(Path(__file__).parents[1] / "configs" / "stable.yaml"), "--small"]
 SEEDS = {"recommended": range(3), "fresh": range(10, 15)}
+JUDGED = ("recommended", "fresh", "recommended and fresh")
 SETTLED = 150  # iterations from which on the gap closed must hold
 WHOLE_SCORE = ["generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out"]
 SAMPLED_KL = ["generator.reinforce.kl={coefficient: 0.05, estimator: k1, placement: reward}"]
@@ -133,16 +134,13 @@ def main() -> int:
         rows.setdefault(group, []).append(row)
         shown = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
         console.print(f"{number}/{len(todo)} {run.folder.name}: {shown}")
-    recommended = [*rows.get("recommended", []), *rows.get("fresh", [])]
     if "recommended" in rows and "fresh" in rows:
-        rows["recommended and fresh"] = recommended
+        rows["recommended and fresh"] = [*rows["recommended"], *rows["fresh"]]
     console.print(table_of(rows))
-    if not recommended:
-        return 0
-    judged = {"recommended": recommended} | {group: rows[group] for group in ("fresh",) if group in rows}
-    for group, runs_of_group in judged.items():
-        console.print(f"{group}: {', '.join(missed(runs_of_group)) or 'nothing'} missed")
-    return int(any(map(missed, judged.values())))
+    verdicts = {group: missed(rows[group]) for group in JUDGED if group in rows}
+    for group, names in verdicts.items():
+        console.print(f"{group}: {', '.join(names) or 'nothing'} missed")
+    return int(any(verdicts.values()))
 
 
 if __name__ == "__main__":
