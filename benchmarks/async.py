@@ -2,12 +2,13 @@
 
     python benchmarks/async.py [key=value ...]      TRL's row asks for pip install -e ".[cpu,bench]"
 
-The rollout worker is pinned to one core, learner and discriminator to another: two machines in the small. Synchronous
-with the same pins leaves one of them idle at any moment. Without pins, with both cores for whoever is at work, it does
-not: that row says what the schedule is worth where everything shares one machine. TRL's GRPOTrainer (versus_trl.py: its
-KL, frozen scorer) has all cores too. All in turn, five rounds in one call, medians. In each round the first iterations,
-in which the pipeline fills, are not timed. The best that overlap can give is the sum of the phases over the longer one;
-the pinned synchronous row measures them.
+Rollout worker and discriminator are pinned to one core, the learner to another: two machines in the small, with phases
+of about the same length, since an update takes as long as sampling, scoring and the discriminator's updates together.
+Synchronous with the same pins leaves one of them idle at most moments. Without pins, with both cores for whoever is at
+work, it does not: that row says what the schedule is worth where everything shares one machine. TRL's GRPOTrainer
+(versus_trl.py: its KL, frozen scorer) has all cores too. All in turn, five rounds in one call, medians. In each round
+the first iterations, in which the pipeline fills, are not timed. The best that overlap can give is the sum of the
+phases over the longer one; the pinned synchronous row measures them, by how long the loop waited for each.
 
 Bars: 1.6 times the synchronous loop with the same pins, 2 times TRL.
 """
@@ -37,7 +38,8 @@ from rlgaf_ray.loop.schedule import Async
 ROUNDS, ITERATIONS, UNTIMED, BAR, TRL_BAR = 5, 15, 4, 1.6, 2.0
 SAME_KL = [f"generator.reinforce.kl.{setting}" for setting in ("estimator=k3", "placement=loss", "coefficient=0.05")]
 ONE_CORE_EACH = {"rollout.num_workers": 1, "cluster.threads": 1}
-LEARNING = ("time/score", "time/generator_update", "time/push", "time/discriminator_wait")
+SAMPLING = ("time/rollout", "time/score", "time/discriminator_wait")
+LEARNING = ("time/generator_update", "time/push")
 
 
 class Contender:
@@ -65,10 +67,10 @@ class Contender:
         return [sum(row[name] for name in names) for row in self.rounds]
 
 
-def pin(roles: RayRoles, rollout_core: int, learning_core: int) -> None:
+def pin(roles: RayRoles, sampling_core: int, learning_core: int) -> None:
     """Every thread of each actor to its core."""
-    cores = {worker: rollout_core for worker in roles.workers}
-    cores |= dict.fromkeys([*roles.learners, *roles.discriminators], learning_core)
+    cores = dict.fromkeys([*roles.workers, *roles.discriminators], sampling_core)
+    cores |= dict.fromkeys(roles.learners, learning_core)
     ray.get([actor.__ray_call__.remote(_pin_threads, core) for actor, core in cores.items()])
 
 
@@ -99,14 +101,14 @@ def main() -> int:
             if theirs is not None:
                 theirs.round(turn)
     table = Table(title=f"median of {ROUNDS} rounds x {ITERATIONS} iterations (min to max)")
-    for head in ("", "seconds", "samples/s", "waited for rollouts", "waited for the rest", "over it, asynchronous is"):
+    for head in ("", "seconds", "samples/s", "samples and scores", "the update", "over it, asynchronous is"):
         table.add_column(head, justify="right" if head else "left")
     seconds = {name: contender.seconds("time/iteration") for name, contender in contenders.items()}
     batch_size = setup.config.rollout.batch_size
     (pinned, fast, _) = contenders
     ratios = {name: statistics.median(values) / statistics.median(seconds[fast]) for name, values in seconds.items()}
     for name, values in seconds.items():
-        rollouts, rest = (contenders[name].seconds(*names) for names in (("time/rollout",), LEARNING))
+        rollouts, rest = (contenders[name].seconds(*names) for names in (SAMPLING, LEARNING))
         rates = spread([batch_size / value for value in values], "{:.0f}")
         table.add_row(name, spread(values), rates, spread(rollouts), spread(rest), f"{ratios[name]:.2f}")
     if theirs is not None:
@@ -114,7 +116,7 @@ def main() -> int:
         rates = spread([batch_size / value for value in theirs.seconds], "{:.0f}")
         table.add_row("TRL GRPOTrainer, all cores", spread(theirs.seconds), rates, "", "", f"{ratios['trl']:.2f}")
     console.print(table)
-    phases = [statistics.median(contenders[pinned].seconds(*names)) for names in (("time/rollout",), LEARNING)]
+    phases = [statistics.median(contenders[pinned].seconds(*names)) for names in (SAMPLING, LEARNING)]
     console.print(
         f"phases {phases[0]:.3f} and {phases[1]:.3f} s: overlap can give {sum(phases) / max(phases):.2f}; "
         f"bars: {BAR} over synchronous with the same pins, {TRL_BAR} over TRL"

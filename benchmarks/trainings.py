@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.report.runs import Run, load_run
 
 
@@ -37,7 +38,7 @@ def trained(trainings: Sequence[Training], root: Path, *, jobs: int = 1) -> Iter
 
 def _train(training: Training, root: Path, threads: list[str]) -> Run:
     folder = root / training.name
-    if not (folder / "generator").is_dir():  # exported at the very end
+    if not _complete(folder):
         places = [f"run.name={training.name}", f"run.root={root}"]
         begun = (folder / "checkpoints" / "latest").is_file()
         if folder.exists() and not begun:
@@ -51,3 +52,10 @@ def _train(training: Training, root: Path, threads: list[str]) -> Run:
         if done.returncode:
             raise SystemExit(f"{training.name} ended with code {done.returncode}: {log.read_text()[-2000:]}")
     return load_run(folder)
+
+
+def _complete(folder: Path) -> bool:
+    """Exported, which is the last thing that a run does, but which an interrupted run does, too."""
+    if not (folder / "generator").is_dir():
+        return False
+    return load_run(folder).last("iteration") == read_yaml((folder / "config.yaml").read_text())["run"]["iterations"]
