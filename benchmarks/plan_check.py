@@ -1,24 +1,33 @@
-"""What ``rlgaf plan`` says of memory, against what the actors of a short run hold.
+"""What ``rlgaf plan`` says of memory and of traffic, against what the actors of a short run hold and send.
 
     python benchmarks/plan_check.py
 
-Two models with random weights, the built-in one and one of GPT-2's size; real actors, real vLLM, three iterations. What
-a process holds is its proportional set size without the object store, sampled ten times a second; the largest counts.
-Bar: every actor within 20 % of the plan. What the object store holds beside them is the pushed weights.
+Memory: two models with random weights, the built-in one and one of GPT-2's size; real actors, real vLLM, three
+iterations. What a process holds is its proportional set size without the object store, sampled ten times a second; the
+largest counts. What the object store holds beside them is the pushed weights.
+
+Traffic: pushes of the model of GPT-2's size on simulated nodes, whose network is this machine's loopback device, which
+counts bytes. It carries the object to each node with a rollout worker and, where the learner is split over ranks, what
+every rank gathers: as much as rank 0 does, which is what the plan names.
+
+Bar: every actor, and every push, within 20 % of the plan.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import psutil
 import ray
 from common import private_bytes
 from rich.console import Console
@@ -26,23 +35,31 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils.logging import disable_progress_bar
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
+from local_cluster import local_cluster
+
 from rlgaf_ray.actors.cluster import cluster_nodes, ray_session
-from rlgaf_ray.actors.placement import find_placement
+from rlgaf_ray.actors.placement import Placement, find_placement
 from rlgaf_ray.actors.roles import RayRoles
-from rlgaf_ray.config import load_config
+from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2
 from rlgaf_ray.plan.command import learns_in_bfloat16
-from rlgaf_ray.plan.estimate import MIB, Hardware, Role, estimate
+from rlgaf_ray.plan.estimate import MIB, Estimate, Hardware, Role, estimate
 from rlgaf_ray.plan.model import shape_of
 from rlgaf_ray.plan.speed import ASSUMED_CORE
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
-ITERATIONS, BAR = 3, 0.2
+ITERATIONS, PUSHES, BAR = 3, 3, 0.2
+NODES = [(2, 0)] * 3
 ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
 SIZES = ["task.prompt_tokens=8", "rollout.num_workers=1", "evaluation.num_prompts=10"]
 BATCHES = {  # rollouts and micro-batch, tokens of a response
     "tiny GPT-2": ["rollout.batch_size=256", "learner.micro_batch_size=64", "task.response_tokens=56"],
     "GPT-2's size": ["rollout.batch_size=16", "learner.micro_batch_size=8", "task.response_tokens=24"],
+}
+LEARNERS = {
+    "one learner": ["learner.num_workers=1"],
+    "two ranks, FSDP": ["learner.num_workers=2", "learner.strategy=fsdp"],
 }
 
 
@@ -93,6 +110,11 @@ def iterate(roles: RayRoles, config, vocab_size: int) -> None:
         learned(), told(), pushed()
 
 
+def plan(config: Config, model: GPT2LMHeadModel, placement: Placement) -> Estimate:
+    hardware = Hardware(cluster_nodes(), 0.0)
+    return estimate(config, shape_of(model), placement, hardware, ASSUMED_CORE, bfloat16=learns_in_bfloat16(config))
+
+
 def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, float, float, float]]:
     """Of each actor its name, and bytes: planned, at rest before the first iteration, at the peak."""
     model.save_pretrained(folder)
@@ -101,14 +123,7 @@ def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, 
     config = load_config(None, overrides)
     max_tokens = config.task.prompt_tokens + config.task.response_tokens
     placement = find_placement(config)
-    planned = estimate(
-        config,
-        shape_of(model),
-        placement,
-        Hardware(cluster_nodes(), 0.0),
-        ASSUMED_CORE,
-        bfloat16=learns_in_bfloat16(config),
-    )
+    planned = plan(config, model, placement)
     vocab_size = model.config.vocab_size
     roles = RayRoles(folder, folder, config, placement, max_tokens=max_tokens, pad_token_id=0)
     try:
@@ -123,26 +138,62 @@ def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, 
     return [(f"{name}: {role}", planned.memory[role].total, at_rest[role], peaks[role]) for role in ROLES]
 
 
+def pushed(model: GPT2LMHeadModel, folder: Path, address: str, learner: list[str]) -> tuple[float, float]:
+    """Bytes over the network of one push: planned, and the median of some."""
+    overrides = [f"model.generator={folder}", *SIZES, "rollout.num_workers=2", "rollout.engine=transformers", *learner]
+    overrides += ["cluster.placement=spread", "cluster.cpus_per_actor=1", f"cluster.address={address}"]
+    config = load_config(None, overrides)
+    placement = find_placement(config)
+    sent = plan(config, model, placement).push
+    roles = RayRoles(folder, folder, config, placement, max_tokens=32, pad_token_id=0)
+    try:
+        roles.push_weights(0)()
+        counts = [network_bytes()]
+        for version in range(1, PUSHES + 1):
+            roles.push_weights(version)()
+            counts.append(network_bytes())
+    finally:
+        roles.close()
+    measured = statistics.median(after - before for before, after in pairwise(counts))
+    return sent.gathered * placement.num_learners + sent.sent, measured
+
+
+def network_bytes() -> int:
+    return psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+
+
 def main() -> int:
     disable_progress_bar()
     models = {
         "tiny GPT-2": build_tiny_gpt2(vocab_size=FROM_SCRATCH_VOCABULARY, end_of_text_id=0, seed=0),
         "GPT-2's size": GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
     }
-    rows = []
-    with ray_session(load_config(None, [])), TemporaryDirectory() as folder:
-        for name, model in models.items():
-            rows += measure(name, model, Path(folder) / name.replace(" ", "-").replace("'", ""))
+    rows: list[tuple[str, float, float, float]] = []
+    pushes: list[tuple[str, float, float]] = []
+    with TemporaryDirectory() as temporary:
+        folders = {name: Path(temporary) / str(number) for number, name in enumerate(models)}
+        with ray_session(load_config(None, [])):
+            for name, model in models.items():
+                rows += measure(name, model, folders[name])
+        name, model = list(models.items())[-1]
+        with local_cluster(NODES) as address, ray_session(load_config(None, [f"cluster.address={address}"])):
+            for learner, overrides in LEARNERS.items():
+                pushes.append((f"{name}: {learner}", *pushed(model, folders[name], address, overrides)))
+    console = Console()
     table = Table(title=f"MiB of each actor, {ITERATIONS} iterations (bar: within {BAR:.0%} of the plan)")
     for column in ("actor", "planned", "at rest", "peak", "planned / peak"):
         table.add_column(column, justify="left" if column == "actor" else "right")
-    missed = 0
     for name, planned, at_rest, peak in rows:
-        ratio = planned / peak
-        missed += abs(ratio - 1) > BAR
-        table.add_row(name, *(f"{size / MIB:,.0f}" for size in (planned, at_rest, peak)), f"{ratio:.2f}")
-    Console().print(table)
-    return int(missed > 0)
+        table.add_row(name, *(f"{size / MIB:,.0f}" for size in (planned, at_rest, peak)), f"{planned / peak:.2f}")
+    console.print(table)
+    table = Table(title=f"MiB over the network, median of {PUSHES} pushes (bar: within {BAR:.0%} of the plan)")
+    for column in ("push", "planned", "measured", "planned / measured"):
+        table.add_column(column, justify="left" if column == "push" else "right")
+    for name, planned, measured in pushes:
+        table.add_row(name, f"{planned / MIB:,.0f}", f"{measured / MIB:,.0f}", f"{planned / measured:.2f}")
+    console.print(table)
+    ratios = [planned / peak for _, planned, _, peak in rows] + [planned / measured for _, planned, measured in pushes]
+    return int(any(abs(ratio - 1) > BAR for ratio in ratios))
 
 
 if __name__ == "__main__":

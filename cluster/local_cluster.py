@@ -25,6 +25,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # of each node
 def local_cluster(nodes: Sequence[tuple[int, int]]) -> Iterator[str]:
     """Nodes of so many CPUs and GPUs each; yields the address. They end with the block."""
     os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets have short names: a deep folder would be refused
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "0")  # as the files beside this one have it
     cluster = Cluster()
     try:
         for cpus, gpus in nodes:
