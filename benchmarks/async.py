@@ -37,6 +37,7 @@ from rlgaf_ray.loop.schedule import Async
 
 ROUNDS, ITERATIONS, UNTIMED, BAR, TRL_BAR = 5, 15, 4, 1.6, 2.0
 SAME_KL = [f"generator.reinforce.kl.{setting}" for setting in ("estimator=k3", "placement=loss", "coefficient=0.05")]
+EVERYONE = {"run.iterations": 10**6, "cluster.cpus_per_actor": 0.2}  # all contenders' actors wait on the same cores
 ONE_CORE_EACH = {"rollout.num_workers": 1, "cluster.threads": 1}
 SAMPLING = ("time/rollout", "time/score", "time/discriminator_wait")
 LEARNING = ("time/generator_update", "time/push")
@@ -46,7 +47,7 @@ class Contender:
     """A loop with actors of its own, stepped by hand."""
 
     def __init__(self, setup: Bench, name: str, values: dict[str, Any], pins: tuple[int, int] | None) -> None:
-        setup = replace(setup, config=with_values(setup.config, {"run.iterations": 10**6, **values}))
+        setup = replace(setup, config=with_values(setup.config, EVERYONE | values))
         roles = setup.ray_roles()
         if pins is not None:
             pin(roles, *pins)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.collate import num_tokens
@@ -82,6 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--squad", type=Path, default=SQUAD)
     squad = parser.parse_args().squad
+    disable_progress_bar()
     console = Console()
     if not squad.is_file():
         console.print(f"skipped: {squad} is not there; give an official SQuAD file with --squad")
