@@ -2,13 +2,14 @@
 
     python benchmarks/async.py [key=value ...]      TRL's row asks for pip install -e ".[cpu,bench]"
 
-Rollout worker and discriminator are pinned to one core, the learner to another: two machines in the small, with phases
-of about the same length, since an update takes as long as sampling, scoring and the discriminator's updates together.
-Synchronous with the same pins leaves one of them idle at most moments. Without pins, with both cores for whoever is at
-work, it does not: that row says what the schedule is worth where everything shares one machine. TRL's GRPOTrainer
-(versus_trl.py: its KL, frozen scorer) has all cores too. All in turn, five rounds in one call, medians. In each round
-the first iterations, in which the pipeline fills, are not timed. The best that overlap can give is the sum of the
-phases over the longer one; the pinned synchronous row measures them, by how long the loop waited for each.
+The rollout worker is pinned to one core, learner and discriminator to another: two machines in the small. The
+discriminator scores and is frozen, as the scorer of TRL's GRPOTrainer is (versus_trl.py, which has all cores): the same
+work on every side, and phases of about the same length. Synchronous with the same pins leaves one core idle at any
+moment. Without pins, with both cores for whoever is at work, it does not: that row says what the schedule is worth
+where everything shares one machine. The last row trains the discriminator every five iterations, as the default is.
+All in turn, five rounds in one call, medians. In each round the first iterations, in which the pipeline fills, are not
+timed. The best that overlap can give is the sum of the phases over the longer one; the pinned synchronous row measures
+them, by how long the loop waited for each.
 
 Bars: 1.6 times the synchronous loop with the same pins, 2 times TRL.
 """
@@ -37,10 +38,11 @@ from rlgaf_ray.loop.schedule import Async
 
 ROUNDS, ITERATIONS, UNTIMED, BAR, TRL_BAR = 5, 15, 4, 1.6, 2.0
 SAME_KL = [f"generator.reinforce.kl.{setting}" for setting in ("estimator=k3", "placement=loss", "coefficient=0.05")]
-EVERYONE = {"run.iterations": 10**6, "cluster.cpus_per_actor": 0.2}  # all contenders' actors wait on the same cores
+EVERYONE = {"run.iterations": 10**6, "cluster.cpus_per_actor": 0.1}  # all contenders' actors wait on the same cores
+FROZEN = {"discriminator.updates_per_generator_update": 0.0}
 ONE_CORE_EACH = {"rollout.num_workers": 1, "cluster.threads": 1}
-SAMPLING = ("time/rollout", "time/score", "time/discriminator_wait")
-LEARNING = ("time/generator_update", "time/push")
+SAMPLING = ("time/rollout",)
+LEARNING = ("time/score", "time/generator_update", "time/push", "time/discriminator_wait")
 
 
 class Contender:
@@ -70,8 +72,8 @@ class Contender:
 
 def pin(roles: RayRoles, sampling_core: int, learning_core: int) -> None:
     """Every thread of each actor to its core."""
-    cores = dict.fromkeys([*roles.workers, *roles.discriminators], sampling_core)
-    cores |= dict.fromkeys(roles.learners, learning_core)
+    cores = dict.fromkeys(roles.workers, sampling_core)
+    cores |= dict.fromkeys([*roles.learners, *roles.discriminators], learning_core)
     ray.get([actor.__ray_call__.remote(_pin_threads, core) for actor, core in cores.items()])
 
 
@@ -81,19 +83,19 @@ def _pin_threads(actor: Any, core: int) -> None:
 
 
 def main() -> int:
-    console = Console()
+    console = Console(width=120)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         console.print("two cores are needed: one for the rollouts, one for the learner")
         return 2
-    asynchronous = {"schedule.mode": "async", "schedule.max_staleness": 1}
+    asynchronous = ONE_CORE_EACH | {"schedule.mode": "async", "schedule.max_staleness": 1}
+    pins = (cores[0], cores[1])
     with bench(*SAME_KL, *sys.argv[1:]) as setup:
         contenders = {
-            "synchronous, one core each": Contender(setup, "pinned", ONE_CORE_EACH, (cores[0], cores[1])),
-            "asynchronous (k=1), one core each": Contender(
-                setup, "async", ONE_CORE_EACH | asynchronous, (cores[0], cores[1])
-            ),
-            "synchronous, no pins, all cores": Contender(setup, "unpinned", {}, None),
+            "synchronous, one core each": Contender(setup, "pinned", ONE_CORE_EACH | FROZEN, pins),
+            "asynchronous (k=1), one core each": Contender(setup, "async", asynchronous | FROZEN, pins),
+            "synchronous, no pins, all cores": Contender(setup, "unpinned", FROZEN, None),
+            "asynchronous, discriminator trained": Contender(setup, "trained", asynchronous, pins),
         }
         theirs = Theirs(setup) if importlib.util.find_spec("trl") else None
         for turn in range(ROUNDS):
@@ -102,11 +104,11 @@ def main() -> int:
             if theirs is not None:
                 theirs.round(turn)
     table = Table(title=f"median of {ROUNDS} rounds x {ITERATIONS} iterations (min to max)")
-    for head in ("", "seconds", "samples/s", "samples and scores", "the update", "over it, asynchronous is"):
+    for head in ("", "seconds", "samples/s", "waited for samples", "for the rest", "over it, asynchronous is"):
         table.add_column(head, justify="right" if head else "left")
     seconds = {name: contender.seconds("time/iteration") for name, contender in contenders.items()}
     batch_size = setup.config.rollout.batch_size
-    (pinned, fast, _) = contenders
+    (pinned, fast, *_) = contenders
     ratios = {name: statistics.median(values) / statistics.median(seconds[fast]) for name, values in seconds.items()}
     for name, values in seconds.items():
         rollouts, rest = (contenders[name].seconds(*names) for names in (SAMPLING, LEARNING))

@@ -50,7 +50,7 @@ from rlgaf_ray.plan.speed import ASSUMED_CORE
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 ITERATIONS, PUSHES, BAR = 3, 3, 0.2
-NODES = [(2, 0)] * 3
+NODES = [(1, 0)] * 5  # an actor each: who is where does not depend on Ray's choice
 ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
 SIZES = ["task.prompt_tokens=8", "rollout.num_workers=1", "evaluation.num_prompts=10"]
 BATCHES = {  # rollouts and micro-batch, tokens of a response
