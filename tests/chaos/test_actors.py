@@ -37,6 +37,7 @@ def test_both_workers_and_the_learner_are_killed(start, small_under, rows_of, re
         assert all(bool((one[key] == other[key]).all()) for key in one | other), name
 
 
+@pytest.mark.slow
 def test_one_loss_too_many_ends_the_run_and_keeps_its_checkpoint(start, small_under, record, tmp_path: Path) -> None:
     settings = [*SMALL, "run.iterations=2000", "checkpoint.every=2", "cluster.max_recoveries=0"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
