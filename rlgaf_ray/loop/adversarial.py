@@ -237,6 +237,7 @@ class AdversarialLoop:
                 metrics |= rollout_metrics(rollouts, batch.seconds) | {"rollout/staleness": float(staleness)}
             self.schedule.pushed(iteration, metrics)
             with timed(metrics, "time/generator_update"):
+                self.tracker.log_rollouts(iteration, scored)  # while the learner is at its update
                 metrics |= pending_generator()
                 if {"generator/kl", "generator/entropy"} <= metrics.keys():
                     metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
@@ -256,7 +257,6 @@ class AdversarialLoop:
         metrics["rollout/samples_per_second"] = len(rollouts) / metrics["time/iteration"]
         self.iteration = iteration
         self.kl_coefficient = metrics.get("generator/kl_coefficient", self.kl_coefficient)
-        self.tracker.log_rollouts(iteration, scored)
         return metrics
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
