@@ -7,8 +7,9 @@ iterations. What a process holds is its proportional set size without the object
 largest counts. What the object store holds beside them is the pushed weights.
 
 Traffic: pushes of the model of GPT-2's size on simulated nodes, whose network is this machine's loopback device, which
-counts bytes. It carries the object to each node with a rollout worker and, where the learner is split over ranks, what
-every rank gathers: as much as rank 0 does, which is what the plan names.
+counts bytes; engines of transformers, since nothing is sampled. It carries the object to each node with a rollout
+worker and, where the learner is split over ranks, what every rank gathers: as much as rank 0 does, which is what the
+plan names.
 
 Bar: every actor, and every push, within 20 % of the plan.
 """
@@ -138,13 +139,13 @@ def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, 
     return [(f"{name}: {role}", planned.memory[role].total, at_rest[role], peaks[role]) for role in ROLES]
 
 
-def pushed(model: GPT2LMHeadModel, folder: Path, address: str, learner: list[str]) -> tuple[float, float]:
+def pushed_bytes(model: GPT2LMHeadModel, folder: Path, address: str, learner: list[str]) -> tuple[float, float]:
     """Bytes over the network of one push: planned, and the median of some."""
     overrides = [f"model.generator={folder}", *SIZES, "rollout.num_workers=2", "rollout.engine=transformers", *learner]
     overrides += ["cluster.placement=spread", "cluster.cpus_per_actor=1", f"cluster.address={address}"]
     config = load_config(None, overrides)
     placement = find_placement(config)
-    sent = plan(config, model, placement).push
+    push = plan(config, model, placement).push
     roles = RayRoles(folder, folder, config, placement, max_tokens=32, pad_token_id=0)
     try:
         roles.push_weights(0)()
@@ -155,7 +156,7 @@ def pushed(model: GPT2LMHeadModel, folder: Path, address: str, learner: list[str
     finally:
         roles.close()
     measured = statistics.median(after - before for before, after in pairwise(counts))
-    return sent.gathered * placement.num_learners + sent.sent, measured
+    return push.gathered * placement.num_learners + push.sent, measured
 
 
 def network_bytes() -> int:
@@ -178,7 +179,7 @@ def main() -> int:
         name, model = list(models.items())[-1]
         with local_cluster(NODES) as address, ray_session(load_config(None, [f"cluster.address={address}"])):
             for learner, overrides in LEARNERS.items():
-                pushes.append((f"{name}: {learner}", *pushed(model, folders[name], address, overrides)))
+                pushes.append((f"{name}: {learner}", *pushed_bytes(model, folders[name], address, overrides)))
     console = Console()
     table = Table(title=f"MiB of each actor, {ITERATIONS} iterations (bar: within {BAR:.0%} of the plan)")
     for column in ("actor", "planned", "at rest", "peak", "planned / peak"):

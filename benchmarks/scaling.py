@@ -9,11 +9,12 @@ iteration. Two series:
 
 - the learner's group grows with the rollouts, so that an update always takes as long: bar, throughput >= 0.95 of linear
 - one learner of a fixed speed: throughput against the law of a synchronous loop, 1 / (r / W + l) rollouts a second
-  for r seconds of a worker and l of the learner for each rollout
+  for r seconds of a worker and l of the learner for each rollout: bar, 0.95 of that law
 
 Bar of both: the driver's own time an iteration, which is what its loop computes (CPU time of the thread), <= 20 ms +
-0.1 ms a rollout. What is then left of an iteration, beside the sleeps, is on the way: calls, results, and the pushed
-weights between nodes, all of which share two cores here.
+0.1 ms a rollout. Beside it stands the CPU time of the driver's whole process, with the threads that serve the workers
+and Ray's own. What is left of an iteration beside the sleeps and the loop is on the way: calls, results, and the pushed
+weights between nodes, all of which share the cores of one machine here.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.report.figures import save
 from rlgaf_ray.train import Data, prepare_data
 from rlgaf_ray.types import Metrics, Rollout, WeightUpdate
 
@@ -150,7 +152,8 @@ class Row:
     workers: int
     rollouts: int
     iteration: float
-    driver: float
+    driver: float  # of its loop's thread
+    process: float  # of all its threads
     asleep: float
 
     @property
@@ -192,17 +195,19 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
         loop.push()
         for _ in range(UNTIMED):
             loop.step()
-        times, driver = [], []
+        times, driver, process = [], [], []
         for _ in range(ITERATIONS):
-            started, computed = time.perf_counter(), time.thread_time()
+            started, computed, in_all = time.perf_counter(), time.thread_time(), time.process_time()
             loop.step()
             times.append(time.perf_counter() - started)
             driver.append(time.thread_time() - computed)
+            process.append(time.process_time() - in_all)
         tracker.close()
     finally:
         roles.close()
     asleep = sleeps.rollout * rollouts / workers + sleeps.of_update(rollouts)
-    return Row(workers, rollouts, statistics.median(times), statistics.median(driver), asleep)
+    iteration, own, in_all = (statistics.median(seconds) for seconds in (times, driver, process))
+    return Row(workers, rollouts, iteration, own, in_all, asleep)
 
 
 def law(workers: int, sleeps: Sleeps) -> float:
@@ -234,7 +239,7 @@ def picture(results: dict[str, list[Row]], path: Path) -> None:
     right.legend(fontsize=7)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def main() -> int:
@@ -266,7 +271,7 @@ def report(results: dict[str, list[Row]]) -> bool:
     for name, rows in results.items():
         table = Table(title=f"{name}: median of {ITERATIONS} iterations; engines, discriminator and learner sleep")
         columns = ("workers", "rollouts", "iteration s", "of it asleep", "rollouts/s", "of linear", "of the law")
-        for column in (*columns, "driver ms (bar)", "on the way ms"):
+        for column in (*columns, "driver ms (bar)", "its process ms", "on the way ms"):
             table.add_column(column, justify="right")
         for row in rows:
             linear = row.per_second / (rows[0].per_second * row.workers / rows[0].workers)
@@ -282,6 +287,7 @@ def report(results: dict[str, list[Row]]) -> bool:
                 f"{linear:.3f}",
                 f"{lawful:.3f}",
                 f"{1e3 * row.driver:.0f} ({1e3 * row.driver_bar:.0f})",
+                f"{1e3 * row.process:.0f}",
                 f"{1e3 * row.on_the_way:.0f}",
             )
         Console(width=120).print(table)

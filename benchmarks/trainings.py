@@ -58,4 +58,5 @@ def _complete(folder: Path) -> bool:
     """Exported, which is the last thing that a run does, but which an interrupted run does, too."""
     if not (folder / "generator").is_dir():
         return False
-    return load_run(folder).last("iteration") == read_yaml((folder / "config.yaml").read_text())["run"]["iterations"]
+    run = load_run(folder)
+    return run.last("iteration") == read_yaml(run.config)["run"]["iterations"]
