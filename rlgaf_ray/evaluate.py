@@ -73,10 +73,12 @@ def _evaluate(
     for run, config in zip(runs, configs, strict=True):
         if config.task != configs[0].task:
             raise ValueError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
+    console = Console()
+    for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
+        console.print(risk)
     check_before_start(configs[0])
     target = places.target
     target.mkdir(parents=True, exist_ok=True)
-    console = Console()
     with ray_session(configs[0]):
         comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console)
     comparison.save(target)

@@ -23,12 +23,18 @@ from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused
 from rlgaf_ray.sweep.space import check_sweep
 
 COMMANDS = ("train", "tune", "plan", "evaluate", "report")
-EXIT_FAILURE, EXIT_USAGE = 1, 2
+EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted."""
-    arguments = _parse(argv)
+    try:
+        return _run(_parse(argv))
+    except KeyboardInterrupt:  # before or after the part of a run that a signal ends with a checkpoint
+        return _fail("interrupted", EXIT_INTERRUPTED)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.words and arguments.words[0] == "report":
         return _report(arguments.words[1:], out=arguments.out, rating_sheet=arguments.rating_sheet)
     if arguments.words and arguments.words[0] == "evaluate":
@@ -52,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if sentence := doctor.complaint():
         return _fail(sentence, EXIT_FAILURE)
+    for risk in config.model.risks:  # before the model is first looked at
+        print(uri.public(risk), file=sys.stderr)
 
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,6 @@ def train(config: Config, *, resume: bool) -> int:
     check_before_start(config)
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     terminal = Terminal()
-    if config.model.trust_remote_code:
-        terminal.message(
-            f"model.trust_remote_code=true: Python code that {config.model.generator} brings along will run"
-        )
-    if config.model.allow_pickle:
-        terminal.message(
-            f"model.allow_pickle=true: {config.model.generator} may be read from a pickle, which can run code"
-        )
     if resumed:
         tell_damage(resumed, terminal.message)
         terminal.message(f"resuming from {resumed[0]}")
@@ -120,7 +112,10 @@ def train(config: Config, *, resume: bool) -> int:
                 outcome = run_through_losses(
                     config, data, warmups, placement, checkpoints, terminal, resumed, stop=stop
                 )
-            except (ActorFailure, TooManyLost, TimeoutError, TrainingStopped) as error:
+            except TooManyLost as error:
+                left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
+                raise RunFailed(f"{error}; {left}") from error
+            except (ActorFailure, TimeoutError, TrainingStopped) as error:
                 raise RunFailed(str(error)) from error
         with writing(folder.local):
             finish(config, data, warmups, checkpoints, outcome, terminal)
@@ -339,6 +334,7 @@ def adversarial_loop(
         group=group,
         recoveries=recoveries,
     )
+    tracker: Tracker | None = None
     try:
         display.message(str(roles.transfer))
         evaluator = prepare_evaluator(config, data, cache_folder(config))
@@ -350,6 +346,11 @@ def adversarial_loop(
             loop.resume(resumed[0], resumed[1])
         yield loop
         tracker.close()
+    except BaseException:
+        if tracker is not None:
+            with suppress(StorageError):  # told already, where it is what went wrong
+                tracker.close()
+        raise
     finally:
         roles.close()
 

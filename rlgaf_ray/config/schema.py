@@ -81,6 +81,16 @@ class ModelSection(Section):
     )
     lora: LoraSettings = LoraSettings()
 
+    @property
+    def risks(self) -> list[str]:
+        """What a command says aloud before it looks at the model."""
+        said = []
+        if self.trust_remote_code:
+            said.append(f"model.trust_remote_code=true: Python code that {self.generator} brings along will run")
+        if self.allow_pickle:
+            said.append(f"model.allow_pickle=true: {self.generator} may be read from a pickle, which can run code")
+        return said
+
 
 class GeneratorWarmup(Section):
     """Next-token loss: on whole reviews packed into blocks (imdb), else on prompts and their responses."""

@@ -99,9 +99,16 @@ class Remote:
         return self._try("looked up", lambda: self.filesystem.get_file_info(self.path)).is_file
 
     def files(self) -> dict[str, int]:
-        """Names of all files below, relative to here, and their sizes in bytes."""
+        """Names of all files below, relative to here, and their sizes in bytes.
+
+        Raises ``StorageError`` for a name that would lead out of a folder that it is copied to.
+        """
         found = [info for info in self._list(recursive=True) if info.is_file]
-        return {info.path.removeprefix(self.path + "/"): info.size for info in found}
+        sizes = {info.path.removeprefix(self.path + "/"): info.size for info in found}
+        for name in sizes:
+            if ".." in name.split("/"):
+                raise StorageError(f"{self} holds {name!r}, which leads out of it: remove that object")
+        return sizes
 
     def children(self) -> list[Remote]:
         """The folders and files right below, by name."""

@@ -40,7 +40,7 @@ class Tracker:
                 self.cut(start)
             else:
                 self.metrics_path.write_text("")
-                self._open_writer(None)
+                self._open_writer(0)
 
     def cut(self, iteration: int) -> None:
         """Throw away what was logged after this iteration."""
@@ -49,7 +49,7 @@ class Tracker:
             replace_text(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept))
         self._open_writer(iteration + 1)
 
-    def _open_writer(self, purge_step: int | None) -> None:
+    def _open_writer(self, purge_step: int) -> None:
         self.close()
         if self.settings.tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -215,7 +216,8 @@ class KLController:
         self.coefficient = settings.coefficient
 
     def observe(self, kl: float, num_samples: int) -> None:
-        if self.settings.target is not None:
+        """A KL that is not finite moves nothing: the guard is told of it by the metrics."""
+        if self.settings.target is not None and math.isfinite(kl):
             self.coefficient = adaptive_kl_coefficient(
                 self.coefficient,
                 observed_kl=kl,

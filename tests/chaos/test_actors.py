@@ -120,7 +120,9 @@ def test_a_learner_is_lost_while_the_run_comes_back_from_another_loss(
     recovered = run.wait(lambda: run.rollbacks() >= 2, "row after both") - first
     run.process.send_signal(signal.SIGINT)
     run.ended(130)
-    record("learner: SIGKILL, and its successor", times=2, detected=detected, recovered=[recovered])
+    record(
+        "learner: SIGKILL, and its successor", times=2, detected=detected, recovered=[recovered], lost=lost(run.folder)
+    )
 
 
 @pytest.mark.slow

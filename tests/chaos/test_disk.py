@@ -17,7 +17,7 @@ from tests.moto_server import KEY, SECRET, moto_server, needs_moto
 
 MEGABYTES = 256
 QUIET = "tracking.tensorboard=false"  # its own thread tells of a full disk in a traceback of its own
-AWAY_SECONDS = 15.0
+AWAY_SECONDS = 60.0
 
 
 @pytest.fixture

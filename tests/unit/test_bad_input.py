@@ -296,3 +296,12 @@ def test_main(
     error = capsys.readouterr().err.splitlines()
     assert code in (1, 2) and len(error) == 1 and error[0].startswith("error: "), error
     assert not root.exists()
+
+
+def test_an_interrupt_anywhere_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupted(config: Config, *, resume: bool) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlgaf_ray.train.train", interrupted)
+    assert main(["rollout.engine=transformers"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

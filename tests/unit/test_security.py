@@ -97,7 +97,10 @@ def test_even_a_pickle_that_was_asked_for_runs_no_code(pickled_model: Path, tmp_
 def test_code_that_comes_with_a_model_does_not_run_unless_asked_for(tmp_path: Path, capsys) -> None:
     folder, proof = tmp_path / "model", tmp_path / "proof"
     folder.mkdir()
-    (folder / "code.py").write_text(f"import os\nos.mkdir({str(proof)!r})\n")
+    (folder / "code.py").write_text(
+        f"import os\nimport transformers\nos.mkdir({str(proof)!r})\n"
+        "class Planted(transformers.PreTrainedConfig):\n    max_position_embeddings = 1\n"
+    )
     (folder / "config.json").write_text(
         json.dumps({"model_type": "planted", "auto_map": {"AutoConfig": "code.Planted"}})
     )
@@ -108,6 +111,9 @@ def test_code_that_comes_with_a_model_does_not_run_unless_asked_for(tmp_path: Pa
     assert error.startswith(f"error: model.generator={folder} cannot be read") and error.count("\n") == 1
     assert not proof.exists()
     assert load_config().model.trust_remote_code is False
+    assert main([*words, "model.trust_remote_code=true"]) == 1  # said before it runs, whatever becomes of it
+    assert capsys.readouterr().err.startswith(f"model.trust_remote_code=true: Python code that {folder} brings along")
+    assert proof.exists()
 
 
 # YAML.

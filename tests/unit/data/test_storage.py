@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileInfo, FileType, LocalFileSystem
 
 from rlgaf_ray.data.connection import proxy_for
 from rlgaf_ray.data.handover import checksums, loads_from_storage, saves_to_storage
@@ -225,6 +225,22 @@ def test_a_mirror_sends_what_changed(remote: Remote, tmp_path: Path) -> None:
     (local / "rollouts" / "1.parquet").unlink()
     mirror.flush()
     assert remote.files() == {"metrics.jsonl": 6, "rollouts/1.parquet": 4}
+
+
+def test_a_name_that_leads_out_of_its_folder_is_not_fetched(remote: Remote, tmp_path: Path, monkeypatch) -> None:
+    (remote / "there").write_text("")
+
+    class Planted(LocalFileSystem):
+        """An object store's keys may hold anything."""
+
+        def get_file_info(self, selector):
+            (found,) = super().get_file_info(selector)
+            return [FileInfo(f"{remote.path}/a/../../{found.base_name}", FileType.File, size=0)]
+
+    monkeypatch.setattr(Remote, "filesystem", Planted())
+    with pytest.raises(StorageError, match=r"'a/../../there', which leads out of it"):
+        remote.download(tmp_path / "here")
+    assert not (tmp_path / "there").exists()
 
 
 def test_a_folder_that_appears_while_it_is_listed_is_listed_again(remote: Remote, monkeypatch) -> None:

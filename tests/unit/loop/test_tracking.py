@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlgaf_ray.config.schema import TrackingSection
 from rlgaf_ray.data.storage import StorageError
@@ -22,6 +23,17 @@ def test_rows_after_the_iteration_that_is_resumed_from_are_cut_off_and_so_is_hal
         file.write('{"iteration": 4, "lo')
     tracker(tmp_path, start=2)
     assert [json.loads(line)["iteration"] for line in first.metrics_path.read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_run_that_begins_again_has_its_events_once(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        found = Tracker(tmp_path, TrackingSection(), None)  # type: ignore[arg-type]
+        for iteration in range(3):
+            found.log(iteration, {"loss": value})
+        found.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("loss")] == [2.0] * 3
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:

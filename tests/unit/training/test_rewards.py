@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.config.generator import KLSettings
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.policy import KLController
 from rlgaf_ray.training.rewards import RewardShaping
 from rlgaf_ray.types import Rollout, ScoredRollout
 
@@ -149,3 +151,11 @@ def test_the_adaptive_kl_holds_to_its_target(build, tmp_path: Path) -> None:
     again = build(*settings)
     again.load(tmp_path)
     assert again.algorithm.kl.coefficient == pytest.approx(coefficient)
+
+
+def test_a_kl_that_is_not_finite_leaves_the_coefficient_to_the_guard() -> None:
+    controller = KLController(KLSettings(coefficient=0.1, target=0.05))
+    controller.observe(float("nan"), 64)
+    assert controller.coefficient == 0.1
+    controller.observe(1.0, 64)
+    assert controller.coefficient > 0.1
