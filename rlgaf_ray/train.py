@@ -390,6 +390,10 @@ def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
+    except SystemExit:
+        if received:  # a wait in Ray makes 1 of every exit code
+            raise SystemExit(SIGNAL_EXIT_OFFSET + received[0]) from None
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

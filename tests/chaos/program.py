@@ -32,7 +32,7 @@ SMALL = [*QUICK, "rollout.engine=transformers", "learner.precision=float32"]
 ALIKE = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
 MARK = "RLGAF_CHAOS_RUN"  # in the environment of the program and of all that it starts
 PATIENCE = 400.0  # for whatever must happen at all: the machine may be busy with something else
-QUIET_SECONDS = 15.0  # after which nothing may be left of a program that has ended
+QUIET_SECONDS = 90.0  # after which nothing may be left of a program: Ray's agents look for a killed GCS for 60 s
 
 
 class Run:
@@ -145,11 +145,11 @@ class Run:
         assert self.process.returncode == code, self.output
         return self.output
 
-    def gone(self) -> float:
-        """Wait for the last process of the program to end; returns how long that took."""
+    def gone(self, of: str = "") -> float:
+        """Wait for the last process of the program to end whose title has this in it; returns how long that took."""
         start = time.monotonic()
         self.process.wait(QUIET_SECONDS)
-        while left := self.left():
+        while left := [process for process in self.left() if of in title(process)]:
             assert time.monotonic() - start < QUIET_SECONDS, f"left behind: {[title(process) for process in left]}"
             time.sleep(0.05)
         self.reader.join(QUIET_SECONDS)

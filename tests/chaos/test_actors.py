@@ -53,33 +53,33 @@ def test_one_loss_too_many_ends_the_run_and_keeps_its_checkpoint(start, small_un
 
 @pytest.mark.slow
 def test_a_worker_that_falls_silent_is_replaced(start, small_under, record, tmp_path: Path) -> None:
-    settings = [*SHARED, "run.iterations=2000", "cluster.timeout_seconds=40"]
+    settings = [*SHARED, "run.iterations=2000", "cluster.timeout_seconds=90"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.reaches(4)
     (stopped, _) = run.actors("RolloutWorker")
     moment = run.hit([stopped], signal.SIGSTOP)
-    detected = run.says("did not answer generate within 40 s") - moment
+    detected = run.says(r"did not answer \w+ within 90 s") - moment
     recovered = run.wait(lambda: run.replaced() == 1, "row that counts the silent worker") - moment
     assert not runs(stopped)
     run.process.send_signal(signal.SIGINT)
     run.ended(130)
-    record("rollout worker: SIGSTOP, 40 s allowed", detected=[detected], recovered=[recovered], lost=lost(run.folder))
+    record("rollout worker: SIGSTOP, 90 s allowed", detected=[detected], recovered=[recovered], lost=lost(run.folder))
 
 
 @pytest.mark.slow
 def test_all_workers_fall_silent_at_once(start, small_under, record, tmp_path: Path) -> None:
-    settings = [*SHARED, "run.iterations=2000", "cluster.timeout_seconds=30"]
+    settings = [*SHARED, "run.iterations=2000", "cluster.timeout_seconds=90"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.reaches(4)
     stopped = run.actors("RolloutWorker")
     moment = run.hit(stopped, signal.SIGSTOP)
-    silent = "did not answer generate within 30 s"
+    silent = r"did not answer \w+ within 90 s"
     detected = [run.says(silent, times=times) - moment for times in (1, 2)]
     recovered = run.wait(lambda: run.replaced() == 2, "row that counts both workers") - moment
     assert not any(map(runs, stopped))
     run.process.send_signal(signal.SIGINT)
     run.ended(130)
-    name = "rollout workers, all at once: SIGSTOP, 30 s allowed"
+    name = "rollout workers, all at once: SIGSTOP, 90 s allowed"
     record(name, times=2, detected=detected, recovered=[recovered], lost=lost(run.folder))
 
 
@@ -95,7 +95,7 @@ def test_all_workers_fall_silent_at_once(start, small_under, record, tmp_path: P
 def test_a_run_goes_back_to_its_checkpoint(
     start, small_under, record, tmp_path: Path, role: str, process: str, overrides: tuple[str, ...]
 ) -> None:
-    settings = [*SMALL, *overrides, "run.iterations=2000", "checkpoint.every=3", "cluster.timeout_seconds=60"]
+    settings = [*SMALL, *overrides, "run.iterations=2000", "checkpoint.every=3", "cluster.timeout_seconds=120"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.reaches(5)
     back = after_rollback(run, run.hit(run.actors(process)[-1:]), f"{role} died")
@@ -131,7 +131,7 @@ def test_a_worker_with_an_engine_of_vllm_is_killed(start, small_under, record, t
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.reaches(3)
     moment = run.hit(run.actors("RolloutWorker")[:1])
-    detected = run.says("rollout worker 0 died") - moment
+    detected = run.says("rollout worker . died") - moment
     recovered = run.wait(lambda: run.replaced() == 1, "row that counts the worker") - moment
     run.process.send_signal(signal.SIGINT)
     run.ended(130)

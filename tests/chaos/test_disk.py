@@ -55,9 +55,11 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     run: Run = start([*words, "run.iterations=2000"], folder)
     latest = folder / "checkpoints/latest"
     run.wait(latest.is_file, "checkpoint")
+    run.hit([run.main], signal.SIGSTOP)  # no checkpoint may come, and no other go, while the disk is filled
     saved = sum(file.stat().st_size for file in (folder / "checkpoints").rglob("*") if file.is_file())
     moment = time.monotonic()
     ballast = fill(small_disk, leave=saved // 8 if what == "checkpoint" else 0)
+    run.hit([run.main], signal.SIGCONT)
     output = run.ended(1)
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "could not be written" in error and "No space left on device" in error

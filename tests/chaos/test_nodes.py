@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Four nodes. A learner, a discriminator and two rollout workers: beside the head, one node has a worker alone."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # sockets have short names: a deep folder would be refused
     cluster = Cluster()
     try:
@@ -53,9 +55,10 @@ def test_a_run_goes_on_when_nodes_leave_and_others_come(
     run.reaches(3)
     for number, graceful in enumerate((False, True), start=1):
         node = of_a_worker(cluster)
+        told = len(re.findall("rollout worker . died", run.output))  # a replacement may have been lost as well
         moment = run.hit([])
         cluster.remove_node(node, allow_graceful=graceful)
-        detected = run.says("rollout worker . died", times=number) - moment
+        detected = run.says("rollout worker . died", times=told + 1) - moment
         added = run.hit([])
         add_node(cluster)
         recovered = run.wait(lambda number=number: run.replaced() == number, "row that counts the worker") - added
