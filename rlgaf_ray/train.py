@@ -44,7 +44,7 @@ from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.held_out import set_apart
 from rlgaf_ray.loop.run_folder import RunFolder
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH,
     FROM_SCRATCH_VOCABULARY,
@@ -100,7 +100,7 @@ def train(config: Config, *, resume: bool) -> int:
 
     started = time.perf_counter()
     stop = Stop()
-    with folder.mirrored(), storage_told(config, checkpoints):
+    with folder.mirrored(), storage_told(config, checkpoints), quiet_writer():
         with ray_session(config), stop_on_signals(stop):
             placement = find_placement(config)
             with terminal.warmups():

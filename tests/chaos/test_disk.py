@@ -16,7 +16,6 @@ from tests.chaos.program import SMALL, Run, lost, reached
 from tests.moto_server import KEY, SECRET, moto_server, needs_moto
 
 MEGABYTES = 256
-QUIET = "tracking.tensorboard=false"  # its own thread tells of a full disk in a traceback of its own
 AWAY_SECONDS = 60.0
 
 
@@ -50,7 +49,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     start, small_under, record, small_disk: Path, what: str
 ) -> None:
     every = 2 if what == "checkpoint" else 4
-    words = small_under(small_disk, "run.name=hurt", *SMALL, f"checkpoint.every={every}", "checkpoint.keep=1", QUIET)
+    words = small_under(small_disk, "run.name=hurt", *SMALL, f"checkpoint.every={every}", "checkpoint.keep=1")
     folder = small_disk / "hurt"
     run: Run = start([*words, "run.iterations=2000"], folder)
     latest = folder / "checkpoints/latest"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlgaf_ray.config.schema import TrackingSection
 from rlgaf_ray.data.storage import StorageError
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 
 
 def tracker(folder: Path, *, start: int = 0) -> Tracker:
@@ -34,6 +36,23 @@ def test_a_run_that_begins_again_has_its_events_once(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.value for event in events.Scalars("loss")] == [2.0] * 3
+
+
+def test_a_write_that_fails_in_tensorboards_thread_is_raised_and_not_printed(tmp_path: Path, capsys) -> None:
+    with quiet_writer():
+        found = Tracker(tmp_path, TrackingSection(), None)  # type: ignore[arg-type]
+        assert found.writer is not None
+        found.writer.file_writer.event_writer._async_writer._writer._writer = Full()
+        with pytest.raises(StorageError, match="No space left on device"):
+            for iteration in range(1000):
+                found.log(iteration, {"loss": 0.0})
+                time.sleep(0.01)
+    assert capsys.readouterr().err == ""
+
+
+class Full:
+    def write(self, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
