@@ -111,6 +111,7 @@ def test_a_finished_run_is_held_against_the_swept_sft_model(finished: Path, tmp_
     assert main(["report", str(finished), "--out", str(tmp_path)]) == 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_and_the_run_goes_on(small, tmp_path: Path) -> None:
     arguments = small("run.name=cut", "rollout.engine=transformers", "run.iterations=2000", "evaluation.every=0")
     process = subprocess.Popen([*MAIN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -83,8 +83,16 @@ def prepared(small_config, cache: Path, ray_cluster):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [[], STABILISED, PPO, [*SEQGAN, *AVERAGE], GAD, GUMBEL, [*GUMBEL, "generator.gumbel.mode=conditional"], ASYNC],
-    ids=["reinforce", "stabilised", "ppo", "seqgan-average", "gad", "gumbel", "gumbel-conditional", "async"],
+    [
+        pytest.param([], id="reinforce"),
+        pytest.param(STABILISED, id="stabilised", marks=pytest.mark.slow),
+        pytest.param(PPO, id="ppo"),
+        pytest.param([*SEQGAN, *AVERAGE], id="seqgan-average"),
+        pytest.param(GAD, id="gad"),
+        pytest.param(GUMBEL, id="gumbel"),
+        pytest.param([*GUMBEL, "generator.gumbel.mode=conditional"], id="gumbel-conditional", marks=pytest.mark.slow),
+        pytest.param(ASYNC, id="async"),
+    ],
 )
 def test_local_and_ray_runners_agree_step_for_step(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
