@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def train(config: Config, *, resume: bool) -> int:
 
     started = time.perf_counter()
     stop = Stop()
-    with folder.mirrored(), storage_told(config, checkpoints), quiet_writer():
+    with folder.mirrored(), storage_told(config, checkpoints):
         with ray_session(config), stop_on_signals(stop):
             placement = find_placement(config)
             with terminal.warmups():
@@ -334,23 +334,16 @@ def adversarial_loop(
         group=group,
         recoveries=recoveries,
     )
-    tracker: Tracker | None = None
     try:
         display.message(str(roles.transfer))
         evaluator = prepare_evaluator(config, data, cache_folder(config))
         start = resumed[1]["iteration"] if resumed else 0
         write_run_files(config, data)
-        tracker = Tracker(config.run.folder, config.tracking, data.tokenizer, start=start)
-        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display)
-        if resumed:
-            loop.resume(resumed[0], resumed[1])
-        yield loop
-        tracker.close()
-    except BaseException:
-        if tracker is not None:
-            with suppress(StorageError):  # told already, where it is what went wrong
-                tracker.close()
-        raise
+        with quiet_writer(), Tracker(config.run.folder, config.tracking, data.tokenizer, start=start) as tracker:
+            loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display)
+            if resumed:
+                loop.resume(resumed[0], resumed[1])
+            yield loop
     finally:
         roles.close()
 

@@ -81,15 +81,11 @@ def own_process() -> Process:
     return Process(ray.get_runtime_context().get_node_id(), os.getpid())
 
 
-def kill(actor: Any, process: Process | None) -> None:
-    """End an actor that may not answer any more: one that was stopped would not hear of ``ray.kill``.
-
-    ``process``: none where it has not started.
-    """
-    if process is not None:
-        on_its_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
-        with suppress(RayError):  # its node is gone, and it with its node
-            ray.get(_signal.options(scheduling_strategy=on_its_node).remote(process.pid), timeout=KILL_SECONDS)
+def kill(actor: Any, process: Process) -> None:
+    """End an actor that may not answer any more: one that was stopped would not hear of ``ray.kill``."""
+    on_its_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+    with suppress(RayError):  # its node is gone, and it with its node
+        ray.get(_signal.options(scheduling_strategy=on_its_node).remote(process.pid), timeout=KILL_SECONDS)
     ray.kill(actor)
 
 

@@ -136,7 +136,7 @@ class RayRoles:
             starting = [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers]
             for actor in names:
                 self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
-            self.processes: list[Process | None] = [self._started(*asked) for asked in starting]
+            self.processes: list[Process] = [self._started(*asked) for asked in starting]
             self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
         except BaseException:  # nobody gets this object, to close it
             self._end_actors()
@@ -200,23 +200,26 @@ class RayRoles:
         One that does not start is another loss, and made good likewise: Ray may have sent it to a node that was gone
         already.
         """
+        if self.closing or not self.weights.kept:
+            raise failure
+        remedy = f"it is replaced, and {num_prompts} prompts are answered again"
+        self.recoveries.lost(failure, remedy)
+        lost = self.workers[index]
+        if isinstance(failure, ActorSilent):
+            kill(lost, self.processes[index])
         while True:
-            if self.closing or not self.weights.kept:
-                raise failure
-            self.recoveries.lost(failure, f"it is replaced, and {num_prompts} prompts are answered again")
-            lost = self.workers[index]
-            if isinstance(failure, ActorSilent):
-                kill(lost, self.processes[index])
             worker = self.workers[index] = self.new_worker(index)
             self.answers.names[worker] = self.answers.names.pop(lost)
-            self.processes[index] = None
             try:
                 self.processes[index] = self._started(worker, "start", worker.start.remote(self.transfer.backend))
+                break
             except ActorFailure as another:
-                failure = another
-                continue
-            self.recoveries.worker_replaced(num_prompts)
-            return
+                if self.closing:
+                    raise
+                ray.kill(worker)  # it may hold its place in the group still
+                self.recoveries.lost(another, remedy)
+                lost = worker
+        self.recoveries.worker_replaced(num_prompts)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.start_generate(prompts, sampling, seeds)()[0]

@@ -6,15 +6,15 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlgaf_ray.config.schema import TrackingSection
-from rlgaf_ray.data.storage import replace_text, writing
+from rlgaf_ray.data.storage import StorageError, replace_text, writing
 from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Metrics, ScoredRollout
 
@@ -59,6 +59,14 @@ class Tracker:
             else:
                 self.metrics_path.write_text("")
                 self._open_writer(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # A write that failed already is what went wrong, and is told.
+        with suppress(StorageError) if kind else nullcontext():
+            self.close()
 
     def cut(self, iteration: int) -> None:
         """Throw away what was logged after this iteration."""
