@@ -61,6 +61,9 @@ class GuardSection(Section):
         "warn", description="on any verdict but non_finite; heal: back to the last healthy checkpoint, gentler"
     )
     non_finite: Literal["stop", "warn", "heal"] = Field("stop", description="on a loss or reward that is not finite")
+    non_finite_patience: Positive = Field(
+        3, description="iterations in a row with a step skipped for its gradient before that is a verdict"
+    )
     window: Annotated[int, Field(ge=2)] = Field(10, description="iterations that are averaged")
     patience: Positive = Field(5, description="iterations that a symptom must hold on before it is a verdict")
     max_heals: Positive = Field(3, description="the next verdict stops the run")

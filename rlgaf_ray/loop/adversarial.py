@@ -39,7 +39,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.guard import Guard, not_finite
+from rlgaf_ray.loop.guard import Guard, broken, not_finite
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
@@ -169,17 +169,15 @@ class AdversarialLoop:
             carried = {}
             iteration = self.iteration
             with timed(metrics, "time/guards"):
-                broken = settings.guard.non_finite != "warn" and not_finite(metrics) != ""
-            if broken:  # nothing to evaluate
-                respond(self, self.guard.examine(iteration, metrics))
-                continue
+                finite = not_finite(metrics) == ""
+                hopeless = settings.guard.non_finite != "warn" and broken(metrics)  # nothing to evaluate
             ended = iteration == settings.run.iterations
-            evaluated = ended or _every(iteration, settings.evaluation.every)
+            evaluated = not hopeless and (ended or _every(iteration, settings.evaluation.every))
             if evaluated:
                 with timed(metrics, "time/evaluation"):
                     last, samples = self.evaluate()
                 metrics |= last
-            best = evaluated and self._is_best(last)
+            best = evaluated and finite and self._is_best(last)
             with timed(metrics, "time/guards"):
                 verdict = self.guard.examine(iteration, metrics)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(self.heals)}
@@ -187,7 +185,8 @@ class AdversarialLoop:
             self.display.iteration(iteration, metrics)
             if respond(self, verdict) == "rolled back":
                 continue
-            if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
+            due = finite and _every(iteration, settings.checkpoint.every)  # what may be ill is not kept
+            if ended or best or self.stop_requested or due:
                 with timed(carried, "time/checkpoint"):
                     self.save(best=best)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
@@ -246,8 +245,12 @@ class AdversarialLoop:
                     metrics |= {f"weights/{name}": value for name, value in self.pushes.popleft()().items()}
                     metrics["time/guards"] += metrics.get("weights/check_seconds", 0.0)
             with timed(metrics, "time/discriminator_wait"):
+                skipped = 0.0
                 for pending in pending_discriminator:
                     metrics |= pending()
+                    skipped += metrics.pop("discriminator/skipped_steps", 0.0)
+                if num_updates:
+                    metrics["discriminator/skipped_steps"] = skipped
         self.discriminator_version += num_updates
         metrics["discriminator/updates"] = float(self.discriminator_version)
         metrics["discriminator/update_rate"] = self.update_ratio.rate

@@ -3,7 +3,8 @@
 Each iteration the metrics of the last ``guard.window`` iterations are averaged and held against ``guard.limits``: a
 symptom is an average beyond its limit, a verdict a symptom that held for ``guard.patience`` iterations in a row, so
 that noise raises no alarm. Where a healthy level differs from task to task it is the run's own start, the averages
-over its first window. Nothing is judged before that is known, but numbers that are not finite, which never wait.
+over its first window. Nothing is judged before that is known, but numbers that are not finite. These never wait, but
+where all they did was to have an optimiser's step skipped: then ``guard.non_finite_patience`` iterations in a row.
 """
 
 from __future__ import annotations
@@ -53,6 +54,17 @@ def not_finite(metrics: Metrics) -> str:
     return ", ".join(f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value))
 
 
+def skipped_steps(metrics: Metrics) -> float:
+    """Steps of generator and discriminator that were skipped in this iteration, for a gradient that was not finite."""
+    return sum(metrics.get(f"{network}/skipped_steps", 0.0) for network in ("generator", "discriminator"))
+
+
+def broken(metrics: Metrics) -> bool:
+    """Something is not finite, and more than skipped steps may have come of it."""
+    weights = metrics.get("generator/weight_norm", 0.0)
+    return not_finite(metrics) != "" and not (skipped_steps(metrics) > 0 and math.isfinite(weights))
+
+
 class Guard:
     """``quality``: the metric of the evaluations that stands for the judged quality, higher is better."""
 
@@ -71,10 +83,12 @@ class Guard:
         self.onsets = {kind: self.onsets.get(kind, iteration) for kind in found}
         for kind, onset in sorted(self.onsets.items(), key=lambda item: item[1]):
             match kind:
-                case "non_finite":
+                case "non_finite" if broken(metrics) or iteration - onset + 1 >= self.settings.non_finite_patience:
                     return Verdict(kind, found[kind], onset, sound_until=onset - 1)
                 case "drift":  # the patience lay in the second evaluation
                     return Verdict(kind, found[kind], onset, sound_until=self._best()[0])
+                case "non_finite":
+                    continue
                 case _ if iteration - onset + 1 >= self.settings.patience:
                     return Verdict(kind, found[kind], onset, sound_until=max(0, onset - self.settings.window))
         return Verdict("healthy")
@@ -93,7 +107,8 @@ class Guard:
         return {name: sum(values) / len(values) for name, values in seen.items() if values}
 
     def _symptoms(self, metrics: Metrics) -> Iterator[tuple[Kind, str]]:
-        if culprits := not_finite(metrics):
+        skipped = skipped_steps(metrics)
+        if culprits := not_finite(metrics) or (f"{skipped:g} steps were skipped" if skipped else ""):
             yield "non_finite", culprits
         now = self._means()
         for kind, name, how, limit in self._checks() if self.start else ():

@@ -24,7 +24,7 @@ from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
 from rlgaf_ray.training.gradient_penalty import gradient_penalty
-from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
+from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer, skipped
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
@@ -184,6 +184,7 @@ class Discriminator:
             max_grad_norm=self.settings.max_grad_norm,
             group=self.group,
         )
+        totals["skipped_steps"] = skipped(totals["grad_norm"])
         if self.settings.spectral_norm:
             totals["spectral_norm"] = bound_spectral_norm(self.model.network.score)
         self.version += 1

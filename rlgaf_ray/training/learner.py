@@ -77,7 +77,7 @@ class Learner:
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
         shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std())}
         if not rewards.isfinite().all():
-            return shared | {"generator/non_finite": 1.0}
+            return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}
         rewards, batch, more = self.rewards(rewards, batch)
         shared |= more
         text = None if pretraining is None else self._whole_text(pretraining)

@@ -54,17 +54,22 @@ def optimizer_step(
 ) -> float:
     """Sum over the group, clip, step, clear.
 
-    Returns the norm of the whole gradient before clipping; one that is not finite skips the step.
+    Returns the norm of the whole gradient before clipping; one that is not finite skips the step (``skipped``).
     """
     parameters = list(parameters)
     group.sum_gradients(parameters)
     norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
-    if math.isfinite(norm):
+    if not skipped(norm):
         for options in optimizer.param_groups:
             options["lr"] = learning_rate
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def skipped(grad_norm: float) -> float:
+    """1 where ``optimizer_step`` returned this norm and left the weights and the moments as they were, else 0."""
+    return float(not math.isfinite(grad_norm))
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = ALONE) -> None:

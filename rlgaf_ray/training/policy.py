@@ -28,7 +28,7 @@ from rlgaf_ray.objectives.policy import language_model_loss, masked_average, tru
 from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, whole
-from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor
+from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch
 
@@ -181,7 +181,12 @@ class Policy:
             average.update(self.model)
         weights = [weight.detach() for weight in self.model.parameters()]
         weight_norm = float(whole(torch.nn.utils.get_total_norm(weights)))
-        return {"learning_rate": learning_rate, "grad_norm": grad_norm, "weight_norm": weight_norm}
+        return {
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm,
+            "weight_norm": weight_norm,
+            "skipped_steps": skipped(grad_norm),
+        }
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import ppo_policy_loss, ppo_value_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
-from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer
+from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer, skipped
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
@@ -90,7 +90,7 @@ class PPO:
         if settings.whiten_advantages:
             advantages = whiten(advantages, mask)
 
-        sums, steps = MetricSums(), Metrics()
+        sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
         sums.add(rollout_metrics(old_logprobs, reference, batch.behaviour_logprobs, mask), 1.0)
         policy_moves = iteration >= settings.critic_warmup_iterations
         generator = np.random.default_rng([self.seed, iteration])
@@ -138,9 +138,11 @@ class PPO:
                     max_grad_norm=self.max_grad_norm,
                     group=policy.group,
                 )
+                num_skipped += skipped(steps["critic_grad_norm"])
                 if policy_moves:
                     steps |= policy.step(iteration)
-        totals = sums.means(policy.group) | steps
+                    num_skipped += steps["skipped_steps"]
+        totals = sums.means(policy.group) | steps | {"skipped_steps": num_skipped}
         totals["kl_coefficient"] = self.kl.coefficient
         totals["advantage_deviation"] = float(advantages[mask].std())
         self.kl.observe(totals["kl"], num_samples=len(mask))

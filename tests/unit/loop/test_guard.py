@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from rlgaf_ray.config.guard import GuardSection
-from rlgaf_ray.loop.guard import Guard, Verdict, not_finite
+from rlgaf_ray.loop.guard import Guard, Verdict, broken, not_finite
 from rlgaf_ray.types import Metrics
 
 HEALTHY: Metrics = {
@@ -92,6 +92,27 @@ def test_nothing_is_judged_before_the_start_is_known_but_numbers_that_are_not_fi
     found = verdicts(lambda now: {"generator/loss": float("nan")} if now == 2 else {}, count=3)
     assert [verdict.kind for verdict in found] == ["healthy", "non_finite", "healthy"]
     assert found[1] == Verdict("non_finite", "generator/loss is nan", onset=2, sound_until=1)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_skipped_steps_are_a_verdict_after_k_in_a_row(network: str) -> None:
+    def skips(*iterations: int):
+        lost = {f"{network}/skipped_steps": 1.0, f"{network}/grad_norm": float("nan"), "generator/weight_norm": 5.0}
+        return [verdict.kind for verdict in verdicts(lambda now: lost if now in iterations else {}, count=6)]
+
+    assert skips(1, 2, 4, 5) == ["healthy"] * 6
+    assert skips(2, 3, 4, 5) == ["healthy"] * 3 + ["non_finite"] * 2 + ["healthy"]
+
+
+def test_weights_that_are_not_finite_do_not_wait() -> None:
+    lost = {"generator/skipped_steps": 1.0, "generator/weight_norm": float("inf")}
+    assert verdicts(lambda now: lost, count=1)[0].kind == "non_finite"
+    assert broken(lost) and not broken(lost | {"generator/weight_norm": 1.0})
+
+
+def test_a_step_skipped_before_the_updates_that_are_told_counts() -> None:
+    """The metrics of a later discriminator update of the iteration hide those of the first, not its skipped step."""
+    assert verdicts(lambda now: {"discriminator/skipped_steps": 1.0}, count=3)[2].evidence == "1 steps were skipped"
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -27,6 +27,7 @@ class PretendedRoles:
         self.learning_rate_factor = 1.0
         self.version = 0
         self.broken_at: int | None = None
+        self.skips: tuple[int, ...] = ()
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         self.state["draws"].append(prompts[0].prompt_id)
@@ -76,6 +77,8 @@ class PretendedRoles:
         if iteration + 1 == self.broken_at:
             self.broken_at = None
             metrics["generator/kl"] = float("nan")
+        if iteration + 1 in self.skips:
+            metrics |= {"generator/loss": float("nan"), "generator/skipped_steps": 1.0}
         return lambda: metrics | {"generator/moments": float(self.state["moments"])}
 
     def push_weights(self, policy_version: int, *, averaged: bool = False):
@@ -285,6 +288,21 @@ def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) 
     (event,) = events(tmp_path)
     assert (event["verdict"], event["onset"], event["back_to"]) == ("non_finite", 17, 15)
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(41))
+
+
+def test_skipped_steps_are_borne_logged_and_never_kept_until_there_are_too_many(tmp_path: Path) -> None:
+    roles = PretendedRoles(onset=1000)
+    roles.skips = (5, 6, 21, 22, 23, 24)
+    with pytest.raises(TrainingStopped, match="iteration 23: non_finite: generator/loss is nan; .*step_000018"):
+        run(settings("guard.action=warn"), roles, tmp_path)
+    (event,) = events(tmp_path)
+    assert (event["verdict"], event["onset"], event["action"]) == ("non_finite", 21, "stop")
+    logged = rows(tmp_path)
+    assert [row["iteration"] for row in logged] == list(range(24))
+    assert [row["iteration"] for row in logged if row.get("generator/skipped_steps")] == [5, 6, 21, 22, 23]
+    assert logged[6]["generator/loss"] is None
+    kept = sorted(int(path.name[-6:]) for path in (tmp_path / "checkpoints").iterdir() if path.name[:5] == "step_")
+    assert 18 in kept and not {6, 21} & set(kept)
 
 
 def test_an_adaptive_rate_is_lowered_and_stays_adaptive(tmp_path: Path) -> None:

@@ -113,8 +113,45 @@ def test_rewards_that_are_not_finite_leave_the_weights(folder: Path, algorithm: 
     learner = Learner(folder, config(f"generator.algorithm={algorithm}"), pad_token_id=0)
     before = {name: value.copy() for name, value in learner.weights(0).arrays.items()}
     metrics = learner.update(scored([float("nan")] + [0.0] * 7), iteration=0)
-    assert metrics["generator/non_finite"] == 1.0
+    assert metrics["generator/non_finite"] == metrics["generator/skipped_steps"] == 1.0
     assert all(np.array_equal(before[name], value) for name, value in learner.weights(0).arrays.items())
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), [("reinforce", 1), ("ppo", 6)])
+def test_steps_of_gradients_that_are_not_finite_are_skipped_and_counted(
+    folder: Path, algorithm: str, steps: int
+) -> None:
+    overrides = ["generator.ppo.epochs=3", "generator.ppo.minibatches=2", "generator.ppo.critic_warmup_iterations=0"]
+    learner = Learner(folder, config(f"generator.algorithm={algorithm}", *overrides), pad_token_id=0)
+    rewards = scored([1.0, 0, 0, 0, 0, 0, 0, 1.0])
+    assert learner.update(rewards, iteration=0)["generator/skipped_steps"] == 0
+    before = {name: value.copy() for name, value in learner.weights(0).arrays.items()}
+    moments = {key: {name: value.clone() for name, value in state.items()} for key, state in enumerate(moments_of(learner))}
+    spoil = learner.policy.model.transformer.wpe.weight.register_hook(lambda gradient: gradient * float("nan"))
+    metrics = learner.update(rewards, iteration=1)
+    assert metrics["generator/skipped_steps"] == steps and np.isnan(metrics["generator/grad_norm"])
+    assert all(np.array_equal(before[name], value) for name, value in learner.weights(0).arrays.items())
+    for key, state in enumerate(moments_of(learner)):
+        assert all(torch.equal(value, moments[key][name]) for name, value in state.items())
+    spoil.remove()
+    assert learner.update(rewards, iteration=2)["generator/skipped_steps"] == 0
+    assert not np.array_equal(before["transformer.wpe.weight"], learner.weights(0).arrays["transformer.wpe.weight"])
+
+
+def moments_of(learner: Learner) -> list[dict[str, torch.Tensor]]:
+    return list(learner.policy.optimizer.state.values())
+
+
+def test_a_discriminators_step_of_a_gradient_that_is_not_finite_is_skipped_and_counted(folder: Path) -> None:
+    discriminator = Discriminator(folder, config(), pad_token_id=0)
+    real = [Demonstration(item.prompt_ids, item.response_ids) for item in rollouts(seed=1)]
+    assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 0
+    before = {name: value.clone() for name, value in discriminator.model.state_dict().items()}
+    spoil = next(discriminator.model.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 1
+    assert all(torch.equal(before[name], value) for name, value in discriminator.model.state_dict().items())
+    spoil.remove()
+    assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 0
 
 
 def test_the_critic_learns_alone_at_first(folder: Path) -> None:
