@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from rlgaf_ray.data.storage import StorageError
@@ -22,6 +23,10 @@ class ActorFailure(RuntimeError):
 
 class ActorSilent(ActorFailure):
     """It did not answer in time, and may be alive."""
+
+
+class ActorSpent(ActorFailure):
+    """It is alive and of no more use: out of memory, or without the engine that it held."""
 
 
 class SourceLost(ActorFailure):
@@ -48,6 +53,8 @@ class Answers:
                 raise SourceLost(f"{self._died(error.cause)} before {name} had what {method} needs") from error
             if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
                 raise error.cause from None
+            if reason := _spent(error.cause):
+                raise ActorSpent(f"{name} {reason} during {method}: {_one_line(error.cause)}") from error
             raise
         except (RayActorError, OutOfMemoryError) as error:
             raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
@@ -99,8 +106,21 @@ class Answers:
         return ray.get(refs[0])
 
 
+def _spent(cause: BaseException) -> str:
+    """What befell an actor that raised this, where a new one may do better; else empty."""
+    if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(cause):
+        return "ran out of memory"
+    if type(cause).__name__ == "EngineDeadError":  # vLLM's, which is imported where there is an engine alone
+        return "lost its engine"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _brief(error: RayError) -> str:
     """What Ray says of the end, without what it guesses."""
-    text = " ".join(str(error).split())
+    text = _one_line(error)
     before, found, detail = text.partition("Worker exit detail: ")
     return (detail if found else before).partition(" Some common causes")[0]

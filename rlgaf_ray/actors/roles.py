@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, Answers, SourceLost
+from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, ActorSpent, Answers, SourceLost
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
@@ -205,7 +205,7 @@ class RayRoles:
         remedy = f"it is replaced, and {num_prompts} prompts are answered again"
         self.recoveries.lost(failure, remedy)
         lost = self.workers[index]
-        if isinstance(failure, ActorSilent):
+        if isinstance(failure, ActorSilent | ActorSpent):
             kill(lost, self.processes[index])
         while True:
             worker = self.workers[index] = self.new_worker(index)

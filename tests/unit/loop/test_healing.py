@@ -293,7 +293,7 @@ def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) 
 def test_skipped_steps_are_borne_logged_and_never_kept_until_there_are_too_many(tmp_path: Path) -> None:
     roles = PretendedRoles(onset=1000)
     roles.skips = (5, 6, 21, 22, 23, 24)
-    with pytest.raises(TrainingStopped, match="iteration 23: non_finite: generator/loss is nan; .*step_000018"):
+    with pytest.raises(TrainingStopped, match=r"iteration 23: non_finite: generator/loss is nan; .*step_000018"):
         run(settings("guard.action=warn"), roles, tmp_path)
     (event,) = events(tmp_path)
     assert (event["verdict"], event["onset"], event["action"]) == ("non_finite", 21, "stop")

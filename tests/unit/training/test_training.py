@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,13 +127,13 @@ def test_steps_of_gradients_that_are_not_finite_are_skipped_and_counted(
     rewards = scored([1.0, 0, 0, 0, 0, 0, 0, 1.0])
     assert learner.update(rewards, iteration=0)["generator/skipped_steps"] == 0
     before = {name: value.copy() for name, value in learner.weights(0).arrays.items()}
-    moments = {key: {name: value.clone() for name, value in state.items()} for key, state in enumerate(moments_of(learner))}
+    moments = copy.deepcopy(moments_of(learner))
     spoil = learner.policy.model.transformer.wpe.weight.register_hook(lambda gradient: gradient * float("nan"))
     metrics = learner.update(rewards, iteration=1)
     assert metrics["generator/skipped_steps"] == steps and np.isnan(metrics["generator/grad_norm"])
     assert all(np.array_equal(before[name], value) for name, value in learner.weights(0).arrays.items())
-    for key, state in enumerate(moments_of(learner)):
-        assert all(torch.equal(value, moments[key][name]) for name, value in state.items())
+    for now, then in zip(moments_of(learner), moments, strict=True):
+        assert all(torch.equal(value, then[name]) for name, value in now.items())
     spoil.remove()
     assert learner.update(rewards, iteration=2)["generator/skipped_steps"] == 0
     assert not np.array_equal(before["transformer.wpe.weight"], learner.weights(0).arrays["transformer.wpe.weight"])
