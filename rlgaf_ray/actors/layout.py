@@ -45,6 +45,12 @@ class Placement:
         return self.kind == "colocate" and self.device == "cuda"
 
     @property
+    def engines_start_in_turn(self) -> bool:
+        """Whether an engine may start on a GPU that others use: what they take or give back in the meantime vLLM books
+        as its own, and starts with a smaller cache or not at all."""
+        return self.device == "cuda" and self.gpus_per_actor < 1
+
+    @property
     def shared_cores(self) -> bool:
         """Whether learner and discriminator compute on the same cores: updates at once are slower than in turn."""
         return self.device == "cpu" and self.kind in ("auto", "colocate")

@@ -133,10 +133,11 @@ class RayRoles:
         self.answers = Answers(names, timeout=config.cluster.timeout_seconds)
         try:
             self.transfer = self._choose_transfer(config, placement)
-            starting = [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers]
+            starting = ((worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers)
+            asked = starting if placement.engines_start_in_turn else list(starting)
             for actor in names:
                 self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
-            self.processes: list[Process] = [self._started(*asked) for asked in starting]
+            self.processes: list[Process] = [self._started(*call) for call in asked]
             self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
         except BaseException:  # nobody gets this object, to close it
             self._end_actors()
