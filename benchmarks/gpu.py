@@ -98,6 +98,10 @@ def main() -> int:
         for column in ("what", "figure"):
             table.add_column(column)
 
+        def found(what: str, figure: str) -> None:
+            console.print(f"{what}: {figure}")  # at once: an engine's start takes a minute
+            table.add_row(what, figure)
+
         numbers = np.random.default_rng(0)
         prompts = [
             Prompt(i, numbers.integers(1, vocabulary, PROMPT_TOKENS).astype(np.int32))
@@ -120,9 +124,7 @@ def main() -> int:
             choose_transfer(backend, learners=[site], engines=sites, vllm=True, together=True)  # refuses what cannot be
             ray.get(worker.start.remote(backend), timeout=SECONDS)
             seconds, megabytes = measure_push(backend, learner, worker, config.rollout.tensor_parallel_size)
-            table.add_row(
-                f"push, {backend}", f"{megabytes / 1e3 / seconds:.2f} GB/s ({megabytes:.0f} MB, {seconds:.3f} s)"
-            )
+            found(f"push, {backend}", f"{megabytes / 1e3 / seconds:.2f} GB/s ({megabytes:.0f} MB, {seconds:.3f} s)")
             if not rollouts:
 
                 def generate(worker: Any = worker) -> list[Rollout]:
@@ -130,18 +132,16 @@ def main() -> int:
 
                 rollouts = generate()
                 tokens = sum(len(rollout.response_ids) for rollout in rollouts)
-                table.add_row("rollouts", f"{tokens / median_seconds(generate):,.0f} tokens/s")
+                found("rollouts", f"{tokens / median_seconds(generate):,.0f} tokens/s")
             ray.kill(worker)
 
         scored = [ScoredRollout(rollout, float(numbers.normal()), 0) for rollout in rollouts]
         seconds = median_seconds(lambda: ray.get(learner.update.remote(scored, iteration=0), timeout=SECONDS))
         tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
         work = 6 * ray.get(learner.num_parameters.remote()) * tokens / seconds
-        table.add_row("learner", f"{tokens / seconds:,.0f} tokens/s, {work / 1e12:.1f} TFLOP/s")
+        found("learner", f"{tokens / seconds:,.0f} tokens/s, {work / 1e12:.1f} TFLOP/s")
         top = peak(device)
-        table.add_row(
-            "its utilisation", f"{work / top:.1%} of {top / 1e12:.0f}" if top else f"no peak known of {device}"
-        )
+        found("its utilisation", f"{work / top:.1%} of {top / 1e12:.0f}" if top else f"no peak known of {device}")
         console.print(table)
     return 0
 

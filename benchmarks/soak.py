@@ -30,6 +30,7 @@ import numpy as np
 import psutil
 from common import private_bytes
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 SIZES = [
@@ -165,19 +166,22 @@ def iterations(program: subprocess.Popen, metrics: Path) -> Iterator[int]:
         time.sleep(0.05)
 
 
-def watch(program: subprocess.Popen, metrics: Path, *, warming: int, seed: int) -> Monitor:
+def watch(program: subprocess.Popen, metrics: Path, *, total: int, warming: int, seed: int) -> Monitor:
     monitor = Monitor(program.pid, warming=warming, seed=seed)
     next_sample, next_kill = 1, monitor.until_next_kill()
-    for iteration in iterations(program, metrics):
-        if iteration >= next_sample:
-            try:
-                monitor.sample(iteration)
-            except psutil.NoSuchProcess:
-                break
-            next_sample = iteration + SAMPLE_EVERY
-        if iteration >= next_kill:
-            monitor.kill(iteration)
-            next_kill = iteration + monitor.until_next_kill()
+    with Progress() as progress:
+        shown = progress.add_task("iterations", total=total)
+        for iteration in iterations(program, metrics):
+            progress.update(shown, completed=iteration)
+            if iteration >= next_sample:
+                try:
+                    monitor.sample(iteration)
+                except psutil.NoSuchProcess:
+                    break
+                next_sample = iteration + SAMPLE_EVERY
+            if iteration >= next_kill:
+                monitor.kill(iteration)
+                next_kill = iteration + monitor.until_next_kill()
     return monitor
 
 
@@ -232,13 +236,14 @@ def main() -> int:
             program = subprocess.Popen([sys.executable, "-m", "rlgaf_ray.main", *words], stdout=log, stderr=log)
         try:
             warming = min(WARMING, arguments.iterations // 5)
-            monitor = watch(program, root / "soak" / "metrics.jsonl", warming=warming, seed=arguments.seed)
+            metrics = root / "soak" / "metrics.jsonl"
+            monitor = watch(program, metrics, total=arguments.iterations, warming=warming, seed=arguments.seed)
             code = program.wait()
         finally:
             if program.poll() is None:
                 program.send_signal(signal.SIGTERM)
                 program.wait()
-        logged = iterations_of(root / "soak" / "metrics.jsonl")
+        logged = iterations_of(metrics)
         print(f"exit code {code} after {logged} iterations; workers killed at {monitor.kills}")
         if code:
             print((root / "log").read_text()[-3000:])
