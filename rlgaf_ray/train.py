@@ -18,7 +18,7 @@ from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from rlgaf_ray.actors.answers import ActorFailure
+from rlgaf_ray.actors.answers import ActorFailure, ActorSpent
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import Placement, PlacementGroup, find_placement
 from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
@@ -151,6 +151,7 @@ def run_through_losses(
     make good."""
     recoveries = Recoveries(config.cluster, terminal.message)
     begun = False
+    spent_at = -1
     while True:
         try:
             with (
@@ -162,9 +163,13 @@ def run_through_losses(
                 stop.loop, begun = loop, True
                 return loop.run()
         except ActorFailure as failure:
-            stop.loop = None
+            stop.loop, reached = None, 0 if stop.loop is None else stop.loop.iteration
             if stop.number or not begun:  # what could not start would not start another time
                 raise
+            if isinstance(failure, ActorSpent):
+                if reached <= spent_at:  # what needs too much memory once needs it each time
+                    raise
+                spent_at = reached
             resumed = come_back(checkpoints, recoveries, failure)
 
 

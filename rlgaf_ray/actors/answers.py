@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ class ActorSpent(ActorFailure):
 
 
 class SourceLost(ActorFailure):
-    """It is well, but what it was to work on comes from an actor that died or is silent."""
+    """It may be well, but what it was to work on comes from an actor that is lost."""
 
 
 class Answers:
@@ -54,6 +55,10 @@ class Answers:
             if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
                 raise error.cause from None
             if reason := _spent(error.cause):
+                if method == "update_weights":  # Ray does not tell whether it was whoever made them
+                    raise SourceLost(
+                        f"{name}, or the learner whose weights it was to take, {reason}: {_one_line(error.cause)}"
+                    ) from error
                 raise ActorSpent(f"{name} {reason} during {method}: {_one_line(error.cause)}") from error
             raise
         except (RayActorError, OutOfMemoryError) as error:
@@ -108,7 +113,11 @@ class Answers:
 
 def _spent(cause: BaseException) -> str:
     """What befell an actor that raised this, where a new one may do better; else empty."""
-    if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(cause):
+    if (
+        isinstance(cause, MemoryError | torch.OutOfMemoryError)
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or any(words in str(cause) for words in ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory"))
+    ):
         return "ran out of memory"
     if type(cause).__name__ == "EngineDeadError":  # vLLM's, which is imported where there is an engine alone
         return "lost its engine"

@@ -45,10 +45,18 @@ class Placement:
         return self.kind == "colocate" and self.device == "cuda"
 
     @property
+    def engines_start_last(self) -> bool:
+        """Whether others may use an engine's GPU: it starts once learner and discriminator have their memory.
+
+        What others take meanwhile vLLM books as its own, and starts with a smaller cache; where they give memory back
+        it does not start.
+        """
+        return self.device == "cuda" and self.gpus_per_actor <= 0.5
+
+    @property
     def engines_start_in_turn(self) -> bool:
-        """Whether an engine may start on a GPU that others use: what they take or give back in the meantime vLLM books
-        as its own, and starts with a smaller cache or not at all."""
-        return self.device == "cuda" and self.gpus_per_actor < 1
+        """Whether engines may share a GPU with one another: then only one of them starts at a time."""
+        return self.engines_start_last and not self.shares_gpus
 
     @property
     def shared_cores(self) -> bool:

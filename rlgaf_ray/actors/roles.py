@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, ActorSpent, Answers, SourceLost
+from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, ActorSpent, Answers, Asked, SourceLost
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
@@ -133,11 +133,12 @@ class RayRoles:
         self.answers = Answers(names, timeout=config.cluster.timeout_seconds)
         try:
             self.transfer = self._choose_transfer(config, placement)
-            starting = ((worker, "start", worker.start.remote(self.transfer.backend)) for worker in self.workers)
-            asked = starting if placement.engines_start_in_turn else list(starting)
+            size = 1 if placement.engines_start_in_turn else len(self.workers)
+            turns = (self._start_engines(self.workers[i : i + size]) for i in range(0, len(self.workers), size))
+            starting = turns if placement.engines_start_last else list(turns)  # one by one, or all of them now
             for actor in names:
                 self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
-            self.processes: list[Process] = [self._started(*call) for call in asked]
+            self.processes: list[Process] = [self._started(*call) for calls in starting for call in calls]
             self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
         except BaseException:  # nobody gets this object, to close it
             self._end_actors()
@@ -160,6 +161,9 @@ class RayRoles:
             vllm=config.rollout.engine != "transformers",
             together=not in_their_own_time(config),
         )
+
+    def _start_engines(self, workers: Sequence[Any]) -> list[Asked]:
+        return [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in workers]
 
     def _started(self, worker: Any, method: str, ref: ray.ObjectRef[Process]) -> Process:
         try:

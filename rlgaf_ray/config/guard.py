@@ -60,9 +60,9 @@ class GuardSection(Section):
     action: Literal["warn", "stop", "heal"] = Field(
         "warn", description="on any verdict but non_finite; heal: back to the last healthy checkpoint, gentler"
     )
-    non_finite: Literal["stop", "warn", "heal"] = Field("stop", description="on a loss or reward that is not finite")
+    non_finite: Literal["stop", "warn", "heal"] = Field("stop", description="on a number that is not finite")
     non_finite_patience: Positive = Field(
-        3, description="iterations in a row with a step skipped for its gradient before that is a verdict"
+        3, description="iterations in a row with a step skipped (gradient or reward not finite) before a verdict"
     )
     window: Annotated[int, Field(ge=2)] = Field(10, description="iterations that are averaged")
     patience: Positive = Field(5, description="iterations that a symptom must hold on before it is a verdict")

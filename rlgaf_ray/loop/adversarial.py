@@ -39,7 +39,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.guard import Guard, broken, not_finite
+from rlgaf_ray.loop.guard import Guard, broken, not_finite, skipped_steps
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
@@ -169,24 +169,23 @@ class AdversarialLoop:
             carried = {}
             iteration = self.iteration
             with timed(metrics, "time/guards"):
-                finite = not_finite(metrics) == ""
-                hopeless = settings.guard.non_finite != "warn" and broken(metrics)  # nothing to evaluate
+                hopeless = settings.guard.non_finite != "warn" and broken(metrics)  # nothing to evaluate or to keep
             ended = iteration == settings.run.iterations
             evaluated = not hopeless and (ended or _every(iteration, settings.evaluation.every))
             if evaluated:
                 with timed(metrics, "time/evaluation"):
                     last, samples = self.evaluate()
                 metrics |= last
-            best = evaluated and finite and self._is_best(last)
             with timed(metrics, "time/guards"):
+                sound = not not_finite(metrics) and not skipped_steps(metrics)
+                best = evaluated and sound and self._is_best(last)
                 verdict = self.guard.examine(iteration, metrics)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(self.heals)}
             self.tracker.log(iteration, metrics)
             self.display.iteration(iteration, metrics)
             if respond(self, verdict) == "rolled back":
                 continue
-            due = finite and _every(iteration, settings.checkpoint.every)  # what may be ill is not kept
-            if ended or best or self.stop_requested or due:
+            if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with timed(carried, "time/checkpoint"):
                     self.save(best=best)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
@@ -217,7 +216,8 @@ class AdversarialLoop:
                 with timed(metrics, "time/score"), timed(metrics, "time/guards"):
                     real = roles.logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
                     metrics |= self.held_out.observe(real, [item.score for item in scored])
-                    self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
+                    if "discriminator/held_out_accuracy" in metrics:
+                        self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
             if settings.generator.algorithm == "seqgan":
                 with timed(metrics, "time/monte_carlo"):
                     scored = search(roles, settings, scored, iteration)

@@ -31,6 +31,10 @@ WATCHED = (
     "discriminator/held_out_accuracy",
     "discriminator/held_out_logit_gap",
 )
+OF_A_SKIPPED_STEP = {  # metrics that need not be finite where a step of this network was skipped
+    "generator": ("generator/", "reward/", "rollout/reference_nll"),
+    "discriminator": ("discriminator/",),
+}
 SICK_EVALUATIONS = 2  # in a row: one alone may be noise
 PERCENT = ("eval/f1", "eval/exact_match")
 
@@ -55,14 +59,22 @@ def not_finite(metrics: Metrics) -> str:
 
 
 def skipped_steps(metrics: Metrics) -> float:
-    """Steps of generator and discriminator that were skipped in this iteration, for a gradient that was not finite."""
+    """Steps of both networks that were skipped in this iteration, for a gradient or reward that was not finite."""
     return sum(metrics.get(f"{network}/skipped_steps", 0.0) for network in ("generator", "discriminator"))
 
 
 def broken(metrics: Metrics) -> bool:
-    """Something is not finite, and more than skipped steps may have come of it."""
-    weights = metrics.get("generator/weight_norm", 0.0)
-    return not_finite(metrics) != "" and not (skipped_steps(metrics) > 0 and math.isfinite(weights))
+    """Something is not finite that a skipped step does not account for: the weights after it, or whatever else."""
+    accounted = tuple(
+        prefix
+        for network, prefixes in OF_A_SKIPPED_STEP.items()
+        if metrics.get(f"{network}/skipped_steps", 0.0) > 0
+        for prefix in prefixes
+    )
+    return any(
+        not math.isfinite(value) and (name == "generator/weight_norm" or not name.startswith(accounted))
+        for name, value in metrics.items()
+    )
 
 
 class Guard:
@@ -77,11 +89,14 @@ class Guard:
         self.evaluations: list[tuple[int, float, float]] = []  # iteration, quality, reward of the window
 
     def examine(self, iteration: int, metrics: Metrics) -> Verdict:
-        """The verdict after this iteration, of all that was seen so far; the longest symptom's where there are more."""
+        """The verdict after this iteration, of all that was seen so far.
+
+        Where there are more, the longest symptom's; before all others that of numbers that are not finite.
+        """
         self._take(iteration, metrics)
         found: dict[Kind, str] = dict(self._symptoms(metrics))
         self.onsets = {kind: self.onsets.get(kind, iteration) for kind in found}
-        for kind, onset in sorted(self.onsets.items(), key=lambda item: item[1]):
+        for kind, onset in sorted(self.onsets.items(), key=lambda item: (item[0] != "non_finite", item[1])):
             match kind:
                 case "non_finite" if broken(metrics) or iteration - onset + 1 >= self.settings.non_finite_patience:
                     return Verdict(kind, found[kind], onset, sound_until=onset - 1)

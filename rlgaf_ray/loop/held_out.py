@@ -65,11 +65,18 @@ class HeldOutAccuracy:
         return self.rows[taken].tolist()
 
     def observe(self, real: Sequence[float], fake: Sequence[float]) -> Metrics:
-        """Logits of ``next_rows`` and of the iteration's rollouts, by the discriminator as it is before its updates."""
+        """Logits of ``next_rows`` and of the iteration's rollouts, by the discriminator as it is before its updates.
+
+        Those that are not finite are no reading; before the first one nothing is returned.
+        """
         first, second = np.array(real), np.array(fake)
         middle = (np.median(first) + np.median(second)) / 2
         accuracy = ((first > middle).mean() + (second <= middle).mean()) / 2
-        self.readings = [*self.readings, (float(accuracy), float(first.mean() - second.mean()))][-self.num_iterations :]
+        gap = float(first.mean() - second.mean())
+        if math.isfinite(gap):
+            self.readings = [*self.readings, (float(accuracy), gap)][-self.num_iterations :]
+        if not self.readings:
+            return {}
         accuracies, gaps = zip(*self.readings, strict=True)
         return {
             "discriminator/held_out_accuracy": sum(accuracies) / len(accuracies),

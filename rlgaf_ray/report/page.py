@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from rlgaf_ray.loop.guard import skipped_steps
 from rlgaf_ray.report.console import RESULT_LINES
 from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
 from rlgaf_ray.report.quality import FILE, Comparison
@@ -70,12 +71,15 @@ def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def guard_verdict(run: Run) -> str:
-    """What the guard found and did, and the metrics that are not finite (written as null), where they first were so."""
+    """What the guard found and did; beside it skipped steps, and what was not finite (null) since when."""
     found = [
         f"iteration {event['iteration']}: {event['verdict']} ({event['action']}): {event['evidence']}"
         for event in run.verdicts
-        if event["verdict"] not in ("healthy", "non_finite")
+        if event["verdict"] != "healthy"
     ]
+    skipped = sum(skipped_steps({name: value or 0.0 for name, value in row.items()}) for row in run.rows)
+    if skipped:
+        found.append(f"{skipped:g} optimiser steps were skipped")
     first: dict[str, int] = {}
     for row in run.rows:
         for name, value in row.items():
@@ -87,7 +91,7 @@ def guard_verdict(run: Run) -> str:
         return "; ".join(found)
     named = [f"{name} at iteration {iteration}" for name, iteration in list(first.items())[:5]]
     more = f" and {len(first) - 5} more" if len(first) > 5 else ""
-    return "; ".join([*found, f"non_finite: no finite value of {', '.join(named)}{more}"])
+    return "; ".join([*found, f"no finite value of {', '.join(named)}{more}"])
 
 
 def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> tuple[Path, Path]:

@@ -177,8 +177,9 @@ class Policy:
             max_grad_norm=settings.max_grad_norm,
             group=self.group,
         )
-        for average in self.averages.values():
-            average.update(self.model)
+        if not skipped(grad_norm):
+            for average in self.averages.values():
+                average.update(self.model)
         weights = [weight.detach() for weight in self.model.parameters()]
         weight_norm = float(whole(torch.nn.utils.get_total_norm(weights)))
         return {

@@ -5,6 +5,8 @@ SeqGAN's policy gradient is the same update with Monte-Carlo action values in pl
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from rlgaf_ray.config.generator import PolicyGradientSettings
@@ -122,7 +124,8 @@ class Reinforce:
                 mean = float(totals.mean())
                 past = mean if self.baseline is None else self.baseline
                 baseline = torch.tensor(past)
-                self.baseline = moving_average(self.baseline, mean, decay=settings.baseline_decay)
+                if math.isfinite(mean):
+                    self.baseline = moving_average(self.baseline, mean, decay=settings.baseline_decay)
         centred = (returns - baseline) * mask
         scaled = scale_advantages(centred, mask, scale=settings.advantage_scale, group_size=group_size)
         limit = settings.advantage_clip

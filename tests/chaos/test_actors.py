@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -66,22 +64,6 @@ def test_a_worker_that_falls_silent_is_replaced(start, small_under, record, tmp_
     run.process.send_signal(signal.SIGINT)
     run.ended(130)
     record("rollout worker: SIGSTOP, 90 s allowed", detected=[detected], recovered=[recovered], lost=lost(run.folder))
-
-
-@pytest.mark.slow
-def test_a_worker_that_runs_out_of_memory_is_replaced(start, small_under, record, tmp_path: Path) -> None:
-    settings = [*SHARED, "run.iterations=2000", "cluster.timeout_seconds=90"]
-    run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
-    run.reaches(4)
-    (starved, _) = run.actors("RolloutWorker")
-    moment = time.monotonic()
-    starved.rlimit(psutil.RLIMIT_AS, (1, 1))  # it has what it has: the system gives it no more
-    detected = run.says(r"rollout worker . (ran out of memory during generate|died)") - moment
-    recovered = run.wait(lambda: run.replaced() == 1, "row that counts the worker") - moment
-    assert not runs(starved)
-    run.process.send_signal(signal.SIGINT)
-    run.ended(130)
-    record("rollout worker: no more memory", detected=[detected], recovered=[recovered], lost=lost(run.folder))
 
 
 @pytest.mark.slow

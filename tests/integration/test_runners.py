@@ -6,17 +6,26 @@ import math
 import os
 import re
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+import ray.cloudpickle
 import torch
 
 from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.groups import LearnerWorker
 from rlgaf_ray.actors.placement import plan_placement
+from rlgaf_ray.actors.recovery import Recoveries
 from rlgaf_ray.actors.roles import RayRoles
+from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config
+from rlgaf_ray.loop.draws import Draws
+from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
 from rlgaf_ray.train import Data, prepare_data
 from tests.integration.local_run import local_roles, run
 
@@ -134,6 +143,46 @@ def test_a_learner_that_dies_before_its_push_is_not_taken_for_the_workers_that_w
         roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(ActorFailure, match="the learner died"):
             roles.push_weights(1)()
+        assert roles.recovered() == (0, 0, 0)
+    finally:
+        roles.close()
+
+
+def exhaust(worker: RolloutWorker | LearnerWorker, *_: Any) -> None:
+    """Let its next work ask the system for more memory than there is."""
+
+    def ask_for_too_much(*arguments: Any, **options: Any) -> torch.Tensor:
+        return torch.empty(2**60)
+
+    holder, method = (worker.engine, "generate") if isinstance(worker, RolloutWorker) else (worker, "weights_part")
+    setattr(holder, method, ask_for_too_much)
+
+
+def test_who_runs_out_of_memory_is_replaced_and_whoever_waits_for_it_is_not(prepared) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors do not find the tests' modules
+    config, data, warmups = prepared("rollout.num_workers=2")
+    placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
+    sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": data.tokenizer.pad_token_id}
+    told: list[str] = []
+    recoveries = Recoveries(config.cluster, told.append)
+    roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, recoveries=recoveries, **sizes)
+    try:
+        roles.push_weights(1)()
+        asked = Draws(config, data.task).prompts(), sampling_settings(config), rollout_seeds(config, 1, 16)
+        before = roles.generate(*asked)
+        lost = roles.workers[0]
+        ray.get(lost.__ray_call__.remote(exhaust))
+        after = roles.generate(*asked)
+        assert roles.workers[0] is not lost
+        assert roles.recovered()[0] == 1
+        (sentence,) = told
+        assert sentence.startswith("rollout worker 0 ran out of memory during generate: ")
+        assert [rollout.response_ids.tolist() for rollout in after] == [r.response_ids.tolist() for r in before]
+        assert {rollout.policy_version for rollout in after} == {1}
+
+        ray.get(roles.learners[0].__ray_call__.remote(exhaust))
+        with pytest.raises(ActorFailure, match=r"rollout worker ., or the learner whose weights .*, ran out of memory"):
+            roles.push_weights(2)()
         assert roles.recovered() == (0, 0, 0)
     finally:
         roles.close()

@@ -75,7 +75,7 @@ def test_colocated_roles_share_each_gpu() -> None:
     assert [*placement.learner_bundles] == [*placement.rollout_bundles] == list(range(8))
     assert [*placement.discriminator_bundles] == list(range(4))
     assert (placement.gpus_per_actor, placement.strategy, placement.shares_gpus) == (0.333, "PACK", True)
-    assert placement.engines_start_in_turn
+    assert placement.engines_start_last and not placement.engines_start_in_turn  # each on a GPU of its own
 
 
 def test_separate_roles_have_gpus_of_their_own() -> None:
@@ -84,12 +84,12 @@ def test_separate_roles_have_gpus_of_their_own() -> None:
     assert placement.bundles == [{"CPU": 1.0, "GPU": 1.0}] * 4 + [{"CPU": 1.0, "GPU": 4.0}] * 2
     assert [*placement.learner_bundles, *placement.discriminator_bundles, *placement.rollout_bundles] == list(range(6))
     assert (placement.gpus_per_rollout_worker, placement.shares_gpus) == (4.0, False)
-    assert not placement.engines_start_in_turn
+    assert not placement.engines_start_last
 
 
 def test_engines_start_in_turn_where_an_actor_has_a_part_of_a_gpu() -> None:
     assert on(Node(16, 1), overrides=("cluster.gpus_per_actor=0.3", "rollout.num_workers=1")).engines_start_in_turn
-    assert not on(Node(4), overrides=()).engines_start_in_turn
+    assert not on(Node(4), overrides=()).engines_start_last
 
 
 def test_separate_cores() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -13,7 +16,7 @@ from rlgaf_ray.config.schema import ClusterSection
 
 def test_losses_count_within_a_window_and_are_forgotten_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 50.0, 101.0, 160.0, 190.0])
-    monkeypatch.setattr(recovery.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     told: list[str] = []
     recoveries = Recoveries(ClusterSection(max_recoveries=2, recovery_window_seconds=100.0), told.append)
     failure = ActorFailure("rollout worker 1 died")
@@ -43,6 +46,8 @@ class EngineDeadError(Exception):
     [
         (MemoryError(), "ran out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "ran out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "ran out of memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), ""),
         (EngineDeadError("EngineCore encountered an issue"), "lost its engine"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ""),
         (ValueError("prompt too long"), ""),

@@ -104,10 +104,31 @@ def test_skipped_steps_are_a_verdict_after_k_in_a_row(network: str) -> None:
     assert skips(2, 3, 4, 5) == ["healthy"] * 3 + ["non_finite"] * 2 + ["healthy"]
 
 
-def test_weights_that_are_not_finite_do_not_wait() -> None:
-    lost = {"generator/skipped_steps": 1.0, "generator/weight_norm": float("inf")}
-    assert verdicts(lambda now: lost, count=1)[0].kind == "non_finite"
-    assert broken(lost) and not broken(lost | {"generator/weight_norm": 1.0})
+@pytest.mark.parametrize(
+    ("network", "name", "waits"),
+    [
+        ("generator", "generator/kl", True),
+        ("generator", "reward/mean", True),
+        ("generator", "rollout/reference_nll", True),
+        ("generator", "generator/weight_norm", False),  # the step that broke them was made
+        ("generator", "discriminator/loss", False),
+        ("discriminator", "discriminator/loss", True),
+        ("discriminator", "generator/kl", False),
+        ("discriminator", "eval/perplexity", False),
+    ],
+)
+def test_a_skipped_step_accounts_for_the_numbers_of_its_network_alone(network: str, name: str, waits: bool) -> None:
+    lost = {f"{network}/skipped_steps": 1.0, name: float("inf")}
+    assert verdicts(lambda now: lost, count=1)[0].kind == ("healthy" if waits else "non_finite")
+    assert broken(lost) is not waits
+
+
+def test_numbers_that_are_not_finite_go_before_an_older_verdict() -> None:
+    def change(now: int) -> Metrics:
+        return {"generator/kl": 0.9} | ({"generator/weight_norm": float("nan")} if now == 25 else {})
+
+    found = verdicts(change)
+    assert [found[now].kind for now in (23, 24, 25)] == ["kl_runaway", "non_finite", "kl_runaway"]
 
 
 def test_a_step_skipped_before_the_updates_that_are_told_counts() -> None:

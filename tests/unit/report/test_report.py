@@ -109,7 +109,10 @@ def test_the_guard_is_told_from_what_is_not_finite(tmp_path: Path) -> None:
     assert guard_verdict(load_run(run)) == "healthy over 2 iterations"
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 3, "reward/mean": None}) + "\n")
-    assert guard_verdict(load_run(run)) == "non_finite: no finite value of reward/mean at iteration 3"
+    assert guard_verdict(load_run(run)) == "no finite value of reward/mean at iteration 3"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"iteration": 4, "generator/skipped_steps": 2.0}) + "\n")
+    assert guard_verdict(load_run(run)).startswith("2 optimiser steps were skipped; no finite value")
 
 
 def test_verdicts_stand_in_the_report_with_what_was_done(tmp_path: Path) -> None:
