@@ -7,7 +7,8 @@ About every hundred iterations a random rollout worker gets a SIGKILL. Every fiv
 store; open files; and how many processes of each kind there are. Judged are processes that live for 200 iterations,
 the first 100 of each left out (fewer in a run of less than 500, which is a try and shows no more than that it works).
 Bars: a least-squares slope of at most 1 MB of private memory in 100 iterations for every process, and no more open
-files or processes of a kind at the end than at first. Exit code 1 where one is missed.
+files or processes of a kind at the end than at first. Exit code 1 where one is missed. Ray's log monitor alone may gain
+files: it keeps two logs of each ended worker open, until it has 200 (RAY_LOG_MONITOR_MAX_OPEN_FILES).
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ SIZES = [
 ]
 SAMPLE_EVERY, KILL_EVERY, WARMING = 5, 100, 100  # iterations
 MEGABYTE, SLOPE_BAR = 1e6, 1.0  # MB in 100 iterations
+LOG_MONITOR, LOGS_OF_A_WORKER = "log_monitor", 2
 SPARE_FILES = 4  # open at one moment and not at another: a checkpoint, a socket that is being closed
 
 
@@ -189,13 +191,14 @@ def report(monitor: Monitor, console: Console) -> bool:
     """Prints what every process that lived long enough did; true where all bars are met."""
     table = Table(title=f"{len(monitor.kills)} workers killed; bars: {SLOPE_BAR:g} MB in 100 iterations, no more files")
     for column in ("process", "iterations", "MB, first", "MB, last", "MB / 100 iterations", "files gained"):
-        table.add_column(column, justify="left" if column == "process" else "right")
+        table.add_column(column, justify="left" if column == "process" else "right", no_wrap=column == "process")
     met = True
     for pid, series in sorted(monitor.series.items(), key=lambda item: item[1].kind):
         if not series.judged:
             continue
         slope, files = series.slope(), series.files_gained()
-        met &= slope <= SLOPE_BAR and files <= SPARE_FILES
+        logs = LOGS_OF_A_WORKER * len(monitor.kills) if series.kind == LOG_MONITOR else 0
+        met &= slope <= SLOPE_BAR and files <= SPARE_FILES + logs
         memory = series.memory[series.settled()]
         table.add_row(
             f"{series.kind} ({pid})",

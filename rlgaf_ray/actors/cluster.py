@@ -17,8 +17,12 @@ from rlgaf_ray.actors.planning import totals
 from rlgaf_ray.config.schema import Config
 
 PROBE_SECONDS = 10.0
-# By default nodes free objects once a second: in a push by parts the whole model would pile up in the object store.
-FREE_AT_ONCE = {"free_objects_period_milliseconds": 0}
+OWN_CLUSTER = {
+    # By default nodes free objects once a second: in a push by parts the whole model would pile up in the object store.
+    "free_objects_period_milliseconds": 0,
+    # By default Ray remembers 100,000 calls of actors: some 250 MB, for as long as the run lasts.
+    "task_events_max_num_task_in_gcs": 1000,
+}
 
 
 @contextmanager
@@ -39,7 +43,7 @@ def ray_session(config: Config) -> Iterator[None]:
                 "local",
                 num_cpus=config.cluster.num_cpus,
                 include_dashboard=dashboard,
-                _system_config=FREE_AT_ONCE,
+                _system_config=OWN_CLUSTER,
                 **quiet,
             )
     else:
