@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayTaskError
 
 from rlgaf_ray.actors import answers, recovery
-from rlgaf_ray.actors.answers import ActorFailure
+from rlgaf_ray.actors.answers import ActorFailure, ActorSpent, Answers, SourceLost
 from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
 from rlgaf_ray.config.schema import ClusterSection
 
@@ -61,3 +63,25 @@ def test_torchs_own_words_for_no_memory_on_cpu_are_known() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60)
     assert answers._spent(raised.value) == "ran out of memory"
+
+
+@pytest.mark.parametrize(
+    ("method", "failure", "sentence"),
+    [
+        ("generate", ActorSpent, "rollout worker 1 ran out of memory during generate: no room"),
+        (
+            "update_weights",
+            SourceLost,
+            "rollout worker 1, or the learner whose weights it was to take, ran out",
+        ),
+    ],
+)
+def test_a_worker_is_not_replaced_for_weights_that_the_learner_had_no_memory_for(
+    monkeypatch: pytest.MonkeyPatch, method: str, failure: type[ActorFailure], sentence: str
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise RayTaskError(method, "", MemoryError("no room"), ip="127.0.0.1").as_instanceof_cause()
+
+    monkeypatch.setattr(answers.ray, "get", refuse)
+    with pytest.raises(failure, match=sentence):
+        Answers({"worker": "rollout worker 1"}, timeout=1.0).get("worker", method, None)  # type: ignore[arg-type]
