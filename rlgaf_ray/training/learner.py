@@ -171,9 +171,10 @@ class Learner:
 
     @saves_to_storage
     def save(self, folder: Path) -> None:
-        """Generator (its adapters alone), its averages, optimiser, the algorithm's own state, the random state.
+        """Generator (its adapters alone), its averages, optimiser, the algorithm's own state.
 
-        Rank 0 writes. Whatever the group, the files hold whole tensors: one of another size or strategy loads them.
+        A learner draws nothing, so there is no random state. Rank 0 writes. Whatever the group, the files
+        hold whole tensors: one of another size or strategy loads them.
         """
         if not has_adapters(self.policy.model):
             self.export(folder / "generator")
@@ -190,7 +191,6 @@ class Learner:
             "algorithm": self.algorithm.state_dict(),
             "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
             "rewards": self.rewards.statistics.state_dict(),
-            "random": torch.get_rng_state().tolist(),
         }
         (folder / ALGORITHM_STATE).write_text(json.dumps(state))
 
@@ -214,4 +214,3 @@ class Learner:
         self.algorithm.load_state_dict(state["algorithm"])
         if self.config.reward.whiten:
             self.rewards.statistics.load_state_dict(state["rewards"])
-        torch.set_rng_state(torch.tensor(state["random"], dtype=torch.uint8))

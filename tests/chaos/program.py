@@ -26,6 +26,7 @@ QUICK = [  # what is trained does not matter; threads of several processes that 
     "evaluation.num_prompts=10",
     "evaluation.every=0",
     "cluster.threads=1",
+    "rollout.num_workers=1",  # of which most tests need no more; each process takes seconds to start
 ]
 SMALL = [*QUICK, "rollout.engine=transformers", "learner.precision=float32"]
 # one thread a process, and Ray's workers no less important than the driver: on a busy machine they would stand still
@@ -184,16 +185,20 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def whole_rows(folder: Path) -> list[dict[str, float]]:
-    """Of the metrics, but for a line that is being written."""
+def whole_lines(folder: Path) -> list[str]:
+    """Of the metrics, but for one that is being written."""
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [line for line in lines if line.endswith("\n")]
+
+
+def whole_rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in whole_lines(folder)]
 
 
 def reached(folder: Path) -> float:
-    rows = whole_rows(folder)
-    return rows[-1]["iteration"] if rows else -1
+    lines = whole_lines(folder)  # asked for often: only the last one is read
+    return json.loads(lines[-1])["iteration"] if lines else -1
 
 
 def lost(folder: Path) -> int:

@@ -12,7 +12,7 @@ from tests.chaos.program import QUICK, SMALL, Run, lost, runs
 
 LOST = {"rollout/workers_replaced", "rollout/prompts_repeated", "recovery/rollbacks"}
 SHARED = [*SMALL, "rollout.num_workers=2"]
-ALLOWED_SECONDS = 60
+ALLOWED_SECONDS = 45
 
 
 def test_both_workers_and_the_learner_are_killed(start, small_under, rows_of, record, tmp_path: Path) -> None:
