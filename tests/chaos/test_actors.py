@@ -12,11 +12,11 @@ from tests.chaos.program import QUICK, SMALL, Run, lost, runs
 
 LOST = {"rollout/workers_replaced", "rollout/prompts_repeated", "recovery/rollbacks"}
 SHARED = [*SMALL, "rollout.num_workers=2"]
-ALLOWED_SECONDS = 45
+ALLOWED_SECONDS = 40
 
 
 def test_both_workers_and_the_learner_are_killed(start, small_under, rows_of, record, tmp_path: Path) -> None:
-    settings = [*SHARED, "run.iterations=30", "checkpoint.every=3"]
+    settings = [*SHARED, "run.iterations=24", "checkpoint.every=3"]
     run: Run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
     run.reaches(4)
     moment = run.hit(run.actors("RolloutWorker"))  # all at once

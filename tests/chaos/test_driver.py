@@ -27,8 +27,11 @@ def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_o
     moments = random.Random(5)
     runs, gone, recovered, repeated, killed = [], [], [], 0, 0.0
     for kill in range(KILLS):
-        run = start([*words, *(["--resume"] if kill else [])], folder)
         before = reached(folder)
+        run = start([*words, *(["--resume"] if kill else [])], folder)
+        if kill:  # what is left of the killed one ends while the next one starts
+            runs[-1].gone("Worker")  # its actors, not the agents of Ray, which linger
+            gone.append(time.monotonic() - killed)
         if kill in IN_STARTUP:
             time.sleep(moments.uniform(0.0, 10.0))
         else:
@@ -40,11 +43,13 @@ def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_o
             time.sleep(moments.uniform(0.0, 0.5))
         assert run.process.poll() is None, f"the run has ended before kill {kill + 1}:\n{run.output}"
         killed = run.hit([run.main])
-        gone.append(run.gone("Worker"))  # its actors, not the agents of Ray, which linger
         runs.append(run)
         repeated += check_what_is_left(folder)
 
-    start([*words, "--resume"], folder).ended(0)
+    last = start([*words, "--resume"], folder)
+    runs[-1].gone("Worker")
+    gone.append(time.monotonic() - killed)
+    last.ended(0)
     start(small_under(tmp_path, "run.name=whole", *settings), tmp_path / "whole").ended(0)
     for run in runs:
         run.gone()
