@@ -39,7 +39,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.guard import Guard, broken, not_finite, skipped_steps
+from rlgaf_ray.loop.guard import Guard, broken
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
@@ -177,9 +177,8 @@ class AdversarialLoop:
                     last, samples = self.evaluate()
                 metrics |= last
             with timed(metrics, "time/guards"):
-                sound = not not_finite(metrics) and not skipped_steps(metrics)
-                best = evaluated and sound and self._is_best(last)
                 verdict = self.guard.examine(iteration, metrics)
+            best = evaluated and "non_finite" not in self.guard.onsets and self._is_best(last)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(self.heals)}
             self.tracker.log(iteration, metrics)
             self.display.iteration(iteration, metrics)

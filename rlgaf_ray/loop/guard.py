@@ -60,7 +60,7 @@ def not_finite(metrics: Metrics) -> str:
 
 def skipped_steps(metrics: Metrics) -> float:
     """Steps of both networks that were skipped in this iteration, for a gradient or reward that was not finite."""
-    return sum(metrics.get(f"{network}/skipped_steps", 0.0) for network in ("generator", "discriminator"))
+    return sum(metrics.get(f"{network}/skipped_steps", 0.0) for network in OF_A_SKIPPED_STEP)
 
 
 def broken(metrics: Metrics) -> bool:
@@ -97,14 +97,14 @@ class Guard:
         found: dict[Kind, str] = dict(self._symptoms(metrics))
         self.onsets = {kind: self.onsets.get(kind, iteration) for kind in found}
         for kind, onset in sorted(self.onsets.items(), key=lambda item: (item[0] != "non_finite", item[1])):
+            held = iteration - onset + 1
             match kind:
-                case "non_finite" if broken(metrics) or iteration - onset + 1 >= self.settings.non_finite_patience:
-                    return Verdict(kind, found[kind], onset, sound_until=onset - 1)
+                case "non_finite":
+                    if broken(metrics) or held >= self.settings.non_finite_patience:
+                        return Verdict(kind, found[kind], onset, sound_until=onset - 1)
                 case "drift":  # the patience lay in the second evaluation
                     return Verdict(kind, found[kind], onset, sound_until=self._best()[0])
-                case "non_finite":
-                    continue
-                case _ if iteration - onset + 1 >= self.settings.patience:
+                case _ if held >= self.settings.patience:
                     return Verdict(kind, found[kind], onset, sound_until=max(0, onset - self.settings.window))
         return Verdict("healthy")
 
