@@ -64,12 +64,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)
 
-    from rlgaf_ray.sweep.tuner import sweep  # torch and ray load only now
+    from rlgaf_ray.actors.answers import ActorFailure  # torch and ray load only now
+    from rlgaf_ray.sweep.tuner import sweep
     from rlgaf_ray.train import RunFailed, train
 
     try:
         return (sweep if tuned else train)(config, resume=arguments.resume)
-    except (ValueError, RunFailed, StorageError) as error:
+    except (ValueError, ActorFailure, RunFailed, StorageError) as error:
         return _failed(error)
 
 
@@ -117,6 +118,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if sentence := doctor.complaint():
         return _fail(sentence, EXIT_FAILURE)
 
+    from rlgaf_ray.actors.answers import ActorFailure
     from rlgaf_ray.evaluate import evaluate
 
     try:
@@ -128,7 +130,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             num_prompts=arguments.num_prompts,
             out=arguments.out,
         )
-    except (ValueError, StorageError) as error:
+    except (ValueError, ActorFailure, StorageError) as error:
         return _failed(error)
     return 0
 

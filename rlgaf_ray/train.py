@@ -93,7 +93,8 @@ def train(config: Config, *, resume: bool) -> int:
         tell_damage(resumed, terminal.message)
         terminal.message(f"resuming from {resumed[0]}")
     cache = cache_folder(config)
-    data = prepare_data(config, cache)
+    with storage_told(config, checkpoints):
+        data = prepare_data(config, cache)
     evaluation_set(data.task, config.evaluation.num_prompts)
     set_apart(len(data.task.demonstrations), config.held_out_demonstrations)
     check_lengths(config, data.task.max_tokens)
@@ -131,6 +132,8 @@ def storage_told(config: Config, checkpoints: Checkpoints) -> Iterator[None]:
     try:
         yield
     except StorageError as error:
+        if not config.run.folder.is_dir():  # of a run that has not begun: only the cache was written
+            raise StorageError(f"{error}: once it can be, start the run again") from error
         remote = isinstance(checkpoints.folder, Remote)  # it may not answer now
         left = "the checkpoints before are intact" if remote else checkpoints.intact()
         raise StorageError(f"{error}; {left}: once it can be, go on with --resume {config.run.again}") from error
@@ -161,7 +164,11 @@ def run_through_losses(
                 terminal.training(start=loop.iteration, total=config.run.iterations),
             ):
                 stop.loop, begun = loop, True
-                return loop.run()
+                try:
+                    return loop.run()
+                except (ActorFailure, TooManyLost):
+                    loop.rescue()
+                    raise
         except ActorFailure as failure:
             stop.loop, reached = None, 0 if stop.loop is None else stop.loop.iteration
             if stop.number or not begun:  # what could not start would not start another time

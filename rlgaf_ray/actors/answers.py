@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import ray
@@ -15,7 +16,7 @@ from rlgaf_ray.data.storage import StorageError
 
 T = TypeVar("T")
 Asked = tuple[Any, str, Any]  # an actor, the method that was called, the reference to its answer
-LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: it may have missed one that died
+LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: that one may have missed one that died
 
 
 class ActorFailure(RuntimeError):
@@ -63,6 +64,17 @@ class Answers:
             raise
         except (RayActorError, OutOfMemoryError) as error:
             raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
+
+    def living(self, actors: Sequence[Any]) -> list[Any]:
+        """Those that answer, if what they are at ends soon."""
+        calls = {actor.__ray_ready__.remote(): actor for actor in actors}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=LAST_WORDS_SECONDS)
+        found = []
+        for ref in done:
+            with suppress(ActorFailure):
+                self.get(calls[ref], "__ray_ready__", ref)
+                found.append(calls[ref])
+        return found
 
     def wait_for(self, actor: Any, method: str, refs: Sequence[ray.ObjectRef]) -> None:
         """Until what another actor works on is made, or known never to be. Fetches nothing."""

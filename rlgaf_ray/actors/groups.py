@@ -12,9 +12,11 @@ import torch
 from torch.distributed import TCPStore
 
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.training.discriminator import Discriminator
-from rlgaf_ray.training.distributed import ALONE, Group, join_group
+from rlgaf_ray.training.distributed import ALONE, Group, join_group, leave_group
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.types import Metrics, PolicyNetwork, WeightUpdate
 from rlgaf_ray.weights import nccl
 from rlgaf_ray.weights.choice import Site, current_site
@@ -102,6 +104,13 @@ class LearnerWorker(Learner):
         """Ray starts this only once every engine's answer, passed as a reference, is there."""
         self.ipc_sender.release()
 
+    def save_alone(self, folder: Place) -> None:
+        """``save`` by a replica whose group is gone."""
+        self.group = leave_group()
+        if isinstance(self.algorithm, PPO):
+            self.algorithm.group = self.group
+        self.save(folder)
+
 
 class DiscriminatorWorker(Discriminator):
     """The discriminator, or one rank of it, in an actor's own process."""
@@ -115,6 +124,11 @@ class DiscriminatorWorker(Discriminator):
     def update_after(self, task: object, *batches: Any) -> Metrics:
         """Ray starts this only once ``task``, passed as a reference, has ended."""
         return self.update(*batches)
+
+    def save_alone(self, folder: Place) -> None:
+        """As ``LearnerWorker.save_alone``."""
+        self.group = leave_group()
+        self.save(folder)
 
 
 def call_all(actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[ray.ObjectRef]:

@@ -77,6 +77,8 @@ class RayRoles:
         self.updates_wait_for: Any = None
         self.pushed: tuple[int, PolicyNetwork] | None = None  # what the engines hold, while the learner holds it too
         self.sleep_level = config.rollout.sleep_level
+        self.sharded = config.learner.strategy == "fsdp"
+        self.in_step = config.schedule.mode == "sync"  # all ranks are at rest between two updates
         self.forgotten = False
         self.owns_group = group is None
         self.group = group or reserve(placement, timeout=min(config.cluster.timeout_seconds, STARTUP_SECONDS))
@@ -265,6 +267,8 @@ class RayRoles:
         return lambda: self.answers.of_ranks(self.discriminators, "update", refs)
 
     def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None):
+        if self.in_step:
+            self._meet_ranks()
         self.pushed = None
         refs = call_all(self.learners, "update", scored, iteration=iteration, pretraining=pretraining)
         if self.shared_cores:
@@ -297,6 +301,31 @@ class RayRoles:
         discriminators = call_all(self.discriminators, "save", folder / "discriminator")
         self.answers.of_ranks(self.learners, "save", learners)
         self.answers.of_ranks(self.discriminators, "save", discriminators)
+
+    def _meet_ranks(self) -> None:
+        """Raises ``ActorFailure`` where a rank is gone: before an update begins, those that are left can be saved."""
+        for actors in (self.learners, self.discriminators):
+            if len(actors) > 1:
+                self._ask(actors, "__ray_ready__")
+
+    def rescue(self, folder: Place) -> None:
+        """One replica is enough. A shard holds a part alone: a group of them saves when none is lost."""
+        living = self.answers.living([*self.learners, *self.discriminators])
+        saving: list[tuple[list[Any], str, Place]] = []
+        for name, actors in (("learner", self.learners), ("discriminator", self.discriminators)):
+            left = [actor for actor in actors if actor in living]
+            if len(left) == len(actors):
+                saving.append((actors, "save", folder / name))
+            elif left and not self.sharded:
+                saving.append((left[:1], "save_alone", folder / name))
+            else:
+                raise ActorFailure(f"nobody answers who has all of the {name}")
+        started = [(actors, method, call_all(actors, method, place)) for actors, method, place in saving]
+        try:
+            for actors, method, refs in started:
+                self.answers.of_ranks(actors, method, refs)
+        except RayTaskError as error:
+            raise ActorFailure(f"what is left could not be saved: {error.cause}") from error
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:
         self.pushed = None

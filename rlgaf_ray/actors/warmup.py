@@ -14,13 +14,15 @@ from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
+from rlgaf_ray.data.storage import StorageError, writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.generator import FROM_SCRATCH, build_from_scratch, load_generator
@@ -97,16 +99,20 @@ def _run(
     tokenizer: PreTrainedTokenizerBase,
     report: Report,
 ) -> None:
-    """Run one warm-up to its end; ``target`` appears when it is complete."""
+    """Run one warm-up to its end; ``target`` appears when it is complete.
+
+    Raises ``StorageError`` where it cannot be written, ``ActorFailure`` where a worker in another process failed.
+    """
     gpus = config.cluster.gpus_per_actor > 0
     in_process = config.warmup.num_workers == 1 and not gpus
     partial = target.with_name(target.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        partial.mkdir(parents=True, exist_ok=True)
     payload |= {"config": config, "folder": str(partial), "pad_token_id": tokenizer.pad_token_id}
     payload["vocabulary"] = (len(tokenizer), tokenizer.eos_token_id)
     if in_process:  # a callback cannot follow a worker into another process: there, rank 0 prints
         payload["report"] = report
-    TorchTrainer(
+    trainer = TorchTrainer(
         train,
         train_loop_config=payload,
         scaling_config=ScalingConfig(num_workers=0 if in_process else config.warmup.num_workers, use_gpu=gpus),
@@ -115,13 +121,20 @@ def _run(
             storage_path=str(target.parent / "ray_train"),
             failure_config=FailureConfig(max_failures=1),
         ),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:  # its text is all tracebacks
+        failures = list(error.worker_failures.values())
+        told = next((failure for failure in failures if isinstance(failure, StorageError)), None)
+        raise told or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
     if in_process:
         release_freed_memory()
     result = partial / "result"
-    tokenizer.save_pretrained(result)
-    result.rename(target)
-    shutil.rmtree(partial)
+    with writing(target):
+        tokenizer.save_pretrained(result)
+        result.rename(target)
+        shutil.rmtree(partial)
 
 
 def _generator_worker(payload: dict[str, Any]) -> None:
@@ -149,7 +162,8 @@ def _generator_worker(payload: dict[str, Any]) -> None:
         worker=worker,
     )
     if worker.rank == 0:
-        model.save_pretrained(Path(payload["folder"]) / "result")
+        with writing(Path(payload["folder"])):
+            model.save_pretrained(Path(payload["folder"]) / "result")
 
 
 def _discriminator_worker(payload: dict[str, Any]) -> None:
@@ -184,7 +198,8 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
         worker=worker,
     )
     if worker.rank == 0:
-        model.export(Path(payload["folder"]) / "result")
+        with writing(Path(payload["folder"])):
+            model.export(Path(payload["folder"]) / "result")
 
 
 def _worker(name: str, payload: dict[str, Any]) -> Worker:
@@ -207,10 +222,11 @@ def _worker(name: str, payload: dict[str, Any]) -> Worker:
         if rank == 0:
             fresh = saved.with_name("checkpoint.partial")
             shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
-            write(fresh)
-            shutil.rmtree(saved, ignore_errors=True)
-            fresh.rename(saved)
+            with writing(fresh):
+                fresh.mkdir()
+                write(fresh)
+                shutil.rmtree(saved, ignore_errors=True)
+                fresh.rename(saved)
 
     several = num_workers > 1
     return Worker(

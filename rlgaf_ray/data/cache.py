@@ -6,10 +6,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from rlgaf_ray.data.storage import writing
 
 LONGEST_WAIT = 24 * 3600.0  # seconds; a process that dies gives its lock back at once
 
@@ -25,16 +27,20 @@ def content_hash(parts: Iterable[str]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all of it or nothing.
+
+    Raises ``StorageError`` where it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -43,11 +49,11 @@ def made_once(target: Path, *, wait: float = LONGEST_WAIT) -> Iterator[None]:
 
     Raises ``ValueError`` after ``wait`` seconds.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(target.name + ".lock"))
-    try:
+    with writing(target), suppress(Timeout):
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
-    except Timeout:
+    if not lock.is_locked:
         print(f"another process is making {target}: waiting for it", flush=True)
         try:
             lock.acquire(timeout=wait)

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from safetensors import SafetensorError
-
 from rlgaf_ray.config import uri as uris
 from rlgaf_ray.data.connection import connect
 
@@ -46,7 +44,9 @@ def writing(place: Place) -> Iterator[None]:
     """Raises ``StorageError``, which names the place, for what a file system refuses here: a full disk, say."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error " not in str(error):  # libraries in Rust raise what they like
+            raise
         where = getattr(error, "filename", None) or place
         raise StorageError(f"{where} could not be written: {getattr(error, 'strerror', None) or error}") from error
 

@@ -95,6 +95,9 @@ class AdversarialLoop:
         self.first: Metrics = {}
         self.samples_before: list[str] = []
         self.stop_requested = False
+        # Of the last whole iteration, and whether it is the best, while no checkpoint has it and nobody was asked for
+        # the next one's updates.
+        self.unsaved: tuple[dict[str, Any], bool] | None = None
         self.guard = Guard(config.guard, quality=config.best_metric)
         self.verdict = "healthy"  # what was last told of the guard
         self.heals = 0
@@ -184,9 +187,12 @@ class AdversarialLoop:
             self.display.iteration(iteration, metrics)
             if respond(self, verdict) == "rolled back":
                 continue
+            self.unsaved = self._state(), best
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with timed(carried, "time/checkpoint"):
                     self.save(best=best)
+        if self.unsaved is not None:  # asked to stop after the last look
+            self.save(best=False)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
         return Outcome(
@@ -224,6 +230,7 @@ class AdversarialLoop:
                 pending_generator = roles.update_generator(
                     scored, iteration=iteration - 1, pretraining=self.draws.pretraining()
                 )
+                self.unsaved = None
                 num_updates = self.update_ratio.due()
                 pending_discriminator = [
                     roles.update_discriminator(self.draws.real(rollouts), rollouts, self.draws.contrast(rollouts))
@@ -296,15 +303,33 @@ class AdversarialLoop:
         return True
 
     def save(self, *, best: bool) -> None:
-        guard = self.config.guard
         self.checkpoints.save(
-            self.iteration,
-            self.roles.save,
-            self._state(),
-            best=best,
-            # A symptom that is a verdict in the iterations to come leads back to here, at the farthest.
-            healthy_until=max(0, self.iteration - guard.window - guard.patience) if guard.heals else None,
+            self.iteration, self.roles.save, self._state(), best=best, healthy_until=self._healthy_until
         )
+        self.unsaved = None
+
+    def rescue(self) -> None:
+        """After the loss of an actor: save the last whole iteration, where those that are left still have all of it.
+
+        Nothing is repeated then. A failure is told and does no harm: the last checkpoint is there.
+        """
+        if self.unsaved is None:
+            return
+        (state, best), self.unsaved = self.unsaved, None
+        try:
+            self.checkpoints.save(
+                self.iteration, self.roles.rescue, state, best=best, healthy_until=self._healthy_until
+            )
+        except Exception as error:  # the loss is what ends the run, or takes it back
+            self.display.message(f"iteration {self.iteration} could not be saved by the actors that are left: {error}")
+        else:
+            self.display.message(f"iteration {self.iteration} was saved by the actors that are left")
+
+    @property
+    def _healthy_until(self) -> int | None:
+        """A symptom that is a verdict in the iterations to come leads back to here, at the farthest."""
+        guard = self.config.guard
+        return max(0, self.iteration - guard.window - guard.patience) if guard.heals else None
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -45,7 +45,7 @@ class LocalRoles:
         pass  # all are made
 
     def recovered(self) -> tuple[int, int, int]:
-        return 0, 0, 0  # there is nobody else who could be lost
+        return 0, 0, 0
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)
@@ -91,6 +91,9 @@ class LocalRoles:
     def save(self, folder: Place) -> None:
         self.learner.save(folder / "learner")
         self.discriminator.save(folder / "discriminator")
+
+    def rescue(self, folder: Place) -> None:
+        self.save(folder)  # there is nobody else who could be lost
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:
         self.learner.load(folder / "learner")

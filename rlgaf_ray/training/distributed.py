@@ -96,6 +96,12 @@ def join_group(
     return Group(rank, size, strategy, device)
 
 
+def leave_group() -> Group:
+    """For a replica whose group is broken: alone from now on. transformers lets no rank but the first write files."""
+    dist.destroy_process_group()
+    return ALONE
+
+
 def prepare(network: PreTrainedModel, settings: LearnerSection, group: Group, *, frozen: bool = False) -> None:
     """Checkpoint a trained transformer's activations and cut its weights over the group, where the settings ask so.
 

@@ -79,6 +79,20 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
 
 
 @pytest.mark.slow
+def test_a_full_disk_under_the_warm_ups_ends_the_run_before_it_begins(
+    start, small_under, record, small_disk: Path, tmp_path: Path
+) -> None:
+    fill(small_disk, leave=2**24)  # the tokens of the reviews find room, the generator does not
+    words = small_under(tmp_path, "run.name=none", *SMALL, f"warmup.cache={small_disk}")
+    output = start(words, tmp_path / "none").ended(1)
+    (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert f"error: {small_disk}/warmups/generator-" in error and "No space left on device" in error
+    assert error.endswith(": once it can be, start the run again") and "Traceback" not in output
+    assert not (tmp_path / "none").exists()
+    record("disk full when a warm-up is written")
+
+
+@pytest.mark.slow
 @needs_moto
 def test_a_run_waits_for_a_storage_that_does_not_answer_for_a_while(start, small_under, record, tmp_path: Path) -> None:
     with moto_server(tmp_path / "server.log") as (server, options):

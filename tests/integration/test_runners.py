@@ -23,6 +23,7 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config
+from rlgaf_ray.data.handover import checksums
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
 from rlgaf_ray.train import Data, prepare_data
@@ -34,6 +35,7 @@ PPO = [
     "generator.ppo.critic_warmup_iterations=2",
     "generator.ppo.pretraining_coefficient=0.1",
 ]
+STEPPING = [*PPO, "generator.ppo.critic_warmup_iterations=0"]
 SEQGAN = [
     "generator.algorithm=seqgan",
     "generator.seqgan.num_completions=2",
@@ -168,6 +170,36 @@ def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_lear
         with pytest.raises(ActorFailure, match="the learner died"):
             roles.push_weights(2)()
         assert roles.recovered() == (0, 0, 0)
+    finally:
+        roles.close()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_shard(
+    prepared, tmp_path: Path, strategy: str
+) -> None:
+    config, data, warmups = prepared("learner.num_workers=2", f"learner.strategy={strategy}", *STEPPING, *AVERAGE)
+    placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
+    sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": data.tokenizer.pad_token_id}
+    roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, **sizes)
+    draws, folders = Draws(config, data.task), [tmp_path / name for name in ("whole", "left")]
+    try:
+        roles.push_weights(0)()
+        rollouts = roles.generate(draws.prompts(), sampling_settings(config), rollout_seeds(config, 1, 16))
+        update = {"scored": roles.score(rollouts), "pretraining": draws.pretraining()}
+        roles.update_generator(**update, iteration=0)()
+        roles.save(folders[0])
+        roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(ActorFailure, match="rank 0 of the learner died"):
+            roles.update_generator(**update, iteration=1)
+        if strategy == "fsdp":
+            with pytest.raises(ActorFailure, match="nobody answers who has all of the learner"):
+                roles.rescue(folders[1])
+        else:
+            roles.rescue(folders[1])
+            whole, left = map(checksums, folders)
+            assert whole == left and {"learner/critic/optimizer.json", "learner/average/model.safetensors"} <= set(left)
+            assert (folders[1] / "learner/optimizer.safetensors").stat().st_size > 1e6  # the update was a step
     finally:
         roles.close()
 

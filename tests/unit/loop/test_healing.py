@@ -102,6 +102,9 @@ class PretendedRoles:
     def save(self, folder: Path) -> None:
         (folder / "roles.json").write_text(json.dumps(self.state))
 
+    def rescue(self, folder: Path) -> None:
+        self.save(folder)
+
     def load(self, folder: Path, *, discriminator_version: int) -> None:
         self.state = json.loads((folder / "roles.json").read_text())
 
@@ -161,16 +164,23 @@ def settings(*more: str) -> Config:
 def run(
     config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False, stop_after: int | None = None
 ) -> tuple[Outcome, list[str], AdversarialLoop]:
+    loop, screen = ready(config, roles, folder, resume=resume)
+    screen.loop, screen.stop_after = loop, stop_after
+    return loop.run(), screen.messages, loop
+
+
+def ready(
+    config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False
+) -> tuple[AdversarialLoop, Screen]:
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
     tracker = Tracker(folder, config.tracking, None, start=state["iteration"])  # type: ignore[arg-type]
     screen = Screen()
     loop = Loop(config, roles, PretendedTask(), Unmeasured(), tracker, checkpoints, screen)  # type: ignore[arg-type]
-    screen.loop, screen.stop_after = loop, stop_after
     if path is not None:
         loop.resume(path, state)
-    return loop.run(), screen.messages, loop
+    return loop, screen
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

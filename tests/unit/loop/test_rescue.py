@@ -1,0 +1,96 @@
+"""What the loop saves of itself when it has lost an actor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.types import Rollout, ScoredRollout
+from tests.unit.loop.test_healing import PretendedRoles, ready, rows, run, settings
+
+ITERATIONS = 8
+NAMES = ("hurt", "whole")
+SMALL = ("guard.action=warn", f"run.iterations={ITERATIONS}", "discriminator.updates_per_generator_update=0.5")
+
+
+class Losing(PretendedRoles):
+    """Loses an actor in iteration 5, where ``checkpoint.every=3``; ``where``: before or after the updates began."""
+
+    def __init__(self, where: str, *, everything_is_left: bool = True) -> None:
+        super().__init__(onset=1000)
+        self.where = where
+        self.everything_is_left = everything_is_left
+        self.num_scored = 0
+
+    def start_score(self, rollouts: Sequence[Rollout]):
+        self.num_scored += 1
+        return self._lose if self.where == "before" and self.num_scored == 5 else super().start_score(rollouts)
+
+    def _lose(self) -> list[ScoredRollout]:
+        raise RuntimeError("rollout worker 0 died")
+
+    def push_weights(self, policy_version: int, *, averaged: bool = False):
+        if self.where == "after" and policy_version == 5:
+            raise RuntimeError("rollout worker 0 died")
+        return super().push_weights(policy_version)
+
+    def rescue(self, folder: Path) -> None:
+        if not self.everything_is_left:
+            raise RuntimeError("nobody answers who has all of the learner")
+        super().rescue(folder)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, mode: str
+) -> None:
+    config = settings(*SMALL, f"schedule.mode={mode}", "schedule.max_staleness=1")
+    run(config, PretendedRoles(onset=1000), tmp_path / "whole")
+    loop, screen = ready(config, Losing("before"), tmp_path / "hurt")
+    with pytest.raises(RuntimeError, match="rollout worker 0 died"):
+        loop.run()
+    loop.rescue()
+    assert screen.messages == ["iteration 4 was saved by the actors that are left"]
+    assert (tmp_path / "hurt/checkpoints/latest").read_text() == "step_000004\n"
+    run(config, PretendedRoles(onset=1000), tmp_path / "hurt", resume=True)
+    assert without_staleness(tmp_path / "hurt") == without_staleness(tmp_path / "whole")
+    ends = [json.loads((tmp_path / name / "checkpoints/step_000008/state.json").read_text()) for name in NAMES]
+    assert ends[0]["streams"] == ends[1]["streams"] and ends[0]["held_out"] == ends[1]["held_out"]
+
+
+@pytest.mark.parametrize("everything_is_left, where", [(True, "after"), (False, "before")])
+def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
+    losing = Losing(where, everything_is_left=everything_is_left)
+    loop, screen = ready(settings(*SMALL), losing, tmp_path)
+    with pytest.raises(RuntimeError, match="rollout worker 0 died"):
+        loop.run()
+    loop.rescue()
+    told = "iteration 4 could not be saved by the actors that are left: nobody answers"
+    assert len(screen.messages) == (where == "before") and all(text.startswith(told) for text in screen.messages)
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
+
+
+def without_staleness(folder: Path) -> list[dict[str, float]]:
+    """After its start a run has batches of the newest weights, as at its beginning."""
+    return [{name: value for name, value in row.items() if name != "rollout/staleness"} for row in rows(folder)]
+
+
+def test_what_was_being_saved_is_saved_by_those_that_are_left(tmp_path: Path) -> None:
+    """A rank is lost while the checkpoint of an iteration, the best so far, is written."""
+
+    class LosingARank(PretendedRoles):
+        def save(self, folder: Path) -> None:
+            raise RuntimeError("rank 1 of the learner died")
+
+        def rescue(self, folder: Path) -> None:
+            super().save(folder)
+
+    loop, screen = ready(settings(*SMALL, "evaluation.every=3"), LosingARank(onset=1000), tmp_path)
+    with pytest.raises(RuntimeError, match="rank 1 of the learner died"):
+        loop.run()
+    loop.rescue()
+    assert screen.messages == ["iteration 3 was saved by the actors that are left"]
+    assert [(tmp_path / "checkpoints" / name).read_text() for name in ("latest", "best")] == ["step_000003\n"] * 2

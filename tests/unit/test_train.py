@@ -1,0 +1,95 @@
+"""What a run does about actors that it lost, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray import train
+from rlgaf_ray.actors.answers import ActorFailure, ActorSpent
+from rlgaf_ray.actors.recovery import TooManyLost
+from rlgaf_ray.config import load_config
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.report.console import Terminal
+
+DEAD = ActorFailure("the learner died during update")
+SPENT = ActorSpent("the learner ran out of memory during update")
+End = tuple[int, ActorFailure | TooManyLost | None]  # the iteration it reached, and the loss there, if any
+
+
+def outcomes(monkeypatch: pytest.MonkeyPatch, folder: Path, ends: Sequence[End], rescued: list[int]) -> list[int]:
+    """Where each loop ended, if the run bears all losses. No checkpoint is there, so each loop begins again.
+
+    ``rescued`` gets the iteration of each loop whose last state was to be saved.
+    """
+    reached: list[int] = []
+
+    class Losing:
+        iteration = 0
+        stop_requested = False
+
+        def run(self) -> list[int]:
+            self.iteration, failure = ends[len(reached)]
+            reached.append(self.iteration)
+            if failure is not None:
+                raise failure
+            return reached
+
+        def rescue(self) -> None:
+            rescued.append(self.iteration)
+
+    @contextmanager
+    def losing(*arguments: object, **options: object):
+        yield Losing()
+
+    monkeypatch.setattr(train, "adversarial_loop", losing)
+    config, checkpoints = load_config(None, ["cluster.max_recoveries=2"]), Checkpoints(folder, keep=1)
+    anything: object = None
+    return train.run_through_losses(  # type: ignore[return-value]
+        config,
+        anything,
+        anything,
+        anything,
+        checkpoints,
+        Terminal(),
+        None,
+        stop=train.Stop(),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        [(5, DEAD), (5, DEAD), (9, None)],
+        [(5, SPENT), (7, SPENT), (9, None)],  # farther each time
+        [(5, SPENT), (5, DEAD), (9, None)],
+    ],
+)
+def test_losses_are_borne(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: list[End]) -> None:
+    rescued: list[int] = []
+    assert outcomes(monkeypatch, tmp_path, ends, rescued) == [at for at, _ in ends]
+    assert rescued == [at for at, failure in ends if failure is not None]
+
+
+@pytest.mark.parametrize("again", [5, 3])
+def test_an_actor_that_needs_too_much_memory_at_the_same_place_again_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, again: int
+) -> None:
+    with pytest.raises(ActorSpent, match="ran out of memory"):
+        outcomes(monkeypatch, tmp_path, [(5, SPENT), (again, SPENT), (9, None)], [])
+
+
+def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rescued: list[int] = []
+    with pytest.raises(TooManyLost, match="more than 2 actors were lost"):
+        outcomes(monkeypatch, tmp_path, [(5, DEAD), (6, DEAD), (7, DEAD), (9, None)], rescued)
+    assert rescued == [5, 6, 7]
+    rescued.clear()
+    with pytest.raises(TooManyLost):  # of rollout workers, which the loop replaces by itself
+        outcomes(monkeypatch, tmp_path, [(5, TooManyLost("rollout worker 0 died"))], rescued)
+    assert rescued == [5]
