@@ -257,8 +257,11 @@ class RayRoles:
         refs = call_all(self.discriminators, "token_scores", rollouts)
         return lambda: with_scores(rollouts, *self.answers.of_ranks(self.discriminators, "token_scores", refs))
 
-    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        return self._ask(self.discriminators, "demonstration_logits", demonstrations)
+    def start_logits(self, demonstrations: Sequence[Demonstration]):
+        if self.shared_cores:  # asked for now, they would take more time from the rollouts than they take alone
+            return lambda: self._ask(self.discriminators, "demonstration_logits", demonstrations)
+        refs = call_all(self.discriminators, "demonstration_logits", demonstrations)
+        return lambda: self.answers.of_ranks(self.discriminators, "demonstration_logits", refs)
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

@@ -23,6 +23,8 @@ business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispat
 SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
 Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
+Held-out demonstrations (``discriminator.held_out``) are scored by the same weights, where cores are not shared while
+the rollouts are made.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from rlgaf_ray.loop.guard import Guard, broken
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
-from rlgaf_ray.loop.roles import Pending, PendingRollouts, Roles
+from rlgaf_ray.loop.roles import Pending, PendingLogits, PendingRollouts, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_settings
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
@@ -210,6 +212,7 @@ class AdversarialLoop:
         iteration = self.iteration + 1
         metrics: Metrics = {}
         with timed(metrics, "time/iteration"):
+            real = self._start_held_out(metrics)
             batch = self.schedule.next(iteration, metrics)
             scored, rollouts = batch.scored, batch.rollouts
             with timed(metrics, "time/guards"):
@@ -219,8 +222,7 @@ class AdversarialLoop:
                 )
             if self.held_out is not None:
                 with timed(metrics, "time/score"), timed(metrics, "time/guards"):
-                    real = roles.logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
-                    metrics |= self.held_out.observe(real, [item.score for item in scored])
+                    metrics |= self.held_out.observe(real(), [item.score for item in scored])
                     if "discriminator/held_out_accuracy" in metrics:
                         self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
             if settings.generator.algorithm == "seqgan":
@@ -290,6 +292,12 @@ class AdversarialLoop:
             real_nll=self.roles.mean_nll(real, network),
         )
         return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
+
+    def _start_held_out(self, metrics: Metrics) -> PendingLogits:
+        if self.held_out is None:
+            return list
+        with timed(metrics, "time/score"), timed(metrics, "time/guards"):
+            return self.roles.start_logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
 
     def _start_rollouts(self, iteration: int) -> PendingRollouts:
         seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)

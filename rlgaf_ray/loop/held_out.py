@@ -17,7 +17,7 @@ from rlgaf_ray.types import Demonstration, Metrics
 
 # Not run.seed: seeds are compared on the same rows.
 SPLIT_SEED = 20230602
-ROWS_PER_ITERATION = 16  # a quarter of a batch's scoring: about 1 % of an iteration
+ROWS_PER_ITERATION = 16  # a quarter of the default batch
 LEAST_PART = 2  # at most one in two demonstrations is set apart
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
-from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
+from rlgaf_ray.loop.roles import Pending, PendingLogits, PendingRollouts, PendingScores
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
@@ -54,8 +54,9 @@ class LocalRoles:
         scored = self.score(rollouts)
         return lambda: scored
 
-    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        return self.discriminator.demonstration_logits(demonstrations)
+    def start_logits(self, demonstrations: Sequence[Demonstration]) -> PendingLogits:
+        logits = self.discriminator.demonstration_logits(demonstrations)
+        return lambda: logits
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

@@ -26,6 +26,9 @@ PendingRollouts = Callable[[], tuple[list[Rollout], float]]
 PendingScores = Callable[[], list[ScoredRollout]]
 """Scores that were asked for."""
 
+PendingLogits = Callable[[], list[float]]
+"""Of demonstrations, as they were asked for."""
+
 
 class Roles(Protocol):
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
@@ -56,8 +59,8 @@ class Roles(Protocol):
         """``score`` without waiting, by the discriminator as it is after the updates asked for so far."""
         ...
 
-    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        """What ``score`` would give demonstrations."""
+    def start_logits(self, demonstrations: Sequence[Demonstration]) -> PendingLogits:
+        """What ``start_score`` would give demonstrations."""
         ...
 
     def update_discriminator(

@@ -61,8 +61,8 @@ class PretendedRoles:
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
 
-    def logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        return [0.5 if index % 2 else -0.5 for index, _ in enumerate(demonstrations)]
+    def start_logits(self, demonstrations: Sequence[Demonstration]):
+        return lambda: [0.5 if index % 2 else -0.5 for index, _ in enumerate(demonstrations)]
 
     def update_discriminator(self, real: Any, fake: Any, contrast: Any):
         skipped = self.discriminator_skips.pop(0) if self.discriminator_skips else 0.0
