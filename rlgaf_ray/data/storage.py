@@ -44,6 +44,8 @@ def writing(place: Place) -> Iterator[None]:
     """Raises ``StorageError``, which names the place, for what a file system refuses here: a full disk, say."""
     try:
         yield
+    except StorageError:  # of a part of it, which is named
+        raise
     except Exception as error:
         if not isinstance(error, OSError) and "(os error " not in str(error):  # libraries in Rust raise what they like
             raise

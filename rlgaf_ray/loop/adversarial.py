@@ -23,8 +23,8 @@ business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispat
 SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
 Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
-Held-out demonstrations (``discriminator.held_out``) are scored by the same weights, where cores are not shared while
-the rollouts are made.
+Held-out demonstrations (``discriminator.held_out``) are scored by the same weights, behind the rollouts' scores or,
+where actors have cores of their own, while the rollouts are made.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from pyarrow.fs import FileInfo, FileType, LocalFileSystem
+from tokenizers import Tokenizer, models
 
 from rlgaf_ray.data.connection import proxy_for
 from rlgaf_ray.data.handover import checksums, loads_from_storage, saves_to_storage
 from rlgaf_ray.data.mirror import Mirror
-from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused, copy_tree, remove
+from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused, copy_tree, remove, writing
 
 
 @pytest.fixture
@@ -282,3 +283,19 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda full: full.write_text("x"), lambda full: Tokenizer(models.BPE()).save(str(full))],
+    ids=["by Python", "by a library in Rust"],
+)
+def test_a_disk_without_room_is_told_once_with_the_innermost_place(write) -> None:
+    expected = r"^inner could not be written: No space left on device( \(os error 28\))?$"
+    with pytest.raises(StorageError, match=expected), writing(Path("outer")), writing(Path("inner")):
+        write(Path("/dev/full"))  # the kernel's disk without room
+
+
+def test_a_bug_is_no_matter_of_the_disk() -> None:
+    with pytest.raises(KeyError), writing(Path("somewhere")):
+        raise KeyError("name")
