@@ -25,6 +25,7 @@ SMALL = [
     "warmup.generator.batch_size=8",
     "warmup.discriminator.steps=6",
     "warmup.discriminator.batch_size=16",
+    "rollout.num_workers=1",  # of which most tests need no more; each process takes seconds to start
     "rollout.batch_size=16",
     "discriminator.batch_size=16",
     "evaluation.num_prompts=40",

@@ -26,7 +26,6 @@ QUICK = [  # what is trained does not matter; threads of several processes that 
     "evaluation.num_prompts=10",
     "evaluation.every=0",
     "cluster.threads=1",
-    "rollout.num_workers=1",  # of which most tests need no more; each process takes seconds to start
 ]
 SMALL = [*QUICK, "rollout.engine=transformers", "learner.precision=float32"]
 # one thread a process, and Ray's workers no less important than the driver: on a busy machine they would stand still

@@ -46,6 +46,7 @@ GUMBEL = ["generator.algorithm=gumbel"]
 ASYNC = [
     "schedule.mode=async",
     "schedule.max_staleness=2",
+    "rollout.num_workers=2",
     "rollout.requests_per_worker=2",
     "discriminator.updates_per_generator_update=1",
     "discriminator.held_out=32",
@@ -94,7 +95,7 @@ def prepared(small_config, cache: Path, ray_cluster):
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param([], id="reinforce"),
+        pytest.param(["rollout.num_workers=2"], id="reinforce"),
         pytest.param(STABILISED, id="stabilised", marks=pytest.mark.slow),
         pytest.param(PPO, id="ppo"),
         pytest.param([*SEQGAN, *AVERAGE], id="seqgan-average", marks=pytest.mark.slow),
