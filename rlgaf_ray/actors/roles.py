@@ -251,17 +251,16 @@ class RayRoles:
         self.dispatcher.drop()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        return self.start_score(rollouts)()
+        return self.start_score(rollouts, ())()[0]
 
-    def start_score(self, rollouts: Sequence[Rollout]):
-        refs = call_all(self.discriminators, "token_scores", rollouts)
-        return lambda: with_scores(rollouts, *self.answers.of_ranks(self.discriminators, "token_scores", refs))
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+        refs = call_all(self.discriminators, "token_scores", [*rollouts, *demonstrations])
 
-    def start_logits(self, demonstrations: Sequence[Demonstration]):
-        if self.shared_cores:  # asked for now, they would take more time from the rollouts than they take alone
-            return lambda: self._ask(self.discriminators, "demonstration_logits", demonstrations)
-        refs = call_all(self.discriminators, "demonstration_logits", demonstrations)
-        return lambda: self.answers.of_ranks(self.discriminators, "demonstration_logits", refs)
+        def wait() -> tuple[list[ScoredRollout], list[float]]:
+            found = self.answers.of_ranks(self.discriminators, "token_scores", refs)
+            return with_scores(rollouts, demonstrations, *found)
+
+        return wait
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

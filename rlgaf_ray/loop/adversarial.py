@@ -23,8 +23,7 @@ business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispat
 SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
 Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
-Held-out demonstrations (``discriminator.held_out``) are scored by the same weights, behind the rollouts' scores or,
-where actors have cores of their own, while the rollouts are made.
+Held-out demonstrations (``discriminator.held_out``) are scored with them, in the same passes.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ from rlgaf_ray.loop.guard import Guard, broken
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
-from rlgaf_ray.loop.roles import Pending, PendingLogits, PendingRollouts, Roles
+from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_settings
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio
-from rlgaf_ray.types import Metrics, PolicyNetwork, Prompt
+from rlgaf_ray.types import Metrics, PolicyNetwork, Prompt, Rollout
 
 
 class Display(Protocol):
@@ -115,10 +114,11 @@ class AdversarialLoop:
         self.schedule: Schedule
         match config.schedule.mode:
             case "sync":
-                self.schedule = Sync(self._start_rollouts, prompts, roles)
+                self.schedule = Sync(self._start_rollouts, self._start_score, prompts)
             case "async":
                 self.schedule = Async(
                     self._start_rollouts,
+                    self._start_score,
                     prompts,
                     roles,
                     max_staleness=config.max_staleness,
@@ -212,7 +212,6 @@ class AdversarialLoop:
         iteration = self.iteration + 1
         metrics: Metrics = {}
         with timed(metrics, "time/iteration"):
-            real = self._start_held_out(metrics)
             batch = self.schedule.next(iteration, metrics)
             scored, rollouts = batch.scored, batch.rollouts
             with timed(metrics, "time/guards"):
@@ -221,8 +220,10 @@ class AdversarialLoop:
                     f"rollouts are {staleness} versions old, at most {settings.max_staleness} allowed"
                 )
             if self.held_out is not None:
-                with timed(metrics, "time/score"), timed(metrics, "time/guards"):
-                    metrics |= self.held_out.observe(real(), [item.score for item in scored])
+                share = len(batch.held_out_logits) / (len(batch.held_out_logits) + len(scored))
+                metrics["time/guards"] += share * metrics["time/score"]
+                with timed(metrics, "time/guards"):
+                    metrics |= self.held_out.observe(batch.held_out_logits, [item.score for item in scored])
                     if "discriminator/held_out_accuracy" in metrics:
                         self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
             if settings.generator.algorithm == "seqgan":
@@ -293,15 +294,13 @@ class AdversarialLoop:
         )
         return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
 
-    def _start_held_out(self, metrics: Metrics) -> PendingLogits:
-        if self.held_out is None:
-            return list
-        with timed(metrics, "time/score"), timed(metrics, "time/guards"):
-            return self.roles.start_logits([self.task.demonstrations[row] for row in self.held_out.next_rows()])
-
     def _start_rollouts(self, iteration: int) -> PendingRollouts:
         seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)
         return self.roles.start_generate(self.draws.prompts(), sampling_settings(self.config), seeds)
+
+    def _start_score(self, iteration: int, rollouts: list[Rollout]) -> PendingScores:
+        rows = [] if self.held_out is None else self.held_out.rows_of(iteration)
+        return self.roles.start_score(rollouts, [self.task.demonstrations[row] for row in rows])
 
     def _is_best(self, metrics: Metrics) -> bool:
         value = metrics[self.config.best_metric]

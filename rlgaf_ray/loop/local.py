@@ -8,8 +8,8 @@ from typing import Literal
 
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
-from rlgaf_ray.loop.roles import Pending, PendingLogits, PendingRollouts, PendingScores
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
+from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import (
     Demonstration,
@@ -50,13 +50,10 @@ class LocalRoles:
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.discriminator.score(rollouts)
 
-    def start_score(self, rollouts: Sequence[Rollout]) -> PendingScores:
-        scored = self.score(rollouts)
-        return lambda: scored
-
-    def start_logits(self, demonstrations: Sequence[Demonstration]) -> PendingLogits:
-        logits = self.discriminator.demonstration_logits(demonstrations)
-        return lambda: logits
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
+        found = self.discriminator.token_scores([*rollouts, *demonstrations])
+        scores = with_scores(rollouts, demonstrations, *found)
+        return lambda: scores
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

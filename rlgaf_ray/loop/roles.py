@@ -23,11 +23,8 @@ Pending = Callable[[], Metrics]
 PendingRollouts = Callable[[], tuple[list[Rollout], float]]
 """Rollouts that were asked for; calling it waits for them and gives the seconds that sampling took beside them."""
 
-PendingScores = Callable[[], list[ScoredRollout]]
-"""Scores that were asked for."""
-
-PendingLogits = Callable[[], list[float]]
-"""Of demonstrations, as they were asked for."""
+PendingScores = Callable[[], tuple[list[ScoredRollout], list[float]]]
+"""Scores that were asked for, of rollouts and of demonstrations."""
 
 
 class Roles(Protocol):
@@ -55,12 +52,11 @@ class Roles(Protocol):
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
 
-    def start_score(self, rollouts: Sequence[Rollout]) -> PendingScores:
-        """``score`` without waiting, by the discriminator as it is after the updates asked for so far."""
-        ...
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
+        """``score`` without waiting, by the discriminator as it is after the updates asked for so far.
 
-    def start_logits(self, demonstrations: Sequence[Demonstration]) -> PendingLogits:
-        """What ``start_score`` would give demonstrations."""
+        ``demonstrations`` are scored with them.
+        """
         ...
 
     def update_discriminator(

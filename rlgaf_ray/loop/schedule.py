@@ -24,10 +24,17 @@ from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.loop.roles import PendingRollouts, PendingScores, Roles
 from rlgaf_ray.types import Metrics, Rollout, ScoredRollout
 
+Start = Callable[[int], PendingRollouts]
+"""Draws an iteration's prompts and asks the roles for its rollouts."""
+
+Score = Callable[[int, list[Rollout]], PendingScores]
+"""Asks the roles for the scores of an iteration's rollouts."""
+
 
 @dataclass(frozen=True)
 class Batch:
     scored: list[ScoredRollout]
+    held_out_logits: list[float]  # of the held-out demonstrations that were scored with them
     seconds: float  # that sampling took
 
     @property
@@ -58,17 +65,16 @@ class Schedule(Protocol):
 class Sync:
     """A batch is asked for when it is needed, from the newest policy."""
 
-    def __init__(self, start: Callable[[int], PendingRollouts], prompts: PromptStream, roles: Roles) -> None:
-        """``start`` draws an iteration's prompts and asks the roles for its rollouts."""
+    def __init__(self, start: Start, score: Score, prompts: PromptStream) -> None:
         self.start = start
+        self.score = score
         self.prompts = prompts
-        self.roles = roles
 
     def next(self, iteration: int, metrics: Metrics) -> Batch:
         with timed(metrics, "time/rollout"):
             rollouts, seconds = self.start(iteration)()
         with timed(metrics, "time/score"):
-            return Batch(self.roles.start_score(rollouts)(), seconds)
+            return Batch(*self.score(iteration, rollouts)(), seconds)
 
     def pushed(self, iteration: int, metrics: Metrics) -> None:
         pass
@@ -96,7 +102,8 @@ class Async:
 
     def __init__(
         self,
-        start: Callable[[int], PendingRollouts],
+        start: Start,
+        score: Score,
         prompts: PromptStream,
         roles: Roles,
         *,
@@ -105,6 +112,7 @@ class Async:
     ) -> None:
         """``iterations``: how many there are in all; no batch is made for more."""
         self.start = start
+        self.score = score
         self.prompts = prompts
         self.roles = roles
         self.max_staleness = max_staleness
@@ -118,9 +126,9 @@ class Async:
         with timed(metrics, "time/rollout"):
             scores = self._start_score(slot)
         with timed(metrics, "time/score"):
-            scored = scores()
+            found = scores()
         self.slots.popleft()
-        return Batch(scored, slot.seconds)
+        return Batch(*found, slot.seconds)
 
     def pushed(self, iteration: int, metrics: Metrics) -> None:
         self._fill(iteration)
@@ -145,7 +153,7 @@ class Async:
         """Wait for the rollouts, and hand them to the discriminator behind the updates it was asked for."""
         if slot.scores is None:
             rollouts, slot.seconds = slot.rollouts()
-            slot.scores = self.roles.start_score(rollouts)
+            slot.scores = self.score(slot.iteration, rollouts)
         return slot.scores
 
 

@@ -55,14 +55,19 @@ def load_discriminator(
     return model
 
 
-def with_scores(rollouts: Sequence[Rollout], token_scores: np.ndarray, version: int) -> list[ScoredRollout]:
-    """The rollouts with what ``Discriminator.token_scores`` gave for them."""
-    ends = np.cumsum([len(rollout.response_ids) for rollout in rollouts])
+def with_scores(
+    rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration], token_scores: np.ndarray, version: int
+) -> tuple[list[ScoredRollout], list[float]]:
+    """What ``Discriminator.token_scores`` gave for rollouts and then demonstrations: the former with theirs, the
+    latter's logits."""
+    items: list[Response] = [*rollouts, *demonstrations]
+    ends = np.cumsum([len(item.response_ids) for item in items])
     rows = np.split(token_scores, ends[:-1])
-    return [
+    scored = [
         ScoredRollout(rollout, float(row.sum()), version, token_scores=row)
-        for rollout, row in zip(rollouts, rows, strict=True)
+        for rollout, row in zip(rollouts, rows, strict=False)
     ]
+    return scored, [float(row.sum()) for row in rows[len(rollouts) :]]
 
 
 class Discriminator:
@@ -119,17 +124,17 @@ class Discriminator:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
-        return with_scores(rollouts, *self.token_scores(rollouts))
+        return with_scores(rollouts, (), *self.token_scores(rollouts))[0]
 
     @torch.no_grad()
-    def token_scores(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, int]:
+    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
         """What each response token adds to its logit, row after row in one array (float32 [sum of R]), and the version.
 
-        One array travels between processes, and the rollouts, which the caller has, do not.
+        One array travels between processes, and the items, which the caller has, do not.
         """
-        read = self._as_learned(rollouts)
+        read = self._as_learned(items)
         # An end of text that was not read adds nothing.
-        whole = [np.zeros(len(rollout.response_ids), np.float32) for rollout in rollouts]
+        whole = [np.zeros(len(item.response_ids), np.float32) for item in items]
         for rows in self.batching.plan([num_tokens(item) for item in read]):
             sequences = self.collate([read[row] for row in rows or [0]])
             with autocast(self.dtype, self.device):
@@ -140,17 +145,6 @@ class Discriminator:
                 whole[row][: len(values)] = values
         scores = torch.from_numpy(np.concatenate(whole))
         return self.group.sum(scores.to(self.device)).cpu().numpy(), self.version
-
-    @torch.no_grad()
-    def demonstration_logits(self, demonstrations: Sequence[Demonstration]) -> list[float]:
-        """What ``score`` would give demonstrations."""
-        read = self._as_learned(demonstrations)
-        found = torch.zeros(len(read), device=self.device)
-        for rows in self.batching.plan([num_tokens(item) for item in read]):
-            logits = self.logits([read[row] for row in rows or [0]])
-            if rows:
-                found[rows] = logits.float()
-        return self.group.sum(found).tolist()
 
     def _as_learned(self, items: Sequence[Response]) -> Sequence[Response]:
         """With matched lengths it has never learned what an end of text means, and does not read it."""

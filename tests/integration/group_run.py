@@ -158,8 +158,7 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
         else:
             assert pushed == [None] * len(pushed)
     else:
-        found["scores"], _ = role.token_scores(rollouts())
-        found["logits"] = np.array(role.demonstration_logits(demonstrations(3, 5)))
+        found["scores"], _ = role.token_scores([*rollouts(), *demonstrations(3, 5)])
     if job.save:
         (folder / f"{job.name}-{job.role}").mkdir(exist_ok=True)
         role.save(folder / f"{job.name}-{job.role}")

@@ -121,8 +121,6 @@ def test_local_and_ray_runners_agree_step_for_step(
         max_tokens=data.task.max_tokens,
         pad_token_id=pad,
     )
-    if algorithm is ASYNC:
-        roles.shared_cores = False  # as where each actor has cores of its own: what can overlap does
     try:
         run(config, data, cache, roles, tmp_path / "ray")
     finally:

@@ -54,15 +54,13 @@ class PretendedRoles:
     def recovered(self) -> tuple[int, int, int]:
         return 0, 0, 0
 
-    def start_score(self, rollouts: Sequence[Rollout]):
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
         scored = self.score(rollouts)
-        return lambda: scored
+        logits = [0.5 if index % 2 else -0.5 for index, _ in enumerate(demonstrations)]
+        return lambda: (scored, logits)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
-
-    def start_logits(self, demonstrations: Sequence[Demonstration]):
-        return lambda: [0.5 if index % 2 else -0.5 for index, _ in enumerate(demonstrations)]
 
     def update_discriminator(self, real: Any, fake: Any, contrast: Any):
         skipped = self.discriminator_skips.pop(0) if self.discriminator_skips else 0.0

@@ -43,7 +43,7 @@ def test_contrast_with_the_prompt_of_a_held_out_row_alone_is_left_out() -> None:
 def test_accuracy_by_hand() -> None:
     """Medians 2 and -4: what lies above -1 is called real."""
     measure = HeldOutAccuracy(np.arange(4))
-    assert measure.next_rows() == [0, 1, 2, 3]
+    assert measure.rows_of(1) == [0, 1, 2, 3]
     found = measure.observe([1.0, 3.0, -1.5, 4.0], [-1.0, -3.0, 1.0, 0.0, -5.0, -5.0, -5.0, -5.0])
     assert found["discriminator/held_out_accuracy"] == pytest.approx((3 / 4 + 6 / 8) / 2)
     assert found["discriminator/held_out_logit_gap"] == pytest.approx(6.5 / 4 - (-23 / 8))
@@ -61,8 +61,8 @@ def test_rows_take_turns_and_the_mean_is_over_one_turn() -> None:
     """40 rows are 3 iterations of 16."""
     measure = HeldOutAccuracy(np.arange(100, 140))
     turns, found = [], []
-    for sign in (1.0, 1.0, -1.0, -1.0, -1.0):
-        turns.append(measure.next_rows())
+    for iteration, sign in enumerate((1.0, 1.0, -1.0, -1.0, -1.0), start=1):
+        turns.append(measure.rows_of(iteration))
         found.append(measure.observe([sign] * 16, [-sign] * 8))
     assert turns[0] == list(range(100, 116))
     assert turns[2] == [*range(132, 140), *range(100, 108)]
@@ -80,8 +80,6 @@ def test_a_drift_of_all_logits_is_no_accuracy() -> None:
 
 def test_the_state_goes_on() -> None:
     first, second = (HeldOutAccuracy(np.arange(40)) for _ in range(2))
-    first.next_rows()
     first.observe([0.5] * 16, [0.1] * 8)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert second.next_rows() == list(range(16, 32))
     assert second.observe([-1.0] * 16, [1.0] * 8) == first.observe([-1.0] * 16, [1.0] * 8)

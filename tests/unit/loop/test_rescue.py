@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.types import Rollout, ScoredRollout
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
 from tests.unit.loop.test_healing import PretendedRoles, ready, rows, run, settings
 
 ITERATIONS = 8
@@ -25,11 +25,12 @@ class Losing(PretendedRoles):
         self.everything_is_left = everything_is_left
         self.num_scored = 0
 
-    def start_score(self, rollouts: Sequence[Rollout]):
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
         self.num_scored += 1
-        return self._lose if self.where == "before" and self.num_scored == 5 else super().start_score(rollouts)
+        lost = self.where == "before" and self.num_scored == 5
+        return self._lose if lost else super().start_score(rollouts, demonstrations)
 
-    def _lose(self) -> list[ScoredRollout]:
+    def _lose(self) -> tuple[list[ScoredRollout], list[float]]:
         raise RuntimeError("rollout worker 0 died")
 
     def push_weights(self, policy_version: int, *, averaged: bool = False):

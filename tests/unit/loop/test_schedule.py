@@ -15,7 +15,7 @@ import pytest
 
 from rlgaf_ray.actors.dispatch import Dispatcher, Part
 from rlgaf_ray.config import Config
-from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 from tests.unit.loop.test_healing import PretendedRoles, rows, run, settings
 
 SECONDS = 20.0  # no wait of a sound schedule comes near
@@ -85,11 +85,11 @@ class BusyRoles(PretendedRoles):
     def drop_rollouts(self) -> None:
         self.dispatcher.drop()
 
-    def start_score(self, rollouts: Sequence[Rollout]):
-        def score() -> list[ScoredRollout]:
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+        def score() -> tuple[list[ScoredRollout], list[float]]:
             self.event(f"score {rollouts[0].policy_version}").set()
             self.work()
-            return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
+            return super(BusyRoles, self).start_score(rollouts, demonstrations)()
 
         return self.judge.submit(score).result
 
