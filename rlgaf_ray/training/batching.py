@@ -7,7 +7,7 @@ sequences of like length stand together, padded to the longest of them. Of sever
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -46,6 +46,11 @@ class Batching:
     @classmethod
     def configured(cls, settings: LearnerSection, group: Group) -> Batching:
         return cls(settings.micro_batch_size, settings.micro_batch_tokens, group)
+
+    @property
+    def without_gradients(self) -> Batching:
+        """A pass that keeps nothing for a backward one takes what three passes of an update do."""
+        return replace(self, size=3 * self.size, tokens=None if self.tokens is None else 3 * self.tokens)
 
     def plan(self, lengths: Sequence[int], *, per_row: int = 1) -> list[Rows]:
         """This rank's rows, a list for each forward pass; as many lists on every rank, some of them empty.

@@ -65,7 +65,7 @@ def with_scores(
     rows = np.split(token_scores, ends[:-1])
     scored = [
         ScoredRollout(rollout, float(row.sum()), version, token_scores=row)
-        for rollout, row in zip(rollouts, rows, strict=False)
+        for rollout, row in zip(rollouts, rows[: len(rollouts)], strict=True)
     ]
     return scored, [float(row.sum()) for row in rows[len(rollouts) :]]
 
@@ -135,7 +135,7 @@ class Discriminator:
         read = self._as_learned(items)
         # An end of text that was not read adds nothing.
         whole = [np.zeros(len(item.response_ids), np.float32) for item in items]
-        for rows in self.batching.plan([num_tokens(item) for item in read]):
+        for rows in self.batching.without_gradients.plan([num_tokens(item) for item in read]):
             sequences = self.collate([read[row] for row in rows or [0]])
             with autocast(self.dtype, self.device):
                 parts = self.model.token_logits(sequences).float().cpu().numpy()

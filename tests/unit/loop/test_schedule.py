@@ -207,3 +207,24 @@ def test_engines_that_miss_a_version_are_found_out(tmp_path: Path) -> None:
 def test_roles_that_work_at_once_give_the_same_versions(tmp_path: Path) -> None:
     run(asynchronous(2, "run.iterations=6"), PretendedRoles(onset=10**6), tmp_path)
     assert [row["rollout/staleness"] for row in rows(tmp_path)[1:]] == [0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_each_iteration_scores_its_own_held_out_demonstrations_over_a_resume(tmp_path: Path, mode: str) -> None:
+    class Recording(PretendedRoles):
+        def __init__(self) -> None:
+            super().__init__(onset=10**6)
+            self.asked: list[list[int]] = []
+
+        def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+            self.asked.append([int(item.prompt_ids[0]) for item in demonstrations])
+            return super().start_score(rollouts, demonstrations)
+
+    config = asynchronous(2, f"schedule.mode={mode}", "run.iterations=9", "discriminator.held_out=20")
+    first, second = Recording(), Recording()
+    run(config, first, tmp_path, stop_after=4)
+    _, _, loop = run(config, second, tmp_path, resume=True)
+    held_out = loop.draws.held_out_rows.tolist()
+    expected = [[held_out[(16 * turn + row) % 20] for row in range(16)] for turn in range(9)]
+    assert first.asked[:4] == expected[:4] and first.asked[4:] in ([], expected[4:5])  # one is asked for ahead
+    assert second.asked == expected[4:]

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.data.lengths import without_end
+from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
 
@@ -236,6 +237,23 @@ def test_past_rollouts_are_learned_from_again_and_kept_in_the_checkpoint(build, 
     for one in (discriminator, again):
         one.update(REAL, responses(8, seed=20, version=3), CONTRAST)
     assert equal(state_of(discriminator), state_of(again))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("matched", ["false", "true"])
+def test_demonstrations_are_scored_with_rollouts_as_by_themselves(build, matched: str, pooling: str) -> None:
+    """Eight sequences, in passes of three."""
+    overrides = ["learner.micro_batch_size=1", f"discriminator.match_lengths={matched}"]
+    discriminator = build(*overrides, f"discriminator.pooling={pooling}", "generator.reinforce.credit=sequence")
+    fake = responses(5, 1)
+    real = [Demonstration(np.array([5], np.int32), np.array([*row, 0], np.int32)) for row in ([8], [9, 7, 6], [3, 2])]
+    scored, found = with_scores(fake, real, *discriminator.token_scores([*fake, *real]))
+    assert all(item.rollout is rollout for item, rollout in zip(scored, fake, strict=True))
+    read = [without_end(item, [0]) for item in real] if matched == "true" else real
+    with torch.no_grad():
+        expected = discriminator.logits([*fake, *read]).tolist()
+    np.testing.assert_allclose([*(item.score for item in scored), *found], expected, atol=1e-5)
+    assert len(set(found)) == 3
 
 
 def test_matched_lengths_leave_a_difference_of_length_unlearned(build) -> None:
