@@ -17,7 +17,7 @@ from rlgaf_ray.types import Demonstration, Metrics
 
 # Not run.seed: seeds are compared on the same rows.
 SPLIT_SEED = 20230602
-ROWS_PER_ITERATION = 16  # a quarter of the default batch: about 1.5 % of an iteration on two cores
+ROWS_PER_ITERATION = 16  # a quarter of the default batch: 1.7 % of an iteration on two cores
 LEAST_PART = 2  # at most one in two demonstrations is set apart
 
 
