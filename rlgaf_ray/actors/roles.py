@@ -299,10 +299,12 @@ class RayRoles:
         self.answers.of_ranks(self.discriminators, "adjust", discriminators)
 
     def save(self, folder: Place) -> None:
-        learners = call_all(self.learners, "save", folder / "learner")
-        discriminators = call_all(self.discriminators, "save", folder / "discriminator")
-        self.answers.of_ranks(self.learners, "save", learners)
-        self.answers.of_ranks(self.discriminators, "save", discriminators)
+        self._save((self.learners, "save", folder / "learner"), (self.discriminators, "save", folder / "discriminator"))
+
+    def _save(self, *calls: tuple[Sequence[Any], str, Place]) -> None:
+        started = [(actors, method, call_all(actors, method, place)) for actors, method, place in calls]
+        for actors, method, refs in started:
+            self.answers.of_ranks(actors, method, refs)
 
     def _meet_ranks(self) -> None:
         """Raises ``ActorFailure`` where a rank is gone: before an update begins, those that are left can be saved."""
@@ -313,7 +315,7 @@ class RayRoles:
     def rescue(self, folder: Place) -> None:
         """One replica is enough. A shard holds a part alone: a group of them saves when none is lost."""
         living = self.answers.living([*self.learners, *self.discriminators])
-        saving: list[tuple[list[Any], str, Place]] = []
+        saving: list[tuple[Sequence[Any], str, Place]] = []
         for name, actors in (("learner", self.learners), ("discriminator", self.discriminators)):
             left = [actor for actor in actors if actor in living]
             if len(left) == len(actors):
@@ -322,10 +324,8 @@ class RayRoles:
                 saving.append((left[:1], "save_alone", folder / name))
             else:
                 raise ActorFailure(f"nobody answers who has all of the {name}")
-        started = [(actors, method, call_all(actors, method, place)) for actors, method, place in saving]
         try:
-            for actors, method, refs in started:
-                self.answers.of_ranks(actors, method, refs)
+            self._save(*saving)
         except RayTaskError as error:
             raise ActorFailure(f"what is left could not be saved: {error.cause}") from error
 

@@ -29,6 +29,7 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -189,12 +190,13 @@ class AdversarialLoop:
             self.display.iteration(iteration, metrics)
             if respond(self, verdict) == "rolled back":
                 continue
-            self.unsaved = self._state(), best
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with timed(carried, "time/checkpoint"):
                     self.save(best=best)
+            else:
+                self.unsaved = self._state(), best
         if self.unsaved is not None:  # asked to stop after the last look
-            self.save(best=False)
+            self._write(self.roles.save)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
         return Outcome(
@@ -310,10 +312,8 @@ class AdversarialLoop:
         return True
 
     def save(self, *, best: bool) -> None:
-        self.checkpoints.save(
-            self.iteration, self.roles.save, self._state(), best=best, healthy_until=self._healthy_until
-        )
-        self.unsaved = None
+        self.unsaved = self._state(), best
+        self._write(self.roles.save)
 
     def rescue(self) -> None:
         """After the loss of an actor: save the last whole iteration, where those that are left still have all of it.
@@ -322,21 +322,26 @@ class AdversarialLoop:
         """
         if self.unsaved is None:
             return
-        (state, best), self.unsaved = self.unsaved, None
         try:
-            self.checkpoints.save(
-                self.iteration, self.roles.rescue, state, best=best, healthy_until=self._healthy_until
-            )
+            self._write(self.roles.rescue)
         except Exception as error:  # the loss is what ends the run, or takes it back
             self.display.message(f"iteration {self.iteration} could not be saved by the actors that are left: {error}")
         else:
             self.display.message(f"iteration {self.iteration} was saved by the actors that are left")
 
-    @property
-    def _healthy_until(self) -> int | None:
-        """A symptom that is a verdict in the iterations to come leads back to here, at the farthest."""
-        guard = self.config.guard
-        return max(0, self.iteration - guard.window - guard.patience) if guard.heals else None
+    def _write(self, write: Callable[[Place], None]) -> None:
+        """What is ``unsaved``; ``write`` is the roles' part."""
+        assert self.unsaved is not None
+        (state, best), guard = self.unsaved, self.config.guard
+        self.checkpoints.save(
+            self.iteration,
+            write,
+            state,
+            best=best,
+            # A symptom that is a verdict in the iterations to come leads back to here, at the farthest.
+            healthy_until=max(0, self.iteration - guard.window - guard.patience) if guard.heals else None,
+        )
+        self.unsaved = None
 
     def _state(self) -> dict[str, Any]:
         return {

