@@ -177,8 +177,9 @@ def overrides_of(workers: int, extra: list[str]) -> list[str]:
         "cluster.cpus_per_actor=1",
         "warmup.num_workers=1",
         "evaluation.num_prompts=40",
-        "task.imdb.splits={generator_warmup: 400, demonstrations: 1000, discriminator_warmup: 100, judge: 300, "
-        "held_out: 120}",
+        "task.imdb.splits={base: 400, demonstrations: 1000, judge_validation: 300, judge_test: 300, validation: 120, "
+        "test: 120}",
+        "model.generator=tiny-gpt2",
         *extra,
     ]
 

@@ -36,8 +36,9 @@ from rich.table import Table
 
 SIZES = [
     "task.response_tokens=12",
-    "task.imdb.splits={generator_warmup: 400, demonstrations: 200, discriminator_warmup: 100, judge: 300, "
-    "held_out: 120}",
+    "task.imdb.splits={base: 400, demonstrations: 200, judge_validation: 300, judge_test: 300, validation: 120, "
+    "test: 120}",
+    "model.generator=tiny-gpt2",
     "warmup.generator.steps=20",
     "warmup.generator.batch_size=8",
     "warmup.discriminator.steps=6",

@@ -2,12 +2,15 @@
 
 A lower temperature alone makes samples better and more alike ("Language GANs Falling Short", arXiv 1811.02549): an
 adversarial model has gained something only where it lies above the curves of the SFT model and of SFT on the same
-demonstrations. All are sampled by the run's engine, on the same held-out prompts with the same seeds.
+demonstrations. All are sampled by the run's engine, on the same prompts with the same seeds: those of the validation
+part, or with ``--test`` of the test part, which nothing else reads.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,11 +19,13 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from rlgaf_ray import __version__
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config, uri
 from rlgaf_ray.config.schema import GeneratorWarmup
 from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
@@ -28,16 +33,17 @@ from rlgaf_ray.evaluation.text import decode, distinct_n, self_bleu
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
-from rlgaf_ray.report.quality import FILE, Comparison, Evaluated, table
+from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, table
 from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.warmup import Progress as Made
 from rlgaf_ray.training.warmup import Worker, warm_up_generator
-from rlgaf_ray.types import Prompt, SamplingSettings, TextBlocks
+from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings, TextBlocks
 from rlgaf_ray.weights.state import to_arrays
 
 SFT = "SFT"
+TEST_READINGS = "test_readings.jsonl"
 
 
 def evaluate(
@@ -48,15 +54,26 @@ def evaluate(
     sft_learning_rate: float,
     num_prompts: int | None = None,
     out: str | None = None,
+    part: EvaluationPart = "validation",
 ) -> None:
     """Measure the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
 
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder) and prints a
-    table. Raises ``ValueError`` for folders that hold no finished run, or runs of different warm-ups.
+    table. A reading of the test part is noted in each run's ``test_readings.jsonl`` before it is made. Raises
+    ``ValueError`` for folders that hold no finished run, or runs of different warm-ups.
     """
     absolute = [each if uri.is_uri(each) else str(Path(each).expanduser().absolute()) for each in folders]
     with opened(absolute, out, subfolders=("generator",)) as places:
-        _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts)
+        _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts, part)
+
+
+def note_test_reading(run: Place) -> None:
+    """Add the time and the version to the run's list of readings of the test part."""
+    file = run / TEST_READINGS
+    earlier = file.read_text() if file.is_file() else ""
+    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "rlgaf_ray": __version__})
+    with writing(file):
+        file.write_text(f"{earlier}{line}\n")
 
 
 def _evaluate(
@@ -65,9 +82,10 @@ def _evaluate(
     sft_steps: Sequence[int],
     sft_learning_rate: float,
     num_prompts: int | None,
+    part: EvaluationPart,
 ) -> None:
     runs = places.folders
-    configs = [_config(run, num_prompts) for run in runs]
+    configs = [_config(run) for run in runs]
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
     for run, config in zip(runs, configs, strict=True):
@@ -79,26 +97,28 @@ def _evaluate(
     check_before_start(configs[0])
     target = places.target
     target.mkdir(parents=True, exist_ok=True)
+    if part == "test":
+        for place in places.places:
+            note_test_reading(place)
     with ray_session(configs[0]):
-        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console)
+        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console, num_prompts, part)
     comparison.save(target)
-    console.print(table(comparison.rows))
+    console.print(table(comparison.rows, part))
     for sentence in comparison.advantages():
         console.print(sentence, soft_wrap=True, highlight=False)
     figure = comparison.figure()
-    path = target / FILE
+    path = target / FILES[part]
     for suffix in (".png", ".svg"):
         save(figure, path.with_suffix(suffix))
     console.print(f"everything is in {places.shown(path)}, .png and .svg", soft_wrap=True, highlight=False)
 
 
-def _config(run: Path, num_prompts: int | None) -> Config:
+def _config(run: Path) -> Config:
     if not (run / "config.yaml").is_file() or not (run / "generator" / "config.json").is_file():
         raise ValueError(
             f"{run} is no finished run (no config.yaml or generator/ in it): give a folder such as runs/NAME"
         )
-    overrides = [] if num_prompts is None else [f"evaluation.num_prompts={num_prompts}"]
-    return load_config(run / "config.yaml", overrides)
+    return load_config(run / "config.yaml")
 
 
 def _sweep(
@@ -108,16 +128,19 @@ def _sweep(
     sft_steps: Sequence[int],
     sft_learning_rate: float,
     console: Console,
+    num_prompts: int | None,
+    part: EvaluationPart,
 ) -> Comparison:
     config = configs[0]
     cache = cache_folder(config)
     data = prepare_data(config, cache)
+    everything = len(data.task.evaluation("test")) if part == "test" else config.evaluation.num_prompts
+    real = evaluation_set(data.task, num_prompts or everything, part)
     warmups = [prepare_warmups(each, data.task, data.tokenizer, cache, lambda name, progress: None) for each in configs]
     for run, each in zip(runs, warmups, strict=True):
         if each.generator != warmups[0].generator:
             raise ValueError(f"{run} and {runs[0]} started from different warm-ups: evaluate them apart")
-    evaluator = prepare_evaluator(config, data, cache)
-    real = evaluation_set(data.task, config.evaluation.num_prompts)
+    evaluator = prepare_evaluator(config, data, cache, len(real), part)
     prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
     seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]
     pad = data.tokenizer.pad_token_id
@@ -163,14 +186,14 @@ def _sweep(
     engine.close()
     adversarial = [run.name for run in runs]
     if "eval/judge_share_real" not in rows[0].metrics:
-        return Comparison(rows, adversarial)
+        return Comparison(rows, adversarial, part=part)
     real_point = QualityPoint(
         judged_share=rows[0].metrics["eval/judge_share_real"],
         perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, batching=batching)),
         distinct_2=distinct_n([item.response_ids for item in real], 2),
         self_bleu=self_bleu(decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)),
     )
-    return Comparison(rows, adversarial, real_point)
+    return Comparison(rows, adversarial, real_point, part)
 
 
 def _shown(console: Console, steps: int) -> Worker:

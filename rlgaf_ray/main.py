@@ -5,7 +5,8 @@
 ``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume]``
 ``python -m rlgaf_ray.main plan [CONFIG.yaml] [key=value ...] [--nodes N] [--gpus-per-node G] [--gpu-memory GiB]
 [--cpus-per-node C]``
-``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--out FOLDER]``
+``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--test]
+[--out FOLDER]``
 ``python -m rlgaf_ray.main report RUN [RUN ...] [--out FOLDER] [--rating-sheet]``
 """
 
@@ -129,6 +130,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             sft_learning_rate=arguments.sft_learning_rate,
             num_prompts=arguments.num_prompts,
             out=arguments.out,
+            part="test" if arguments.test else "validation",
         )
     except (ValueError, ActorFailure, StorageError) as error:
         return _failed(error)
@@ -161,7 +163,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="evaluate: SFT on the demonstrations for so many steps, 200,400 by default",
     )
     parser.add_argument("--sft-learning-rate", type=float, default=5e-4, help="evaluate: of that SFT, 5e-4 by default")
-    parser.add_argument("--num-prompts", type=int, help="evaluate: held-out prompts (default: the run's)")
+    parser.add_argument(
+        "--num-prompts", type=int, help="evaluate: prompts (default: the run's, with --test all of the test part)"
+    )
+    parser.add_argument(
+        "--test", action="store_true", help="evaluate: on the test part, once all is decided; noted in the run's folder"
+    )
     parser.add_argument("--nodes", type=_count, default=1, help="plan: machines, 1 by default")
     parser.add_argument("--gpus-per-node", type=int, help="plan: 8 by default where the config asks for GPUs, else 0")
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="plan: GiB of one GPU, 80 by default")

@@ -26,11 +26,13 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
-from rlgaf_ray.config.schema import Config
+from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
+from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.handover import CHECKSUMS
 from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.data.pairs import PairTask
+from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
 from rlgaf_ray.data.task import Task, evaluation_set, load_source
 from rlgaf_ray.engines.vllm import require_vllm
@@ -46,7 +48,6 @@ from rlgaf_ray.loop.held_out import set_apart
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 from rlgaf_ray.models.generator import (
-    FROM_SCRATCH,
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
     check_model_source,
@@ -59,6 +60,7 @@ from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.training.export import export_merged
 from rlgaf_ray.training.regularization import check_frozen_layers
+from rlgaf_ray.types import EvaluationPart
 
 # transformers speaks of heads that are new and of shards; what matters of it is an exception.
 transformers.logging.set_verbosity_error()
@@ -221,13 +223,13 @@ def check_before_start(config: Config) -> None:
 def check_lengths(config: Config, asked: int) -> None:
     """Whether the model takes a prompt and its response of ``asked`` tokens together. Raises ``ValueError``."""
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    packed = config.task.name == "imdb" and config.warmup.generator.steps > 0
-    needed = max(asked, config.warmup.generator.block_tokens if packed else 0)
-    if needed > limit:
+    packed = config.task.name == "imdb" and config.base_warmup.steps != 0
+    block_tokens = config.warmup.generator.block_tokens if packed else 0
+    if max(asked, block_tokens) > limit:
+        blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
         raise ValueError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
-            f"task.response_tokens = {asked} and warmup.generator.block_tokens = "
-            f"{config.warmup.generator.block_tokens}: lower them to at most {limit}"
+            f"task.response_tokens = {asked}{blocks}: lower them to at most {limit}, or take another model"
         )
     if config.model.generator == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
         raise ValueError(
@@ -258,7 +260,9 @@ def cache_folder(config: Config) -> Path:
 
 def prepare_data(config: Config, cache: Path) -> Data:
     """The task and its tokenizer; the built-in model's tokenizer is trained on the warm-up's part alone."""
-    source = load_source(config.task)
+    source = load_source(config.task, base=config.base_warmup.steps != 0)
+    if config.model.generator == FILM_REVIEWS and isinstance(source, RowSource):
+        refuse_base_reviews(source.texts)
     if config.model.generator in FROM_SCRATCH:
         texts = source.warmup_texts
         path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
@@ -271,17 +275,20 @@ def prepare_data(config: Config, cache: Path) -> Data:
     return Data(source.tokenized(tokenizer, cache), tokenizer)
 
 
-def prepare_evaluator(config: Config, data: Data, cache: Path) -> Evaluator:
-    count = config.evaluation.num_prompts
-    real = evaluation_set(data.task, count)
+def prepare_evaluator(
+    config: Config, data: Data, cache: Path, num_prompts: int | None = None, part: EvaluationPart = "validation"
+) -> Evaluator:
+    """Measures the first ``num_prompts`` (default: ``evaluation.num_prompts``) of the part."""
+    count = num_prompts or config.evaluation.num_prompts
+    real = evaluation_set(data.task, count, part)
     real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
     measure: Measure
     match data.task:
         case ImdbTask() as task:
-            judge = prepare_judge(*task.judge_texts, cache)
-            measure = SentimentMeasure(judge, real_texts, task.held_out_labels[:count])
+            judge = prepare_judge(*task.judge_texts(part), cache)
+            measure = SentimentMeasure(judge, real_texts, task.asked_positive(part)[:count])
         case PairTask() as task:
-            pairs = task.held_out_pairs[:count]
+            pairs = task.evaluation_pairs(part)[:count]
             references, contexts = [pair.references for pair in pairs], [pair.context for pair in pairs]
             no_answer = config.task.squad.no_answer if config.task.name == "squad" else None
             measure = AnswerMeasure(references, contexts, no_answer=no_answer)

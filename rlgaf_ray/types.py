@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import torch
 
 FinishReason = Literal["stop", "length"]
+EvaluationPart = Literal["validation", "test"]
+"""What settings are chosen by, and what final numbers alone are read from."""
+EVALUATION_PARTS: tuple[EvaluationPart, ...] = get_args(EvaluationPart)
 Metrics = dict[str, float]
 PolicyNetwork = Literal["policy", "average", "rollout_policy"]
 """The trained network, its moving average for evaluation and export, the moving average that completes prefixes."""

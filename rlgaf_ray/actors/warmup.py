@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,20 @@ from ray.train.torch import TorchTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
-from rlgaf_ray.config.schema import Config
+from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
+from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.storage import StorageError, writing
 from rlgaf_ray.data.task import Task
+from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
-from rlgaf_ray.models.generator import FROM_SCRATCH, build_from_scratch, load_generator
+from rlgaf_ray.models.generator import build_from_scratch, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
 
-FORMAT = 2  # raise it when a change of the code changes what a warm-up makes
+FORMAT = 3  # raise it when a change of the code changes what a warm-up makes
 SEED = 0  # runs of every seed share one warm-up
 
 
@@ -40,7 +43,7 @@ class Warmups:
 
     generator: Path
     discriminator: Path
-    cached: bool  # both were there already
+    cached: bool  # nothing had to be trained
 
 
 Report = Callable[[str, Progress], None]
@@ -50,38 +53,60 @@ def prepare_warmups(
     config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path, report: Report
 ) -> Warmups:
     """Return the warmed-up models, training what the cache does not hold. ``report`` gets ('generator', progress)."""
-    settings = config.warmup
-    data = [str(FORMAT), *_shape(config), task.checksum, tokenizer.backend_tokenizer.to_str(), config.model.generator]
-    precision = config.learner.precision
-    generator_hash = content_hash([*data, settings.generator.model_dump_json(), precision, str(settings.num_workers)])
-    generator = cache / "warmups" / f"generator-{generator_hash[:16]}"
-    cached = generator.is_dir()
-    if not cached:
-        with made_once(generator):
-            if not generator.is_dir():
-                blocks = task.warmup_blocks(settings.generator.block_tokens)
-                _run(_generator_worker, {"blocks": ray.put(blocks)}, generator, config, tokenizer, report)
+    source = config.model.generator
+    common = [config.learner.precision, str(config.warmup.num_workers)]
+    data = [str(FORMAT), *_shape(config), task.checksum, tokenizer.backend_tokenizer.to_str(), source]
+    if source == FILM_REVIEWS and config.base_warmup.steps == 0:
+        generator, key, cached = FOLDER, SHA256, True
+    else:
+        key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
+        generator = cache / "warmups" / f"generator-{key[:16]}"
+        blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
+        payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
+        cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report)
+    cut = [str(config.task.max_demonstrations), str(config.task.prompt_tokens), str(config.task.response_tokens)]
+    if config.task.name == "imdb":
+        cut += [config.task.imdb.target, config.task.imdb.instruction]
+    if config.sft.steps:
+        key = content_hash([key, *data, *cut, config.sft.model_dump_json(), *common])
+        payload = {"stage": "sft", "source": str(generator), "settings": config.sft}
+        generator = cache / "warmups" / f"sft-{key[:16]}"
+        blocks = partial(demonstration_blocks, task.demonstrations)
+        cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report)
 
-    shape = [*_shape(config), config.discriminator.pooling, config.discriminator.architecture]
-    if config.task.name == "imdb":  # the generator's warm-up reads whole reviews, whatever is cut of them later
-        shape += [str(config.task.prompt_tokens), str(config.task.response_tokens), config.task.imdb.target]
-    discriminator_hash = content_hash([generator_hash, settings.discriminator.model_dump_json(), *shape])
-    discriminator = cache / "warmups" / f"discriminator-{discriminator_hash[:16]}"
-    if not discriminator.is_dir():
-        cached = False
-        with made_once(discriminator):
-            if not discriminator.is_dir():
-                payload = {"windows": ray.put(task.discriminator_warmup()), "generator": str(generator)}
-                _run(_discriminator_worker, payload, discriminator, config, tokenizer, report)
+    network = [config.discriminator.pooling, config.discriminator.architecture]
+    key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
+    discriminator = cache / "warmups" / f"discriminator-{key[:16]}"
+    payload = {"stage": "discriminator", "source": str(generator)}
+    windows = task.discriminator_warmup
+    cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report)
     return Warmups(generator, discriminator, cached)
 
 
+def _made(
+    target: Path,
+    train: Callable[[dict[str, Any]], None],
+    data: Callable[[], Any],
+    payload: dict[str, Any],
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    report: Report,
+) -> bool:
+    """Whether ``target`` was in the cache; it is trained on ``data()`` where it was not."""
+    if target.is_dir():
+        return True
+    with made_once(target):
+        if not target.is_dir():
+            _run(train, payload | {"data": ray.put(data())}, target, config, tokenizer, report)
+    return False
+
+
 def _shape(config: Config) -> list[str]:
-    """What of the task decides the generator's warm-up beside its texts."""
+    """Settings of the task that decide the base warm-up beside its texts: how reviews are cut is none of them."""
     task = config.task
     match task.name:
         case "imdb":
-            return [task.imdb.instruction] if task.imdb.target == "both" else []
+            return []
         case "squad":
             settings: PairSettings = task.squad
         case "jsonl":
@@ -105,10 +130,10 @@ def _run(
     """
     gpus = config.cluster.gpus_per_actor > 0
     in_process = config.warmup.num_workers == 1 and not gpus
-    partial = target.with_name(target.name + ".partial")
+    unfinished = target.with_name(target.name + ".partial")
     with writing(target):
-        partial.mkdir(parents=True, exist_ok=True)
-    payload |= {"config": config, "folder": str(partial), "pad_token_id": tokenizer.pad_token_id}
+        unfinished.mkdir(parents=True, exist_ok=True)
+    payload |= {"config": config, "folder": str(unfinished), "pad_token_id": tokenizer.pad_token_id}
     payload["vocabulary"] = (len(tokenizer), tokenizer.eos_token_id)
     if in_process:  # a callback cannot follow a worker into another process: there, rank 0 prints
         payload["report"] = report
@@ -130,17 +155,17 @@ def _run(
         raise told or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
     if in_process:
         release_freed_memory()
-    result = partial / "result"
+    result = unfinished / "result"
     with writing(target):
         tokenizer.save_pretrained(result)
         result.rename(target)
-        shutil.rmtree(partial)
+        shutil.rmtree(unfinished)
 
 
 def _generator_worker(payload: dict[str, Any]) -> None:
     config: Config = payload["config"]
-    source, settings = config.model.generator, config.warmup
-    worker = _worker("generator", payload)
+    source, settings = payload["source"], payload["settings"]
+    worker = _worker(payload["stage"], payload)
     if source in FROM_SCRATCH:
         vocab_size, end_of_text_id = payload["vocabulary"]
         new = build_from_scratch(source, vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
@@ -154,11 +179,11 @@ def _generator_worker(payload: dict[str, Any]) -> None:
         )
     warm_up_generator(
         model,
-        ray.get(payload["blocks"]),
-        settings.generator,
+        ray.get(payload["data"]),
+        settings,
         precision=config.learner.precision,
         seed=SEED,
-        checkpoint_every=settings.checkpoint_every,
+        checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
     )
     if worker.rank == 0:
@@ -169,8 +194,8 @@ def _generator_worker(payload: dict[str, Any]) -> None:
 def _discriminator_worker(payload: dict[str, Any]) -> None:
     config: Config = payload["config"]
     settings = config.warmup
-    worker = _worker("discriminator", payload)
-    windows, labels = ray.get(payload["windows"])
+    worker = _worker(payload["stage"], payload)
+    windows, labels = ray.get(payload["data"])
     model: ScalarModel | CnnDiscriminator
     if config.discriminator.architecture == "cnn":
         vocab_size, _ = payload["vocabulary"]
@@ -179,7 +204,7 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
         model.to(worker.device)
     else:
         model = ScalarModel.load(
-            payload["generator"],
+            payload["source"],
             pooling=config.discriminator.pooling,
             pad_token_id=payload["pad_token_id"],
             seed=SEED,

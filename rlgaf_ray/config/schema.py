@@ -20,6 +20,9 @@ from rlgaf_ray.config.sweep import SweepSection
 from rlgaf_ray.config.task import TaskSection
 
 ASYNC_IMPORTANCE_CAP = 2.0
+FILM_REVIEWS = "film-reviews"
+FROM_SCRATCH = ("tiny-gpt2", "seqgan-lstm")
+"""Names of models that are trained from nothing, with a tokenizer of the task's own text."""
 
 
 class RunSection(Section):
@@ -70,7 +73,9 @@ class RunSection(Section):
 
 class ModelSection(Section):
     generator: str = Field(
-        "tiny-gpt2", description="a local folder, a hub id, or a model made anew: 'tiny-gpt2', 'seqgan-lstm'"
+        FILM_REVIEWS,
+        description="a local folder, a hub id, the built-in 'film-reviews', or a model trained from nothing: "
+        "'tiny-gpt2', 'seqgan-lstm'",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the stored weights and of the rollout engine"
@@ -93,12 +98,27 @@ class ModelSection(Section):
 
 
 class GeneratorWarmup(Section):
-    """Next-token loss: on whole reviews packed into blocks (imdb), else on prompts and their responses."""
+    """Base warm-up, by next-token loss: on reviews packed into blocks (imdb), else on prompts and their responses."""
 
-    steps: NonNegative = 1500
+    steps: NonNegative | None = Field(
+        None, description="default: 1500 for a model that is trained from nothing, 0 for a pretrained one"
+    )
     batch_size: Positive = 32
     block_tokens: Positive = Field(64, description="imdb: reviews are packed end to end into blocks of this length")
     learning_rate: Rate = 2e-3
+    weight_decay: NonNegativeRate = 0.1
+    warmup_fraction: Fraction = 0.05
+    max_grad_norm: Rate = 1.0
+
+
+class SftWarmup(Section):
+    """Supervised fine-tuning: next-token loss on the demonstrations' responses."""
+
+    steps: NonNegative | None = Field(
+        None, description="default: 300 with task.imdb.target=both, whose instruction it teaches, else 0"
+    )
+    batch_size: Positive = 64
+    learning_rate: Rate = 5e-4
     weight_decay: NonNegativeRate = 0.1
     warmup_fraction: Fraction = 0.05
     max_grad_norm: Rate = 1.0
@@ -117,6 +137,7 @@ class DiscriminatorWarmup(Section):
 
 class WarmupSection(Section):
     generator: GeneratorWarmup = GeneratorWarmup()
+    sft: SftWarmup = SftWarmup()
     discriminator: DiscriminatorWarmup = DiscriminatorWarmup()
     num_workers: Positive = Field(1, description="Ray Train workers; one runs in the driver's process")
     checkpoint_every: Positive = Field(500, description="steps between resumable warm-up checkpoints")
@@ -227,7 +248,7 @@ class ScheduleSection(Section):
 
 class EvaluationSection(Section):
     every: NonNegative = Field(75, description="iterations between evaluations; 0: before and after only")
-    num_prompts: Annotated[int, Field(ge=10)] = 2000
+    num_prompts: Annotated[int, Field(ge=10)] = Field(1000, description="of the validation part")
     num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
     best_metric: str | None = Field(
         None, description="marks the best checkpoint, higher is better; default: eval/gap_closed (imdb), eval/f1"
@@ -420,6 +441,20 @@ class Config(Section):
                 "or generator.algorithm=reinforce or ppo"
             )
         return self
+
+    @property
+    def base_warmup(self) -> GeneratorWarmup:
+        """``warmup.generator`` with its steps decided."""
+        settings = self.warmup.generator
+        default = 1500 if self.model.generator in FROM_SCRATCH else 0
+        return settings if settings.steps is not None else settings.model_copy(update={"steps": default})
+
+    @property
+    def sft(self) -> SftWarmup:
+        """``warmup.sft`` with its steps decided."""
+        settings = self.warmup.sft
+        instructed = self.task.name == "imdb" and self.task.imdb.target == "both"
+        return settings if settings.steps is not None else settings.model_copy(update={"steps": 300 * instructed})
 
     @property
     def max_staleness(self) -> int:

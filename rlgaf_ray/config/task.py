@@ -10,22 +10,23 @@ from rlgaf_ray.config.section import Positive, Rate, Section
 
 
 class SplitSizes(Section):
-    """Reviews in each disjoint split, half of them positive."""
+    """The most reviews that each part of the split uses, half of them positive; null: all that belong to it."""
 
-    generator_warmup: Positive = 7300
-    demonstrations: Positive = 5400
-    discriminator_warmup: Positive = 2000
-    judge: Positive = 6000
-    held_out: Positive = 4100
+    base: Positive | None = None
+    demonstrations: Positive | None = None
+    judge_validation: Positive | None = None
+    judge_test: Positive | None = None
+    validation: Positive | None = None
+    test: Positive | None = None
 
 
 class PairShares(Section):
     """Disjoint parts of a task's rows; they need not sum to 1."""
 
-    generator_warmup: Rate = 0.45
+    base: Rate = Field(0.45, description="for the base warm-up; without one it goes to the demonstrations")
     demonstrations: Rate = 0.35
-    discriminator_warmup: Rate = 0.1
-    held_out: Rate = 0.1
+    validation: Rate = 0.1
+    test: Rate = 0.1
 
 
 class ImdbSettings(Section):

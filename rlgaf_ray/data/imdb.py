@@ -13,7 +13,7 @@ from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
-from rlgaf_ray.types import Demonstration, Rollout, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,16 +22,14 @@ SENTIMENTS = ("negative", "positive")
 
 
 class ImdbTask:
-    """What each part of a run reads, cut from the five splits.
+    """The demonstrations and evaluation sets that are made of the parts of the reviews.
 
     A demonstration is the beginning of a review: ``task.prompt_tokens`` tokens of prompt and exactly
     ``task.response_tokens`` of response, so that length tells a discriminator nothing. Shorter reviews are left out.
     With ``target=both`` the prompt begins with an instruction that names the sentiment (RLGAF, section 3.3).
 
-    - ``demonstrations``: of the wanted sentiment; ``contrast``: of the other one (both of split ``demonstrations``);
+    - ``demonstrations``: of the wanted sentiment; ``contrast``: of the other one (both of part ``demonstrations``);
       for both sentiments: reviews under their own instruction, and under the wrong one
-    - ``held_out``: of the wanted sentiment, of split ``held_out``: the evaluation's prompts and their real answers;
-      ``held_out_labels``: int64, 1 = positive was asked for
     """
 
     def __init__(
@@ -53,7 +51,15 @@ class ImdbTask:
         self._both = task.imdb.target == "both"
         self.demonstrations = self._wanted("demonstrations")[0][: task.max_demonstrations]
         self.contrast = self._unwanted("demonstrations")[: task.max_demonstrations]
-        self.held_out, self.held_out_labels = self._wanted("held_out")
+        self._evaluation = {part: self._wanted(part) for part in EVALUATION_PARTS}
+
+    def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
+        """Prompts and real answers of the wanted sentiment."""
+        return self._evaluation[part][0]
+
+    def asked_positive(self, part: EvaluationPart) -> np.ndarray:
+        """int64, 1 = a positive review was asked for; in the order of ``evaluation``."""
+        return self._evaluation[part][1]
 
     @property
     def checksum(self) -> str:
@@ -65,89 +71,68 @@ class ImdbTask:
         instruction = max(len(ids) for ids in self._instructions)
         return instruction + self._task.prompt_tokens + self._task.response_tokens
 
-    @property
-    def judge_texts(self) -> tuple[list[str], np.ndarray]:
-        """Whole reviews of split ``judge`` and their labels (int64, 1 = positive, whatever the target)."""
-        rows = self._splits.judge
+    def judge_texts(self, part: EvaluationPart) -> tuple[list[str], np.ndarray]:
+        """Whole reviews that train the judge of ``part``, and their labels (int64, 1 = positive, for every target)."""
+        rows = self._splits.judge_test if part == "test" else self._splits.judge_validation
         return [self._reviews.texts[row] for row in rows], self._reviews.labels[rows]
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """The reviews of split ``generator_warmup`` end to end, end-of-text after each, in blocks: int32 [N, block].
+        """The reviews of part ``base`` end to end, end-of-text after each, in blocks: int32 [N, block].
 
-        The tail that fills no block is dropped. For both sentiments every block is a piece of one review under the
-        instruction of its sentiment: supervised fine-tuning on labelled demonstrations.
-        Raises ``ValueError`` where there is no whole block.
+        The tail that fills no block is dropped. Labels play no part: an instruction is learned in SFT.
+        Raises ``ValueError`` where there is no full block.
         """
-        if self._both:
-            return self._instructed_blocks(block_tokens)
-        pieces = [piece for row in self._splits.generator_warmup for piece in (self._tokens[row], [self._end_of_text])]
+        pieces = [piece for row in self._splits.base for piece in (self._tokens[row], [self._end_of_text])]
         stream = np.concatenate(pieces, dtype=np.int32)
         num_blocks = len(stream) // block_tokens
         if num_blocks == 0:
             raise ValueError(
                 f"the generator's warm-up has {len(stream)} tokens, fewer than one block: raise "
-                f"task.imdb.splits.generator_warmup or lower warmup.generator.block_tokens={block_tokens}"
+                f"task.imdb.splits.base or lower warmup.generator.block_tokens={block_tokens}"
             )
         token_ids = stream[: num_blocks * block_tokens].reshape(num_blocks, block_tokens)
         return TextBlocks(token_ids, np.broadcast_to(np.arange(block_tokens) > 0, token_ids.shape))
 
-    def _instructed_blocks(self, block_tokens: int) -> TextBlocks:
-        rows, learned = [], []
-        for row in self._splits.generator_warmup:
-            before = self._instructions[self._reviews.labels[row]]
-            room = block_tokens - len(before)
-            if room <= self._task.prompt_tokens:
-                raise ValueError(
-                    f"warmup.generator.block_tokens={block_tokens} leaves no room for a review beside the "
-                    f"{len(before)} tokens of task.imdb.instruction: raise it"
-                )
-            pieces = self._tokens[row][: len(self._tokens[row]) // room * room].reshape(-1, room)
-            rows += [np.concatenate([before, piece]) for piece in pieces]
-            learned += [np.arange(block_tokens) >= len(before)] * len(pieces)
-        if not rows:
-            raise ValueError(f"no review fills a block: lower warmup.generator.block_tokens={block_tokens}")
-        return TextBlocks(np.stack(rows), np.stack(learned))
-
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Demonstrations and contrast from split ``discriminator_warmup``, and labels (int64, 1 = demonstration).
+        """Reviews of part ``base`` of the wanted and the unwanted sentiment, and labels (int64, 1 = wanted).
 
         For both sentiments they are cut from the whole of each review, not from its beginning alone: that a review and
         its instruction go together takes far more examples to learn than the sentiment of a review.
         """
-        wanted, _ = self._wanted("discriminator_warmup", whole=self._both)
-        unwanted = self._unwanted("discriminator_warmup", whole=self._both)
+        wanted, _ = self._wanted("base", whole=self._both)
+        unwanted = self._unwanted("base", whole=self._both)
         return wanted + unwanted, np.repeat(np.array([1, 0], np.int64), [len(wanted), len(unwanted)])
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
         """The review: prompt and response without the instruction, which would tell a judge what was asked for."""
         return np.concatenate([item.prompt_ids[-self._task.prompt_tokens :], item.response_ids])
 
-    def _wanted(self, split: str, *, whole: bool = False) -> tuple[list[Demonstration], np.ndarray]:
+    def _wanted(self, part: str, *, whole: bool = False) -> tuple[list[Demonstration], np.ndarray]:
         if not self._both:
             label = SENTIMENTS.index(self._task.imdb.target)
-            items = self._demonstrations(split, label, instruction=label)
+            items = self._demonstrations(part, label, instruction=label)
             return items, np.full(len(items), label, np.int64)
-        parts = [self._demonstrations(split, label, instruction=label, whole=whole) for label in (0, 1)]
+        parts = [self._demonstrations(part, label, instruction=label, whole=whole) for label in (0, 1)]
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))
 
-    def _unwanted(self, split: str, *, whole: bool = False) -> list[Demonstration]:
+    def _unwanted(self, part: str, *, whole: bool = False) -> list[Demonstration]:
         if not self._both:
             label = 1 - SENTIMENTS.index(self._task.imdb.target)
-            return self._demonstrations(split, label, instruction=label)
-        parts = [self._demonstrations(split, label, instruction=1 - label, whole=whole) for label in (0, 1)]
+            return self._demonstrations(part, label, instruction=label)
+        parts = [self._demonstrations(part, label, instruction=1 - label, whole=whole) for label in (0, 1)]
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
 
-    def _demonstrations(self, split: str, label: int, *, instruction: int, whole: bool = False) -> list[Demonstration]:
-        rows = getattr(self._splits, split)
+    def _demonstrations(self, part: str, label: int, *, instruction: int, whole: bool = False) -> list[Demonstration]:
+        rows = getattr(self._splits, part)
         num_prompt, num_response = self._task.prompt_tokens, self._task.response_tokens
         windows = self._tokens.windows(
             rows[self._reviews.labels[rows] == label], num_prompt + num_response, whole=whole
         )
         if not len(windows):
             raise ValueError(
-                f"no {SENTIMENTS[label]} review of task.imdb.splits.{split}={len(rows)} has the "
+                f"no {SENTIMENTS[label]} review of the part {part} ({len(rows)} reviews) has the "
                 f"{num_prompt + num_response} tokens that task.prompt_tokens={num_prompt} and "
-                f"task.response_tokens={num_response} ask for: lower these or raise the split"
+                f"task.response_tokens={num_response} ask for: lower these or give more reviews"
             )
         before = self._instructions[instruction]
         return [
@@ -178,7 +163,7 @@ class ImdbSource:
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        return [self.reviews.texts[row] for row in self.splits.generator_warmup]
+        return [self.reviews.texts[row] for row in self.splits.base]
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> ImdbTask:
         """Tokenise the reviews, once: the tokens are kept under ``cache_folder``.

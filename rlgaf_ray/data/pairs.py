@@ -11,13 +11,14 @@ import numpy as np
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
-from rlgaf_ray.data.splits import SPLIT_SEED
-from rlgaf_ray.types import Demonstration, Rollout, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PARTS = ("generator_warmup", "demonstrations", "discriminator_warmup", "held_out")
+# Not run.seed: seeds are compared on the same parts.
+SPLIT_SEED = 20230601
+PARTS = ("base", "demonstrations", *EVALUATION_PARTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,20 @@ class PairSource:
     parts: dict[str, list[Pair]]
 
     @classmethod
-    def split(cls, task: TaskSection, settings: PairSettings, pairs: Sequence[Pair]) -> PairSource:
-        """Raises ``ValueError`` where the groups are too few for the parts."""
-        return cls(task, settings, split_by_group(pairs, settings.shares.model_dump(), max_rows=settings.max_rows))
+    def split(cls, task: TaskSection, settings: PairSettings, pairs: Sequence[Pair], *, base: bool) -> PairSource:
+        """Without ``base`` nothing is kept for a base warm-up: its share goes to the demonstrations.
+
+        Raises ``ValueError`` where the groups are too few for the parts.
+        """
+        shares = settings.shares.model_dump()
+        if not base:
+            shares["demonstrations"] += shares.pop("base")
+        return cls(task, settings, {"base": []} | split_by_group(pairs, shares, max_rows=settings.max_rows))
 
     @property
     def warmup_texts(self) -> Sequence[str]:
         """Each context once: questions share them."""
-        pairs = self.parts["generator_warmup"]
+        pairs = self.parts["base"]
         return [*dict.fromkeys(pair.context for pair in pairs), *(pair.after + pair.response for pair in pairs)]
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
@@ -61,7 +68,7 @@ class PairSource:
         for name in PARTS:
             items = tokenize_pairs(self.parts[name], tokenizer, self.task)
             fitting = [row for row, item in enumerate(items) if item is not None]
-            if not fitting:
+            if items and not fitting:
                 raise ValueError(
                     f"none of the {len(items)} pairs of the part {name} fits "
                     f"task.prompt_tokens={self.task.prompt_tokens} and "
@@ -94,10 +101,16 @@ class PairTask:
         self._pairs = pairs
         self._parts = demonstrations
         self._end_of_text = end_of_text
+        self._base = "base" if demonstrations["base"] else "demonstrations"
         self.demonstrations = demonstrations["demonstrations"][: task.max_demonstrations]
         self.contrast = mismatched(pairs["demonstrations"][: task.max_demonstrations], self.demonstrations)
-        self.held_out = demonstrations["held_out"]
-        self.held_out_pairs = pairs["held_out"]
+
+    def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
+        return self._parts[part]
+
+    def evaluation_pairs(self, part: EvaluationPart) -> list[Pair]:
+        """The same as text, with their contexts and references."""
+        return self._pairs[part]
 
     @property
     def checksum(self) -> str:
@@ -109,8 +122,11 @@ class PairTask:
         return self._task.prompt_tokens + self._task.response_tokens
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """One pair a row, as long as the longest prompt and response; what is learned is ``warmup_loss``'s choice."""
-        items = self._parts["generator_warmup"]
+        """One pair a row, as long as the longest prompt and response; what is learned is ``warmup_loss``'s choice.
+
+        Demonstrations where no part is kept for the base warm-up.
+        """
+        items = self._parts[self._base]
         token_ids = np.full((len(items), self.max_tokens), self._end_of_text, np.int32)
         learned = np.zeros(token_ids.shape, bool)
         for row, item in enumerate(items):
@@ -120,8 +136,9 @@ class PairTask:
         return TextBlocks(token_ids, learned)
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        real = self._parts["discriminator_warmup"]
-        wrong = mismatched(self._pairs["discriminator_warmup"], real)
+        """Pairs of part ``base``, or else the demonstrations, and the same prompts with other responses."""
+        real = self._parts[self._base]
+        wrong = mismatched(self._pairs[self._base], real)
         return real + wrong, np.repeat(np.array([1, 0], np.int64), [len(real), len(wrong)])
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
@@ -165,8 +182,10 @@ def tokenize_pairs(
     """Token ids of each pair, end-of-text after the response; None where response or uncut prompt are too long."""
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
 
+    if not pairs:
+        return []
     texts = list(dict.fromkeys(pair.context for pair in pairs))  # questions share them
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     contexts = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))

@@ -63,9 +63,10 @@ class RowSource:
     task: TaskSection
     settings: RowSettings
     rows: list[tuple[str | Messages, str]]  # prompt, response
+    base: bool  # a part is kept for the base warm-up
 
     @classmethod
-    def load(cls, task: TaskSection) -> RowSource:
+    def load(cls, task: TaskSection, *, base: bool) -> RowSource:
         if task.name == "jsonl":
             assert task.jsonl.path is not None, "the config refuses jsonl without a path"
             settings: RowSettings = task.jsonl
@@ -75,14 +76,17 @@ class RowSource:
             settings = task.hub
             raw = hub_rows(task.hub.dataset, subset=task.hub.subset, split=task.hub.split, key="task.hub.dataset")
         rows = [prompt_and_response(row, settings, number) for number, row in enumerate(raw, start=1)]
-        return cls(task, settings, rows)
+        return cls(task, settings, rows, base)
+
+    @property
+    def texts(self) -> list[str]:
+        """Prompt and response of every row, before a chat template."""
+        return [f"{_plain(prompt)} {response}" for prompt, response in self.rows]
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        pairs = [
-            _pair(prompt if isinstance(prompt, str) else _plain(prompt), response) for prompt, response in self.rows
-        ]
-        return PairSource.split(self.task, self.settings, pairs).warmup_texts
+        pairs = [_pair(_plain(prompt), response) for prompt, response in self.rows]
+        return PairSource.split(self.task, self.settings, pairs, base=self.base).warmup_texts
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
         """Chats through the tokenizer's template; ``ValueError`` where it has none."""
@@ -98,7 +102,7 @@ class RowSource:
             return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
 
         pairs = [_pair(rendered(prompt), response) for prompt, response in self.rows]
-        return PairSource.split(self.task, self.settings, pairs).tokenized(tokenizer, cache_folder)
+        return PairSource.split(self.task, self.settings, pairs, base=self.base).tokenized(tokenizer, cache_folder)
 
 
 def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:
@@ -140,8 +144,8 @@ def _are_messages(value: Any) -> bool:
     )
 
 
-def _plain(messages: Messages) -> str:
-    return "\n".join(message["content"] for message in messages)
+def _plain(prompt: str | Messages) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 def _pair(prompt: str, response: str) -> Pair:

@@ -1,7 +1,13 @@
-"""Five disjoint parts of the reviews, the same in every run."""
+"""Disjoint parts of the reviews: which part a review belongs to follows from its text alone.
+
+Whatever file or seed the reviews come with, a review is in the same part. The built-in base model has read the part
+``base`` of the package's reviews, and nothing that selects a model reads the part ``test``.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,45 +16,72 @@ from rlgaf_ray.config.task import SplitSizes
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.reviews import Reviews
 
-# Not run.seed: seeds are compared on the same splits, and a judge never meets another seed's training data.
-SPLIT_SEED = 20230601
+SHARES = {
+    "base": 0.29,  # the generator's pre-training and the labelled warm-up of the discriminator
+    "demonstrations": 0.22,
+    "judge_validation": 0.12,  # trains the judge that settings are chosen by
+    "judge_test": 0.12,  # trains the judge of the test part
+    "validation": 0.084,
+    "test": 0.166,
+}
+SALT = "rlgaf_ray reviews 2"  # another salt is another split
+OPENING_WORDS = 12
+WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Splits:
-    """Row numbers of the reviews in each part (int64, shuffled)."""
+    """Row numbers of the reviews in each part (int64), ordered by the hash of their texts."""
 
-    generator_warmup: np.ndarray
+    base: np.ndarray
     demonstrations: np.ndarray
-    discriminator_warmup: np.ndarray
-    judge: np.ndarray
-    held_out: np.ndarray
-    checksum: str  # SHA-256 over part, row, label and text of every review used
+    judge_validation: np.ndarray
+    judge_test: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    checksum: str  # SHA-256 over part, label and text of every review used
+
+
+def opening(text: str) -> str:
+    """The first words of a text, without case and punctuation: a review cut or copied with other marks has the same."""
+    words = []
+    for match in WORD.finditer(text.casefold()):
+        words.append(match.group())
+        if len(words) == OPENING_WORDS:
+            break
+    return " ".join(words)
+
+
+def position(text: str) -> float:
+    """A uniform number in [0, 1) that the opening of a text decides."""
+    digest = hashlib.sha256(f"{SALT}|{opening(text)}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def split_reviews(reviews: Reviews, sizes: SplitSizes) -> Splits:
-    """Draw the parts without replacement, each half positive (an odd one has one more negative).
+    """Deal the reviews out to the parts by ``position``; each part uses at most ``sizes`` of them, half positive.
 
-    Raises ``ValueError`` where the reviews of either sentiment are too few for all parts together.
+    Raises ``ValueError`` where a part has no review of a sentiment.
     """
-    requested = dict(sizes)
-    pools = [np.flatnonzero(reviews.labels == label) for label in (0, 1)]
-    num_positive = {name: size // 2 for name, size in requested.items()}
-    asked = [sum(requested.values()) - sum(num_positive.values()), sum(num_positive.values())]
-    if any(ask > len(pool) for ask, pool in zip(asked, pools, strict=True)):
-        keys = ", ".join(f"task.imdb.splits.{name}={size}" for name, size in requested.items())
-        raise ValueError(
-            f"the splits ask for {asked[1]} positive and {asked[0]} negative reviews, "
-            f"but the data has {len(pools[1])} positive and {len(pools[0])} negative: lower some of {keys}"
-        )
-    generator = np.random.Generator(np.random.PCG64(SPLIT_SEED))
-    negative, positive = (generator.permutation(pool) for pool in pools)
+    positions = np.fromiter((position(text) for text in reviews.texts), np.float64, len(reviews.texts))
+    by_position = np.argsort(positions, kind="stable")
+    bounds = np.cumsum([0.0, *SHARES.values()])
+    bounds[-1] = 1.0
     rows: dict[str, np.ndarray] = {}
-    for name, size in requested.items():
-        taken_positive, positive = np.split(positive, [num_positive[name]])
-        taken_negative, negative = np.split(negative, [size - num_positive[name]])
-        rows[name] = generator.permutation(np.concatenate([taken_positive, taken_negative]))
+    for number, name in enumerate(SHARES):
+        first, last = np.searchsorted(positions[by_position], bounds[number : number + 2])
+        members, size = by_position[first:last], getattr(sizes, name)
+        kept = np.ones(len(members), bool)
+        for label, limit in ((0, None if size is None else size - size // 2), (1, None if size is None else size // 2)):
+            of_label = np.flatnonzero(reviews.labels[members] == label)
+            if not len(of_label):
+                raise ValueError(
+                    f"the {len(reviews.texts)} reviews are too few: none of sentiment {label} falls into "
+                    f"the part {name} ({SHARES[name]:.0%} of them, by a hash of the text): give more reviews"
+                )
+            kept[of_label[limit:] if limit is not None else []] = False
+        rows[name] = members[kept]
     checksum = content_hash(
-        f"{name} {row} {reviews.labels[row]} {reviews.texts[row]}" for name, members in rows.items() for row in members
+        f"{name} {reviews.labels[row]} {reviews.texts[row]}" for name, members in rows.items() for row in members
     )
     return Splits(**rows, checksum=checksum)

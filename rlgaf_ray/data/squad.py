@@ -104,14 +104,14 @@ def squad_pairs(questions: Iterable[Question], settings: SquadSettings) -> list[
     return pairs
 
 
-def squad_source(task: TaskSection) -> PairSource:
-    """Read the questions that ``task.squad`` names and split them by article.
+def squad_source(task: TaskSection, *, base: bool) -> PairSource:
+    """Read the questions that ``task.squad`` names and split them by article; ``base`` as in ``PairSource.split``.
 
     Raises ``ValueError``, one sentence with the fix in it, for data that cannot be read or are too few.
     """
     settings = task.squad
     questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)
-    return PairSource.split(task, settings, squad_pairs(questions, settings))
+    return PairSource.split(task, settings, squad_pairs(questions, settings), base=base)
 
 
 def _read_hub(version: str) -> list[Question]:

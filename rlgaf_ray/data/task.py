@@ -12,7 +12,7 @@ from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.imdb import ImdbSource
 from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.squad import squad_source
-from rlgaf_ray.types import Demonstration, Rollout, TextBlocks
+from rlgaf_ray.types import Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +27,9 @@ class Task(Protocol):
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
 
-    held_out: list[Demonstration]
-    """The evaluation's prompts and their real answers."""
+    def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
+        """Prompts to evaluate on and their real answers."""
+        ...
 
     @property
     def checksum(self) -> str:
@@ -45,7 +46,7 @@ class Task(Protocol):
         ...
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Demonstrations and contrast of a part of their own, and labels (int64, 1 = demonstration)."""
+        """Demonstrations and contrast that are not evaluated on, and labels (int64, 1 = demonstration)."""
         ...
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
@@ -64,23 +65,26 @@ class TaskSource(Protocol):
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task: ...
 
 
-def load_source(task: TaskSection) -> TaskSource:
-    """Read and split the data that ``task.name`` names; ``ValueError`` with the fix for what cannot be used."""
+def load_source(task: TaskSection, *, base: bool) -> TaskSource:
+    """Read and split the data that ``task.name`` names; ``ValueError`` with the fix for what cannot be used.
+
+    ``base``: the run trains the base model, so that pairs keep a part for it.
+    """
     match task.name:
         case "imdb":
             return ImdbSource.load(task)
         case "squad":
-            return squad_source(task)
+            return squad_source(task, base=base)
         case "jsonl" | "hub":
-            return RowSource.load(task)
+            return RowSource.load(task, base=base)
 
 
-def evaluation_set(task: Task, num_prompts: int) -> list[Demonstration]:
-    """The first ``num_prompts`` of ``held_out``; ``ValueError`` where it has fewer."""
-    if num_prompts > len(task.held_out):
+def evaluation_set(task: Task, num_prompts: int, part: EvaluationPart = "validation") -> list[Demonstration]:
+    """The first ``num_prompts`` of the part; ``ValueError`` where it has fewer."""
+    items = task.evaluation(part)
+    if num_prompts > len(items):
         raise ValueError(
-            f"evaluation.num_prompts={num_prompts}, but the task has only {len(task.held_out)} held-out "
-            "demonstrations of the right length: give the held-out part more (task.imdb.splits.held_out, "
-            "task.squad.shares.held_out, ...) or lower evaluation.num_prompts"
+            f"evaluation.num_prompts={num_prompts}, but the part {part} has only {len(items)} demonstrations of the "
+            "right length: lower evaluation.num_prompts, or give the part more (task.squad.shares, task.jsonl.shares)"
         )
-    return task.held_out[:num_prompts]
+    return items[:num_prompts]

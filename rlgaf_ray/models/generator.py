@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from rlgaf_ray.config.schema import FROM_SCRATCH
+from rlgaf_ray.models.built_in import FILM_REVIEWS, model_source
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
 from rlgaf_ray.objectives.logprobs import Head, chunked_logprobs, chunked_logprobs_and_kl, log_probabilities
 from rlgaf_ray.types import SequenceBatch
@@ -26,8 +28,6 @@ TINY_GPT2_POSITIONS = 256
 TINY_GPT2_LAYERS = 4
 SEQGAN_LSTM = "seqgan-lstm"
 SEQGAN_LSTM_SIZE = 256
-FROM_SCRATCH = (TINY_GPT2, SEQGAN_LSTM)
-"""Names of models that are made anew, with a tokenizer of the task's own text."""
 FROM_SCRATCH_VOCABULARY = 4096
 
 
@@ -70,15 +70,17 @@ def build_tiny_gpt2(
 
 def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
     """Refuse a path that is not a model folder or holds a pickle alone, before anything expensive starts."""
+    if source == FILM_REVIEWS:
+        model_source(source)
+        return
     looks_like_a_path = source.startswith((".", "/", "~")) or Path(source).exists()
     if source in FROM_SCRATCH or not looks_like_a_path:
         return
     folder = Path(source).expanduser()
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
-        raise ValueError(
-            f"model.generator={source} {what}: give {', '.join(FROM_SCRATCH)}, a Hugging Face model folder or a hub id"
-        )
+        names = ", ".join((FILM_REVIEWS, *FROM_SCRATCH))
+        raise ValueError(f"model.generator={source} {what}: give {names}, a Hugging Face model folder or a hub id")
     if not allow_pickle and not any(folder.glob("*.safetensors")):
         raise ValueError(
             f"model.generator={source} holds no safetensors, and a pickle such as pytorch_model.bin can run code "
@@ -107,7 +109,7 @@ def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
 def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """A model's config.json. Raises ``ValueError`` where there is none, it is damaged, or it wants code to be run."""
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"model.generator={source} cannot be read: {error}") from error
 
@@ -144,7 +146,7 @@ def load_generator(
     With ``allow_pickle`` from pytorch_model.bin where there is no safetensors, read with ``weights_only`` all the same.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        source,
+        model_source(source),
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
         use_safetensors=None if allow_pickle else True,  # None: where they are there

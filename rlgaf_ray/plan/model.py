@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, SEQGAN_LSTM, TINY_GPT2, build_tiny_gpt2
+from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, SEQGAN_LSTM, TINY_GPT2, build_tiny_gpt2, read_config
 from rlgaf_ray.plan.shape import ModelShape
 
 
@@ -22,7 +22,7 @@ def generator_shape(config: Config) -> ModelShape:
             model: PreTrainedModel = build_tiny_gpt2(vocab_size=FROM_SCRATCH_VOCABULARY, end_of_text_id=0, seed=0)
         else:
             trusted = config.model.trust_remote_code
-            described = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+            described = read_config(source, trust_remote_code=trusted)
             model = AutoModelForCausalLM.from_config(described, trust_remote_code=trusted)
     return shape_of(model)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rlgaf_ray.loop.guard import skipped_steps
 from rlgaf_ray.report.console import RESULT_LINES
 from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
-from rlgaf_ray.report.quality import FILE, Comparison
+from rlgaf_ray.report.quality import FILES, Comparison
 from rlgaf_ray.report.runs import Run
 
 
@@ -33,8 +33,10 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
             for suffix in (".png", ".svg"):
                 save(figure, folder / "figures" / f"{curve.name}{suffix}")
     for run in runs:
-        if (run.folder / FILE).is_file():  # written by rlgaf evaluate
-            figures.append(("Quality against diversity", svg(Comparison.load(run.folder).figure())))
+        for part, file in FILES.items():
+            if (run.folder / file).is_file():  # written by rlgaf evaluate
+                picture = svg(Comparison.load(run.folder, part).figure())
+                figures.append((f"Quality against diversity, {part} prompts", picture))
     path = folder / "report.html"
     render(
         "page.html.j2",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rlgaf_ray.config import uri
 from rlgaf_ray.data.mirror import Mirror
-from rlgaf_ray.data.storage import Remote, StorageRefused
+from rlgaf_ray.data.storage import Place, Remote, StorageRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class Opened:
     """Local folders of the runs, and the one to write into; what is written there goes on to the storage it is of."""
 
     folders: list[Path]
+    places: list[Place]  # where they are kept
     target: Path
     remote: Remote | None  # what the target stands for
 
@@ -40,16 +41,17 @@ def opened(folders: Sequence[str], out: str | None, *, subfolders: Sequence[str]
     with tempfile.TemporaryDirectory(prefix="rlgaf-") as temporary:
         local = [_fetch(folder, Path(temporary) / str(n), subfolders) for n, folder in enumerate(folders)]
         place = folders[0] if out is None else out
+        kept: list[Place] = [Remote(each) if uri.is_remote(each) else _here(each) for each in folders]
         if not uri.is_remote(place):
             target = local[0] if out is None else _here(place)
-            yield Opened(local, target, None)
+            yield Opened(local, kept, target, None)
             return
         target = local[0] if out is None else Path(temporary) / "out"
         target.mkdir(exist_ok=True)
         remote = Remote(place)
         mirror = Mirror(target, remote)
         mirror.keep_what_is_there()
-        yield Opened(local, target, remote)
+        yield Opened(local, kept, target, remote)
         mirror.flush()
 
 

@@ -12,9 +12,12 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from rlgaf_ray.report.figures import QualityCurve, QualityPoint, quality_diversity
-from rlgaf_ray.types import Metrics
+from rlgaf_ray.types import EvaluationPart, Metrics
 
-FILE = "quality_diversity.json"
+FILES: dict[EvaluationPart, str] = {
+    "validation": "quality_diversity.json",
+    "test": "quality_diversity_test.json",
+}
 QUALITIES = {"eval/judge_share": "judged as wanted", "eval/f1": "F1, %"}
 COLUMNS = [  # head, metric, format
     ("gap closed", "eval/gap_closed", "{:.1%}"),
@@ -44,6 +47,7 @@ class Comparison:
     rows: list[Evaluated]
     adversarial: list[str]
     real: QualityPoint | None = None
+    part: EvaluationPart = "validation"
 
     @property
     def quality(self) -> str:
@@ -51,13 +55,13 @@ class Comparison:
         return next(name for name in QUALITIES if name in self.rows[0].metrics)
 
     def save(self, folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1))
+        (folder / FILES[self.part]).write_text(json.dumps(asdict(self), indent=1))
 
     @classmethod
-    def load(cls, folder: Path) -> Comparison:
-        tree = json.loads((folder / FILE).read_text())
+    def load(cls, folder: Path, part: EvaluationPart = "validation") -> Comparison:
+        tree = json.loads((folder / FILES[part]).read_text())
         real = None if tree["real"] is None else QualityPoint(**tree["real"])
-        return cls([Evaluated(**row) for row in tree["rows"]], tree["adversarial"], real)
+        return cls([Evaluated(**row) for row in tree["rows"]], tree["adversarial"], real, tree["part"])
 
     def figure(self) -> Figure:
         curves = [
@@ -85,8 +89,8 @@ class Comparison:
         ]
 
 
-def table(rows: Sequence[Evaluated]) -> Table:
-    shown = Table(title="held-out prompts, one sample each")
+def table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
+    shown = Table(title=f"{part} prompts, one sample each")
     shown.add_column("model")
     columns = [column for column in COLUMNS if column[1] in rows[0].metrics]
     judged = "eval/judge_share" in rows[0].metrics

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup
+from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.objectives.logprobs import token_logprobs
@@ -58,7 +58,7 @@ class Worker:
 def warm_up_generator(
     model: nn.Module,
     blocks: TextBlocks,
-    settings: GeneratorWarmup,
+    settings: GeneratorWarmup | SftWarmup,
     *,
     precision: Precision,
     seed: int,
@@ -111,13 +111,14 @@ def _train(
     model: nn.Module,
     loss_of_batch: Callable[[np.ndarray], Tensor],
     stream: PromptStream,
-    settings: GeneratorWarmup | DiscriminatorWarmup,
+    settings: GeneratorWarmup | SftWarmup | DiscriminatorWarmup,
     precision: Precision,
     checkpoint_every: int,
     worker: Worker,
     *,
     tokens_per_row: int,
 ) -> None:
+    assert settings.steps is not None, "the config decides the steps"
     dtype = resolve_precision(precision, worker.device)
     optimizer = build_optimizer(
         model.parameters(), learning_rate=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay

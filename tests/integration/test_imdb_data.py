@@ -17,6 +17,7 @@ from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import degenerate_share, two_sample_accuracy, whole_texts
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
+from rlgaf_ray.types import EVALUATION_PARTS
 
 TASK = TaskSection()
 
@@ -50,10 +51,10 @@ def test_the_reviews_that_remain(source: ImdbSource) -> None:
 
 
 def test_the_splits_of_the_package_never_change(source: ImdbSource) -> None:
-    assert source.splits.checksum == "9607417308aca3855de29797f2bc4183386a4ff63149b22888a16941c0fc47d4"
+    assert source.splits.checksum == "970b1f9ffb345bf7ed3176ecdf7629da49d1019e8e18a4dee8e6bb6b3e4df19f"
 
 
-def test_two_thousand_held_out_prompts_of_either_sentiment(
+def test_two_thousand_test_prompts_of_either_sentiment(
     task: ImdbTask, source: ImdbSource, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
 ) -> None:
     tasks = [task]
@@ -61,28 +62,29 @@ def test_two_thousand_held_out_prompts_of_either_sentiment(
         settings = TaskSection(imdb=ImdbSettings(target=target))
         tasks.append(ImdbSource(settings, source.reviews, source.splits).tokenized(tokenizer, cache_folder))
     for one in tasks:
-        assert len(evaluation_set(one, 2000)) == 2000
-        assert {len(item.response_ids) for item in one.held_out} == {28}
+        assert len(evaluation_set(one, 1000, "validation")) == 1000
+        assert len(evaluation_set(one, 2000, "test")) == 2000
+        assert {len(item.response_ids) for part in EVALUATION_PARTS for item in one.evaluation(part)} == {28}
     assert len(list(cache_folder.glob("tokens-*.parquet"))) == 1
 
 
 def test_the_warmup_has_enough_text(task: ImdbTask) -> None:
     blocks = task.warmup_blocks(128)
     assert blocks.token_ids.size > 2_000_000
-    assert int((blocks.token_ids == 0).sum()) == pytest.approx(TASK.imdb.splits.generator_warmup, abs=2)
+    assert int((blocks.token_ids == 0).sum()) == pytest.approx(7250, abs=2)
 
 
 def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
     task: ImdbTask, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
 ) -> None:
-    judge = prepare_judge(*task.judge_texts, cache_folder)
+    judge = prepare_judge(*task.judge_texts("test"), cache_folder)
     assert judge.accuracy > 0.85
     assert judge.accuracy_window > 0.70
-    real = whole_texts(evaluation_set(task, 2000), tokenizer)
+    real = whole_texts(evaluation_set(task, 2000, "test"), tokenizer)
     assert (judge.scores(real) > 0).mean() == pytest.approx(0.755, abs=0.03)
     assert (judge.scores(whole_texts(task.contrast, tokenizer)) > 0).mean() < 0.4
     other = task.demonstrations[:2000]
-    metrics = Evaluator(SentimentMeasure(judge, real, task.held_out_labels[:2000]), real)(
+    metrics = Evaluator(SentimentMeasure(judge, real, task.asked_positive("test")[:2000]), real)(
         [item.response_ids for item in other], whole_texts(other, tokenizer), sample_nll=4.9, real_nll=4.9
     )
     # Both are real: three binomial standard errors around chance.
@@ -90,4 +92,4 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
     shuffled = [" ".join(np.random.default_rng(0).permutation(text.split())) for text in real]
     assert two_sample_accuracy(real, shuffled) > 0.8
     assert metrics["eval/judge_share"] == pytest.approx(metrics["eval/judge_share_real"], abs=0.04)
-    assert degenerate_share([item.response_ids for item in task.held_out]) < 0.002
+    assert degenerate_share([item.response_ids for item in task.evaluation("test")]) < 0.002

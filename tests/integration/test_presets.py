@@ -36,8 +36,8 @@ SHORT = [
 ]
 IMDB = [
     "task.response_tokens=12",
-    "task.imdb.splits={generator_warmup: 400, demonstrations: 600, discriminator_warmup: 100, judge: 300, "
-    "held_out: 120}",
+    "task.imdb.splits={base: 400, demonstrations: 600, judge_validation: 300, judge_test: 300, validation: 120, "
+    "test: 120}",
 ]
 ANSWERS = ["task.squad.source=path", f"task.squad.path={SQUAD}", "task.squad.max_rows=8000"]
 
@@ -67,7 +67,7 @@ def test_demonstrations_of_ones_own_run(ray_cluster, cache: Path, tmp_path: Path
     path = tmp_path / "sums.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     task = ["task.name=jsonl", f"task.jsonl.path={path}", "task.prompt_tokens=16", "task.response_tokens=6"]
-    metrics = two_iterations(load_config(None, [*SHORT, *task]), cache, tmp_path)
+    metrics = two_iterations(load_config(None, [*SHORT, *task, "model.generator=tiny-gpt2"]), cache, tmp_path)
     assert 0 <= metrics["eval/f1"] <= 100
     assert "eval/in_context_share" not in metrics
 

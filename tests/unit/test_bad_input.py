@@ -21,6 +21,7 @@ from rlgaf_ray.config.load import _keys
 from rlgaf_ray.config.task import RowSettings, SquadSettings, TaskSection
 from rlgaf_ray.data.reviews import _read_path
 from rlgaf_ray.data.rows import prompt_and_response, read_jsonl
+from rlgaf_ray.data.splits import SHARES
 from rlgaf_ray.data.squad import load_squad, squad_pairs
 from rlgaf_ray.data.task import load_source
 from rlgaf_ray.loop.checkpoint import Checkpoints
@@ -109,15 +110,13 @@ def read(path: Path) -> None:
     """The file through its loader."""
     match path.name.partition(".")[0]:
         case "reviews":
-            imdb = {"source": "path", "path": str(path), "splits": dict.fromkeys(SPLITS, 2)}
-            load_source(TaskSection.model_validate({"imdb": imdb}))
+            imdb = {"source": "path", "path": str(path), "splits": dict.fromkeys(SHARES, 2)}
+            load_source(TaskSection.model_validate({"imdb": imdb}), base=True)
         case "pairs":
-            load_source(TaskSection.model_validate({"name": "jsonl", "jsonl": {"path": str(path)}}))
+            load_source(TaskSection.model_validate({"name": "jsonl", "jsonl": {"path": str(path)}}), base=True)
         case _:
-            load_source(TaskSection.model_validate({"name": "squad", "squad": {"source": "path", "path": str(path)}}))
-
-
-SPLITS = ("generator_warmup", "demonstrations", "discriminator_warmup", "judge", "held_out")
+            squad = {"name": "squad", "squad": {"source": "path", "path": str(path)}}
+            load_source(TaskSection.model_validate(squad), base=True)
 
 
 def test_the_whole_files_are_read(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def write(tmp_path: Path):
         ("samples_per_prompt=8", "unknown key samples_per_prompt; did you mean rollout.samples_per_prompt?"),
         (
             "generator.batch_size=8",
-            "unknown key generator.batch_size; did you mean warmup.generator.batch_size or "
+            "unknown key generator.batch_size; did you mean warmup.generator.batch_size or warmup.sft.batch_size or "
             "warmup.discriminator.batch_size or rollout.batch_size or discriminator.batch_size?",
         ),
         ("run.colour=red", "unknown key run.colour; run has name, root, storage_timeout_seconds, seed, iterations"),
@@ -65,8 +65,8 @@ def write(tmp_path: Path):
         ("generator.learning_rate=fast", "generator.learning_rate=fast: must be a valid number"),
         ("model.trust_remote_code=1", "model.trust_remote_code=1: must be a valid boolean"),
         ("run=3", "run=3: must be a section with name, root, storage_timeout_seconds, seed, iterations"),
-        ("task.imdb.splits=[1]", "task.imdb.splits=[1]: must be a section with generator_warmup, demonstrations, "
-         "discriminator_warmup, judge, held_out"),
+        ("task.imdb.splits=[1]", "task.imdb.splits=[1]: must be a section with base, demonstrations, "
+         "judge_validation, judge_test, validation, test"),
         # out of range
         ("run.seed=-1", "run.seed=-1: must be greater than or equal to 0"),
         ("run.seed=4294967296", "run.seed=4294967296: must be less than 4294967296"),

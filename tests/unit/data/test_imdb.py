@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from rlgaf_ray.config.task import ImdbSettings, SplitSizes, TaskSection
 from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
 from rlgaf_ray.data.task import evaluation_set
-from rlgaf_ray.types import Demonstration
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart
 
-SIZES = SplitSizes(generator_warmup=30, demonstrations=30, discriminator_warmup=20, judge=10, held_out=30)
+SIZES = SplitSizes(base=30, demonstrations=30, judge_validation=10, judge_test=12, validation=30)
 
 
 class Case:
@@ -59,7 +59,8 @@ def test_demonstrations_are_exact_cuts_of_the_wanted_kind(case: Case, target: st
     for items, split, label in (
         (task.demonstrations, "demonstrations", wanted),
         (task.contrast, "demonstrations", 1 - wanted),
-        (task.held_out, "held_out", wanted),
+        (task.evaluation("validation"), "validation", wanted),
+        (task.evaluation("test"), "test", wanted),
     ):
         assert [[*item.prompt_ids, *item.response_ids] for item in items] == case.beginnings(split, label)
         assert {(len(item.prompt_ids), len(item.response_ids), item.response_ids.dtype) for item in items} == {
@@ -81,32 +82,24 @@ def test_both_sentiments_are_asked_for_in_the_prompt(case: Case, tokenizer: PreT
             found.append((label, task.evaluated_ids(item).tolist()))
         return sorted(found)
 
-    for split, items in (("demonstrations", task.demonstrations), ("held_out", task.held_out)):
+    for split, items in (("demonstrations", task.demonstrations), ("test", task.evaluation("test"))):
         assert reviews(items) == sorted((label, ids) for label in (0, 1) for ids in case.beginnings(split, label))
     wrong = sorted((1 - label, ids) for label in (0, 1) for ids in case.beginnings("demonstrations", label))
     assert reviews(task.contrast) == wrong
-    labels = [asked.index(item.prompt_ids[:-2].tolist()) for item in task.held_out]
-    assert task.held_out_labels.tolist() == labels
+    labels = [asked.index(item.prompt_ids[:-2].tolist()) for item in task.evaluation("test")]
+    assert task.asked_positive("test").tolist() == labels
     assert set(labels[: len(labels) // 2]) == {0, 1}, "any first part has both"
-    blocks = task.warmup_blocks(24)
-    for token_ids, learned in zip(blocks.token_ids.tolist(), blocks.learned.tolist(), strict=True):
-        label = [token_ids[: len(ids)] == ids for ids in asked].index(True)
-        assert learned == [False] * len(asked[label]) + [True] * (24 - len(asked[label]))
-        piece = tokenizer.decode(token_ids[len(asked[label]) :])
-        own = [case.reviews.texts[row] for row in case.splits.generator_warmup if case.reviews.labels[row] == label]
-        assert any(piece in text for text in own)
-    with pytest.raises(ValueError, match=r"warmup\.generator\.block_tokens=16 leaves no room for a review"):
-        task.warmup_blocks(16)
+    assert task.warmup_blocks(24).token_ids.tolist() == case.task().warmup_blocks(24).token_ids.tolist()
     items, matches = task.discriminator_warmup()
     assert matches.sum() * 2 == len(matches) == len(items)
-    rows = case.splits.discriminator_warmup
+    rows = case.splits.base
     lengths = [len(tokenizer.encode(case.reviews.texts[row], add_special_tokens=False)) for row in rows]
     assert len(items) == 2 * sum(length // 8 for length in lengths) > 2 * sum(length >= 8 for length in lengths)
 
 
 def test_the_evaluation_reads_prompt_and_response(case: Case) -> None:
     task = case.task()
-    item = task.held_out[0]
+    item = task.evaluation("validation")[0]
     assert task.evaluated_ids(item).tolist() == [*item.prompt_ids, *item.response_ids]
     assert task.max_tokens == 8
 
@@ -116,7 +109,7 @@ def test_fewer_demonstrations_are_the_first_ones(case: Case) -> None:
     for name in ("demonstrations", "contrast"):
         ids = [[item.response_ids.tolist() for item in getattr(task, name)] for task in (whole, few)]
         assert ids[1] == ids[0][:3] != ids[0]
-    assert len(few.held_out) == len(whole.held_out)
+    assert len(few.evaluation("test")) == len(whole.evaluation("test"))
 
 
 def test_discriminator_warmup_labels_the_wanted_kind_one(case: Case) -> None:
@@ -125,13 +118,13 @@ def test_discriminator_warmup_labels_the_wanted_kind_one(case: Case) -> None:
     found = [[*item.prompt_ids, *item.response_ids] for item in items]
     for label, sentiment in ((1, 0), (0, 1)):
         chosen = [ids for ids, value in zip(found, labels, strict=True) if value == label]
-        assert chosen == case.beginnings("discriminator_warmup", sentiment)
+        assert chosen == case.beginnings("base", sentiment)
 
 
 def test_warmup_blocks_are_whole_reviews_end_to_end(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
     blocks = case.task().warmup_blocks(16)
     assert blocks.token_ids.dtype == np.int32
-    text = "<|endoftext|>".join(case.reviews.texts[row] for row in case.splits.generator_warmup) + "<|endoftext|>"
+    text = "<|endoftext|>".join(case.reviews.texts[row] for row in case.splits.base) + "<|endoftext|>"
     expected = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert blocks.token_ids.shape == (len(expected) // 16, 16)
     assert blocks.token_ids.ravel().tolist() == expected[: blocks.token_ids.size]
@@ -139,11 +132,13 @@ def test_warmup_blocks_are_whole_reviews_end_to_end(case: Case, tokenizer: PreTr
     assert not blocks.learned[:, 0].any()
 
 
-def test_judge_reads_its_own_split_with_sentiment_labels(case: Case) -> None:
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_each_evaluation_part_has_a_judge_of_its_own(case: Case, part: EvaluationPart) -> None:
+    rows = case.splits.judge_test if part == "test" else case.splits.judge_validation
     for target in ("positive", "negative"):
-        texts, labels = case.task(target=target).judge_texts
-        assert texts == [case.reviews.texts[row] for row in case.splits.judge]
-        assert labels.tolist() == [case.reviews.labels[row] for row in case.splits.judge]
+        texts, labels = case.task(target=target).judge_texts(part)
+        assert texts == [case.reviews.texts[row] for row in rows]
+        assert labels.tolist() == [case.reviews.labels[row] for row in rows]
 
 
 def test_checksum_is_that_of_the_splits(case: Case) -> None:
@@ -153,15 +148,17 @@ def test_checksum_is_that_of_the_splits(case: Case) -> None:
 
 def test_evaluation_set_refuses_more_prompts_than_there_are(case: Case) -> None:
     task = case.task()
-    count = len(task.held_out)
-    assert evaluation_set(task, count - 1) == task.held_out[:-1]
-    with pytest.raises(ValueError, match=rf"evaluation\.num_prompts={count + 1}, but the task has only {count} held-"):
-        evaluation_set(task, count + 1)
+    for part in EVALUATION_PARTS:
+        items = task.evaluation(part)
+        count = len(items)
+        assert evaluation_set(task, count - 1, part) == items[:-1]
+        with pytest.raises(ValueError, match=rf"num_prompts={count + 1}, but the part {part} has only {count} "):
+            evaluation_set(task, count + 1, part)
 
 
 def test_settings_that_leave_nothing_say_which(case: Case) -> None:
     message = (
-        r"no positive review of task\.imdb\.splits\.demonstrations=30 has the 502 tokens .*task\.response_tokens=500"
+        r"no positive review of the part demonstrations \(30 reviews\) has the 502 tokens .*task\.response_tokens=500"
     )
     with pytest.raises(ValueError, match=message):
         case.task(response_tokens=500)

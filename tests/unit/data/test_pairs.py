@@ -36,16 +36,14 @@ def test_a_cut_keeps_the_span(span: tuple[int, int] | None, max_tokens: int, exp
 
 def test_parts_are_dealt_by_whole_groups() -> None:
     pairs = [pair(number, f"group {number // 4}") for number in range(200)]
-    shares = {"train": 3.0, "judge": 1.0, "held_out": 1.0}
+    shares = {"train": 3.0, "judge": 1.0, "test": 1.0}
     parts = split_by_group(pairs, shares)
     assert [len(part) for part in parts.values()] == [120, 40, 40]
     groups = [{item.group for item in part} for part in parts.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 50
     assert split_by_group(pairs, shares) == parts
     assert [len(part) for part in split_by_group(pairs, shares, max_rows=100).values()] == [60, 20, 20]
-    with pytest.raises(
-        ValueError, match="1 articles or prompts are too few for the parts train, judge, held_out: none"
-    ):
+    with pytest.raises(ValueError, match="1 articles or prompts are too few for the parts train, judge, test: none"):
         split_by_group(pairs[:4], shares)
 
 
@@ -61,7 +59,7 @@ def test_contrast_is_the_answer_to_another_prompt_of_the_group() -> None:
 def source() -> PairSource:
     settings = PairSettings()
     task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
-    return PairSource.split(task, settings, [pair(number) for number in range(40)])
+    return PairSource.split(task, settings, [pair(number) for number in range(40)], base=True)
 
 
 def test_prompts_and_responses_as_tokens(
@@ -74,9 +72,10 @@ def test_prompts_and_responses_as_tokens(
         assert tokenizer.decode(item.response_ids.tolist()) == text.response + tokenizer.eos_token
         assert task.evaluated_ids(item) is item.response_ids
     assert task.max_tokens == 60
-    assert task.held_out_pairs == source.parts["held_out"]
+    assert task.evaluation_pairs("test") == source.parts["test"]
+    assert len(task.evaluation("validation")) == len(source.parts["validation"])
     items, labels = task.discriminator_warmup()
-    assert len(items) == 2 * labels.sum() == 2 * len(source.parts["discriminator_warmup"])
+    assert len(items) == 2 * labels.sum() == 2 * len(source.parts["base"])
 
 
 @pytest.mark.parametrize("loss", ["response", "all"])
@@ -85,8 +84,8 @@ def test_warmup_learns_responses_or_all_text(
 ) -> None:
     source.settings.warmup_loss = loss
     blocks = source.tokenized(tokenizer, tmp_path).warmup_blocks(7)
-    assert blocks.token_ids.shape == blocks.learned.shape == (len(source.parts["generator_warmup"]), 60)
-    for row, text in enumerate(source.parts["generator_warmup"]):
+    assert blocks.token_ids.shape == blocks.learned.shape == (len(source.parts["base"]), 60)
+    for row, text in enumerate(source.parts["base"]):
         learned = tokenizer.decode(blocks.token_ids[row, blocks.learned[row]].tolist())
         whole = text.response + tokenizer.eos_token
         assert learned == whole if loss == "response" else learned.endswith(whole)
@@ -98,15 +97,31 @@ def test_what_does_not_fit_is_left_out_and_contexts_are_cut(tokenizer: PreTraine
     texts = [pair(number, context="a long story " * 30) for number in range(40)]
     texts[3:6] = [pair(number, response=" far too long an answer" * 20) for number in range(3, 6)]
     task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
-    tokenized = PairSource.split(task, PairSettings(), texts).tokenized(tokenizer, tmp_path)
+    tokenized = PairSource.split(task, PairSettings(), texts, base=True).tokenized(tokenizer, tmp_path)
     items = [item for name in PARTS for item in tokenized._parts[name]]
     assert len(items) == 37
     assert {len(item.prompt_ids) for item in items} == {40}
     assert all(tokenizer.decode(item.prompt_ids.tolist()).endswith("?") for item in items)
     with pytest.raises(ValueError, match=r"none of the .* pairs of the part .* fits task\.prompt_tokens=2 and task"):
-        PairSource.split(task.model_copy(update={"prompt_tokens": 2}), PairSettings(), texts).tokenized(
+        PairSource.split(task.model_copy(update={"prompt_tokens": 2}), PairSettings(), texts, base=True).tokenized(
             tokenizer, tmp_path
         )
+
+
+def test_without_a_base_warmup_its_rows_are_demonstrations(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
+    source = PairSource.split(task, PairSettings(), [pair(number) for number in range(40)], base=False)
+    assert {name: len(part) for name, part in source.parts.items()} == {
+        "base": 0,
+        "demonstrations": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    made = source.tokenized(tokenizer, tmp_path)
+    assert len(made.demonstrations) == 32
+    items, labels = made.discriminator_warmup()
+    assert len(items) == 2 * labels.sum() == 64
+    assert len(made.warmup_blocks(1)) == 32
 
 
 def test_the_same_data_have_the_same_checksum(
@@ -115,5 +130,5 @@ def test_the_same_data_have_the_same_checksum(
     first = source.tokenized(tokenizer, tmp_path).checksum
     assert len(first) == 64
     assert source.tokenized(tokenizer, tmp_path).checksum == first
-    source.parts["held_out"][0] = pair(99)
+    source.parts["test"][0] = pair(99)
     assert source.tokenized(tokenizer, tmp_path).checksum != first

@@ -25,7 +25,7 @@ def jsonl(folder: Path, rows: list[dict]) -> TaskSection:
 
 def test_plain_prompts_and_responses(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {number}?", "response": f" answer {number}"} for number in range(30)]
-    task = RowSource.load(jsonl(tmp_path, rows)).tokenized(tokenizer, tmp_path)
+    task = RowSource.load(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
     texts = {tokenizer.decode([*item.prompt_ids, *item.response_ids]) for item in task.demonstrations}
     assert texts <= {f"Question {number}? answer {number}{tokenizer.eos_token}" for number in range(30)}
     assert len(texts) == 10
@@ -41,13 +41,13 @@ def test_chats_go_through_the_tokenizers_template(
             return {"prompt": [asked], "response": answer}
         return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
-    source = RowSource.load(jsonl(tmp_path, [row(number) for number in range(30)]))
+    source = RowSource.load(jsonl(tmp_path, [row(number) for number in range(30)]), base=True)
     with pytest.raises(ValueError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
         source.tokenized(tokenizer, tmp_path)
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     chat.chat_template = TEMPLATE
     task = source.tokenized(chat, tmp_path)
-    for item, pair in zip(task.held_out, task.held_out_pairs, strict=True):
+    for item, pair in zip(task.evaluation("test"), task.evaluation_pairs("test"), strict=True):
         number = pair.references[0].split()[1]
         assert chat.decode(item.prompt_ids.tolist()) == f"[user] Question {number}?\n[assistant] "
         assert chat.decode(item.response_ids.tolist()) == f"answer {number}{chat.eos_token}"

@@ -7,73 +7,80 @@ import pytest
 
 from rlgaf_ray.config.task import SplitSizes
 from rlgaf_ray.data.reviews import Reviews
-from rlgaf_ray.data.splits import Splits, split_reviews
+from rlgaf_ray.data.splits import SHARES, Splits, opening, position, split_reviews
 
-SIZES = SplitSizes(generator_warmup=20, demonstrations=10, discriminator_warmup=6, judge=8, held_out=7)
+ALL = SplitSizes()
 
 
-def make_reviews(num_positive: int = 40, num_negative: int = 30) -> Reviews:
+def make_reviews(num_positive: int = 400, num_negative: int = 300) -> Reviews:
     labels = np.repeat([0, 1], [num_negative, num_positive])
     return Reviews([f"review {row}" for row in range(len(labels))], labels)
 
 
 def parts(splits: Splits) -> dict[str, np.ndarray]:
-    return {name: getattr(splits, name) for name in SplitSizes.model_fields}
+    return {name: getattr(splits, name) for name in SHARES}
 
 
-def test_parts_are_disjoint_and_half_positive() -> None:
+def test_every_review_is_in_one_part_and_parts_have_their_share() -> None:
+    rows = parts(split_reviews(make_reviews(7000, 7000), ALL))
+    assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(14_000))
+    for name, members in rows.items():
+        deviation = np.sqrt(14_000 * SHARES[name] * (1 - SHARES[name]))
+        assert abs(len(members) - 14_000 * SHARES[name]) < 4 * deviation, name
+    assert sum(SHARES.values()) == pytest.approx(1.0)
+    assert dict(ALL).keys() == SHARES.keys()
+
+
+def test_the_part_of_a_review_follows_from_its_text_whatever_stands_beside_it() -> None:
     reviews = make_reviews()
-    rows = parts(split_reviews(reviews, SIZES))
-    assert {name: len(members) for name, members in rows.items()} == dict(SIZES)
-    everything = np.concatenate(list(rows.values()))
-    assert len(np.unique(everything)) == 51
-    assert {name: int(reviews.labels[members].sum()) for name, members in rows.items()} == {
-        "generator_warmup": 10,
-        "demonstrations": 5,
-        "discriminator_warmup": 3,
-        "judge": 4,
-        "held_out": 3,
+    part_of = {
+        reviews.texts[row]: name for name, members in parts(split_reviews(reviews, ALL)).items() for row in members
     }
+    order = np.random.default_rng(0).permutation(700)[:500]
+    fewer = Reviews([reviews.texts[row] for row in order], reviews.labels[order])
+    for name, members in parts(split_reviews(fewer, ALL)).items():
+        assert {part_of[fewer.texts[row]] for row in members} == {name}
 
 
-def test_the_same_reviews_give_the_same_parts_whatever_numpys_global_seed() -> None:
-    np.random.seed(1)
-    first = split_reviews(make_reviews(), SIZES)
-    np.random.seed(2)
-    second = split_reviews(make_reviews(), SIZES)
-    assert first.checksum == second.checksum
-    for name, members in parts(first).items():
-        np.testing.assert_array_equal(members, getattr(second, name))
+def test_marks_case_and_a_cut_leave_a_review_in_its_part() -> None:
+    text = "This movie, which I saw in 1999 - twice - isn't a masterpiece (but it comes close)."
+    words = "this movie which i saw in 1999 twice isn t a masterpiece"
+    assert opening(text) == opening(text.upper()) == opening(words + " and more") == words
+    assert position(text) == position(words) != position("That " + text)
+    assert 0 <= position(text) < 1
 
 
-def test_the_checksum_sees_one_changed_letter_one_changed_label_and_one_moved_review() -> None:
+def test_a_size_keeps_the_first_reviews_of_a_part_half_of_them_positive() -> None:
     reviews = make_reviews()
-    splits = split_reviews(reviews, SIZES)
-    row = int(splits.judge[0])
+    whole, few = split_reviews(reviews, ALL), split_reviews(reviews, SplitSizes(base=7, test=4))
+    assert len(few.base) == 7
+    assert int(reviews.labels[few.base].sum()) == 3
+    positive = [row for row in whole.base if reviews.labels[row] == 1]
+    assert [row for row in few.base if reviews.labels[row] == 1] == positive[:3]
+    assert len(few.test) == 4
+    np.testing.assert_array_equal(few.demonstrations, whole.demonstrations)
+
+
+def test_the_checksum_sees_one_changed_letter_changed_labels_and_another_size() -> None:
+    reviews = make_reviews()
+    splits = split_reviews(reviews, ALL)
+    row = int(splits.judge_test[0])
     texts = list(reviews.texts)
     texts[row] += "!"
-    labels = reviews.labels.copy()
-    labels[[row, int(splits.judge[np.flatnonzero(labels[splits.judge] != labels[row])[0]])]] = [1, 0]
     checksums = {
         splits.checksum,
-        split_reviews(Reviews(texts, reviews.labels), SIZES).checksum,
-        split_reviews(dataclasses.replace(reviews, labels=1 - labels), SIZES).checksum,
-        split_reviews(reviews, SIZES.model_copy(update={"judge": 6})).checksum,
+        split_reviews(Reviews(texts, reviews.labels), ALL).checksum,
+        split_reviews(dataclasses.replace(reviews, labels=1 - reviews.labels), ALL).checksum,
+        split_reviews(reviews, SplitSizes(judge_test=6)).checksum,
     }
     assert len(checksums) == 4
+    order = np.random.default_rng(1).permutation(700)
+    moved = Reviews([reviews.texts[row] for row in order], reviews.labels[order])
+    assert split_reviews(moved, ALL).checksum == splits.checksum
 
 
-def test_too_few_rows_says_what_was_asked_what_is_there_and_which_keys_to_lower() -> None:
-    message = (
-        r"ask for 25 positive and 26 negative reviews, but the data has 40 positive and 25 negative: lower some of "
-        r"task\.imdb\.splits\.generator_warmup=20, task\.imdb\.splits\.demonstrations=10, .*"
-        r"task\.imdb\.splits\.held_out=7"
-    )
-    with pytest.raises(ValueError, match=message):
-        split_reviews(make_reviews(num_negative=25), SIZES)
-    assert len(split_reviews(make_reviews(num_positive=25, num_negative=26), SIZES).judge) == 8
-
-
-def test_the_default_parts_fit_the_reviews_that_remain_without_duplicates() -> None:
-    splits = split_reviews(make_reviews(num_positive=12_471, num_negative=12_431), SplitSizes())
-    assert len(splits.held_out) // 2 >= 2000
+def test_too_few_reviews_name_the_part_that_has_none() -> None:
+    with pytest.raises(
+        ValueError, match=r"the 3 reviews are too few: none of sentiment \d falls into the part \w+ \(\d+% of them"
+    ):
+        split_reviews(make_reviews(2, 1), ALL)

@@ -66,11 +66,11 @@ def test_parts_share_no_article(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(squad(*(f"T{index}" for index in range(50)))))
     task = TaskSection(name="squad", squad=SquadSettings(source="path", path=str(path)))
-    source = squad_source(task)
+    source = squad_source(task, base=True)
     assert {name: len(part) for name, part in source.parts.items()} == dict(zip(PARTS, (92, 68, 20, 20), strict=True))
     groups = [{pair.group for pair in part} for part in source.parts.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 50
-    assert squad_source(task).parts == source.parts
+    assert squad_source(task, base=True).parts == source.parts
 
 
 def test_prompts_with_and_without_context() -> None:

@@ -28,10 +28,11 @@ LLAMA = LlamaConfig(
 )  # fmt: skip
 
 
-def test_the_shape_of_the_built_in_model() -> None:
+def test_the_shapes_of_the_built_in_models() -> None:
     model = build_tiny_gpt2(vocab_size=4096, end_of_text_id=0, seed=0)
-    shape = generator_shape(load_config(None, []))
+    shape = generator_shape(load_config(None, ["model.generator=tiny-gpt2"]))
     assert shape == ModelShape(model.num_parameters(), 4, 192, 3, 3, 64, 768, False, 4096, True)
+    assert generator_shape(load_config()) == ModelShape(3_035_712, 5, 192, 3, 3, 64, 768, False, 4096, True)
 
 
 def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:

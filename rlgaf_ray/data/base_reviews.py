@@ -1,0 +1,34 @@
+"""Which texts the built-in base model has read: fingerprints of its reviews' openings.
+
+The reviews of the task imdb need no such list: the part ``base`` of their split holds what the model has read. This is
+for rows of a user's own file or data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from rlgaf_ray.data.splits import opening
+
+FINGERPRINTS = Path(__file__).parent / "base_reviews.npy"  # uint64 [N], sorted
+
+
+def fingerprint(text: str) -> int:
+    """64 bits of the hash of a text's first words."""
+    return int.from_bytes(hashlib.sha256(opening(text).encode()).digest()[:8], "big")
+
+
+def refuse_base_reviews(texts: Iterable[str]) -> None:
+    """Raise ``ValueError`` where a text begins like a review that the built-in model was trained on."""
+    known = set(np.load(FINGERPRINTS).tolist())
+    rows = [number for number, text in enumerate(texts, start=1) if fingerprint(text) in known]
+    if rows:
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise ValueError(
+            f"{len(rows)} rows ({shown}) begin like reviews that model.generator=film-reviews was trained on: "
+            "remove them, or take another model"
+        )

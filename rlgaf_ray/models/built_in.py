@@ -1,0 +1,34 @@
+"""The base model that comes with the package: a small GPT-2 of film reviews (``film_reviews/README.md``)."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from rlgaf_ray.config.schema import FILM_REVIEWS
+
+FOLDER = Path(__file__).parent / "film_reviews"
+WEIGHTS = FOLDER / "model.safetensors"
+SHA256 = ""
+
+
+def model_source(source: str | Path) -> str | Path:
+    """The folder of the built-in model for its name; any other source as it is.
+
+    Raises ``ValueError`` where the weights are not those that the package was released with.
+    """
+    if source != FILM_REVIEWS:
+        return source
+    _check_weights()
+    return FOLDER
+
+
+@cache
+def _check_weights() -> None:
+    found = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() if WEIGHTS.is_file() else "no file"
+    if found != SHA256:
+        raise ValueError(
+            f"model.generator={FILM_REVIEWS}: {WEIGHTS} does not have the released checksum "
+            f"({found[:16]} instead of {SHA256[:16]}): install the package again"
+        )
