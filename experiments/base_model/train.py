@@ -4,7 +4,8 @@
 
 Reads the part ``base`` of the reviews (rlgaf_ray/data/splits.py) and nothing else; the part ``validation`` measures.
 Half of the blocks begin at a review's first token, as rollouts and evaluations do; the others are random windows of
-all reviews packed end to end. ``OUT/log.jsonl`` has one line every 50 steps.
+all reviews packed end to end. ``OUT/log.jsonl`` has one line every 50 steps; ``OUT/base_reviews.npy`` has the
+fingerprints of what was read, and belongs into ``rlgaf_ray/data``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config.task import ImdbSettings
+from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint
 from rlgaf_ray.data.reviews import load_reviews
 from rlgaf_ray.data.splits import split_reviews
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
@@ -135,6 +137,7 @@ def main() -> None:
     device = torch.device("cpu")
     dtype = resolve_precision("auto", device)
     optimizers = build_optimizers(model, arguments.optimizer, weight_decay=arguments.weight_decay)
+    np.save(arguments.out / FINGERPRINTS.name, np.sort(np.array([fingerprint(text) for text in base], np.uint64)))
     log = (arguments.out / "log.jsonl").open("w", buffering=1)
     head = {
         "command": {name: str(value) for name, value in vars(arguments).items() if name != "out"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,14 +10,20 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.config.task import ImdbSettings, TaskSection
+from rlgaf_ray.config import load_config
+from rlgaf_ray.config.task import ImdbSettings, SplitSizes, TaskSection
+from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint
 from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
+from rlgaf_ray.data.reviews import Reviews
+from rlgaf_ray.data.splits import SHARES, split_reviews
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import degenerate_share, two_sample_accuracy, whole_texts
+from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
+from rlgaf_ray.train import prepare_data
 from rlgaf_ray.types import EVALUATION_PARTS
 
 TASK = TaskSection()
@@ -93,3 +100,25 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
     assert two_sample_accuracy(real, shuffled) > 0.8
     assert metrics["eval/judge_share"] == pytest.approx(metrics["eval/judge_share_real"], abs=0.04)
     assert degenerate_share([item.response_ids for item in task.evaluation("test")]) < 0.002
+
+
+def test_no_test_or_judge_review_was_read_by_the_base_model_the_demonstrations_or_validation(
+    source: ImdbSource, tmp_path: Path
+) -> None:
+    texts, splits = source.reviews.texts, source.splits
+    fingerprints = {name: {fingerprint(texts[row]) for row in getattr(splits, name)} for name in SHARES}
+    read = set(np.load(FINGERPRINTS).tolist())
+    assert read == fingerprints["base"]
+    assert len(set.union(*fingerprints.values())) == sum(map(len, fingerprints.values()))
+    card = (FOLDER / "README.md").read_text()
+    assert splits.checksum in card, "the model card names the split that the model was trained on"
+    # the same reviews from a file of a user's own, cut and in capitals: none of them gets into another part
+    rows = [text.upper()[:200] for text in texts]
+    moved = split_reviews(Reviews(rows, source.reviews.labels), SplitSizes())
+    for name in SHARES:
+        np.testing.assert_array_equal(getattr(moved, name), getattr(splits, name))
+    base = texts[splits.base[0]]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": base[:40], "response": base[40:400]}))
+    config = load_config(None, ["task.name=jsonl", f"task.jsonl.path={tmp_path / 'rows.jsonl'}"])
+    with pytest.raises(ValueError, match=r"1 rows \(1\) begin like reviews that model\.generator=film-reviews was"):
+        prepare_data(config, tmp_path)

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint, refuse_base_reviews
+
+
+def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch, tmp_path) -> None:
+    read = "I went to see this film with my whole family last Sunday, and what a film it was!"
+    path = tmp_path / "reviews.npy"
+    np.save(path, np.array([fingerprint(read)], np.uint64))
+    monkeypatch.setattr("rlgaf_ray.data.base_reviews.FINGERPRINTS", path)
+    refuse_base_reviews(["I went to see this film with my whole family last Monday", "another text"])
+    with pytest.raises(ValueError, match=r"2 rows \(2, 3\) begin like reviews that model\.generator=film-reviews"):
+        refuse_base_reviews(["other", read.upper(), read[:60] + " Sunday - and what nobody had read before"])
+
+
+def test_the_fingerprints_are_sorted_and_distinct() -> None:
+    known = np.load(FINGERPRINTS)
+    assert known.dtype == np.uint64
+    assert (np.diff(known.astype(object)) > 0).mean() > 0.99  # a few reviews share their first words
