@@ -125,11 +125,16 @@ class SftWarmup(Section):
 
 
 class DiscriminatorWarmup(Section):
-    """Binary cross-entropy: demonstrations against those of the unwanted kind, as long as a response."""
+    """Updates before the first of the generator."""
 
+    type: Literal["rollouts", "labels"] = Field(
+        "labels",
+        description="rollouts: demonstrations against samples of the SFT model, with the loss, batches and learning "
+        "rate of training; labels: against demonstrations of the unwanted kind (RLGAF, section 3.3)",
+    )
     steps: NonNegative = 60
-    batch_size: Positive = 64
-    learning_rate: Rate = 2e-4
+    batch_size: Positive = Field(64, description="labels")
+    learning_rate: Rate = Field(2e-4, description="labels")
     weight_decay: NonNegativeRate = 0.01
     warmup_fraction: Fraction = 0.1
     max_grad_norm: Rate = 1.0
@@ -455,6 +460,11 @@ class Config(Section):
         settings = self.warmup.sft
         instructed = self.task.name == "imdb" and self.task.imdb.target == "both"
         return settings if settings.steps is not None else settings.model_copy(update={"steps": 300 * instructed})
+
+    @property
+    def discriminator_warmup_updates(self) -> int:
+        """Updates on rollouts before the first iteration."""
+        return self.warmup.discriminator.steps if self.warmup.discriminator.type == "rollouts" else 0
 
     @property
     def max_staleness(self) -> int:

@@ -7,6 +7,9 @@ from hashlib import blake2b
 EVALUATION = 2**31 - 1
 """Stands for the iteration in the seeds of evaluation samples: the same draws every time, apart from training's."""
 
+WARMUP = 2**30
+"""Added to the update's number in the seeds of the discriminator's warm-up."""
+
 
 def rollout_seed(run_seed: int, iteration: int, index: int) -> int:
     """Mix the run's seed, the iteration and the rollout's index within it into 63 well-spread bits.

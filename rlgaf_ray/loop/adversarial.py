@@ -33,10 +33,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.data.task import Task, evaluation_set
-from rlgaf_ray.engines.seeds import EVALUATION
+from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
+from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
@@ -57,6 +60,10 @@ class Display(Protocol):
     """Where a person watches."""
 
     def iteration(self, iteration: int, metrics: Metrics) -> None: ...
+
+    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
+        """An update of the discriminator before the first iteration."""
+        ...
 
     def message(self, text: str) -> None: ...
 
@@ -153,6 +160,23 @@ class AdversarialLoop:
         if self.config.generator.algorithm == "gumbel":
             self.roles.push_discriminator()()
 
+    def warm_up_discriminator(self) -> None:
+        """Update the discriminator alone, on rollouts of the SFT model for the demonstrations' prompts.
+
+        The batches, the loss and its weights are those of training, and so is the batch of rollouts: what the
+        discriminator learns here is what it will judge.
+        """
+        total = self.config.discriminator_warmup_updates
+        for update in range(1, total + 1):
+            seeds = rollout_seeds(self.config, WARMUP + update, self.config.rollout.batch_size)
+            rollouts = self.roles.generate(self.draws.prompts(), sampling_settings(self.config), seeds)
+            real, contrast = self.draws.real(rollouts), self.draws.contrast(rollouts)
+            pending = self.roles.update_discriminator(real, rollouts, contrast)
+            self.discriminator_version += 1
+            self.display.discriminator_warmup(update, total, pending())
+        if total and self.config.generator.algorithm == "gumbel":
+            self.roles.push_discriminator()()
+
     def run(self) -> Outcome:
         """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end.
 
@@ -163,6 +187,7 @@ class AdversarialLoop:
         last: Metrics = {}
         samples: list[str] = []
         if self.iteration == 0:
+            self.warm_up_discriminator()
             self.first, samples = self.evaluate()
             last, self.samples_before = self.first, samples
             self.tracker.log(0, self.first)
@@ -274,7 +299,7 @@ class AdversarialLoop:
         return metrics
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
-        """Measure the newest policy on the held-out prompts; the same prompts and random draws every time.
+        """Measure both networks on the validation part; the same prompts and random draws every time.
 
         With ``generator.average_decay`` its moving average is measured, which the engines hold meanwhile.
         """
@@ -288,7 +313,9 @@ class AdversarialLoop:
         rollouts = self.roles.generate(prompts, sampling, rollout_seeds(self.config, EVALUATION, len(prompts)))
         if network != "policy":
             self.roles.push_weights(self.iteration)()
-        metrics = self.evaluator(
+        scored, real_logits = self.roles.start_score(rollouts, real)()
+        metrics = discrimination(np.array(real_logits), np.array([item.score for item in scored]))
+        metrics |= self.evaluator(
             [rollout.response_ids for rollout in rollouts],
             decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tracker.tokenizer),
             sample_nll=self.roles.mean_nll(rollouts, "reference"),

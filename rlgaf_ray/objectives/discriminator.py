@@ -28,13 +28,15 @@ def discriminator_loss(
 
     Pointwise, with a term r(D) for what is real and f(D) for what is not::
 
-        loss = (mean r(D(real)) + mean f(D(fake)) + w * mean f(D(contrast))) / (2 + w)
+        loss = mean r(D(real)) / 2 + (mean f(D(fake)) + w * mean f(D(contrast))) / (2 (1 + w))
+
+    Real text is half of the loss whatever w is, so that a logit of 0 means "cannot tell".
 
     - binary_cross_entropy: r = softplus(-D) = -log sigmoid(D), f = softplus(D); without contrast the two are averaged,
       as in RLGAF (arXiv 2305.06176), section 2. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv
-      1406.2661, proposition 1), and with contrast log p_real / (p_fake + w * p_contrast): what is unwanted keeps a low
-      score even once the rollouts match the demonstrations. With label smoothing the labels are 1 - a and b in place
-      of 1 and 0: r = softplus(-D) + a D, f = softplus(D) - b D. The optimum, log ((1 - a) p_real + b p_fake) /
+      1406.2661, proposition 1), and with contrast log p_real (1 + w) / (p_fake + w p_contrast): what is unwanted keeps
+      a low score even once the rollouts match the demonstrations. With label smoothing the labels are 1 - a and b in
+      place of 1 and 0: r = softplus(-D) + a D, f = softplus(D) - b D. The optimum, log ((1 - a) p_real + b p_fake) /
       (a p_real + (1 - b) p_fake), lies between log b / (1 - b) and log (1 - a) / a: a sure discriminator is held back.
       One-sided, b = 0: Salimans et al. 2016 (arXiv 1606.03498), section 3.4; with b > 0, they warn, rollouts where
       there is nothing real have no reason to move.
@@ -89,7 +91,8 @@ def _pointwise(
     parts: dict[str, Tensor], kind: str, contrast_weight: float, smoothing: dict[str, float]
 ) -> tuple[Tensor, TensorMetrics]:
     middle = 0.5 if kind == "least_squares" else 0.0
-    weights = {"real": 1.0, "fake": 1.0, "contrast": contrast_weight}
+    negative = 0.5 / (1.0 + contrast_weight)
+    weights = {"real": 0.5, "fake": negative, "contrast": contrast_weight * negative}
     metrics: TensorMetrics = {}
     weighted = []
     for name, logits in parts.items():
@@ -114,7 +117,7 @@ def _pointwise(
         metrics[f"loss_{name}"] = mean.detach()
         metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
     metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
-    return torch.stack(weighted).sum() / (2.0 + contrast_weight), metrics
+    return torch.stack(weighted).sum(), metrics
 
 
 def _pairwise(parts: dict[str, Tensor], contrast_weight: float) -> tuple[Tensor, TensorMetrics]:

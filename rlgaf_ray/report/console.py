@@ -90,6 +90,11 @@ class Terminal:
         with self.progress:
             yield
 
+    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
+        if update % 10 == 0 or update == total:
+            loss, accuracy = metrics["discriminator/loss"], metrics["discriminator/accuracy"]
+            self.message(f"discriminator warm-up {update}/{total}: loss {loss:.3f}, accuracy {accuracy:.2f}")
+
     def warmup(self, name: str, progress: WarmupProgress) -> None:
         note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
         if not self.console.is_terminal:

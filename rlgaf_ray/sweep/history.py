@@ -45,6 +45,8 @@ class History:
             self.evaluations = [*kept, (iteration, {k: v for k, v in metrics.items() if k.startswith("eval/")})]
             self._check_metric()
 
+    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None: ...
+
     def message(self, text: str) -> None:
         print(text)  # into the log of the trial's process: the driver's terminal shows evaluations only
 

@@ -27,6 +27,8 @@ class Watcher:
         assert self.loop is not None
         self.loop.stop_requested = iteration == self.stop_after
 
+    def discriminator_warmup(self, update: int, total: int, metrics: dict[str, float]) -> None: ...
+
     def message(self, text: str) -> None: ...
 
 

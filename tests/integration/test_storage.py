@@ -157,6 +157,8 @@ class Watcher:
             print("hangs", flush=True)
             time.sleep(600)
 
+    def discriminator_warmup(self, update: int, total: int, metrics: dict[str, float]) -> None: ...
+
     def message(self, text: str) -> None: ...
 
 

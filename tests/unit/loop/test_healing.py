@@ -117,6 +117,8 @@ class Screen:
         if self.loop is not None and iteration == self.stop_after:
             self.loop.stop_requested = True
 
+    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None: ...
+
     def message(self, text: str) -> None:
         self.messages.append(text)
 

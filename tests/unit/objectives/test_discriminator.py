@@ -30,7 +30,7 @@ class TestHandWorkedValues:
     @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])
     def test_with_contrast(self, weight):
         loss, metrics = discriminator_loss(self.REAL, self.FAKE, contrast_logits=self.CONTRAST, contrast_weight=weight)
-        assert loss.item() == pytest.approx((0.7890412 + 0.8369882 + weight * 0.5623352) / (2 + weight), abs=1e-6)
+        assert loss.item() == pytest.approx(0.7890412 / 2 + (0.8369882 + weight * 0.5623352) / (2 * (1 + weight)), abs=1e-6)
         assert metrics["loss_contrast"].item() == pytest.approx(0.5623352, abs=1e-6)
         assert metrics["accuracy_contrast"].item() == 0.75
         assert metrics["logit_contrast"].item() == pytest.approx(-LOG3 / 2)
@@ -50,8 +50,8 @@ class TestHandWorkedValues:
         # fake: 0.9 x 0.2876821 + 0.1 x 1.3862944 = 0.3975433 and 0.9 x 1.3862944 + 0.1 x 0.2876821 = 1.2764332
         assert metrics["loss_fake"].item() == pytest.approx((0.3975433 + 1.2764332) / 2, abs=1e-6)
         assert metrics["loss_contrast"].item() == pytest.approx((3 * 0.3975433 + 1.2764332) / 4, abs=1e-6)
-        expected = metrics["loss_real"] + metrics["loss_fake"] + 2 * metrics["loss_contrast"]
-        assert loss.item() == pytest.approx(expected.item() / 4, abs=1e-6)
+        expected = metrics["loss_real"] / 2 + (metrics["loss_fake"] + 2 * metrics["loss_contrast"]) / 6
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
 
     def test_gradient_is_probability_minus_label(self):
         real, fake = torch.tensor([LOG3], requires_grad=True), torch.tensor([LOG3], requires_grad=True)
@@ -59,7 +59,7 @@ class TestHandWorkedValues:
         loss, metrics = discriminator_loss(real, fake, contrast_logits=contrast, contrast_weight=2.0)
         loss.backward()
         gradients = [leaf.grad.item() for leaf in (real, fake, contrast)]
-        assert gradients == pytest.approx([-0.25 / 4, 0.75 / 4, 2 * 0.25 / 4])
+        assert gradients == pytest.approx([-0.25 / 2, 0.75 / 6, 2 * 0.25 / 6])
         assert not any(value.requires_grad for value in metrics.values())
 
     def test_large_logits_stay_finite(self):
@@ -109,8 +109,8 @@ class TestOptimum:
         assert self.optimum() == pytest.approx(expected, abs=1e-6)
 
     def test_contrast_adds_to_the_denominator(self):
-        # log p / (q + w c) with w = 2: 4 / (1 + 2), 2 / (1 + 8), 1 / (2 + 4), 1 / (4 + 2)
-        expected = [math.log(4 / 3), math.log(2 / 9), math.log(1 / 6), math.log(1 / 6)]
+        # log 3 p / (q + w c) with w = 2: 12 / (1 + 2), 6 / (1 + 8), 3 / (2 + 4), 3 / (4 + 2)
+        expected = [math.log(4), math.log(2 / 3), math.log(1 / 2), math.log(1 / 2)]
         assert self.optimum(contrast_weight=2.0) == pytest.approx(expected, abs=1e-6)
 
     def test_smoothed_labels_bring_it_in(self):
@@ -163,7 +163,7 @@ class TestOtherLosses:
         assert loss == pytest.approx((2.5 / 3 + 3.5 / 3) / 2)
         assert (metrics["accuracy_real"], metrics["accuracy_fake"]) == pytest.approx((2 / 3, 1 / 3))
         loss, metrics = self.loss("hinge", contrast_logits=self.CONTRAST, contrast_weight=2.0)
-        assert loss == pytest.approx((2.5 / 3 + 3.5 / 3 + 2 * 2.0) / 4)
+        assert loss == pytest.approx(2.5 / 6 + (3.5 / 3 + 2 * 2.0) / 6)
         assert metrics["accuracy_contrast"] == pytest.approx(1 / 3)
 
     def test_least_squares(self):
