@@ -53,7 +53,7 @@ def prepare_warmups(
     settings = config.warmup
     data = [str(FORMAT), *_shape(config), task.checksum, tokenizer.backend_tokenizer.to_str(), config.model.generator]
     precision = config.learner.precision
-    generator_hash = content_hash([*data, settings.generator.model_dump_json(), precision, str(settings.num_workers)])
+    generator_hash = content_hash([*data, settings.generator.model_dump_json(), precision, *_workers(config)])
     generator = cache / "warmups" / f"generator-{generator_hash[:16]}"
     cached = generator.is_dir()
     if not cached:
@@ -74,6 +74,12 @@ def prepare_warmups(
                 payload = {"windows": ray.put(task.discriminator_warmup()), "generator": str(generator)}
                 _run(_discriminator_worker, payload, discriminator, config, tokenizer, report)
     return Warmups(generator, discriminator, cached)
+
+
+def _workers(config: Config) -> list[str]:
+    """Two or more workers share a batch by tokens; a warm-up that they made before weighed them equally."""
+    num_workers = config.warmup.num_workers
+    return ["1"] if num_workers == 1 else [str(num_workers), "by tokens"]
 
 
 def _shape(config: Config) -> list[str]:
