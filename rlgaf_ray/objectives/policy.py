@@ -81,11 +81,11 @@ def reinforce_loss(
     Left out: the KL term and the entropy bonus, which the caller adds; the value of this loss measures nothing.
     """
     assert policy_logprobs.shape == advantages.shape == response_mask.shape
-    # Factors are masked before they are multiplied: zero times NaN is a NaN in the gradient.
-    objective = policy_logprobs * _inside(advantages, response_mask)
+    # Masked before it is multiplied: zero times NaN in another factor would be a NaN in its gradient.
+    objective = policy_logprobs.masked_fill(~response_mask, 0.0) * advantages.detach()
     metrics: TensorMetrics = {}
     if importance_weights is not None:
-        objective = objective * _inside(importance_weights, response_mask)
+        objective = objective * importance_weights.detach()
         metrics["importance_weight"] = masked_average(importance_weights.detach(), response_mask, average="token")
     loss = -masked_average(objective, response_mask, average=average, max_tokens=max_tokens)
     return loss, {"policy_loss": loss.detach(), **metrics}
@@ -138,13 +138,13 @@ def ppo_policy_loss(
         mean = log_ratio.sum(1, keepdim=True) / response_mask.sum(1, keepdim=True).clamp(min=1)
         log_ratio = torch.where(response_mask, mean, 0.0)
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    advantages = _inside(advantages, response_mask)
+    advantages = advantages.detach()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1.0 - clip_range, 1.0 + high) * advantages
     objective = torch.minimum(unclipped, clipped)
     metrics: TensorMetrics = {}
     if importance_weights is not None:
-        objective = objective * _inside(importance_weights, response_mask)
+        objective = objective * importance_weights.detach()
         metrics["importance_weight"] = masked_average(importance_weights.detach(), response_mask, average="token")
     loss = -masked_average(objective, response_mask, average=average, max_tokens=max_tokens)
     with torch.no_grad():
@@ -184,8 +184,8 @@ def ppo_value_loss(
     if value_clip_range <= 0:
         raise ValueError(f"value_clip_range={value_clip_range} must be positive: at zero the critic would never move")
     assert values.shape == old_values.shape == returns.shape == response_mask.shape
-    values = values.masked_fill(~response_mask, 0.0)
-    old_values, returns = _inside(old_values, response_mask), _inside(returns, response_mask)
+    values = values.masked_fill(~response_mask, 0.0)  # before NaN in the others could reach its gradient
+    old_values, returns = old_values.detach(), returns.detach()
     clipped_values = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
     unclipped = (values - returns).square()
     clipped = (clipped_values - returns).square()
@@ -249,11 +249,6 @@ def language_model_loss(logprobs: Float[Tensor, "batch time"], mask: Bool[Tensor
     Shapes: [B, T] each -> scalar.
     """
     return -masked_average(logprobs, mask, average="token")
-
-
-def _inside(values: Tensor, mask: Tensor) -> Tensor:
-    """A factor that gets no gradient, zero outside the mask."""
-    return values.detach().masked_fill(~mask, 0.0)
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> Tensor:

@@ -175,6 +175,24 @@ def test_the_learner_knows_what_the_discriminator_did_not_read(folder: Path) -> 
         assert [int(np.count_nonzero(row.token_scores)) for row in rows] == expected  # type: ignore[arg-type]
 
 
+def test_an_unread_end_of_text_does_not_enter_the_baseline(folder: Path) -> None:
+    """Two responses that begin with a token scored 1: one ends, the other scores 1 again. Their means are equal."""
+    parts = {(5, 0): [1.0, 0.0], (5, 6): [0.5, 0.5]}
+    items = [
+        ScoredRollout(
+            Rollout(0, np.array([3], np.int32), np.array(ids, np.int32), np.zeros(2, np.float32), "stop", 0),
+            1.0,
+            0,
+            token_scores=np.array(scores, np.float32),
+        )
+        for ids, scores in parts.items()
+    ]
+    sizes = ["rollout.batch_size=2", "rollout.samples_per_prompt=2", "generator.reinforce.advantage_scale=none"]
+    unread = ["discriminator.match_lengths=true", "rollout.stop_at_end_of_text=true"]
+    learner = Learner(folder, config(*sizes, *unread), pad_token_id=0)
+    assert learner.update(items, iteration=0)["generator/advantage_deviation"] == 0
+
+
 def test_an_average_over_responses_does_not_count_empty_ones(folder: Path) -> None:
     """However they are put into passes: an engine gives none, and one would shrink its pass."""
     norms = []
