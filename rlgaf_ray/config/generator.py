@@ -22,7 +22,7 @@ Placement = Literal["reward", "loss"]
 LossAverage = Literal["token", "sequence", "sequence_sum", "constant"]
 LOSS_AVERAGE = (
     "token: mean over all tokens; sequence: mean over responses of their tokens' mean; sequence_sum: of their tokens' "
-    "sum, which alone is the unbiased policy gradient; constant: that sum / task.response_tokens (Dr. GRPO)"
+    "sum, the unbiased policy gradient; constant: that sum / task.response_tokens (Dr. GRPO)"
 )
 
 

@@ -1,4 +1,4 @@
-"""Keys of several sections that decide what an update learns: sizes of batches and groups, sampling, warm-ups."""
+"""Checks across sections of everything an update learns from: batch and group sizes, sampling, warm-ups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines: what is subtracted from a return without changing the expected policy gradient, or nearly so.
+"""Baselines, which lower the variance of the policy gradient and keep its expectation, or nearly so.
 
 Response masks may begin after the prompt's columns and end early (padding on the right). Entries outside the mask are
 never read, not even NaN, and are zero in every [B, T] result.
@@ -55,7 +55,7 @@ def batch_mean_baseline(
 ) -> Float[Tensor, ""]:
     """The mean return of all response tokens in the batch: the centre of REINFORCE++ (Hu 2025, arXiv 2501.03262).
 
-    It then divides by the batch's deviation (``scale_advantages`` with "batch") and clips. Every sample is part of its
+    REINFORCE++ then divides by the batch's deviation (``scale_advantages`` with "batch"). Every sample is part of its
     own baseline, a bias of order one over the number of tokens.
 
     Shapes: [B, T] -> scalar.
@@ -76,8 +76,9 @@ def position_mean_baseline(
     batch it is less noisy than the mean over the few samples of one prompt, which it pays for by not knowing the
     prompt. Response i is left out, so that the policy gradient stays unbiased at any lengths.
 
-    Where no other response reaches a position, the last position that one reaches stands in: the tail of the longest
-    response keeps a baseline, which depends on the others alone. (verl's ``handle_zero_tail`` takes zero there.)
+    If no other response reaches a position, the baseline of the last position that another one reaches is used. The
+    tail of the longest response keeps a baseline that depends on the others alone (verl's ``handle_zero_tail`` takes
+    zero there).
 
     Shapes: [B, T] twice -> [B, T], zero outside the mask, and everywhere in a batch of one response.
     """
@@ -99,18 +100,18 @@ def past_scores(
     response_mask: Bool[Tensor, "batch time"],
     num_read: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch time"]:
-    """What the discriminator's token scores add up to before each position, not yet divided by a length.
+    """Sum of the discriminator's scores of the tokens before each position, not yet divided by a length.
 
     P_t = sum_{s < t} N d_s, where D = sum_s d_s is the sequence's score and N the number of tokens it averages
 
     A discriminator that averages a causal network's scores over the response is a sum over its tokens, and the scores
-    of earlier tokens do not depend on token t: taken off its return they leave the policy gradient what it is and its
-    variance smaller (RLGAF, arXiv 2305.06176, eq. 2: the reward-to-go; Williams 1992 on baselines). On film reviews
+    of earlier tokens do not depend on token t: subtracted from its return, they keep the expected policy gradient and
+    lower its variance (RLGAF, arXiv 2305.06176, eq. 2: the reward-to-go; Williams 1992 on baselines). On film reviews
     the second moment of the advantages halves (docs/stability.md).
 
-    d_s = s_s / N holds the response's length, which is not known at t: P does not, and ``other_lengths`` gives the
-    constant that it is divided by. ``num_read`` is N. It is one less than the response's length where the end of text
-    was sampled and not read (``discriminator.match_lengths``), and then d is zero at the end.
+    d_s = s_s / N depends on the response's length, which is not known at t. P does not; divide it by
+    ``other_lengths``. ``num_read`` is N: one less than the response's length if the discriminator does not read the
+    end of text (``discriminator.match_lengths``), where d is then zero.
     Shapes: [B, T] twice, int [B] -> [B, T], zero at the first response token and outside the mask.
     """
     scores = torch.where(response_mask, token_scores, 0.0) * num_read[:, None]

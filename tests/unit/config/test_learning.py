@@ -1,4 +1,4 @@
-"""What an update could not learn from, or would learn wrongly: refused in one line before anything starts."""
+"""Configs that an update could not learn from, or would learn wrongly from, are refused in one line."""
 
 from __future__ import annotations
 

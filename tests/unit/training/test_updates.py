@@ -1,4 +1,4 @@
-"""What an update does at the edges: one rollout, several clipped steps, other samplers, schedules of learning rates."""
+"""Edge cases of updates: one rollout, several clipped steps, off-policy tokens, learning-rate schedules."""
 
 from __future__ import annotations
 
