@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
@@ -23,8 +22,8 @@ from rlgaf_ray import __version__
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config, uri
-from rlgaf_ray.config.schema import GeneratorWarmup
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.engines.build import build_engine
@@ -39,7 +38,7 @@ from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.warmup import Progress as Made
 from rlgaf_ray.training.warmup import Worker, warm_up_generator
-from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings, TextBlocks
+from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
 
 SFT = "SFT"
@@ -151,9 +150,8 @@ def _sweep(
     models: list[tuple[str, PreTrainedModel]] = [(SFT, reference)]
     for steps in sft_steps:
         model = load_generator(warmups[0].generator, trust_remote_code=config.model.trust_remote_code)
-        batch = collate_sequences(data.task.demonstrations, pad)
-        blocks = TextBlocks(batch.token_ids.numpy().astype(np.int32), batch.response_mask.numpy())
-        settings = GeneratorWarmup(steps=steps, learning_rate=sft_learning_rate)
+        blocks = demonstration_blocks(data.task.demonstrations)
+        settings = SftWarmup(steps=steps, learning_rate=sft_learning_rate)
         precision = config.learner.precision
         warm_up_generator(
             model, blocks, settings, precision=precision, seed=0, checkpoint_every=steps, worker=_shown(console, steps)

@@ -6,6 +6,7 @@ from its last checkpoint.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
-from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
+from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, GeneratorWarmup, SftWarmup
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.collate import demonstration_blocks
@@ -31,6 +32,7 @@ from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.generator import build_from_scratch, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
+from rlgaf_ray.training.sft import choose_steps
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
 
 FORMAT = 3  # raise it when a change of the code changes what a warm-up makes
@@ -67,9 +69,9 @@ def prepare_warmups(
     cut = [str(config.task.max_demonstrations), str(config.task.prompt_tokens), str(config.task.response_tokens)]
     if config.task.name == "imdb":
         cut += [config.task.imdb.target, config.task.imdb.instruction]
-    if config.sft.steps:
-        key = content_hash([key, *data, *cut, config.sft.model_dump_json(), *common])
-        payload = {"stage": "sft", "source": str(generator), "settings": config.sft}
+    if config.warmup.sft.steps:
+        key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
+        payload = {"stage": "sft", "source": str(generator), "settings": config.warmup.sft}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         blocks = partial(demonstration_blocks, task.demonstrations)
         cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report)
@@ -163,32 +165,46 @@ def _run(
 
 
 def _generator_worker(payload: dict[str, Any]) -> None:
+    """The base warm-up or SFT, as the payload's settings say; SFT's draws follow from ``run.seed``."""
     config: Config = payload["config"]
-    source, settings = payload["source"], payload["settings"]
+    settings: GeneratorWarmup | SftWarmup = payload["settings"]
     worker = _worker(payload["stage"], payload)
-    if source in FROM_SCRATCH:
-        vocab_size, end_of_text_id = payload["vocabulary"]
-        new = build_from_scratch(source, vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
-        model: PreTrainedModel = new.to(worker.device)  # type: ignore[arg-type]  # transformers wraps it untyped
-    else:
-        model = load_generator(
-            source,
-            trust_remote_code=config.model.trust_remote_code,
-            allow_pickle=config.model.allow_pickle,
-            device=worker.device,
-        )
+    blocks, precision = ray.get(payload["data"]), config.learner.precision
+    make_model = partial(_generator, payload, worker.device)
+    seed = SEED
+    if isinstance(settings, SftWarmup):
+        seed = config.run.seed
+        if settings.steps == "auto":
+            steps = choose_steps(make_model, blocks, settings, precision=precision, seed=seed, worker=worker)
+            settings = settings.model_copy(update={"steps": steps})
+    model = make_model()
     warm_up_generator(
         model,
-        ray.get(payload["data"]),
+        blocks,
         settings,
-        precision=config.learner.precision,
-        seed=SEED,
+        precision=precision,
+        seed=seed,
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
     )
     if worker.rank == 0:
         with writing(Path(payload["folder"])):
             model.save_pretrained(Path(payload["folder"]) / "result")
+            (Path(payload["folder"]) / "result" / "warmup.json").write_text(json.dumps({"steps": settings.steps}))
+
+
+def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel:
+    config: Config = payload["config"]
+    if payload["source"] in FROM_SCRATCH:
+        vocab_size, end_of_text_id = payload["vocabulary"]
+        new = build_from_scratch(payload["source"], vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        return new.to(device)  # type: ignore[arg-type]  # transformers wraps it untyped
+    return load_generator(
+        payload["source"],
+        trust_remote_code=config.model.trust_remote_code,
+        allow_pickle=config.model.allow_pickle,
+        device=device,
+    )
 
 
 def _discriminator_worker(payload: dict[str, Any]) -> None:

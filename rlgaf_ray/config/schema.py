@@ -115,13 +115,15 @@ class GeneratorWarmup(Section):
 class SftWarmup(Section):
     """Supervised fine-tuning: next-token loss on the demonstrations' responses."""
 
-    steps: NonNegative | None = Field(
-        None, description="default: 300 with task.imdb.target=both, whose instruction it teaches, else 0"
+    steps: NonNegative | Literal["auto"] = Field(
+        "auto",
+        description="auto: as many passes over the demonstrations as give the lowest NLL by cross-validation; 0: none",
     )
+    max_steps: Positive = Field(800, description="auto: try no more than this many")
     batch_size: Positive = 64
-    learning_rate: Rate = 5e-4
+    learning_rate: Rate = Field(5e-4, description="constant after ten steps of warm-up")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of the network while it is fine-tuned")
     weight_decay: NonNegativeRate = 0.1
-    warmup_fraction: Fraction = 0.05
     max_grad_norm: Rate = 1.0
 
 
@@ -461,13 +463,6 @@ class Config(Section):
         settings = self.warmup.generator
         default = 1500 if self.model.generator in FROM_SCRATCH else 0
         return settings if settings.steps is not None else settings.model_copy(update={"steps": default})
-
-    @property
-    def sft(self) -> SftWarmup:
-        """``warmup.sft`` with its steps decided."""
-        settings = self.warmup.sft
-        instructed = self.task.name == "imdb" and self.task.imdb.target == "both"
-        return settings if settings.steps is not None else settings.model_copy(update={"steps": 300 * instructed})
 
     @property
     def discriminator_warmup_updates(self) -> int:

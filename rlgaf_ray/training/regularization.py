@@ -1,6 +1,9 @@
-"""What holds the discriminator's weights: a head of bounded slope, and lower layers that stay as they were."""
+"""What holds weights: a head of bounded slope, lower layers that stay as they were, dropout."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -46,3 +49,30 @@ def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
 def check_frozen_layers(num_blocks: int, total: int) -> None:
     if num_blocks > total:
         raise ValueError(f"discriminator.frozen_layers={num_blocks}, but the model has {total}: freeze at most so many")
+
+
+@contextmanager
+def dropout_of(network: nn.Module, rate: float) -> Iterator[None]:
+    """Inside, every dropout layer of the network drops ``rate`` of its entries; outside they drop none.
+
+    A network whose attention reads its rate from an attribute (Llama's ``attention_dropout``) drops there, too.
+    """
+    if rate == 0:
+        yield
+        return
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Dropout)]
+    attention = [layer for layer in network.modules() if isinstance(getattr(layer, "attention_dropout", None), float)]
+    was_training = network.training
+    network.train()
+    try:
+        for layer in layers:
+            layer.p = rate
+        for layer in attention:
+            layer.attention_dropout = rate  # type: ignore[assignment]  # a number, on a module
+        yield
+    finally:
+        for layer in layers:
+            layer.p = 0.0
+        for layer in attention:
+            layer.attention_dropout = 0.0  # type: ignore[assignment]
+        network.train(was_training)

@@ -6,9 +6,11 @@ Every step's batch depends on (seed, step) alone, so that a resumed warm-up equa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,9 +30,12 @@ from rlgaf_ray.training.optimizer import (
     schedule_factor,
 )
 from rlgaf_ray.training.precision import Precision, autocast, resolve_precision
+from rlgaf_ray.training.randomness import seeded
+from rlgaf_ray.training.regularization import dropout_of
 from rlgaf_ray.types import Demonstration, TextBlocks
 
 REPORT_EVERY = 10  # steps
+SFT_WARMUP_STEPS = 10
 MODEL, OPTIMIZER, STEP = "model.safetensors", "optimizer.safetensors", "step.txt"
 
 
@@ -66,25 +71,12 @@ def warm_up_generator(
     worker: Worker,
 ) -> None:
     """Next-token loss, averaged over the tokens that are learned. Trains ``model`` in place."""
-    stream = PromptStream(len(blocks), seed)
+    num_steps = settings.steps
+    assert isinstance(num_steps, int), "the steps are decided"
     wrapped = worker.wrap(model)
-
-    def loss_of_batch(rows: np.ndarray) -> Tensor:
-        batch = blocks[rows]
-        length = int(np.flatnonzero(batch.learned.any(axis=0))[-1]) + 1  # beyond it stands padding alone
-        tokens = torch.from_numpy(batch.token_ids[:, :length]).long().to(worker.device)
-        learned = torch.from_numpy(batch.learned[:, 1:length]).to(worker.device)
-        predicting = torch.arange(length - 1, device=worker.device)
-        logits = wrapped(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
-        return -masked_average(token_logprobs(logits, tokens[:, 1:]), learned, average="token")
-
-    def num_terms(rows: np.ndarray) -> int:
-        return int(blocks.learned[rows, 1:].sum())
-
-    length = blocks.token_ids.shape[1]
-    _train(
-        wrapped, loss_of_batch, num_terms, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length
-    )
+    loss = NextTokenLoss(wrapped, blocks, worker.device)
+    training = Training(wrapped, loss, settings, num_steps, precision, seed, worker)
+    training.run(checkpoint_every, tokens_per_row=blocks.token_ids.shape[1])
 
 
 def warm_up_discriminator(
@@ -100,76 +92,150 @@ def warm_up_discriminator(
     worker: Worker,
 ) -> None:
     """Binary cross-entropy of the logit against the label (1 = wanted). Trains ``model`` (a ScalarModel) in place."""
-    stream = PromptStream(len(windows), seed)
     wrapped = worker.wrap(model)
-
-    def loss_of_batch(rows: np.ndarray) -> Tensor:
-        sequences = collate_sequences([windows[row] for row in rows], pad_token_id).to(worker.device)
-        targets = torch.from_numpy(labels[rows]).float().to(worker.device)
-        return nn.functional.binary_cross_entropy_with_logits(wrapped(sequences), targets)
-
-    length = len(windows[0].prompt_ids) + len(windows[0].response_ids)
-    _train(wrapped, loss_of_batch, len, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length)
+    loss = LabelLoss(wrapped, windows, labels, pad_token_id, worker.device)
+    training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
+    training.run(checkpoint_every, tokens_per_row=len(windows[0].prompt_ids) + len(windows[0].response_ids))
 
 
-def _train(
-    model: nn.Module,
-    loss_of_batch: Callable[[np.ndarray], Tensor],
-    num_terms: Callable[[np.ndarray], int],
-    stream: PromptStream,
-    settings: GeneratorWarmup | SftWarmup | DiscriminatorWarmup,
-    precision: Precision,
-    checkpoint_every: int,
-    worker: Worker,
-    *,
-    tokens_per_row: int,
-) -> None:
-    """``loss_of_batch``: a mean over ``num_terms`` of the rows."""
-    assert settings.steps is not None, "the config decides the steps"
-    dtype = resolve_precision(precision, worker.device)
-    optimizer = build_optimizer(
-        model.parameters(), learning_rate=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-    )
-    trained = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    start = 0
-    if worker.resume_from is not None:
-        start = int((worker.resume_from / STEP).read_text())
-        load_model(trained, worker.resume_from / MODEL)
-        load_optimizer(optimizer, worker.resume_from / OPTIMIZER)
-        stream.next(start * settings.batch_size)
-    losses: list[float] = []
-    clock = time.perf_counter()
-    for step in range(start, settings.steps):
-        batch = stream.next(settings.batch_size)
-        rows = batch[worker.rank :: worker.num_workers]
-        with autocast(dtype, worker.device):
-            loss = loss_of_batch(rows)
-        # DistributedDataParallel averages over the workers, whose shares of the batch's terms differ.
-        (loss * (num_terms(rows) * worker.num_workers / num_terms(batch))).backward()
-        factor = schedule_factor(
-            step,
-            num_steps=settings.steps,
-            num_warmup_steps=int(settings.steps * settings.warmup_fraction),
-            schedule="cosine",
-        )
-        optimizer_step(
-            optimizer,
+class Loss(Protocol):
+    """A mean over the terms of some rows."""
+
+    def __len__(self) -> int:
+        """Rows there are."""
+        ...
+
+    def __call__(self, rows: np.ndarray) -> Tensor: ...
+
+    def num_terms(self, rows: np.ndarray) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NextTokenLoss:
+    """Nats a learned token."""
+
+    model: nn.Module
+    blocks: TextBlocks
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        batch = self.blocks[rows]
+        length = int(np.flatnonzero(batch.learned.any(axis=0))[-1]) + 1  # beyond it stands padding alone
+        tokens = torch.from_numpy(batch.token_ids[:, :length]).long().to(self.device)
+        learned = torch.from_numpy(batch.learned[:, 1:length]).to(self.device)
+        predicting = torch.arange(length - 1, device=self.device)
+        logits = self.model(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
+        return -masked_average(token_logprobs(logits, tokens[:, 1:]), learned, average="token")
+
+    def num_terms(self, rows: np.ndarray) -> int:
+        return int(self.blocks.learned[rows, 1:].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class LabelLoss:
+    """Nats a window."""
+
+    model: nn.Module
+    windows: Sequence[Demonstration]
+    labels: np.ndarray
+    pad_token_id: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        sequences = collate_sequences([self.windows[row] for row in rows], self.pad_token_id).to(self.device)
+        targets = torch.from_numpy(self.labels[rows]).float().to(self.device)
+        return nn.functional.binary_cross_entropy_with_logits(self.model(sequences), targets)
+
+    def num_terms(self, rows: np.ndarray) -> int:
+        return len(rows)
+
+
+class Training:
+    """AdamW on one loss. ``steps`` makes the steps; ``run`` also reports, checkpoints and resumes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        settings: GeneratorWarmup | SftWarmup | DiscriminatorWarmup,
+        num_steps: int,
+        precision: Precision,
+        seed: int,
+        worker: Worker,
+    ) -> None:
+        self.model = model
+        self.trained = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.loss = loss
+        self.settings = settings
+        self.num_steps = num_steps
+        self.dtype = resolve_precision(precision, worker.device)
+        self.seed = seed
+        self.worker = worker
+        self.stream = PromptStream(len(loss), seed)
+        self.optimizer = build_optimizer(
             model.parameters(),
-            learning_rate=settings.learning_rate * factor,
-            max_grad_norm=settings.max_grad_norm,
+            learning_rate=settings.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=settings.weight_decay,
         )
-        losses.append(float(loss.detach()))
-        done = step + 1
-        if done % REPORT_EVERY == 0 or done == settings.steps:
-            seconds = time.perf_counter() - clock
-            tokens = len(losses) * len(rows) * tokens_per_row
-            worker.report(Progress(done, settings.steps, sum(losses) / len(losses), tokens / seconds))
-            losses, clock = [], time.perf_counter()
-        if done % checkpoint_every == 0 and done < settings.steps:
 
-            def write(folder: Path, done: int = done) -> None:
-                save_model(trained, str(folder / MODEL))
-                save_optimizer(optimizer, folder / OPTIMIZER)
-                (folder / STEP).write_text(str(done))
+    def steps(self, start: int = 0) -> Iterator[tuple[int, float]]:
+        """Make the steps from ``start`` on, one for each item: how many were made, and the loss on this rank's rows."""
+        worker, settings = self.worker, self.settings
+        dropout = settings.dropout if isinstance(settings, SftWarmup) else 0.0
+        self.stream.next(start * settings.batch_size)
+        for step in range(start, self.num_steps):
+            batch = self.stream.next(settings.batch_size)
+            rows = batch[worker.rank :: worker.num_workers]
+            with (
+                autocast(self.dtype, worker.device),
+                seeded(self.seed, step, worker.device, rank=worker.rank),
+                dropout_of(self.trained, dropout),
+            ):
+                loss = self.loss(rows)
+            # DistributedDataParallel averages over the workers, whose shares of the batch's terms differ.
+            (loss * (self.loss.num_terms(rows) * worker.num_workers / self.loss.num_terms(batch))).backward()
+            optimizer_step(
+                self.optimizer,
+                self.model.parameters(),
+                learning_rate=settings.learning_rate * self._learning_rate_factor(step),
+                max_grad_norm=settings.max_grad_norm,
+            )
+            yield step + 1, float(loss.detach())
 
-            worker.checkpoint(write)
+    def _learning_rate_factor(self, step: int) -> float:
+        """Cosine to zero, but constant for SFT, whose number of steps is not known before it is chosen."""
+        if isinstance(self.settings, SftWarmup):
+            return min(1.0, (step + 1) / SFT_WARMUP_STEPS)
+        warmup_steps = int(self.num_steps * self.settings.warmup_fraction)
+        return schedule_factor(step, num_steps=self.num_steps, num_warmup_steps=warmup_steps, schedule="cosine")
+
+    def run(self, checkpoint_every: int, *, tokens_per_row: int) -> None:
+        start = 0
+        if self.worker.resume_from is not None:
+            start = int((self.worker.resume_from / STEP).read_text())
+            load_model(self.trained, self.worker.resume_from / MODEL)
+            load_optimizer(self.optimizer, self.worker.resume_from / OPTIMIZER)
+        rows = self.settings.batch_size / self.worker.num_workers
+        losses: list[float] = []
+        clock = time.perf_counter()
+        for done, loss in self.steps(start):
+            losses.append(loss)
+            if done % REPORT_EVERY == 0 or done == self.num_steps:
+                seconds = time.perf_counter() - clock
+                speed = len(losses) * rows * tokens_per_row / seconds
+                self.worker.report(Progress(done, self.num_steps, sum(losses) / len(losses), speed))
+                losses, clock = [], time.perf_counter()
+            if done % checkpoint_every == 0 and done < self.num_steps:
+                self.worker.checkpoint(partial(self._write, done))
+
+    def _write(self, done: int, folder: Path) -> None:
+        save_model(self.trained, str(folder / MODEL))
+        save_optimizer(self.optimizer, folder / OPTIMIZER)
+        (folder / STEP).write_text(str(done))
