@@ -66,7 +66,8 @@ def prepare_warmups(
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
         payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report)
-    cut = [str(config.task.max_demonstrations), str(config.task.prompt_tokens), str(config.task.response_tokens)]
+    chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
+    cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     if config.task.name == "imdb":
         cut += [config.task.imdb.target, config.task.imdb.instruction]
     if config.warmup.sft.steps:

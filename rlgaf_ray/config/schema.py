@@ -198,7 +198,9 @@ class RolloutSection(Section):
 
 
 class RewardSection(Section):
-    kind: Literal["logit", "probability_centered", "log_probability"] = "logit"
+    kind: Literal["logit", "probability_centered", "log_probability", "zero"] = Field(
+        "logit", description="zero: the control, which learns from everything but the discriminator"
+    )
     whiten: bool = Field(False, description="to mean 0 and deviation 1 by running statistics over iterations")
     clip: Rate | None = Field(None, description="to plus and minus this, after whitening where that is on; null: off")
 
@@ -354,7 +356,7 @@ class Config(Section):
             )
         if self.generator.algorithm == "reinforce" and self.generator.reinforce.credit == "token":
             needed = {
-                "reward.kind=logit": self.reward.kind == "logit",
+                "reward.kind=logit": self.reward.kind in ("logit", "zero"),
                 "reward.whiten=false": not self.reward.whiten,
                 "reward.clip=null": self.reward.clip is None,
                 "discriminator.architecture=generator": not cnn,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlgaf_ray.config.section import Positive, Rate, Section
+from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
 
 class SplitSizes(Section):
@@ -115,10 +115,22 @@ class TaskSection(Section):
     max_demonstrations: Positive | None = Field(
         None, description="use no more than the first so many demonstrations (and as much contrast); default: all"
     )
+    draw_seed: NonNegative | None = Field(
+        None, description="draw the demonstrations that are used at random with this seed; null: the first ones"
+    )
+    draw_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="with draw_seed: use this share of the demonstrations, such as 0.8 for a replicate"
+    )
     imdb: ImdbSettings = ImdbSettings()
     squad: SquadSettings = SquadSettings()
     jsonl: JsonlSettings = JsonlSettings()
     hub: HubSettings = HubSettings()
+
+    @model_validator(mode="after")
+    def _a_share_is_drawn(self) -> TaskSection:
+        if self.draw_share < 1 and self.draw_seed is None:
+            raise ValueError(f"task.draw_share={self.draw_share:g} is drawn by task.draw_seed: give one")
+        return self
 
     @model_validator(mode="after")
     def _rows_come_from_somewhere(self) -> TaskSection:

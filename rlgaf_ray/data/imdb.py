@@ -11,7 +11,7 @@ import numpy as np
 
 from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.reviews import Reviews, load_reviews
-from rlgaf_ray.data.splits import Splits, split_reviews
+from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
@@ -49,8 +49,10 @@ class ImdbTask:
         self._end_of_text = end_of_text
         self._instructions = instructions  # before a negative and before a positive review; empty for one sentiment
         self._both = task.imdb.target == "both"
-        self.demonstrations = self._wanted("demonstrations")[0][: task.max_demonstrations]
-        self.contrast = self._unwanted("demonstrations")[: task.max_demonstrations]
+        self.demonstrations, self.contrast = (
+            [items[row] for row in drawn_rows(len(items), task)]
+            for items in (self._wanted("demonstrations")[0], self._unwanted("demonstrations"))
+        )
         self._evaluation = {part: self._wanted(part) for part in EVALUATION_PARTS}
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:

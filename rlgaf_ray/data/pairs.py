@@ -11,6 +11,7 @@ import numpy as np
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
@@ -102,8 +103,9 @@ class PairTask:
         self._parts = demonstrations
         self._end_of_text = end_of_text
         self._base = "base" if demonstrations["base"] else "demonstrations"
-        self.demonstrations = demonstrations["demonstrations"][: task.max_demonstrations]
-        self.contrast = mismatched(pairs["demonstrations"][: task.max_demonstrations], self.demonstrations)
+        rows = drawn_rows(len(demonstrations["demonstrations"]), task)
+        self.demonstrations = [demonstrations["demonstrations"][row] for row in rows]
+        self.contrast = mismatched([pairs["demonstrations"][row] for row in rows], self.demonstrations)
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
         return self._parts[part]

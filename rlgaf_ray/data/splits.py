@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlgaf_ray.config.task import SplitSizes
+from rlgaf_ray.config.task import SplitSizes, TaskSection
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.reviews import Reviews
 
@@ -56,6 +56,14 @@ def position(text: str) -> float:
     """A uniform number in [0, 1) that the opening of a text decides."""
     digest = hashlib.sha256(f"{SALT}|{opening(text)}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def drawn_rows(count: int, task: TaskSection) -> list[int]:
+    """Which of ``count`` demonstrations a run uses, by ``task.draw_seed``, ``draw_share`` and ``max_demonstrations``."""
+    order = np.arange(count)
+    if task.draw_seed is not None:
+        order = np.random.default_rng(task.draw_seed).permutation(count)[: max(1, round(count * task.draw_share))]
+    return order[: task.max_demonstrations].tolist()
 
 
 def split_reviews(reviews: Reviews, sizes: SplitSizes) -> Splits:

@@ -9,16 +9,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-RewardKind = Literal["logit", "probability_centered", "log_probability"]
+RewardKind = Literal["logit", "probability_centered", "log_probability", "zero"]
 
 
 def discriminator_reward(logits: Float[Tensor, " batch"], *, kind: RewardKind) -> Float[Tensor, " batch"]:
-    """One reward per sequence from the logit that it is a demonstration; every kind rises with the logit.
+    """One reward per sequence from the logit that it is a demonstration.
 
     - logit: D, unbounded. At the optimum log p_real / p_fake, whose mean over rollouts is -KL(fake || real).
     - probability_centered: sigmoid(D) - 0.5, in (-0.5, 0.5), the paper's normalised variant. Flat where D is sure.
     - log_probability: log sigmoid(D), in (-inf, 0). Close to D where the discriminator sees through the fake, flat and
       close to zero where it is fooled. Always negative: without a baseline it makes longer sequences worse.
+    - zero: the control. KL, entropy bonus and demonstration term are all that is learned from.
 
     RLGAF (arXiv 2305.06176), section 2.
 
@@ -32,7 +33,9 @@ def discriminator_reward(logits: Float[Tensor, " batch"], *, kind: RewardKind) -
             return logits.sigmoid() - 0.5
         case "log_probability":
             return logsigmoid(logits)
-    raise ValueError(f"unknown reward kind {kind!r}: choose logit, probability_centered or log_probability")
+        case "zero":
+            return torch.zeros_like(logits)
+    raise ValueError(f"unknown reward kind {kind!r}: choose logit, probability_centered, log_probability or zero")
 
 
 def entropy_rewards(

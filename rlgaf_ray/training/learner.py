@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -78,6 +79,8 @@ class Learner:
         group_size = self.config.rollout.samples_per_prompt
         batch = collate(scored, self.pad_token_id, group_size, unread_ids=self.unread_ids).to(self.device)
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
+        if self.config.reward.kind == "zero" and batch.token_scores is not None:
+            batch = replace(batch, token_scores=torch.zeros_like(batch.token_scores))
         shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std(correction=0))}
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}

@@ -63,7 +63,7 @@ def test_every_row_is_held_out_once_unless_a_tenth_is_enough(monkeypatch: pytest
 
 
 def test_dropout_is_on_while_it_learns_and_the_draws_follow_the_seed() -> None:
-    model = MODEL()
+    model = MODEL().eval()
     tokens = torch.arange(12)[None]
     plain = model(tokens).logits
     with dropout_of(model, 0.5):
