@@ -115,9 +115,10 @@ class GeneratorWarmup(Section):
 class SftWarmup(Section):
     """Supervised fine-tuning: next-token loss on the demonstrations' responses."""
 
-    steps: NonNegative | Literal["auto"] = Field(
-        "auto",
-        description="auto: as many passes over the demonstrations as give the lowest NLL by cross-validation; 0: none",
+    steps: NonNegative | Literal["auto"] | None = Field(
+        None,
+        description="auto: as many passes over the demonstrations as give the lowest NLL by cross-validation; 0: none; "
+        "default: auto with task.imdb.target=both, whose instruction it teaches, else 0",
     )
     max_steps: Positive = Field(800, description="auto: try no more than this many")
     batch_size: Positive = 64
@@ -465,6 +466,17 @@ class Config(Section):
         settings = self.warmup.generator
         default = 1500 if self.model.generator in FROM_SCRATCH else 0
         return settings if settings.steps is not None else settings.model_copy(update={"steps": default})
+
+    @property
+    def sft(self) -> SftWarmup:
+        """``warmup.sft`` with its steps decided, or left to cross-validation."""
+        settings = self.warmup.sft
+        instructed = self.task.name == "imdb" and self.task.imdb.target == "both"
+        return (
+            settings
+            if settings.steps is not None
+            else settings.model_copy(update={"steps": "auto" if instructed else 0})
+        )
 
     @property
     def discriminator_warmup_updates(self) -> int:

@@ -59,7 +59,7 @@ def position(text: str) -> float:
 
 
 def drawn_rows(count: int, task: TaskSection) -> list[int]:
-    """Which of ``count`` demonstrations a run uses, by ``task.draw_seed``, ``draw_share`` and ``max_demonstrations``."""
+    """Which of ``count`` demonstrations a run uses, by ``draw_seed``, ``draw_share`` and ``max_demonstrations``."""
     order = np.arange(count)
     if task.draw_seed is not None:
         order = np.random.default_rng(task.draw_seed).permutation(count)[: max(1, round(count * task.draw_share))]
