@@ -395,7 +395,9 @@ def test_a_preset_has_a_small_form(write, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "default.yaml"}), ids=lambda path: path.name
+    "path",
+    sorted({*CONFIGS.glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")} - {CONFIGS / "default.yaml"}),
+    ids=lambda path: path.name,
 )
 def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) -> None:
     large, small = load_config(path), load_config(path, small=True)

@@ -38,8 +38,8 @@ def refusal(*overrides: str) -> str:
          "sweep.space: generator.learning_rate=fast: must be a valid number"),
         ("{generator.learning_rate: {uniform: [-1, 1]}}",
          "sweep.space: generator.learning_rate=-1.0: must be greater than 0"),
-        ("{generator.reinforce.discount: {uniform: [0.5, 1.5]}}",
-         "sweep.space: generator.reinforce.discount=1.5: must be less than or equal to 1"),
+        ("{generator.reinforce.baseline_decay: {uniform: [0.5, 1.5]}}",
+         "sweep.space: generator.reinforce.baseline_decay=1.5: must be less than or equal to 1"),
         ("{rollout.top_k: {uniform: [1, 5]}}",
          "sweep.space: rollout.top_k=1.0: must be a valid integer (draws between bounds have fractions: list values "
          "as grid or choice)"),
