@@ -22,6 +22,9 @@ OWN_CLUSTER = {
     "free_objects_period_milliseconds": 0,
     # By default Ray remembers 100,000 calls of actors: some 250 MB, for as long as the run lasts.
     "task_events_max_num_task_in_gcs": 1000,
+    # By default Ray adds 15 to the niceness of its workers. They do all the work of a run: any other process on the
+    # machine would then take their cores.
+    "worker_niceness": int(os.environ.get("RAY_worker_niceness", "0")),  # noqa: SIM112 (Ray's spelling)
 }
 
 

@@ -92,6 +92,10 @@ def prepared(small_config, cache: Path, ray_cluster):
     return prepare
 
 
+def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
