@@ -11,10 +11,13 @@ import pytest
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import Config, load_config
+from tests.patience import pytest_timeout_set_timer  # noqa: F401 (a hook)
 
 # MKL otherwise picks kernels by where an array lies in memory: two processes then differ in the last bits, and Adam
 # makes whole steps of them. It reads this at its first call; Ray's workers inherit it.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+LEFT_OUT = {"slow": "takes minutes: run with -m slow", "chaos": "injects faults: make chaos"}
 
 SMALL = [
     "run.iterations=8",
@@ -41,8 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" not in config.option.markexpr:
-        _skip(items, "slow", "takes minutes: run with -m slow")
+    for marker, reason in LEFT_OUT.items():
+        if marker not in config.option.markexpr:
+            _skip(items, marker, reason)
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 

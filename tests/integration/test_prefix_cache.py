@@ -55,7 +55,7 @@ def prompts_of(length: int, count: int) -> list[Prompt]:
 
 def complete(engine: ray.actor.ActorHandle, prompts: list[Prompt], samples: int) -> list[Rollout]:
     sampling = SamplingSettings(NEW_TOKENS, samples_per_prompt=samples, stop_at_end_of_text=False)
-    return ray.get(engine.generate.remote(prompts, sampling, seeds=list(range(len(prompts) * samples))), timeout=300)
+    return ray.get(engine.generate.remote(prompts, sampling, seeds=list(range(len(prompts) * samples))))
 
 
 def assert_same(ours: list[Rollout], theirs: list[Rollout]) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from rlgaf_ray.main import main
 from rlgaf_ray.sweep.history import TRIAL, History, TrialCheckpoints
 from rlgaf_ray.train import prepare_data, prepare_evaluator
 from tests.integration.local_run import local_roles
+from tests.patience import wait_until
 
 SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.tensorboard=false"]
 RATES = "sweep.space.generator.learning_rate.grid="
@@ -101,11 +101,12 @@ def test_a_killed_driver_goes_on_and_no_finished_trial_runs_again(small, tmp_pat
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     trials = tmp_path / "cut" / "trials"
-    deadline = time.monotonic() + 240
+
+    def second_began() -> bool:
+        return bool(list(trials.glob("*/ended.json"))) and len(list(trials.glob("*/reports.jsonl"))) == 2
+
     try:
-        while not (list(trials.glob("*/ended.json")) and len(list(trials.glob("*/reports.jsonl"))) == 2):
-            assert process.poll() is None and time.monotonic() < deadline, "the second trial did not begin"
-            time.sleep(0.1)
+        wait_until(second_began, "second trial", process=process, pause=0.1)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

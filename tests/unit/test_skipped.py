@@ -29,7 +29,7 @@ def closing_line(folder: Path, *arguments: str) -> str:
     settings.write_text("[pytest]\nmarkers = slow: takes minutes\n")
     (folder / "test_suite.py").write_text(SUITE)
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(settings), str(folder), *arguments]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("skipped: ")]
     return line
