@@ -8,11 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test chaos lint locked lock clean
+.PHONY: help train test test-all chaos lint locked lock clean
 
 help:
 	@echo 'make train [ARGS="key=value ..."]   train with the default config, changed by ARGS'
-	@echo 'make test  [ARGS="-k name ..."]     all tests'
+	@echo 'make test  [ARGS="-k name ..."]     unit tests, and a choice of those with real Ray, vLLM and reviews: minutes'
+	@echo 'make test-all                       make test, then the slow ones'
 	@echo 'make chaos [ARGS="-k name ..."]     faults injected into runs: kills, full disks, lost nodes'
 	@echo 'make lint                           ruff, formatting, types'
 	@echo 'make locked                         install by requirements.lock alone: every wheel against its hash'
@@ -25,8 +26,14 @@ help:
 train: $(INSTALLED)
 	@$(BIN) -m rlgaf_ray.main $(ARGS)
 
+# whole files to each of two processes, in the order of collection: the long ones first (tests/conftest.py)
+PYTEST := $(BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
 test: $(INSTALLED)
-	@$(BIN) -m pytest -n 2 --dist loadfile --durations 10 $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-all: test
+	@$(PYTEST) -m slow
 
 # one after the other: what it measures is time
 chaos: $(INSTALLED)

@@ -17,7 +17,8 @@ from tests.patience import pytest_timeout_set_timer  # noqa: F401 (a hook)
 # makes whole steps of them. It reads this at its first call; Ray's workers inherit it.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-LEFT_OUT = {"slow": "takes minutes: run with -m slow", "chaos": "injects faults: make chaos"}
+UNIT = Path(__file__).parent / "unit"
+LEFT_OUT = {"slow": "takes long: make test-all", "chaos": "injects faults: make chaos"}
 
 SMALL = [
     "run.iterations=8",
@@ -44,6 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # the long files first: the short ones then fill whichever process is free (make test)
+    items.sort(key=lambda item: item.path.is_relative_to(UNIT))
     for marker, reason in LEFT_OUT.items():
         if marker not in config.option.markexpr:
             _skip(items, marker, reason)
@@ -73,6 +76,11 @@ def describe_skipped(places: list[tuple[str, int, str]]) -> str:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all processes of pytest-xdist: the program makes what it caches once, whoever comes first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = tmp_path_factory.getbasetemp().parent / "cache"
+        shared.mkdir(exist_ok=True)
+        return shared
     return tmp_path_factory.mktemp("cache")
 
 

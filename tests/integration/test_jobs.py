@@ -67,6 +67,7 @@ def test_without_the_token_nobody_gets_in(head: dict[str, str]) -> None:
     assert refused.returncode != 0
 
 
+@pytest.mark.slow
 def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], small, tmp_path: Path) -> None:
     entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *small("run.name=job", "rollout.engine=transformers")]
     submitted = ray_job(head, "submit", "--submission-id", "good", "--", *entrypoint)
@@ -78,6 +79,7 @@ def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], sma
         assert (tmp_path / "job" / name).is_file(), name
 
 
+@pytest.mark.slow
 def test_the_entrypoint_of_the_kubernetes_job_succeeds_as_it_is_written(head: dict[str, str], small, tmp_path) -> None:
     job = yaml.safe_load((REPOSITORY / "cluster/rayjob.yaml").read_text())["spec"]
     environment = yaml.safe_load(job["runtimeEnvYAML"])
@@ -118,6 +120,7 @@ def test_a_wrong_config_fails_the_job_with_its_exit_code(head: dict[str, str], s
     assert "exit code 2" in said
 
 
+@pytest.mark.slow
 def test_a_stopped_job_leaves_no_actor_behind(head: dict[str, str], small, tmp_path: Path) -> None:
     settings = small("run.name=stopped", "rollout.engine=transformers", "run.iterations=5000", "evaluation.every=0")
     entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *settings]

@@ -95,6 +95,7 @@ def test_the_discriminator_is_a_plain_folder(finished: Path) -> None:
     assert model.score.out_features == 1
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_held_against_the_swept_sft_model(finished: Path, tmp_path: Path) -> None:
     words = ["--temperatures", "0.8", "--sft-steps", "2", "--num-prompts", "20", "--out", str(tmp_path)]
     done = subprocess.run([*MAIN, "evaluate", str(finished), *words], capture_output=True, text=True, check=False)

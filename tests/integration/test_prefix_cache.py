@@ -17,7 +17,10 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.engines.vllm import CPU_BLOCK_TOKENS, CPU_STEP_TOKENS, VLLMEngine
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 POSITIONS, NEW_TOKENS, VOCABULARY = 128, 6, 60
 

@@ -42,6 +42,7 @@ def finished(small_under, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "two"
 
 
+@pytest.mark.slow
 def test_every_trial_is_a_whole_run_and_the_guards_stop_is_a_score_of_0(finished: Path) -> None:
     good, bad = sorted(
         (finished / "trials").iterdir(), key=lambda folder: load_config(folder / "config.yaml").generator.learning_rate
@@ -58,12 +59,14 @@ def test_every_trial_is_a_whole_run_and_the_guards_stop_is_a_score_of_0(finished
     assert "stopped by the guard" in page and "finished" in page and page.count("<svg") == 5
 
 
+@pytest.mark.slow
 def test_the_best_config_trains_the_best_trial_alone(finished: Path) -> None:
     best = load_config(finished / "best.yaml")
     assert best.generator.learning_rate == 1e-4
     assert (best.run.name, best.run.iterations, best.sweep) == ("two-best", 3, Config().sweep)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_not_begun_twice_nor_resumed_with_another_space(finished: Path, capsys) -> None:
     begun = [f"run.root={finished.parent}", "run.name=two"]
     assert main(["tune", *begun, f"{RATES}[1e-3]", "sweep.scheduler=none", "rollout.engine=transformers"]) == 1

@@ -36,7 +36,7 @@ def closing_line(folder: Path, *arguments: str) -> str:
 
 
 def test_skipped_tests_are_counted_by_reason(tmp_path: Path) -> None:
-    assert closing_line(tmp_path) == "skipped: 3 (2 x no network; 1 x takes minutes: run with -m slow)"
+    assert closing_line(tmp_path) == "skipped: 3 (2 x no network; 1 x takes long: make test-all)"
 
 
 def test_slow_tests_run_when_asked_for(tmp_path: Path) -> None:
