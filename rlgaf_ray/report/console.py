@@ -116,7 +116,7 @@ class Terminal:
         """Shows what the block waits for, with the seconds so far; afterwards how many it took."""
         started = time.perf_counter()
         if self.console.is_terminal:
-            columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
             with Progress(*columns, console=self.console, transient=True) as progress:
                 progress.add_task(what, total=None)
                 yield
