@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.integration.group_run import VOCABULARY, Job, alone, rank
 
-LIMIT_SECONDS = 120
 Found = dict[str, np.ndarray]
 Launch = Callable[[int, Sequence[Job]], None]
 
@@ -86,7 +85,7 @@ def launch(folder: Path) -> Launch:
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(LIMIT_SECONDS)
+            process.join()
         codes = [process.exitcode for process in ranks]
         for process in ranks:
             process.kill()

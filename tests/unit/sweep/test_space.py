@@ -113,7 +113,6 @@ def test_the_program_says_it_in_one_line_with_code_2() -> None:
         [sys.executable, "-m", "rlgaf_ray.main", "tune", "sweep.space.run.sed.grid=[1]"],
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
