@@ -50,9 +50,12 @@ class DiscriminatorSection(Section):
         description="demonstrations that it never trains on, for its held-out accuracy; default: 128 where the update "
         "ratio is adaptive or the guard stops or heals, else 0",
     )
-    loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"] = Field(
-        "binary_cross_entropy", description="bradley_terry ranks each rollout below the demonstration of its prompt"
+    loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry", "contrastive"] = Field(
+        "binary_cross_entropy",
+        description="bradley_terry ranks each rollout below the demonstration of its prompt; contrastive picks the "
+        "demonstration among its rollout and itself under other prompts, where prompts carry meaning",
     )
+    contrastive_prompts: Positive = Field(8, description="contrastive: other prompts that a demonstration is put under")
     architecture: Literal["generator", "cnn"] = Field(
         "generator", description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch"
     )
@@ -118,9 +121,9 @@ class DiscriminatorSection(Section):
                         f"discriminator.{name} is of the labels of binary_cross_entropy: "
                         f"set it to 0 with discriminator.loss={self.loss}"
                     )
-        if self.loss == "bradley_terry" and self.replay_share > 0:
+        if self.loss in ("bradley_terry", "contrastive") and self.replay_share > 0:
             raise ValueError(
-                "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
+                f"discriminator.loss={self.loss} compares answers to one prompt, and past rollouts answer others: "
                 "set discriminator.replay_share=0"
             )
         if self.architecture == "cnn":

@@ -12,6 +12,7 @@ from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.loop.held_out import contrast_without, set_apart
+from rlgaf_ray.objectives.discriminator import PAIRED
 from rlgaf_ray.types import Demonstration, Prompt, Rollout, TextBlocks
 
 
@@ -34,6 +35,7 @@ class Draws:
             "real": len(self.trained_rows),
             "contrast": max(1, len(self.contrast_rows)),
             "pretraining": 1 if self.text is None else len(self.text),
+            "others": len(self.trained_rows),
         }
         self.streams = {
             name: PromptStream(
@@ -50,7 +52,7 @@ class Draws:
     def real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         """Demonstrations for one discriminator update beside these rollouts."""
         demonstrations = self.task.demonstrations
-        if self.config.discriminator.loss == "bradley_terry":  # pairs: the demonstration of each rollout's own prompt
+        if self.config.discriminator.loss in PAIRED:  # the demonstration of each rollout's own prompt
             return [demonstrations[rollout.prompt_id] for rollout in rollouts]
         return [
             demonstrations[row] for row in self.trained_rows[self._next("real", self.config.discriminator.batch_size)]
@@ -59,10 +61,27 @@ class Draws:
     def contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         """Demonstrations of the unwanted kind for the same update; none where they are switched off."""
         settings = self.config.discriminator
+        if settings.loss == "contrastive":
+            return self._under_other_prompts(rollouts, settings.contrastive_prompts)
         if settings.contrast_weight == 0 or not self.contrast_rows:
             return []
         count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
         return [self.contrast_rows[row] for row in self._next("contrast", count)]
+
+    def _under_other_prompts(self, rollouts: Sequence[Rollout], num_prompts: int) -> list[Demonstration]:
+        """The demonstrations of the rollouts' prompts under other prompts: a block of all of them for each prompt."""
+        demonstrations = self.task.demonstrations
+        own = [demonstrations[rollout.prompt_id] for rollout in rollouts]
+        moved = []
+        for _ in range(num_prompts):
+            for item, row in zip(own, self._next("others", len(own)), strict=True):
+                following = (demonstrations[each] for each in np.roll(self.trained_rows, -row))
+                prompts = (other.prompt_ids for other in following)
+                other = next((ids for ids in prompts if ids.tobytes() != item.prompt_ids.tobytes()), None)
+                if other is None:
+                    raise ValueError("discriminator.loss=contrastive needs two different prompts: take another loss")
+                moved.append(Demonstration(other, item.response_ids))
+        return moved
 
     def pretraining(self) -> TextBlocks | None:
         """Real text for one PPO-ptx update, or demonstrations that are learned beside the reward."""

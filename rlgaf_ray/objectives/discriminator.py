@@ -11,7 +11,9 @@ from torch.nn.functional import relu, softplus
 
 from rlgaf_ray.objectives.policy import TensorMetrics
 
-DiscriminatorLoss = Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry"]
+DiscriminatorLoss = Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry", "contrastive"]
+PAIRED = ("bradley_terry", "contrastive")
+"""Losses that compare the answers to one prompt: row i of every set belongs together."""
 
 
 def discriminator_loss(
@@ -53,7 +55,14 @@ def discriminator_loss(
     GAD (arXiv 2511.10643): minus log sigmoid of the difference. Only differences within a prompt matter, so the reward
     wants a baseline over the samples of one prompt. A contrast row may answer another prompt.
 
-    Shapes: logits [N], [M], [K] -> (scalar, metrics); N = M = K for bradley_terry. Each kind is a mean of its own, so
+    contrastive:  loss = mean_i -log ( exp D(real_i) / (exp D(real_i) + exp D(fake_i) + sum_k exp D(contrast_ki)) )
+
+    InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4): which of these belongs to the prompt? The contrast rows
+    of i are the same answer under K other prompts, so that the discriminator has to read the prompt. The weight of the
+    contrast is not used.
+
+    Shapes: logits [N], [M], [K] -> (scalar, metrics); N = M = K for bradley_terry; N = M and contrast [K * N], the K
+    rows of one prompt N apart, for contrastive. Each kind is a mean of its own, so
     unequal counts do not tilt a pointwise loss. Softplus keeps large logits from overflowing.
     Metrics: ``logit_real``, ``logit_fake`` and, with contrast, ``logit_contrast``, the means; ``accuracy``, the share
     of pairs ranked right, or the mean of ``accuracy_real`` (share above the middle: 0, and 0.5 for least_squares) and
@@ -82,6 +91,8 @@ def discriminator_loss(
     metrics: TensorMetrics = {f"logit_{name}": logits.detach().mean() for name, logits in parts.items()}
     if kind == "bradley_terry":
         loss, more = _pairwise(parts, contrast_weight)
+    elif kind == "contrastive":
+        loss, more = _contrastive(parts)
     else:
         loss, more = _pointwise(parts, kind, contrast_weight, smoothing)
     return loss, metrics | more
@@ -109,8 +120,8 @@ def _pointwise(
                 terms = relu(1.0 - logits if is_real else 1.0 + logits)
             case _:
                 raise ValueError(
-                    f"unknown discriminator loss {kind!r}: choose binary_cross_entropy, least_squares, hinge or "
-                    "bradley_terry"
+                    f"unknown discriminator loss {kind!r}: choose binary_cross_entropy, least_squares, hinge, "
+                    "bradley_terry or contrastive"
                 )
         mean = terms.mean()
         weighted.append(weights[name] * mean)
@@ -118,6 +129,22 @@ def _pointwise(
         metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
     metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
     return torch.stack(weighted).sum(), metrics
+
+
+def _contrastive(parts: dict[str, Tensor]) -> tuple[Tensor, TensorMetrics]:
+    real = parts["real"]
+    if len(parts["fake"]) != len(real) or any(len(part) % len(real) for part in parts.values()):
+        sizes = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        raise ValueError(
+            f"contrastive compares answers to one prompt, but got {sizes} sequences: give one fake and as "
+            "many contrast rows for every real one"
+        )
+    choices = torch.cat([part.reshape(-1, len(real)) for part in parts.values()])  # [2 + K, N], the real one first
+    loss = (choices.logsumexp(0) - real).mean()
+    metrics: TensorMetrics = {"accuracy": (real > choices[1]).float().mean()}
+    if "contrast" in parts:
+        metrics["accuracy_contrast"] = (real > choices[2:]).float().mean()
+    return loss, metrics
 
 
 def _pairwise(parts: dict[str, Tensor], contrast_weight: float) -> tuple[Tensor, TensorMetrics]:

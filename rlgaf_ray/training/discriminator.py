@@ -19,7 +19,7 @@ from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import add_adapters, has_adapters, load_adapters, save_adapters
 from rlgaf_ray.models.scalar import ScalarModel
-from rlgaf_ray.objectives.discriminator import discriminator_loss
+from rlgaf_ray.objectives.discriminator import PAIRED, discriminator_loss
 from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
 from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.batching import Batching
@@ -164,7 +164,7 @@ class Discriminator:
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
     ) -> Metrics:
-        """One AdamW step of the configured loss; for ``bradley_terry`` row i of each kind answers the same prompt.
+        """One AdamW step of the configured loss; for paired ones row i of each kind belongs to the same prompt.
 
         The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
         kind, and summed over the group. What is drawn (noise, dropout) depends on the seed, the number of this update
@@ -251,10 +251,10 @@ class Discriminator:
     def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
         """Rows of each forward pass of each backward pass: one micro-batch of each kind; pairs stay together."""
         lengths = [num_tokens(item) for item in items]
-        if self.settings.loss != "bradley_terry":
+        if self.settings.loss not in PAIRED:
             plan = self.batching.plan(lengths)
             return [plan[start : start + 3] for start in range(0, len(plan), 3)]
-        starts = [sum(counts[:kind]) for kind in range(len(counts))]
+        starts = range(0, sum(counts), counts[0])  # contrastive has several contrast rows of each prompt
         pairs = [max(lengths[start + row] for start in starts) for row in range(counts[0])]
         return [
             [[start + row for row in rows] for start in starts]

@@ -157,6 +157,7 @@ MORE = [
     Job("ppo", overrides=("generator.algorithm=ppo", "generator.ppo.pretraining_coefficient=0.5")),
     Job("seqgan", overrides=("generator.algorithm=seqgan",)),
     Job("pairs", "discriminator", overrides=("discriminator.loss=bradley_terry",)),
+    Job("choices", "discriminator", overrides=("discriminator.loss=contrastive",)),
     Job("penalised", "discriminator", overrides=("discriminator.gradient_penalty=r1",)),
     Job("bounded", "discriminator", overrides=("discriminator.spectral_norm=true", "discriminator.frozen_layers=1")),
 ]

@@ -183,6 +183,22 @@ class TestOtherLosses:
         expected = (0.9460750 + 2 * (0.1269280 + 0.9740770 + 3.0485874) / 3) / 3
         assert loss == pytest.approx(expected, abs=1e-6)
 
+    def test_contrastive(self):
+        """One softmax over the real row, its rollout and two rows of contrast, by hand."""
+        real, fake = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
+        contrast = torch.tensor([-1.0, 0.0, 1.0, 0.5])  # of row 0, of row 1, of row 0, of row 1
+        loss, metrics = discriminator_loss(real, fake, kind="contrastive", contrast_logits=contrast)
+        rows = [(1.0, 0.0, -1.0, 1.0), (0.0, 2.0, 0.0, 0.5)]
+        expected = sum(math.log(sum(map(math.exp, row))) - row[0] for row in rows) / 2
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        assert metrics["accuracy"].item() == 0.5
+        assert metrics["accuracy_contrast"].item() == 0.25
+        alone, _ = discriminator_loss(real, fake, kind="contrastive")
+        ranked, _ = discriminator_loss(real, fake, kind="bradley_terry")
+        assert alone.item() == pytest.approx(ranked.item(), abs=1e-6)
+        with pytest.raises(ValueError, match="answers to one prompt, but got 2 real, 2 fake, 3 contrast"):
+            discriminator_loss(real, fake, kind="contrastive", contrast_logits=contrast[:3])
+
     def test_bradley_terry_sees_differences_only(self):
         shifted, _ = discriminator_loss(self.REAL + 7, self.FAKE + 7, kind="bradley_terry")
         assert shifted.item() == pytest.approx(self.loss("bradley_terry")[0], abs=1e-6)

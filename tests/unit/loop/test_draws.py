@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.loop.draws import Draws
+from rlgaf_ray.types import Demonstration, Rollout
+
+
+class Pairs:
+    """Each prompt is a number, and its answer a hundred more; prompt 0 is there twice."""
+
+    def __init__(self) -> None:
+        self.demonstrations = [
+            Demonstration(np.array([number], np.int32), np.array([100 + number], np.int32))
+            for number in (0, 0, 1, 2, 3)
+        ]
+        self.contrast: list[Demonstration] = []
+
+
+def rollout(row: int) -> Rollout:
+    return Rollout(row, np.array([row], np.int32), np.array([7], np.int32), np.zeros(1, np.float32), "stop", 0)
+
+
+def test_contrastive_puts_each_demonstration_under_other_prompts() -> None:
+    config = load_config(None, ["discriminator.loss=contrastive", "discriminator.contrastive_prompts=6"])
+    draws = Draws(config, Pairs())  # type: ignore[arg-type]  # a part of a task
+    rollouts = [rollout(row) for row in (3, 4, 0, 1)]
+    real = draws.real(rollouts)
+    contrast = draws.contrast(rollouts)
+    assert [int(item.response_ids[0]) for item in real] == [102, 103, 100, 100]
+    assert [int(item.response_ids[0]) for item in contrast] == [102, 103, 100, 100] * 6
+    prompts = np.array([int(item.prompt_ids[0]) for item in contrast]).reshape(6, 4)
+    assert not (prompts == [2, 3, 0, 0]).any()
+    assert set(prompts.flatten()) == {0, 1, 2, 3}
