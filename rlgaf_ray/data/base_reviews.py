@@ -24,7 +24,7 @@ def fingerprint(text: str) -> int:
 
 def refuse_base_reviews(texts: Iterable[str]) -> None:
     """Raise ``ValueError`` where a text begins like a review that the built-in model was trained on."""
-    known = set(np.load(FINGERPRINTS).tolist())
+    known = set(np.load(FINGERPRINTS, allow_pickle=False).tolist())
     rows = [number for number, text in enumerate(texts, start=1) if fingerprint(text) in known]
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
