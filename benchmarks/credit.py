@@ -21,7 +21,12 @@ from rich.table import Table
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.models.tokenizer import load_tokenizer
-from rlgaf_ray.objectives.advantages import leave_one_out_baseline, past_scores_baseline, position_mean_baseline
+from rlgaf_ray.objectives.baselines import (
+    leave_one_out_baseline,
+    other_lengths,
+    past_scores,
+    position_mean_baseline,
+)
 from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.types import Rollout
 
@@ -55,7 +60,8 @@ def main() -> int:
         mask, scores = batch.sequences.response_mask, batch.scores
         assert batch.token_scores is not None
         returns = scores[:, None] * mask
-        to_come = returns - past_scores_baseline(batch.token_scores, mask)
+        lengths = mask.sum(1)
+        to_come = returns - past_scores(batch.token_scores, mask, lengths) / other_lengths(lengths)
         kinds = {
             "whole score, mean of the prompt's other samples": returns
             - leave_one_out_baseline(scores, group_size=group_size)[:, None],

@@ -7,7 +7,7 @@ to the full gradient is taken draw by draw with the same prompts, tokens and noi
 estimated by averages over independent draws. An average over few draws is noisy, which lowers a cosine: the corrected
 one divides the product of averages over different halves of the draws by the same for each mode alone. Figures of the
 adversarial loss, without the KL. Speed and memory hardly depend on the warm-up, the cosine does: give
-``warmup.generator.steps=1500 warmup.discriminator.steps=60`` for that of a run's start.
+``warmup.discriminator.steps=60`` for that of a run's start.
 """
 
 from __future__ import annotations

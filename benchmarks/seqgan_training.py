@@ -15,7 +15,8 @@ from torch import Tensor
 from rlgaf_ray.loop.monte_carlo import evaluated_positions
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.lstm import LstmForCausalLM, build_lstm
-from rlgaf_ray.objectives.advantages import leave_one_out_baseline, scale_advantages
+from rlgaf_ray.objectives.advantages import scale_advantages
+from rlgaf_ray.objectives.baselines import leave_one_out_baseline
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.objectives.policy import reinforce_loss
 from rlgaf_ray.objectives.rewards import discriminator_reward

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 Resumed = tuple[Place, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
+Waiting = Callable[[str], AbstractContextManager[None]]
 SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
 
 
@@ -163,9 +164,17 @@ def run_through_losses(
         try:
             with (
                 adversarial_loop(
-                    config, data, warmups, placement, checkpoints, terminal, resumed, recoveries=recoveries
+                    config,
+                    data,
+                    warmups,
+                    placement,
+                    checkpoints,
+                    terminal,
+                    resumed,
+                    recoveries=recoveries,
+                    waiting=terminal.waiting,
                 ) as loop,
-                terminal.training(start=loop.iteration, total=config.run.iterations),
+                terminal.training(start=loop.iteration, total=config.run.iterations, first=first_wait(config, loop)),
             ):
                 stop.loop, begun = loop, True
                 try:
@@ -362,30 +371,58 @@ def adversarial_loop(
     resumed: Resumed | None,
     group: PlacementGroup | None = None,
     recoveries: Recoveries | None = None,
+    waiting: Waiting = lambda what: nullcontext(),
 ) -> Iterator[AdversarialLoop]:
-    """The loop with its actors and its run folder, ready to run; both are closed at the end of the block."""
-    roles = RayRoles(
-        warmups.generator,
-        warmups.discriminator,
-        config,
-        placement,
-        max_tokens=data.task.max_tokens,
-        pad_token_id=data.tokenizer.pad_token_id,
-        group=group,
-        recoveries=recoveries,
-    )
+    """The loop with its actors and its run folder, ready to run; both are closed at the end of the block.
+
+    ``waiting`` shows what each slow step waits for.
+    """
+    with waiting(f"starting {actors_of(config, placement)}"):
+        roles = RayRoles(
+            warmups.generator,
+            warmups.discriminator,
+            config,
+            placement,
+            max_tokens=data.task.max_tokens,
+            pad_token_id=data.tokenizer.pad_token_id,
+            group=group,
+            recoveries=recoveries,
+        )
     try:
         display.message(str(roles.transfer))
-        evaluator = prepare_evaluator(config, data, cache_folder(config), report=display.message)
+        with waiting("preparing the judges" if isinstance(data.task, ImdbTask) else "preparing the evaluation"):
+            evaluator = prepare_evaluator(config, data, cache_folder(config), report=display.message)
         start = resumed[1]["iteration"] if resumed else 0
         write_run_files(config, data)
         with quiet_writer(), Tracker(config.run.folder, config.tracking, data.tokenizer, start=start) as tracker:
             loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display)
             if resumed:
-                loop.resume(resumed[0], resumed[1])
+                with waiting(f"loading iteration {start} into the actors"):
+                    loop.resume(resumed[0], resumed[1])
             yield loop
     finally:
         roles.close()
+
+
+def actors_of(config: Config, placement: Placement) -> str:
+    """The actors of a run in words: "2 rollout workers (vllm), the discriminator and the learner"."""
+    num_workers = len(placement.rollout_bundles)
+    groups = [
+        f"the {name}" if len(bundles) == 1 else f"{len(bundles)} ranks of the {name}"
+        for name, bundles in (
+            ("discriminator", placement.discriminator_bundles),
+            ("learner", placement.learner_bundles),
+        )
+    ]
+    workers = f"{num_workers} rollout worker{'s' if num_workers > 1 else ''} ({config.rollout.engine})"
+    return f"{workers}, {' and '.join(groups)}"
+
+
+def first_wait(config: Config, loop: AdversarialLoop) -> str:
+    """What the loop does before its first row."""
+    if loop.iteration > 0:
+        return f"iteration {loop.iteration + 1}"
+    return f"evaluating the start on {config.evaluation.num_prompts} prompts"
 
 
 class Stop:

@@ -127,6 +127,7 @@ class TrainBatch:
     group_size: int  # samples per prompt; B is a multiple of it
     token_scores: torch.Tensor | None = None  # float32 [B, T], zero outside the response; its sum over time is scores
     action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in the reward's unit
+    num_read: torch.Tensor | None = None  # int64 [B], response tokens that the discriminator scored; default: all
 
     def to(self, device: torch.device) -> TrainBatch:
         return TrainBatch(
@@ -136,6 +137,7 @@ class TrainBatch:
             self.group_size,
             None if self.token_scores is None else self.token_scores.to(device),
             None if self.action_values is None else self.action_values.to(device),
+            None if self.num_read is None else self.num_read.to(device),
         )
 
 

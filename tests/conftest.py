@@ -11,10 +11,14 @@ import pytest
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import Config, load_config
+from tests.patience import pytest_timeout_set_timer  # noqa: F401 (a hook)
 
 # MKL otherwise picks kernels by where an array lies in memory: two processes then differ in the last bits, and Adam
 # makes whole steps of them. It reads this at its first call; Ray's workers inherit it.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+UNIT = Path(__file__).parent / "unit"
+LEFT_OUT = {"slow": "takes long: make test-all", "chaos": "injects faults: make chaos"}
 
 SMALL = [
     "run.iterations=8",
@@ -43,8 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" not in config.option.markexpr:
-        _skip(items, "slow", "takes minutes: run with -m slow")
+    # the long files first: the short ones then fill whichever process is free (make test)
+    items.sort(key=lambda item: item.path.is_relative_to(UNIT))
+    for marker, reason in LEFT_OUT.items():
+        if marker not in config.option.markexpr:
+            _skip(items, marker, reason)
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
 
@@ -71,6 +78,11 @@ def describe_skipped(places: list[tuple[str, int, str]]) -> str:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all processes of pytest-xdist: the program makes what it caches once, whoever comes first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = tmp_path_factory.getbasetemp().parent / "cache"
+        shared.mkdir(exist_ok=True)
+        return shared
     return tmp_path_factory.mktemp("cache")
 
 

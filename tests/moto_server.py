@@ -6,12 +6,13 @@ import importlib.util
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.patience import wait_until
 
 KEY, SECRET = "AKEYOFTHISTEST", "a-secret-of-this-test"
 
@@ -19,6 +20,14 @@ needs_moto = pytest.mark.skipif(
     importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask_cors") is None,
     reason="moto's server is not installed",
 )
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -31,15 +40,8 @@ def moto_server(log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
+        wait_until(lambda: answers(port), f"answer of the server, whose log is {log}", process=process)
         yield process, f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait()

@@ -17,11 +17,16 @@ from rlgaf_ray.actors.planning import totals
 from rlgaf_ray.config.schema import Config
 
 PROBE_SECONDS = 10.0
+START_ATTEMPTS = 3
+TIMED_OUT = "timed out during startup"  # Ray's words
 OWN_CLUSTER = {
     # By default nodes free objects once a second: in a push by parts the whole model would pile up in the object store.
     "free_objects_period_milliseconds": 0,
     # By default Ray remembers 100,000 calls of actors: some 250 MB, for as long as the run lasts.
     "task_events_max_num_task_in_gcs": 1000,
+    # By default Ray adds 15 to the niceness of its workers. They do all the work of a run: any other process on the
+    # machine would then take their cores.
+    "worker_niceness": int(os.environ.get("RAY_worker_niceness", "0")),  # noqa: SIM112 (Ray's spelling)
 }
 
 
@@ -39,13 +44,7 @@ def ray_session(config: Config) -> Iterator[None]:
         # Ray Train's distributed workers report through the dashboard's agent; a warm-up in this process does not.
         dashboard = config.warmup.num_workers > 1 or config.cluster.gpus_per_actor > 0
         with on_loopback():
-            ray.init(
-                "local",
-                num_cpus=config.cluster.num_cpus,
-                include_dashboard=dashboard,
-                _system_config=OWN_CLUSTER,
-                **quiet,
-            )
+            _start(num_cpus=config.cluster.num_cpus, include_dashboard=dashboard, _system_config=OWN_CLUSTER, **quiet)
     else:
         try:
             probe(address)
@@ -61,6 +60,18 @@ def ray_session(config: Config) -> Iterator[None]:
         if config.cluster.join_seconds > 0:
             request_resources(num_cpus=0)  # an autoscaler need no longer keep what find_placement asked for
         ray.shutdown()
+
+
+def _start(**settings: Any) -> None:
+    """Start a Ray on this machine. On a very busy one it misses limits of its own (15 s for its agents): once more."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init("local", **settings)
+            return
+        except Exception as error:  # Ray raises it as it is
+            if attempt == START_ATTEMPTS or TIMED_OUT not in str(error):
+                raise
+            ray.shutdown()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlgaf_ray.config.section import NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
+from rlgaf_ray.config.section import LearningRateSchedule, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
@@ -62,6 +62,10 @@ class DiscriminatorSection(Section):
         1.3, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off"
     )
     learning_rate: Rate = 5e-5
+    learning_rate_schedule: LearningRateSchedule = Field(
+        "constant",
+        description="linear and cosine end at 0 after run.iterations * updates_per_generator_update updates",
+    )
     betas: Pair = (0.5, 0.99)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
@@ -95,6 +99,15 @@ class DiscriminatorSection(Section):
     match_lengths: bool = Field(
         False, description="responses of an update are cut to one distribution of lengths, and read without their end"
     )
+
+    @model_validator(mode="after")
+    def _schedule_has_an_end(self) -> DiscriminatorSection:
+        if self.learning_rate_schedule != "constant" and self.update_ratio.mode == "adaptive":
+            raise ValueError(
+                f"discriminator.learning_rate_schedule={self.learning_rate_schedule} needs a known number of updates, "
+                "which discriminator.update_ratio.mode=adaptive changes: set one of them to constant or fixed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:

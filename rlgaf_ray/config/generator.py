@@ -6,10 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
+from rlgaf_ray.config.section import (
+    Fraction,
+    LearningRateSchedule,
+    NonNegative,
+    NonNegativeRate,
+    Pair,
+    Positive,
+    Rate,
+    Section,
+)
 
 KLChoice = Literal["k1", "k2", "k3", "exact"]
 Placement = Literal["reward", "loss"]
+LossAverage = Literal["token", "sequence", "sequence_sum", "constant"]
+LOSS_AVERAGE = (
+    "token: mean over all tokens; sequence: mean over responses of their tokens' mean; sequence_sum: of their tokens' "
+    "sum, the unbiased policy gradient; constant: that sum / task.response_tokens (Dr. GRPO)"
+)
 
 
 class KLSettings(Section):
@@ -35,6 +49,7 @@ class KLSettings(Section):
 
 
 Credit = Literal["sequence", "token"]
+RatioLevel = Literal["token", "sequence"]
 Baseline = Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean", "position_mean"]
 
 
@@ -46,18 +61,32 @@ class PolicyGradientSettings(Section):
         description="token: what earlier tokens have added to the score is taken off a token's return: same expected "
         "gradient, less noise",
     )
+    reward_to_go: bool = Field(
+        True,
+        description="false: every token's return is the response's total, score less all KL penalties: the response is "
+        "one action (RLOO, GRPO)",
+    )
     baseline: Baseline = Field(
         "leave_one_out",
-        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean, clipped; "
-        "position_mean: over the batch at each position, for credit=token",
+        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean; "
+        "position_mean: the other responses of the batch at the same position, for credit=token",
     )
     baseline_decay: Fraction = Field(0.95, description="of the moving average")
     advantage_scale: Literal["none", "batch", "group"] = Field(
         "batch", description="divide advantages by this deviation"
     )
     advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
-    loss_average: Literal["token", "sequence"] = "token"
+    loss_average: LossAverage = Field("token", description=LOSS_AVERAGE)
     discount: Fraction = 1.0
+    epochs: Positive = Field(1, description="passes over a batch of rollouts")
+    minibatches: Positive = Field(1, description="steps of a pass, each on its share of the rollouts")
+    clip_range: Rate | None = Field(
+        None,
+        description="PPO's clipped ratio to the policy before the first step, as GRPO has it, e.g. 0.2: needed by more "
+        "than one step a batch; null: no ratio",
+    )
+    clip_range_high: Rate | None = Field(None, description="bound of ratios above 1; null: clip_range")
+    ratio: RatioLevel = Field("token", description="sequence: one length-normalised ratio a response (GSPO)")
     demonstration_coefficient: NonNegativeRate = Field(
         0.0, description="of the demonstrations' negative log-likelihood, added to the loss; 0: off"
     )
@@ -70,6 +99,40 @@ class PolicyGradientSettings(Section):
                 f"baseline={self.baseline} is of whole sequences: with credit=token take position_mean, batch_mean or "
                 "none, or set credit=sequence"
             )
+        if self.credit == "token" and not self.reward_to_go:
+            raise ValueError("reward_to_go=false gives all tokens one return: set credit=sequence")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_else_is_discounted(self) -> PolicyGradientSettings:
+        if self.discount == 1.0:
+            return self
+        if self.credit == "token":
+            raise ValueError(
+                f"discount={self.discount:g} discounts the score, but not the earlier tokens' parts that credit=token "
+                "subtracts from it: set discount=1 or credit=sequence"
+            )
+        if self.baseline in ("leave_one_out", "group_mean", "moving_average"):
+            raise ValueError(
+                f"baseline={self.baseline} is a mean of undiscounted totals, and discount={self.discount:g} makes "
+                "returns smaller: set discount=1, or take position_mean, batch_mean or none"
+            )
+        if not self.reward_to_go:
+            raise ValueError(f"reward_to_go=false discounts nothing, but discount={self.discount:g}: set discount=1")
+        return self
+
+    @model_validator(mode="after")
+    def _several_steps_are_clipped(self) -> PolicyGradientSettings:
+        if self.clip_range is not None:
+            return self
+        if self.epochs * self.minibatches > 1:
+            raise ValueError(
+                f"epochs={self.epochs} and minibatches={self.minibatches} step away from the policy that sampled: set "
+                "clip_range, e.g. 0.2, or both to 1"
+            )
+        for key, used in (("clip_range_high", self.clip_range_high is not None), ("ratio", self.ratio != "token")):
+            if used:
+                raise ValueError(f"{key} is read only with clip_range: set clip_range, or leave {key} out")
         return self
 
 
@@ -100,26 +163,38 @@ class SeqGANSettings(PolicyGradientSettings):
             raise ValueError(
                 "generator.seqgan.credit: SeqGAN's action values are each token's own; leave it at sequence"
             )
+        if not self.reward_to_go:
+            raise ValueError(
+                "generator.seqgan.reward_to_go: SeqGAN's action values are each token's own; leave it at true"
+            )
         return self
 
 
 class PPOSettings(Section):
     epochs: Positive = 2
     minibatches: Positive = 2
-    clip_range: Rate = 0.2
+    clip_range: Rate = Field(0.2, description="bound of ratios below 1, and above it without clip_range_high")
+    clip_range_high: Rate | None = Field(None, description="bound of ratios above 1; null: clip_range")
     value_clip_range: Rate = 0.2
     value_coefficient: NonNegativeRate = 0.5
     value_learning_rate: Rate = 1e-4
+    value_learning_rate_schedule: LearningRateSchedule = Field(
+        "constant", description="of the critic, over run.iterations; linear and cosine end at 0"
+    )
     discount: Fraction = 1.0
     gae_lambda: Fraction = 0.95
     whiten_rewards: bool = Field(True, description="by running statistics over iterations")
     whiten_advantages: bool = True
     critic_warmup_iterations: NonNegative = Field(5, description="the critic learns alone before the policy moves")
-    pretraining_coefficient: NonNegativeRate = Field(0.0, description="gamma of InstructGPT's PPO-ptx")
-    ratio: Literal["token", "sequence"] = Field(
-        "token", description="sequence: one length-normalised ratio a response (GSPO)"
+    pretraining_coefficient: NonNegativeRate = Field(
+        0.0, description="gamma of InstructGPT's PPO-ptx, of the mean per token (the paper's is of whole texts)"
     )
-    loss_average: Literal["token", "sequence"] = "token"
+    ratio: RatioLevel = Field(
+        "token",
+        description="sequence: one length-normalised ratio a response, GSPO's with loss_average=sequence; the critic's "
+        "advantages still differ by token (configs/recipes/gspo.yaml is GSPO)",
+    )
+    loss_average: LossAverage = Field("token", description=LOSS_AVERAGE)
     kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
@@ -160,7 +235,7 @@ class GeneratorSection(Section):
     ppo: PPOSettings = PPOSettings()
     gumbel: GumbelSettings = GumbelSettings()
     learning_rate: Rate = 1e-4
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    learning_rate_schedule: LearningRateSchedule = "linear"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
     betas: Pair = (0.9, 0.95)
     weight_decay: NonNegativeRate = 0.0
@@ -169,7 +244,9 @@ class GeneratorSection(Section):
         0.0, description="coefficient of -log pi, added to each sampled token's reward; 0: off"
     )
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="evaluate and export a moving average of the weights with this decay a step, e.g. 0.98; 0: off"
+        0.0,
+        description="evaluate and export a moving average of the weights with this decay, e.g. 0.98, at each optimiser "
+        "step (of which a minibatch makes one); 0: off",
     )
     importance_weight_cap: Rate | None = Field(
         None, description="bound of importance weights between learner and rollout log-probs; none: off, async: 2.0"

@@ -27,7 +27,7 @@ class GuardLimits(Section):
     reward_deviation_ratio: Fraction = Field(
         0.1, description="discriminator_saturated: reward/deviation below this part of the start's"
     )
-    kl: Rate = Field(0.5, description="kl_runaway: generator/kl above, nats per token")
+    kl: Rate = Field(0.5, description="kl_runaway: generator/kl or generator/kl_exact above, nats per token")
     reference_nll: Rate = Field(
         0.7, description="kl_runaway: rollout/reference_nll higher than at the start by this; 0.7: twice the perplexity"
     )

@@ -14,6 +14,7 @@ from rlgaf_ray.config.combinations import check_adapters, check_engines
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection
+from rlgaf_ray.config.learning import check_batches, check_sampling, check_warmups
 from rlgaf_ray.config.lora import LoraSettings
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Positive, Rate, Section
 from rlgaf_ray.config.sweep import SweepSection
@@ -163,7 +164,11 @@ class RolloutSection(Section):
     batch_size: Positive = Field(64, description="rollouts an iteration, over all workers")
     samples_per_prompt: Positive = 4
     temperature: Rate = 1.0
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="below 1, as top_k above 0, for generator.algorithm=gumbel only: other algorithms learn from "
+        "log-probs of the full distribution",
+    )
     top_k: NonNegative = Field(0, description="0: all tokens")
     stop_at_end_of_text: bool | None = Field(
         None, description="false: end of text is masked, every response has full length; default: false for imdb only"
@@ -410,6 +415,9 @@ class Config(Section):
     def _engines_and_adapters_can(self) -> Config:
         check_engines(self)
         check_adapters(self)
+        check_batches(self)
+        check_sampling(self)
+        check_warmups(self)
         return self
 
     @model_validator(mode="after")

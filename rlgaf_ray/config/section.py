@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,7 @@ Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeRate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Pair = Annotated[tuple[Fraction, Fraction], Field(strict=False)]  # a list in YAML
+LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 
 class Section(BaseModel):

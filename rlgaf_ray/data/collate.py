@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 
+from rlgaf_ray.data.lengths import without_end
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
 
 
@@ -28,8 +29,13 @@ def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: in
     )
 
 
-def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int) -> TrainBatch:
-    """One training batch of scored rollouts, samples of one prompt adjacent: [B, T], B a multiple of group_size."""
+def collate(
+    scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int, *, unread_ids: Collection[int] = ()
+) -> TrainBatch:
+    """One training batch of scored rollouts, samples of one prompt adjacent: [B, T], B a multiple of group_size.
+
+    ``unread_ids``: end-of-text tokens that the discriminator does not read (``discriminator.match_lengths``).
+    """
     rollouts = [item.rollout for item in scored]
     prompt_ids = np.array([rollout.prompt_id for rollout in rollouts])
     assert len(rollouts) % group_size == 0, f"{len(rollouts)} rollouts are not whole groups of {group_size}"
@@ -57,6 +63,7 @@ def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int)
         group_size=group_size,
         token_scores=where_given("token_scores"),
         action_values=where_given("action_values"),
+        num_read=torch.tensor([len(without_end(rollout, unread_ids).response_ids) for rollout in rollouts]),
     )
 
 

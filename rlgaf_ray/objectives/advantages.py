@@ -1,4 +1,4 @@
-"""From rewards to advantages: rewards-to-go, baselines, generalised advantage estimation, scaling and whitening.
+"""From rewards to advantages: rewards-to-go, generalised advantage estimation, scaling and whitening.
 
 Response masks may begin after the prompt's columns and end early (padding on the right). What stands outside the mask
 is never read, not even NaN, and is zero in every [B, T] result.
@@ -31,7 +31,7 @@ def rewards_to_go(
     Shapes: [B, T] -> [B, T], in the rewards' unit. Each unbroken run of the mask is a response of its own.
     Raises ValueError for a discount outside [0, 1].
     """
-    _check_fraction("discount", discount)
+    check_fraction("discount", discount)
     assert rewards.shape == response_mask.shape, (rewards.shape, response_mask.shape)
     return _discounted_sum(rewards, response_mask, discount)
 
@@ -56,112 +56,14 @@ def generalized_advantage_estimate(
     Left out: bootstrapping after a response that was cut at its maximum length. The discriminator judges the text as it
     stands, so its last token is the end and the value after it is zero.
     """
-    _check_fraction("discount", discount)
-    _check_fraction("gae_lambda", gae_lambda)
+    check_fraction("discount", discount)
+    check_fraction("gae_lambda", gae_lambda)
     assert rewards.shape == values.shape == response_mask.shape, (rewards.shape, values.shape, response_mask.shape)
     values = values.detach().masked_fill(~response_mask, 0.0)
     next_values = torch.nn.functional.pad(values[:, 1:], (0, 1))
     deltas = rewards.detach() + discount * next_values - values
     advantages = _discounted_sum(deltas, response_mask, discount * gae_lambda)
     return advantages, advantages + values
-
-
-def leave_one_out_baseline(rewards: Float[Tensor, " batch"], *, group_size: int) -> Float[Tensor, " batch"]:
-    """For each sequence, the mean reward of the other samples of its prompt.
-
-    b_i = (sum_j r_j - r_i) / (group_size - 1)
-
-    Kool et al. 2019 ("Buy 4 REINFORCE samples, get a baseline for free!"); Ahmadian et al. 2024 (RLOO, arXiv
-    2402.14740). b_i does not depend on sample i, so the policy gradient stays unbiased.
-
-    Shapes: [B] -> [B]; the samples of one prompt are adjacent, ``group_size`` of each.
-    Raises ValueError when a group holds fewer than two samples or the groups do not divide the batch.
-    """
-    if group_size < 2:
-        raise ValueError(
-            f"a leave-one-out baseline needs at least 2 samples per prompt, got {group_size}: "
-            "raise rollout.samples_per_prompt or take another baseline"
-        )
-    grouped = _in_groups(rewards.double(), group_size)
-    return ((grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)).flatten().to(rewards.dtype)
-
-
-def group_mean_baseline(rewards: Float[Tensor, " batch"], *, group_size: int) -> Float[Tensor, " batch"]:
-    """For each sequence, the mean reward of all samples of its prompt, itself included.
-
-    b_i = sum_j r_j / group_size
-
-    GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1), which then divides by the group's deviation
-    (``scale_advantages`` with "group"). r_i - b_i is (n - 1) / n times what the leave-one-out baseline leaves.
-
-    Shapes: [B] -> [B]; the samples of one prompt are adjacent.
-    Raises ValueError when the groups do not divide the batch.
-    """
-    grouped = _in_groups(rewards.double(), group_size)
-    return grouped.mean(1).repeat_interleave(group_size).to(rewards.dtype)
-
-
-def batch_mean_baseline(
-    returns: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, ""]:
-    """The mean return of all response tokens in the batch: the centre of REINFORCE++ (Hu 2025, arXiv 2501.03262).
-
-    It then divides by the batch's deviation (``scale_advantages`` with "batch") and clips. Every sample is part of its
-    own baseline, a bias of order one over the number of tokens.
-
-    Shapes: [B, T] -> scalar.
-    """
-    mean, _ = _moments(returns.reshape(1, -1), response_mask.reshape(1, -1))
-    return mean.squeeze(0).to(returns.dtype)
-
-
-def position_mean_baseline(
-    returns: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, " time"]:
-    """The mean return at each position, over the responses that reach it.
-
-    b_t = sum_i m_it G_it / sum_i m_it
-
-    What is still to come shrinks towards the end of a response: one baseline for all positions would leave that slope
-    in the advantages (Greensmith et al. 2004, JMLR 5, section 3, on baselines that depend on the state). Over the whole
-    batch it is less noisy than the mean over the few samples of one prompt, which it pays for by not knowing the
-    prompt. Every sample is part of its own baseline: the gradient shrinks by 1 / n, n responses.
-
-    Shapes: [B, T] -> [T], zero at positions that no response reaches.
-    """
-    return torch.where(response_mask, returns, 0.0).sum(0) / response_mask.sum(0).clamp(min=1)
-
-
-def past_scores_baseline(
-    token_scores: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, "batch time"]:
-    """What the tokens before each position have already added to the sequence's score.
-
-    b_t = (R / mean R) * sum_{s < t} d_s, where D = sum_s d_s and R is the number of response tokens
-
-    A discriminator that averages a causal network's scores over the response is a sum over its tokens, and the parts of
-    earlier tokens do not depend on token t: taken off its return they leave the policy gradient what it is and its
-    variance smaller (RLGAF, arXiv 2305.06176, eq. 2: the reward-to-go; Williams 1992 on baselines). On film reviews
-    the second moment of the advantages halves (docs/stability.md).
-
-    d_s = s_s / R holds the response's length, which is not known at t: times R / mean R, the batch's mean, it does not.
-    Shapes: [B, T] twice -> [B, T], in the logit's unit, zero at the first response token and outside the mask.
-    """
-    lengths = response_mask.sum(1, keepdim=True)
-    parts = torch.where(response_mask, token_scores, 0.0) * (lengths / lengths.float().mean())
-    return (parts.cumsum(1) - parts).masked_fill(~response_mask, 0.0)
-
-
-def moving_average(previous: float | None, value: float, *, decay: float) -> float:
-    """The exponential moving average after one more value; the first value stands for itself.
-
-    m' = decay * m + (1 - decay) * value
-
-    A baseline for REINFORCE (Williams 1992) as long as it is taken before the batch it is used on enters it.
-    Raises ValueError for a decay outside [0, 1].
-    """
-    _check_fraction("decay", decay)
-    return value if previous is None else decay * previous + (1.0 - decay) * value
 
 
 def scale_advantages(
@@ -173,12 +75,13 @@ def scale_advantages(
 ) -> Float[Tensor, "batch time"]:
     """Divide the advantages by a deviation; they are not centred, which is the baseline's work.
 
-    A / (deviation + 1e-6), where the deviation divides by n (not n - 1) and is
+    A / (deviation + 1e-6), where the deviation is
 
     - none: not used, A is returned as it is;
-    - batch: that of the advantages of all response tokens in the batch;
+    - batch: that of the advantages of all response tokens in the batch, which divides by their number;
     - group: that of the sequences of one prompt, each standing for the mean advantage over its response tokens, as GRPO
-      divides by the deviation of a group's rewards (arXiv 2402.03300, section 4.1).
+      divides by the deviation of a group's rewards (arXiv 2402.03300, section 4.1). It divides by n - 1, as verl, TRL
+      and OpenRLHF do; the paper does not say.
 
     Where the deviation is below 1e-6 (all equal, or one sequence alone) there is nothing to prefer: the result is zero.
 
@@ -191,12 +94,13 @@ def scale_advantages(
         case "none":
             return advantages
         case "batch":
-            _, variance = _moments(advantages.reshape(1, -1), response_mask.reshape(1, -1))
+            _, variance = masked_moments(advantages.reshape(1, -1), response_mask.reshape(1, -1))
         case "group":
-            sequence_values, _ = _moments(advantages, response_mask)
-            _, variance = _moments(
-                _in_groups(sequence_values, group_size), _in_groups(response_mask.any(1), group_size)
-            )
+            sequence_values, _ = masked_moments(advantages, response_mask)
+            present = in_groups(response_mask.any(1), group_size)
+            _, variance = masked_moments(in_groups(sequence_values, group_size), present)
+            num_sequences = present.sum(1)
+            variance = variance * num_sequences / (num_sequences - 1).clamp(min=1)
         case _:
             raise ValueError(f"unknown advantage scale {scale!r}: choose none, batch or group")
     deviation = variance.sqrt().to(advantages.dtype).repeat_interleave(len(advantages) // len(variance))[:, None]
@@ -214,7 +118,7 @@ def whiten(
     mean). Shapes: any, the same for both; zero outside the mask.
     """
     assert values.shape == mask.shape, (values.shape, mask.shape)
-    mean, variance = _moments(values.reshape(1, -1), mask.reshape(1, -1))
+    mean, variance = masked_moments(values.reshape(1, -1), mask.reshape(1, -1))
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
     return (whitened if shift_mean else whitened + mean).to(values.dtype).masked_fill(~mask, 0.0)
 
@@ -275,7 +179,7 @@ def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
     return torch.stack(columns[::-1], dim=1)
 
 
-def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (dividing by n) over the mask of each row, float64 so that equal values have no spread."""
     values = values.double().masked_fill(~mask, 0.0)
     count = mask.sum(1).clamp(min=1)
@@ -284,13 +188,13 @@ def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return mean, distances.square().sum(1) / count
 
 
-def _in_groups(values: Tensor, group_size: int) -> Tensor:
+def in_groups(values: Tensor, group_size: int) -> Tensor:
     """[B] -> [B / group_size, group_size]."""
     if group_size < 1 or len(values) % group_size:
         raise ValueError(f"a batch of {len(values)} sequences cannot be cut into groups of group_size={group_size}")
     return values.reshape(-1, group_size)
 
 
-def _check_fraction(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}={value} must lie between 0 and 1")

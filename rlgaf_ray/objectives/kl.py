@@ -28,8 +28,10 @@ def kl_estimate(
 
     Shapes: any, the same for both. Gradients flow into both arguments; pass detached ones where they must not.
     Raises ValueError for an unknown estimator.
-    Left out: the correction for tokens that another policy sampled, and a bound on k3, which grows with exp(-d) where
-    the policy has left a token that the reference likes.
+    In a loss (k2, k3) these are gradients at fixed prefixes. How a token steers the KL of later ones is left out, as it
+    is in verl, TRL and OpenRLHF; a KL in the reward has that part.
+    Left out: the correction for tokens that another policy sampled, and the bound of +-10 that OpenRLHF puts on every
+    estimate and verl on k3, which grows with exp(-d) where the policy has left a token that the reference likes.
     """
     assert policy_logprobs.shape == reference_logprobs.shape, (policy_logprobs.shape, reference_logprobs.shape)
     difference = policy_logprobs - reference_logprobs

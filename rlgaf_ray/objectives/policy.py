@@ -1,7 +1,7 @@
 """Losses of the generator and of PPO's critic.
 
-All [B, T] arguments are aligned with the tokens (entry t belongs to token t), and what stands outside the response mask
-is never read. Losses are to be minimised. Metrics are detached scalars.
+All [B, T] arguments are aligned with the tokens (entry t belongs to token t). Entries outside the response mask change
+neither a value nor a gradient, not even NaN. Losses are to be minimised. Metrics are detached scalars.
 """
 
 from __future__ import annotations
@@ -12,22 +12,36 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-LossAverage = Literal["token", "sequence"]
+LossAverage = Literal["token", "sequence", "sequence_sum", "constant"]
 RatioLevel = Literal["token", "sequence"]
 ImportanceBound = Literal["cap", "mask"]
 TensorMetrics = dict[str, Tensor]
 
+# Bound of log ratios before the exponential, as in verl and OpenRLHF: e^20 is far beyond every clip range, and e^89
+# overflows float32, which turns the zero gradient of a clipped token into NaN.
+MAX_LOG_RATIO = 20.0
+
 
 def masked_average(
-    values: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, average: LossAverage
+    values: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    *,
+    average: LossAverage,
+    max_tokens: int | None = None,
 ) -> Float[Tensor, ""]:
-    """The mean over the mask.
+    """The average over the mask.
 
     - token: sum of all values / number of tokens. Long responses weigh more.
     - sequence: mean over the sequences of each one's mean over its tokens. Every response weighs the same.
+    - sequence_sum: mean over the sequences of each one's sum.
+    - constant: ``sequence_sum`` / ``max_tokens``, the longest response that there may be.
+
+    Of a policy gradient only the last two are unbiased: RLGAF (arXiv 2305.06176), eq. 2, is ``sequence_sum``, and Dr.
+    GRPO (Liu et al. 2025, arXiv 2503.20783) is ``constant``. ``token`` divides by a number that depends on the samples,
+    which tilts the gradient by order 1/B; ``sequence`` weighs a response by 1/length whatever the batch's size.
 
     Shapes: [B, T] -> scalar. Sequences without a token are not counted; an empty mask gives zero.
-    To accumulate over micro-batches, weigh each by its number of tokens or of sequences.
+    To accumulate over micro-batches, weigh each by its number of tokens (token) or of sequences (the others).
     Raises ValueError for an unknown average.
     """
     assert values.shape == mask.shape, (values.shape, mask.shape)
@@ -38,7 +52,12 @@ def masked_average(
             return values.sum() / num_tokens.sum().clamp(min=1)
         case "sequence":
             return (values.sum(1) / num_tokens.clamp(min=1)).sum() / (num_tokens > 0).sum().clamp(min=1)
-    raise ValueError(f"unknown average {average!r}: choose token or sequence")
+        case "sequence_sum":
+            return values.sum() / (num_tokens > 0).sum().clamp(min=1)
+        case "constant":
+            assert max_tokens is not None, "the constant average divides by max_tokens"
+            return values.sum() / (num_tokens > 0).sum().clamp(min=1) / max_tokens
+    raise ValueError(f"unknown average {average!r}: choose token, sequence, sequence_sum or constant")
 
 
 def reinforce_loss(
@@ -47,6 +66,7 @@ def reinforce_loss(
     response_mask: Bool[Tensor, "batch time"],
     *,
     average: LossAverage,
+    max_tokens: int | None = None,
     importance_weights: Float[Tensor, "batch time"] | None = None,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
     """The loss whose gradient is minus the REINFORCE estimate of the policy gradient.
@@ -61,12 +81,13 @@ def reinforce_loss(
     Left out: the KL term and the entropy bonus, which the caller adds; the value of this loss measures nothing.
     """
     assert policy_logprobs.shape == advantages.shape == response_mask.shape
-    objective = policy_logprobs * advantages.detach()
+    # Masked before it is multiplied: zero times NaN in another factor would be a NaN in its gradient.
+    objective = policy_logprobs.masked_fill(~response_mask, 0.0) * advantages.detach()
     metrics: TensorMetrics = {}
     if importance_weights is not None:
         objective = objective * importance_weights.detach()
         metrics["importance_weight"] = masked_average(importance_weights.detach(), response_mask, average="token")
-    loss = -masked_average(objective, response_mask, average=average)
+    loss = -masked_average(objective, response_mask, average=average, max_tokens=max_tokens)
     return loss, {"policy_loss": loss.detach(), **metrics}
 
 
@@ -77,54 +98,62 @@ def ppo_policy_loss(
     response_mask: Bool[Tensor, "batch time"],
     *,
     clip_range: float,
+    clip_range_high: float | None = None,
     average: LossAverage,
+    max_tokens: int | None = None,
     ratio_level: RatioLevel = "token",
     importance_weights: Float[Tensor, "batch time"] | None = None,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
     """PPO's clipped surrogate objective, with the sign of a loss.
 
-    r_t = exp(log pi - log pi_old);  loss = -average_t( w_t * min(r_t * A_t, clip(r_t, 1 - c, 1 + c) * A_t) )
+    r_t = exp(log pi - log pi_old);  loss = -average_t( w_t * min(r_t * A_t, clip(r_t, 1 - c, 1 + h) * A_t) )
 
-    Schulman et al. 2017 (arXiv 1707.06347), eq. 7; the reinforcement-learning part of InstructGPT's objective
-    (arXiv 2203.02155, eq. 2; RLGAF, eq. 3) when the rewards carry the KL to the reference.
+    c is ``clip_range``; h is ``clip_range_high``, or c where that is None (asymmetric: DAPO, Yu et al. 2025, arXiv
+    2503.14476, section 3.1). Schulman et al. 2017 (arXiv 1707.06347), eq. 7; the reinforcement-learning part of
+    InstructGPT's objective (arXiv 2203.02155, eq. 2; RLGAF, eq. 3) when the rewards carry the KL to the reference.
 
     With ``ratio_level`` "sequence" every token of a response carries the response's one ratio, the geometric mean of
-    its tokens' (GSPO, Zheng et al. 2025, arXiv 2507.18071): a response is clipped as a whole. Token advantages may
-    still differ; GSPO gives a response one.
+    its tokens' (GSPO, Zheng et al. 2025, arXiv 2507.18071): a response is clipped as a whole. GSPO itself gives a
+    response one advantage and averages by ``sequence``; with other advantages or averages this is no published method.
 
     ``old_logprobs`` are the learner's own at the start of the batch, so the ratio starts at exactly one; what separates
     the learner from the engine that sampled goes into ``importance_weights``.
     Shapes: [B, T] each -> (scalar, metrics). Only ``policy_logprobs`` gets a gradient.
     Metrics: ``policy_loss``; ``clip_fraction``, the share of tokens whose clip binds, which get no gradient; ``ratio``,
-    the mean; ``approximate_kl``, the k3 estimate of KL(old || now) in nats per token; ``importance_weight``, the mean
-    weight, where weights are given.
+    the mean; ``approximate_kl``, the k3 estimate of KL(old || now) in nats per token, of the tokens' own ratios at
+    either level; ``importance_weight``, the mean weight, where weights are given.
     Raises ValueError for a clip range that is not positive or an unknown average.
     Left out: the dual clip for negative advantages, and stopping early on the KL.
     """
-    if clip_range <= 0:
-        raise ValueError(f"clip_range={clip_range} must be positive: at zero no token would ever be learned from")
+    high = clip_range if clip_range_high is None else clip_range_high
+    if min(clip_range, high) <= 0:
+        raise ValueError(
+            f"clip_range={min(clip_range, high)} must be positive: at zero no token would ever be learned from"
+        )
     assert policy_logprobs.shape == old_logprobs.shape == advantages.shape == response_mask.shape
     # Masked before the exponential: an overflow outside the response would turn its zero gradient into NaN.
-    log_ratio = torch.where(response_mask, policy_logprobs - old_logprobs.detach(), 0.0)
+    token_log_ratio = torch.where(response_mask, policy_logprobs - old_logprobs.detach(), 0.0)
+    log_ratio = token_log_ratio
     if ratio_level == "sequence":
         mean = log_ratio.sum(1, keepdim=True) / response_mask.sum(1, keepdim=True).clamp(min=1)
         log_ratio = torch.where(response_mask, mean, 0.0)
-    ratio = log_ratio.exp()
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     advantages = advantages.detach()
     unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages
+    clipped = ratio.clamp(1.0 - clip_range, 1.0 + high) * advantages
     objective = torch.minimum(unclipped, clipped)
     metrics: TensorMetrics = {}
     if importance_weights is not None:
         objective = objective * importance_weights.detach()
         metrics["importance_weight"] = masked_average(importance_weights.detach(), response_mask, average="token")
-    loss = -masked_average(objective, response_mask, average=average)
+    loss = -masked_average(objective, response_mask, average=average, max_tokens=max_tokens)
     with torch.no_grad():
+        moved = token_log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         metrics |= {
             "policy_loss": loss.detach(),
             "clip_fraction": masked_average((clipped < unclipped).to(ratio), response_mask, average="token"),
             "ratio": masked_average(ratio, response_mask, average="token"),
-            "approximate_kl": masked_average(torch.expm1(log_ratio) - log_ratio, response_mask, average="token"),
+            "approximate_kl": masked_average(torch.expm1(moved) - moved, response_mask, average="token"),
         }
     return loss, metrics
 
@@ -137,6 +166,7 @@ def ppo_value_loss(
     *,
     value_clip_range: float,
     average: LossAverage,
+    max_tokens: int | None = None,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
     """The critic's squared error, pessimistic about steps away from its values at the start of the batch.
 
@@ -154,11 +184,13 @@ def ppo_value_loss(
     if value_clip_range <= 0:
         raise ValueError(f"value_clip_range={value_clip_range} must be positive: at zero the critic would never move")
     assert values.shape == old_values.shape == returns.shape == response_mask.shape
+    values = values.masked_fill(~response_mask, 0.0)  # before NaN in the others could reach its gradient
     old_values, returns = old_values.detach(), returns.detach()
     clipped_values = old_values + (values - old_values).clamp(-value_clip_range, value_clip_range)
     unclipped = (values - returns).square()
     clipped = (clipped_values - returns).square()
-    loss = masked_average(torch.maximum(unclipped, clipped), response_mask, average=average) / 2
+    errors = torch.maximum(unclipped, clipped)
+    loss = masked_average(errors, response_mask, average=average, max_tokens=max_tokens) / 2
     with torch.no_grad():
         metrics = {
             "value_loss": loss.detach(),

@@ -56,7 +56,11 @@ def entropy_rewards(
 def at_the_end(
     values: Float[Tensor, " batch"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:
-    """Each sequence's value at its last response token, zero elsewhere: [B] -> [B, T]."""
+    """Each sequence's value at its last response token, zero elsewhere: [B] -> [B, T].
+
+    The value of a sequence without response tokens appears nowhere.
+    """
     positions = torch.arange(response_mask.shape[1], device=response_mask.device)
     last = torch.where(response_mask, positions, -1).amax(1, keepdim=True).clamp(min=0)
-    return torch.zeros_like(response_mask, dtype=torch.float32).scatter(1, last, values[:, None].float())
+    spread = torch.zeros_like(response_mask, dtype=torch.float32).scatter(1, last, values[:, None].float())
+    return spread.masked_fill(~response_mask, 0.0)

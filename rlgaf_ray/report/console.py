@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from rlgaf_ray.config.hidden import public
@@ -21,6 +30,7 @@ from rlgaf_ray.types import Metrics
 PLAIN_EVERY = 10  # iterations between lines where there is no terminal
 EVALUATED = "eval/perplexity"  # stands in the metrics of an evaluated iteration, whatever the task
 QUICKLY_EVALUATED = "quick/two_sample_auc"
+NOTABLE_SECONDS = 1.0  # a shorter wait is not reported once it is over
 ROWS = 8  # newest iterations in the live table
 
 # Column head, metric, format.
@@ -112,11 +122,28 @@ class Terminal:
         self.progress.update(task, completed=progress.step, note=note)
 
     @contextmanager
-    def training(self, *, start: int, total: int) -> Iterator[None]:
+    def waiting(self, what: str) -> Iterator[None]:
+        """Shows what the block waits for, with the seconds so far; afterwards how many it took."""
+        started = time.perf_counter()
+        if self.console.is_terminal:
+            columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                progress.add_task(what, total=None)
+                yield
+        else:
+            self.message(f"{what} ...")
+            yield
+        if (seconds := time.perf_counter() - started) >= NOTABLE_SECONDS:
+            self.message(f"{what}: done in {seconds:.0f} s")
+
+    @contextmanager
+    def training(self, *, start: int, total: int, first: str) -> Iterator[None]:
+        """The progress of the loop; ``first`` is what it waits for before its first row."""
         for task in self.progress.task_ids:
             self.progress.remove_task(task)
-        self.progress.add_task("training", total=total, completed=start, note="")
+        self.progress.add_task("training", total=total, completed=start, note=first)
         if not self.console.is_terminal:
+            self.message(f"{first} ...")
             yield
             return
         with Live(self._view(), console=self.console, refresh_per_second=4) as self.live:
@@ -127,7 +154,7 @@ class Terminal:
         self.rows = [row for row in self.rows if row[0] < iteration] + [(iteration, metrics)]
         evaluated = EVALUATED in metrics
         if self.live is not None:
-            self.progress.update(self.progress.task_ids[0], completed=iteration)
+            self.progress.update(self.progress.task_ids[0], completed=iteration, note="")
             self.live.update(self._view())
         elif evaluated or QUICKLY_EVALUATED in metrics or iteration % PLAIN_EVERY == 0:
             cells = (f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlgaf_ray.config.schema import LearnerSection
+from rlgaf_ray.objectives.policy import LossAverage
 from rlgaf_ray.training.distributed import ALONE, Group
 from rlgaf_ray.types import SequenceBatch
 
@@ -76,19 +77,29 @@ class Batching:
         return plan
 
     def micro_batches(
-        self, batch: SequenceBatch, *, average: Literal["token", "sequence"], among: Tensor | None = None
+        self, batch: SequenceBatch, *, average: LossAverage, among: Tensor | None = None
     ) -> Iterator[MicroBatch]:
         """This rank's part of the batch, or of the rows ``among`` it, whose shares sum to one over the ranks."""
         mask = batch.response_mask
         chosen = torch.arange(len(mask), device=mask.device) if among is None else among
         num_tokens = mask[chosen].sum(1).tolist()
+        num_sequences = sum(count > 0 for count in num_tokens)  # an average does not count those without tokens
         lengths = batch.attention_mask[chosen].sum(1).tolist()
         for rows in self.plan(lengths):
             index = torch.tensor(rows or [0], device=mask.device)
             width = mask.shape[1] if self.tokens is None else max(lengths[row] for row in index.tolist())
             token_share = sum(num_tokens[row] for row in rows) / sum(num_tokens)
-            share = token_share if average == "token" else len(rows) / len(lengths)
+            share = token_share if average == "token" else sum(num_tokens[row] > 0 for row in rows) / num_sequences
             yield MicroBatch(chosen[index], width, share, token_share)
+
+
+def shuffled_minibatches(
+    num_rows: int, *, epochs: int, minibatches: int, seed: Sequence[int], device: torch.device
+) -> Iterator[Tensor]:
+    """Rows of each step, int64 [b]: in every epoch each row once, in an order that depends on ``seed`` alone."""
+    generator = np.random.default_rng(seed)
+    for _ in range(epochs):
+        yield from torch.from_numpy(generator.permutation(num_rows)).to(device).tensor_split(minibatches)
 
 
 def deal(lengths: Sequence[int], num_ranks: int) -> list[Rows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +25,14 @@ from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
 from rlgaf_ray.training.gradient_penalty import gradient_penalty
-from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer, skipped
+from rlgaf_ray.training.optimizer import (
+    build_optimizer,
+    load_optimizer,
+    optimizer_step,
+    save_optimizer,
+    schedule_factor,
+    skipped,
+)
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
@@ -99,6 +107,7 @@ class Discriminator:
             weight_decay=self.settings.weight_decay,
         )
         self.version = 0
+        self.num_updates = max(1, math.ceil(config.run.iterations * self.settings.updates_per_generator_update))
         self.end_of_text_ids = end_of_text_ids(self.model.network.config) if self.settings.match_lengths else []
         self.replay: ReplayBuffer | None = None
         if self.settings.replay_share > 0:
@@ -171,10 +180,16 @@ class Discriminator:
             more["response_tokens"] = sum(len(item.response_ids) for item in shown) / len(shown)
         with seeded(self.seed, self.version, self.device, rank=self.group.rank):
             totals = more | self._accumulate_gradients(real, shown, contrast)
+        totals["learning_rate"] = self.settings.learning_rate * schedule_factor(
+            self.version,
+            num_steps=self.num_updates,
+            num_warmup_steps=0,
+            schedule=self.settings.learning_rate_schedule,
+        )
         totals["grad_norm"] = optimizer_step(
             self.optimizer,
             self.model.parameters(),
-            learning_rate=self.settings.learning_rate,
+            learning_rate=totals["learning_rate"],
             max_grad_norm=self.settings.max_grad_norm,
             group=self.group,
         )

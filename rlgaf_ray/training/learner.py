@@ -13,6 +13,7 @@ import torch
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
+from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
@@ -51,6 +52,7 @@ class Learner:
         self.device = torch.device(device)
         self.group = group
         self.policy = Policy(folder, config, device=self.device, group=group)
+        self.unread_ids = end_of_text_ids(self.policy.model.config) if config.discriminator.match_lengths else []
         self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
@@ -73,9 +75,10 @@ class Learner:
         Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
         """
-        batch = collate(scored, self.pad_token_id, self.config.rollout.samples_per_prompt).to(self.device)
+        group_size = self.config.rollout.samples_per_prompt
+        batch = collate(scored, self.pad_token_id, group_size, unread_ids=self.unread_ids).to(self.device)
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
-        shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std())}
+        shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std(correction=0))}
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}
         rewards, batch, more = self.rewards(rewards, batch)
@@ -149,13 +152,15 @@ class Learner:
     def adjust(
         self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
     ) -> None:
-        """Multiply the config's learning rate from now on.
+        """Multiply the config's learning rates of policy and critic from now on.
 
         ``kl_coefficient``: replaces the one in use. ``refresh``: forget the optimisers' moments.
         """
         settings = self.config.generator
         scaled = settings.model_copy(update={"learning_rate": settings.learning_rate * learning_rate_factor})
         self.policy.config = self.config.model_copy(update={"generator": scaled})
+        if isinstance(self.algorithm, PPO):
+            self.algorithm.learning_rate_factor = learning_rate_factor
         if kl_coefficient is not None:
             self.algorithm.kl.coefficient = kl_coefficient
         if refresh:

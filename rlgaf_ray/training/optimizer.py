@@ -6,16 +6,14 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from rlgaf_ray.config.section import LearningRateSchedule
 from rlgaf_ray.training.distributed import ALONE, Group, cut_like, whole
-
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 def build_optimizer(
@@ -30,7 +28,7 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def schedule_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedule: Schedule) -> float:
+def schedule_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedule: LearningRateSchedule) -> float:
     """Multiplier of the learning rate at ``step`` (from 0): linear warm-up, then constant, or down to zero."""
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps

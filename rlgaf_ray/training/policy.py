@@ -44,6 +44,7 @@ class Policy:
         self.chunk_tokens = config.learner.logprob_chunk_tokens
         self.dtype = resolve_precision(config.learner.precision, device)
         self.entropy_bonus = config.generator.entropy_bonus
+        self.max_tokens = config.task.response_tokens
         self.model = self.load(folder, frozen=False)
         add_adapters(self.model, config.model.lora, seed=config.run.seed)
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
@@ -257,7 +258,11 @@ class MetricSums:
 def rollout_metrics(
     logprobs: torch.Tensor, reference: torch.Tensor, behaviour: torch.Tensor, response_mask: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What the sampled tokens say of the policy: per token, in nats."""
+    """What the sampled tokens say of the policy: per token, in nats.
+
+    ``kl`` and ``entropy`` are means over the same tokens, so that their sum is the tokens' NLL under the reference,
+    whichever policy sampled them.
+    """
 
     def mean(values: torch.Tensor) -> torch.Tensor:
         return masked_average(values, response_mask, average="token")

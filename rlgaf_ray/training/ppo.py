@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
@@ -19,8 +18,16 @@ from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advan
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import ppo_policy_loss, ppo_value_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
+from rlgaf_ray.training.batching import shuffled_minibatches
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
-from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, optimizer_step, save_optimizer, skipped
+from rlgaf_ray.training.optimizer import (
+    build_optimizer,
+    load_optimizer,
+    optimizer_step,
+    save_optimizer,
+    schedule_factor,
+    skipped,
+)
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
@@ -44,6 +51,8 @@ class PPO:
         self.group = group
         self.settings = config.generator.ppo
         self.seed = config.run.seed
+        self.num_iterations = config.run.iterations
+        self.learning_rate_factor = 1.0  # lowered by the guard's roll-backs
         self.max_grad_norm = config.generator.max_grad_norm
         self.kl = KLController(self.settings.kl)
         self.statistics = RunningStatistics()
@@ -93,60 +102,77 @@ class PPO:
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
         sums.add(rollout_metrics(old_logprobs, reference, batch.behaviour_logprobs, mask), 1.0)
         policy_moves = iteration >= settings.critic_warmup_iterations
-        generator = np.random.default_rng([self.seed, iteration])
-        for _ in range(settings.epochs):
-            order = torch.from_numpy(generator.permutation(len(mask))).to(mask.device)
-            for minibatch in order.chunk(settings.minibatches):
-                for part in policy.batching.micro_batches(
-                    batch.sequences, average=settings.loss_average, among=minibatch
-                ):
-                    sequences = part.sequences(batch.sequences)
-                    value_loss, value_metrics = ppo_value_loss(
-                        self.values(policy, sequences),
-                        part.of(old_values),
-                        part.of(returns),
-                        sequences.response_mask,
-                        value_clip_range=settings.value_clip_range,
-                        average=settings.loss_average,
-                    )
-                    (settings.value_coefficient * value_loss * part.share).backward()
-                    sums.add({"value_loss": value_metrics.pop("value_loss")}, part.share)
-                    sums.add(value_metrics, part.token_share)
-                    if policy_moves:
-                        logprobs = policy.logprobs(sequences)
-                        loss, metrics = ppo_policy_loss(
-                            logprobs,
-                            part.of(old_logprobs),
-                            part.of(advantages),
-                            sequences.response_mask,
-                            clip_range=settings.clip_range,
-                            average=settings.loss_average,
-                            ratio_level=settings.ratio,
-                            importance_weights=policy.importance_weights(
-                                part.of(old_logprobs), part.of(batch.behaviour_logprobs)
-                            ),
-                        )
-                        (loss * part.share).backward()
-                        sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
-                        sums.add(metrics, part.token_share)
-                if policy_moves and pretraining is not None:
-                    policy.text_backward(pretraining, settings.pretraining_coefficient, sums, name="pretraining_loss")
-                steps["critic_grad_norm"] = optimizer_step(
-                    self.critic_optimizer,
-                    self.critic.parameters(),
-                    learning_rate=settings.value_learning_rate,
-                    max_grad_norm=self.max_grad_norm,
-                    group=policy.group,
+        learning_rate = self.learning_rate(iteration)
+        for minibatch in shuffled_minibatches(
+            len(mask),
+            epochs=settings.epochs,
+            minibatches=settings.minibatches,
+            seed=[self.seed, iteration],
+            device=mask.device,
+        ):
+            for part in policy.batching.micro_batches(batch.sequences, average=settings.loss_average, among=minibatch):
+                sequences = part.sequences(batch.sequences)
+                value_loss, value_metrics = ppo_value_loss(
+                    self.values(policy, sequences),
+                    part.of(old_values),
+                    part.of(returns),
+                    sequences.response_mask,
+                    value_clip_range=settings.value_clip_range,
+                    average=settings.loss_average,
+                    max_tokens=policy.max_tokens,
                 )
-                num_skipped += skipped(steps["critic_grad_norm"])
+                (settings.value_coefficient * value_loss * part.share).backward()
+                sums.add({"value_loss": value_metrics.pop("value_loss")}, part.share)
+                sums.add(value_metrics, part.token_share)
                 if policy_moves:
-                    steps |= policy.step(iteration)
-                    num_skipped += steps["skipped_steps"]
+                    logprobs = policy.logprobs(sequences)
+                    loss, metrics = ppo_policy_loss(
+                        logprobs,
+                        part.of(old_logprobs),
+                        part.of(advantages),
+                        sequences.response_mask,
+                        clip_range=settings.clip_range,
+                        clip_range_high=settings.clip_range_high,
+                        average=settings.loss_average,
+                        max_tokens=policy.max_tokens,
+                        ratio_level=settings.ratio,
+                        importance_weights=policy.importance_weights(
+                            part.of(old_logprobs), part.of(batch.behaviour_logprobs)
+                        ),
+                    )
+                    (loss * part.share).backward()
+                    sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
+                    sums.add(metrics, part.token_share)
+            if policy_moves and pretraining is not None:
+                policy.text_backward(pretraining, settings.pretraining_coefficient, sums, name="pretraining_loss")
+            steps["critic_grad_norm"] = optimizer_step(
+                self.critic_optimizer,
+                self.critic.parameters(),
+                learning_rate=learning_rate,
+                max_grad_norm=self.max_grad_norm,
+                group=policy.group,
+            )
+            num_skipped += skipped(steps["critic_grad_norm"])
+            if policy_moves:
+                steps |= policy.step(iteration)
+                num_skipped += steps["skipped_steps"]
         totals = sums.means(policy.group) | steps | {"skipped_steps": num_skipped}
         totals["kl_coefficient"] = self.kl.coefficient
-        totals["advantage_deviation"] = float(advantages[mask].std())
-        self.kl.observe(totals["kl"], num_samples=len(mask))
+        totals["critic_learning_rate"] = learning_rate
+        totals["advantage_deviation"] = float(advantages[mask].std(correction=0))
+        if policy_moves:  # the coefficient has no effect before
+            self.kl.observe(totals["kl"], num_samples=len(mask))
         return totals
+
+    def learning_rate(self, iteration: int) -> float:
+        """Of the critic."""
+        factor = schedule_factor(
+            iteration,
+            num_steps=self.num_iterations,
+            num_warmup_steps=0,
+            schedule=self.settings.value_learning_rate_schedule,
+        )
+        return self.settings.value_learning_rate * self.learning_rate_factor * factor
 
     def values(self, policy: Policy, sequences: SequenceBatch) -> torch.Tensor:
         """V(x, y_<t) at the position of token t: the state before it is sampled, float32 [B, T]."""

@@ -78,8 +78,13 @@ def warm_up_generator(
         logits = wrapped(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
         return -masked_average(token_logprobs(logits, tokens[:, 1:]), learned, average="token")
 
+    def num_terms(rows: np.ndarray) -> int:
+        return int(blocks.learned[rows, 1:].sum())
+
     length = blocks.token_ids.shape[1]
-    _train(wrapped, loss_of_batch, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length)
+    _train(
+        wrapped, loss_of_batch, num_terms, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length
+    )
 
 
 def warm_up_discriminator(
@@ -104,12 +109,13 @@ def warm_up_discriminator(
         return nn.functional.binary_cross_entropy_with_logits(wrapped(sequences), targets)
 
     length = len(windows[0].prompt_ids) + len(windows[0].response_ids)
-    _train(wrapped, loss_of_batch, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length)
+    _train(wrapped, loss_of_batch, len, stream, settings, precision, checkpoint_every, worker, tokens_per_row=length)
 
 
 def _train(
     model: nn.Module,
     loss_of_batch: Callable[[np.ndarray], Tensor],
+    num_terms: Callable[[np.ndarray], int],
     stream: PromptStream,
     settings: GeneratorWarmup | SftWarmup | DiscriminatorWarmup,
     precision: Precision,
@@ -118,6 +124,7 @@ def _train(
     *,
     tokens_per_row: int,
 ) -> None:
+    """``loss_of_batch``: a mean over ``num_terms`` of the rows."""
     assert settings.steps is not None, "the config decides the steps"
     dtype = resolve_precision(precision, worker.device)
     optimizer = build_optimizer(
@@ -133,10 +140,12 @@ def _train(
     losses: list[float] = []
     clock = time.perf_counter()
     for step in range(start, settings.steps):
-        rows = stream.next(settings.batch_size)[worker.rank :: worker.num_workers]
+        batch = stream.next(settings.batch_size)
+        rows = batch[worker.rank :: worker.num_workers]
         with autocast(dtype, worker.device):
             loss = loss_of_batch(rows)
-        loss.backward()
+        # DistributedDataParallel averages over the workers, whose shares of the batch's terms differ.
+        (loss * (num_terms(rows) * worker.num_workers / num_terms(batch))).backward()
         factor = schedule_factor(
             step,
             num_steps=settings.steps,

@@ -14,14 +14,13 @@ from tests.chaos.program import Run
 
 COLUMNS = ("fault", "times injected", "detected after", "recovered after", "iterations repeated", "lost")
 PROPERTY = "fault"
-TEST_SECONDS = 900
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs that are hit take long on a busy machine: longer than other tests may."""
+    """All but those that are marked slow are for ``make chaos`` alone."""
     for item in items:
-        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.chaos)
 
 
 @pytest.fixture

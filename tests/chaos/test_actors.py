@@ -15,6 +15,7 @@ SHARED = [*SMALL, "rollout.num_workers=2"]
 ALLOWED_SECONDS = 40
 
 
+@pytest.mark.slow
 def test_both_workers_and_the_learner_are_killed(start, small_under, rows_of, record, tmp_path: Path) -> None:
     settings = [*SHARED, "run.iterations=24", "checkpoint.every=3"]
     run: Run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
@@ -38,7 +39,6 @@ def test_both_workers_and_the_learner_are_killed(start, small_under, rows_of, re
         assert all(bool((one[key] == other[key]).all()) for key in one | other), name
 
 
-@pytest.mark.slow
 def test_one_loss_too_many_ends_the_run_with_a_checkpoint(start, small_under, record, tmp_path: Path) -> None:
     settings = [*SMALL, "run.iterations=2000", "checkpoint.every=3", "cluster.max_recoveries=0"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")
@@ -55,7 +55,6 @@ def test_one_loss_too_many_ends_the_run_with_a_checkpoint(start, small_under, re
     record("one loss more than allowed: SIGKILL", detected=[detected], lost=lost(run.folder))
 
 
-@pytest.mark.slow
 def test_workers_that_fall_silent_are_replaced(start, small_under, record, tmp_path: Path) -> None:
     """One of two, then both at once."""
     settings = [*SHARED, "run.iterations=5000", f"cluster.timeout_seconds={ALLOWED_SECONDS}"]
@@ -76,7 +75,6 @@ def test_workers_that_fall_silent_are_replaced(start, small_under, record, tmp_p
     run.ended(130)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "role, process, overrides",
     [
@@ -98,7 +96,6 @@ def test_a_run_goes_back_to_its_checkpoint(
     record(f"{role.replace('rank .', 'one rank of two')}: SIGKILL", **back, lost=lost(run.folder))
 
 
-@pytest.mark.slow
 def test_a_learner_is_lost_while_the_run_comes_back_from_another_loss(
     start, small_under, record, tmp_path: Path
 ) -> None:
@@ -118,7 +115,6 @@ def test_a_learner_is_lost_while_the_run_comes_back_from_another_loss(
     )
 
 
-@pytest.mark.slow
 def test_a_worker_with_an_engine_of_vllm_is_killed(start, small_under, record, tmp_path: Path) -> None:
     settings = [*QUICK, "run.iterations=2000", "rollout.engine=vllm"]
     run = start(small_under(tmp_path, "run.name=hurt", *settings), tmp_path / "hurt")

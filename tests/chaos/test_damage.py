@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.chaos.program import SMALL, lost, reached
 
 
-@pytest.mark.slow
 def test_damaged_checkpoints_are_named_and_the_one_before_them_is_used(
     start, small_under, record, tmp_path: Path
 ) -> None:

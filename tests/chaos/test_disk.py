@@ -43,7 +43,6 @@ def fill(disk: Path, *, leave: int) -> Path:
     return ballast
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["rollouts", "checkpoint"])
 def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_room(
     start, small_under, record, small_disk: Path, what: str
@@ -78,7 +77,6 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     record(name, detected=[detected], recovered=[recovered], repeated=repeated, lost=lost(folder))
 
 
-@pytest.mark.slow
 def test_a_full_disk_under_the_warm_ups_ends_the_run_before_it_begins(
     start, small_under, record, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -92,7 +90,6 @@ def test_a_full_disk_under_the_warm_ups_ends_the_run_before_it_begins(
     record("disk full when a warm-up is written")
 
 
-@pytest.mark.slow
 @needs_moto
 def test_a_run_waits_for_a_storage_that_does_not_answer_for_a_while(start, small_under, record, tmp_path: Path) -> None:
     with moto_server(tmp_path / "server.log") as (server, options):

@@ -18,7 +18,6 @@ STATE = ("*.safetensors", "optimizer.json", "algorithm.json", "state.json")
 MOST_ITERATIONS = 5  # between a start and the kill
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_of, record, tmp_path: Path) -> None:
     settings = [*SMALL, "run.iterations=120", f"checkpoint.every={EVERY}"]

@@ -45,7 +45,6 @@ def of_a_worker(cluster: Cluster) -> Any:
     raise AssertionError("no rollout worker beside the head")
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_when_nodes_leave_and_others_come(
     start, small_under, record, cluster: Cluster, tmp_path: Path
 ) -> None:

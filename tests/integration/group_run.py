@@ -24,6 +24,7 @@ from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
 from rlgaf_ray.weights.state import split_state, to_tensors
+from tests.patience import HANGS_AFTER
 
 VOCABULARY = 64
 SMALL = [
@@ -169,7 +170,7 @@ def rank(number: int, size: int, port: int, jobs: list[Job], folder: Path) -> No
     """The whole life of one process: what rank 0 finds it writes, job by job."""
     torch.set_num_threads(1)
     store = TCPStore("127.0.0.1", port, size, is_master=False)
-    member = join_group(store, rank=number, size=size, strategy="ddp", device=torch.device("cpu"), timeout=60)
+    member = join_group(store, rank=number, size=size, strategy="ddp", device=torch.device("cpu"), timeout=HANGS_AFTER)
     for job in jobs:
         found = run(job, replace(member, strategy=job.strategy), folder)
         if member.first:

@@ -22,6 +22,7 @@ from rlgaf_ray.models.generator import load_generator, policy_logprobs
 from rlgaf_ray.models.lora import add_adapters, merged_state
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.state import split_state, to_arrays
+from tests.patience import HANGS_AFTER
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
@@ -120,9 +121,9 @@ def test_weights_in_mid_flight_serve_the_rest_of_the_rollouts(
 
     monkeypatch.setattr(processor, "process_outputs", watch)
     running.start()
-    assert all_began.wait(60)
+    assert all_began.wait(HANGS_AFTER)
     engine.update_weights(to_arrays(new.state_dict(), 11))
-    running.join(60)
+    running.join()
     assert len(rollouts) == len(SEEDS)
     for of_old, of_new in zip(errors(old, rollouts), errors(new, rollouts), strict=True):
         # Every token is of one of the two, and the second one's come after all of the first one's.

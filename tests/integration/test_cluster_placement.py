@@ -18,6 +18,7 @@ from rlgaf_ray.actors.cluster import cluster_nodes
 from rlgaf_ray.actors.packing import pack
 from rlgaf_ray.actors.placement import Placement, find_placement, reserve
 from rlgaf_ray.config import Config, load_config
+from tests.patience import HANGS_AFTER, wait_until
 
 NODES = [(4, 2)] * 3
 LOCAL_CLUSTER = Path(__file__).parents[2] / "cluster/local_cluster.py"
@@ -53,7 +54,7 @@ def granted(config) -> Iterator:
         settle()
         placement = find_placement(config(*overrides))
         settle()
-        groups.append(reserve(placement, timeout=20))
+        groups.append(reserve(placement, timeout=HANGS_AFTER))
         held = placement_group_table(groups[-1])["bundles_to_node_id"]
         return placement, groups[-1], [held[index] for index in range(len(held))]
 
@@ -64,10 +65,7 @@ def granted(config) -> Iterator:
 
 def settle() -> None:
     """Wait for the groups that were removed before to have given back what they held."""
-    deadline = time.monotonic() + 20
-    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
-        assert time.monotonic() < deadline, "a group was not removed"
-        time.sleep(0.1)
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], "free cluster")
 
 
 def test_all_nodes_are_seen(address: str) -> None:
@@ -93,7 +91,7 @@ def test_colocated_roles_share_each_gpu(granted) -> None:
     calls = [
         where.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, index)).remote() for index in last
     ]
-    found = ray.get(calls, timeout=60)
+    found = ray.get(calls)
     assert found[0] == found[1] == found[2]
     assert found[0][0] == nodes[2]
     assert len(found[0][1]) == 1
@@ -135,11 +133,10 @@ def test_ray_puts_bundles_as_forecast(granted, overrides: list[str]) -> None:
     assert sorted(Counter(nodes).values()) == sorted(Counter(forecast).values())
 
 
-def test_a_plan_too_large_is_refused_at_once(config) -> None:
-    started = time.monotonic()
+def test_a_plan_too_large_is_refused_at_once(config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement_module, "placement_group", None)  # nothing is asked of the cluster
     with pytest.raises(ValueError) as caught:
         find_placement(config("cluster.placement=separate", "cluster.gpus_per_actor=1", "rollout.num_workers=16"))
-    assert time.monotonic() - started < 5
     assert str(caught.value) == (
         "the run asks for 18 GPUs (18 actors x 1) and the cluster has 6: lower cluster.gpus_per_actor or "
         "rollout.num_workers, or add nodes; the nearest plan that fits: rollout.num_workers=4"

@@ -38,7 +38,7 @@ pytestmark = [
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors do not find the tests' modules
 
-END, VOCABULARY, POSITIONS, SECONDS = 0, 320, 128, 240
+END, VOCABULARY, POSITIONS = 0, 320, 128
 SAMPLING = SamplingSettings(max_new_tokens=16, samples_per_prompt=2, stop_at_end_of_text=False)
 TOLERANCE = 2e-2  # nats, between vLLM's kernels and the learner's in float32; a version that was missed is off by more
 MISSED = 0.1
@@ -71,7 +71,7 @@ def prompts() -> list[Prompt]:
 
 
 def wait(calls: Sequence[Asked]) -> list[Any]:
-    return [ray.get(ref, timeout=SECONDS) for _, _, ref in calls]
+    return [ray.get(ref) for _, _, ref in calls]
 
 
 def push_over_gpus(transfer: GpuTransfer, version: int) -> list[Metrics]:
@@ -129,13 +129,13 @@ def push_and_compare(
         parallel = config.rollout.tensor_parallel_size
         transfer = GpuTransfer(choice.backend, [learner], workers, gpus_per_engine=parallel, wait=wait)
         for version in (1, 2, 3):
-            ray.get(learner.move.remote(version), timeout=SECONDS)
+            ray.get(learner.move.remote(version))
             generate = [worker.generate.remote(prompts(), SAMPLING, range(6)) for worker in workers]
-            for old in ray.get(generate, timeout=SECONDS):
+            for old in ray.get(generate):
                 assert ray.get(learner.error.remote(old)) > MISSED
             push_over_gpus(transfer, version)
             generate = [worker.generate.remote(prompts(), SAMPLING, range(6)) for worker in workers]
-            for new in ray.get(generate, timeout=SECONDS):
+            for new in ray.get(generate):
                 assert {rollout.policy_version for rollout in new} == {version}
                 assert ray.get(learner.error.remote(new)) < TOLERANCE
     finally:
@@ -174,8 +174,8 @@ def test_tensor_parallel_rollouts_are_those_of_one_gpu(folder: Path, cluster: No
     for parallel in (1, 2):
         actor = ray.remote(num_gpus=parallel)(VLLMEngine)
         engine: Any = actor.remote(folder, max_model_len=POSITIONS, tensor_parallel_size=parallel)
-        ray.get(engine.update_weights.remote(to_arrays(model.state_dict(), 1)), timeout=SECONDS)
-        rollouts.append(ray.get(engine.generate.remote(prompts(), SAMPLING, seeds=range(6)), timeout=SECONDS))
+        ray.get(engine.update_weights.remote(to_arrays(model.state_dict(), 1)))
+        rollouts.append(ray.get(engine.generate.remote(prompts(), SAMPLING, seeds=range(6))))
         ray.kill(engine)
     for one, two in zip(*rollouts, strict=True):
         # a draw may change side by rounding; up to the first that does, the log-probs agree
@@ -196,16 +196,16 @@ def test_sleep_gives_the_memory_up_and_wakes_to_the_same_rollouts(folder: Path, 
     )
     ask = [prompts(), SAMPLING]
     try:
-        ray.get(engine.update_weights.remote(to_arrays(model.state_dict(), 1)), timeout=SECONDS)
-        before = ray.get(engine.generate.remote(*ask, seeds=range(6)), timeout=SECONDS)
+        ray.get(engine.update_weights.remote(to_arrays(model.state_dict(), 1)))
+        before = ray.get(engine.generate.remote(*ask, seeds=range(6)))
         awake = ray.get(engine.free_memory.remote())
-        ray.get(engine.sleep.remote(), timeout=SECONDS)
+        ray.get(engine.sleep.remote())
         asleep = ray.get(engine.free_memory.remote())
         assert asleep - awake > 0.2 * torch.cuda.get_device_properties(0).total_memory  # most of it is the KV cache
         if level == 2:  # its weights are gone
-            ray.get(engine.update_weights.remote(to_arrays(model.state_dict(), 1)), timeout=SECONDS)
-        ray.get(engine.wake_up.remote(), timeout=SECONDS)
-        after = ray.get(engine.generate.remote(*ask, seeds=range(6)), timeout=SECONDS)
+            ray.get(engine.update_weights.remote(to_arrays(model.state_dict(), 1)))
+        ray.get(engine.wake_up.remote())
+        after = ray.get(engine.generate.remote(*ask, seeds=range(6)))
     finally:
         ray.kill(engine)
     assert [r.response_ids.tolist() for r in after] == [r.response_ids.tolist() for r in before]
@@ -230,11 +230,11 @@ def test_sharded_weights_are_gathered_before_they_are_shared(folder: Path, clust
         str(folder), config, max_tokens=POSITIONS, device="cuda", threads=1
     )
     try:
-        ray.get(learner.move.remote(1), timeout=SECONDS)
-        ray.get(learner.shard.remote(), timeout=SECONDS)
-        ray.get(worker.start.remote("ipc"), timeout=SECONDS)
+        ray.get(learner.move.remote(1))
+        ray.get(learner.shard.remote())
+        ray.get(worker.start.remote("ipc"))
         push_over_gpus(GpuTransfer("ipc", [learner], [worker], gpus_per_engine=1, wait=wait), 1)
-        rollouts = ray.get(worker.generate.remote(prompts(), SAMPLING, range(6)), timeout=SECONDS)
+        rollouts = ray.get(worker.generate.remote(prompts(), SAMPLING, range(6)))
         assert ray.get(learner.error.remote(rollouts)) < TOLERANCE
     finally:
         ray.kill(learner)

@@ -15,10 +15,20 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.integration.group_run import VOCABULARY, Job, alone, rank
 
-LIMIT_SECONDS = 120
 Found = dict[str, np.ndarray]
 Launch = Callable[[int, Sequence[Job]], None]
 
+GSPO = tuple(
+    f"generator.reinforce.{key}"
+    for key in (
+        "credit=sequence",
+        "clip_range=3e-4",
+        "clip_range_high=4e-4",
+        "ratio=sequence",
+        "loss_average=sequence",
+        "minibatches=2",
+    )
+)
 CHUNKED = ("learner.logprob_chunk_tokens=5", "learner.activation_checkpointing=true")
 BUCKETED = ("learner.micro_batch_tokens=24",)
 EXACT = [
@@ -75,7 +85,7 @@ def launch(folder: Path) -> Launch:
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(LIMIT_SECONDS)
+            process.join()
         codes = [process.exitcode for process in ranks]
         for process in ranks:
             process.kill()
@@ -142,6 +152,8 @@ MORE = [
     Job("estimated", overrides=("generator.reinforce.kl.estimator=k1", "generator.reinforce.kl.placement=reward")),
     Job("grpo", overrides=("generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out")),
     Job("averaged", overrides=("generator.reinforce.loss_average=sequence", "generator.importance_weight_cap=2")),
+    Job("summed", overrides=("generator.reinforce.loss_average=constant", "generator.reinforce.clip_range=0.2")),
+    Job("gspo", overrides=GSPO),
     Job("ppo", overrides=("generator.algorithm=ppo", "generator.ppo.pretraining_coefficient=0.5")),
     Job("seqgan", overrides=("generator.algorithm=seqgan",)),
     Job("pairs", "discriminator", overrides=("discriminator.loss=bradley_terry",)),

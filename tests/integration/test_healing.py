@@ -10,6 +10,7 @@ import pytest
 from rlgaf_ray.main import main
 
 
+@pytest.mark.slow
 def test_a_run_heals_once_stops_and_is_resumed_healed(small, rows_of, tmp_path: Path, capsys) -> None:
     """Every accuracy is above the limit of 0: ill from the first full window on, whatever is done."""
     guard = ["guard.action=heal", "guard.window=2", "guard.patience=1", "guard.max_heals=1"]

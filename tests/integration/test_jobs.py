@@ -10,12 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from tests.patience import wait_until
 
 RAY = str(Path(sys.executable).with_name("ray"))
 REPOSITORY = Path(__file__).parents[2]
@@ -49,21 +50,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     process = subprocess.Popen([*command, "--disable-usage-stats"], env=environment, stdout=log, stderr=log)
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     environment["RAY_GCS"] = f"127.0.0.1:{port}"
-    deadline = time.monotonic() + 90
-    while ray_job(environment, "list").returncode:
-        assert process.poll() is None, (home / "head.log").read_text()
-        assert time.monotonic() < deadline, "the head did not come up"
-        time.sleep(1)
+    answers = f"answer of the head, whose log is {home}/head.log"
+    wait_until(lambda: ray_job(environment, "list").returncode == 0, answers, process=process, pause=1)
     yield environment
     process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    process.wait()
     shutil.rmtree(home, ignore_errors=True)
 
 
-def ray_job(environment: dict[str, str], *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [RAY, "job", *arguments], env=environment, capture_output=True, text=True, timeout=timeout, cwd="/"
-    )
+def ray_job(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([RAY, "job", *arguments], env=environment, capture_output=True, text=True, cwd="/")
 
 
 def test_without_the_token_nobody_gets_in(head: dict[str, str]) -> None:
@@ -71,6 +67,7 @@ def test_without_the_token_nobody_gets_in(head: dict[str, str]) -> None:
     assert refused.returncode != 0
 
 
+@pytest.mark.slow
 def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], small, tmp_path: Path) -> None:
     entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *small("run.name=job", "rollout.engine=transformers")]
     submitted = ray_job(head, "submit", "--submission-id", "good", "--", *entrypoint)
@@ -82,6 +79,7 @@ def test_a_job_succeeds_and_its_run_folder_is_complete(head: dict[str, str], sma
         assert (tmp_path / "job" / name).is_file(), name
 
 
+@pytest.mark.slow
 def test_the_entrypoint_of_the_kubernetes_job_succeeds_as_it_is_written(head: dict[str, str], small, tmp_path) -> None:
     job = yaml.safe_load((REPOSITORY / "cluster/rayjob.yaml").read_text())["spec"]
     environment = yaml.safe_load(job["runtimeEnvYAML"])
@@ -93,7 +91,7 @@ def test_the_entrypoint_of_the_kubernetes_job_succeeds_as_it_is_written(head: di
     options = f"--submission-id manifest --runtime-env-json {shlex.quote(json.dumps(environment))}"
     submitted = subprocess.run(
         ["bash", "-c", f"{RAY} job submit {options} -- {job['entrypoint']}"],
-        env=head, capture_output=True, text=True, timeout=300, cwd="/",
+        env=head, capture_output=True, text=True, cwd="/",
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert status(head, "manifest") == "SUCCEEDED"
@@ -122,16 +120,17 @@ def test_a_wrong_config_fails_the_job_with_its_exit_code(head: dict[str, str], s
     assert "exit code 2" in said
 
 
+@pytest.mark.slow
 def test_a_stopped_job_leaves_no_actor_behind(head: dict[str, str], small, tmp_path: Path) -> None:
     settings = small("run.name=stopped", "rollout.engine=transformers", "run.iterations=5000", "evaluation.every=0")
     entrypoint = [sys.executable, "-m", "rlgaf_ray.main", *settings]
     assert ray_job(head, "submit", "--no-wait", "--submission-id", "long", "--", *entrypoint).returncode == 0
     metrics = tmp_path / "stopped" / "metrics.jsonl"
-    wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 5, "the job to train", 180)
+    wait_until(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) > 5, "training of the job")
     assert len(alive_actors(head)) >= 3
     ray_job(head, "stop", "long")
-    wait_until(lambda: status(head, "long") == "STOPPED", "the job to be STOPPED", 60)
-    wait_until(lambda: not alive_actors(head), "the actors to end", 60)
+    wait_until(lambda: status(head, "long") == "STOPPED", "end of the job")
+    wait_until(lambda: not alive_actors(head), "end of its actors")
     assert (tmp_path / "stopped/checkpoints/latest").is_file()
 
 
@@ -141,7 +140,7 @@ def status(head: dict[str, str], job: str) -> str:
         "import sys, ray.job_submission as jobs; print(jobs.JobSubmissionClient().get_job_status(sys.argv[1]).value)"
     )
     command = [sys.executable, "-c", query, job]
-    result = subprocess.run(command, env=head, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(command, env=head, capture_output=True, text=True, check=True)
     return result.stdout.split()[-1]
 
 
@@ -156,15 +155,7 @@ def alive_actors(head: dict[str, str]) -> list[str]:
         env={**head, "RAY_ADDRESS": head["RAY_GCS"]},
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     names = json.loads(result.stdout.splitlines()[-1])
     return [name for name in names if "Supervisor" not in name]
-
-
-def wait_until(condition, what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
-        time.sleep(0.5)

@@ -17,7 +17,10 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.engines.vllm import CPU_BLOCK_TOKENS, CPU_STEP_TOKENS, VLLMEngine
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 POSITIONS, NEW_TOKENS, VOCABULARY = 128, 6, 60
 
@@ -55,7 +58,7 @@ def prompts_of(length: int, count: int) -> list[Prompt]:
 
 def complete(engine: ray.actor.ActorHandle, prompts: list[Prompt], samples: int) -> list[Rollout]:
     sampling = SamplingSettings(NEW_TOKENS, samples_per_prompt=samples, stop_at_end_of_text=False)
-    return ray.get(engine.generate.remote(prompts, sampling, seeds=list(range(len(prompts) * samples))), timeout=300)
+    return ray.get(engine.generate.remote(prompts, sampling, seeds=list(range(len(prompts) * samples))))
 
 
 def assert_same(ours: list[Rollout], theirs: list[Rollout]) -> None:

@@ -50,11 +50,11 @@ def ray_cluster():
 
 @pytest.mark.parametrize(
     "path",
-    sorted({*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs" / "ablations").glob("*.yaml")}),
+    sorted(path for folder in (".", "ablations", "recipes") for path in (ROOT / "configs" / folder).glob("*.yaml")),
     ids=lambda path: path.stem,
 )
 def test_a_preset_runs(path: Path, ray_cluster, cache: Path, tmp_path: Path) -> None:
-    preset = path.parent.name == "configs" and path.stem != "default"
+    preset = path.parent.name != "ablations" and path.stem != "default"
     task = load_config(path).task.name
     if task == "squad" and not SQUAD.is_file():
         pytest.skip("needs the official SQuAD files in ../shared/data/squad")

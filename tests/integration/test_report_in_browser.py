@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rlgaf_ray.main import main
+from tests.patience import wait_until
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
@@ -60,7 +61,7 @@ class Tab:
         return message["result"]
 
     async def receive(self) -> dict[str, Any]:
-        return json.loads(await asyncio.wait_for(self.socket.receive_str(), timeout=60))
+        return json.loads(await self.socket.receive_str())
 
     async def visit(self, page: Path, width: int, scheme: str) -> Visit:
         await self.call(
@@ -92,11 +93,7 @@ async def visits(page: Path, settings: Iterable[tuple[int, str]], profile: Path)
     browser = subprocess.Popen([*command, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         port_file = profile / "DevToolsActivePort"
-        for _ in range(600):
-            if port_file.is_file() and len(port_file.read_text().split()) == 2:
-                break
-            assert browser.poll() is None, f"{BROWSER} ended with {browser.returncode}"
-            await asyncio.sleep(0.1)
+        wait_until(lambda: port_file.is_file() and len(port_file.read_text().split()) == 2, "port", process=browser)
         port = port_file.read_text().split()[0]
         async with aiohttp.ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
@@ -108,7 +105,7 @@ async def visits(page: Path, settings: Iterable[tuple[int, str]], profile: Path)
                 return [await tab.visit(page, width, scheme) for width, scheme in settings]
     finally:
         browser.terminate()
-        browser.wait(timeout=30)
+        browser.wait()
 
 
 def make_run(folder: Path, name: str) -> Path:

@@ -92,17 +92,21 @@ def prepared(small_config, cache: Path, ray_cluster):
     return prepare
 
 
+def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
 @pytest.mark.parametrize(
     "algorithm",
     [
         pytest.param(["rollout.num_workers=2"], id="reinforce"),
         pytest.param(STABILISED, id="stabilised", marks=pytest.mark.slow),
-        pytest.param(PPO, id="ppo"),
+        pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
         pytest.param([*SEQGAN, *AVERAGE, "rollout.num_workers=2"], id="seqgan-average", marks=pytest.mark.slow),
         pytest.param(GAD, id="gad", marks=pytest.mark.slow),
-        pytest.param(GUMBEL, id="gumbel"),
+        pytest.param(GUMBEL, id="gumbel", marks=pytest.mark.slow),
         pytest.param([*GUMBEL, "generator.gumbel.mode=conditional"], id="gumbel-conditional", marks=pytest.mark.slow),
-        pytest.param(ASYNC, id="async"),
+        pytest.param(ASYNC, id="async", marks=pytest.mark.slow),
     ],
 )
 def test_local_and_ray_runners_agree_step_for_step(
@@ -145,6 +149,7 @@ def exhaust(worker: RolloutWorker) -> None:
     worker.engine.generate = ask_for_too_much  # type: ignore[method-assign]
 
 
+@pytest.mark.slow
 def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_learner_are_not(prepared) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors do not find the tests' modules
     config, data, warmups = prepared("rollout.num_workers=2")
@@ -175,7 +180,8 @@ def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_lear
         roles.close()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_shard(
     prepared, tmp_path: Path, strategy: str
 ) -> None:
@@ -237,8 +243,13 @@ def test_groups_of_two_train_as_one_worker_does(
 
 @pytest.mark.parametrize(
     "algorithm",
-    [[], AVERAGE, STABILISED, PPO, GUMBEL],
-    ids=["reinforce", "average", "stabilised", "ppo", "gumbel"],
+    [
+        pytest.param([], id="reinforce"),
+        pytest.param(AVERAGE, id="average", marks=pytest.mark.slow),
+        pytest.param(STABILISED, id="stabilised", marks=pytest.mark.slow),
+        pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
+        pytest.param(GUMBEL, id="gumbel", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]

@@ -109,7 +109,6 @@ def test_completions_keep_their_prefix_and_follow_the_model() -> None:
                 assert found == pytest.approx(expected, abs=4.5 * deviation + 1e-3)
 
 
-@pytest.mark.timeout(600)
 def test_the_whole_experiment_small(tmp_path: Path) -> None:
     import seqgan_oracle
 

@@ -30,6 +30,7 @@ from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.train import cache_folder, finish, open_run_folder, prepare_data, prepare_evaluator, write_run_files
 from tests.integration.local_run import local_roles
 from tests.moto_server import KEY, SECRET, moto_server, needs_moto
+from tests.patience import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -251,10 +252,8 @@ def test_the_program_itself_on_ray(bucket: str, small_under, tmp_path: Path, cap
     command = [sys.executable, "-m", "rlgaf_ray.main", *words, "run.iterations=2000"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    folder, deadline = Remote(bucket) / "cut", time.monotonic() + 240
-    while not (folder / "checkpoints" / "latest").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.5)
+    folder = Remote(bucket) / "cut"
+    wait_until((folder / "checkpoints" / "latest").is_file, "checkpoint", process=process, pause=0.5)
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step_"))

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from rlgaf_ray.main import main
 from rlgaf_ray.sweep.history import TRIAL, History, TrialCheckpoints
 from rlgaf_ray.train import prepare_data, prepare_evaluator
 from tests.integration.local_run import local_roles
+from tests.patience import wait_until
 
 SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.tensorboard=false"]
 RATES = "sweep.space.generator.learning_rate.grid="
@@ -42,6 +42,7 @@ def finished(small_under, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "two"
 
 
+@pytest.mark.slow
 def test_every_trial_is_a_whole_run_and_the_guards_stop_is_the_worst_score(finished: Path) -> None:
     good, bad = sorted(
         (finished / "trials").iterdir(), key=lambda folder: load_config(folder / "config.yaml").generator.learning_rate
@@ -58,12 +59,14 @@ def test_every_trial_is_a_whole_run_and_the_guards_stop_is_the_worst_score(finis
     assert "stopped by the guard" in page and "finished" in page and page.count("<svg") == 5
 
 
+@pytest.mark.slow
 def test_the_best_config_trains_the_best_trial_alone(finished: Path) -> None:
     best = load_config(finished / "best.yaml")
     assert best.generator.learning_rate == 1e-4
     assert (best.run.name, best.run.iterations, best.sweep) == ("two-best", 3, Config().sweep)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_not_begun_twice_nor_resumed_with_another_space(finished: Path, capsys) -> None:
     begun = [f"run.root={finished.parent}", "run.name=two"]
     assert main(["tune", *begun, f"{RATES}[1e-3]", "sweep.scheduler=none", "rollout.engine=transformers"]) == 1
@@ -101,11 +104,12 @@ def test_a_killed_driver_goes_on_and_no_finished_trial_runs_again(small, tmp_pat
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     trials = tmp_path / "cut" / "trials"
-    deadline = time.monotonic() + 240
+
+    def second_began() -> bool:
+        return bool(list(trials.glob("*/ended.json"))) and len(list(trials.glob("*/reports.jsonl"))) == 2
+
     try:
-        while not (list(trials.glob("*/ended.json")) and len(list(trials.glob("*/reports.jsonl"))) == 2):
-            assert process.poll() is None and time.monotonic() < deadline, "the second trial did not begin"
-            time.sleep(0.1)
+        wait_until(second_began, "second trial", process=process, pause=0.1)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -55,12 +55,12 @@ class Pair:
     version: int = 0
 
     def generate(self, prompts: list[Prompt], sampling: SamplingSettings, seeds: range) -> list[Rollout]:
-        return ray.get(self.engine.generate.remote(prompts, sampling, seeds=seeds), timeout=120)
+        return ray.get(self.engine.generate.remote(prompts, sampling, seeds=seeds))
 
     def push(self, model: PreTrainedModel) -> None:
         self.version += 1
         update = ray.put(to_arrays(model.state_dict(), self.version))
-        ray.get(self.engine.update_weights.remote(update), timeout=60)
+        ray.get(self.engine.update_weights.remote(update))
 
     def push_in_parts(self, model: PreTrainedModel, max_bytes: int) -> int:
         """The number of parts."""
@@ -69,7 +69,7 @@ class Pair:
         for part, names in enumerate(parts):
             entries = {name: state[name] for name in names}
             update = ray.put(to_arrays(entries, self.version, part=part, num_parts=len(parts)))
-            ray.get(self.engine.update_weights.remote(update), timeout=60)
+            ray.get(self.engine.update_weights.remote(update))
         return len(parts)
 
 
@@ -231,7 +231,7 @@ def test_an_incomplete_push_is_refused_and_the_engine_goes_on(pair: Pair) -> Non
     tied_copy_dropped = dict(pair.model.state_dict())
     del tied_copy_dropped["lm_head.weight"]
     with pytest.raises(ValueError, match=r"lack 'lm_head\.weight': send every entry of state_dict\(\)"):
-        ray.get(pair.engine.update_weights.remote(to_arrays(tied_copy_dropped, 99)), timeout=60)
+        ray.get(pair.engine.update_weights.remote(to_arrays(tied_copy_dropped, 99)))
     rollouts = pair.generate(prompts(3, 4), FULL_LENGTH, range(4))
     assert {rollout.policy_version for rollout in rollouts} == {pair.version}
     assert largest_error(pair.model, rollouts, FULL_LENGTH) < 1e-4

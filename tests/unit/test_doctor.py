@@ -23,7 +23,7 @@ def run(tmp_path: Path):
         script = "import sys, runpy; sys.path.insert(0, sys.argv[1]); sys.argv = sys.argv[2:]; "
         script += "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
         words = [sys.executable, "-c", script, str(tmp_path), *command]
-        return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(words, capture_output=True, text=True, check=False)
 
     return start
 

@@ -10,6 +10,7 @@ import pytest
 
 from rlgaf_ray import train
 from rlgaf_ray.actors.answers import ActorFailure, ActorSpent
+from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.actors.recovery import TooManyLost
 from rlgaf_ray.config import load_config
 from rlgaf_ray.loop.checkpoint import Checkpoints
@@ -93,3 +94,19 @@ def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
     with pytest.raises(TooManyLost):  # of rollout workers, which the loop replaces by itself
         outcomes(monkeypatch, tmp_path, [(5, TooManyLost("rollout worker 0 died"))], rescued)
     assert rescued == [5]
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["rollout.num_workers=2"], "2 rollout workers (vllm), the discriminator and the learner"),
+        (
+            ["rollout.num_workers=1", "learner.num_workers=2", "rollout.engine=transformers"],
+            "1 rollout worker (transformers), the discriminator and 2 ranks of the learner",
+        ),
+    ],
+)
+def test_the_actors_are_described(words: list[str], expected: str) -> None:
+    config = load_config(None, words)
+    placement = plan_placement(config, cluster_cpus=8, cluster_gpus=0, node_cpus=8)
+    assert train.actors_of(config, placement) == expected

@@ -13,9 +13,9 @@ import pytest
 
 from rlgaf_ray.actors.dispatch import Dispatcher, Part, expected_tokens, split
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings
+from tests.patience import HANGS_AFTER
 
 SAMPLING = SamplingSettings(max_new_tokens=10, samples_per_prompt=2)
-SECONDS = 20.0  # no wait of a sound dispatcher comes near
 
 
 class Worker:
@@ -35,7 +35,7 @@ class Worker:
             return {"load_seconds": float(self.version)}, []
         self.parts.append([prompt.prompt_id for prompt in part.prompts])
         self.begun.set()
-        assert self.gate.wait(SECONDS)
+        assert self.gate.wait(HANGS_AFTER)
         share = part.sampling.samples_per_prompt
         assert len(part.seeds) == share * len(part.prompts)
         return {"load_seconds": float(self.version)}, [
@@ -105,7 +105,7 @@ def test_rollouts_come_in_the_prompts_order_whoever_makes_them_and_when(build) -
         rollouts, seconds = wait()
         assert [int(rollout.response_ids[0]) for rollout in rollouts] == list(range(first, first + 48))
         assert [rollout.prompt_id for rollout in rollouts] == [row for row in range(24) for _ in range(2)]
-        assert 0 < seconds < SECONDS
+        assert 0 < seconds < HANGS_AFTER
     assert sum(len(worker.parts) for worker in workers) == 3 * 12
     assert all(part == list(range(part[0], part[-1] + 1)) for worker in workers for part in worker.parts)
 
@@ -117,7 +117,7 @@ def test_a_worker_that_stands_still_holds_its_part_and_no_more(build) -> None:
     fast.gate.clear()
     dispatcher = build([slow, fast], 4)
     wait = dispatcher.start(prompts_of(*[3] * 16), SAMPLING, list(range(32)))
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + HANGS_AFTER
     while not (slow.parts and fast.parts) and time.monotonic() < deadline:
         time.sleep(0.001)
     fast.gate.set()
@@ -133,7 +133,7 @@ def test_the_longest_part_goes_first(build) -> None:
     worker.gate.clear()
     dispatcher = build([worker], 3)
     first = dispatcher.start(prompts_of(1), SAMPLING, [0, 1])
-    assert worker.begun.wait(SECONDS)
+    assert worker.begun.wait(HANGS_AFTER)
     # 21, 21, 80, 21, 21, 21, 21 tokens: thirds end at 68.7, within the third prompt, and at 137.3, within the fourth
     second = dispatcher.start(prompts_of(1, 1, 60, 1, 1, 1, 1), SAMPLING, list(range(14)))
     worker.gate.set()
@@ -155,7 +155,7 @@ def test_rollouts_have_the_weights_of_when_they_were_asked_for(build) -> None:
     dispatcher = build([worker])
     dispatcher.push(0)()
     waits = [dispatcher.start(prompts_of(3), SAMPLING, [0, 1])]
-    assert worker.begun.wait(SECONDS)  # in the middle of a request
+    assert worker.begun.wait(HANGS_AFTER)  # in the middle of a request
     pushes = [dispatcher.push(version) for version in (1, 2, 3)]
     waits.append(dispatcher.start(prompts_of(3), SAMPLING, [2, 3]))
     pushes.append(dispatcher.push(4))
@@ -170,7 +170,7 @@ def test_parts_that_were_dropped_are_not_made(build) -> None:
     worker.gate.clear()
     dispatcher = build([worker], 4)
     dispatcher.start(prompts_of(*[3] * 8), SAMPLING, list(range(16)))
-    assert worker.begun.wait(SECONDS)
+    assert worker.begun.wait(HANGS_AFTER)
     dispatcher.drop()
     wait = dispatcher.start(prompts_of(9), SAMPLING, [70, 71])
     worker.gate.set()
@@ -188,7 +188,7 @@ def test_whoever_waits_hears_of_a_worker_that_failed(build) -> None:
 
     dispatcher = build([fails])
     wait = dispatcher.start(prompts_of(3), SAMPLING, [0, 1])
-    assert broken.begun.wait(SECONDS)
+    assert broken.begun.wait(HANGS_AFTER)
     behind, push = dispatcher.start(prompts_of(3), SAMPLING, [2, 3]), dispatcher.push(1)
     broken.gate.set()
     for ask in (wait, behind, push, lambda: dispatcher.start(prompts_of(3), SAMPLING, [4, 5])):

@@ -18,6 +18,7 @@ from rlgaf_ray.data.connection import proxy_for
 from rlgaf_ray.data.handover import checksums, loads_from_storage, saves_to_storage
 from rlgaf_ray.data.mirror import Mirror
 from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused, copy_tree, remove, writing
+from tests.patience import wait_until
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_what_fails_for_good_is_one_sentence_in_time(remote: Remote, monkeypatch
     with pytest.raises(StorageError) as caught:
         (remote / "x").write_text("never arrives")
     assert str(caught.value) == f"{remote}/x could not be written within 0.6 s: AWS Error for s3://bucket"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20  # not the default 120 s
 
 
 def test_a_read_that_breaks_off_begins_again(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,18 +272,11 @@ def test_a_mirror_works_in_the_background_and_outlives_failures(
     (local / "metrics.jsonl").write_text("{}\n")
     (local / "half.parquet").write_text("ro")  # just changed: it may be in the middle of being written
     with Mirror(local, remote, every=0.02) as mirror:
-        wait_until(lambda: "metrics.jsonl" in remote.files())
+        wait_until(lambda: "metrics.jsonl" in remote.files(), "first line", pause=0.02)
     assert set(remote.files()) == {"metrics.jsonl"}
     assert not any(thread.name == "storage-mirror" for thread in threading.enumerate())
     mirror.flush()
     assert set(remote.files()) == {"metrics.jsonl", "half.parquet"}
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ HEALTHY: Metrics = {
     "rollout/reference_nll": 5.1,
     "generator/entropy": 5.0,
     "generator/kl": 0.1,
+    "generator/kl_exact": 0.1,
     "reward/mean": 0.0,
     "reward/deviation": 1.0,
     "discriminator/held_out_accuracy": 0.7,
@@ -44,6 +45,7 @@ def after(iteration: int, name: str, value: float) -> Callable[[int], Metrics]:
         ("rollout/degenerate_share", 0.13, 0.11, "mode_collapse"),  # 0.02 + 0.1
         ("rollout/identical_share", 0.21, 0.19, "mode_collapse"),
         ("generator/kl", 0.51, 0.49, "kl_runaway"),
+        ("generator/kl_exact", 0.51, 0.49, "kl_runaway"),
         ("rollout/reference_nll", 5.81, 5.79, "kl_runaway"),  # 5.1 + 0.7
         ("discriminator/held_out_accuracy", 0.96, 0.94, "discriminator_saturated"),
         ("discriminator/held_out_logit_gap", 8.1, 7.9, "discriminator_saturated"),

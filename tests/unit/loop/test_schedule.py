@@ -16,9 +16,8 @@ import pytest
 from rlgaf_ray.actors.dispatch import Dispatcher, Part
 from rlgaf_ray.config import Config
 from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+from tests.patience import HANGS_AFTER
 from tests.unit.loop.test_healing import PretendedRoles, rows, run, settings
-
-SECONDS = 20.0  # no wait of a sound schedule comes near
 
 
 class BusyRoles(PretendedRoles):
@@ -163,8 +162,8 @@ def test_the_learners_update_goes_on_beside_the_next_rollouts_and_their_scores(t
     class Waiting(BusyRoles):
         def during_update(self, iteration: int) -> None:
             if 2 <= iteration < 12:  # of the batch that the next iteration learns from, whose version is this one's - 1
-                assert self.event(f"rollouts {iteration - 1}").wait(SECONDS)
-                assert self.event(f"score {iteration - 1}").wait(SECONDS)
+                assert self.event(f"rollouts {iteration - 1}").wait(HANGS_AFTER)
+                assert self.event(f"score {iteration - 1}").wait(HANGS_AFTER)
 
     config = asynchronous(1, "run.iterations=12", "discriminator.updates_per_generator_update=1")
     assert len(train(config, Waiting(onset=10**6), tmp_path)) == 12

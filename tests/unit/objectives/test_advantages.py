@@ -7,13 +7,7 @@ import torch
 
 from rlgaf_ray.objectives.advantages import (
     RunningStatistics,
-    batch_mean_baseline,
     generalized_advantage_estimate,
-    group_mean_baseline,
-    leave_one_out_baseline,
-    moving_average,
-    past_scores_baseline,
-    position_mean_baseline,
     rewards_to_go,
     scale_advantages,
     whiten,
@@ -107,35 +101,6 @@ class TestGeneralizedAdvantageEstimate:
             generalized_advantage_estimate(self.REWARDS, self.VALUES, MASK, discount=1.0, gae_lambda=-0.1)
 
 
-class TestBaselines:
-    def test_leave_one_out(self):
-        rewards = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 3.0])
-        assert leave_one_out_baseline(rewards, group_size=3).tolist() == [4.0, 3.5, 1.5, 1.5, 1.0, -0.5]
-        assert leave_one_out_baseline(rewards, group_size=2).tolist() == [2.0, 1.0, -1.0, 6.0, 3.0, 0.0]
-
-    def test_leave_one_out_of_equal_rewards_is_that_reward_to_the_last_bit(self):
-        rewards = torch.full((6,), 0.1)
-        assert torch.equal(leave_one_out_baseline(rewards, group_size=3), rewards)
-
-    def test_leave_one_out_refuses(self):
-        with pytest.raises(ValueError, match=r"at least 2 samples per prompt, got 1: raise rollout.samples_per_prompt"):
-            leave_one_out_baseline(torch.zeros(4), group_size=1)
-        with pytest.raises(ValueError, match=r"a batch of 4 sequences cannot be cut into groups of group_size=3"):
-            leave_one_out_baseline(torch.zeros(4), group_size=3)
-
-    def test_moving_average(self):
-        average = moving_average(None, 4.0, decay=0.75)
-        assert average == 4.0
-        average = moving_average(average, 8.0, decay=0.75)
-        assert average == 5.0
-        assert moving_average(average, 1.0, decay=0.75) == 4.0
-        assert moving_average(0.0, 3.0, decay=0.5) == 1.5  # a previous zero is a value, not an absence
-
-    def test_moving_average_refuses(self):
-        with pytest.raises(ValueError, match=r"decay=2.0 must lie between 0 and 1"):
-            moving_average(1.0, 1.0, decay=2.0)
-
-
 class TestScaleAdvantages:
     # Token advantages; sequence means 1, 3 (group 0) and -1, 5 (group 1).
     ADVANTAGES = torch.tensor([[9.0, 0.0, 2.0], [9.0, 3.0, 9.0], [9.0, -1.0, 9.0], [9.0, 4.0, 6.0]])
@@ -153,21 +118,29 @@ class TestScaleAdvantages:
         torch.testing.assert_close(self.scaled("batch"), torch.tensor(expected), atol=3e-6, rtol=0.0)
 
     def test_group(self):
-        # Means 1 and 3: deviation 1. Means -1 and 5: deviation 3.
-        expected = [[0.0, 0.0, 2.0], [0.0, 3.0, 0.0], [0.0, -1 / 3, 0.0], [0.0, 4 / 3, 2.0]]
+        # Means 1 and 3: deviation sqrt(2), by n - 1. Means -1 and 5: deviation sqrt(18).
+        small, large = math.sqrt(2), math.sqrt(18)
+        expected = [[0.0, 0.0, 2 / small], [0.0, 3 / small, 0.0], [0.0, -1 / large, 0.0], [0.0, 4 / large, 6 / large]]
         torch.testing.assert_close(self.scaled("group"), torch.tensor(expected), atol=3e-6, rtol=0.0)
 
     def test_group_does_not_count_a_sequence_without_tokens(self):
         advantages = torch.tensor([[1.0], [3.0], [100.0]])
         mask = torch.tensor([[True], [True], [False]])
         scaled = scale_advantages(advantages, mask, scale="group", group_size=3)
-        torch.testing.assert_close(scaled, torch.tensor([[1.0], [3.0], [0.0]]), atol=4e-6, rtol=0.0)
+        expected = torch.tensor([[1.0], [3.0], [0.0]]) / math.sqrt(2)  # of the two others, by n - 1
+        torch.testing.assert_close(scaled, expected, atol=4e-6, rtol=0.0)
+
+    def test_a_group_of_one_gives_zero(self):
+        assert scale_advantages(torch.ones(2, 1), torch.ones(2, 1).bool(), scale="group", group_size=1).tolist() == [
+            [0.0],
+            [0.0],
+        ]
 
     def test_a_group_without_spread_gives_zeros_and_leaves_the_others(self):
         advantages = torch.tensor([[0.1, 0.1], [0.1, 0.1], [-2.0, -2.0], [2.0, 2.0]])
         mask = torch.ones(4, 2).bool()
         scaled = scale_advantages(advantages, mask, scale="group", group_size=2)
-        expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [-1.0, -1.0], [1.0, 1.0]])
+        expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [-1.0, -1.0], [1.0, 1.0]]) / math.sqrt(2)
         torch.testing.assert_close(scaled, expected, atol=1e-6, rtol=0.0)
 
     def test_a_batch_without_spread_gives_zeros(self):
@@ -243,44 +216,3 @@ class TestRunningStatistics:
         with pytest.raises(ValueError, match="given a value that is not finite"):
             statistics.update(torch.tensor([1.0, NAN]))
         assert statistics.state_dict() == before
-
-
-class TestSuccessorsOfReinforce:
-    """Two prompts, three samples each: rewards 1, 2, 6 and 4, 4, 4."""
-
-    REWARDS = torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0])
-    ONE_TOKEN = torch.ones(6, 1, dtype=torch.bool)
-
-    def test_grpo(self):
-        """Mean 3; deviation sqrt((4 + 1 + 9) / 3) = 2.1602469; a group without spread teaches nothing."""
-        baseline = group_mean_baseline(self.REWARDS, group_size=3)
-        assert baseline.tolist() == [3.0, 3.0, 3.0, 4.0, 4.0, 4.0]
-        centred = (self.REWARDS - baseline)[:, None]
-        advantages = scale_advantages(centred, self.ONE_TOKEN, scale="group", group_size=3)
-        expected = [-2 / 2.1602469, -1 / 2.1602469, 3 / 2.1602469, 0.0, 0.0, 0.0]
-        assert advantages.flatten().tolist() == pytest.approx(expected, abs=1e-5)
-
-    def test_rloo_is_grpo_without_the_deviation_times_n_over_n_minus_1(self):
-        left_out = self.REWARDS - leave_one_out_baseline(self.REWARDS, group_size=3)
-        assert left_out.tolist() == [-3.0, -1.5, 4.5, 0.0, 0.0, 0.0]
-        assert torch.allclose(left_out, 1.5 * (self.REWARDS - group_mean_baseline(self.REWARDS, group_size=3)))
-
-    def test_reinforce_plus_plus(self):
-        """Over tokens: returns 1, 1, 5 and 5; mean 3, deviation 2."""
-        mask = torch.tensor([[True, True], [True, False], [True, False]])
-        returns = torch.tensor([[1.0, 1.0], [5.0, 99.0], [5.0, 99.0]])
-        centred = (returns - batch_mean_baseline(returns, mask)) * mask
-        advantages = scale_advantages(centred, mask, scale="batch", group_size=1)
-        assert advantages.flatten().tolist() == pytest.approx([-1.0, -1.0, 1.0, 0.0, 1.0, 0.0], abs=1e-5)
-
-
-def test_position_mean_is_over_the_responses_that_reach_a_position():
-    returns = torch.tensor([[NAN, 9.0, 4.0, 3.0, 2.0, 1.0, NAN], [9.0, NAN, 8.0, 5.0, NAN, 9.0, 9.0]])
-    assert position_mean_baseline(returns, MASK).tolist() == [0.0, 0.0, 6.0, 4.0, 2.0, 1.0, 0.0]
-
-
-def test_past_scores_count_a_token_alike_in_long_and_short_responses():
-    """Scores 4, 8, 12, 0 averaged over four tokens, and 6, 2 over two; the mean length is 3."""
-    parts = torch.tensor([[NAN, 9.0, 1.0, 2.0, 3.0, 0.0, NAN], [9.0, NAN, 3.0, 1.0, NAN, 9.0, 9.0]])
-    expected = [[0.0, 0.0, 0.0, 4 / 3, 4.0, 8.0, 0.0], [0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]]
-    torch.testing.assert_close(past_scores_baseline(parts, MASK), torch.tensor(expected))

@@ -38,19 +38,30 @@ class TestMaskedAverage:
         mask = torch.tensor([[0, 1, 1], [0, 0, 0]]).bool()
         assert masked_average(self.VALUES, mask, average="sequence").item() == 2.0
 
-    @pytest.mark.parametrize("average", ["token", "sequence"])
-    def test_what_is_masked_is_never_read_and_gets_no_gradient(self, average):
+    def test_sums(self):
+        assert masked_average(self.VALUES, MASK, average="sequence_sum").item() == 6.0  # (4 + 8) / 2
+        assert masked_average(self.VALUES, MASK, average="constant", max_tokens=4).item() == 1.5
+
+    @pytest.mark.parametrize(
+        ("average", "expected"),
+        [
+            ("token", [[0, 1 / 3, 1 / 3], [0, 1 / 3, 0]]),
+            ("sequence", [[0, 0.25, 0.25], [0, 0.5, 0]]),
+            ("sequence_sum", [[0, 0.5, 0.5], [0, 0.5, 0]]),
+            ("constant", [[0, 0.1, 0.1], [0, 0.1, 0]]),
+        ],
+    )
+    def test_what_is_masked_is_never_read_and_gets_no_gradient(self, average, expected):
         values = self.VALUES.masked_fill(~MASK, NAN).requires_grad_()
-        masked_average(values, MASK, average=average).backward()
-        expected = {"token": [[0, 1 / 3, 1 / 3], [0, 1 / 3, 0]], "sequence": [[0, 0.25, 0.25], [0, 0.5, 0]]}[average]
+        masked_average(values, MASK, average=average, max_tokens=5).backward()
         torch.testing.assert_close(values.grad, torch.tensor(expected))
 
-    @pytest.mark.parametrize("average", ["token", "sequence"])
+    @pytest.mark.parametrize("average", ["token", "sequence", "sequence_sum", "constant"])
     def test_empty_mask_gives_zero(self, average):
-        assert masked_average(self.VALUES, torch.zeros(2, 3).bool(), average=average).item() == 0.0
+        assert masked_average(self.VALUES, torch.zeros(2, 3).bool(), average=average, max_tokens=5).item() == 0.0
 
     def test_unknown_average_names_the_choices(self):
-        with pytest.raises(ValueError, match="unknown average 'batch': choose token or sequence"):
+        with pytest.raises(ValueError, match="unknown average 'batch': choose token, sequence, sequence_sum or const"):
             masked_average(self.VALUES, MASK, average="batch")
 
 
@@ -76,12 +87,15 @@ class TestReinforceLoss:
         assert metrics["importance_weight"].item() == 1.5
         assert not any(value.requires_grad for value in metrics.values())
 
-    def test_what_is_masked_is_never_read(self):
+    def test_what_is_masked_changes_neither_value_nor_gradient(self):
         logprobs = self.LOGPROBS.masked_fill(~MASK, -math.inf).requires_grad_()
-        loss, _ = reinforce_loss(logprobs, self.ADVANTAGES.masked_fill(~MASK, NAN), MASK, average="token")
+        weights = torch.ones(2, 3).masked_fill(~MASK, NAN)
+        loss, _ = reinforce_loss(
+            logprobs, self.ADVANTAGES.masked_fill(~MASK, NAN), MASK, average="token", importance_weights=weights
+        )
         loss.backward()
         assert loss.item() == pytest.approx(-2 / 3)
-        torch.testing.assert_close(logprobs.grad[MASK], torch.tensor([-2 / 3, 1.0, -4 / 3]))
+        torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -2 / 3, 1.0], [0.0, -4 / 3, 0.0]]))
 
 
 class TestPPOPolicyLoss:
@@ -154,6 +168,9 @@ class TestPPOPolicyLoss:
         assert loss.item() == pytest.approx(-(1 + 2 + 1.2 + 3.6) / 4, rel=1e-5)
         assert metrics["clip_fraction"].item() == 0.5
         loss.backward()
+        # k3 of the tokens' own ratios: 4 - 1 - ln 4 and 1/4 - 1 + ln 4; 2.25 - 1 - ln 2.25 and 0
+        expected = (3 - math.log(4) - 0.75 + math.log(4) + 1.25 - math.log(2.25)) / 4
+        assert metrics["approximate_kl"].item() == pytest.approx(expected, rel=1e-5)
         # d/d log pi of the mean: half of the response's advantages each, and nothing where the clip binds
         torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.375, -0.375, 0.0], [0.0, 0.0, 0.0]]))
 
@@ -164,6 +181,51 @@ class TestPPOPolicyLoss:
         loss, _ = ppo_policy_loss(logprobs, old, advantages, MASK, clip_range=0.2, average="token")
         loss.backward()
         torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -1.0, -2.0], [0.0, -3.0, 0.0]]))
+
+    @pytest.mark.parametrize("ratio_level", ["token", "sequence"])
+    def test_a_ratio_that_would_overflow_gets_no_gradient(self, ratio_level):
+        """e^89 is infinite in float32. The clip binds for A = 1, nothing is to be learned for A = 0."""
+        old = torch.full((3, 1), -89.0)
+        logprobs = torch.zeros(3, 1, requires_grad=True)
+        advantages = torch.tensor([[1.0], [0.0], [-1.0]])
+        loss, metrics = ppo_policy_loss(
+            logprobs, old, advantages, whole(old), clip_range=0.2, average="token", ratio_level=ratio_level
+        )
+        loss.backward()
+        assert loss.item() == pytest.approx((-1.2 + math.exp(20)) / 3)
+        assert logprobs.grad.tolist() == [[0.0], [0.0], [0.0]]
+        assert math.isfinite(metrics["approximate_kl"].item())
+
+    def test_the_upper_bound_may_be_wider(self):
+        old = torch.zeros_like(self.RATIOS)
+        loss, metrics = ppo_policy_loss(
+            self.RATIOS.log(),
+            old,
+            self.ADVANTAGES,
+            whole(old),
+            clip_range=0.2,
+            clip_range_high=0.4,
+            average="token",
+        )
+        assert loss.item() == pytest.approx(-(2.0 + 1.4 - 1.5 + 0.5 - 0.8 + 3.3) / 6, rel=1e-5)
+        assert metrics["clip_fraction"].item() == pytest.approx(2 / 6)
+        with pytest.raises(ValueError, match=r"clip_range=0.0 must be positive"):
+            ppo_policy_loss(old, old, old, whole(old), clip_range=0.2, clip_range_high=0.0, average="token")
+
+    def test_weights_outside_the_response_leave_the_gradient_finite(self):
+        logprobs = torch.tensor([[NAN, -1.0, -2.0], [NAN, -0.5, NAN]]).requires_grad_()
+        weights = torch.ones(2, 3).masked_fill(~MASK, NAN)
+        loss, _ = ppo_policy_loss(
+            logprobs,
+            logprobs.detach(),
+            torch.ones(2, 3),
+            MASK,
+            clip_range=0.2,
+            average="token",
+            importance_weights=weights,
+        )
+        loss.backward()
+        torch.testing.assert_close(logprobs.grad, torch.tensor([[0.0, -1 / 3, -1 / 3], [0.0, -1 / 3, 0.0]]))
 
     def test_only_the_policy_gets_a_gradient(self):
         logprobs, old, advantages = (torch.zeros(1, 2, requires_grad=True) for _ in range(3))
@@ -212,6 +274,8 @@ class TestPPOValueLoss:
         returns = torch.tensor([[NAN, 2.0, 4.0], [NAN, 2.0, NAN]])
         loss, metrics = ppo_value_loss(values, old, returns, MASK, value_clip_range=1.0, average="sequence")
         assert loss.item() == pytest.approx((2.5 + 4.0) / 4)
+        loss.backward()
+        torch.testing.assert_close(values.grad, torch.tensor([[0.0, -0.25, -0.5], [0.0, -1.0, 0.0]]))
         assert math.isfinite(metrics["explained_variance"].item())
 
     def test_refuses_a_clip_range_of_zero(self):

@@ -5,12 +5,8 @@ import itertools
 import pytest
 import torch
 
-from rlgaf_ray.objectives.advantages import (
-    leave_one_out_baseline,
-    past_scores_baseline,
-    position_mean_baseline,
-    rewards_to_go,
-)
+from rlgaf_ray.objectives.advantages import rewards_to_go
+from rlgaf_ray.objectives.baselines import leave_one_out_baseline, past_scores, position_mean_baseline
 from rlgaf_ray.objectives.policy import ppo_policy_loss, reinforce_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 
@@ -22,6 +18,7 @@ CONTEXTS = torch.stack(
 )
 # A prompt column before the response and a padded one behind it.
 MASK = torch.tensor([[False, True, True, True, False]]).expand(27, -1)
+LENGTHS = MASK.sum(1)
 JUNK = 1e3  # stands wherever the mask is false
 
 
@@ -104,18 +101,21 @@ def test_past_scores_leave_the_gradient_as_it_is(logits, exact):
     """One reward at the end of the answer, that is the sum of its tokens' parts."""
     whole = at_the_end(REWARDS.sum(1), MASK).double()
     returns = rewards_to_go(whole, MASK, discount=1.0)
-    credited = returns - past_scores_baseline(pad(REWARDS), MASK)
+    credited = returns - past_scores(pad(REWARDS), MASK, LENGTHS) / LENGTH
     torch.testing.assert_close(credited, rewards_to_go(pad(REWARDS), MASK, discount=1.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(expected_gradient(logits, credited), exact, atol=1e-6, rtol=0)
 
 
 def test_past_scores_of_independent_tokens_take_a_third_of_the_noise():
-    """Three tokens drawn evenly, each worth its own value: returns hold 3, 2, 1 of them in place of 3, 3, 3."""
+    """Three tokens drawn evenly, each worth its own value: returns hold 3, 2, 1 of them in place of 3, 3, 3.
+
+    Of 27 answers each is centred by the 26 others.
+    """
     values = torch.tensor([-1.0, 0.0, 1.0])[SEQUENCES]
     returns = rewards_to_go(at_the_end(values.sum(1), MASK), MASK, discount=1.0)
-    credited = returns - past_scores_baseline(pad(values), MASK)
+    credited = returns - past_scores(pad(values), MASK, LENGTHS) / LENGTH
     noise = [(each - position_mean_baseline(each, MASK))[:, 1:4].square().mean().item() for each in (returns, credited)]
-    assert noise == pytest.approx([3 * 2 / 3, 2 * 2 / 3])
+    assert noise == pytest.approx([3 * 2 / 3 * (27 / 26) ** 2, 2 * 2 / 3 * (27 / 26) ** 2])
 
 
 def expected_gradient_of_pairs(logits, advantages_of):
@@ -131,14 +131,13 @@ def expected_gradient_of_pairs(logits, advantages_of):
     return -LENGTH * gradient
 
 
-def test_position_mean_over_all_pairs_shrinks_the_gradient_by_a_half(logits, exact):
-    """Of n answers each is in its own baseline: what is left is (n - 1) / n of the gradient."""
+def test_position_mean_over_all_pairs(logits, exact):
     returns = rewards_to_go(pad(REWARDS), MASK, discount=1.0)
 
     def advantages(rows):
         return returns[rows] - position_mean_baseline(returns[rows], MASK[rows])
 
-    torch.testing.assert_close(expected_gradient_of_pairs(logits, advantages), exact / 2)
+    torch.testing.assert_close(expected_gradient_of_pairs(logits, advantages), exact)
 
 
 def test_leave_one_out_baseline_over_all_pairs(logits, exact):

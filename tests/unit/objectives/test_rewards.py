@@ -37,3 +37,8 @@ def test_rewards_stand_at_the_last_response_token() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
     found = at_the_end(torch.tensor([2.0, -1.0]), mask)
     assert found.tolist() == [[0, 0, 2, 0], [0, 0, 0, -1]]
+
+
+def test_a_response_without_tokens_has_no_place_for_its_reward() -> None:
+    mask = torch.tensor([[False, False], [False, True]])
+    assert at_the_end(torch.tensor([float("nan"), 3.0]), mask).tolist() == [[0, 0], [0, 3]]

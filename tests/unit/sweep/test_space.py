@@ -38,8 +38,8 @@ def refusal(*overrides: str) -> str:
          "sweep.space: generator.learning_rate=fast: must be a valid number"),
         ("{generator.learning_rate: {uniform: [-1, 1]}}",
          "sweep.space: generator.learning_rate=-1.0: must be greater than 0"),
-        ("{generator.reinforce.discount: {uniform: [0.5, 1.5]}}",
-         "sweep.space: generator.reinforce.discount=1.5: must be less than or equal to 1"),
+        ("{generator.reinforce.baseline_decay: {uniform: [0.5, 1.5]}}",
+         "sweep.space: generator.reinforce.baseline_decay=1.5: must be less than or equal to 1"),
         ("{rollout.top_k: {uniform: [1, 5]}}",
          "sweep.space: rollout.top_k=1.0: must be a valid integer (draws between bounds have fractions: list values "
          "as grid or choice)"),
@@ -113,7 +113,6 @@ def test_the_program_says_it_in_one_line_with_code_2() -> None:
         [sys.executable, "-m", "rlgaf_ray.main", "tune", "sweep.space.run.sed.grid=[1]"],
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlgaf_ray.training.batching import Batching, deal
+from rlgaf_ray.objectives.policy import LossAverage, masked_average
+from rlgaf_ray.training.batching import Batching, deal, shuffled_minibatches
 from rlgaf_ray.training.distributed import Group
 from rlgaf_ray.types import SequenceBatch
 
 LENGTHS = [3, 9, 2, 8, 5]
+WITH_AN_EMPTY_RESPONSE = [3, 9, 1, 8, 5]  # beside a prompt of one token
 
 
 def batch(lengths: list[int], num_prompt: int = 1) -> SequenceBatch:
@@ -46,21 +48,19 @@ def test_ranks_have_as_many_passes_and_each_row_once(settings: dict[str, int]) -
     assert sorted(row for plan in plans for rows in plan for row in rows) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("average", ["token", "sequence"])
+@pytest.mark.parametrize("average", ["token", "sequence", "sequence_sum"])
 @pytest.mark.parametrize("settings", [{"rows": 1}, {"tokens": 18}])
-def test_shares_of_all_ranks_make_one_average(average: str, settings: dict[str, int]) -> None:
+def test_shares_of_all_ranks_make_one_average(average: LossAverage, settings: dict[str, int]) -> None:
     """A masked average is the sum of the micro-batches' averages times their shares."""
-    whole = batch(LENGTHS)
+    whole = batch(WITH_AN_EMPTY_RESPONSE)
     mask = whole.response_mask
     values = torch.arange(mask.numel(), dtype=torch.float64).reshape(mask.shape)
     total = 0.0
     for rank in range(4):
         for part in of_rank(rank, 4, **settings).micro_batches(whole, average=average):
             own, at = part.sequences(whole).response_mask, part.of(values)
-            rows = (at * own).sum(1) / own.sum(1)
-            total += part.share * float(at[own].mean() if average == "token" else rows.mean())
-    rows = (values * mask).sum(1) / mask.sum(1)
-    assert total == pytest.approx(float(values[mask].mean() if average == "token" else rows.mean()), rel=1e-6)
+            total += part.share * float(masked_average(at, own, average=average))
+    assert total == pytest.approx(float(masked_average(values, mask, average=average)), rel=1e-6)
 
 
 def test_a_budget_cuts_the_columns_that_no_row_reaches() -> None:
@@ -77,3 +77,17 @@ def test_micro_batches_among_some_rows() -> None:
     (first, second) = Batching(2).micro_batches(batch(LENGTHS), average="token", among=torch.tensor([4, 0, 1]))
     assert (first.rows.tolist(), second.rows.tolist()) == ([4, 0], [1])
     assert (first.share, second.share) == pytest.approx((6 / 14, 8 / 14))
+
+
+def test_minibatches_are_every_row_once_an_epoch() -> None:
+    """Five rows in three steps, twice; the order is the seed's."""
+
+    def steps(seed: int) -> list[list[int]]:
+        device = torch.device("cpu")
+        return [rows.tolist() for rows in shuffled_minibatches(5, epochs=2, minibatches=3, seed=[seed], device=device)]
+
+    found = steps(0)
+    assert [len(rows) for rows in found] == [2, 2, 1, 2, 2, 1]
+    for epoch in (found[:3], found[3:]):
+        assert sorted(row for rows in epoch for row in rows) == [0, 1, 2, 3, 4]
+    assert found == steps(0) != steps(1)

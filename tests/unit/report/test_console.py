@@ -1,0 +1,64 @@
+"""The terminal's lines, with a terminal and without one."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rlgaf_ray.report import console as console_module
+from rlgaf_ray.report.console import Terminal
+
+
+def shown(is_terminal: bool) -> tuple[Terminal, io.StringIO]:
+    output = io.StringIO()
+    return Terminal(Console(file=output, force_terminal=is_terminal, width=120)), output
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(console_module.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_wait_is_two_plain_lines_without_a_terminal(clock: list[float]) -> None:
+    terminal, output = shown(False)
+    with terminal.waiting("starting 1 rollout worker [vllm]"):
+        assert output.getvalue() == "starting 1 rollout worker [vllm] ...\n"
+        clock[0] += 41.2
+    assert output.getvalue().splitlines()[1:] == ["starting 1 rollout worker [vllm]: done in 41 s"]
+
+
+def test_a_short_wait_is_one_line(clock: list[float]) -> None:
+    terminal, output = shown(False)
+    with terminal.waiting("preparing the judge"):
+        clock[0] += 0.4
+    assert output.getvalue() == "preparing the judge ...\n"
+
+
+def test_a_wait_in_a_terminal_is_a_spinner_with_its_time() -> None:
+    terminal, output = shown(True)
+    with terminal.waiting("starting [vllm]"):
+        pass
+    assert "starting [vllm]" in output.getvalue() and "0:00:00" in output.getvalue()
+
+
+def test_a_wait_that_fails_is_not_reported_as_done(clock: list[float]) -> None:
+    terminal, output = shown(False)
+    with pytest.raises(ValueError), terminal.waiting("starting"):
+        clock[0] += 5
+        raise ValueError
+    assert output.getvalue() == "starting ...\n"
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_training_shows_its_first_wait_until_the_first_row(is_terminal: bool) -> None:
+    terminal, output = shown(is_terminal)
+    with terminal.training(start=0, total=10, first="evaluating the start on 40 prompts"):
+        (task,) = terminal.progress.tasks
+        assert task.fields["note"] == "evaluating the start on 40 prompts"
+        terminal.iteration(0, {"eval/perplexity": 2.0})
+        assert not is_terminal or task.fields["note"] == ""
+    assert "evaluating the start on 40 prompts" in output.getvalue()
