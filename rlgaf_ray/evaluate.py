@@ -28,11 +28,11 @@ from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
-from rlgaf_ray.evaluation.text import decode, distinct_n, self_bleu
+from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
-from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, table
+from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, temperatures_table
 from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
@@ -58,8 +58,9 @@ def evaluate(
     """Measure the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
 
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder) and prints a
-    table. A reading of the test part is noted in each run's ``test_readings.jsonl`` before it is made. Raises
-    ``ValueError`` for folders that hold no finished run, or runs of different warm-ups.
+    table of the models beside real text, then one over temperatures. A reading of the test part is noted in each run's
+    ``test_readings.jsonl`` before it is made. Raises ``ValueError`` for folders that hold no finished run, or runs of
+    different warm-ups.
     """
     absolute = [each if uri.is_uri(each) else str(Path(each).expanduser().absolute()) for each in folders]
     with opened(absolute, out, subfolders=("generator",)) as places:
@@ -102,7 +103,8 @@ def _evaluate(
     with ray_session(configs[0]):
         comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console, num_prompts, part)
     comparison.save(target)
-    console.print(table(comparison.rows, part))
+    console.print(models_table(comparison.rows, part))
+    console.print(temperatures_table(comparison.rows, part))
     for sentence in comparison.advantages():
         console.print(sentence, soft_wrap=True, highlight=False)
     figure = comparison.figure()
@@ -139,7 +141,7 @@ def _sweep(
     for run, each in zip(runs, warmups, strict=True):
         if each.generator != warmups[0].generator:
             raise ValueError(f"{run} and {runs[0]} started from different warm-ups: evaluate them apart")
-    evaluator = prepare_evaluator(config, data, cache, len(real), part)
+    evaluator = prepare_evaluator(config, data, cache, len(real), part, report=console.print)
     prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
     seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]
     pad = data.tokenizer.pad_token_id
@@ -188,8 +190,8 @@ def _sweep(
     real_point = QualityPoint(
         judged_share=rows[0].metrics["eval/judge_share_real"],
         perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, batching=batching)),
-        distinct_2=distinct_n([item.response_ids for item in real], 2),
-        self_bleu=self_bleu(decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)),
+        distinct_2=rows[0].metrics["eval/distinct_2_real"],
+        self_bleu=rows[0].metrics["eval/self_bleu_real"],
     )
     return Comparison(rows, adversarial, real_point, part)
 

@@ -153,8 +153,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--temperatures",
         type=_numbers(float),
-        default=[1.0, 0.9, 0.8, 0.7],
-        help="evaluate: of sampling, 1,0.9,0.8,0.7 by default",
+        default=[0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3],
+        help="evaluate: of sampling, 0.6,0.7,0.8,0.9,1,1.1,1.2,1.3 by default",
     )
     parser.add_argument(
         "--sft-steps",

@@ -37,6 +37,8 @@ from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, repla
 from rlgaf_ray.data.task import Task, evaluation_set, load_source
 from rlgaf_ray.engines.vllm import require_vllm
 from rlgaf_ray.evaluation.answers import AnswerMeasure
+from rlgaf_ray.evaluation.embedding_judge import prepare_embedding_judge
+from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
 from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
@@ -285,17 +287,30 @@ def prepare_data(config: Config, cache: Path) -> Data:
 
 
 def prepare_evaluator(
-    config: Config, data: Data, cache: Path, num_prompts: int | None = None, part: EvaluationPart = "validation"
+    config: Config,
+    data: Data,
+    cache: Path,
+    num_prompts: int | None = None,
+    part: EvaluationPart = "validation",
+    report: Callable[[str], None] = print,
 ) -> Evaluator:
-    """Measures the first ``num_prompts`` (default: ``evaluation.num_prompts``) of the part."""
+    """Measures the first ``num_prompts`` (default: ``evaluation.num_prompts``) of the part.
+
+    ``report`` gets one line where there are no sentence embeddings.
+    """
+    encode = load_encode(cache) if config.evaluation.embeddings else None
+    if encode is None and config.evaluation.embeddings:
+        report(MISSING)
     count = num_prompts or config.evaluation.num_prompts
     real = evaluation_set(data.task, count, part)
     real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
     measure: Measure
     match data.task:
         case ImdbTask() as task:
-            judge = prepare_judge(*task.judge_texts(part), cache)
-            measure = SentimentMeasure(judge, real_texts, task.asked_positive(part)[:count])
+            texts, labels = task.judge_texts(part)
+            judge = prepare_judge(texts, labels, cache)
+            second = None if encode is None else prepare_embedding_judge(encode, texts, labels, cache)
+            measure = SentimentMeasure(judge, real_texts, task.asked_positive(part)[:count], second)
         case PairTask() as task:
             pairs = task.evaluation_pairs(part)[:count]
             references, contexts = [pair.references for pair in pairs], [pair.context for pair in pairs]
@@ -303,7 +318,13 @@ def prepare_evaluator(
             measure = AnswerMeasure(references, contexts, no_answer=no_answer)
         case task:
             raise AssertionError(f"no measure for {task}")
-    return Evaluator(measure, real_texts)
+    return Evaluator(
+        measure,
+        [item.response_ids for item in real],
+        real_texts,
+        demonstrations=[item.response_ids for item in data.task.demonstrations],
+        encode=encode,
+    )
 
 
 def write_run_files(config: Config, data: Data) -> None:
@@ -369,8 +390,8 @@ def adversarial_loop(
         )
     try:
         display.message(str(roles.transfer))
-        with waiting("preparing the judge" if isinstance(data.task, ImdbTask) else "preparing the evaluation"):
-            evaluator = prepare_evaluator(config, data, cache_folder(config))
+        with waiting("preparing the judges" if isinstance(data.task, ImdbTask) else "preparing the evaluation"):
+            evaluator = prepare_evaluator(config, data, cache_folder(config), report=display.message)
         start = resumed[1]["iteration"] if resumed else 0
         write_run_files(config, data)
         with quiet_writer(), Tracker(config.run.folder, config.tracking, data.tokenizer, start=start) as tracker:

@@ -36,6 +36,7 @@ SMALL = [
     "evaluation.num_prompts=40",
     "evaluation.num_samples=2",
     "evaluation.every=4",
+    "evaluation.embeddings=false",  # fitting their judge takes half a minute
     "checkpoint.every=4",
 ]
 

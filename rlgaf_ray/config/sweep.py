@@ -10,7 +10,7 @@ from rlgaf_ray.config.section import Fraction, Positive, Section
 
 KINDS = ("grid", "choice", "uniform", "log_uniform")
 SCORE = "sweep/score"  # docs/metrics.md defines it
-METRIC_GROUPS = ("rollout", "reward", "generator", "discriminator", "weights", "eval", "guard", "time")
+METRIC_GROUPS = ("rollout", "reward", "generator", "discriminator", "weights", "eval", "quick", "guard", "time")
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Bounds = Annotated[tuple[Finite, Finite], Field(strict=False)]  # a list in YAML
@@ -117,7 +117,7 @@ class SweepSection(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> SweepSection:
         if self.metric == SCORE and self.mode == "min":
-            raise ValueError(f"sweep.mode=min asks for the least stable run: {SCORE} is better when higher")
+            raise ValueError(f"sweep.mode=min asks for the worst run: {SCORE} is better when higher")
         if self.searcher == "optuna":
             if grid := [key for key, domain in self.space.items() if domain.grid is not None]:
                 raise ValueError(f"sweep.searcher=optuna draws values itself: make grid of {grid[0]} a choice")

@@ -1,4 +1,4 @@
-"""All held-out measures of one generator, side by side with the SFT model it started from."""
+"""All held-out measures of one generator, beside those of real text and of the SFT model it started from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu, two_sample_accuracy
+from rlgaf_ray.evaluation.distance import Copying, two_sample_embeddings, two_sample_texts
+from rlgaf_ray.evaluation.embeddings import Encode
+from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu
 from rlgaf_ray.types import Metrics
 
-BASELINE = ("eval/perplexity", "eval/distinct_2")
+BASELINE = ("eval/perplexity", "eval/distinct_2", "eval/real_nll")
 
 
 class Measure(Protocol):
@@ -22,8 +24,12 @@ class Measure(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> Metrics: ...
 
+    def quick(self, texts: Sequence[str]) -> Metrics:
+        """The cheapest measures of answers to the first prompts, named without a group."""
+        ...
+
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
-        """What comes of holding them against the SFT model's."""
+        """What follows from all other metrics and from the SFT model's."""
         ...
 
 
@@ -31,13 +37,28 @@ class Evaluator:
     """Built once a run; each call measures one set of generated samples.
 
     The first call is the SFT model's, before any adversarial update: later calls are compared with it. ``state_dict``
-    keeps that baseline for a resumed run. ``real_texts`` are the real answers to the evaluation's prompts, decoded like
-    the samples, in the prompts' order.
+    keeps that baseline for a resumed run.
+
+    ``real_ids`` and ``real_texts`` are the real answers to the evaluation's prompts, in the prompts' order: response
+    tokens, and what the task reads of them, decoded like the samples. ``demonstrations``: response tokens that samples
+    may have copied from. ``encode``: sentence embeddings, where there are any.
     """
 
-    def __init__(self, measure: Measure, real_texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        measure: Measure,
+        real_ids: Sequence[np.ndarray],
+        real_texts: Sequence[str],
+        *,
+        demonstrations: Sequence[np.ndarray],
+        encode: Encode | None = None,
+    ) -> None:
         self._measure = measure
         self._real_texts = list(real_texts)
+        self._copying = Copying(demonstrations)
+        self._encode = encode
+        self._real_embeddings = None if encode is None else encode(real_texts)
+        self._real = {f"{name}_real": value for name, value in self._surface(real_ids, real_texts).items()}
         self._names = {*BASELINE, *measure.baseline}
         self._baseline: dict[str, float] = {}
 
@@ -56,27 +77,31 @@ class Evaluator:
         the real responses under the generator that is measured; both in nats per token.
         """
         assert len(response_ids) == len(texts) == len(self._real_texts), "one sample per evaluation prompt"
-        metrics: Metrics = self._measure(texts) | {
+        metrics: Metrics = {
+            **self._measure(texts),
+            **self._surface(response_ids, texts),
+            **self._real,
+            **self._distances(texts),
             "eval/perplexity": math.exp(sample_nll),
             "eval/real_nll": real_nll,
-            "eval/distinct_1": distinct_n(response_ids, 1),
-            "eval/distinct_2": distinct_n(response_ids, 2),
-            "eval/distinct_3": distinct_n(response_ids, 3),
-            "eval/self_bleu": self_bleu(texts),
-            "eval/two_sample_accuracy": two_sample_accuracy(self._real_texts, texts),
-            "eval/degenerate_share": degenerate_share(response_ids),
-            "eval/response_tokens": float(np.mean([len(ids) for ids in response_ids])),
         }
         if not self._baseline:
             self._baseline = {name: metrics[name] for name in sorted(self._names)}
         sft = self._baseline
         metrics |= self._measure.compared(metrics, sft)
+        metrics["eval/perplexity_real"] = math.exp(sft["eval/real_nll"])
         metrics["eval/perplexity_ratio"] = metrics["eval/perplexity"] / sft["eval/perplexity"]
         # A baseline without a single 2-gram has nothing to lose: any generator keeps all of it.
         metrics["eval/distinct_2_ratio"] = (
             metrics["eval/distinct_2"] / sft["eval/distinct_2"] if sft["eval/distinct_2"] else 1.0
         )
         return metrics
+
+    def quick(self, texts: Sequence[str]) -> Metrics:
+        """Cheap measures of samples for the first prompts, all named ``quick/``; they choose nothing."""
+        measured = self._measure.quick(texts)
+        auc = two_sample_texts(self._real_texts[: len(texts)], texts).auc
+        return {f"quick/{name}": value for name, value in measured.items()} | {"quick/two_sample_auc": auc}
 
     def state_dict(self) -> dict[str, float]:
         """The SFT model's numbers; empty before the first call."""
@@ -87,3 +112,28 @@ class Evaluator:
             expected = ", ".join(sorted(self._names))
             raise ValueError(f"damaged evaluation state {dict(state)}: expected nothing or {expected}")
         self._baseline = dict(state)
+
+    def _surface(self, response_ids: Sequence[np.ndarray], texts: Sequence[str]) -> Metrics:
+        """What is measured of samples and of real text alike."""
+        return {
+            "eval/distinct_1": distinct_n(response_ids, 1),
+            "eval/distinct_2": distinct_n(response_ids, 2),
+            "eval/distinct_3": distinct_n(response_ids, 3),
+            "eval/self_bleu": self_bleu(texts),
+            "eval/copied": self._copying.share(response_ids),
+            "eval/degenerate_share": degenerate_share(response_ids),
+            "eval/response_tokens": float(np.mean([len(ids) for ids in response_ids])),
+        }
+
+    def _distances(self, texts: Sequence[str]) -> Metrics:
+        words = two_sample_texts(self._real_texts, texts)
+        metrics = {
+            "eval/two_sample_accuracy": words.accuracy,
+            "eval/two_sample_auc": words.auc,
+            "eval/two_sample_auc_stderr": words.auc_stderr,
+        }
+        if self._encode is not None and self._real_embeddings is not None:
+            embedded = two_sample_embeddings(self._real_embeddings, self._encode(texts))
+            metrics["eval/embedding_two_sample_auc"] = embedded.auc
+            metrics["eval/embedding_two_sample_auc_stderr"] = embedded.auc_stderr
+        return metrics

@@ -53,14 +53,14 @@ class SentimentJudge:
         )
         held_out_texts = [texts[row] for row in held_out]
         train_texts = [texts[row] for row in train]
-        windows, owners = _windows(train_texts, window_words)
+        pieces, owners = windows(train_texts, window_words)
         vectorizer = _vectorizer()
-        features = vectorizer.fit_transform(train_texts + windows)
+        features = vectorizer.fit_transform(train_texts + pieces)
         model = LogisticRegression(max_iter=200).fit(features, np.concatenate([labels[train], labels[train][owners]]))
         judge = cls(vectorizer, model.coef_[0], float(model.intercept_[0]), accuracy=0.0, accuracy_window=0.0)
         judge.accuracy = judge._accuracy(held_out_texts, labels[held_out])
-        held_out_windows, owners = _windows(held_out_texts, window_words)
-        judge.accuracy_window = judge._accuracy(held_out_windows, labels[held_out][owners])
+        held_out_pieces, owners = windows(held_out_texts, window_words)
+        judge.accuracy_window = judge._accuracy(held_out_pieces, labels[held_out][owners])
         return judge
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
@@ -113,13 +113,13 @@ def _vectorizer(vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
     return TfidfVectorizer(ngram_range=(1, 2), max_features=100_000, sublinear_tf=True, vocabulary=vocabulary)
 
 
-def _windows(texts: Sequence[str], num_words: int) -> tuple[list[str], np.ndarray]:
+def windows(texts: Sequence[str], num_words: int) -> tuple[list[str], np.ndarray]:
     """Whole windows end to end (a shorter text is one window), and the row of the text that each was cut from."""
-    windows: list[str] = []
+    pieces: list[str] = []
     owners: list[int] = []
     for row, text in enumerate(texts):
         words = text.split()
         starts = range(0, max(1, len(words) - num_words + 1), num_words)
-        windows.extend(" ".join(words[start : start + num_words]) for start in starts)
+        pieces.extend(" ".join(words[start : start + num_words]) for start in starts)
         owners.extend([row] * len(starts))
-    return windows, np.array(owners)
+    return pieces, np.array(owners)

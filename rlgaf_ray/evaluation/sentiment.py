@@ -1,4 +1,4 @@
-"""The sentiment of generated reviews: what a judge and a lexicon say of it, and how far the gap to real text closed."""
+"""The sentiment of generated reviews by a panel of judges, each beside the same judge's word on real text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlgaf_ray.evaluation.embedding_judge import EmbeddingJudge
 from rlgaf_ray.evaluation.judge import SentimentJudge
 from rlgaf_ray.evaluation.text import vader_labels
 from rlgaf_ray.types import Metrics
+
+
+def closeness(two_sample_auc: float, panel_gap: float) -> float:
+    """How close samples are to real text: 0 is real text itself, lower is farther, -1.5 the farthest.
+
+    ``-(two_sample_auc - 0.5) - panel_gap``, with ``panel_gap`` = mean over judges of |share - real text's share|.
+    Exaggeration beyond real text costs as much as falling short of it.
+    """
+    return -(two_sample_auc - 0.5) - panel_gap
 
 
 def gap_closed(share: float, sft_share: float, real_share: float) -> float:
@@ -23,48 +33,89 @@ def gap_closed(share: float, sft_share: float, real_share: float) -> float:
 
 
 class SentimentMeasure:
-    """Shares of texts of the sentiment that was asked for. Where both are, that is the control accuracy, and the share
-    of each is told apart: one of them alone can be had without any control.
+    """Shares of texts of the sentiment that was asked for, by each judge of the panel.
+
+    The linear judge (``eval/judge_share``), VADER, and the embedding judge where there is one. Where both sentiments
+    are asked for, a share is the control accuracy, and the linear judge's is also reported for each sentiment: one of
+    them alone can be had without any control.
 
     ``wanted``: int64 [N], 1 = positive was asked for, in the texts' order; ``real_texts``: the real answers.
     """
 
     baseline: tuple[str, ...] = ("eval/judge_share",)
 
-    def __init__(self, judge: SentimentJudge, real_texts: Sequence[str], wanted: np.ndarray) -> None:
+    def __init__(
+        self,
+        judge: SentimentJudge,
+        real_texts: Sequence[str],
+        wanted: np.ndarray,
+        embedding_judge: EmbeddingJudge | None = None,
+    ) -> None:
         assert len(real_texts) == len(wanted)
         self._judge = judge
+        self._embedding_judge = embedding_judge
         self._wanted = wanted
-        self._real = {f"{name}_real": share for name, share in self._shares(real_texts).items()}
+        self._real_verdicts = self._verdicts(real_texts)
+        self._real = {
+            name.replace("_share", "_share_real"): value for name, value in _shares(self._real_verdicts).items()
+        }
 
     def __call__(self, texts: Sequence[str]) -> Metrics:
-        shares = self._shares(texts)
-        share = shares["eval/judge_share"]
+        verdicts = self._verdicts(texts)
+        shares = _shares(verdicts)
+        gaps = [abs(shares[f"eval/{name}_share"] - self._real[f"eval/{name}_share_real"]) for name in verdicts]
         metrics = {
             **shares,
             **self._real,
-            "eval/judge_share_stderr": math.sqrt(share * (1 - share) / len(texts)),
+            "eval/panel_gap": float(np.mean(gaps)),
             "eval/judge_accuracy": self._judge.accuracy,
             "eval/judge_accuracy_window": self._judge.accuracy_window,
         }
+        if self._embedding_judge is not None:
+            metrics["eval/embedding_accuracy_window"] = self._embedding_judge.accuracy_window
         if 0 < self._wanted.mean() < 1:
-            as_asked = self._judged(texts)
+            as_asked = verdicts["judge"]
             metrics["eval/judge_share_asked_positive"] = float(as_asked[self._wanted == 1].mean())
             metrics["eval/judge_share_asked_negative"] = float(as_asked[self._wanted == 0].mean())
         return metrics
 
+    def quick(self, texts: Sequence[str]) -> Metrics:
+        real = self._real_verdicts["judge"][: len(texts)]
+        return {
+            "judge_share": float(self._judged(self._judge, texts).mean()),
+            "judge_share_real": float(real.mean()),
+        }
+
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
         share, real = metrics["eval/judge_share"], self._real["eval/judge_share_real"]
         return {
+            "eval/closeness": closeness(metrics["eval/two_sample_auc"], metrics["eval/panel_gap"]),
             "eval/judge_share_sft": sft["eval/judge_share"],
             "eval/gap_closed": gap_closed(share, sft["eval/judge_share"], real),
         }
 
-    def _shares(self, texts: Sequence[str]) -> Metrics:
-        return {
-            "eval/judge_share": float(self._judged(texts).mean()),
-            "eval/vader_share": float((vader_labels(texts) == np.where(self._wanted == 1, 1, -1)).mean()),
+    def _verdicts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """For each judge of the panel, whether it finds the wanted sentiment: bool [N]."""
+        verdicts = {
+            "judge": self._judged(self._judge, texts),
+            "vader": vader_labels(texts) == np.where(self._wanted == 1, 1, -1),
         }
+        if self._embedding_judge is not None:
+            verdicts["embedding"] = self._judged(self._embedding_judge, texts)
+        return verdicts
 
-    def _judged(self, texts: Sequence[str]) -> np.ndarray:
-        return (self._judge.scores(texts) > 0) == (self._wanted == 1)
+    def _judged(self, judge: SentimentJudge | EmbeddingJudge, texts: Sequence[str]) -> np.ndarray:
+        return (judge.scores(texts) > 0) == (self._wanted[: len(texts)] == 1)
+
+
+def _shares(verdicts: dict[str, np.ndarray]) -> Metrics:
+    """Share and binomial standard error of each judge, and of their mean with the standard error over prompts."""
+    metrics: Metrics = {}
+    for name, as_wanted in verdicts.items():
+        share = float(as_wanted.mean())
+        metrics[f"eval/{name}_share"] = share
+        metrics[f"eval/{name}_share_stderr"] = math.sqrt(share * (1 - share) / len(as_wanted))
+    panel = np.mean(list(verdicts.values()), axis=0)  # of each prompt
+    metrics["eval/panel_share"] = float(panel.mean())
+    metrics["eval/panel_share_stderr"] = float(panel.std() / math.sqrt(len(panel)))
+    return metrics

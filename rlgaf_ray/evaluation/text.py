@@ -1,4 +1,4 @@
-"""What can be said of generated texts without a language model: diversity, degeneration, and a two-sample test."""
+"""What can be said of generated texts alone, without a language model: diversity, degeneration, and VADER's word."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from sacrebleu.metrics import BLEU
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold
-from sklearn.pipeline import make_pipeline
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from rlgaf_ray.types import Demonstration, Rollout
@@ -20,7 +16,7 @@ if TYPE_CHECKING:
 
 # VADER's authors call a text positive from a compound score of 0.05 up, negative from -0.05 down.
 VADER_THRESHOLD = 0.05
-MIN_TEXTS = 10  # of the corpus measures: five folds of two
+MIN_TEXTS = 10  # of self-BLEU and of the two-sample tests: five folds of two
 
 
 def decode(token_ids: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -75,30 +71,6 @@ def vader_labels(texts: Sequence[str]) -> np.ndarray:
     analyzer = SentimentIntensityAnalyzer()
     scores = np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
     return (scores >= VADER_THRESHOLD).astype(int) - (scores <= -VADER_THRESHOLD).astype(int)
-
-
-def two_sample_accuracy(real_texts: Sequence[str], generated_texts: Sequence[str], seed: int = 0) -> float:
-    """Cross-validated accuracy of a fresh classifier at telling real from generated; 0.5 = it cannot.
-
-    The classifier two-sample test of Lopez-Paz & Oquab 2017 (arXiv 1610.06545), with TF-IDF over words and
-    punctuation (1-2 grams) and logistic regression, five folds. Row i of both lists answers the same prompt, and folds
-    are drawn over rows: every fold is half real, and no prompt is both trained and tested on, which would push the
-    accuracy below chance.
-    """
-    num_rows = len(real_texts)
-    assert num_rows == len(generated_texts) >= MIN_TEXTS, f"equal counts, {MIN_TEXTS} or more"
-    texts = np.array([*real_texts, *generated_texts], dtype=object)
-    labels = np.repeat([1, 0], num_rows)
-    accuracies = []
-    for train, test in KFold(5, shuffle=True, random_state=seed).split(np.arange(num_rows)):
-        # N-grams of one text alone tell nothing of the others, and would take most of each text's norm.
-        words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
-        model = make_pipeline(words, LogisticRegression())
-        both = np.concatenate([train, train + num_rows])
-        model.fit(texts[both], labels[both])
-        both = np.concatenate([test, test + num_rows])
-        accuracies.append(model.score(texts[both], labels[both]))
-    return float(np.mean(accuracies))
 
 
 def _ngrams(sequence: np.ndarray, n: int) -> list[tuple[int, ...]]:

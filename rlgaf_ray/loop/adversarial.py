@@ -29,7 +29,7 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_set
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio
-from rlgaf_ray.types import Metrics, PolicyNetwork, Prompt, Rollout
+from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
 
 
 class Display(Protocol):
@@ -207,6 +207,9 @@ class AdversarialLoop:
                 with timed(metrics, "time/evaluation"):
                     last, samples = self.evaluate()
                 metrics |= last
+            elif not hopeless and _every(iteration, settings.evaluation.quick_every):
+                with timed(metrics, "time/evaluation"):
+                    metrics |= self.quick_evaluation()
             with timed(metrics, "time/guards"):
                 verdict = self.guard.examine(iteration, metrics)
             best = evaluated and "non_finite" not in self.guard.onsets and self._is_best(last)
@@ -304,24 +307,49 @@ class AdversarialLoop:
         With ``generator.average_decay`` its moving average is measured, which the engines hold meanwhile.
         """
         settings = self.config.evaluation
-        network: PolicyNetwork = "average" if self.config.generator.average_decay > 0 else "policy"
+        real = evaluation_set(self.task, settings.num_prompts)
+        rollouts = self._sample(real)
+        metrics = self._discrimination(rollouts, real)
+        metrics |= self.evaluator(
+            [rollout.response_ids for rollout in rollouts],
+            self._evaluated_texts(rollouts),
+            sample_nll=self.roles.mean_nll(rollouts, "reference"),
+            real_nll=self.roles.mean_nll(real, self._evaluated_network),
+        )
+        return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
+
+    def quick_evaluation(self) -> Metrics:
+        """The cheap measures, on the first of the evaluation's prompts."""
+        settings = self.config.evaluation
+        real = evaluation_set(self.task, min(settings.quick_prompts, settings.num_prompts))
+        rollouts = self._sample(real)
+        told_apart = self._discrimination(rollouts, real)
+        quick = {name.replace("discriminator/", "quick/"): value for name, value in told_apart.items()}
+        return quick | self.evaluator.quick(self._evaluated_texts(rollouts))
+
+    def _discrimination(self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]) -> Metrics:
+        """How well the discriminator tells these rollouts from the real answers, which it has never trained on."""
+        scored, real_logits = self.roles.start_score(rollouts, real)()
+        return discrimination(np.array(real_logits), np.array([item.score for item in scored]))
+
+    @property
+    def _evaluated_network(self) -> PolicyNetwork:
+        return "average" if self.config.generator.average_decay > 0 else "policy"
+
+    def _sample(self, real: Sequence[Demonstration]) -> list[Rollout]:
+        """One sample for each prompt; the engines hold the policy again afterwards."""
+        network = self._evaluated_network
         if network != "policy":
             self.roles.push_weights(self.iteration, network=network)()
-        real = evaluation_set(self.task, settings.num_prompts)
         prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
         sampling = sampling_settings(self.config, samples_per_prompt=1)
         rollouts = self.roles.generate(prompts, sampling, rollout_seeds(self.config, EVALUATION, len(prompts)))
         if network != "policy":
             self.roles.push_weights(self.iteration)()
-        scored, real_logits = self.roles.start_score(rollouts, real)()
-        metrics = discrimination(np.array(real_logits), np.array([item.score for item in scored]))
-        metrics |= self.evaluator(
-            [rollout.response_ids for rollout in rollouts],
-            decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tracker.tokenizer),
-            sample_nll=self.roles.mean_nll(rollouts, "reference"),
-            real_nll=self.roles.mean_nll(real, network),
-        )
-        return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
+        return rollouts
+
+    def _evaluated_texts(self, rollouts: Sequence[Rollout]) -> list[str]:
+        return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tracker.tokenizer)
 
     def _start_rollouts(self, iteration: int) -> PendingRollouts:
         seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)

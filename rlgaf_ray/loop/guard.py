@@ -79,7 +79,7 @@ def broken(metrics: Metrics) -> bool:
 
 
 class Guard:
-    """``quality``: the metric of the evaluations that stands for the judged quality, higher is better."""
+    """``quality``: the metric of the evaluations that stands for the quality, higher is better."""
 
     def __init__(self, settings: GuardSection, *, quality: str) -> None:
         self.settings = settings
@@ -163,7 +163,7 @@ class Guard:
         ]
 
     def _drift(self) -> str:
-        """Judged quality falls while the reward rises: the discriminator pays for something that is not wanted."""
+        """The quality falls while the reward rises: the discriminator pays for something that is not wanted."""
         newest = self.evaluations[-SICK_EVALUATIONS:]
         if len(self.evaluations) <= SICK_EVALUATIONS:
             return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from rlgaf_ray.types import Metrics
 
 PLAIN_EVERY = 10  # iterations between lines where there is no terminal
 EVALUATED = "eval/perplexity"  # stands in the metrics of an evaluated iteration, whatever the task
+QUICKLY_EVALUATED = "quick/two_sample_auc"
 NOTABLE_SECONDS = 1.0  # a shorter wait is not reported once it is over
 ROWS = 8  # newest iterations in the live table
 
@@ -39,18 +40,23 @@ TRAINING_COLUMNS = [
     ("entropy", "generator/entropy", "{:.2f}"),
     ("D accuracy", "discriminator/accuracy", "{:.2f}"),
     ("judged", "eval/judge_share", "{:.3f}"),
-    ("gap closed", "eval/gap_closed", "{:.0%}"),
+    ("closeness", "eval/closeness", "{:.3f}"),
     ("F1", "eval/f1", "{:.1f}"),
+    ("quick judged", "quick/judge_share", "{:.3f}"),
+    ("quick AUC", "quick/two_sample_auc", "{:.3f}"),
+    ("quick F1", "quick/f1", "{:.1f}"),
     ("samples/s", "rollout/samples_per_second", "{:.0f}"),
 ]
 
-# Line, metric, the metric of real text beside it, format.
-RESULT_LINES = [
-    ("judged as wanted (independent judge)", "eval/judge_share", "eval/judge_share_real", "{:.3f}"),
-    ("gap closed, SFT to real", "eval/gap_closed", None, "{:.1%}"),
-    ("judged as wanted (VADER)", "eval/vader_share", "eval/vader_share_real", "{:.3f}"),
+# Line, metric, the metric of real text beside it or its known value, format.
+RESULT_LINES: list[tuple[str, str, str | float | None, str]] = [
+    ("closeness to real text", "eval/closeness", 0.0, "{:.3f}"),
+    ("judged as wanted (linear judge)", "eval/judge_share", "eval/judge_share_real", "{:.3f}"),
     ("  asked to be positive", "eval/judge_share_asked_positive", None, "{:.3f}"),
     ("  asked to be negative", "eval/judge_share_asked_negative", None, "{:.3f}"),
+    ("judged as wanted (VADER)", "eval/vader_share", "eval/vader_share_real", "{:.3f}"),
+    ("judged as wanted (embeddings)", "eval/embedding_share", "eval/embedding_share_real", "{:.3f}"),
+    ("  mean of the judges", "eval/panel_share", "eval/panel_share_real", "{:.3f}"),
     ("exact match, %", "eval/exact_match", None, "{:.1f}"),
     ("F1, %", "eval/f1", None, "{:.1f}"),
     ("  where the context has an answer", "eval/f1_has_answer", None, "{:.1f}"),
@@ -58,18 +64,22 @@ RESULT_LINES = [
     ("answers found in their context", "eval/in_context_share", None, "{:.1%}"),
     ("answer length, words", "eval/answer_words", None, "{:.2f}"),
     ("  Wasserstein distance to real lengths", "eval/length_distance", None, "{:.3f}"),
-    ("perplexity of samples under SFT", "eval/perplexity", None, "{:.1f}"),
-    ("  ratio to SFT's own", "eval/perplexity_ratio", None, "{:.2f}"),
+    ("AUC real or generated (bag of words)", "eval/two_sample_auc", 0.5, "{:.3f}"),
+    ("AUC real or generated (embeddings)", "eval/embedding_two_sample_auc", 0.5, "{:.3f}"),
     ("NLL of held-out real text, nats/token", "eval/real_nll", None, "{:.3f}"),
-    ("real-or-generated classifier's accuracy", "eval/two_sample_accuracy", None, "{:.3f}"),
-    ("distinct-1", "eval/distinct_1", None, "{:.3f}"),
-    ("distinct-2", "eval/distinct_2", None, "{:.3f}"),
+    ("perplexity under SFT", "eval/perplexity", "eval/perplexity_real", "{:.1f}"),
+    ("  ratio to SFT's own", "eval/perplexity_ratio", None, "{:.2f}"),
+    ("distinct-1", "eval/distinct_1", "eval/distinct_1_real", "{:.3f}"),
+    ("distinct-2", "eval/distinct_2", "eval/distinct_2_real", "{:.3f}"),
     ("  ratio to SFT's own", "eval/distinct_2_ratio", None, "{:.2f}"),
-    ("distinct-3", "eval/distinct_3", None, "{:.3f}"),
-    ("self-BLEU", "eval/self_bleu", None, "{:.3f}"),
-    ("empty or repeating answers", "eval/degenerate_share", None, "{:.1%}"),
-    ("response length, tokens", "eval/response_tokens", None, "{:.1f}"),
+    ("distinct-3", "eval/distinct_3", "eval/distinct_3_real", "{:.3f}"),
+    ("self-BLEU", "eval/self_bleu", "eval/self_bleu_real", "{:.3f}"),
+    ("8-grams copied from demonstrations", "eval/copied", "eval/copied_real", "{:.2%}"),
+    ("empty or repeating answers", "eval/degenerate_share", "eval/degenerate_share_real", "{:.1%}"),
+    ("response length, tokens", "eval/response_tokens", "eval/response_tokens_real", "{:.1f}"),
+    ("derived: gap closed, SFT to real (linear judge)", "eval/gap_closed", None, "{:.1%}"),
 ]
+INTERVAL = 1.96  # standard errors to either side: 95 %
 
 
 class Terminal:
@@ -151,7 +161,7 @@ class Terminal:
         if self.live is not None:
             self.progress.update(self.progress.task_ids[0], completed=iteration, note="")
             self.live.update(self._view())
-        elif evaluated or iteration % PLAIN_EVERY == 0:
+        elif evaluated or QUICKLY_EVALUATED in metrics or iteration % PLAIN_EVERY == 0:
             cells = (f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics)
             self.message(f"iteration {iteration}: " + ", ".join(cells))
 
@@ -179,23 +189,45 @@ class Terminal:
 
 
 def result_table(outcome: Outcome) -> Table:
-    first, last = outcome.first, outcome.last
-    table = Table(title=f"before and after {outcome.iteration} iterations, held-out prompts")
+    title = f"before and after {outcome.iteration} iterations, held-out prompts"
+    return columns_table(title, {"SFT": outcome.first, "adversarial": outcome.last})
+
+
+def columns_table(title: str, models: Mapping[str, Metrics]) -> Table:
+    """A column for each model and one for real text; what the first model and the last have both measured."""
+    first, *_, last = models.values()
+    table = Table(title=title)
     table.add_column("")
-    for head in ("SFT", "adversarial", "real text"):
+    for head in (*models, "real text"):
         table.add_column(head, justify="right")
     for line, metric, real, form in RESULT_LINES:
         if metric in first and metric in last:
-            cells = [form.format(first[metric]), form.format(last[metric]), form.format(last[real]) if real else ""]
-            table.add_row(line, *cells)
-    if "eval/judge_accuracy" not in last:
-        return table
-    table.caption = (
-        f"the judge's own accuracy: {last['eval/judge_accuracy']:.3f} on whole reviews, "
-        f"{last['eval/judge_accuracy_window']:.3f} on windows; standard error of its share "
-        f"{last['eval/judge_share_stderr']:.3f}"
-    )
+            table.add_row(line, *(cell(metrics, metric, form) for metrics in models.values()), cell(last, real, form))
+    table.caption = caption(last)
     return table
+
+
+def cell(metrics: Mapping[str, float | None], metric: str | float | None, form: str) -> str:
+    """The metric's value, or the known one, with its 95 % interval where there is a standard error."""
+    value = metrics.get(metric) if isinstance(metric, str) else metric
+    if value is None:
+        return ""
+    error = metrics.get(f"{metric}_stderr")
+    return form.format(value) + ("" if error is None else f" ± {form.format(INTERVAL * error)}")
+
+
+def caption(metrics: Mapping[str, float | None]) -> str:
+    """How good the judges are, where there are any."""
+    known = [
+        f"{judge} {metrics[name]:.3f} on {what}"
+        for judge, name, what in (
+            ("linear judge", "eval/judge_accuracy", "whole reviews"),
+            ("linear judge", "eval/judge_accuracy_window", "windows"),
+            ("embedding judge", "eval/embedding_accuracy_window", "windows"),
+        )
+        if metrics.get(name) is not None
+    ]
+    return f"±: 95 % interval over prompts; accuracy of the {', '.join(known)}" if known else ""
 
 
 def _visible(text: str) -> str:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from rlgaf_ray.loop.guard import skipped_steps
-from rlgaf_ray.report.console import RESULT_LINES
+from rlgaf_ray.report.console import RESULT_LINES, caption, cell
 from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
 from rlgaf_ray.report.quality import FILES, Comparison
 from rlgaf_ray.report.runs import Run
@@ -45,6 +45,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         runs=runs,
         table=result_rows(runs),
         figures=figures,
+        captions=[text for run in runs if (text := caption(run.evaluations[1]))],
         smoothing=SMOOTHING,
         verdicts=[(run.name, guard_verdict(run)) for run in runs],
     )
@@ -60,15 +61,15 @@ def render(template: str, path: Path, **content: Any) -> None:
 
 
 def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The lines of the terminal's last table: for each run its value before, and now."""
+    """The lines of the terminal's last table: for each run the SFT model, the run now, and real text."""
     rows = []
     for line, metric, real, form in RESULT_LINES:
         cells = []
         for run in runs:
-            for value in (run.first(metric), run.last(metric)):
-                cells.append("" if value is None else form.format(value))
-        level = next((value for run in runs if real and (value := run.last(real)) is not None), None)
-        rows.append((line if level is None else f"{line}; real text {form.format(level)}", cells))
+            first, last = run.evaluations
+            before, now = cell(first, metric, form), cell(last, metric, form)
+            cells += [before, now, cell(last, real, form) if before or now else ""]
+        rows.append((line, cells))
     return [row for row in rows if any(row[1])]
 
 

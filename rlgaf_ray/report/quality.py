@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from rlgaf_ray.report.console import columns_table
 from rlgaf_ray.report.figures import QualityCurve, QualityPoint, quality_diversity
 from rlgaf_ray.types import EvaluationPart, Metrics
 
@@ -20,14 +21,19 @@ FILES: dict[EvaluationPart, str] = {
 }
 QUALITIES = {"eval/judge_share": "judged as wanted", "eval/f1": "F1, %"}
 COLUMNS = [  # head, metric, format
-    ("gap closed", "eval/gap_closed", "{:.1%}"),
+    ("closeness", "eval/closeness", "{:.3f}"),
+    ("linear judge", "eval/judge_share", "{:.3f}"),
+    ("VADER", "eval/vader_share", "{:.3f}"),
+    ("embedding judge", "eval/embedding_share", "{:.3f}"),
     ("F1, %", "eval/f1", "{:.1f}"),
     ("length distance", "eval/length_distance", "{:.3f}"),
+    ("AUC words", "eval/two_sample_auc", "{:.3f}"),
+    ("AUC embeddings", "eval/embedding_two_sample_auc", "{:.3f}"),
+    ("NLL of real text", "eval/real_nll", "{:.3f}"),
     ("perplexity ratio", "eval/perplexity_ratio", "{:.2f}"),
     ("distinct-2", "eval/distinct_2", "{:.3f}"),
     ("self-BLEU", "eval/self_bleu", "{:.3f}"),
-    ("NLL of real text", "eval/real_nll", "{:.3f}"),
-    ("real or generated", "eval/two_sample_accuracy", "{:.3f}"),
+    ("copied", "eval/copied", "{:.2%}"),
 ]
 
 
@@ -89,17 +95,23 @@ class Comparison:
         ]
 
 
-def table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
-    shown = Table(title=f"{part} prompts, one sample each")
+def models_table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
+    """A column for each model at the temperature of the first row, and one for real text, with 95 % intervals."""
+    temperature = rows[0].temperature
+    models = {row.model: row.metrics for row in rows if row.temperature == temperature}
+    return columns_table(f"{part} prompts, one sample each, temperature {temperature:g}", models)
+
+
+def temperatures_table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
+    """A line for each model and temperature, coldest first."""
+    shown = Table(title=f"{part} prompts over temperatures")
     shown.add_column("model")
     columns = [column for column in COLUMNS if column[1] in rows[0].metrics]
-    judged = "eval/judge_share" in rows[0].metrics
-    for head in ("temperature", *(["judged as wanted"] if judged else []), *(head for head, _, _ in columns)):
+    for head in ("temperature", *(head for head, _, _ in columns)):
         shown.add_column(head, justify="right")
-    for row in rows:
+    models = list(dict.fromkeys(row.model for row in rows))
+    for row in sorted(rows, key=lambda row: (models.index(row.model), row.temperature)):
         cells = [form.format(row.metrics[metric]) for _, metric, form in columns]
-        if judged:
-            cells.insert(0, f"{row.metrics['eval/judge_share']:.3f} ± {row.metrics['eval/judge_share_stderr']:.3f}")
         shown.add_row(row.model, f"{row.temperature:g}", *cells)
     return shown
 

@@ -32,9 +32,15 @@ class Run:
         _, values = self.series(metric)
         return values[-1] if values else None
 
-    def first(self, metric: str) -> float | None:
-        _, values = self.series(metric)
-        return values[0] if values else None
+    @property
+    def evaluations(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
+        """The SFT model's evaluation and the newest one; empty where the run has logged none."""
+        evaluated = [
+            {name: value for name, value in row.items() if name.startswith("eval/")}
+            for row in self.rows
+            if any(name.startswith("eval/") for name in row)
+        ]
+        return (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
 
 
 def load_run(folder: str | Path) -> Run:

@@ -17,7 +17,7 @@ from rlgaf_ray.sweep.space import short_names
 # Column head, metric, format.
 COLUMNS = (
     ("score", "sweep/score", "{:.3f}"),
-    ("gap closed", "eval/gap_closed", "{:.0%}"),
+    ("closeness", "eval/closeness", "{:.3f}"),
     ("F1", "eval/f1", "{:.1f}"),
     ("perplexity ratio", "eval/perplexity_ratio", "{:.2f}"),
     ("distinct-2 ratio", "eval/distinct_2_ratio", "{:.2f}"),

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlgaf_ray.config.sweep import SCORE, Domain
-from rlgaf_ray.evaluation.score import stability_score
+from rlgaf_ray.evaluation.score import sweep_score
 from rlgaf_ray.report.figures import COLOURS, LEGEND_LINE, STYLE, shown
 from rlgaf_ray.report.runs import Run
 from rlgaf_ray.sweep.console import shown_value
@@ -25,7 +25,7 @@ LEGEND_COLUMNS = 4
 FEW = 8  # values that get a colour and a line of the legend each
 CURVES = (
     ("Score so far", SCORE),
-    ("Gap closed", "eval/gap_closed"),
+    ("Closeness to real text", "eval/closeness"),
     ("F1, %", "eval/f1"),
     ("Perplexity ratio to the SFT model", "eval/perplexity_ratio"),
     ("Distinct-2 ratio to the SFT model", "eval/distinct_2_ratio"),
@@ -137,7 +137,7 @@ def scores(run: Run) -> tuple[list[float], list[float]]:
         for row in run.rows
         if "eval/perplexity_ratio" in row and row["iteration"]
     ]
-    return [float(row[0]) for row in rows], [stability_score(rows[: end + 1]) for end in range(len(rows))]
+    return [float(row[0]) for row in rows], [sweep_score(rows[: end + 1]) for end in range(len(rows))]
 
 
 def _distinct(results: Sequence[TrialResult], key: str) -> list[Any]:

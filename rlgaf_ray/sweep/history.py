@@ -12,7 +12,7 @@ from typing import Any
 
 from rlgaf_ray.config.sweep import SCORE
 from rlgaf_ray.data.storage import Place, Remote, remove
-from rlgaf_ray.evaluation.score import stability_score
+from rlgaf_ray.evaluation.score import WORST, sweep_score
 from rlgaf_ray.loop.checkpoint import MANIFEST, Checkpoints
 from rlgaf_ray.types import Metrics
 
@@ -56,12 +56,12 @@ class History:
 
     def report(self) -> Report:
         """The row for Tune: what the newest evaluation said, the score so far, the optimised metric's newest value."""
-        row = self.evaluations[-1][1] | {SCORE: stability_score(self.evaluations)}
+        row = self.evaluations[-1][1] | {SCORE: sweep_score(self.evaluations)}
         return row | {self.metric: (self.newest | row)[self.metric], "iteration": self.iterations, "stopped": ""}
 
     def stopped(self, why: str) -> Report:
-        """The last row of a trial that the guard stopped: score 0, whatever it had reached."""
-        row = {SCORE: 0.0, "iteration": self.iterations, "stopped": why}
+        """The last row of a trial that the guard stopped: the worst score, whatever it had reached."""
+        row = {SCORE: WORST, "iteration": self.iterations, "stopped": why}
         return row if self.metric == SCORE else row | {self.metric: self.worst}
 
     def _check_metric(self) -> None:

@@ -17,10 +17,11 @@ from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
 from rlgaf_ray.data.reviews import Reviews
 from rlgaf_ray.data.splits import SHARES, split_reviews
 from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.evaluation.distance import two_sample_texts
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
-from rlgaf_ray.evaluation.text import degenerate_share, two_sample_accuracy, whole_texts
+from rlgaf_ray.evaluation.text import degenerate_share, whole_texts
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
 from rlgaf_ray.train import prepare_data
@@ -91,13 +92,22 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
     assert (judge.scores(real) > 0).mean() == pytest.approx(0.755, abs=0.03)
     assert (judge.scores(whole_texts(task.contrast, tokenizer)) > 0).mean() < 0.4
     other = task.demonstrations[:2000]
-    metrics = Evaluator(SentimentMeasure(judge, real, task.asked_positive("test")[:2000]), real)(
+    evaluator = Evaluator(
+        SentimentMeasure(judge, real, task.asked_positive("test")[:2000]),
+        [item.response_ids for item in evaluation_set(task, 2000, "test")],
+        real,
+        demonstrations=[item.response_ids for item in task.demonstrations[2000:]],
+    )
+    metrics = evaluator(
         [item.response_ids for item in other], whole_texts(other, tokenizer), sample_nll=4.9, real_nll=4.9
     )
     # Both are real: three binomial standard errors around chance.
     assert abs(metrics["eval/two_sample_accuracy"] - 0.5) < 3 * np.sqrt(0.25 / 4000)
+    assert abs(metrics["eval/two_sample_auc"] - 0.5) < 3 * metrics["eval/two_sample_auc_stderr"]
+    assert metrics["eval/copied"] < 0.01 and metrics["eval/copied_real"] < 0.01
+    assert metrics["eval/closeness"] > -0.1
     shuffled = [" ".join(np.random.default_rng(0).permutation(text.split())) for text in real]
-    assert two_sample_accuracy(real, shuffled) > 0.8
+    assert two_sample_texts(real, shuffled).auc > 0.85
     assert metrics["eval/judge_share"] == pytest.approx(metrics["eval/judge_share_real"], abs=0.04)
     assert degenerate_share([item.response_ids for item in task.evaluation("test")]) < 0.002
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.evaluation.embeddings import PACKAGE
 from rlgaf_ray.main import main
 from rlgaf_ray.report.quality import Comparison
 from tests.patience import wait_until
@@ -22,6 +25,7 @@ from tests.patience import wait_until
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 MAIN = [sys.executable, "-m", "rlgaf_ray.main"]
+DOCUMENTED = set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
 
 FRESH_ENGINE = """
 import sys, numpy as np
@@ -40,16 +44,20 @@ np.savez(
 
 @pytest.fixture(scope="module")
 def finished(small_under, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished small run on vLLM, two rollout workers."""
+    """A finished small run on vLLM, two rollout workers; with sentence embeddings where they are installed."""
     root = tmp_path_factory.mktemp("runs")
-    assert main(small_under(root, "run.name=whole", "rollout.num_workers=2", "checkpoint.keep=1")) == 0
+    more = ["evaluation.embeddings=true", "evaluation.quick_every=3", "evaluation.quick_prompts=20"]
+    assert main(small_under(root, "run.name=whole", "rollout.num_workers=2", "checkpoint.keep=1", *more)) == 0
     return root / "whole"
 
 
 def test_the_run_folder_is_complete(finished: Path) -> None:
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == list(range(9))
-    assert "eval/gap_closed" in rows[0] and "eval/gap_closed" in rows[8]
+    assert [row["iteration"] for row in rows if "eval/closeness" in row] == [0, 4, 8]
+    assert [row["iteration"] for row in rows if "quick/two_sample_auc" in row] == [3, 6]
+    assert ("eval/embedding_share" in rows[0]) == (importlib.util.find_spec(PACKAGE) is not None)
+    assert {name for row in rows for name in row} - {"iteration"} <= DOCUMENTED
     assert max(row["generator/engine_logprob_gap"] for row in rows[1:]) < 0.05
     assert load_config(finished / "config.yaml").rollout.num_workers == 2
     assert len(json.loads((finished / "data.json").read_text())["splits_sha256"]) == 64
@@ -100,6 +108,7 @@ def test_a_finished_run_is_held_against_the_swept_sft_model(finished: Path, tmp_
     words = ["--temperatures", "0.8", "--sft-steps", "2", "--num-prompts", "20", "--out", str(tmp_path)]
     done = subprocess.run([*MAIN, "evaluate", str(finished), *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "validation prompts, one sample each, temperature 1" in done.stdout and "real text" in done.stdout
     comparison = Comparison.load(tmp_path)
     assert [(row.model, row.temperature) for row in comparison.rows] == [
         (name, temperature) for name in ("SFT", "SFT on demonstrations, 2 steps", "whole") for temperature in (1.0, 0.8)

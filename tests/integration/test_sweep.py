@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.evaluation.score import stability_score
+from rlgaf_ray.evaluation.score import WORST, sweep_score
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.main import main
@@ -43,7 +43,7 @@ def finished(small_under, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_trial_is_a_whole_run_and_the_guards_stop_is_a_score_of_0(finished: Path) -> None:
+def test_every_trial_is_a_whole_run_and_the_guards_stop_is_the_worst_score(finished: Path) -> None:
     good, bad = sorted(
         (finished / "trials").iterdir(), key=lambda folder: load_config(folder / "config.yaml").generator.learning_rate
     )
@@ -51,10 +51,10 @@ def test_every_trial_is_a_whole_run_and_the_guards_stop_is_a_score_of_0(finished
     assert [iteration for iteration, _ in evaluations] == [0, 1, 2, 3]
     (*_, last) = reports = rows(good / "reports.jsonl")
     assert [report["iteration"] for report in reports] == [1, 2, 3]
-    assert last["sweep/score"] == pytest.approx(stability_score(evaluations))
+    assert last["sweep/score"] == pytest.approx(sweep_score(evaluations))
     assert (good / "generator" / "model.safetensors").is_file()
     stopped = rows(bad / "reports.jsonl")[-1]
-    assert stopped["sweep/score"] == 0.0 and "non_finite" in str(stopped["stopped"])
+    assert stopped["sweep/score"] == WORST and "non_finite" in str(stopped["stopped"])
     page = (finished / "sweep.html").read_text()
     assert "stopped by the guard" in page and "finished" in page and page.count("<svg") == 5
 
@@ -76,11 +76,11 @@ def test_a_sweep_is_not_begun_twice_nor_resumed_with_another_space(finished: Pat
 
 
 def test_a_metric_that_is_never_logged_ends_the_sweep_at_the_first_evaluation(small, tmp_path: Path, capsys) -> None:
-    overrides = [*small("run.name=x"), *SHORT[1:], f"{RATES}[1e-4, 1e-3]", "sweep.metric=eval/gap_close"]
+    overrides = [*small("run.name=x"), *SHORT[1:], f"{RATES}[1e-4, 1e-3]", "sweep.metric=eval/closenes"]
     assert main(["tune", *overrides, "sweep.scheduler=none"]) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1] == (
-        "error: no trial of 2 finished; the first error: sweep.metric=eval/gap_close is never logged by these runs; "
-        "did you mean eval/gap_closed?"
+        "error: no trial of 2 finished; the first error: sweep.metric=eval/closenes is never logged by these runs; "
+        "did you mean eval/closeness?"
     )
     (trial,) = (tmp_path / "x" / "trials").iterdir()
     assert len(rows(trial / "metrics.jsonl")) == 1

@@ -7,18 +7,24 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.evaluation.answers import AnswerMeasure
+from rlgaf_ray.evaluation.embedding_judge import EmbeddingJudge
+from rlgaf_ray.evaluation.embeddings import Encode
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import SentimentJudge
-from rlgaf_ray.evaluation.sentiment import SentimentMeasure, gap_closed
+from rlgaf_ray.evaluation.score import WORST
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure, closeness, gap_closed
 from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Demonstration
 
 NUM_PROMPTS = 20
+JUDGES = ("judge", "vader", "panel")
+SURFACE = ("distinct_1", "distinct_2", "distinct_3", "self_bleu", "copied", "degenerate_share", "response_tokens")
 NAMES = {
-    *("judge_share", "judge_share_stderr", "judge_share_real", "judge_share_sft", "gap_closed", "judge_accuracy"),
-    *("judge_accuracy_window", "vader_share", "vader_share_real", "perplexity", "perplexity_ratio", "real_nll"),
-    *("distinct_1", "distinct_2", "distinct_3", "distinct_2_ratio", "self_bleu", "two_sample_accuracy"),
-    *("degenerate_share", "response_tokens"),
+    *(f"{judge}_share{of}{what}" for judge in JUDGES for of in ("", "_real") for what in ("", "_stderr")),
+    *("judge_share_sft", "gap_closed", "judge_accuracy", "judge_accuracy_window", "panel_gap", "closeness"),
+    *("perplexity", "perplexity_real", "perplexity_ratio", "real_nll", "distinct_2_ratio"),
+    *("two_sample_accuracy", "two_sample_auc", "two_sample_auc_stderr"),
+    *(f"{name}{of}" for name in SURFACE for of in ("", "_real")),
 }
 
 
@@ -34,14 +40,22 @@ def judge() -> SentimentJudge:
     return SentimentJudge.fit(texts, np.tile([1, 0], 40), window_words=3)
 
 
-def evaluator_of(judge: SentimentJudge, num_positive: int, wanted: int | np.ndarray = 1) -> Evaluator:
+def evaluator_of(
+    judge: SentimentJudge,
+    num_positive: int,
+    wanted: int | np.ndarray = 1,
+    embedding_judge: EmbeddingJudge | None = None,
+    encode: Encode | None = None,
+) -> Evaluator:
     real = make_texts(num_positive)
-    return Evaluator(SentimentMeasure(judge, real, np.broadcast_to(wanted, NUM_PROMPTS)), real)
+    measure = SentimentMeasure(judge, real, np.broadcast_to(wanted, NUM_PROMPTS), embedding_judge)
+    demonstrations = [np.arange(8) + 10 * row for row in range(5)]
+    return Evaluator(measure, responses(20), real, demonstrations=demonstrations, encode=encode)
 
 
 def responses(num_distinct: int) -> list[np.ndarray]:
-    """NUM_PROMPTS responses of five tokens, of which so many are all different."""
-    return [np.arange(5) + 10 * min(row, num_distinct - 1) for row in range(NUM_PROMPTS)]
+    """NUM_PROMPTS responses of eight tokens, of which so many are all different."""
+    return [np.arange(8) + 10 * min(row, num_distinct - 1) for row in range(NUM_PROMPTS)]
 
 
 def test_gap_closed() -> None:
@@ -66,7 +80,11 @@ def test_every_number_of_a_run(judge: SentimentJudge) -> None:
     assert start["eval/perplexity_ratio"] == start["eval/distinct_2_ratio"] == 1.0
     assert start["eval/distinct_2"] == 1.0
     assert start["eval/degenerate_share"] == 0.0
-    assert start["eval/response_tokens"] == 5.0
+    assert start["eval/response_tokens"] == start["eval/response_tokens_real"] == 8.0
+    assert start["eval/perplexity_real"] == pytest.approx(math.exp(4.5))
+    assert start["eval/copied"] == start["eval/copied_real"] == 5 / 20
+    assert start["eval/panel_share"] == 0.4 and start["eval/panel_gap"] == pytest.approx(0.4)
+    assert start["eval/closeness"] == pytest.approx(-(start["eval/two_sample_auc"] - 0.5) - 0.4)
 
     later = evaluator(responses(10), make_texts(14), sample_nll=math.log(175), real_nll=4.6)
     assert later["eval/judge_share"] == 0.7
@@ -74,6 +92,67 @@ def test_every_number_of_a_run(judge: SentimentJudge) -> None:
     assert later["eval/gap_closed"] == pytest.approx(0.75)
     assert later["eval/perplexity_ratio"] == pytest.approx(1.25)
     assert later["eval/distinct_2"] == later["eval/distinct_2_ratio"] == 0.5
+    assert later["eval/distinct_2_real"] == 1.0
+    assert later["eval/perplexity_real"] == start["eval/perplexity_real"]  # under the SFT model, not under this one
+    assert later["eval/panel_gap"] == pytest.approx(0.1)
+
+
+class Scripted:
+    """Finds the first texts of any list positive; as many as are given for the list of real texts, and for others."""
+
+    accuracy = accuracy_window = 0.75
+
+    def __init__(self, real: int, other: int) -> None:
+        self.shares = [real, other]
+
+    def scores(self, texts: list[str]) -> np.ndarray:
+        count = self.shares.pop(0)
+        return np.where(np.arange(len(texts)) < count, 1.0, -1.0)
+
+
+def test_the_panel_averages_distances_of_either_sign() -> None:
+    """Linear judge 0.9 against 0.7 of real text, VADER 0.4 against 0.8, embeddings 0.75 against 0.7."""
+    judge, embedded = Scripted(14, 18), Scripted(14, 15)
+    measure = SentimentMeasure(judge, make_texts(16), np.ones(NUM_PROMPTS, int), embedded)  # type: ignore[arg-type]
+    metrics = measure(make_texts(8))
+    assert metrics["eval/panel_gap"] == pytest.approx((0.2 + 0.4 + 0.05) / 3)
+    assert metrics["eval/panel_share"] == pytest.approx((0.9 + 0.4 + 0.75) / 3)
+    assert metrics["eval/panel_share_real"] == pytest.approx((0.7 + 0.8 + 0.7) / 3)
+    assert metrics["eval/embedding_share_real_stderr"] == pytest.approx(math.sqrt(0.7 * 0.3 / 20))
+    assert metrics["eval/embedding_accuracy_window"] == 0.75
+    # Of the prompts 8 have three judges, 7 two (without VADER), 3 one (the linear judge), 2 none.
+    votes = [1.0] * 8 + [2 / 3] * 7 + [1 / 3] * 3 + [0.0] * 2
+    assert metrics["eval/panel_share_stderr"] == pytest.approx(np.std(votes) / math.sqrt(20))
+    compared = measure.compared(metrics | {"eval/two_sample_auc": 0.7}, {"eval/judge_share": 0.5})
+    assert compared["eval/closeness"] == pytest.approx(-0.2 - 0.65 / 3)
+    assert compared["eval/gap_closed"] == pytest.approx(0.4 / 0.2)
+
+
+def test_real_text_is_closest_to_real_text() -> None:
+    assert closeness(0.5, 0.0) == 0.0
+    assert closeness(0.7, 0.0) == pytest.approx(-0.2)
+    assert closeness(0.5, 0.1) == pytest.approx(-0.1)
+    assert closeness(1.0, 1.0) == WORST
+
+
+def test_embeddings_add_a_judge_and_a_two_sample_test(judge: SentimentJudge) -> None:
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.array([[float("great" in text)] for text in texts], np.float32)
+
+    embedded = EmbeddingJudge(encode, np.array([2.0]), -1.0, accuracy_window=0.6)
+    evaluator = evaluator_of(judge, 20, embedding_judge=embedded, encode=encode)
+    metrics = evaluator(responses(20), make_texts(0), sample_nll=1.0, real_nll=1.0)
+    assert metrics["eval/embedding_share"] == 0.0 and metrics["eval/embedding_share_real"] == 1.0
+    assert metrics["eval/embedding_two_sample_auc"] == 1.0
+    assert metrics["eval/embedding_two_sample_auc_stderr"] == 0.0
+
+
+def test_a_quick_evaluation_is_of_the_first_prompts_and_moves_no_baseline(judge: SentimentJudge) -> None:
+    evaluator = evaluator_of(judge, 16)
+    metrics = evaluator.quick(make_texts(8)[:10])
+    assert set(metrics) == {"quick/judge_share", "quick/judge_share_real", "quick/two_sample_auc"}
+    assert (metrics["quick/judge_share"], metrics["quick/judge_share_real"]) == (0.8, 1.0)
+    assert evaluator.state_dict() == {}
 
 
 def test_a_negative_target_mirrors_the_shares(judge: SentimentJudge) -> None:
@@ -93,14 +172,18 @@ def test_of_both_sentiments_the_one_that_was_asked_for_counts(judge: SentimentJu
 
 def test_answers_are_held_against_the_sft_models() -> None:
     references = [("a b c",)] * NUM_PROMPTS
-    evaluator = Evaluator(AnswerMeasure(references, [""] * NUM_PROMPTS, no_answer="none"), ["a b c"] * NUM_PROMPTS)
+    measure = AnswerMeasure(references, [""] * NUM_PROMPTS, no_answer="none")
+    evaluator = Evaluator(measure, responses(20), ["a b c"] * NUM_PROMPTS, demonstrations=[])
     start = evaluator(responses(20), [" a"] * NUM_PROMPTS, sample_nll=1.0, real_nll=1.0)
     assert (start["eval/length_distance"], start["eval/length_distance_ratio"]) == (2.0, 1.0)
     later = evaluator(responses(20), [" b c"] * 15 + [" none"] * 5, sample_nll=1.0, real_nll=1.0)
     assert later["eval/length_distance"] == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert later["eval/length_distance_ratio"] == pytest.approx(0.75)
     assert later["eval/f1"] == pytest.approx(75)  # "a" is an article: it does not count
-    assert "eval/in_context_share" not in later
+    assert "eval/in_context_share" not in later and "eval/closeness" not in later
+    quick = evaluator.quick([" b c"] * 6 + [" none"] * 4)
+    assert set(quick) == {"quick/f1", "quick/two_sample_auc"}
+    assert quick["quick/f1"] == pytest.approx(60)
 
 
 def test_a_resumed_evaluator_keeps_the_baseline(judge: SentimentJudge) -> None:

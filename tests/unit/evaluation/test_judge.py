@@ -72,7 +72,7 @@ def test_no_part_of_a_held_out_review_is_trained_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_windows_are_whole_and_end_to_end() -> None:
-    windows, owners = judge_module._windows(["a b c d e", "f", "g h i j"], 2)
+    windows, owners = judge_module.windows(["a b c d e", "f", "g h i j"], 2)
     assert windows == ["a b", "c d", "f", "g h", "i j"]
     assert owners.tolist() == [0, 0, 1, 2, 2]
 

@@ -4,37 +4,41 @@ import math
 
 import pytest
 
-from rlgaf_ray.evaluation.score import stability, stability_score
+from rlgaf_ray.evaluation.score import WORST, evaluation_score, sweep_score
 
 
-def row(quality: float, diversity: float = 1.0, perplexity: float = 1.0, *, name: str = "eval/gap_closed"):
-    return {name: quality, "eval/distinct_2_ratio": diversity, "eval/perplexity_ratio": perplexity}
+def answers(f1: float, diversity: float = 1.0, perplexity: float = 1.0) -> dict[str, float]:
+    return {"eval/f1": f1, "eval/distinct_2_ratio": diversity, "eval/perplexity_ratio": perplexity}
+
+
+def sentiment(closeness: float) -> dict[str, float]:
+    return {"eval/closeness": closeness, "eval/distinct_2_ratio": 0.5, "eval/perplexity_ratio": 2.0}
 
 
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
-        (row(0.8, 0.9, 1.25), 0.8 * 0.9 * 0.8),
-        (row(1.3), 1.0),  # exaggeration earns nothing
-        (row(-0.2), 0.0),
-        (row(0.5, 1.2, 0.5), 0.5),  # nor does more diversity or a lower perplexity than the SFT model's
-        (row(1.3, 0.5, 1.0), 0.5),  # and none of them pays for a loss in another
-        (row(80.0, 0.5, 2.0, name="eval/f1"), 0.8 * 0.5 * 0.5),
-        (row(math.nan), 0.0),
-        (row(1.0, 1.0, math.inf), 0.0),
+        (sentiment(-0.2), -0.2),
+        (sentiment(math.nan), WORST),
+        (answers(80.0, 0.9, 1.25), 0.8 * 0.9 * 0.8),
+        (answers(50.0, 1.2, 0.5), 0.5),  # more diversity or a lower perplexity than the SFT model's earns nothing
+        (answers(80.0, 1.2, 2.0), 0.4),  # and neither pays for a loss in another
+        (answers(math.nan), WORST),
+        (answers(100.0, 1.0, math.inf), WORST),
     ],
 )
 def test_one_evaluation(metrics: dict[str, float], expected: float) -> None:
-    assert stability(metrics) == pytest.approx(expected)
+    assert evaluation_score(metrics) == pytest.approx(expected)
 
 
 def test_the_last_third_counts() -> None:
-    evaluations = [(0, row(1.0)), (75, row(0.2)), (150, row(0.4)), (200, row(0.9)), (225, row(0.6)), (300, row(0.8))]
-    assert stability_score(evaluations) == pytest.approx(0.7)  # of 225 and 300; 200 is two thirds, and before them
-    assert stability_score(evaluations[:3]) == pytest.approx(0.4)  # of 150: 75 lies in the first half
-    assert stability_score(evaluations[:2]) == pytest.approx(0.2)
+    qualities = {0: 0.0, 75: -0.8, 150: -0.6, 200: -0.1, 225: -0.4, 300: -0.2}
+    evaluations = [(iteration, sentiment(quality)) for iteration, quality in qualities.items()]
+    assert sweep_score(evaluations) == pytest.approx(-0.3)  # of 225 and 300; 200 is two thirds, and before them
+    assert sweep_score(evaluations[:3]) == pytest.approx(-0.6)  # of 150: 75 lies in the first half
+    assert sweep_score(evaluations[:2]) == pytest.approx(-0.8)
 
 
 def test_the_sft_model_alone_has_no_score() -> None:
     with pytest.raises(AssertionError, match="no evaluation after iteration 0"):
-        stability_score([(0, row(1.0))])
+        sweep_score([(0, sentiment(0.0))])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu, two_sample_accuracy, vader_labels
+from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu, vader_labels
 
 
 def arrays(*sequences: list[int]) -> list[np.ndarray]:
@@ -72,24 +72,3 @@ def test_degenerate_responses_one_by_one() -> None:
 def test_vader_counts_either_sentiment_and_neither() -> None:
     texts = ["What a great, lovely film!", "A horrible, ugly mess.", "The table has four legs.", "I love it."]
     assert vader_labels(texts).tolist() == [1, -1, 0, 1]
-
-
-def test_two_samples_from_one_source_cannot_be_told_apart() -> None:
-    accuracy = two_sample_accuracy(random_texts(300, 12, seed=1), random_texts(300, 12, seed=2))
-    assert abs(accuracy - 0.5) < 3 * np.sqrt(0.25 / 600)
-
-
-def test_two_samples_with_a_tell_are_told_apart() -> None:
-    real = random_texts(300, 12, seed=1)
-    assert two_sample_accuracy(real, [f"{text} !" for text in random_texts(300, 12, seed=2)]) > 0.9
-
-
-def test_shared_prompts_do_not_push_the_accuracy_below_chance() -> None:
-    prompts = [f"p{row // 2} q{row // 2} r{row // 2}" for row in range(200)]
-    real, generated = (
-        [f"{prompt} {text}" for prompt, text in zip(prompts, random_texts(200, 2, seed, vocabulary=3), strict=True)]
-        for seed in (1, 2)
-    )
-    assert two_sample_accuracy(real, generated) > 0.45
-    # Out of step, a prompt that stands on one side in the test stood more often on the other side in training.
-    assert two_sample_accuracy(real, generated[2:] + generated[:2]) < 0.4

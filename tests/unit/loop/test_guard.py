@@ -29,7 +29,7 @@ SETTINGS = GuardSection(window=4, patience=3)
 
 def verdicts(change: Callable[[int], Metrics], count: int = 30, settings: GuardSection = SETTINGS) -> list[Verdict]:
     """Of iterations 1 to ``count``, each healthy but for the change."""
-    guard = Guard(settings, quality="eval/gap_closed")
+    guard = Guard(settings, quality="eval/closeness")
     return [guard.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, count + 1)]
 
 
@@ -145,19 +145,19 @@ def test_what_is_not_finite_is_named() -> None:
 
 
 def test_what_was_not_measured_is_no_symptom() -> None:
-    guard = Guard(SETTINGS, quality="eval/gap_closed")
+    guard = Guard(SETTINGS, quality="eval/closeness")
     assert {guard.examine(iteration, {"reward/mean": 0.0}).kind for iteration in range(1, 20)} == {"healthy"}
 
 
 def evaluated(qualities: dict[int, float], rewards: dict[int, float]) -> Callable[[int], Metrics]:
     def change(now: int) -> Metrics:
         reward = max((at, value) for at, value in rewards.items() if at <= now)[1]
-        return {"reward/mean": reward} | ({"eval/gap_closed": qualities[now]} if now in qualities else {})
+        return {"reward/mean": reward} | ({"eval/closeness": qualities[now]} if now in qualities else {})
 
     return change
 
 
-FALL = {5: 0.4, 10: 0.8, 15: 0.5, 20: 0.5}
+FALL = {5: -0.4, 10: -0.2, 15: -0.35, 20: -0.35}
 
 
 def test_drift_is_quality_that_falls_while_the_reward_rises() -> None:
@@ -165,7 +165,7 @@ def test_drift_is_quality_that_falls_while_the_reward_rises() -> None:
     assert [verdict.kind for verdict in found[:19]] == ["healthy"] * 19
     assert found[19] == Verdict(
         "drift",
-        "eval/gap_closed fell from 0.8 at iteration 10 to 0.5 while reward/mean rose from 0 to 1",
+        "eval/closeness fell from -0.2 at iteration 10 to -0.35 while reward/mean rose from 0 to 1",
         onset=20,
         sound_until=10,
     )
@@ -176,9 +176,9 @@ def test_drift_is_quality_that_falls_while_the_reward_rises() -> None:
     [
         (FALL, {1: 0.0}),  # the reward does not rise
         (FALL, {1: 0.0, 11: -1.0}),  # it falls with the quality: the discriminator sees what the judge sees
-        ({5: 0.4, 10: 0.8, 15: 0.5, 20: 0.7}, {1: 0.0, 11: 1.0}),  # one low evaluation may be noise
-        ({5: 0.4, 10: 0.8, 15: 0.62, 20: 0.61}, {1: 0.0, 11: 1.0}),  # less than 0.2 below the best
-        ({10: 0.8, 15: 0.5}, {1: 0.0, 11: 1.0}),  # too few
+        ({5: -0.4, 10: -0.2, 15: -0.35, 20: -0.28}, {1: 0.0, 11: 1.0}),  # one low evaluation may be noise
+        ({5: -0.4, 10: -0.2, 15: -0.29, 20: -0.295}, {1: 0.0, 11: 1.0}),  # less than 0.1 below the best
+        ({10: -0.2, 15: -0.35}, {1: 0.0, 11: 1.0}),  # too few
     ],
 )
 def test_near_drift(qualities: dict[int, float], rewards: dict[int, float]) -> None:
@@ -194,8 +194,8 @@ def test_percent_count_by_the_hundred() -> None:
             for index, (reward, f1) in enumerate(rows, start=1)
         }
 
-    assert found(41.0) == {"healthy"}
-    assert found(39.0) == {"healthy", "drift"}
+    assert found(51.0) == {"healthy"}
+    assert found(49.0) == {"healthy", "drift"}
 
 
 def test_the_longest_symptom_is_the_verdict() -> None:
@@ -206,9 +206,9 @@ def test_the_longest_symptom_is_the_verdict() -> None:
 def test_the_state_goes_on() -> None:
     change = after(10, "generator/kl", 0.9)
     whole = verdicts(change)
-    first = Guard(SETTINGS, quality="eval/gap_closed")
+    first = Guard(SETTINGS, quality="eval/closeness")
     found = [first.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, 14)]
-    second = Guard(SETTINGS, quality="eval/gap_closed")
+    second = Guard(SETTINGS, quality="eval/closeness")
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found += [second.examine(iteration, HEALTHY | change(iteration)) for iteration in range(14, 31)]
     assert found == whole

@@ -139,7 +139,10 @@ class Unmeasured:
 
 class Loop(AdversarialLoop):
     def evaluate(self) -> tuple[Metrics, list[str]]:
-        return {"eval/gap_closed": 0.5}, []
+        return {"eval/closeness": -0.5}, []
+
+    def quick_evaluation(self) -> Metrics:
+        return {"quick/two_sample_auc": 0.5, "quick/judge_share": 0.9}
 
 
 def settings(*more: str) -> Config:
@@ -150,6 +153,7 @@ def settings(*more: str) -> Config:
             "rollout.batch_size=8",
             "checkpoint.every=3",
             "evaluation.every=0",
+            "evaluation.quick_every=0",
             "tracking.tensorboard=false",
             "tracking.rollout_share=0",
             "guard.action=heal",
@@ -192,6 +196,16 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+
+
+def test_quick_evaluations_stand_between_the_full_ones_and_choose_nothing(tmp_path: Path) -> None:
+    config = settings("run.iterations=12", "evaluation.every=6", "evaluation.quick_every=3")
+    _, _, loop = run(config, PretendedRoles(), tmp_path)
+    logged = rows(tmp_path)
+    assert [row["iteration"] for row in logged if "quick/judge_share" in row] == [3, 9]  # 6 and 12 are full ones
+    assert [row["iteration"] for row in logged if "eval/closeness" in row] == [0, 6, 12]
+    assert loop.best == -0.5
+    assert [at for at, _, _ in loop.guard.evaluations] == [6, 12]
 
 
 def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_healthy(tmp_path: Path) -> None:

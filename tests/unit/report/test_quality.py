@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from rlgaf_ray.report.figures import QualityPoint
-from rlgaf_ray.report.quality import Comparison, Evaluated, advantage, table
+from rlgaf_ray.report.quality import Comparison, Evaluated, advantage, models_table, temperatures_table
 
 SFT = "SFT"
 
@@ -14,11 +15,14 @@ def row(model: str, temperature: float, *, distinct_2: float, share: float) -> E
     metrics = {
         "eval/judge_share": share,
         "eval/judge_share_stderr": 0.01,
+        "eval/judge_share_real": 0.8,
+        "eval/judge_share_real_stderr": 0.02,
+        "eval/two_sample_auc": 0.6,
         "eval/distinct_2": distinct_2,
         "eval/perplexity": 100 * temperature,
         "eval/perplexity_ratio": temperature,
         "eval/self_bleu": 0.2,
-        "eval/gap_closed": 0.5,
+        "eval/closeness": -0.25,
     }
     return Evaluated(model, temperature, metrics)
 
@@ -59,10 +63,34 @@ def test_a_comparison_comes_back_from_its_file_and_is_drawn(tmp_path: Path) -> N
     assert drawn == {SFT: [[0.4, 0.75], [0.5, 0.6], [0.7, 0.5]], "run": [[0.3, 0.8], [0.6, 0.7]]}
 
 
-def test_the_table_shows_what_was_measured() -> None:
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table(ROWS))
-    lines = console.export_text().splitlines()
-    (line,) = [line for line in lines if "run" in line and "0.7" in line]
-    assert "0.700 ± 0.010" in line and "50.0%" in line and "0.600" in line
-    assert not any("F1" in line for line in lines)
+def printed(shown: Table) -> list[list[str]]:
+    """The cells of each line."""
+    console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(shown)
+    return [
+        [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
+        for line in console.export_text().splitlines()
+    ]
+
+
+def test_models_stand_beside_real_text_with_intervals() -> None:
+    lines = printed(models_table(ROWS))
+    assert lines[0] == ["validation prompts, one sample each, temperature 1"]
+    assert ["", SFT, "run", "real text"] in lines
+    assert ["judged as wanted (linear judge)", "0.500 ± 0.020", "0.700 ± 0.020", "0.800 ± 0.039"] in lines
+    assert ["AUC real or generated (bag of words)", "0.600", "0.600", "0.500"] in lines
+    assert ["closeness to real text", "-0.250", "-0.250", "0.000"] in lines
+    assert not any("F1" in line[0] for line in lines)
+
+
+def test_temperatures_stand_below_one_another_by_model() -> None:
+    lines = printed(temperatures_table(ROWS))
+    assert [line[:2] for line in lines if line[0] in (SFT, "run")] == [
+        *([SFT, "0.7"], [SFT, "0.8"], [SFT, "1"]),
+        *(["run", "0.8"], ["run", "1"]),
+    ]
+    heads = next(line for line in lines if line[0] == "model")
+    cold = next(line for line in lines if line[:2] == [SFT, "0.7"])
+    shown = dict(zip(heads, cold, strict=True))
+    assert (shown["linear judge"], shown["closeness"], shown["distinct-2"]) == ("0.750", "-0.250", "0.400")
+    assert "F1, %" not in heads

@@ -25,13 +25,17 @@ from rlgaf_ray.report.runs import load_run
 SCRIPT = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
+def evaluation(share: float) -> dict[str, float | None]:
+    return {"eval/judge_share": share, "eval/judge_share_stderr": 0.01, "eval/judge_share_real": 0.75}
+
+
 def make_run(folder: Path, *, name: str, iterations: int = 40) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"run:\n  name: {name}\n  seed: 3\n")
-    rows: list[dict[str, float | None]] = [{"iteration": 0, "eval/judge_share": 0.5, "eval/judge_share_real": 0.75}]
+    rows: list[dict[str, float | None]] = [{"iteration": 0, **evaluation(0.5)}]
     for iteration in range(1, iterations + 1):
         rows.append({"iteration": iteration, "reward/mean": iteration / 10, "generator/kl": 0.01 * iteration})
-    rows[-1] |= {"eval/judge_share": 0.7, "eval/judge_share_real": 0.75, "eval/gap_closed": 0.8}
+    rows[-1] |= evaluation(0.7) | {"quick/judge_share": 0.1}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = [{"before": "a dull film", "after": SCRIPT}, {"before": "=1+1", "after": "fine & good"}]
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
@@ -52,8 +56,8 @@ def test_one_page_with_everything_in_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
-    assert "judged as wanted (independent judge); real text 0.750" in page
-    assert "0.500" in page and "0.700" in page and "seed: 3" in page
+    assert "<td>judged as wanted (linear judge)</td><td>0.500 ± 0.020</td><td>0.700 ± 0.020</td><td>0.750</td>" in page
+    assert "<th>SFT</th><th>iteration 40</th><th>real text</th>" in page and "seed: 3" in page
     assert page.count("<svg") == 3  # reward, KL, judged share: the others were not logged
     assert {path.name for path in (run / "figures").iterdir()} >= {"reward.png", "reward.svg", "judge.png"}
 

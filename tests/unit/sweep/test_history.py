@@ -13,7 +13,7 @@ from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, TrialCheckpoint
 
 def evaluated(quality: float, **more: float) -> dict[str, float]:
     ratios = {"eval/distinct_2_ratio": 1.0, "eval/perplexity_ratio": 1.0, "eval/perplexity": 100.0}
-    return {"eval/gap_closed": quality, **ratios, **more}
+    return {"eval/closeness": quality, **ratios, **more}
 
 
 def after(*rows: tuple[int, dict[str, float]], metric: str = "sweep/score", mode: str = "max") -> History:
@@ -24,10 +24,10 @@ def after(*rows: tuple[int, dict[str, float]], metric: str = "sweep/score", mode
 
 
 def test_an_evaluation_is_reported_with_the_score_so_far() -> None:
-    history = after((0, evaluated(0.0)), (1, {"reward/mean": 2.0}), (2, {"reward/mean": 3.0, **evaluated(0.5)}))
+    history = after((0, evaluated(0.0)), (1, {"reward/mean": 2.0}), (2, {"reward/mean": 3.0, **evaluated(-0.25)}))
     assert history.evaluated_at(2)
     report = history.report()
-    assert (report["iteration"], report["sweep/score"], report["eval/gap_closed"]) == (2, 0.5, 0.5)
+    assert (report["iteration"], report["sweep/score"], report["eval/closeness"]) == (2, -0.25, -0.25)
     assert "reward/mean" not in report and report["stopped"] == ""
     history.iteration(3, {"reward/mean": 4.0})
     assert not history.evaluated_at(3)
@@ -43,10 +43,10 @@ def test_any_logged_metric_can_be_optimised() -> None:
     assert low.stopped("x")["eval/perplexity"] == math.inf
 
 
-def test_a_stop_of_the_guard_has_score_0() -> None:
+def test_a_stop_of_the_guard_has_the_worst_score() -> None:
     history = after((0, evaluated(0.0)), (2, evaluated(0.9)), (3, {"reward/mean": 1.0}))
     assert history.stopped("iteration 4: non_finite") == {
-        "sweep/score": 0.0,
+        "sweep/score": -1.5,
         "iteration": 3,
         "stopped": "iteration 4: non_finite",
     }
@@ -54,9 +54,9 @@ def test_a_stop_of_the_guard_has_score_0() -> None:
 
 def test_a_metric_that_is_never_logged_is_found_at_the_first_chance() -> None:
     with pytest.raises(NeverLogged) as caught:
-        after((0, evaluated(0.0)), metric="eval/gap_close")
+        after((0, evaluated(0.0)), metric="eval/closenes")
     assert str(caught.value) == (
-        "sweep.metric=eval/gap_close is never logged by these runs; did you mean eval/gap_closed?"
+        "sweep.metric=eval/closenes is never logged by these runs; did you mean eval/closeness?"
     )
     late = after((0, evaluated(0.0)), (1, {"reward/mean": 0.0}), metric="generator/grad_nrm")
     with pytest.raises(NeverLogged, match=r"never logged by these runs \(docs/metrics.md names them all\)$"):

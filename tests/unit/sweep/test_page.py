@@ -32,7 +32,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def results(config: Config) -> list[TrialResult]:
     made = [
-        TrialResult("a", {RATE: 0.1, SPEED: 1e-4}, "finished", 4, 0.6, {"sweep/score": 0.6, "eval/gap_closed": 0.7}),
+        TrialResult("a", {RATE: 0.1, SPEED: 1e-4}, "finished", 4, 0.6, {"sweep/score": 0.6, "eval/closeness": -0.07}),
         TrialResult("b", {RATE: 1.0, SPEED: 1e-4}, "finished", 4, 0.3, {"sweep/score": 0.3}),
         TrialResult("c", {RATE: 0.1, SPEED: 2e-4}, "stopped by the scheduler", 2, 0.2, {"sweep/score": 0.2}),
         TrialResult("d", {RATE: 1.0, SPEED: 2e-4}, "stopped by the guard", 2, 0.0, {"sweep/score": 0.0}, "<b>bad</b>"),
@@ -43,7 +43,7 @@ def results(config: Config) -> list[TrialResult]:
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(f"run:\n  name: {result.trial_id}\n")
         ratios = {"eval/perplexity_ratio": 1.0, "eval/distinct_2_ratio": 1.0}
-        rows = [{"iteration": i, "eval/gap_closed": 0.1 * i, **ratios} for i in range(0, result.iteration + 1, 2)]
+        rows = [{"iteration": i, "eval/closeness": 0.1 * i, **ratios} for i in range(0, result.iteration + 1, 2)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
 
@@ -81,7 +81,7 @@ def test_one_page_that_runs_nothing(config: Config, results: list[TrialResult]) 
     path = write_page(config, results, results[0], "python -m rlgaf_ray.main best.yaml")
     page = path.read_text()
     assert path == config.run.folder / "sweep.html"
-    assert page.count("<svg") == 2 + 4  # a figure a knob; score, gap closed, both ratios
+    assert page.count("<svg") == 2 + 4  # a figure a knob; score, closeness, both ratios
     assert "<strong>a</strong>" in page and "python -m rlgaf_ray.main best.yaml" in page
     assert "&lt;b&gt;bad&lt;/b&gt;" in page and "the learner died" in page
     assert not re.findall(r"<script|<img|<iframe|<link", page)
@@ -101,7 +101,7 @@ def test_the_table(config: Config, results: list[TrialResult]) -> None:
     console.print(result_table(results, config, results[0]))
     text = console.export_text()
     assert "5 trials, best first by sweep/score" in text
-    assert re.search(r"0\.1 +│ +0\.0001 +│ +0\.600 +│ +70% +│ +4 +│ +finished", text)
+    assert re.search(r"0\.1 +│ +0\.0001 +│ +0\.600 +│ +-0\.070 +│ +4 +│ +finished", text)
     assert "stopped by the guard" in text
     assert describe(results[0].values) == "updates_per_generator_update=0.1, learning_rate=0.0001"
     assert cells({"sweep/score": 0.5, "reward/mean": 2.0}, "reward/mean") == ["score 0.500", "reward/mean 2"]

@@ -23,8 +23,8 @@ def test_how_a_trial_ended() -> None:
 
 
 def test_only_numbers_of_metrics_are_kept() -> None:
-    report = {"iteration": 100, "sweep/score": 0.5, "eval/gap_closed": 0.7, "trial_id": "x", "time_total_s": 3.0}
-    assert dict(read(report).metrics) == {"sweep/score": 0.5, "eval/gap_closed": 0.7}
+    report = {"iteration": 100, "sweep/score": 0.5, "eval/closeness": -0.2, "trial_id": "x", "time_total_s": 3.0}
+    assert dict(read(report).metrics) == {"sweep/score": 0.5, "eval/closeness": -0.2}
 
 
 def trial(name: str, ending: str, value: float | None, *, iteration: int = 100, **values: object) -> TrialResult:

@@ -83,8 +83,8 @@ def test_a_wrong_space(space: str, expected: str) -> None:
          "sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more"),
         ("sweep.metric=loss",
          "sweep.metric=loss is none that a run logs: take sweep/score or one that begins with rollout/, reward/, "
-         "generator/, discriminator/, weights/, eval/, guard/, time/"),
-        ("sweep.mode=min", "sweep.mode=min asks for the least stable run: sweep/score is better when higher"),
+         "generator/, discriminator/, weights/, eval/, quick/, guard/, time/"),
+        ("sweep.mode=min", "sweep.mode=min asks for the worst run: sweep/score is better when higher"),
         ("sweep.searcher=optuna",
          "sweep.searcher=optuna draws values itself: make grid of discriminator.updates_per_generator_update "
          "a choice"),
