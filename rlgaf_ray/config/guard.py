@@ -31,6 +31,18 @@ class GuardLimits(Section):
     reference_nll: Rate = Field(
         0.7, description="kl_runaway: rollout/reference_nll higher than at the start by this; 0.7: twice the perplexity"
     )
+    readings: Positive = Field(
+        3, description="discriminator_uninformative, reward_hacking: evaluations, quick ones too, that are averaged"
+    )
+    told_apart: Fraction = Field(
+        0.05, description="discriminator_uninformative: a fresh linear classifier's AUC is above 0.5 by this"
+    )
+    two_sample_rise: Fraction = Field(
+        0.06, description="reward_hacking: a fresh linear classifier's AUC is higher than at the start by this"
+    )
+    judge_rise: Fraction = Field(
+        0.05, description="reward_hacking: the judged share is higher than at the start by this, or the reward is"
+    )
     quality_fall: Rate = Field(
         0.1,
         description="drift: the best metric this far below its best at two evaluations in a row, with a higher reward; "

@@ -10,14 +10,23 @@ where all they did was to have an optimiser's step skipped: then ``guard.non_fin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rlgaf_ray.config.guard import GuardSection
 from rlgaf_ray.types import Metrics
 
-Kind = Literal["healthy", "mode_collapse", "discriminator_saturated", "kl_runaway", "drift", "non_finite"]
+Kind = Literal[
+    "healthy",
+    "mode_collapse",
+    "discriminator_saturated",
+    "discriminator_uninformative",
+    "reward_hacking",
+    "kl_runaway",
+    "drift",
+    "non_finite",
+]
 
 WATCHED = (
     "rollout/distinct_2",
@@ -48,6 +57,37 @@ class Verdict:
     evidence: str = ""
     onset: int = 0
     sound_until: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one evaluation says of the discriminator and of the distance to real text."""
+
+    iteration: int
+    auc: float  # of the discriminator on held-out real and generated responses
+    interval: float  # half of its 95 % interval
+    two_sample_auc: float  # of a fresh linear classifier
+    reward: float  # mean over the window
+    judge_share: float  # 0 where the task has no judge
+
+    @classmethod
+    def of(cls, iteration: int, metrics: Metrics, reward: float) -> Reading | None:
+        """Of a full evaluation, else of a quick one; None in other iterations."""
+        for prefix, discriminator in (("eval/", "discriminator/"), ("quick/", "quick/")):
+            if f"{prefix}two_sample_auc" in metrics and f"{discriminator}held_out_auc" in metrics:
+                return cls(
+                    iteration,
+                    metrics[f"{discriminator}held_out_auc"],
+                    metrics[f"{discriminator}held_out_auc_interval"],
+                    metrics[f"{prefix}two_sample_auc"],
+                    reward,
+                    metrics.get(f"{prefix}judge_share", 0.0),
+                )
+        return None
+
+
+def _mean(readings: Sequence[Reading], name: str) -> float:
+    return sum(getattr(reading, name) for reading in readings) / len(readings)
 
 
 class TrainingStopped(Exception):
@@ -88,6 +128,7 @@ class Guard:
         self.start: Metrics = {}  # averages over the first window
         self.onsets: dict[Kind, int] = {}  # of the symptoms that are there now, verdict or not
         self.evaluations: list[tuple[int, float, float]] = []  # iteration, quality, reward of the window
+        self.readings: list[Reading] = []  # of all evaluations, quick ones too
 
     def examine(self, iteration: int, metrics: Metrics) -> Verdict:
         """The verdict after this iteration, of all that was seen so far.
@@ -103,6 +144,8 @@ class Guard:
                 case "non_finite":
                     if broken(metrics) or held >= self.settings.non_finite_patience:
                         return Verdict(kind, found[kind], onset, sound_until=onset - 1)
+                case "discriminator_uninformative" | "reward_hacking":  # the patience is in the readings
+                    return Verdict(kind, found[kind], onset, sound_until=self.readings[0].iteration)
                 case "drift":  # the patience lay in the second evaluation
                     return Verdict(kind, found[kind], onset, sound_until=self._best()[0])
                 case _ if held >= self.settings.patience:
@@ -115,6 +158,8 @@ class Guard:
         if not self.start and len(self.rows) == self.settings.window:
             self.start = self._means()
         reward = self._means().get("reward/mean")
+        if reward is not None and (reading := Reading.of(iteration, metrics, reward)):
+            self.readings.append(reading)
         if self.quality in metrics and reward is not None:
             self.evaluations.append((iteration, metrics[self.quality], reward))
 
@@ -143,6 +188,10 @@ class Guard:
                     sick, what = value > limit, f"above {limit:g}"
             if sick:
                 yield kind, f"{name} is {value:.3g} over the last {len(self.rows)} iterations, {what}"
+        if evidence := self._uninformative():
+            yield "discriminator_uninformative", evidence
+        if evidence := self._hacking():
+            yield "reward_hacking", evidence
         if evidence := self._drift():
             yield "drift", evidence
 
@@ -161,6 +210,36 @@ class Guard:
             (saturated, "discriminator/held_out_logit_gap", "level", limits.logit_gap),
             (saturated, "reward/deviation", "part of the start", limits.reward_deviation_ratio),
         ]
+
+    def _uninformative(self) -> str:
+        """The discriminator is at chance or below, by its interval, while a fresh linear classifier can tell."""
+        newest = self.readings[-self.settings.limits.readings :]
+        if len(newest) < self.settings.limits.readings:
+            return ""
+        limit = 0.5 + self.settings.limits.told_apart
+        if any(each.auc - each.interval > 0.5 or each.two_sample_auc < limit for each in newest):
+            return ""
+        return (
+            f"held-out AUC of the discriminator is {_mean(newest, 'auc'):.3f} over the last {len(newest)} evaluations, "
+            f"while a fresh linear classifier has {_mean(newest, 'two_sample_auc'):.3f}"
+        )
+
+    def _hacking(self) -> str:
+        """Generated text gets easier to tell from real text while the reward or the judged share rises."""
+        count, limits = self.settings.limits.readings, self.settings.limits
+        if len(self.readings) < 2 * count:
+            return ""
+        first, newest = self.readings[:count], self.readings[-count:]
+        rise = {name: _mean(newest, name) - _mean(first, name) for name in ("two_sample_auc", "reward", "judge_share")}
+        if rise["two_sample_auc"] <= limits.two_sample_rise:
+            return ""
+        risen = [name for name, limit in (("reward", 0.0), ("judge_share", limits.judge_rise)) if rise[name] > limit]
+        if not risen:
+            return ""
+        changes = ", ".join(
+            f"{name} from {_mean(first, name):.3f} to {_mean(newest, name):.3f}" for name in ("two_sample_auc", *risen)
+        )
+        return f"text gets easier to tell from real text while it is rewarded more: {changes}"
 
     def _drift(self) -> str:
         """The quality falls while the reward rises: the discriminator pays for something that is not wanted."""
@@ -188,9 +267,11 @@ class Guard:
             "start": self.start,
             "onsets": self.onsets,
             "evaluations": [list(item) for item in self.evaluations],
+            "readings": [asdict(reading) for reading in self.readings],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.start = list(state["rows"]), dict(state["start"])
         self.onsets = dict(state["onsets"])
         self.evaluations = [(iteration, quality, reward) for iteration, quality, reward in state["evaluations"]]
+        self.readings = [Reading(**reading) for reading in state["readings"]]

@@ -22,6 +22,8 @@ ADVICE = {
     "mode_collapse": "raise the KL coefficient, or lower generator.learning_rate",
     "kl_runaway": "raise the KL coefficient, or lower generator.learning_rate",
     "discriminator_saturated": "lower discriminator.updates_per_generator_update or discriminator.learning_rate",
+    "discriminator_uninformative": "raise discriminator.updates_per_generator_update or discriminator.learning_rate",
+    "reward_hacking": "raise the KL coefficient or discriminator.updates_per_generator_update",
     "drift": "raise the KL coefficient or discriminator.contrast_weight, or end the run earlier",
 }
 
@@ -35,6 +37,8 @@ def respond(loop: AdversarialLoop, verdict: Verdict) -> Literal["gone on", "roll
             _record(loop, verdict, action="none", sentence=f"iteration {loop.iteration}: healthy again")
         return "gone on"
     action = settings.non_finite if verdict.kind == "non_finite" else settings.action
+    if verdict.kind == "discriminator_uninformative" and action == "heal":
+        action = "warn"  # a heal means fewer discriminator updates, and this one needs more
     sentence = f"iteration {loop.iteration}: {verdict.kind}: {verdict.evidence}"
     match action:
         case "warn":

@@ -67,12 +67,12 @@ def dropout_of(network: nn.Module, rate: float) -> Iterator[None]:
     try:
         for layer in layers:
             layer.p = rate
-        for layer in attention:
-            layer.attention_dropout = rate  # type: ignore[assignment]  # a number, on a module
+        for reader in attention:
+            reader.attention_dropout = rate  # type: ignore[assignment]  # a number, on a module
         yield
     finally:
         for layer in layers:
             layer.p = 0.0
-        for layer in attention:
-            layer.attention_dropout = 0.0  # type: ignore[assignment]
+        for reader in attention:
+            reader.attention_dropout = 0.0  # type: ignore[assignment]
         network.train(was_training)

@@ -212,3 +212,61 @@ def test_the_state_goes_on() -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found += [second.examine(iteration, HEALTHY | change(iteration)) for iteration in range(14, 31)]
     assert found == whole
+
+
+def reading(auc: float, two_sample: float, *, reward: float = 0.0, judged: float = 0.6) -> Metrics:
+    return {
+        "quick/held_out_auc": auc,
+        "quick/held_out_auc_interval": 0.05,
+        "quick/two_sample_auc": two_sample,
+        "quick/judge_share": judged,
+        "reward/mean": reward,
+    }
+
+
+@pytest.mark.parametrize(
+    ("auc", "two_sample", "kind"),
+    [
+        (0.29, 0.85, "discriminator_uninformative"),  # the wrong way round
+        (0.54, 0.70, "discriminator_uninformative"),
+        (0.56, 0.70, "healthy"),  # above chance by its interval
+        (0.50, 0.54, "healthy"),  # nobody can tell
+    ],
+)
+def test_a_discriminator_at_chance_while_others_can_tell(auc: float, two_sample: float, kind: str) -> None:
+    found = verdicts(lambda now: reading(auc, two_sample) if now % 15 == 0 else {}, count=60)
+    assert {verdict.kind for verdict in found[:44]} == {"healthy"}
+    assert found[44].kind == kind  # at the third evaluation
+    if kind != "healthy":
+        assert f"AUC of the discriminator is {auc:.3f} over the last 3 evaluations" in found[44].evidence
+
+
+@pytest.mark.parametrize(
+    ("two_sample", "reward", "judged", "kind"),
+    [
+        (0.80, 0.5, 0.60, "reward_hacking"),  # the reward rises
+        (0.80, -0.5, 0.70, "reward_hacking"),  # one judge does
+        (0.80, -0.5, 0.60, "healthy"),  # farther from real text, but nothing pays for it
+        (0.75, 0.5, 0.70, "healthy"),  # within the noise
+    ],
+)
+def test_text_that_is_rewarded_more_and_told_apart_better(
+    two_sample: float, reward: float, judged: float, kind: str
+) -> None:
+    def change(now: int) -> Metrics:
+        late = now > 45
+        shown = reading(0.7, two_sample if late else 0.7, judged=judged if late else 0.6)
+        return (shown if now % 15 == 0 else {}) | {"reward/mean": reward if late else 0.0}
+
+    found = verdicts(change, count=90)
+    assert {verdict.kind for verdict in found[:89]} <= {"healthy", kind}
+    assert found[89].kind == kind
+
+
+def test_readings_are_part_of_the_state() -> None:
+    first = Guard(SETTINGS, quality="eval/closeness")
+    for iteration in range(1, 16):
+        first.examine(iteration, HEALTHY | (reading(0.3, 0.9) if iteration % 5 == 0 else {}))
+    second = Guard(SETTINGS, quality="eval/closeness")
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.readings == first.readings and len(first.readings) == 3
