@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlgaf_ray import train
@@ -13,6 +15,7 @@ from rlgaf_ray.actors.answers import ActorFailure, ActorSpent
 from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.actors.recovery import TooManyLost
 from rlgaf_ray.config import load_config
+from rlgaf_ray.evaluation.embeddings import MISSING
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.console import Terminal
 
@@ -110,3 +113,29 @@ def test_the_actors_are_described(words: list[str], expected: str) -> None:
     config = load_config(None, words)
     placement = plan_placement(config, cluster_cpus=8, cluster_gpus=0, node_cpus=8)
     assert train.actors_of(config, placement) == expected
+
+
+def test_a_run_without_sentence_embeddings_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps({"prompt": f"What is {row}?", "response": f"It is {row}."}) for row in range(200)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(rows))
+    task = [
+        "task.name=jsonl",
+        f"task.jsonl.path={tmp_path / 'pairs.jsonl'}",
+        "model.generator=tiny-gpt2",
+        "task.prompt_tokens=28",
+    ]
+    config = load_config(None, [*task, "evaluation.num_prompts=10", "evaluation.quick_prompts=10"])
+    data = train.prepare_data(config, tmp_path)
+    monkeypatch.setattr(train, "load_encode", lambda cache: None)
+    reported: list[str] = []
+    evaluator = train.prepare_evaluator(config, data, tmp_path, report=reported.append)
+    assert reported == [MISSING] and "\n" not in MISSING
+    answers = [np.arange(8)] * 10
+    metrics = evaluator(answers, ["It is 7."] * 10, sample_nll=1.0, real_nll=1.0)
+    assert "eval/two_sample_auc" in metrics and "eval/embedding_two_sample_auc" not in metrics
+    quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"embeddings": False})})
+    monkeypatch.setattr(train, "load_encode", None)  # not even looked for
+    train.prepare_evaluator(quiet, data, tmp_path, report=reported.append)
+    assert reported == [MISSING]
