@@ -26,6 +26,7 @@ SHORT = [
     "rollout.batch_size=8",
     "warmup.generator.steps=4",
     "warmup.generator.batch_size=4",
+    "warmup.sft.steps=2",
     "warmup.discriminator.steps=2",
     "warmup.discriminator.batch_size=8",
     "discriminator.batch_size=8",

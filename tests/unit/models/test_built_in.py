@@ -33,7 +33,7 @@ def test_it_is_the_default_and_needs_no_base_warmup() -> None:
     config = load_config()
     assert (config.model.generator, config.base_warmup.steps, config.sft.steps) == ("film-reviews", 0, 0)
     scratch = load_config(None, ["model.generator=tiny-gpt2", "task.imdb.target=both"])
-    assert (scratch.base_warmup.steps, scratch.sft.steps) == (1500, 300)
+    assert (scratch.base_warmup.steps, scratch.sft.steps) == (1500, "auto")
     assert load_config(None, ["warmup.generator.steps=7"]).base_warmup.steps == 7
 
 
