@@ -87,9 +87,9 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
 ) -> None:
     judge = prepare_judge(*task.judge_texts("test"), cache_folder)
     assert judge.accuracy > 0.85
-    assert judge.accuracy_window > 0.70
+    assert judge.accuracy_window > 0.66
     real = whole_texts(evaluation_set(task, 2000, "test"), tokenizer)
-    assert (judge.scores(real) > 0).mean() == pytest.approx(0.755, abs=0.03)
+    assert (judge.scores(real) > 0).mean() == pytest.approx(0.72, abs=0.03)
     assert (judge.scores(whole_texts(task.contrast, tokenizer)) > 0).mean() < 0.4
     other = task.demonstrations[:2000]
     evaluator = Evaluator(
