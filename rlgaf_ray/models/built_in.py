@@ -10,7 +10,7 @@ from rlgaf_ray.config.schema import FILM_REVIEWS
 
 FOLDER = Path(__file__).parent / "film_reviews"
 WEIGHTS = FOLDER / "model.safetensors"
-SHA256 = ""
+SHA256 = "e3e7b81198f3531e2ac0186846d6244f06a4dab42d6547b233c3a5197a6c22b4"
 
 
 def model_source(source: str | Path) -> str | Path:
