@@ -123,7 +123,7 @@ def test_no_test_or_judge_review_was_read_by_the_base_model_the_demonstrations_o
     card = (FOLDER / "README.md").read_text()
     assert splits.checksum in card, "the model card names the split that the model was trained on"
     # the same reviews from a file of a user's own, cut and in capitals: none of them gets into another part
-    rows = [text.upper()[:200] for text in texts]
+    rows = [text.upper()[:400] for text in texts]
     moved = split_reviews(Reviews(rows, source.reviews.labels), SplitSizes())
     for name in SHARES:
         np.testing.assert_array_equal(getattr(moved, name), getattr(splits, name))
