@@ -22,10 +22,17 @@ def fingerprint(text: str) -> int:
     return int.from_bytes(hashlib.sha256(opening(text).encode()).digest()[:8], "big")
 
 
-def refuse_base_reviews(texts: Iterable[str]) -> None:
-    """Raise ``ValueError`` where a text begins like a review that the built-in model was trained on."""
+def refuse_base_reviews(pairs: Iterable[tuple[str, str]]) -> None:
+    """Raise ``ValueError`` where a prompt with its response, or the response alone, begins like a review of the base.
+
+    A prompt may end in a word or between two words.
+    """
     known = set(np.load(FINGERPRINTS, allow_pickle=False).tolist())
-    rows = [number for number, text in enumerate(texts, start=1) if fingerprint(text) in known]
+    rows = [
+        number
+        for number, (prompt, response) in enumerate(pairs, start=1)
+        if not known.isdisjoint(map(fingerprint, (prompt + response, f"{prompt} {response}", response)))
+    ]
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         raise ValueError(

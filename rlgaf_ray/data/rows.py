@@ -79,9 +79,9 @@ class RowSource:
         return cls(task, settings, rows, base)
 
     @property
-    def texts(self) -> list[str]:
+    def texts(self) -> list[tuple[str, str]]:
         """Prompt and response of every row, before a chat template."""
-        return [f"{_plain(prompt)} {response}" for prompt, response in self.rows]
+        return [(_plain(prompt), response) for prompt, response in self.rows]
 
     @property
     def warmup_texts(self) -> Sequence[str]:

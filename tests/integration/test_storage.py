@@ -200,6 +200,7 @@ def test_a_run_is_killed_resumed_and_reported(bucket: str, rows_of, tmp_path: Pa
     words = [
         "run.name=cut",
         "run.iterations=6",
+        "model.generator=tiny-gpt2",
         "task.name=jsonl",
         f"task.jsonl.path={tmp_path}/pairs.jsonl",
         "task.prompt_tokens=16",

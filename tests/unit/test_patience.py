@@ -44,7 +44,9 @@ def test_a_test_without_progress_fails_and_one_that_is_slow_does_not(tmp_path: P
     done = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, cwd=repository, check=False)
     assert "Failed: no progress for 1 s" in done.stdout, done.stdout
     assert "Failed: Timeout (>3.0s)" in done.stdout, done.stdout
-    endings = {line.split("::")[1]: line.split()[0] for line in done.stdout.splitlines() if "py::test_" in line}
+    endings = {
+        line.split("::")[1].split()[0]: line.split()[0] for line in done.stdout.splitlines() if "py::test_" in line
+    }
     assert endings == {
         "test_hangs": "FAILED",
         "test_waits_for_a_process_that_computes": "PASSED",

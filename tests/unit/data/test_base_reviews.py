@@ -11,9 +11,17 @@ def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch
     path = tmp_path / "reviews.npy"
     np.save(path, np.array([fingerprint(read)], np.uint64))
     monkeypatch.setattr("rlgaf_ray.data.base_reviews.FINGERPRINTS", path)
-    refuse_base_reviews(["I went to see this film with my whole family last Monday", "another text"])
-    with pytest.raises(ValueError, match=r"2 rows \(2, 3\) begin like reviews that model\.generator=film-reviews"):
-        refuse_base_reviews(["other", read.upper(), read[:60] + " Sunday - and what nobody had read before"])
+    refuse_base_reviews([("I went to see this film with my whole", " family last Monday"), ("", "another text")])
+    with pytest.raises(ValueError, match=r"4 rows \(2, 3, 4, 5\) begin like reviews that model\.generator=film-rev"):
+        refuse_base_reviews(
+            [
+                ("", "other"),
+                ("", read.upper()),
+                (read[:9], read[9:57] + " Sunday - and what nobody had read before"),  # cut in a word
+                (read[:6], read[7:]),  # between two words
+                ("Write a review:", read),
+            ]
+        )
 
 
 def test_the_fingerprints_are_sorted_and_distinct() -> None:

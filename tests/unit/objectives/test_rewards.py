@@ -29,7 +29,9 @@ def test_a_sure_discriminator_gives_finite_rewards(kind, expected):
 
 
 def test_unknown_kind_names_the_choices():
-    with pytest.raises(ValueError, match="unknown reward kind 'prob': choose logit, probability_centered or log_prob"):
+    with pytest.raises(
+        ValueError, match="unknown reward kind 'prob': choose logit, probability_centered, log_probability or"
+    ):
         discriminator_reward(LOGITS, kind="prob")
 
 
