@@ -211,6 +211,9 @@ def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel
 def _discriminator_worker(payload: dict[str, Any]) -> None:
     config: Config = payload["config"]
     settings = config.warmup
+    labelled = settings.discriminator  # on rollouts it is warmed up by the loop, from a new head
+    if labelled.type == "rollouts":
+        labelled = labelled.model_copy(update={"steps": 0})
     worker = _worker(payload["stage"], payload)
     windows, labels = ray.get(payload["data"])
     model: ScalarModel | CnnDiscriminator
@@ -232,7 +235,7 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
         model,
         windows,
         labels,
-        settings.discriminator,
+        labelled,
         pad_token_id=payload["pad_token_id"],
         precision=config.learner.precision,
         seed=SEED,

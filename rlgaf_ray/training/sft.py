@@ -7,6 +7,7 @@ averaged; with many, one tenth is enough.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -53,9 +54,12 @@ def choose_steps(
             Worker(device=worker.device),  # each of several workers finds the same number by itself
         )
         curve: list[float] = []
+        started = time.perf_counter()
         for nll in _measured(training, NextTokenLoss(model, blocks[held_out], worker.device)):
             curve.append(nll)
-            worker.report(Progress((len(curve) - 1) * EVERY, settings.max_steps, nll, 0.0))
+            seconds = time.perf_counter() - started
+            tokens = (len(curve) - 1) * EVERY * settings.batch_size * blocks.token_ids.shape[1]
+            worker.report(Progress((len(curve) - 1) * EVERY, settings.max_steps, nll, tokens / seconds))
             if len(curve) - 1 - int(np.argmin(curve)) == PATIENCE:
                 break
         curves.append(curve)
