@@ -198,6 +198,24 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
 
 
+def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Roles(PretendedRoles):
+        def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+            seen.append((self.version, len(fake)))
+            return super().update_discriminator(real, fake, contrast)
+
+    words = ["warmup.discriminator.steps=5", "run.iterations=2", "discriminator.updates_per_generator_update=1"]
+    config = settings("warmup.discriminator.type=rollouts", *words)
+    _, _, loop = run(config, Roles(), tmp_path / "rollouts")
+    assert seen == [(0, 8)] * 5 + [(0, 8), (1, 8)]  # version of the policy that sampled, number of rollouts
+    assert loop.discriminator_version == 7
+    seen.clear()
+    run(settings(*words), Roles(), tmp_path / "labels")
+    assert len(seen) == 2
+
+
 def test_quick_evaluations_stand_between_the_full_ones_and_choose_nothing(tmp_path: Path) -> None:
     config = settings("run.iterations=12", "evaluation.every=6", "evaluation.quick_every=3")
     _, _, loop = run(config, PretendedRoles(), tmp_path)
