@@ -233,12 +233,19 @@ def test_groups_of_two_train_as_one_worker_does(
         run(grouped, data, cache, roles, tmp_path / "two")
     finally:
         roles.close()
-    for ours, theirs in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    agree(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"))
     remove_checkpoint(tmp_path / "two", 4)
     run(config, data, cache, local_roles(config, data, warmups), tmp_path / "two", resume=True)
-    for ours, theirs in zip(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+    agree(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"))
+
+
+def agree(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Up to rounding, which can move single tokens (1 in 384) across the bound of a clip."""
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            tolerance = 1e-2 if name.endswith("clip_fraction") else 1e-3
+            assert value == pytest.approx(theirs[name], rel=1e-3, abs=tolerance), name
 
 
 @pytest.mark.parametrize(
