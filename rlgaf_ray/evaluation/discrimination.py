@@ -47,7 +47,7 @@ def information(real: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    """Of the rows that were not fitted: [number of them]."""
+    """Log loss of each row that was not fitted, in nats: [N - fitted]."""
     scale = max(float(logits[fitted].std()), 1e-12)
     scaled = ((logits - logits[fitted].mean()) / scale)[:, None]
     model = LogisticRegression(C=1e6).fit(scaled[fitted], labels[fitted], sample_weight=weights[fitted])

@@ -72,7 +72,7 @@ class Reading:
 
     @classmethod
     def of(cls, iteration: int, metrics: Metrics, reward: float) -> Reading | None:
-        """Of a full evaluation, else of a quick one; None in other iterations."""
+        """Reads a full evaluation, or else a quick one; None in other iterations."""
         for prefix, discriminator in (("eval/", "discriminator/"), ("quick/", "quick/")):
             if f"{prefix}two_sample_auc" in metrics and f"{discriminator}held_out_auc" in metrics:
                 return cls(

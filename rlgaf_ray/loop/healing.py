@@ -38,7 +38,7 @@ def respond(loop: AdversarialLoop, verdict: Verdict) -> Literal["gone on", "roll
         return "gone on"
     action = settings.non_finite if verdict.kind == "non_finite" else settings.action
     if verdict.kind == "discriminator_uninformative" and action == "heal":
-        action = "warn"  # a heal means fewer discriminator updates, and this one needs more
+        action = "warn"  # a rollback lowers the update rate, and this verdict asks for more updates
     sentence = f"iteration {loop.iteration}: {verdict.kind}: {verdict.evidence}"
     match action:
         case "warn":
