@@ -422,7 +422,11 @@ def first_wait(config: Config, loop: AdversarialLoop) -> str:
     """What the loop does before its first row."""
     if loop.iteration > 0:
         return f"iteration {loop.iteration + 1}"
-    return f"evaluating the start on {config.evaluation.num_prompts} prompts"
+    evaluation = f"evaluating the start on {config.evaluation.num_prompts} prompts"
+    updates = config.discriminator_warmup_updates
+    return (
+        f"warming up the discriminator with {updates} updates on rollouts, then {evaluation}" if updates else evaluation
+    )
 
 
 class Stop:

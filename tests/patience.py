@@ -36,7 +36,7 @@ def wait_until(
 
 
 def core_seconds() -> dict[int, float]:
-    """Of each thread of this process and of all that it started: seconds on a core or waiting for one."""
+    """Seconds on a core, or waiting for one, of each thread of this process and of its descendants."""
     program = psutil.Process()
     found: dict[int, float] = {}
     for process in (program, *program.children(recursive=True)):

@@ -59,9 +59,14 @@ def _log_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, fitte
 
 
 def discrimination(real: np.ndarray, fake: np.ndarray) -> Metrics:
-    """Metrics of the discriminator's logits of held-out real responses and of as many generated ones."""
-    area, area_interval = auc(real, fake)
-    nats, nats_interval = information(real, fake)
+    """Metrics of the discriminator's logits of held-out real responses and of as many generated ones.
+
+    Logits that are not finite give NaN, which the guard names.
+    """
+    area = area_interval = nats = nats_interval = math.nan
+    if np.isfinite(real).all() and np.isfinite(fake).all():
+        area, area_interval = auc(real, fake)
+        nats, nats_interval = information(real, fake)
     return {
         "discriminator/held_out_auc": area,
         "discriminator/held_out_auc_interval": area_interval,

@@ -36,7 +36,7 @@ def masked_average(
     - sequence_sum: mean over the sequences of each one's sum.
     - constant: ``sequence_sum`` / ``max_tokens``, the longest response that there may be.
 
-    Of a policy gradient only the last two are unbiased: RLGAF (arXiv 2305.06176), eq. 2, is ``sequence_sum``, and Dr.
+    Only the last two give an unbiased policy gradient: RLGAF (arXiv 2305.06176), eq. 2, is ``sequence_sum``, and Dr.
     GRPO (Liu et al. 2025, arXiv 2503.20783) is ``constant``. ``token`` divides by a number that depends on the samples,
     which tilts the gradient by order 1/B; ``sequence`` weighs a response by 1/length whatever the batch's size.
 

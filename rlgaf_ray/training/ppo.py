@@ -165,7 +165,7 @@ class PPO:
         return totals
 
     def learning_rate(self, iteration: int) -> float:
-        """Of the critic."""
+        """The critic's rate at this iteration."""
         factor = schedule_factor(
             iteration,
             num_steps=self.num_iterations,

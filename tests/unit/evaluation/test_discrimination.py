@@ -47,3 +47,8 @@ def test_logits_that_tell_nothing_or_the_opposite_have_no_information() -> None:
     assert information(rng.normal(-1, 1, 500), rng.normal(0, 1, 500)) == (0.0, 0.0)
     assert information(np.zeros(50), np.zeros(50))[0] == pytest.approx(0.0, abs=1e-9)
     assert information(np.full(500, 30.0), np.full(500, -30.0))[0] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_logits_that_are_not_finite_are_a_reading_and_not_a_crash() -> None:
+    found = discrimination(np.array([0.0, np.nan, 1.0]), np.zeros(3))
+    assert len(found) == 4 and all(math.isnan(value) for value in found.values())

@@ -120,7 +120,7 @@ def test_the_panel_averages_distances_of_either_sign() -> None:
     assert metrics["eval/panel_share_real"] == pytest.approx((0.7 + 0.8 + 0.7) / 3)
     assert metrics["eval/embedding_share_real_stderr"] == pytest.approx(math.sqrt(0.7 * 0.3 / 20))
     assert metrics["eval/embedding_accuracy_window"] == 0.75
-    # Of the prompts 8 have three judges, 7 two (without VADER), 3 one (the linear judge), 2 none.
+    # 8 prompts have three judges, 7 two (without VADER), 3 one (the linear judge), 2 none.
     votes = [1.0] * 8 + [2 / 3] * 7 + [1 / 3] * 3 + [0.0] * 2
     assert metrics["eval/panel_share_stderr"] == pytest.approx(np.std(votes) / math.sqrt(20))
     compared = measure.compared(metrics | {"eval/two_sample_auc": 0.7}, {"eval/judge_share": 0.5})

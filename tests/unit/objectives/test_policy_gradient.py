@@ -109,7 +109,7 @@ def test_past_scores_leave_the_gradient_as_it_is(logits, exact):
 def test_past_scores_of_independent_tokens_take_a_third_of_the_noise():
     """Three tokens drawn evenly, each worth its own value: returns hold 3, 2, 1 of them in place of 3, 3, 3.
 
-    Of 27 answers each is centred by the 26 others.
+    Each of 27 answers is centred by the 26 others.
     """
     values = torch.tensor([-1.0, 0.0, 1.0])[SEQUENCES]
     returns = rewards_to_go(at_the_end(values.sum(1), MASK), MASK, discount=1.0)
