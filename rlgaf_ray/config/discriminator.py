@@ -12,7 +12,7 @@ Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
 # Keys of the discriminator that SeqGAN's CNN does not have.
-ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout", "frozen_layers", "match_lengths")
+ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout", "dropout", "frozen_layers", "match_lengths")
 
 
 class UpdateRatioSection(Section):
@@ -91,6 +91,9 @@ class DiscriminatorSection(Section):
     )
     head_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of the hidden states' entries that the head does not see while it trains"
+    )
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
     )
     frozen_layers: NonNegative = Field(
         0, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"

@@ -140,7 +140,8 @@ class ScalarModel(nn.Module):
         return scores.gather(1, last[:, None]).squeeze(1)
 
     def train(self, mode: bool = True) -> ScalarModel:
-        """The network's own dropout stays off while it learns, so that scores and updates see one function."""
+        """The network's own dropout stays off while it learns, so that scores and updates see one function, except
+        where ``discriminator.dropout`` puts it on."""
         super().train(mode)
         self.network.eval()
         return self

@@ -35,7 +35,7 @@ from rlgaf_ray.training.optimizer import (
 )
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded
-from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
+from rlgaf_ray.training.regularization import bound_spectral_norm, dropout_of, freeze_lower_layers
 from rlgaf_ray.training.replay import ReplayBuffer
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
@@ -99,7 +99,7 @@ class Discriminator:
             bound_spectral_norm(self.model.network.score)
         if self.settings.frozen_layers > 0:
             freeze_lower_layers(self.model.network, self.settings.frozen_layers)
-        prepare(self.model.network, config.learner, group)
+        prepare(self.model.network, config.learner, group, dropout=self.settings.dropout > 0)
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=self.settings.learning_rate,
@@ -178,8 +178,13 @@ class Discriminator:
         if self.settings.match_lengths:
             real, shown, contrast = match_lengths(real, shown, contrast, end_of_text_ids=self.end_of_text_ids)
             more["response_tokens"] = sum(len(item.response_ids) for item in shown) / len(shown)
-        with seeded(self.seed, self.version, self.device, rank=self.group.rank):
+        self.model.train()  # which leaves dropout below the head off
+        with (
+            seeded(self.seed, self.version, self.device, rank=self.group.rank),
+            dropout_of(self.model.network, self.settings.dropout),
+        ):
             totals = more | self._accumulate_gradients(real, shown, contrast)
+        self.model.eval()
         totals["learning_rate"] = self.settings.learning_rate * schedule_factor(
             self.version,
             num_steps=self.num_updates,
@@ -221,7 +226,6 @@ class Discriminator:
                 label_smoothing_fake=settings.label_smoothing_fake,
             )
 
-        self.model.train()
         seen = torch.zeros(len(items), device=self.device)
         for index, forwards in enumerate(self._passes(items, counts)):
             # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
@@ -243,7 +247,6 @@ class Discriminator:
         totals = {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
         if settings.gradient_penalty != "none":
             totals["gradient_penalty"] = self._penalise_gradients(real, fake)
-        self.model.eval()
         if settings.instance_noise > 0:
             totals["instance_noise"] = noise
         return totals

@@ -102,8 +102,12 @@ def leave_group() -> Group:
     return ALONE
 
 
-def prepare(network: PreTrainedModel, settings: LearnerSection, group: Group, *, frozen: bool = False) -> None:
+def prepare(
+    network: PreTrainedModel, settings: LearnerSection, group: Group, *, frozen: bool = False, dropout: bool = False
+) -> None:
     """Checkpoint a trained transformer's activations and cut its weights over the group, where the settings ask so.
+
+    ``dropout``: the blocks draw random numbers in training, which a recomputed block has to draw again.
 
     Shards (FSDP2, ``fully_shard``) are gathered block by block as the pass reaches them. A network without blocks (an
     LSTM, a CNN) is small: each rank keeps a replica. Raises ValueError where such a one should be checkpointed.
@@ -116,7 +120,7 @@ def prepare(network: PreTrainedModel, settings: LearnerSection, group: Group, *,
                 "none: set it to false"
             )
         for block in blocks:
-            checkpoint(block, preserve_rng_state=False)  # dropout inside the blocks is off
+            checkpoint(block, preserve_rng_state=dropout)
     if not group.shards or not blocks:
         return
     offload = frozen and settings.fsdp.offload_reference

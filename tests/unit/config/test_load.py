@@ -112,6 +112,8 @@ def write(tmp_path: Path):
         ("discriminator={loss: bradley_terry, replay_share: 0.5}",
          "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
          "set discriminator.replay_share=0"),
+        ("discriminator={architecture: cnn, dropout: 0.1}",
+         "discriminator.dropout is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, match_lengths: true}",
          "discriminator.match_lengths is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
