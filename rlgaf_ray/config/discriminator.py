@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlgaf_ray.config.section import LearningRateSchedule, NonNegative, NonNegativeRate, Pair, Positive, Rate, Section
+from rlgaf_ray.config.section import (
+    Fraction,
+    LearningRateSchedule,
+    NonNegative,
+    NonNegativeRate,
+    Pair,
+    Positive,
+    Rate,
+    Section,
+)
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
@@ -48,7 +57,12 @@ class DiscriminatorSection(Section):
     held_out: NonNegative | None = Field(
         None,
         description="demonstrations that it never trains on, for its held-out accuracy; default: 128 where the update "
-        "ratio is adaptive or the guard stops or heals, else 0",
+        "ratio is adaptive, overfit_gap is set or the guard stops or heals, else 0",
+    )
+    overfit_gap: Fraction | None = Field(
+        None,
+        description="an iteration's updates are skipped while AUC on demonstrations it trains on exceeds that on "
+        "held-out ones by more; null: off",
     )
     loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry", "contrastive"] = Field(
         "binary_cross_entropy",
@@ -112,6 +126,15 @@ class DiscriminatorSection(Section):
             raise ValueError(
                 f"discriminator.learning_rate_schedule={self.learning_rate_schedule} needs a known number of updates, "
                 "which discriminator.update_ratio.mode=adaptive changes: set one of them to constant or fixed"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overfitting_is_measured(self) -> DiscriminatorSection:
+        if self.overfit_gap is not None and self.held_out == 0:
+            raise ValueError(
+                "discriminator.overfit_gap compares with held-out demonstrations, and discriminator.held_out=0 keeps "
+                "none: raise it, or leave it out"
             )
         return self
 

@@ -509,8 +509,8 @@ class Config(Section):
         """How many the discriminator never trains on, as asked for or as its control and the guard need them."""
         if self.discriminator.held_out is not None:
             return self.discriminator.held_out
-        needed = self.discriminator.update_ratio.mode == "adaptive" or self.guard.action != "warn"
-        return 128 if needed else 0
+        measured = self.discriminator.update_ratio.mode == "adaptive" or self.discriminator.overfit_gap is not None
+        return 128 if measured or self.guard.action != "warn" else 0
 
     @property
     def stop_at_end_of_text(self) -> bool:

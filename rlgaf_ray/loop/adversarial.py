@@ -23,7 +23,8 @@ business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispat
 SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
 Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
-Held-out demonstrations (``discriminator.held_out``) are scored with them, in the same passes.
+Held-out demonstrations (``discriminator.held_out``) are scored with them, in the same passes, and with
+``discriminator.overfit_gap`` as many that it trains on.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ class AdversarialLoop:
         )
         self.draws = Draws(config, task)
         held_out = self.draws.held_out_rows
-        self.held_out = HeldOutAccuracy(held_out) if len(held_out) else None
+        beside = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
+        self.held_out = HeldOutAccuracy(held_out, beside) if len(held_out) else None
         self.pushes: deque[Pending] = deque()  # not waited for yet, oldest first
         prompts = self.draws.streams["prompts"]
         self.schedule: Schedule
@@ -265,6 +267,10 @@ class AdversarialLoop:
                 )
                 self.unsaved = None
                 num_updates = self.update_ratio.due()
+                if (limit := settings.discriminator.overfit_gap) is not None:
+                    num_skipped = num_updates if metrics.get("discriminator/overfit_gap", 0.0) > limit else 0
+                    num_updates -= num_skipped
+                    metrics["discriminator/skipped_updates"] = float(num_skipped)
                 pending_discriminator = [
                     roles.update_discriminator(self.draws.real(rollouts), rollouts, self.draws.contrast(rollouts))
                     for _ in range(num_updates)

@@ -19,6 +19,7 @@ from rlgaf_ray.types import Demonstration, Metrics
 SPLIT_SEED = 20230602
 ROWS_PER_ITERATION = 16  # a quarter of the default batch: 1.7 % of an iteration on two cores
 LEAST_PART = 2  # at most one in two demonstrations is set apart
+READINGS = ("held_out_accuracy", "held_out_logit_gap", "overfit_gap")
 
 
 def set_apart(num_demonstrations: int, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,39 +51,52 @@ class HeldOutAccuracy:
     the two is called real. Not above 0: contrast, labelled fake too, pushes all logits down, a pairwise loss leaves
     their level open, and the generator learns from differences alone. Below 0.5 the rollouts please the discriminator
     more than the demonstrations do.
+
+    With ``trained_rows`` as many of those are scored beside them. AUC(trained) - AUC(held out), against the same
+    rollouts, is what the discriminator knows of its demonstrations alone. A falling held-out AUC would not show that:
+    it also falls where the generator improves.
     """
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: np.ndarray, trained_rows: np.ndarray | None = None) -> None:
         self.rows = rows
+        self.trained_rows = np.random.default_rng(SPLIT_SEED).permutation([] if trained_rows is None else trained_rows)
+        self.count = min(ROWS_PER_ITERATION, len(rows))
         self.num_iterations = math.ceil(len(rows) / ROWS_PER_ITERATION)
-        self.readings: list[tuple[float, float]] = []  # accuracy, logit gap
+        self.names = READINGS if len(self.trained_rows) else READINGS[:2]
+        self.readings: list[tuple[float, ...]] = []  # in the order of ``names``
 
     def rows_of(self, iteration: int) -> list[int]:
-        """The rows to score in this iteration (from 1): they take turns."""
-        count = min(ROWS_PER_ITERATION, len(self.rows))
-        return self.rows[((iteration - 1) * count + np.arange(count)) % len(self.rows)].tolist()
+        """The rows to score in this iteration (from 1), held-out ones first: they take turns."""
+        turn = (iteration - 1) * self.count + np.arange(self.count)
+        return [int(rows[each % len(rows)]) for rows in (self.rows, self.trained_rows) if len(rows) for each in turn]
 
     def observe(self, real: Sequence[float], fake: Sequence[float]) -> Metrics:
         """Logits of ``rows_of`` an iteration and of its rollouts, by the discriminator as it is before its updates.
 
         Those that are not finite are no reading; before the first one nothing is returned.
         """
-        first, second = np.array(real), np.array(fake)
+        first, trained, second = np.array(real[: self.count]), np.array(real[self.count :]), np.array(fake)
         middle = (np.median(first) + np.median(second)) / 2
         accuracy = ((first > middle).mean() + (second <= middle).mean()) / 2
-        gap = float(first.mean() - second.mean())
-        if math.isfinite(gap):
-            self.readings = [*self.readings, (float(accuracy), gap)][-self.num_iterations :]
+        reading = [float(accuracy), float(first.mean() - second.mean())]
+        if len(trained):
+            reading.append(area(trained, second) - area(first, second))
+        if np.isfinite([*real, *fake]).all():
+            self.readings = [*self.readings, tuple(reading)][-self.num_iterations :]
         if not self.readings:
             return {}
-        accuracies, gaps = zip(*self.readings, strict=True)
-        return {
-            "discriminator/held_out_accuracy": sum(accuracies) / len(accuracies),
-            "discriminator/held_out_logit_gap": sum(gaps) / len(gaps),
-        }
+        columns = zip(self.names, zip(*self.readings, strict=True), strict=True)
+        return {f"discriminator/{name}": sum(values) / len(values) for name, values in columns}
 
     def state_dict(self) -> dict[str, Any]:
         return {"readings": [list(reading) for reading in self.readings]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.readings = [(accuracy, gap) for accuracy, gap in state["readings"]]
+        """Readings that were made with ``trained_rows`` and now are not, or the other way round, do not count."""
+        self.readings = [tuple(reading) for reading in state["readings"] if len(reading) == len(self.names)]
+
+
+def area(real: np.ndarray, fake: np.ndarray) -> float:
+    """P(real > fake) + P(equal) / 2, the area under the ROC curve. Shapes: [M], [N]."""
+    above, equal = real[:, None] > fake, real[:, None] == fake
+    return float(above.mean() + equal.mean() / 2)

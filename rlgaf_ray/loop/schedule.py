@@ -34,7 +34,7 @@ Score = Callable[[int, list[Rollout]], PendingScores]
 @dataclass(frozen=True)
 class Batch:
     scored: list[ScoredRollout]
-    held_out_logits: list[float]  # of the held-out demonstrations that were scored with them
+    held_out_logits: list[float]  # of the demonstrations that were scored with them: held out, then trained on
     seconds: float  # that sampling took
 
     @property

@@ -50,6 +50,7 @@ ASYNC = [
     "rollout.requests_per_worker=2",
     "discriminator.updates_per_generator_update=1",
     "discriminator.held_out=32",
+    "discriminator.overfit_gap=0.02",
 ]
 AVERAGE = ["generator.average_decay=0.9"]
 STABILISED = [
@@ -60,6 +61,7 @@ STABILISED = [
     "discriminator.gradient_penalty=interpolated",
     "discriminator.spectral_norm=true",
     "discriminator.head_dropout=0.1",
+    "discriminator.dropout=0.1",
     "discriminator.frozen_layers=1",
     "discriminator.replay_share=0.25",
     "discriminator.match_lengths=true",

@@ -181,6 +181,11 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
             "keeps none: raise it, or leave it out",
         ),
         (
+            ["discriminator.overfit_gap=0.1", "discriminator.held_out=0"],
+            "discriminator.overfit_gap compares with held-out demonstrations, and discriminator.held_out=0 keeps none: "
+            "raise it, or leave it out",
+        ),
+        (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
             "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
             "schedule.mode=sync, or generator.algorithm=reinforce or ppo",
@@ -202,6 +207,7 @@ def test_demonstrations_are_held_out_only_where_they_are_needed() -> None:
 
     assert held_out() == 0
     assert held_out("discriminator.update_ratio.mode=adaptive") == held_out("guard.action=stop") == 128
+    assert held_out("discriminator.overfit_gap=0.15") == 128
     assert held_out("guard.action=heal", "discriminator.held_out=64") == 64
     assert held_out("guard.action=stop", "discriminator.held_out=0") == 0
 

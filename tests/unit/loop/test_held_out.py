@@ -83,3 +83,44 @@ def test_the_state_goes_on() -> None:
     first.observe([0.5] * 16, [0.1] * 8)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.observe([-1.0] * 16, [1.0] * 8) == first.observe([-1.0] * 16, [1.0] * 8)
+
+
+def test_the_overfit_gap_by_hand() -> None:
+    """Trained rows are above 7 of 8 pairs and equal in the other; held-out ones above 3 and equal in 1."""
+    measure = HeldOutAccuracy(np.array([7, 8]), np.array([1, 2, 3, 4]))
+    assert measure.rows_of(1)[:2] == [7, 8]
+    fake = [0.0, 1.0, 2.0, 3.0]
+    found = measure.observe([1.0, 2.5, 9.0, 3.0], fake)
+    assert found["discriminator/overfit_gap"] == pytest.approx(7.5 / 8 - 4.5 / 8)
+    alone = HeldOutAccuracy(np.array([7, 8])).observe([1.0, 2.5], fake)
+    assert found == alone | {"discriminator/overfit_gap": found["discriminator/overfit_gap"]}
+
+
+def test_trained_rows_take_turns_in_random_order_beside_the_held_out_ones() -> None:
+    measure = HeldOutAccuracy(np.arange(100, 140), np.arange(60))
+    turns = [measure.rows_of(iteration) for iteration in range(1, 16)]
+    assert all(
+        len(turn) == 32 and turn[:16] == HeldOutAccuracy(measure.rows).rows_of(n) for n, turn in enumerate(turns, 1)
+    )
+    trained = [row for turn in turns for row in turn[16:]]
+    assert trained[:60] == trained[60:120] and sorted(trained[:60]) == list(range(60)) != trained[:60]
+
+
+def test_the_gap_is_a_mean_over_one_turn_and_only_of_finite_logits() -> None:
+    measure = HeldOutAccuracy(np.arange(100, 140), np.arange(60))  # 3 iterations
+    gaps = []
+    for trained in (1.0, 1.0, -1.0, float("nan"), -1.0):
+        found = measure.observe([0.5] * 16 + [trained] * 16, [0.0] * 8)
+        gaps.append(found["discriminator/overfit_gap"])
+    assert gaps == pytest.approx([0, 0, -1 / 3, -1 / 3, -2 / 3])
+
+
+def test_readings_without_a_gap_do_not_count_once_it_is_asked_for() -> None:
+    plain, measure = HeldOutAccuracy(np.arange(40)), HeldOutAccuracy(np.arange(40), np.arange(60))
+    plain.observe([-1.0] * 16, [1.0] * 8)
+    measure.load_state_dict(json.loads(json.dumps(plain.state_dict())))
+    found = measure.observe([1.0] * 16 + [3.0] * 16, [2.0] * 8)
+    assert (found["discriminator/held_out_accuracy"], found["discriminator/overfit_gap"]) == (0.0, 1.0)
+    again = HeldOutAccuracy(np.arange(40), np.arange(60))
+    again.load_state_dict(json.loads(json.dumps(measure.state_dict())))
+    assert again.readings == measure.readings

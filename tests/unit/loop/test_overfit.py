@@ -1,0 +1,89 @@
+"""The loop over pretended roles: updates are skipped while the discriminator knows its demonstrations by heart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlgaf_ray.types import Demonstration, Rollout
+from tests.unit.loop.test_healing import PretendedRoles, rows, run, settings
+
+HELD_OUT = 8
+RATE = "discriminator.updates_per_generator_update=1.5"
+
+
+class Memorising(PretendedRoles):
+    """Demonstrations are known by heart as long as it was trained at all in one of the last four iterations."""
+
+    def __init__(self) -> None:
+        super().__init__(onset=10**6)
+        self.updates: list[int] = []  # of each iteration
+        self.asked: list[list[int]] = []
+
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+        self.asked.append([int(item.prompt_ids[0]) for item in demonstrations])
+        overfit = any(self.updates[-4:])
+        self.updates.append(0)
+        scored = self.score(rollouts)  # all at -0.5
+        logits = [-0.5] * HELD_OUT + [1.0 if overfit else -0.5] * (len(demonstrations) - HELD_OUT)
+        return lambda: (scored, logits)
+
+    def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+        self.updates[-1] += 1
+        return lambda: {}
+
+
+def configured(*more: str):
+    base = [f"discriminator.held_out={HELD_OUT}", "guard.action=warn", "run.iterations=12", "checkpoint.every=0"]
+    return settings(*base, RATE, *more)
+
+
+def test_updates_are_skipped_while_the_gap_is_above_the_limit(tmp_path: Path) -> None:
+    """A window of one iteration: AUC 1 less 0.5 where it has been trained of late, else 0."""
+    roles = Memorising()
+    _, _, loop = run(configured("discriminator.overfit_gap=0.4"), roles, tmp_path)
+    trains = ([1, 0, 0, 0, 0] * 3)[:12]
+    due = [1, 2] * 6  # 1.5 an iteration
+    logged = rows(tmp_path)[1:]
+    assert roles.updates == [a * b for a, b in zip(trains, due, strict=True)]
+    assert [row["discriminator/skipped_updates"] for row in logged] == [
+        b - a * b for a, b in zip(trains, due, strict=True)
+    ]
+    assert [row["discriminator/overfit_gap"] for row in logged] == [0.5 * (1 - a) for a in trains]
+    assert loop.discriminator_version == sum(roles.updates)
+    trained = set(loop.draws.trained_rows.tolist())
+    assert all(len(asked) == 2 * HELD_OUT and set(asked[HELD_OUT:]) <= trained for asked in roles.asked)
+
+
+@pytest.mark.parametrize("limit", ["null", "0.5"])
+def test_no_update_is_skipped_at_the_limit_or_without_one(tmp_path: Path, limit: str) -> None:
+    roles = Memorising()
+    run(configured(f"discriminator.overfit_gap={limit}"), roles, tmp_path)
+    assert roles.updates == [1, 2] * 6
+    assert all(len(asked) == (HELD_OUT if limit == "null" else 2 * HELD_OUT) for asked in roles.asked)
+    found = {row.get("discriminator/skipped_updates") for row in rows(tmp_path)[1:]}
+    assert found == {None if limit == "null" else 0.0}
+
+
+def test_a_resumed_run_skips_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    class Numbered(PretendedRoles):
+        """The gap of iteration i is 0.5 or 0, by a pattern that a window of three iterations blurs."""
+
+        def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+            scored = self.score(rollouts)
+            high = self.version % 5 < 2
+            half = len(demonstrations) // 2
+            return lambda: (scored, [-0.5] * half + [1.0 if high else -0.5] * half)
+
+    config = settings(
+        "discriminator.held_out=20", "guard.action=warn", "run.iterations=12", "discriminator.overfit_gap=0.2", RATE
+    )
+    run(config, Numbered(onset=10**6), tmp_path / "whole")
+    run(config, Numbered(onset=10**6), tmp_path / "cut", stop_after=5)
+    run(config, Numbered(onset=10**6), tmp_path / "cut", resume=True)
+    names = ("discriminator/overfit_gap", "discriminator/skipped_updates", "discriminator/updates")
+    whole, cut = ([[row[name] for name in names] for row in rows(tmp_path / each)[1:]] for each in ("whole", "cut"))
+    assert whole == cut and {row[1] > 0 for row in whole} == {True, False}
