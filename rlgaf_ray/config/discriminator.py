@@ -64,10 +64,16 @@ class DiscriminatorSection(Section):
         description="an iteration's updates are skipped while AUC on demonstrations it trains on exceeds that on "
         "held-out ones by more; null: off",
     )
-    loss: Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry", "contrastive"] = Field(
+    loss: Literal[
+        "binary_cross_entropy", "least_squares", "hinge", "positive_unlabelled", "bradley_terry", "contrastive"
+    ] = Field(
         "binary_cross_entropy",
-        description="bradley_terry ranks each rollout below the demonstration of its prompt; contrastive picks the "
+        description="positive_unlabelled counts a share of the rollouts as real; bradley_terry ranks each rollout "
+        "below the demonstration of its prompt; contrastive picks the "
         "demonstration among its rollout and itself under other prompts, where prompts carry meaning",
+    )
+    positive_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.2, description="positive_unlabelled: share of the rollouts that are as good as demonstrations"
     )
     contrastive_prompts: Positive = Field(8, description="contrastive: other prompts that a demonstration is put under")
     architecture: Literal["generator", "cnn"] = Field(

@@ -11,7 +11,9 @@ from torch.nn.functional import relu, softplus
 
 from rlgaf_ray.objectives.policy import TensorMetrics
 
-DiscriminatorLoss = Literal["binary_cross_entropy", "least_squares", "hinge", "bradley_terry", "contrastive"]
+DiscriminatorLoss = Literal[
+    "binary_cross_entropy", "least_squares", "hinge", "positive_unlabelled", "bradley_terry", "contrastive"
+]
 PAIRED = ("bradley_terry", "contrastive")
 """Losses that compare the answers to one prompt: row i of every set belongs together."""
 
@@ -25,6 +27,8 @@ def discriminator_loss(
     contrast_weight: float = 0.0,
     label_smoothing_real: float = 0.0,
     label_smoothing_fake: float = 0.0,
+    positive_share: float = 0.0,
+    clipped: bool | None = None,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
     """Demonstrations above rollouts and, weighted, above demonstrations of the unwanted kind.
 
@@ -46,6 +50,13 @@ def discriminator_loss(
       D = p_real / (p_real + p_fake), a score between 0 and 1.
     - hinge: r = max(0, 1 - D), f = max(0, 1 + D) (Lim & Ye 2017, arXiv 1705.02894). Sequences beyond the margin teach
       nothing.
+    - positive_unlabelled: r and f of binary cross-entropy, but a share pi (``positive_share``) of the rollouts counts
+      as real: in place of mean f(D(fake)) stands max(0, R), R = (mean f(D(fake)) - pi * mean f(D(real))) / (1 - pi),
+      the non-negative risk of Kiryo et al. 2017 (arXiv 1703.00593, eq. 6). A rollout that could be a demonstration is
+      not called fake (RLGAF, section 4.4). The optimum is D = log p_real / p_bad with p_fake = pi * p_real +
+      (1 - pi) * p_bad. Where R is negative, demonstrations are learned by heart, and the term is left out; algorithm 1
+      of the paper, which climbs there, is not followed. ``clipped`` says whether R is negative where these logits are a
+      part of the batch; None: by these logits.
 
     Pairwise, where row i of every set answers the same prompt::
 
@@ -67,9 +78,9 @@ def discriminator_loss(
     Metrics: ``logit_real``, ``logit_fake`` and, with contrast, ``logit_contrast``, the means; ``accuracy``, the share
     of pairs ranked right, or the mean of ``accuracy_real`` (share above the middle: 0, and 0.5 for least_squares) and
     ``accuracy_fake`` (share not above it); ``accuracy_contrast`` likewise, not part of ``accuracy``; pointwise also
-    ``loss_real``, ``loss_fake`` and ``loss_contrast``.
-    Raises ValueError for an empty set of logits, a negative weight, a weight without contrast, unequal pairs, or labels
-    smoothed by another loss than binary cross-entropy or to one half and beyond.
+    ``loss_real``, ``loss_fake`` and ``loss_contrast``; positive_unlabelled also ``negative_risk``, R.
+    Raises ValueError for an empty set of logits, a negative weight, a weight without contrast, unequal pairs, a share
+    of positives outside [0, 1), or labels smoothed by another loss than binary cross-entropy or to one half and beyond.
     Left out: penalties on the gradient (see ``gradient_penalty``).
     """
     if contrast_weight < 0:
@@ -93,6 +104,8 @@ def discriminator_loss(
         loss, more = _pairwise(parts, contrast_weight)
     elif kind == "contrastive":
         loss, more = _contrastive(parts)
+    elif kind == "positive_unlabelled":
+        loss, more = _positive_unlabelled(parts, contrast_weight, positive_share, clipped)
     else:
         loss, more = _pointwise(parts, kind, contrast_weight, smoothing)
     return loss, metrics | more
@@ -121,7 +134,7 @@ def _pointwise(
             case _:
                 raise ValueError(
                     f"unknown discriminator loss {kind!r}: choose binary_cross_entropy, least_squares, hinge, "
-                    "bradley_terry or contrastive"
+                    "positive_unlabelled, bradley_terry or contrastive"
                 )
         mean = terms.mean()
         weighted.append(weights[name] * mean)
@@ -129,6 +142,26 @@ def _pointwise(
         metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
     metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
     return torch.stack(weighted).sum(), metrics
+
+
+def negative_risk(real_logits: Tensor, fake_logits: Tensor, positive_share: float) -> Float[Tensor, ""]:
+    """Cross-entropy of the rollouts that are not real, where a share of all is: R of ``positive_unlabelled``."""
+    if not 0.0 <= positive_share < 1.0:
+        raise ValueError(f"positive_share={positive_share} must lie in [0, 1)")
+    unlabelled, positive = softplus(fake_logits).mean(), softplus(real_logits).mean()
+    return (unlabelled - positive_share * positive) / (1.0 - positive_share)
+
+
+def _positive_unlabelled(
+    parts: dict[str, Tensor], contrast_weight: float, positive_share: float, clipped: bool | None
+) -> tuple[Tensor, TensorMetrics]:
+    _, metrics = _pointwise(parts, "binary_cross_entropy", contrast_weight, dict.fromkeys(parts, 0.0))
+    risk = negative_risk(parts["real"], parts["fake"], positive_share)
+    metrics["negative_risk"] = risk.detach()
+    negative = relu(risk) if clipped is None else risk * (not clipped)
+    if "contrast" in parts:
+        negative = (negative + contrast_weight * softplus(parts["contrast"]).mean()) / (1.0 + contrast_weight)
+    return (softplus(-parts["real"]).mean() + negative) / 2, metrics
 
 
 def _contrastive(parts: dict[str, Tensor]) -> tuple[Tensor, TensorMetrics]:

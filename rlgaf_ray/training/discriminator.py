@@ -214,7 +214,7 @@ class Discriminator:
             self.version, start=settings.instance_noise, num_steps=settings.instance_noise_steps
         )
 
-        def loss_of(logits: torch.Tensor) -> tuple[torch.Tensor, TensorMetrics]:
+        def loss_of(logits: torch.Tensor, clipped: bool | None = None) -> tuple[torch.Tensor, TensorMetrics]:
             real_logits, fake_logits, *rest = logits.split(counts)
             return discriminator_loss(
                 real_logits,
@@ -224,10 +224,12 @@ class Discriminator:
                 contrast_weight=settings.contrast_weight if rest else 0.0,
                 label_smoothing_real=settings.label_smoothing_real,
                 label_smoothing_fake=settings.label_smoothing_fake,
+                positive_share=settings.positive_share,
+                clipped=clipped,
             )
 
-        seen = torch.zeros(len(items), device=self.device)
-        for index, forwards in enumerate(self._passes(items, counts)):
+        def logits_of(forwards: list[list[int]]) -> torch.Tensor:
+            """Of all items, float [B]; 0 for those that these forward passes do not read."""
             # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
             with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
                 parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]
@@ -237,8 +239,19 @@ class Discriminator:
                     logits = logits.index_copy(0, torch.tensor(rows, device=self.device), part)
                 else:
                     logits = logits + 0 * part  # every rank has as many passes, and this one has run out of rows
+            return logits
+
+        passes, clipped = self._passes(items, counts), None
+        if settings.loss == "positive_unlabelled" and (len(passes) > 1 or self.group.size > 1):
+            # The whole batch decides, with the random draws that the passes below make again.
+            with torch.no_grad(), seeded(self.seed, self.version, self.device, rank=self.group.rank):
+                whole = self.group.sum(torch.stack([logits_of(forwards) for forwards in passes]).sum(0))
+            clipped = bool(loss_of(whole)[1]["negative_risk"] < 0)
+        seen = torch.zeros(len(items), device=self.device)
+        for index, forwards in enumerate(passes):
+            logits = logits_of(forwards)
             # A sum over sequences (or pairs): the gradient of these rows does not depend on the others' zeros.
-            loss, _ = loss_of(logits)
+            loss, _ = loss_of(logits, clipped)
             if index == 0 and self.group.first:
                 loss = loss + self.model.penalty()
             loss.backward()

@@ -31,12 +31,14 @@ GSPO = tuple(
 )
 CHUNKED = ("learner.logprob_chunk_tokens=5", "learner.activation_checkpointing=true")
 BUCKETED = ("learner.micro_batch_tokens=24",)
+POSITIVE_UNLABELLED = ("discriminator.loss=positive_unlabelled", "discriminator.positive_share=0.99")
 EXACT = [
     Job("reinforce", strategy="ddp", overrides=BUCKETED, exact=True),
     Job("reinforce-fsdp", strategy="fsdp", overrides=("learner.micro_batch_size=4", *CHUNKED), exact=True),
     Job("masked-fsdp", strategy="fsdp", overrides=("rollout.stop_at_end_of_text=false",), exact=True),
     Job("discriminator", "discriminator", strategy="ddp", overrides=BUCKETED, exact=True),
     Job("discriminator-fsdp", "discriminator", strategy="fsdp", exact=True),
+    Job("positive-unlabelled", "discriminator", strategy="ddp", overrides=POSITIVE_UNLABELLED, exact=True),
 ]
 CURVES = [
     Job("curve", strategy="ddp", overrides=("generator.learning_rate=1e-3",), steps=10),

@@ -206,3 +206,65 @@ class TestOtherLosses:
     def test_bradley_terry_refuses_what_is_not_paired(self):
         with pytest.raises(ValueError, match="got 3 real and 2 fake sequences: give one of each for every prompt"):
             discriminator_loss(self.REAL, self.FAKE[:2], kind="bradley_terry")
+
+
+class TestPositiveUnlabelled:
+    """A share of 1/4 of the rollouts is real."""
+
+    REAL = torch.tensor([LOG3, -LOG3])  # -log p: 0.2876821, 1.3862944; -log(1 - p) the other way round; means 0.8369882
+    FAKE = torch.tensor([LOG3, LOG3, 0.0])  # -log(1 - p): 1.3862944 twice, 0.6931472; mean 1.1552453
+    RISK = (1.1552453 - 0.25 * 0.8369882) / 0.75
+
+    def loss(self, real=REAL, fake=FAKE, **more):
+        settings = {"kind": "positive_unlabelled", "positive_share": 0.25} | more
+        loss, metrics = discriminator_loss(real, fake, **settings)
+        return loss, {name: value.item() for name, value in metrics.items()}
+
+    def test_by_hand(self):
+        loss, metrics = self.loss()
+        assert loss.item() == pytest.approx((0.8369882 + self.RISK) / 2, abs=1e-6)
+        assert metrics["negative_risk"] == pytest.approx(self.RISK, abs=1e-6)
+        _, plain = discriminator_loss(self.REAL, self.FAKE)
+        assert {name: metrics[name] for name in plain} == {name: value.item() for name, value in plain.items()}
+
+    def test_with_contrast(self):
+        """Labelled negatives are none that could be real: they stand beside the risk by their weight."""
+        loss, metrics = self.loss(contrast_logits=torch.tensor([-LOG3]), contrast_weight=2.0)
+        assert loss.item() == pytest.approx(0.8369882 / 2 + (self.RISK + 2 * 0.2876821) / 6, abs=1e-6)
+        assert metrics["loss_contrast"] == pytest.approx(0.2876821, abs=1e-6)
+
+    def test_a_negative_risk_is_none_and_teaches_nothing(self):
+        real = torch.tensor([LOG3], requires_grad=True)
+        fake = torch.tensor([-LOG3], requires_grad=True)
+        loss, metrics = self.loss(real, fake)  # 0.2876821 - 0.25 * 1.3862944 < 0
+        assert metrics["negative_risk"] == pytest.approx((0.2876821 - 0.25 * 1.3862944) / 0.75, abs=1e-6)
+        assert loss.item() == pytest.approx(0.2876821 / 2, abs=1e-6)
+        loss.backward()
+        assert (real.grad.item(), fake.grad.item()) == pytest.approx((-0.25 / 2, 0.0))
+
+    def test_gradient_of_a_positive_risk(self):
+        real = torch.tensor([LOG3], requires_grad=True)
+        fake = torch.tensor([LOG3], requires_grad=True)
+        self.loss(real, fake)[0].backward()
+        assert fake.grad.item() == pytest.approx(0.75 / 0.75 / 2)
+        assert real.grad.item() == pytest.approx((-0.25 - 0.25 * 0.75 / 0.75) / 2)
+
+    def test_the_whole_batch_may_have_decided(self):
+        kept, _ = self.loss(torch.tensor([LOG3]), torch.tensor([-LOG3]), clipped=False)
+        assert kept.item() == pytest.approx((0.2876821 + (0.2876821 - 0.25 * 1.3862944) / 0.75) / 2, abs=1e-6)
+        left_out, _ = self.loss(clipped=True)
+        assert left_out.item() == pytest.approx(0.8369882 / 2, abs=1e-6)
+
+    def test_without_a_share_it_is_binary_cross_entropy(self):
+        assert self.loss(positive_share=0.0)[0].item() == discriminator_loss(self.REAL, self.FAKE)[0].item()
+        with pytest.raises(ValueError, match=r"positive_share=1.0 must lie in \[0, 1\)"):
+            self.loss(positive_share=1.0)
+
+    def test_the_optimum_is_the_log_ratio_to_the_bad_ones(self):
+        """Of 8 real 4, 2, 1, 1, of 8 bad 1, 1, 2, 4; of 32 rollouts a quarter real: 7, 5, 7, 13."""
+        settings = TestOptimum()
+        settings.REAL = torch.repeat_interleave(torch.arange(4), torch.tensor([4, 2, 1, 1]))
+        settings.FAKE = torch.repeat_interleave(torch.arange(4), torch.tensor([7, 5, 7, 13]))
+        expected = [math.log(4), math.log(2), math.log(1 / 2), math.log(1 / 4)]
+        found = settings.optimum(kind="positive_unlabelled", positive_share=0.25)
+        assert found == pytest.approx(expected, abs=1e-6)
