@@ -122,6 +122,9 @@ class DiscriminatorSection(Section):
         0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
     )
     replay_size: Positive = Field(1000, description="past rollouts that are kept")
+    leave_out_liked: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="share of an update's rollouts, those of the highest scores, that its loss leaves out; 0: none"
+    )
     match_lengths: bool = Field(
         False, description="responses of an update are cut to one distribution of lengths, and read without their end"
     )

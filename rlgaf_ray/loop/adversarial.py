@@ -50,7 +50,7 @@ from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
-from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_settings
+from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_settings, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio
@@ -172,6 +172,8 @@ class AdversarialLoop:
         for update in range(1, total + 1):
             seeds = rollout_seeds(self.config, WARMUP + update, self.config.rollout.batch_size)
             rollouts = self.roles.generate(self.draws.prompts(), sampling_settings(self.config), seeds)
+            if (liked := self.config.discriminator.leave_out_liked) > 0:
+                rollouts = without_liked(self.roles.score(rollouts), liked)
             real, contrast = self.draws.real(rollouts), self.draws.contrast(rollouts)
             pending = self.roles.update_discriminator(real, rollouts, contrast)
             self.discriminator_version += 1
@@ -271,8 +273,9 @@ class AdversarialLoop:
                     num_skipped = num_updates if metrics.get("discriminator/overfit_gap", 0.0) > limit else 0
                     num_updates -= num_skipped
                     metrics["discriminator/skipped_updates"] = float(num_skipped)
+                fake = without_liked(batch.scored, settings.discriminator.leave_out_liked)
                 pending_discriminator = [
-                    roles.update_discriminator(self.draws.real(rollouts), rollouts, self.draws.contrast(rollouts))
+                    roles.update_discriminator(self.draws.real(fake), fake, self.draws.contrast(fake))
                     for _ in range(num_updates)
                 ]
                 self.pushes.append(roles.push_weights(iteration))

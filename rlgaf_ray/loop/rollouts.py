@@ -9,7 +9,7 @@ import numpy as np
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.evaluation.text import degenerate_share, distinct_n
-from rlgaf_ray.types import Metrics, Rollout, SamplingSettings
+from rlgaf_ray.types import Metrics, Rollout, SamplingSettings, ScoredRollout
 
 
 def sampling_settings(config: Config, *, samples_per_prompt: int | None = None) -> SamplingSettings:
@@ -27,6 +27,16 @@ def sampling_settings(config: Config, *, samples_per_prompt: int | None = None) 
 def rollout_seeds(config: Config, iteration: int, count: int) -> list[int]:
     """One for each rollout of the iteration, whoever samples it."""
     return [rollout_seed(config.run.seed, iteration, index) for index in range(count)]
+
+
+def without_liked(scored: Sequence[ScoredRollout], share: float) -> list[Rollout]:
+    """The rollouts that a discriminator's update learns from, in their order: without a share of the highest scores.
+
+    A rollout that passes for a demonstration may be a good one (RLGAF, section 4.4). At least one is kept.
+    """
+    num_kept = max(1, len(scored) - round(share * len(scored)))
+    order = np.argsort([item.score for item in scored], kind="stable")
+    return [scored[row].rollout for row in np.sort(order[:num_kept])]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], seconds: float) -> Metrics:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgaf_ray.loop.rollouts import identical_share, rollout_metrics
-from rlgaf_ray.types import Rollout
+from rlgaf_ray.loop.rollouts import identical_share, rollout_metrics, without_liked
+from rlgaf_ray.types import Rollout, ScoredRollout
 
 
 def rollout(prompt_id: int, *tokens: int) -> Rollout:
@@ -27,3 +27,14 @@ def test_what_is_logged() -> None:
         "rollout/stopped_share": 0.0,
         "rollout/tokens_per_second": 4.0,
     }
+
+
+def test_the_liked_are_left_out_and_the_others_keep_their_order() -> None:
+    rollouts = [rollout(row, 5, row) for row in range(5)]
+    scored = [ScoredRollout(*each, 0) for each in zip(rollouts, [0.3, 2.0, -1.0, 0.9, 0.3], strict=True)]
+
+    def kept(share: float) -> list[int]:
+        return [item.prompt_id for item in without_liked(scored, share)]
+
+    assert [kept(share) for share in (0.0, 0.2, 0.4, 0.6)] == [[0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 2, 4], [0, 2]]
+    assert kept(0.99) == [2]
