@@ -76,6 +76,11 @@ class DiscriminatorSection(Section):
         0.2, description="positive_unlabelled: share of the rollouts that are as good as demonstrations"
     )
     contrastive_prompts: Positive = Field(8, description="contrastive: other prompts that a demonstration is put under")
+    labels: Literal["correct", "shuffled"] = Field(
+        "correct",
+        description="shuffled: a control in which it learns nothing but noise; the texts of each update are divided at "
+        "random into real and generated ones",
+    )
     architecture: Literal["generator", "cnn"] = Field(
         "generator", description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch"
     )

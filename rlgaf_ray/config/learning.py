@@ -63,8 +63,15 @@ def check_sampling(config: Config) -> None:
 
 
 def check_warmups(config: Config) -> None:
-    """Raise ``ValueError`` for a warm-up whose batch is smaller than its number of workers."""
+    """Raise ``ValueError`` for a warm-up whose batch is smaller than its number of workers, or that teaches the
+    discriminator what its control must not know."""
     warmup = config.warmup
+    judge = warmup.discriminator
+    if config.discriminator.labels == "shuffled" and judge.type == "labels" and judge.steps > 0:
+        raise ValueError(
+            "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
+            "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"
+        )
     for name in ("generator", "discriminator"):
         batch_size = getattr(warmup, name).batch_size
         if warmup.num_workers > batch_size:

@@ -25,6 +25,7 @@ from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
 from rlgaf_ray.training.gradient_penalty import gradient_penalty
+from rlgaf_ray.training.labels import shuffled
 from rlgaf_ray.training.optimizer import (
     build_optimizer,
     load_optimizer,
@@ -34,7 +35,7 @@ from rlgaf_ray.training.optimizer import (
     skipped,
 )
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.training.randomness import seeded
+from rlgaf_ray.training.randomness import seeded, update_generator
 from rlgaf_ray.training.regularization import bound_spectral_norm, dropout_of, freeze_lower_layers
 from rlgaf_ray.training.replay import ReplayBuffer
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
@@ -161,9 +162,7 @@ class Discriminator:
             return items
         return [without_end(item, self.end_of_text_ids) for item in items]
 
-    def update(
-        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
-    ) -> Metrics:
+    def update(self, real: Sequence[Response], fake: Sequence[Rollout], contrast: Sequence[Response] = ()) -> Metrics:
         """One AdamW step of the configured loss; for paired ones row i of each kind belongs to the same prompt.
 
         The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
@@ -175,6 +174,9 @@ class Discriminator:
         if self.replay is not None:
             shown, num_past = self.replay.exchange(fake, self.version)
             more["replayed_share"] = num_past / len(fake)
+        if self.settings.labels == "shuffled":
+            paired, generator = self.settings.loss in PAIRED, update_generator(self.seed, self.version, stream=1)
+            real, shown, contrast = shuffled(real, shown, contrast, paired=paired, generator=generator)
         if self.settings.match_lengths:
             real, shown, contrast = match_lengths(real, shown, contrast, end_of_text_ids=self.end_of_text_ids)
             more["response_tokens"] = sum(len(item.response_ids) for item in shown) / len(shown)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 
-def update_generator(seed: int, update: int) -> np.random.Generator:
-    """NumPy's generator for one update."""
-    return np.random.default_rng([seed, update])
+def update_generator(seed: int, update: int, *, stream: int = 0) -> np.random.Generator:
+    """NumPy's generator for one update; another ``stream`` draws apart from the others of the update."""
+    return np.random.default_rng([seed, update, stream] if stream else [seed, update])
 
 
 @contextmanager

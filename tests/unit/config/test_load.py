@@ -112,6 +112,9 @@ def write(tmp_path: Path):
         ("discriminator={loss: bradley_terry, replay_share: 0.5}",
          "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
          "set discriminator.replay_share=0"),
+        ("discriminator.labels=shuffled",
+         "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
+         "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"),
         ("discriminator={architecture: cnn, dropout: 0.1}",
          "discriminator.dropout is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, match_lengths: true}",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.evaluation.discrimination import auc
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.training.batching import Batching
-from rlgaf_ray.training.discriminator import Discriminator
-from tests.unit.training.test_stabilisers import CONTRAST, FAKE, REAL, equal, logits, state_of
+from rlgaf_ray.training.discriminator import Discriminator, with_scores
+from rlgaf_ray.training.labels import shuffled
+from rlgaf_ray.types import Demonstration
+from tests.unit.training.test_stabilisers import CONTRAST, FAKE, REAL, equal, logits, responses, state_of
 
 
 @pytest.fixture
@@ -103,3 +107,71 @@ def test_the_risk_is_decided_with_the_draws_that_are_learned_from(build, monkeyp
     discriminator.update(REAL, FAKE)
     assert len(seen) == 1 + 6 + 1  # all rows; three in each pass; the metrics
     assert torch.equal(seen[0], seen[-1]) and len(set(seen[0].tolist())) == 16
+
+
+def numbered(*numbers: int) -> list[Demonstration]:
+    return [Demonstration(np.array([1], np.int32), np.array([number], np.int32)) for number in numbers]
+
+
+def numbers(kinds) -> list[list[int]]:
+    return [[int(item.response_ids[0]) for item in kind] for kind in kinds]
+
+
+def test_shuffled_labels_are_independent_of_the_true_ones() -> None:
+    """Each of 12 texts is called real in a third of the draws, generated in half, contrast in a sixth."""
+    kinds = numbered(*range(4)), numbered(*range(4, 10)), numbered(10, 11)
+    counts = np.zeros((3, 12))
+    for seed in range(3000):
+        dealt = numbers(shuffled(*kinds, paired=False, generator=np.random.default_rng(seed)))
+        assert [len(kind) for kind in dealt] == [4, 6, 2] and sorted(np.concatenate(dealt)) == list(range(12))
+        for kind, found in enumerate(dealt):
+            counts[kind, found] += 1
+    np.testing.assert_allclose(counts / 3000, np.array([[1 / 3], [1 / 2], [1 / 6]]).repeat(12, 1), atol=0.04)
+
+
+def test_shuffled_labels_of_a_paired_loss_stay_within_a_prompt() -> None:
+    """Tens are the prompt: one real row, one rollout and two of contrast of each."""
+    kinds = numbered(0, 10, 20), numbered(1, 11, 21), numbered(2, 12, 22, 3, 13, 23)
+    firsts = []
+    for seed in range(400):
+        real, fake, contrast = numbers(shuffled(*kinds, paired=True, generator=np.random.default_rng(seed)))
+        for row, quartet in enumerate(zip(real, fake, contrast[:3], contrast[3:], strict=True)):
+            assert sorted(quartet) == [10 * row + kind for kind in range(4)]
+        firsts.append(real)
+    assert len({tuple(row) for row in firsts}) == 64  # each prompt by itself
+    np.testing.assert_allclose(np.mean(np.array(firsts) % 10 == 0, axis=0), [0.25] * 3, atol=0.1)
+    without = numbers(shuffled(*kinds[:2], [], paired=True, generator=np.random.default_rng(0)))
+    assert [sorted(pair) for pair in zip(*without[:2], strict=True)] == [[0, 1], [10, 11], [20, 21]]
+    assert without[2] == []
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])
+def test_shuffled_labels_are_drawn_anew_for_each_update(folder: Path, loss: str) -> None:
+    def teach(*overrides: str, version: int = 0) -> dict[str, torch.Tensor]:
+        shared = ["learner.precision=float32", "warmup.discriminator.steps=0", f"discriminator.loss={loss}"]
+        sequence = "generator.reinforce.credit=sequence"
+        discriminator = Discriminator(folder, load_config(None, [*shared, sequence, *overrides]), pad_token_id=0)
+        discriminator.version = version
+        return trained(discriminator)
+
+    labels = "discriminator.labels=shuffled"
+    first = teach(labels)
+    assert equal(first, teach(labels))
+    for other in (teach(), teach(labels, version=1)):  # another number of the update
+        assert not equal(first, other)
+
+
+def test_nothing_is_learned_from_shuffled_labels(folder: Path) -> None:
+    """Tokens below and above 32 tell real from generated at once, where the labels are correct."""
+    areas = {}
+    for labels in ("correct", "shuffled"):
+        shared = ["learner.precision=float32", "warmup.discriminator.steps=0", "discriminator.learning_rate=1e-3"]
+        config = load_config(None, [*shared, f"discriminator.labels={labels}"])
+        discriminator = Discriminator(folder, config, pad_token_id=0)
+        real = [Demonstration(item.prompt_ids, item.response_ids) for item in responses(32, seed=5, high=32)]
+        fake = responses(32, seed=6, low=32)
+        for _ in range(12):
+            discriminator.update(real, fake)
+        scored, found = with_scores(fake, real, *discriminator.token_scores([*fake, *real]))
+        areas[labels] = auc(np.array(found), np.array([item.score for item in scored]))[0]
+    assert areas["correct"] > 0.99 and 0.2 < areas["shuffled"] < 0.8
