@@ -161,10 +161,10 @@ class DiscriminatorSection(Section):
                         f"discriminator.{name} is of the labels of binary_cross_entropy: "
                         f"set it to 0 with discriminator.loss={self.loss}"
                     )
-        if self.loss in ("bradley_terry", "contrastive") and self.replay_share > 0:
+        if self.loss == "contrastive" and self.replay_share > 0:
             raise ValueError(
-                f"discriminator.loss={self.loss} compares answers to one prompt, and past rollouts answer others: "
-                "set discriminator.replay_share=0"
+                "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
+                "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"
             )
         if self.architecture == "cnn":
             for name in ONLY_TRANSFORMERS:

@@ -113,7 +113,10 @@ class Discriminator:
         self.replay: ReplayBuffer | None = None
         if self.settings.replay_share > 0:
             self.replay = ReplayBuffer(
-                share=self.settings.replay_share, size=self.settings.replay_size, seed=config.run.seed
+                share=self.settings.replay_share,
+                size=self.settings.replay_size,
+                seed=config.run.seed,
+                paired=self.settings.loss in PAIRED,
             )
 
     def logits(self, items: Sequence[Response], *, noise: float = 0.0) -> torch.Tensor:
@@ -162,7 +165,9 @@ class Discriminator:
             return items
         return [without_end(item, self.end_of_text_ids) for item in items]
 
-    def update(self, real: Sequence[Response], fake: Sequence[Rollout], contrast: Sequence[Response] = ()) -> Metrics:
+    def update(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
+    ) -> Metrics:
         """One AdamW step of the configured loss; for paired ones row i of each kind belongs to the same prompt.
 
         The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
@@ -172,20 +177,21 @@ class Discriminator:
         shown: Sequence[Response] = fake
         more: Metrics = {}
         if self.replay is not None:
-            shown, num_past = self.replay.exchange(fake, self.version)
+            real, shown, num_past = self.replay.exchange(real, fake, self.version)
             more["replayed_share"] = num_past / len(fake)
+        kinds: tuple[Sequence[Response], ...] = (real, shown, contrast)
         if self.settings.labels == "shuffled":
             paired, generator = self.settings.loss in PAIRED, update_generator(self.seed, self.version, stream=1)
-            real, shown, contrast = shuffled(real, shown, contrast, paired=paired, generator=generator)
+            kinds = shuffled(*kinds, paired=paired, generator=generator)
         if self.settings.match_lengths:
-            real, shown, contrast = match_lengths(real, shown, contrast, end_of_text_ids=self.end_of_text_ids)
-            more["response_tokens"] = sum(len(item.response_ids) for item in shown) / len(shown)
+            kinds = match_lengths(*kinds, end_of_text_ids=self.end_of_text_ids)
+            more["response_tokens"] = sum(len(item.response_ids) for item in kinds[1]) / len(fake)
         self.model.train()  # which leaves dropout below the head off
         with (
             seeded(self.seed, self.version, self.device, rank=self.group.rank),
             dropout_of(self.model.network, self.settings.dropout),
         ):
-            totals = more | self._accumulate_gradients(real, shown, contrast)
+            totals = more | self._accumulate_gradients(*kinds)
         self.model.eval()
         totals["learning_rate"] = self.settings.learning_rate * schedule_factor(
             self.version,

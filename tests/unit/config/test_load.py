@@ -109,9 +109,9 @@ def write(tmp_path: Path):
         ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
         ("discriminator={architecture: cnn, instance_noise: 0.5}",
          "discriminator.instance_noise is for transformers: leave it out, or set discriminator.architecture=generator"),
-        ("discriminator={loss: bradley_terry, replay_share: 0.5}",
-         "discriminator.loss=bradley_terry compares answers to one prompt, and past rollouts answer others: "
-         "set discriminator.replay_share=0"),
+        ("discriminator={loss: contrastive, replay_share: 0.5}",
+         "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
+         "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
         ("discriminator.labels=shuffled",
          "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
          "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"),

@@ -16,7 +16,16 @@ from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.labels import shuffled
 from rlgaf_ray.types import Demonstration
-from tests.unit.training.test_stabilisers import CONTRAST, FAKE, REAL, equal, logits, responses, state_of
+from tests.unit.training.test_stabilisers import (
+    CONTRAST,
+    FAKE,
+    REAL,
+    demonstrations,
+    equal,
+    logits,
+    responses,
+    state_of,
+)
 
 
 @pytest.fixture
@@ -175,3 +184,30 @@ def test_nothing_is_learned_from_shuffled_labels(folder: Path) -> None:
         scored, found = with_scores(fake, real, *discriminator.token_scores([*fake, *real]))
         areas[labels] = auc(np.array(found), np.array([item.score for item in scored]))[0]
     assert areas["correct"] > 0.99 and 0.2 < areas["shuffled"] < 0.8
+
+
+def test_past_pairs_are_learned_from_as_pairs(build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A demonstration's first token is that of its rollout's answer: so it is after the exchange, and in the loss."""
+    settings = ["loss=bradley_terry", "replay_share=0.5"]
+    discriminator = build(*settings)
+    seen: list[tuple[list[int], list[int], int]] = []
+    learn = discriminator._accumulate_gradients
+
+    def watched(real, fake, contrast):
+        seen.append(([r.response_ids[0] for r in real], [f.response_ids[0] for f in fake], len(contrast)))
+        return learn(real, fake, contrast)
+
+    monkeypatch.setattr(discriminator, "_accumulate_gradients", watched)
+    for version in range(3):
+        fake = responses(8, seed=10 + version, version=version)
+        real = [Demonstration(item.prompt_ids, np.append(item.response_ids[:1], 60).astype(np.int32)) for item in fake]
+        metrics = discriminator.update(real, fake, CONTRAST)
+        assert metrics["discriminator/replayed_share"] == (0.5 if version else 0.0)
+    assert all(first == second and num_contrast == 8 for first, second, num_contrast in seen)
+    discriminator.save(tmp_path)
+    again = build(*settings)
+    again.load(tmp_path, version=3)
+    fake = responses(8, seed=20, version=3)
+    for one in (discriminator, again):
+        one.update(demonstrations(8, seed=21), fake, CONTRAST)
+    assert equal(state_of(discriminator), state_of(again))

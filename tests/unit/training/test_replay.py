@@ -31,7 +31,7 @@ def versions(items: list[Demonstration | Rollout]) -> list[int]:
 def test_the_share_is_taken_from_the_past() -> None:
     buffer = ReplayBuffer(share=0.25, size=100, seed=0)
     for version in range(5):
-        mixed, num_past = buffer.exchange(rollouts(version), update=version)
+        _, mixed, num_past = buffer.exchange((), rollouts(version), update=version)
         assert len(mixed) == 8
         assert num_past == (2 if version else 0)  # nothing is past at first
         assert versions(mixed).count(version) == 8 - num_past
@@ -44,9 +44,9 @@ def test_the_share_is_taken_from_the_past() -> None:
 def test_a_full_buffer_gives_up_entries_by_lot() -> None:
     buffer = ReplayBuffer(share=0.5, size=20, seed=0)
     for version in range(50):
-        buffer.exchange(rollouts(version), update=version)
+        buffer.exchange((), rollouts(version), update=version)
         assert len(buffer.items) == min(20, 8 * (version + 1))
-    kept = versions(list(buffer.items))
+    kept = versions([item.generated for item in buffer.items])
     assert kept.count(49) == 8  # the newest are all there
     assert len(set(kept)) > 2 and min(kept) > 30  # of the others some: each stays with 12 chances in 20 an update
 
@@ -54,15 +54,15 @@ def test_a_full_buffer_gives_up_entries_by_lot() -> None:
 def test_a_buffer_smaller_than_a_batch() -> None:
     buffer = ReplayBuffer(share=0.5, size=3, seed=0)
     for version in range(3):
-        _, num_past = buffer.exchange(rollouts(version), update=version)
+        *_, num_past = buffer.exchange((), rollouts(version), update=version)
         assert num_past == (3 if version else 0)
-        assert versions(list(buffer.items)) == [version] * 3
+        assert versions([item.generated for item in buffer.items]) == [version] * 3
 
 
 def test_rollouts_of_one_iteration_are_added_once() -> None:
     buffer = ReplayBuffer(share=0.5, size=100, seed=0)
     for update in range(3):
-        buffer.exchange(rollouts(7), update=update)
+        buffer.exchange((), rollouts(7), update=update)
     assert len(buffer.items) == 8
 
 
@@ -71,13 +71,13 @@ def test_it_comes_back_from_its_file_and_draws_on_alike(tmp_path: Path) -> None:
     empty = ReplayBuffer(share=0.5, size=12, seed=3)
     empty.save(tmp_path / "empty.safetensors")
     for version in range(4):
-        whole.exchange(rollouts(version), update=version)
+        whole.exchange((), rollouts(version), update=version)
     whole.save(tmp_path / "replay.safetensors")
     resumed = ReplayBuffer(share=0.5, size=12, seed=3)
     resumed.load(tmp_path / "replay.safetensors")
-    assert versions(list(resumed.items)) == versions(list(whole.items))
+    assert versions([item.generated for item in resumed.items]) == versions([item.generated for item in whole.items])
     drawn = [
-        [(item.prompt_ids.tolist(), item.response_ids.tolist()) for item in one.exchange(rollouts(4), update=4)[0]]
+        [(item.prompt_ids.tolist(), item.response_ids.tolist()) for item in one.exchange((), rollouts(4), update=4)[1]]
         for one in (whole, resumed)
     ]
     assert drawn[0] == drawn[1]
@@ -91,6 +91,40 @@ def test_the_seed_decides() -> None:
     drawn = []
     for seed in (0, 0, 1):
         buffer = ReplayBuffer(share=0.5, size=100, seed=seed)
-        buffer.exchange(rollouts(0), update=0)
-        drawn.append([item.response_ids.tolist() for item in buffer.exchange(rollouts(1), update=1)[0]])
+        buffer.exchange((), rollouts(0), update=0)
+        drawn.append([item.response_ids.tolist() for item in buffer.exchange((), rollouts(1), update=1)[1]])
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def demonstrations_of(fake: list[Rollout]) -> list[Demonstration]:
+    """Of the same prompts, by the rollout's version and row; their lengths differ from the rollouts'."""
+    return [
+        Demonstration(item.prompt_ids, np.array([50, item.policy_version, item.prompt_id], np.int32)) for item in fake
+    ]
+
+
+def test_pairs_stay_pairs_when_they_are_exchanged_and_saved(tmp_path: Path) -> None:
+    buffers = [ReplayBuffer(share=0.25, size=12, seed=0, paired=True) for _ in range(2)]
+    plain = ReplayBuffer(share=0.25, size=12, seed=0)
+    for version in range(6):
+        fake = rollouts(version)
+        given = demonstrations_of(fake)
+        for number, buffer in enumerate(buffers):
+            real, mixed, num_past = buffer.exchange(given, fake, update=version)
+            assert num_past == (2 if version else 0) and len(real) == len(mixed) == 8
+            named = [(int(item.response_ids[1]), int(item.response_ids[2])) for item in real]
+            assert named == [(int(item.prompt_ids[0]), int(item.response_ids[-1])) for item in mixed]
+            assert all(np.array_equal(one.prompt_ids, other.prompt_ids) for one, other in zip(real, mixed, strict=True))
+            if version == 3 and number == 1:  # goes on from its file
+                buffer.save(tmp_path / "pairs.safetensors")
+                buffers[1] = ReplayBuffer(share=0.25, size=12, seed=0, paired=True)
+                buffers[1].load(tmp_path / "pairs.safetensors")
+        same, alone, _ = plain.exchange(given, fake, update=version)
+        assert same is given and versions(alone) == versions(mixed)  # what is drawn does not depend on pairs
+    plain.save(tmp_path / "plain.safetensors")
+    with pytest.raises(
+        ValueError, match=r"discriminator\.loss cannot be changed to bradley_terry in the middle of a run"
+    ):
+        buffers[0].load(tmp_path / "plain.safetensors")
+    plain.load(tmp_path / "pairs.safetensors")
+    assert [item.real for item in plain.items] == [None] * 12
