@@ -72,6 +72,8 @@ STABILISED = [
 ]
 GAD = [
     "discriminator.loss=bradley_terry",
+    "discriminator.replay_share=0.25",
+    "discriminator.leave_out_liked=0.2",
     "generator.reinforce.credit=sequence",
     "generator.reinforce.baseline=group_mean",
     "generator.reinforce.advantage_scale=group",
