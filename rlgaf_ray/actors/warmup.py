@@ -41,9 +41,10 @@ SEED = 0  # runs of every seed share one warm-up
 
 @dataclass(frozen=True, slots=True)
 class Warmups:
-    """Two Hugging Face folders (the discriminator's has the scalar head)."""
+    """Hugging Face folders (the discriminator's has the scalar head)."""
 
-    generator: Path
+    base: Path  # the generator before SFT
+    generator: Path  # after it; the same folder where no SFT ran
     discriminator: Path
     cached: bool  # nothing had to be trained
 
@@ -78,13 +79,14 @@ def prepare_warmups(
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
         payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
+    base = generator
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     if config.task.name == "imdb":
         cut += [config.task.imdb.target, config.task.imdb.instruction]
     if config.sft.steps:
         key = content_hash([key, *data, *cut, config.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(generator), "settings": config.sft}
+        payload = {"stage": "sft", "source": str(base), "settings": config.sft}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         blocks = partial(demonstration_blocks, task.demonstrations)
         cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
@@ -95,7 +97,7 @@ def prepare_warmups(
     payload = {"stage": "discriminator", "source": str(generator)}
     windows = task.discriminator_warmup
     cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report, run)
-    return Warmups(generator, discriminator, cached)
+    return Warmups(base, generator, discriminator, cached)
 
 
 def _made(

@@ -1,4 +1,4 @@
-"""Checks across sections of everything an update learns from: batch and group sizes, sampling, warm-ups."""
+"""What an update learns from, across sections: the models it needs, batch and group sizes, sampling, warm-ups."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ if TYPE_CHECKING:
     from rlgaf_ray.config.schema import Config
 
 MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could turn negative
+
+
+def needs_base_model(config: Config) -> bool:
+    """Whether the learner holds the model before SFT beside the SFT model. Without an SFT stage the two are one."""
+    return bool(config.sft.steps) and config.generator.kl.reference == "base"
 
 
 def check_batches(config: Config) -> None:

@@ -46,13 +46,21 @@ class Learner:
     """
 
     def __init__(
-        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
+        self,
+        folder: str | Path,
+        config: Config,
+        *,
+        pad_token_id: int,
+        device: str = "cpu",
+        group: Group = ALONE,
+        base_folder: str | Path | None = None,
     ) -> None:
+        """``folder``: the SFT model. ``base_folder``: the model before SFT, for configs with an SFT stage."""
         self.config = config
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.group = group
-        self.policy = Policy(folder, config, device=self.device, group=group)
+        self.policy = Policy(folder, config, device=self.device, group=group, base_folder=base_folder)
         self.unread_ids = end_of_text_ids(self.policy.model.config) if config.discriminator.match_lengths else []
         self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax

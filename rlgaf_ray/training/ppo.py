@@ -83,7 +83,7 @@ class PPO:
     ) -> Metrics:
         settings, mask = self.settings, batch.sequences.response_mask
         old_logprobs = policy.frozen_logprobs(batch.sequences, policy.model)
-        reference = policy.frozen_logprobs(batch.sequences, policy.reference)
+        reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
         old_values = policy.frozen_pass(batch.sequences, lambda part: self.values(policy, part))
         if settings.whiten_rewards:
             self.statistics.update(sequence_rewards)

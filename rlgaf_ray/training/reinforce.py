@@ -56,7 +56,7 @@ class Reinforce:
         old = policy.frozen_logprobs(batch.sequences, policy.model) if several else None
         reference = None
         if several or estimator != "exact":
-            reference = policy.frozen_logprobs(batch.sequences, policy.reference)
+            reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
         penalties = torch.zeros_like(batch.behaviour_logprobs)
         if settings.kl.placement == "reward":
             assert reference is not None and estimator != "exact", "the exact KL is a term of the loss"

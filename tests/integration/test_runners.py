@@ -124,6 +124,7 @@ def test_local_and_ray_runners_agree_step_for_step(
         placement,
         max_tokens=data.task.max_tokens,
         pad_token_id=pad,
+        base_folder=warmups.base,
     )
     try:
         run(config, data, cache, roles, tmp_path / "ray")

@@ -1,0 +1,142 @@
+"""The frozen models beside the policy: the SFT model, and the model before SFT where the config asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.types import Rollout, ScoredRollout
+
+VOCABULARY = 64
+SFT = "warmup.sft.steps=5"
+LORA = "model.lora.rank=2"
+KL = {
+    "reinforce": "generator.reinforce.kl",
+    "seqgan": "generator.seqgan.kl",
+    "ppo": "generator.ppo.kl",
+    "gumbel": "generator.gumbel.kl",
+}
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights than the policy's, as if an SFT had changed all of them."""
+    path = tmp_path_factory.mktemp("base")
+    build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=8).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def build(folder: Path, base_folder: Path):
+    def make(*overrides: str) -> Learner:
+        small = ["rollout.batch_size=4", "learner.precision=float32", "rollout.stop_at_end_of_text=true"]
+        config = load_config(None, [*small, "task.response_tokens=3", *overrides])
+        learner = Learner(folder, config, pad_token_id=0, base_folder=base_folder)
+        if config.generator.algorithm == "gumbel":
+            learner.load_discriminator(Discriminator(folder, config, pad_token_id=0).weights())
+        return learner
+
+    return make
+
+
+def scored() -> list[ScoredRollout]:
+    generator = np.random.default_rng(0)
+    items = []
+    for row in range(4):
+        count = 1 + row % 3
+        rollout = Rollout(
+            prompt_id=0,
+            prompt_ids=np.array([3, 4], np.int32),
+            response_ids=generator.integers(1, VOCABULARY, count).astype(np.int32),
+            behaviour_logprobs=np.full(count, -4.0, np.float32),
+            finish_reason="stop",
+            policy_version=0,
+        )
+        parts = np.eye(count, dtype=np.float32)[-1] * row
+        items.append(ScoredRollout(rollout, float(row), 0, token_scores=parts))
+    return items
+
+
+@pytest.mark.parametrize("lora", [[], [LORA]], ids=["whole", "lora"])
+@pytest.mark.parametrize("algorithm", ["reinforce", "reinforce-chunked", "reinforce-k3", "seqgan", "ppo"])
+def test_the_kl_is_measured_from_the_reference_that_is_named(build, algorithm: str, lora: list[str]) -> None:
+    """On given tokens the sampled KL is the NLL under the reference less the policy's own."""
+    algorithm, _, how = algorithm.partition("-")
+    overrides = [SFT, f"generator.algorithm={algorithm}", *lora]
+    overrides += {"chunked": ["learner.logprob_chunk_tokens=2"], "k3": [f"{KL[algorithm]}.estimator=k3"]}.get(how, [])
+    items = scored()
+    if algorithm == "seqgan":
+        items = [replace(item, action_values=item.token_scores) for item in items]
+    found, nll = {}, {}
+    for reference in ("sft", "base"):
+        learner = build(*overrides, f"{KL[algorithm]}.reference={reference}")
+        nll[reference] = -_mean_logprob(learner, learner.policy.kl_reference)
+        own = learner.mean_nll([item.rollout for item in items], model="policy")
+        assert learner.mean_nll([item.rollout for item in items], model="reference") == pytest.approx(own)
+        found[reference] = learner.update(items, iteration=9)["generator/kl"]
+        assert found[reference] == pytest.approx(nll[reference] - own, abs=1e-5)
+    assert found["sft"] == pytest.approx(0, abs=1e-6) and abs(found["base"]) > 0.01
+    expected = build(SFT, "generator.reinforce.kl.reference=base")
+    assert nll["base"] == pytest.approx(-_mean_logprob(expected, expected.policy.base))
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "conditional"])
+def test_gumbel_softmax_measures_from_the_reference_that_is_named(build, mode: str) -> None:
+    overrides = [SFT, "generator.algorithm=gumbel", f"generator.gumbel.mode={mode}"]
+    kl = {
+        reference: build(*overrides, f"generator.gumbel.kl.reference={reference}").update(scored(), iteration=0)
+        for reference in ("sft", "base")
+    }
+    assert kl["sft"]["generator/kl"] == pytest.approx(0, abs=1e-6) and kl["base"]["generator/kl"] > 0.01
+
+
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        ([SFT], 0),
+        ([SFT, "generator.ppo.kl.reference=base"], 0),  # of an algorithm that is not used
+        ([SFT, "generator.reinforce.kl.reference=base"], 1),
+        (["warmup.sft.steps=0", "generator.reinforce.kl.reference=base"], 0),  # the SFT model is the base model
+    ],
+)
+def test_the_base_model_is_loaded_only_where_it_is_needed(build, overrides: list[str], copies: int) -> None:
+    policy = build(*overrides).policy
+    assert (policy.base is not policy.reference) == bool(copies)
+    if copies:
+        assert policy.kl_reference is policy.base
+        assert not any(weight.requires_grad for weight in policy.base.parameters())
+
+
+def test_a_checkpoint_holds_no_reference(build, base_folder: Path, tmp_path: Path) -> None:
+    overrides = [SFT, "generator.reinforce.kl.reference=base", "generator.learning_rate=1e-3"]
+    learner = build(*overrides)
+    learner.update(scored(), iteration=0)
+    learner.save(tmp_path)
+    again = build(*overrides)
+    again.load(tmp_path)
+    assert again.update(scored(), iteration=1) == learner.update(scored(), iteration=1)
+    name = "transformer.h.0.mlp.c_fc.weight"
+    fresh = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=8).state_dict()
+    assert torch.equal(again.policy.base.state_dict()[name], fresh[name])
+
+
+@torch.no_grad()
+def _mean_logprob(learner: Learner, model) -> float:
+    """Nats per response token of ``scored()``, one sequence at a time, by transformers alone."""
+    total, count = 0.0, 0
+    for item in scored():
+        prompt, response = item.rollout.prompt_ids, item.rollout.response_ids
+        tokens = torch.tensor([[*prompt, *response]])
+        logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
+        logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        total += float(logprobs.gather(1, tokens[0, len(prompt) :, None]).sum())
+        count += len(response)
+    return total / count
