@@ -12,7 +12,8 @@ MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could
 
 def needs_base_model(config: Config) -> bool:
     """Whether the learner holds the model before SFT beside the SFT model. Without an SFT stage the two are one."""
-    return bool(config.sft.steps) and config.generator.kl.reference == "base"
+    used = config.generator.kl.reference == "base" or config.reward.base_logprob > 0
+    return used and bool(config.sft.steps)
 
 
 def check_batches(config: Config) -> None:

@@ -16,7 +16,8 @@ from rlgaf_ray.data.collate import collate
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
-from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.objectives.policy import masked_average
+from rlgaf_ray.objectives.rewards import base_logprob_rewards, discriminator_reward
 from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
@@ -32,6 +33,7 @@ from rlgaf_ray.types import (
     ScoredRollout,
     SequenceBatch,
     TextBlocks,
+    TrainBatch,
     WeightUpdate,
 )
 from rlgaf_ray.weights.state import split_state, to_arrays
@@ -93,7 +95,8 @@ class Learner:
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}
         rewards, batch, more = self.rewards(rewards, batch)
-        shared |= more
+        batch, of_base = self._with_base_logprobs(batch)
+        shared |= more | of_base
         text = None if pretraining is None else self._whole_text(pretraining)
         match self.algorithm:
             case Reinforce():
@@ -112,6 +115,15 @@ class Learner:
             | {"generator/non_finite": float(not finite)}
             | {f"generator/{name}": value for name, value in metrics.items()}
         )
+
+    def _with_base_logprobs(self, batch: TrainBatch) -> tuple[TrainBatch, Metrics]:
+        """The batch with ``reward.base_logprob`` as a reward of each token, where it is set."""
+        coefficient, mask = self.config.reward.base_logprob, batch.sequences.response_mask
+        if coefficient == 0:
+            return batch, {}
+        logprobs = self.policy.frozen_logprobs(batch.sequences, self.policy.base)
+        batch = replace(batch, token_rewards=base_logprob_rewards(logprobs, mask, coefficient=coefficient))
+        return batch, {"reward/base_logprob": float(masked_average(logprobs, mask, average="token"))}
 
     def _whole_text(self, blocks: TextBlocks) -> SequenceBatch:
         tokens = torch.from_numpy(blocks.token_ids).long()

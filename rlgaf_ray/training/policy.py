@@ -37,8 +37,8 @@ from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, Sequ
 class Policy:
     """The trained network, its frozen references, and what every algorithm does with them.
 
-    ``reference`` is the SFT model, from which training starts, and ``base`` the model before SFT. ``kl_reference`` is
-    the one of them that ``kl.reference`` names.
+    ``reference`` is the SFT model, from which training starts, and ``base`` the model before SFT where the config needs
+    it, else the SFT model again. ``kl_reference`` is the one of them that ``kl.reference`` names.
     """
 
     def __init__(

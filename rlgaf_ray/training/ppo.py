@@ -93,6 +93,8 @@ class PPO:
         rewards = at_the_end(sequence_rewards, mask) - self.kl.coefficient * distance * mask
         if policy.entropy_bonus > 0:
             rewards = rewards + entropy_rewards(old_logprobs, mask, coefficient=policy.entropy_bonus)
+        if batch.token_rewards is not None:
+            rewards = rewards + batch.token_rewards
         advantages, returns = generalized_advantage_estimate(
             rewards, old_values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
         )

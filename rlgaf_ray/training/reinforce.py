@@ -65,6 +65,8 @@ class Reinforce:
             penalties = self.kl.coefficient * mask * distance
         if policy.entropy_bonus > 0:
             penalties = penalties - entropy_rewards(batch.behaviour_logprobs, mask, coefficient=policy.entropy_bonus)
+        if batch.token_rewards is not None:
+            penalties = penalties - batch.token_rewards
         advantages = self.advantages(batch, sequence_rewards, penalties)
 
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0

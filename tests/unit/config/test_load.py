@@ -225,7 +225,7 @@ def test_rewards_are_whitened_once_and_only_where_they_are_learned_from() -> Non
         "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
     )
     load_config(None, ["generator.algorithm=ppo", "reward.whiten=true", "generator.ppo.whiten_rewards=false"])
-    for setting in ("reward.whiten=true", "reward.clip=3.0"):
+    for setting in ("reward.whiten=true", "reward.clip=3.0", "reward.base_logprob=0.1"):
         assert message("generator.algorithm=gumbel", setting) == (
             f"generator.algorithm=gumbel learns from no sampled reward: leave out {setting.split('=')[0]}"
         )

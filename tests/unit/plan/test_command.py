@@ -149,6 +149,8 @@ def test_ranks_that_hold_parts() -> None:
     [
         (["warmup.sft.steps=5"], 1),
         (["warmup.sft.steps=5", "generator.reinforce.kl.reference=base"], 2),
+        (["warmup.sft.steps=5", "reward.base_logprob=0.1"], 2),
+        (["warmup.sft.steps=5", "reward.base_logprob=0.1", "generator.reinforce.kl.reference=base"], 2),
         (["warmup.sft.steps=0", "generator.reinforce.kl.reference=base"], 1),
     ],
 )

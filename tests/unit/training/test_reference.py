@@ -78,14 +78,14 @@ def test_the_kl_is_measured_from_the_reference_that_is_named(build, algorithm: s
     found, nll = {}, {}
     for reference in ("sft", "base"):
         learner = build(*overrides, f"{KL[algorithm]}.reference={reference}")
-        nll[reference] = -_mean_logprob(learner, learner.policy.kl_reference)
+        nll[reference] = -_mean_logprob(learner.policy.kl_reference)
         own = learner.mean_nll([item.rollout for item in items], model="policy")
         assert learner.mean_nll([item.rollout for item in items], model="reference") == pytest.approx(own)
         found[reference] = learner.update(items, iteration=9)["generator/kl"]
         assert found[reference] == pytest.approx(nll[reference] - own, abs=1e-5)
     assert found["sft"] == pytest.approx(0, abs=1e-6) and abs(found["base"]) > 0.01
-    expected = build(SFT, "generator.reinforce.kl.reference=base")
-    assert nll["base"] == pytest.approx(-_mean_logprob(expected, expected.policy.base))
+    base = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=8)
+    assert nll["base"] == pytest.approx(-_mean_logprob(base))
 
 
 @pytest.mark.parametrize("mode", ["autoregressive", "conditional"])
@@ -104,15 +104,54 @@ def test_gumbel_softmax_measures_from_the_reference_that_is_named(build, mode: s
         ([SFT], 0),
         ([SFT, "generator.ppo.kl.reference=base"], 0),  # of an algorithm that is not used
         ([SFT, "generator.reinforce.kl.reference=base"], 1),
+        ([SFT, "reward.base_logprob=0.1"], 1),
         (["warmup.sft.steps=0", "generator.reinforce.kl.reference=base"], 0),  # the SFT model is the base model
+        (["warmup.sft.steps=0", "reward.base_logprob=0.1"], 0),
     ],
 )
 def test_the_base_model_is_loaded_only_where_it_is_needed(build, overrides: list[str], copies: int) -> None:
     policy = build(*overrides).policy
     assert (policy.base is not policy.reference) == bool(copies)
     if copies:
-        assert policy.kl_reference is policy.base
+        assert (policy.kl_reference is policy.base) == ("kl.reference=base" in overrides[1])
         assert not any(weight.requires_grad for weight in policy.base.parameters())
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "seqgan", "ppo"])
+def test_tokens_are_rewarded_for_what_the_base_model_knows(build, algorithm: str) -> None:
+    """No score, no KL, no baseline: the advantages are 0.1 x log p of the base model, summed from each token on."""
+    bare = {
+        "reinforce": "{credit: sequence, baseline: none, advantage_scale: none, kl: {coefficient: 0}}",
+        "seqgan": "{baseline: none, advantage_scale: none, kl: {coefficient: 0}}",
+        "ppo": "{whiten_rewards: false, whiten_advantages: false, gae_lambda: 1.0, kl: {coefficient: 0}}",
+    }
+    overrides = [SFT, f"generator.algorithm={algorithm}", f"generator.{algorithm}={bare[algorithm]}"]
+    learner = build(*overrides, "reward.kind=zero", "reward.base_logprob=0.1")
+    items = scored()
+    if algorithm == "seqgan":
+        items = [replace(item, action_values=np.zeros_like(item.token_scores)) for item in items]
+    rows = _logprobs(learner.policy.base)
+    to_go = np.concatenate([np.cumsum(row[::-1]) for row in rows])
+    metrics = learner.update(items, iteration=9)
+    assert metrics["generator/advantage_deviation"] == pytest.approx(0.1 * to_go.std(), rel=1e-4)
+    assert metrics["reward/base_logprob"] == pytest.approx(np.concatenate(rows).mean(), rel=1e-5)
+    assert metrics["reward/mean"] == 0
+    assert "reward/base_logprob" not in build(*overrides).update(items, iteration=9)
+
+
+def test_with_the_entropy_bonus_it_is_a_kl_to_the_base_model_in_the_reward(build) -> None:
+    """-0.1 x (log pi - log p_base) of each token: PPO takes both log-probs from the same networks."""
+    ppo = "generator.ppo={whiten_rewards: false, kl: {coefficient: %s, reference: base}}"
+    shared = [SFT, "generator.algorithm=ppo", "generator.max_grad_norm=1e9"]
+    both = build(*shared, ppo % 0, "reward.base_logprob=0.1", "generator.entropy_bonus=0.1").update(
+        scored(), iteration=9
+    )
+    kl = build(*shared, ppo % 0.1).update(scored(), iteration=9)
+    assert both["generator/value_loss"] == pytest.approx(kl["generator/value_loss"], rel=1e-4)
+    assert both["generator/grad_norm"] == pytest.approx(kl["generator/grad_norm"], rel=1e-3)
+    assert build(*shared, ppo % 0).update(scored(), iteration=9)["generator/value_loss"] != pytest.approx(
+        kl["generator/value_loss"], rel=0.01
+    )
 
 
 def test_a_checkpoint_holds_no_reference(build, base_folder: Path, tmp_path: Path) -> None:
@@ -128,15 +167,19 @@ def test_a_checkpoint_holds_no_reference(build, base_folder: Path, tmp_path: Pat
     assert torch.equal(again.policy.base.state_dict()[name], fresh[name])
 
 
+def _mean_logprob(model) -> float:
+    """Nats per response token of ``scored()``."""
+    return float(np.concatenate(_logprobs(model)).mean())
+
+
 @torch.no_grad()
-def _mean_logprob(learner: Learner, model) -> float:
-    """Nats per response token of ``scored()``, one sequence at a time, by transformers alone."""
-    total, count = 0.0, 0
+def _logprobs(model) -> list[np.ndarray]:
+    """Of the response tokens of ``scored()``, one sequence at a time, by transformers alone."""
+    rows = []
     for item in scored():
         prompt, response = item.rollout.prompt_ids, item.rollout.response_ids
         tokens = torch.tensor([[*prompt, *response]])
         logits = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
         logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-        total += float(logprobs.gather(1, tokens[0, len(prompt) :, None]).sum())
-        count += len(response)
-    return total / count
+        rows.append(logprobs.gather(1, tokens[0, len(prompt) :, None])[:, 0].numpy())
+    return rows
