@@ -25,11 +25,12 @@ from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, Generato
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.collate import demonstration_blocks
+from rlgaf_ray.data.lengths import View
 from rlgaf_ray.data.storage import StorageError, writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
-from rlgaf_ray.models.generator import build_from_scratch, load_generator
+from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps
@@ -91,7 +92,10 @@ def prepare_warmups(
         blocks = partial(demonstration_blocks, task.demonstrations)
         cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
 
-    network = [config.discriminator.pooling, config.discriminator.architecture]
+    settings = config.discriminator
+    network: list[str] = [settings.pooling, settings.architecture]
+    if settings.match_lengths or settings.view != "response":
+        network += [str(settings.match_lengths), settings.view, str(settings.view_tokens)]
     key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
     discriminator = cache / "warmups" / f"discriminator-{key[:16]}"
     payload = {"stage": "discriminator", "source": str(generator)}
@@ -246,9 +250,10 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
             trust_remote_code=config.model.trust_remote_code,
             device=worker.device,
         )
+    view = View.configured(config.discriminator, lambda: end_of_text_ids(model.network.config))
     warm_up_discriminator(
         model,
-        windows,
+        view.read(windows),
         labels,
         labelled,
         pad_token_id=payload["pad_token_id"],

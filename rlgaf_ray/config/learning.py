@@ -53,6 +53,35 @@ def check_batches(config: Config) -> None:
         )
 
 
+def check_view(config: Config) -> None:
+    """Raise ``ValueError`` for a ``discriminator.view`` that its tokens or the generator's algorithm do not fit."""
+    view, tokens = config.discriminator.view, config.discriminator.view_tokens
+    if view == "last_tokens" and tokens is None:
+        raise ValueError("discriminator.view=last_tokens needs their number: set discriminator.view_tokens")
+    if view != "last_tokens" and tokens is not None:
+        raise ValueError(
+            f"discriminator.view_tokens={tokens} is read only with discriminator.view=last_tokens, not with "
+            f"discriminator.view={view}: leave it out"
+        )
+    if tokens is not None and tokens > config.task.response_tokens:
+        raise ValueError(
+            f"discriminator.view_tokens={tokens} is more than task.response_tokens={config.task.response_tokens}: "
+            "lower it, or set discriminator.view=response"
+        )
+    if view != "response" and config.generator.algorithm == "gumbel":
+        raise ValueError(
+            f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={view} hides a part from "
+            "the discriminator: set discriminator.view=response"
+        )
+    reinforce = config.generator.algorithm == "reinforce" and config.generator.reinforce.credit == "token"
+    if view == "last_tokens" and reinforce and config.stop_at_end_of_text:
+        raise ValueError(
+            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
+            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
+            "rollout.stop_at_end_of_text=false, with which all responses have one length"
+        )
+
+
 def check_sampling(config: Config) -> None:
     """Raise ``ValueError`` for rollouts of another distribution than the one that the learner differentiates."""
     rollout, generator = config.rollout, config.generator

@@ -14,7 +14,7 @@ from rlgaf_ray.config.combinations import check_adapters, check_engines
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection
-from rlgaf_ray.config.learning import check_batches, check_sampling, check_warmups
+from rlgaf_ray.config.learning import check_batches, check_sampling, check_view, check_warmups
 from rlgaf_ray.config.lora import LoraSettings
 from rlgaf_ray.config.reward import RewardSection
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Positive, Rate, Section
@@ -421,6 +421,7 @@ class Config(Section):
         check_adapters(self)
         check_batches(self)
         check_sampling(self)
+        check_view(self)
         check_warmups(self)
         return self
 

@@ -14,6 +14,7 @@ import torch
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
+from rlgaf_ray.data.lengths import View
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.policy import masked_average
@@ -63,7 +64,7 @@ class Learner:
         self.device = torch.device(device)
         self.group = group
         self.policy = Policy(folder, config, device=self.device, group=group, base_folder=base_folder)
-        self.unread_ids = end_of_text_ids(self.policy.model.config) if config.discriminator.match_lengths else []
+        self.view = View.configured(config.discriminator, lambda: end_of_text_ids(self.policy.model.config))
         self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
@@ -87,7 +88,7 @@ class Learner:
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
         """
         group_size = self.config.rollout.samples_per_prompt
-        batch = collate(scored, self.pad_token_id, group_size, unread_ids=self.unread_ids).to(self.device)
+        batch = collate(scored, self.pad_token_id, group_size, view=self.view).to(self.device)
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
         if self.config.reward.kind == "zero" and batch.token_scores is not None:
             batch = replace(batch, token_scores=torch.zeros_like(batch.token_scores))

@@ -114,6 +114,16 @@ def write(tmp_path: Path):
          "set discriminator.replay_share=0"),
         ("discriminator={architecture: cnn, match_lengths: true}",
          "discriminator.match_lengths is for transformers: leave it out, or set discriminator.architecture=generator"),
+        ("discriminator={architecture: cnn, view: without_end}",
+         "discriminator.view is for transformers: leave it out, or set discriminator.architecture=generator"),
+        ("discriminator.view=last_tokens",
+         "discriminator.view=last_tokens needs their number: set discriminator.view_tokens"),
+        ("discriminator={view: without_end, view_tokens: 3}",
+         "discriminator.view_tokens=3 is read only with discriminator.view=last_tokens, not with "
+         "discriminator.view=without_end: leave it out"),
+        ("discriminator={view: last_tokens, view_tokens: 29}",
+         "discriminator.view_tokens=29 is more than task.response_tokens=28: lower it, or set "
+         "discriminator.view=response"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
          "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"),
         (
