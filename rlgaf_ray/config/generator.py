@@ -20,7 +20,10 @@ from rlgaf_ray.config.section import (
 KLChoice = Literal["k1", "k2", "k3", "exact"]
 Placement = Literal["reward", "loss"]
 KLReference = Literal["sft", "base"]
-KL_REFERENCE = "base: the model before SFT on the demonstrations (warmup.sft); guard.limits.kl counts from it too"
+KL_REFERENCE = (
+    "sft: the model that training starts from; base: the model before SFT on the demonstrations (warmup.sft), from "
+    "which guard.limits.kl is then measured too"
+)
 LossAverage = Literal["token", "sequence", "sequence_sum", "constant"]
 LOSS_AVERAGE = (
     "token: mean over all tokens; sequence: mean over responses of their tokens' mean; sequence_sum: of their tokens' "
