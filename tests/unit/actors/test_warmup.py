@@ -62,7 +62,6 @@ def test_the_labelled_warm_up_reads_what_training_reads(
 ) -> None:
     build_tiny_gpt2(vocab_size=16, end_of_text_id=0, seed=0).save_pretrained(tmp_path)
     read: list[Demonstration] = []
-    monkeypatch.setattr(warmup.ray, "get", lambda value: value)
     monkeypatch.setattr(warmup, "_worker", lambda name, payload: Worker(rank=1, num_workers=2))
     monkeypatch.setattr(warmup, "warm_up_discriminator", lambda model, windows, *_, **__: read.extend(windows))
     prompt = np.array([3], np.int32)
