@@ -160,7 +160,7 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     roles = LocalRoles(
         build_engine(warmups.generator, config, max_tokens=data.task.max_tokens),
         Discriminator(warmups.discriminator, config, pad_token_id=pad),
-        Learner(warmups.generator, config, pad_token_id=pad),
+        Learner(warmups.generator, config, pad_token_id=pad, base_folder=warmups.base),
     )
     warmed = time.perf_counter() - started
     display = Watched()

@@ -25,11 +25,12 @@ from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, Generato
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.collate import demonstration_blocks
+from rlgaf_ray.data.lengths import View
 from rlgaf_ray.data.storage import StorageError, writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
-from rlgaf_ray.models.generator import build_from_scratch, load_generator
+from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps
@@ -41,9 +42,10 @@ SEED = 0  # runs of every seed share one warm-up
 
 @dataclass(frozen=True, slots=True)
 class Warmups:
-    """Two Hugging Face folders (the discriminator's has the scalar head)."""
+    """Hugging Face folders (the discriminator's has the scalar head)."""
 
-    generator: Path
+    base: Path  # the generator before SFT
+    generator: Path  # after it; the same folder where no SFT ran
     discriminator: Path
     cached: bool  # nothing had to be trained
 
@@ -78,24 +80,28 @@ def prepare_warmups(
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
         payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
+    base = generator
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     if config.task.name == "imdb":
         cut += [config.task.imdb.target, config.task.imdb.instruction]
     if config.sft.steps:
         key = content_hash([key, *data, *cut, config.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(generator), "settings": config.sft}
+        payload = {"stage": "sft", "source": str(base), "settings": config.sft}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         blocks = partial(demonstration_blocks, task.demonstrations)
         cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
 
-    network = [config.discriminator.pooling, config.discriminator.architecture]
+    settings = config.discriminator
+    network: list[str] = [settings.pooling, settings.architecture]
+    if settings.match_lengths or settings.view != "response":
+        network += [str(settings.match_lengths), settings.view, str(settings.view_tokens)]
     key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
     discriminator = cache / "warmups" / f"discriminator-{key[:16]}"
     payload = {"stage": "discriminator", "source": str(generator)}
     windows = task.discriminator_warmup
     cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report, run)
-    return Warmups(generator, discriminator, cached)
+    return Warmups(base, generator, discriminator, cached)
 
 
 def _made(
@@ -244,9 +250,10 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
             trust_remote_code=config.model.trust_remote_code,
             device=worker.device,
         )
+    view = View.configured(config.discriminator, lambda: end_of_text_ids(model.network.config))
     warm_up_discriminator(
         model,
-        windows,
+        view.read(windows),
         labels,
         labelled,
         pad_token_id=payload["pad_token_id"],
