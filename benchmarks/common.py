@@ -42,6 +42,7 @@ class Bench:
             placement,
             max_tokens=self.data.task.max_tokens,
             pad_token_id=tokenizer.pad_token_id,
+            base_folder=self.warmups.base,
         )
 
     def loop(self, roles: Roles, name: str) -> AdversarialLoop:

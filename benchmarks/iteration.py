@@ -36,7 +36,7 @@ class Bare:
         self.roles = LocalRoles(
             build_engine(setup.warmups.generator, setup.config, max_tokens=setup.data.task.max_tokens, threads=threads),
             Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
-            Learner(setup.warmups.generator, setup.config, pad_token_id=pad),
+            Learner(setup.warmups.generator, setup.config, pad_token_id=pad, base_folder=setup.warmups.base),
         )
         self.loop = setup.loop(self.roles, "bare")
 

@@ -385,6 +385,7 @@ def adversarial_loop(
             placement,
             max_tokens=data.task.max_tokens,
             pad_token_id=data.tokenizer.pad_token_id,
+            base_folder=warmups.base,
             group=group,
             recoveries=recoveries,
         )

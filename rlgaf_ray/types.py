@@ -128,6 +128,7 @@ class TrainBatch:
     token_scores: torch.Tensor | None = None  # float32 [B, T], zero outside the response; its sum over time is scores
     action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in the reward's unit
     num_read: torch.Tensor | None = None  # int64 [B], response tokens that the discriminator scored; default: all
+    token_rewards: torch.Tensor | None = None  # float32 [B, T], zero outside the response: beside those from scores
 
     def to(self, device: torch.device) -> TrainBatch:
         return TrainBatch(
@@ -138,6 +139,7 @@ class TrainBatch:
             None if self.token_scores is None else self.token_scores.to(device),
             None if self.action_values is None else self.action_values.to(device),
             None if self.num_read is None else self.num_read.to(device),
+            None if self.token_rewards is None else self.token_rewards.to(device),
         )
 
 

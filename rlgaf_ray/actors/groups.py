@@ -69,10 +69,17 @@ class LearnerWorker(Learner):
     """
 
     def __init__(
-        self, folder: str, config: Config, *, pad_token_id: int, device: str, member: Member | None = None
+        self,
+        folder: str,
+        config: Config,
+        *,
+        pad_token_id: int,
+        device: str,
+        member: Member | None = None,
+        base_folder: str | None = None,
     ) -> None:
         group = ALONE if member is None else member.join(config, device)
-        super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group)
+        super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group, base_folder=base_folder)
 
     def site(self) -> Site:
         return current_site(self.device.type)

@@ -63,10 +63,13 @@ class RayRoles:
         *,
         max_tokens: int,
         pad_token_id: int,
+        base_folder: Path | None = None,
         group: PlacementGroup | None = None,
         recoveries: Recoveries | None = None,
     ) -> None:
-        """``group``: one that is there already, a bundle an actor, and stays; by default one is reserved.
+        """``base_folder``: the generator before SFT, for configs with an SFT stage.
+
+        ``group``: one that is there already, a bundle an actor, and stays; by default one is reserved.
 
         ``recoveries`` counts the workers that are replaced; by default nobody is told of them.
         """
@@ -109,7 +112,7 @@ class RayRoles:
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [new_worker(index) for index in range(len(placement.rollout_bundles))]
 
-        def ranks(actor: Any, bundles: Sequence[int], folder: Path) -> list[Any]:
+        def ranks(actor: Any, bundles: Sequence[int], folder: Path, **more: str) -> list[Any]:
             meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
             self.meetings.append(meeting)
             threads = max(1, placement.threads // len(bundles)) if self.shared_cores else placement.threads
@@ -120,13 +123,15 @@ class RayRoles:
                     pad_token_id=pad_token_id,
                     device=placement.device,
                     member=None if meeting is None else meeting.member(rank),
+                    **more,
                 )
                 for rank, bundle in enumerate(bundles)
             ]
 
         self.meetings: list[MeetingPoint | None] = []  # they end with this object
         self.discriminators = ranks(DiscriminatorActor, placement.discriminator_bundles, discriminator_folder)
-        self.learners = ranks(LearnerActor, placement.learner_bundles, generator_folder)
+        before_sft = {} if base_folder is None else {"base_folder": str(base_folder)}
+        self.learners = ranks(LearnerActor, placement.learner_bundles, generator_folder, **before_sft)
         names: dict[Any, str] = {}
         for name, actors in (("the learner", self.learners), ("the discriminator", self.discriminators)):
             for rank, actor in enumerate(actors):

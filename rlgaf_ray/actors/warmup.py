@@ -25,11 +25,12 @@ from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, Generato
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.collate import demonstration_blocks
+from rlgaf_ray.data.lengths import View
 from rlgaf_ray.data.storage import StorageError, writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
-from rlgaf_ray.models.generator import build_from_scratch, load_generator
+from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps
@@ -41,20 +42,33 @@ SEED = 0  # runs of every seed share one warm-up
 
 @dataclass(frozen=True, slots=True)
 class Warmups:
-    """Two Hugging Face folders (the discriminator's has the scalar head)."""
+    """Hugging Face folders (the discriminator's has the scalar head)."""
 
-    generator: Path
+    base: Path  # the generator before SFT
+    generator: Path  # after it; the same folder where no SFT ran
     discriminator: Path
     cached: bool  # nothing had to be trained
 
 
 Report = Callable[[str, Progress], None]
+Train = Callable[[dict[str, Any]], None]
+Run = Callable[[Train, dict[str, Any], Any, Path, Report], None]
 
 
 def prepare_warmups(
-    config: Config, task: Task, tokenizer: PreTrainedTokenizerBase, cache: Path, report: Report
+    config: Config,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path,
+    report: Report,
+    *,
+    with_ray: bool = True,
 ) -> Warmups:
-    """Return the warmed-up models, training what the cache does not hold. ``report`` gets ('generator', progress)."""
+    """Return the warmed-up models, training what the cache does not hold. ``report`` gets ('generator', progress).
+
+    Without Ray they are trained in this process, on CPU, to the same numbers as by one worker of Ray Train.
+    """
+    run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
     data = [str(FORMAT), *_shape(config), task.checksum, tokenizer.backend_tokenizer.to_str(), source]
@@ -65,42 +79,57 @@ def prepare_warmups(
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
         payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
-        cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report)
+        cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
+    base = generator
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     if config.task.name == "imdb":
         cut += [config.task.imdb.target, config.task.imdb.instruction]
     if config.sft.steps:
         key = content_hash([key, *data, *cut, config.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(generator), "settings": config.sft}
+        payload = {"stage": "sft", "source": str(base), "settings": config.sft}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         blocks = partial(demonstration_blocks, task.demonstrations)
-        cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report)
+        cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
 
-    network = [config.discriminator.pooling, config.discriminator.architecture]
+    settings = config.discriminator
+    network: list[str] = [settings.pooling, settings.architecture]
+    if settings.match_lengths or settings.view != "response":
+        network += [str(settings.match_lengths), settings.view, str(settings.view_tokens)]
     key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
     discriminator = cache / "warmups" / f"discriminator-{key[:16]}"
     payload = {"stage": "discriminator", "source": str(generator)}
     windows = task.discriminator_warmup
-    cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report)
-    return Warmups(generator, discriminator, cached)
+    cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report, run)
+    return Warmups(base, generator, discriminator, cached)
 
 
 def _made(
     target: Path,
-    train: Callable[[dict[str, Any]], None],
+    train: Train,
     data: Callable[[], Any],
     payload: dict[str, Any],
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     report: Report,
+    run: Run,
 ) -> bool:
     """Whether ``target`` was in the cache; it is trained on ``data()`` where it was not."""
     if target.is_dir():
         return True
     with made_once(target):
         if not target.is_dir():
-            _run(train, payload | {"data": ray.put(data())}, target, config, tokenizer, report)
+            unfinished = target.with_name(target.name + ".partial")
+            with writing(target):
+                unfinished.mkdir(parents=True, exist_ok=True)
+            payload |= {"config": config, "folder": str(unfinished), "pad_token_id": tokenizer.pad_token_id}
+            payload["vocabulary"] = (len(tokenizer), tokenizer.eos_token_id)
+            run(train, payload, data(), target, report)
+            result = unfinished / "result"
+            with writing(target):
+                tokenizer.save_pretrained(result)
+                result.rename(target)
+                shutil.rmtree(unfinished)
     return False
 
 
@@ -119,25 +148,15 @@ def _shape(config: Config) -> list[str]:
     return [str(task.prompt_tokens), str(task.response_tokens), settings.warmup_loss]
 
 
-def _run(
-    train: Callable[[dict[str, Any]], None],
-    payload: dict[str, Any],
-    target: Path,
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    report: Report,
-) -> None:
-    """Run one warm-up to its end; ``target`` appears when it is complete.
+def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
+    """One warm-up under Ray Train.
 
     Raises ``StorageError`` where it cannot be written, ``ActorFailure`` where a worker in another process failed.
     """
+    config: Config = payload["config"]
     gpus = config.cluster.gpus_per_actor > 0
     in_process = config.warmup.num_workers == 1 and not gpus
-    unfinished = target.with_name(target.name + ".partial")
-    with writing(target):
-        unfinished.mkdir(parents=True, exist_ok=True)
-    payload |= {"config": config, "folder": str(unfinished), "pad_token_id": tokenizer.pad_token_id}
-    payload["vocabulary"] = (len(tokenizer), tokenizer.eos_token_id)
+    payload = payload | {"data": ray.put(data)}
     if in_process:  # a callback cannot follow a worker into another process: there, rank 0 prints
         payload["report"] = report
     trainer = TorchTrainer(
@@ -158,11 +177,11 @@ def _run(
         raise told or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
     if in_process:
         release_freed_memory()
-    result = unfinished / "result"
-    with writing(target):
-        tokenizer.save_pretrained(result)
-        result.rename(target)
-        shutil.rmtree(unfinished)
+
+
+def _run_here(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
+    """One warm-up in this process, without Ray."""
+    train(payload | {"data": data, "report": report})
 
 
 def _generator_worker(payload: dict[str, Any]) -> None:
@@ -170,7 +189,7 @@ def _generator_worker(payload: dict[str, Any]) -> None:
     config: Config = payload["config"]
     settings: GeneratorWarmup | SftWarmup = payload["settings"]
     worker = _worker(payload["stage"], payload)
-    blocks, precision = ray.get(payload["data"]), config.learner.precision
+    blocks, precision = _data(payload), config.learner.precision
     make_model = partial(_generator, payload, worker.device)
     seed = SEED
     if isinstance(settings, SftWarmup):
@@ -215,7 +234,7 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
     if labelled.type == "rollouts":
         labelled = labelled.model_copy(update={"steps": 0})
     worker = _worker(payload["stage"], payload)
-    windows, labels = ray.get(payload["data"])
+    windows, labels = _data(payload)
     model: ScalarModel | CnnDiscriminator
     if config.discriminator.architecture == "cnn":
         vocab_size, _ = payload["vocabulary"]
@@ -231,9 +250,10 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
             trust_remote_code=config.model.trust_remote_code,
             device=worker.device,
         )
+    view = View.configured(config.discriminator, lambda: end_of_text_ids(model.network.config))
     warm_up_discriminator(
         model,
-        windows,
+        view.read(windows),
         labels,
         labelled,
         pad_token_id=payload["pad_token_id"],
@@ -247,11 +267,19 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
             model.export(Path(payload["folder"]) / "result")
 
 
+def _data(payload: dict[str, Any]) -> Any:
+    data = payload["data"]
+    return ray.get(data) if isinstance(data, ray.ObjectRef) else data
+
+
 def _worker(name: str, payload: dict[str, Any]) -> Worker:
     """This process's place among Ray Train's workers. Checkpoints stand beside the result: a retry finds them."""
     keep_freed_memory()
-    context = ray.train.get_context()
-    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    rank, num_workers, device = 0, 1, torch.device("cpu")
+    if isinstance(payload["data"], ray.ObjectRef):
+        context = ray.train.get_context()
+        rank, num_workers = context.get_world_rank(), context.get_world_size()
+        device = torch.device(ray.train.torch.get_device())
     saved = Path(payload["folder"]) / "checkpoint"
 
     def report(progress: Progress) -> None:
@@ -277,7 +305,7 @@ def _worker(name: str, payload: dict[str, Any]) -> Worker:
     return Worker(
         rank=rank,
         num_workers=num_workers,
-        device=torch.device(ray.train.torch.get_device()),
+        device=device,
         wrap=ray.train.torch.prepare_model if several else lambda module: module,
         report=report,
         checkpoint=checkpoint,

@@ -21,7 +21,15 @@ Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
 # Keys of the discriminator that SeqGAN's CNN does not have.
-ONLY_TRANSFORMERS = ("instance_noise", "gradient_penalty", "head_dropout", "dropout", "frozen_layers", "match_lengths")
+ONLY_TRANSFORMERS = (
+    "instance_noise",
+    "gradient_penalty",
+    "head_dropout",
+    "dropout",
+    "frozen_layers",
+    "match_lengths",
+    "view",
+)
 
 
 class UpdateRatioSection(Section):
@@ -133,6 +141,13 @@ class DiscriminatorSection(Section):
     match_lengths: bool = Field(
         False, description="responses of an update are cut to one distribution of lengths, and read without their end"
     )
+
+    view: Literal["response", "without_end", "last_tokens"] = Field(
+        "response",
+        description="what it reads of a response, in training and in scoring: all; all but its end of text; its last "
+        "view_tokens tokens. The prompt is read in any case",
+    )
+    view_tokens: Positive | None = Field(None, description="of view=last_tokens, which needs it")
 
     @model_validator(mode="after")
     def _schedule_has_an_end(self) -> DiscriminatorSection:

@@ -1,4 +1,4 @@
-"""The generator's update: the algorithms, their distance to the SFT model, the optimiser."""
+"""The generator's update: the algorithms, their distance to a frozen reference, the optimiser."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from rlgaf_ray.config.section import (
 
 KLChoice = Literal["k1", "k2", "k3", "exact"]
 Placement = Literal["reward", "loss"]
+KLReference = Literal["sft", "base"]
+KL_REFERENCE = (
+    "sft: the model that training starts from; base: the model before SFT on the demonstrations (warmup.sft), from "
+    "which guard.limits.kl is then measured too"
+)
 LossAverage = Literal["token", "sequence", "sequence_sum", "constant"]
 LOSS_AVERAGE = (
     "token: mean over all tokens; sequence: mean over responses of their tokens' mean; sequence_sum: of their tokens' "
@@ -27,8 +32,9 @@ LOSS_AVERAGE = (
 
 
 class KLSettings(Section):
-    """Distance to the frozen SFT model, log pi(a) - log pi_ref(a) at the sampled tokens."""
+    """Distance to the frozen reference, log pi(a) - log pi_ref(a) at the sampled tokens."""
 
+    reference: KLReference = Field("sft", description=KL_REFERENCE)
     coefficient: NonNegativeRate = 0.05
     estimator: KLChoice = Field(
         "k1", description="from the sampled tokens; exact: over the whole vocabulary, without noise, as a loss only"
@@ -207,8 +213,9 @@ class PPOSettings(Section):
 
 
 class GumbelKLSettings(Section):
-    """KL(policy, SFT model) over the whole vocabulary at every response position: a term of the loss."""
+    """KL(policy, reference) over the whole vocabulary at every response position: a term of the loss."""
 
+    reference: KLReference = Field("sft", description=KL_REFERENCE)
     coefficient: NonNegativeRate = Field(
         0.7,
         description="the discriminator's own gradient is strong: at 0.05 perplexity rose eightfold in 20 iterations",
@@ -270,3 +277,16 @@ class GeneratorSection(Section):
         """The demonstrations are learned directly as well, not only through the discriminator."""
         settings = {"reinforce": self.reinforce, "seqgan": self.seqgan}.get(self.algorithm)
         return settings is not None and settings.demonstration_coefficient > 0
+
+    @property
+    def kl(self) -> KLSettings | GumbelKLSettings:
+        """That of the algorithm in use."""
+        match self.algorithm:
+            case "reinforce":
+                return self.reinforce.kl
+            case "seqgan":
+                return self.seqgan.kl
+            case "ppo":
+                return self.ppo.kl
+            case "gumbel":
+                return self.gumbel.kl

@@ -1,4 +1,4 @@
-"""Checks across sections of everything an update learns from: batch and group sizes, sampling, warm-ups."""
+"""What an update learns from, across sections: the models it needs, batch and group sizes, sampling, warm-ups."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ if TYPE_CHECKING:
     from rlgaf_ray.config.schema import Config
 
 MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could turn negative
+
+
+def needs_base_model(config: Config) -> bool:
+    """Whether the learner holds the model before SFT beside the SFT model. Without an SFT stage the two are one."""
+    used = config.generator.kl.reference == "base" or config.reward.base_logprob > 0
+    return used and bool(config.sft.steps)
 
 
 def check_batches(config: Config) -> None:
@@ -44,6 +50,35 @@ def check_batches(config: Config) -> None:
         raise ValueError(
             f"{name}.kl.horizon={kl.horizon} must be above rollout.batch_size / {MAX_SAMPLES_PER_HORIZON} = "
             f"{rollout.batch_size / MAX_SAMPLES_PER_HORIZON:g}: the adaptive coefficient could turn negative"
+        )
+
+
+def check_view(config: Config) -> None:
+    """Raise ``ValueError`` for a ``discriminator.view`` that its tokens or the generator's algorithm do not fit."""
+    view, tokens = config.discriminator.view, config.discriminator.view_tokens
+    if view == "last_tokens" and tokens is None:
+        raise ValueError("discriminator.view=last_tokens needs their number: set discriminator.view_tokens")
+    if view != "last_tokens" and tokens is not None:
+        raise ValueError(
+            f"discriminator.view_tokens={tokens} is read only with discriminator.view=last_tokens, not with "
+            f"discriminator.view={view}: leave it out"
+        )
+    if tokens is not None and tokens > config.task.response_tokens:
+        raise ValueError(
+            f"discriminator.view_tokens={tokens} is more than task.response_tokens={config.task.response_tokens}: "
+            "lower it, or set discriminator.view=response"
+        )
+    if view != "response" and config.generator.algorithm == "gumbel":
+        raise ValueError(
+            f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={view} hides a part from "
+            "the discriminator: set discriminator.view=response"
+        )
+    reinforce = config.generator.algorithm == "reinforce" and config.generator.reinforce.credit == "token"
+    if view == "last_tokens" and reinforce and config.stop_at_end_of_text:
+        raise ValueError(
+            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
+            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
+            "rollout.stop_at_end_of_text=false, with which all responses have one length"
         )
 
 

@@ -14,8 +14,9 @@ from rlgaf_ray.config.combinations import check_adapters, check_engines
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection
-from rlgaf_ray.config.learning import check_batches, check_sampling, check_warmups
+from rlgaf_ray.config.learning import check_batches, check_sampling, check_view, check_warmups
 from rlgaf_ray.config.lora import LoraSettings
+from rlgaf_ray.config.reward import RewardSection
 from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Positive, Rate, Section
 from rlgaf_ray.config.sweep import SweepSection
 from rlgaf_ray.config.task import TaskSection
@@ -198,14 +199,6 @@ class RolloutSection(Section):
         return self.batch_size // self.samples_per_prompt
 
 
-class RewardSection(Section):
-    kind: Literal["logit", "probability_centered", "log_probability", "zero"] = Field(
-        "logit", description="zero: the control, which learns from everything but the discriminator"
-    )
-    whiten: bool = Field(False, description="to mean 0 and deviation 1 by running statistics over iterations")
-    clip: Rate | None = Field(None, description="to plus and minus this, after whitening where that is on; null: off")
-
-
 class FsdpSection(Section):
     """Of ``learner.strategy=fsdp``."""
 
@@ -356,6 +349,7 @@ class Config(Section):
             unused = {
                 "reward.whiten": self.reward.whiten,
                 "reward.clip": self.reward.clip is not None,
+                "reward.base_logprob": self.reward.base_logprob > 0,
                 "generator.entropy_bonus": self.generator.entropy_bonus > 0,
             }
             for key in (key for key, used in unused.items() if used):
@@ -427,6 +421,7 @@ class Config(Section):
         check_adapters(self)
         check_batches(self)
         check_sampling(self)
+        check_view(self)
         check_warmups(self)
         return self
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from rlgaf_ray.data.lengths import without_end
+from rlgaf_ray.data.lengths import WHOLE, View
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
 
 
@@ -29,12 +29,10 @@ def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: in
     )
 
 
-def collate(
-    scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int, *, unread_ids: Collection[int] = ()
-) -> TrainBatch:
+def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int, *, view: View = WHOLE) -> TrainBatch:
     """One training batch of scored rollouts, samples of one prompt adjacent: [B, T], B a multiple of group_size.
 
-    ``unread_ids``: end-of-text tokens that the discriminator does not read (``discriminator.match_lengths``).
+    ``view``: what the discriminator read of each response.
     """
     rollouts = [item.rollout for item in scored]
     prompt_ids = np.array([rollout.prompt_id for rollout in rollouts])
@@ -63,7 +61,7 @@ def collate(
         group_size=group_size,
         token_scores=where_given("token_scores"),
         action_values=where_given("action_values"),
-        num_read=torch.tensor([len(without_end(rollout, unread_ids).response_ids) for rollout in rollouts]),
+        num_read=torch.tensor([len(item.response_ids) for item in view.read(rollouts)]),
     )
 
 

@@ -53,7 +53,7 @@ class Evaluator:
         demonstrations: Sequence[np.ndarray],
         encode: Encode | None = None,
     ) -> None:
-        self._measure = measure
+        self.measure = measure
         self._real_texts = list(real_texts)
         self._copying = Copying(demonstrations)
         self._encode = encode
@@ -78,7 +78,7 @@ class Evaluator:
         """
         assert len(response_ids) == len(texts) == len(self._real_texts), "one sample per evaluation prompt"
         metrics: Metrics = {
-            **self._measure(texts),
+            **self.measure(texts),
             **self._surface(response_ids, texts),
             **self._real,
             **self._distances(texts),
@@ -88,7 +88,7 @@ class Evaluator:
         if not self._baseline:
             self._baseline = {name: metrics[name] for name in sorted(self._names)}
         sft = self._baseline
-        metrics |= self._measure.compared(metrics, sft)
+        metrics |= self.measure.compared(metrics, sft)
         metrics["eval/perplexity_real"] = math.exp(sft["eval/real_nll"])
         metrics["eval/perplexity_ratio"] = metrics["eval/perplexity"] / sft["eval/perplexity"]
         # A baseline without a single 2-gram has nothing to lose: any generator keeps all of it.
@@ -99,7 +99,7 @@ class Evaluator:
 
     def quick(self, texts: Sequence[str]) -> Metrics:
         """Cheap measures of samples for the first prompts, all named ``quick/``; they choose nothing."""
-        measured = self._measure.quick(texts)
+        measured = self.measure.quick(texts)
         auc = two_sample_texts(self._real_texts[: len(texts)], texts).auc
         return {f"quick/{name}": value for name, value in measured.items()} | {"quick/two_sample_auc": auc}
 

@@ -55,13 +55,13 @@ class SentimentMeasure:
         self._judge = judge
         self._embedding_judge = embedding_judge
         self._wanted = wanted
-        self._real_verdicts = self._verdicts(real_texts)
+        self._real_verdicts = self.verdicts(real_texts)
         self._real = {
             name.replace("_share", "_share_real"): value for name, value in _shares(self._real_verdicts).items()
         }
 
     def __call__(self, texts: Sequence[str]) -> Metrics:
-        verdicts = self._verdicts(texts)
+        verdicts = self.verdicts(texts)
         shares = _shares(verdicts)
         gaps = [abs(shares[f"eval/{name}_share"] - self._real[f"eval/{name}_share_real"]) for name in verdicts]
         metrics = {
@@ -94,7 +94,7 @@ class SentimentMeasure:
             "eval/gap_closed": gap_closed(share, sft["eval/judge_share"], real),
         }
 
-    def _verdicts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def verdicts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """For each judge of the panel, whether it finds the wanted sentiment: bool [N]."""
         verdicts = {
             "judge": self._judged(self._judge, texts),

@@ -56,6 +56,24 @@ def entropy_rewards(
     return -coefficient * logprobs.detach().masked_fill(~response_mask, 0.0)
 
 
+def base_logprob_rewards(
+    base_logprobs: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"], *, coefficient: float
+) -> Float[Tensor, "batch time"]:
+    """What the base model already knows, as a reward of each sampled token.
+
+    r_t = coefficient * log p_base(y_t | x, y_<t)
+
+    The base model knows what is legal and grammatical, and a discriminator may be blind to it: it learns what tells
+    rollouts from demonstrations, and mistakes that no rollout makes yet are none of that. With ``entropy_rewards`` of
+    the same coefficient the two add up to -coefficient * KL(policy || base). Alone, it favours likely and short
+    responses.
+
+    ``base_logprobs`` are of the distribution that was sampled from (its temperature and masked tokens), float [B, T],
+    in nats. Shapes: [B, T] -> [B, T], zero outside the mask, in the reward's unit.
+    """
+    return coefficient * base_logprobs.masked_fill(~response_mask, 0.0)
+
+
 def at_the_end(
     values: Float[Tensor, " batch"], response_mask: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, "batch time"]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node, pack
+from rlgaf_ray.config.learning import needs_base_model
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.plan.memory import (
     Memory,
@@ -146,7 +147,7 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
     averages = (settings.average_decay > 0) + (
         settings.algorithm == "seqgan" and settings.seqgan.rollout_policy_rate > 0
     )
-    others = float(shape.parameters * (1 + averages))
+    others = float(shape.parameters * (1 + needs_base_model(config) + averages))
     policy = trained(shape.parameters, shards=shards)
     critic = Memory()
     match settings.algorithm:

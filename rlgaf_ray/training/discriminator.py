@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
-from rlgaf_ray.data.lengths import Response, match_lengths, without_end
+from rlgaf_ray.data.lengths import Response, View, match_lengths
 from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import add_adapters, has_adapters, load_adapters, save_adapters
@@ -109,7 +109,7 @@ class Discriminator:
         )
         self.version = 0
         self.num_updates = max(1, math.ceil(config.run.iterations * self.settings.updates_per_generator_update))
-        self.end_of_text_ids = end_of_text_ids(self.model.network.config) if self.settings.match_lengths else []
+        self.view = View.configured(self.settings, lambda: end_of_text_ids(self.model.network.config))
         self.replay: ReplayBuffer | None = None
         if self.settings.replay_share > 0:
             self.replay = ReplayBuffer(
@@ -145,8 +145,8 @@ class Discriminator:
 
         One array travels between processes, and the items, which the caller has, do not.
         """
-        read = self._as_learned(items)
-        # An end of text that was not read adds nothing.
+        read = self.view.read(items)
+        # A token that was not read adds nothing.
         whole = [np.zeros(len(item.response_ids), np.float32) for item in items]
         for rows in self.batching.without_gradients.plan([num_tokens(item) for item in read]):
             sequences = self.collate([read[row] for row in rows or [0]])
@@ -154,16 +154,9 @@ class Discriminator:
                 parts = self.model.token_logits(sequences).float().cpu().numpy()
             masks = sequences.response_mask.cpu().numpy()
             for row, part, mask in zip(rows, parts, masks, strict=bool(rows)):
-                values = part[mask]
-                whole[row][: len(values)] = values
+                whole[row][self.view.span(items[row])] = part[mask]
         scores = torch.from_numpy(np.concatenate(whole))
         return self.group.sum(scores.to(self.device)).cpu().numpy(), self.version
-
-    def _as_learned(self, items: Sequence[Response]) -> Sequence[Response]:
-        """With matched lengths it has never learned what an end of text means, and does not read it."""
-        if not self.settings.match_lengths:
-            return items
-        return [without_end(item, self.end_of_text_ids) for item in items]
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
@@ -183,8 +176,10 @@ class Discriminator:
         if self.settings.labels == "shuffled":
             paired, generator = self.settings.loss in PAIRED, update_generator(self.seed, self.version, stream=1)
             kinds = shuffled(*kinds, paired=paired, generator=generator)
-        if self.settings.match_lengths:
-            kinds = match_lengths(*kinds, end_of_text_ids=self.end_of_text_ids)
+        if not self.settings.match_lengths:
+            kinds = tuple(self.view.read(kind) for kind in kinds)
+        else:
+            kinds = match_lengths(*kinds, view=self.view)
             more["response_tokens"] = sum(len(item.response_ids) for item in kinds[1]) / len(fake)
         self.model.train()  # which leaves dropout below the head off
         with (

@@ -169,7 +169,7 @@ class GumbelSoftmax:
     def policy_logits(self, policy: Policy, rows: AlignedBatch, *, reference: bool = False) -> Tensor:
         with autocast(policy.dtype, policy.device):
             return response_logits(
-                policy.reference if reference else policy.model,
+                policy.kl_reference if reference else policy.model,
                 rows,
                 temperature=self.config.rollout.temperature,
                 masked_token_ids=policy.masked_token_ids,

@@ -14,9 +14,11 @@ import torch
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
+from rlgaf_ray.data.lengths import View
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
-from rlgaf_ray.objectives.rewards import discriminator_reward
+from rlgaf_ray.objectives.policy import masked_average
+from rlgaf_ray.objectives.rewards import base_logprob_rewards, discriminator_reward
 from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
@@ -32,6 +34,7 @@ from rlgaf_ray.types import (
     ScoredRollout,
     SequenceBatch,
     TextBlocks,
+    TrainBatch,
     WeightUpdate,
 )
 from rlgaf_ray.weights.state import split_state, to_arrays
@@ -46,14 +49,22 @@ class Learner:
     """
 
     def __init__(
-        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
+        self,
+        folder: str | Path,
+        config: Config,
+        *,
+        pad_token_id: int,
+        device: str = "cpu",
+        group: Group = ALONE,
+        base_folder: str | Path | None = None,
     ) -> None:
+        """``folder``: the SFT model. ``base_folder``: the model before SFT, for configs with an SFT stage."""
         self.config = config
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.group = group
-        self.policy = Policy(folder, config, device=self.device, group=group)
-        self.unread_ids = end_of_text_ids(self.policy.model.config) if config.discriminator.match_lengths else []
+        self.policy = Policy(folder, config, device=self.device, group=group, base_folder=base_folder)
+        self.view = View.configured(config.discriminator, lambda: end_of_text_ids(self.policy.model.config))
         self.rewards = RewardShaping(config.reward)
         self.algorithm: Reinforce | PPO | GumbelSoftmax
         match config.generator.algorithm:
@@ -77,7 +88,7 @@ class Learner:
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
         """
         group_size = self.config.rollout.samples_per_prompt
-        batch = collate(scored, self.pad_token_id, group_size, unread_ids=self.unread_ids).to(self.device)
+        batch = collate(scored, self.pad_token_id, group_size, view=self.view).to(self.device)
         rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
         if self.config.reward.kind == "zero" and batch.token_scores is not None:
             batch = replace(batch, token_scores=torch.zeros_like(batch.token_scores))
@@ -85,7 +96,8 @@ class Learner:
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}
         rewards, batch, more = self.rewards(rewards, batch)
-        shared |= more
+        batch, of_base = self._with_base_logprobs(batch)
+        shared |= more | of_base
         text = None if pretraining is None else self._whole_text(pretraining)
         match self.algorithm:
             case Reinforce():
@@ -104,6 +116,15 @@ class Learner:
             | {"generator/non_finite": float(not finite)}
             | {f"generator/{name}": value for name, value in metrics.items()}
         )
+
+    def _with_base_logprobs(self, batch: TrainBatch) -> tuple[TrainBatch, Metrics]:
+        """The batch with ``reward.base_logprob`` as a reward of each token, where it is set."""
+        coefficient, mask = self.config.reward.base_logprob, batch.sequences.response_mask
+        if coefficient == 0:
+            return batch, {}
+        logprobs = self.policy.frozen_logprobs(batch.sequences, self.policy.base)
+        batch = replace(batch, token_rewards=base_logprob_rewards(logprobs, mask, coefficient=coefficient))
+        return batch, {"reward/base_logprob": float(masked_average(logprobs, mask, average="token"))}
 
     def _whole_text(self, blocks: TextBlocks) -> SequenceBatch:
         tokens = torch.from_numpy(blocks.token_ids).long()

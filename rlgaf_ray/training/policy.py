@@ -1,4 +1,4 @@
-"""The policy: the trained network, its frozen reference, and what every algorithm does with them."""
+"""The policy: the trained network, its frozen references, and what every algorithm does with them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlgaf_ray.config.generator import GumbelKLSettings, KLSettings
+from rlgaf_ray.config.learning import needs_base_model
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.models.generator import (
@@ -34,9 +35,22 @@ from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, Sequ
 
 
 class Policy:
-    """The trained network, its frozen start, and what every algorithm does with them."""
+    """The trained network, its frozen references, and what every algorithm does with them.
 
-    def __init__(self, folder: str | Path, config: Config, *, device: torch.device, group: Group = ALONE) -> None:
+    ``reference`` is the SFT model, from which training starts, and ``base`` the model before SFT where the config needs
+    it, else the SFT model again. ``kl_reference`` is the one of them that ``kl.reference`` names.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Config,
+        *,
+        device: torch.device,
+        group: Group = ALONE,
+        base_folder: str | Path | None = None,
+    ) -> None:
+        """``base_folder``: the model before SFT, loaded only if the config needs it; by default there was no SFT."""
         self.config = config
         self.device = device
         self.group = group
@@ -49,6 +63,11 @@ class Policy:
         add_adapters(self.model, config.model.lora, seed=config.run.seed)
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
         self.reference = frozen_start(self.model, lambda: self.load(folder))
+        self.base = self.reference
+        if needs_base_model(config):
+            assert base_folder is not None, "an SFT stage ran, and nobody said what it began with"
+            self.base = self.load(base_folder)
+        self.kl_reference = self.base if config.generator.kl.reference == "base" else self.reference
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.generator.learning_rate,
@@ -118,7 +137,7 @@ class Policy:
         return self.group.sum(result)
 
     def logprobs_and_exact_kl(self, sequences: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probs of the policy and of the reference, and KL(policy || reference) over the whole vocabulary.
+        """Log-probs of the policy and of ``kl_reference``, and KL(policy || reference) over the whole vocabulary.
 
         Each float32 [B, T], zero outside the response; the reference's part has no gradient. Memory: about five
         tensors of response tokens x vocabulary, float32; ``learner.micro_batch_size`` bounds it, or
@@ -128,7 +147,7 @@ class Policy:
             with autocast(self.dtype, self.device):
                 return chunked_policy_logprobs_and_kl(
                     self.model,
-                    self.reference,
+                    self.kl_reference,
                     sequences,
                     temperature=self.config.rollout.temperature,
                     masked_token_ids=self.masked_token_ids,
@@ -136,7 +155,7 @@ class Policy:
                 )
         distributions = self.distributions(sequences)
         with torch.no_grad():
-            anchors = self.distributions(sequences, self.reference)
+            anchors = self.distributions(sequences, self.kl_reference)
         logprobs, reference = (
             sampled_logprobs(each, sequences, masked_token_ids=self.masked_token_ids)
             for each in (distributions, anchors)

@@ -83,7 +83,7 @@ class PPO:
     ) -> Metrics:
         settings, mask = self.settings, batch.sequences.response_mask
         old_logprobs = policy.frozen_logprobs(batch.sequences, policy.model)
-        reference = policy.frozen_logprobs(batch.sequences, policy.reference)
+        reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
         old_values = policy.frozen_pass(batch.sequences, lambda part: self.values(policy, part))
         if settings.whiten_rewards:
             self.statistics.update(sequence_rewards)
@@ -93,6 +93,8 @@ class PPO:
         rewards = at_the_end(sequence_rewards, mask) - self.kl.coefficient * distance * mask
         if policy.entropy_bonus > 0:
             rewards = rewards + entropy_rewards(old_logprobs, mask, coefficient=policy.entropy_bonus)
+        if batch.token_rewards is not None:
+            rewards = rewards + batch.token_rewards
         advantages, returns = generalized_advantage_estimate(
             rewards, old_values, mask, discount=settings.discount, gae_lambda=settings.gae_lambda
         )

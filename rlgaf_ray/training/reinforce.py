@@ -56,7 +56,7 @@ class Reinforce:
         old = policy.frozen_logprobs(batch.sequences, policy.model) if several else None
         reference = None
         if several or estimator != "exact":
-            reference = policy.frozen_logprobs(batch.sequences, policy.reference)
+            reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
         penalties = torch.zeros_like(batch.behaviour_logprobs)
         if settings.kl.placement == "reward":
             assert reference is not None and estimator != "exact", "the exact KL is a term of the loss"
@@ -65,6 +65,8 @@ class Reinforce:
             penalties = self.kl.coefficient * mask * distance
         if policy.entropy_bonus > 0:
             penalties = penalties - entropy_rewards(batch.behaviour_logprobs, mask, coefficient=policy.entropy_bonus)
+        if batch.token_rewards is not None:
+            penalties = penalties - batch.token_rewards
         advantages = self.advantages(batch, sequence_rewards, penalties)
 
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0

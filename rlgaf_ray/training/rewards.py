@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rlgaf_ray.config.schema import RewardSection
+from rlgaf_ray.config.reward import RewardSection
 from rlgaf_ray.objectives.advantages import RunningStatistics
 from rlgaf_ray.types import Metrics, TrainBatch
 

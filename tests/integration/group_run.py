@@ -104,8 +104,11 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
     """The weights before and after the job's updates, whole, and its losses."""
     config = load_config(None, [*SMALL, *job.overrides, *(UNIT_RATES if job.exact else [])])
     with in_float64() if job.exact else nullcontext():
-        kind = Learner if job.role == "learner" else Discriminator
-        role = kind(folder / "model", config, pad_token_id=0, group=group)
+        role: Learner | Discriminator
+        if job.role == "learner":
+            role = Learner(folder / "model", config, pad_token_id=0, group=group, base_folder=folder / "base")
+        else:
+            role = Discriminator(folder / "model", config, pad_token_id=0, group=group)
     if isinstance(role, Learner):
         networks = {"policy": role.policy.model}
         if isinstance(role.algorithm, PPO):

@@ -37,7 +37,7 @@ def local_roles(config: Config, data: Data, warmups: Warmups) -> LocalRoles:
     return LocalRoles(
         build_engine(warmups.generator, config, max_tokens=data.task.max_tokens),
         Discriminator(warmups.discriminator, config, pad_token_id=pad),
-        Learner(warmups.generator, config, pad_token_id=pad),
+        Learner(warmups.generator, config, pad_token_id=pad, base_folder=warmups.base),
     )
 
 

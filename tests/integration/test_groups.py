@@ -29,6 +29,8 @@ GSPO = tuple(
         "minibatches=2",
     )
 )
+BASED = ("warmup.sft.steps=1", "generator.reinforce.kl.reference=base", "reward.base_logprob=0.1")
+VIEWED = ("discriminator={view: last_tokens, view_tokens: 3}", "generator.reinforce.credit=sequence")
 CHUNKED = ("learner.logprob_chunk_tokens=5", "learner.activation_checkpointing=true")
 BUCKETED = ("learner.micro_batch_tokens=24",)
 POSITIVE_UNLABELLED = ("discriminator.loss=positive_unlabelled", "discriminator.positive_share=0.99")
@@ -70,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         GPT2LMHeadModel(config).save_pretrained(path / "model")
+        GPT2LMHeadModel(config).save_pretrained(path / "base")  # other draws: as if an SFT lay between
     return path
 
 
@@ -156,8 +159,10 @@ MORE = [
     Job("averaged", overrides=("generator.reinforce.loss_average=sequence", "generator.importance_weight_cap=2")),
     Job("summed", overrides=("generator.reinforce.loss_average=constant", "generator.reinforce.clip_range=0.2")),
     Job("gspo", overrides=GSPO),
+    Job("based", overrides=(*BASED, "learner.logprob_chunk_tokens=5")),
     Job("ppo", overrides=("generator.algorithm=ppo", "generator.ppo.pretraining_coefficient=0.5")),
     Job("seqgan", overrides=("generator.algorithm=seqgan",)),
+    Job("viewed", "discriminator", overrides=VIEWED),
     Job("pairs", "discriminator", overrides=("discriminator.loss=bradley_terry",)),
     Job("choices", "discriminator", overrides=("discriminator.loss=contrastive",)),
     Job("penalised", "discriminator", overrides=("discriminator.gradient_penalty=r1",)),

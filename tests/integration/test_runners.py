@@ -70,6 +70,14 @@ STABILISED = [
     "reward.whiten=true",
     "reward.clip=2.0",
 ]
+BASE = [
+    "warmup.sft.steps=4",
+    "generator.reinforce.kl.reference=base",
+    "reward.base_logprob=0.05",
+    "discriminator.updates_per_generator_update=0.5",
+    "discriminator.view=last_tokens",
+    "discriminator.view_tokens=5",
+]
 GAD = [
     "discriminator.loss=bradley_terry",
     "discriminator.replay_share=0.25",
@@ -108,6 +116,7 @@ def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
         pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
         pytest.param([*SEQGAN, *AVERAGE, "rollout.num_workers=2"], id="seqgan-average", marks=pytest.mark.slow),
         pytest.param(GAD, id="gad", marks=pytest.mark.slow),
+        pytest.param(BASE, id="base-and-view", marks=pytest.mark.slow),
         pytest.param(GUMBEL, id="gumbel", marks=pytest.mark.slow),
         pytest.param([*GUMBEL, "generator.gumbel.mode=conditional"], id="gumbel-conditional", marks=pytest.mark.slow),
         pytest.param(ASYNC, id="async", marks=pytest.mark.slow),
@@ -128,6 +137,7 @@ def test_local_and_ray_runners_agree_step_for_step(
         placement,
         max_tokens=data.task.max_tokens,
         pad_token_id=pad,
+        base_folder=warmups.base,
     )
     try:
         run(config, data, cache, roles, tmp_path / "ray")

@@ -106,6 +106,17 @@ SEQUENCE = ["generator.reinforce.credit=sequence"]
             "for likelier tokens",
         ),
         (
+            ["generator.algorithm=gumbel", "discriminator.view=without_end"],
+            "generator.algorithm=gumbel reads whole responses, of which discriminator.view=without_end hides a part "
+            "from the discriminator: set discriminator.view=response",
+        ),
+        (
+            ["discriminator={view: last_tokens, view_tokens: 3}", "rollout.stop_at_end_of_text=true"],
+            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
+            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
+            "rollout.stop_at_end_of_text=false, with which all responses have one length",
+        ),
+        (
             ["warmup.num_workers=40"],
             "warmup.num_workers=40 is more than warmup.generator.batch_size=32: some would have nothing to learn from",
         ),
@@ -126,3 +137,10 @@ def test_what_does_not_read_the_others_takes_a_batch_of_one() -> None:
     plain = "generator.reinforce={baseline: none, advantage_scale: none}"
     assert load_config(None, ["rollout={batch_size: 1, samples_per_prompt: 1}", plain]).rollout.batch_size == 1
     assert load_config(None, ["generator.algorithm=gumbel", "rollout.top_p=0.5"]).rollout.top_p == 0.5
+
+
+def test_last_tokens_are_read_where_they_are_known() -> None:
+    """With token credit where all responses have one length (imdb's default), else with whole scores."""
+    view = "discriminator={view: last_tokens, view_tokens: 3}"
+    assert load_config(None, [view]).discriminator.view_tokens == 3
+    assert load_config(None, [view, "rollout.stop_at_end_of_text=true", *SEQUENCE]).stop_at_end_of_text

@@ -119,6 +119,16 @@ def write(tmp_path: Path):
          "discriminator.dropout is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, match_lengths: true}",
          "discriminator.match_lengths is for transformers: leave it out, or set discriminator.architecture=generator"),
+        ("discriminator={architecture: cnn, view: without_end}",
+         "discriminator.view is for transformers: leave it out, or set discriminator.architecture=generator"),
+        ("discriminator.view=last_tokens",
+         "discriminator.view=last_tokens needs their number: set discriminator.view_tokens"),
+        ("discriminator={view: without_end, view_tokens: 3}",
+         "discriminator.view_tokens=3 is read only with discriminator.view=last_tokens, not with "
+         "discriminator.view=without_end: leave it out"),
+        ("discriminator={view: last_tokens, view_tokens: 29}",
+         "discriminator.view_tokens=29 is more than task.response_tokens=28: lower it, or set "
+         "discriminator.view=response"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
          "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"),
         (
@@ -236,7 +246,7 @@ def test_rewards_are_whitened_once_and_only_where_they_are_learned_from() -> Non
         "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
     )
     load_config(None, ["generator.algorithm=ppo", "reward.whiten=true", "generator.ppo.whiten_rewards=false"])
-    for setting in ("reward.whiten=true", "reward.clip=3.0"):
+    for setting in ("reward.whiten=true", "reward.clip=3.0", "reward.base_logprob=0.1"):
         assert message("generator.algorithm=gumbel", setting) == (
             f"generator.algorithm=gumbel learns from no sampled reward: leave out {setting.split('=')[0]}"
         )

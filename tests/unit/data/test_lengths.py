@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgaf_ray.data.lengths import match_lengths, on_one_prompt, without_end
+from rlgaf_ray.data.lengths import View, match_lengths, on_one_prompt
 from rlgaf_ray.types import Demonstration
 
 END = 0
@@ -27,20 +27,20 @@ def test_rows_are_cut_to_the_shortest_of_all_kinds() -> None:
     real = [item([1], [2, 3, 4, 5]), item([1], [2, END])]
     fake = [item([7], [8, 9]), item([7], [8, 9, 10, END])]
     contrast = [item([1], [6, 6, 6]), item([1], [5, 5])]
-    found = match_lengths(real, fake, contrast, end_of_text_ids=[END])
+    found = match_lengths(real, fake, contrast, view=View([END]))
     assert [tokens(kind) for kind in found] == [[[2, 3], [2]], [[8, 9], [8]], [[6, 6], [5]]]
     assert found[1][0].prompt_ids.tolist() == [7]
 
 
 def test_a_kind_of_fewer_rows_counts_from_the_start_again() -> None:
     real, fake = [item([1], [2, 2, 2])], [item([1], [3] * length) for length in (2, 5, 4)]
-    found = match_lengths(real, fake, [], end_of_text_ids=[END])
+    found = match_lengths(real, fake, [], view=View([END]))
     assert [tokens(kind) for kind in found] == [[[2, 2]], [[3, 3], [3, 3, 3], [3, 3, 3]], []]
 
 
 def test_responses_of_one_length_stay_as_they_are() -> None:
     real, fake = [item([1], [2, 3, 4])] * 2, [item([1], [5, 6, 7])] * 2
-    found = match_lengths(real, fake, end_of_text_ids=[END])
+    found = match_lengths(real, fake, view=View([END]))
     assert [tokens(kind) for kind in found] == [tokens(real), tokens(fake)]
 
 
@@ -51,7 +51,7 @@ def test_neither_length_nor_its_end_tells_the_kinds_apart() -> None:
     fake = [item([1], [2] * generator.integers(4, 12)) for _ in range(200)]
     before = [np.mean([len(row.response_ids) for row in kind]) for kind in (real, fake)]
     assert before[1] - before[0] > 2
-    real, fake = match_lengths(real, fake, end_of_text_ids=[END])
+    real, fake = match_lengths(real, fake, view=View([END]))
     assert tokens(real) == tokens(fake)  # all tokens are alike: nothing is left to tell them by
 
 
@@ -59,4 +59,32 @@ def test_neither_length_nor_its_end_tells_the_kinds_apart() -> None:
     ("response", "expected"), [([2, 3, END], [2, 3]), ([2, END, 3], [2, END, 3]), ([END], [END]), ([2], [2])]
 )
 def test_the_end_is_cut_off(response: list[int], expected: list[int]) -> None:
-    assert without_end(item([1], response), [END]).response_ids.tolist() == expected
+    assert tokens(View([END]).read([item([1], response)])) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (View(), [2, 3, 4, END]),
+        (View([END]), [2, 3, 4]),
+        (View(last_tokens=2), [4, END]),
+        (View([END], last_tokens=2), [3, 4]),
+        (View([END], last_tokens=9), [2, 3, 4]),
+    ],
+)
+def test_a_view_is_a_part_of_the_response_after_the_whole_prompt(view: View, expected: list[int]) -> None:
+    answer = item([7, 8], [2, 3, 4, END])
+    (seen,) = view.read([answer])
+    assert (seen.prompt_ids.tolist(), seen.response_ids.tolist()) == ([7, 8], expected)
+    assert answer.response_ids[view.span(answer)].tolist() == expected
+
+
+def test_last_tokens_of_matched_lengths_stay_the_last() -> None:
+    real, fake = [item([1], [2, 3, 4, 5])], [item([1], [6, 7]), item([1], [8, 9, 10, 11])]
+    found = match_lengths(real, fake, view=View(last_tokens=3))
+    assert [tokens(kind) for kind in found] == [[[4, 5]], [[6, 7], [9, 10, 11]]]
+
+
+def test_an_empty_response_is_read_as_one() -> None:
+    nothing = Demonstration(np.array([1], np.int32), np.zeros(0, np.int32))
+    assert tokens(View([END], last_tokens=2).read([nothing])) == [[]]

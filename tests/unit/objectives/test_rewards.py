@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlgaf_ray.objectives.rewards import at_the_end, discriminator_reward
+from rlgaf_ray.objectives.rewards import at_the_end, base_logprob_rewards, discriminator_reward, entropy_rewards
 
 LOGITS = torch.tensor([math.log(3.0), 0.0, -math.log(3.0)])  # probabilities 3/4, 1/2, 1/4
 
@@ -44,3 +44,17 @@ def test_rewards_stand_at_the_last_response_token() -> None:
 def test_a_response_without_tokens_has_no_place_for_its_reward() -> None:
     mask = torch.tensor([[False, False], [False, True]])
     assert at_the_end(torch.tensor([float("nan"), 3.0]), mask).tolist() == [[0, 0], [0, 3]]
+
+
+def test_the_base_models_log_probs_count_inside_the_mask_alone() -> None:
+    logprobs = torch.tensor([[-9.0, -1.0, -0.5], [-2.0, float("nan"), -4.0]])
+    mask = torch.tensor([[0, 1, 1], [1, 0, 1]]).bool()
+    found = base_logprob_rewards(logprobs, mask, coefficient=0.5)
+    assert found.tolist() == [[0, -0.5, -0.25], [-1, 0, -2]]
+
+
+def test_base_log_probs_and_entropy_bonus_are_a_kl() -> None:
+    mask = torch.tensor([[True, True]])
+    policy, base = torch.tensor([[-1.0, -3.0]]), torch.tensor([[-2.0, -1.5]])
+    both = base_logprob_rewards(base, mask, coefficient=0.5) + entropy_rewards(policy, mask, coefficient=0.5)
+    assert both.tolist() == [[-0.5, 0.75]]  # -0.5 (log pi - log p_base)

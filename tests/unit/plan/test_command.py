@@ -144,6 +144,21 @@ def test_ranks_that_hold_parts() -> None:
     assert parts["discriminator"].weights == whole["discriminator"].weights / 2
 
 
+@pytest.mark.parametrize(
+    ("overrides", "networks"),
+    [
+        (["warmup.sft.steps=5"], 1),
+        (["warmup.sft.steps=5", "generator.reinforce.kl.reference=base"], 2),
+        (["warmup.sft.steps=5", "reward.base_logprob=0.1"], 2),
+        (["warmup.sft.steps=5", "reward.base_logprob=0.1", "generator.reinforce.kl.reference=base"], 2),
+        (["warmup.sft.steps=0", "generator.reinforce.kl.reference=base"], 1),
+    ],
+)
+def test_the_learner_holds_the_base_model_where_it_needs_it(overrides: list[str], networks: int) -> None:
+    memory = made(GPT2, *overrides, nodes=(Node(8),)).memory
+    assert memory["learner"].reference == 4 * networks * GPT2.parameters
+
+
 def test_an_engine_takes_its_share_of_a_gpu_and_caches_in_the_rest() -> None:
     found = made(GPT2, "cluster.gpus_per_actor=1", "rollout.gpu_memory_utilization=0.5", nodes=GPU_NODES)
     assert found.memory["rollout"].total == pytest.approx(40 * GIB)

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.data.lengths import without_end
+from rlgaf_ray.data.lengths import View
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
@@ -249,7 +249,7 @@ def test_demonstrations_are_scored_with_rollouts_as_by_themselves(build, matched
     real = [Demonstration(np.array([5], np.int32), np.array([*row, 0], np.int32)) for row in ([8], [9, 7, 6], [3, 2])]
     scored, found = with_scores(fake, real, *discriminator.token_scores([*fake, *real]))
     assert all(item.rollout is rollout for item, rollout in zip(scored, fake, strict=True))
-    read = [without_end(item, [0]) for item in real] if matched == "true" else real
+    read = View([0]).read(real) if matched == "true" else real
     with torch.no_grad():
         expected = discriminator.logits([*fake, *read]).tolist()
     np.testing.assert_allclose([*(item.score for item in scored), *found], expected, atol=1e-5)

@@ -167,7 +167,7 @@ def test_the_learner_knows_what_the_discriminator_did_not_read(folder: Path) -> 
     for match, expected in (("true", [1, 1, 2, 2]), ("false", [2, 1, 2, 3])):
         settings = config(f"discriminator.match_lengths={match}", "rollout.stop_at_end_of_text=true")
         learner = Learner(folder, settings, pad_token_id=0)
-        batch = collate(items, 0, 4, unread_ids=learner.unread_ids)
+        batch = collate(items, 0, 4, view=learner.view)
         assert batch.num_read.tolist() == expected  # type: ignore[union-attr]
         discriminator = Discriminator(folder, settings, pad_token_id=0)
         rows = discriminator.score([item.rollout for item in items])

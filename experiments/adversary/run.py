@@ -1,0 +1,265 @@
+"""One row of the evidence on adversarial feedback: a config of ``rows.yaml`` on one replicate.
+
+    python experiments/adversary/run.py recommended 0 --part test
+
+A replicate has its own random 80 % of the demonstrations, its own SFT, discriminator and seed. The run is made in this
+process on one thread, so that two can run side by side on two cores, and ends with four responses to each prompt of the
+part. One line is appended to ``results/PART/ROW.jsonl``; a row that stands there already is not repeated. The verdict
+of each judge on each response goes to ``results/PART/verdicts/ROW-REPLICATE.npz``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+for tunable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+    os.environ.setdefault(tunable, "false" if tunable.startswith("TOKENIZERS") else "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from rlgaf_ray.actors.warmup import Warmups, prepare_warmups  # noqa: E402
+from rlgaf_ray.config import Config, load_config  # noqa: E402
+from rlgaf_ray.data.task import evaluation_set  # noqa: E402
+from rlgaf_ray.engines.build import build_engine  # noqa: E402
+from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed  # noqa: E402
+from rlgaf_ray.evaluation.discrimination import discrimination  # noqa: E402
+from rlgaf_ray.evaluation.evaluate import Evaluator  # noqa: E402
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure  # noqa: E402
+from rlgaf_ray.evaluation.text import decode  # noqa: E402
+from rlgaf_ray.loop.adversarial import AdversarialLoop  # noqa: E402
+from rlgaf_ray.loop.checkpoint import Checkpoints  # noqa: E402
+from rlgaf_ray.loop.local import LocalRoles  # noqa: E402
+from rlgaf_ray.loop.tracking import Tracker  # noqa: E402
+from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator  # noqa: E402
+from rlgaf_ray.training.discriminator import Discriminator  # noqa: E402
+from rlgaf_ray.training.learner import Learner  # noqa: E402
+from rlgaf_ray.training.warmup import Progress  # noqa: E402
+from rlgaf_ray.types import Metrics, Prompt, SamplingSettings  # noqa: E402
+
+HERE = Path(__file__).parent
+RESPONSES = 4  # a prompt; one, at the temperatures of a sweep other than the run's own
+SWEEP = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+KEPT = ("eval/", "discriminator/", "quick/", "generator/kl", "generator/entropy", "reward/", "guard/", "iteration")
+
+
+class Watched:
+    """Prints a line an evaluation, and what the guard says."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def iteration(self, iteration: int, metrics: Metrics) -> None:
+        shown = {name: metrics[name] for name in ("eval/closeness", "quick/held_out_auc") if name in metrics}
+        if shown:
+            print(iteration, " ".join(f"{name} {value:.3f}" for name, value in shown.items()), flush=True)
+
+    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
+        if update % 25 == 0:
+            print(f"discriminator's warm-up {update}/{total}: {metrics['discriminator/loss']:.3f}", flush=True)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+        print(text, flush=True)
+
+
+def row_config(row: Mapping[str, Any], replicate: int, extra: list[str]) -> Config:
+    """The row's config on this replicate: ``row`` maps dotted keys to values."""
+    keys = {
+        "run.name": f"{row['name']}-{replicate}",
+        "run.root": "runs/adversary",
+        "run.seed": replicate,
+        "task.draw_seed": replicate,
+        "task.draw_share": 0.8,
+        "rollout.engine": "transformers",
+        "cluster.threads": 1,
+        "tracking.tensorboard": False,
+        "tracking.rollout_share": 0.0,
+        "checkpoint.every": 10_000,
+        "checkpoint.keep": 1,
+        **row["keys"],
+    }
+    return load_config(None, [f"{key}={json.dumps(value)}" for key, value in keys.items()] + extra)
+
+
+class Measured:
+    """Samples one generator on a part, ``RESPONSES`` to each prompt, and measures them."""
+
+    def __init__(self, config: Config, data: Data, roles: LocalRoles, part: str) -> None:
+        self.config, self.data, self.roles = config, data, roles
+        self.real = evaluation_set(data.task, config.evaluation.num_prompts, part)  # type: ignore[arg-type]
+        self.evaluator: Evaluator = prepare_evaluator(
+            config,
+            data,
+            cache_folder(config),
+            len(self.real),
+            part,  # type: ignore[arg-type]
+        )
+
+    def __call__(
+        self, network: str, temperature: float, num_responses: int = RESPONSES
+    ) -> tuple[Metrics, dict[str, np.ndarray]]:
+        """Means of the measures over the responses of a prompt, and each judge's verdicts bool [responses, prompts]."""
+        roles, config = self.roles, self.config
+        roles.engine.update_weights(roles.learner.weights(-1, network=network))  # type: ignore[arg-type]
+        prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(self.real)]
+        sampling = SamplingSettings(
+            max_new_tokens=config.task.response_tokens,
+            temperature=temperature,
+            samples_per_prompt=num_responses,
+            stop_at_end_of_text=config.stop_at_end_of_text,
+        )
+        seeds = [rollout_seed(config.run.seed, EVALUATION, row) for row in range(num_responses * len(prompts))]
+        rollouts = []
+        for start in range(0, len(prompts), 64):  # small batches keep the cache of keys and values small
+            rows = seeds[start * num_responses : (start + 64) * num_responses]
+            rollouts += roles.engine.generate(prompts[start : start + 64], sampling, seeds=rows)
+        real_nll = roles.learner.mean_nll(self.real, model=network)  # type: ignore[arg-type]
+        collected: dict[str, list[float]] = defaultdict(list)
+        verdicts: dict[str, list[np.ndarray]] = defaultdict(list)
+        for each in range(num_responses):
+            shown = rollouts[each::num_responses]
+            texts = decode([self.data.task.evaluated_ids(rollout) for rollout in shown], self.data.tokenizer)
+            metrics = self.evaluator(
+                [rollout.response_ids for rollout in shown],
+                texts,
+                sample_nll=roles.learner.mean_nll(shown, model="reference"),
+                real_nll=real_nll,
+            )
+            scored, real_logits = roles.start_score(shown, self.real)()
+            metrics |= discrimination(np.array(real_logits), np.array([item.score for item in scored]))
+            for name, value in metrics.items():
+                collected[name].append(value)
+            measure = self.evaluator.measure
+            assert isinstance(measure, SentimentMeasure)
+            for judge, found in measure.verdicts(texts).items():
+                verdicts[judge].append(found)
+        means = {name: float(np.mean(values)) for name, values in collected.items()}
+        return means, {judge: np.array(found) for judge, found in verdicts.items()}
+
+
+def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row's line of results, and its verdicts."""
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    config = row_config(row, replicate, extra)
+    cache = cache_folder(config)
+    data = prepare_data(config, cache)
+    warmups = prepare_warmups(config, data.task, data.tokenizer, cache, _progress, with_ray=False)
+    pad = data.tokenizer.pad_token_id
+    roles = LocalRoles(
+        build_engine(warmups.generator, config, max_tokens=data.task.max_tokens),
+        Discriminator(warmups.discriminator, config, pad_token_id=pad),
+        Learner(warmups.generator, config, pad_token_id=pad, base_folder=warmups.base),
+    )
+    warmed = time.perf_counter() - started
+    display = Watched()
+    history: list[dict[str, Any]] = []
+    if config.run.iterations > 1:
+        history = trained(config, data, roles, cache, display)
+    ran = time.perf_counter() - started - warmed
+    measured = Measured(config, data, roles, part)
+    network = "average" if config.generator.average_decay > 0 else "policy"
+    if config.run.iterations <= 1:
+        network = "reference"
+    own = config.rollout.temperature
+    measured("reference", own, 1)  # the SFT model is what all are compared with
+    final: dict[str, Metrics] = {}
+    verdicts: dict[str, np.ndarray] = {}
+    for temperature in SWEEP if row.get("sweep") else (own,):
+        final[str(temperature)], found = measured(network, temperature, RESPONSES if temperature == own else 1)
+        verdicts |= {f"{judge}@{temperature}": np.packbits(each, axis=1) for judge, each in found.items()}
+    line = {
+        "row": row["name"],
+        "replicate": replicate,
+        "part": part,
+        "keys": dict(row["keys"]) | {"extra": extra} if extra else dict(row["keys"]),
+        "commit": _commit(),
+        "processor": _processor(),
+        "torch": torch.__version__,
+        "sft_steps": _sft_steps(warmups),
+        "seconds": {"warm-ups": warmed, "training": ran, "measuring": time.perf_counter() - started - warmed - ran},
+        "final": final,
+        "history": history,
+        "messages": display.messages,
+    }
+    return line, verdicts
+
+
+def trained(config: Config, data: Data, roles: LocalRoles, cache: Path, display: Watched) -> list[dict[str, Any]]:
+    """Run the loop to its end; the rows of its metrics that have an evaluation, and every fifteenth other one."""
+    folder = config.run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with Tracker(folder, config.tracking, data.tokenizer) as tracker:
+        quick = config.evaluation.model_copy(update={"embeddings": False})
+        evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
+        checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+        AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display).run()
+        rows = [row for row in tracker.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
+    return [{name: value for name, value in row.items() if name.startswith(KEPT)} for row in rows]
+
+
+def _progress(name: str, progress: Progress) -> None:
+    if progress.step % 100 == 0:
+        print(f"{name} {progress.step}/{progress.num_steps}: {progress.loss:.3f}", flush=True)
+
+
+def _sft_steps(warmups: Warmups) -> int | None:
+    file = Path(warmups.generator) / "warmup.json"
+    return json.loads(file.read_text())["steps"] if file.is_file() else None
+
+
+def _commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=HERE
+    ).stdout.strip()
+
+
+def _processor() -> str:
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx2") if kind in flags]
+    return f"{platform.machine()} {kinds[0] if kinds else ''}".strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row")
+    parser.add_argument("replicate", type=int)
+    parser.add_argument("extra", nargs="*", help="key=value on top of the row, for trials")
+    parser.add_argument("--part", choices=("validation", "test"), default="validation")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--name", help="of the row in the results, with extra keys")
+    arguments = parser.parse_args()
+    rows = yaml.safe_load((HERE / "rows.yaml").read_text())
+    if arguments.row not in rows:
+        parser.error(f"no row {arguments.row}: choose one of {', '.join(rows)}")
+    row = {"keys": {}} | (rows[arguments.row] or {})
+    row["keys"] = (rows["common"]["keys"] if row.get("common", True) else {}) | row["keys"]
+    row["name"] = arguments.name or arguments.row
+    folder = arguments.results / arguments.part
+    file = folder / f"{row['name']}.jsonl"
+    done = [json.loads(line)["replicate"] for line in file.read_text().splitlines()] if file.is_file() else []
+    if arguments.replicate in done:
+        print(f"{file} has replicate {arguments.replicate} already")
+        return
+    line, verdicts = make(row, arguments.replicate, arguments.part, arguments.extra)
+    (folder / "verdicts").mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(folder / "verdicts" / f"{row['name']}-{arguments.replicate}.npz", **verdicts)
+    with file.open("a") as out:
+        out.write(json.dumps(line) + "\n")
+    for temperature, final in line["final"].items():
+        print(temperature, {name: round(value, 3) for name, value in final.items() if name.startswith("eval/")})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""The tables of docs/adversary.md, from the rows that ``run.py`` has appended.
+
+    python experiments/adversary/tables.py --part test
+
+Differences are paired over replicates: mean, 95 % interval and p-value of a two-sided t test, with Holm's correction
+over the judges. The interval of a judge's difference is also found by a bootstrap over replicates, then prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+HERE = Path(__file__).parent
+JUDGES = {"judge": "linear judge", "vader": "VADER", "embedding": "embedding judge"}
+MEASURES = {
+    "eval/panel_share": "mean of the judges",
+    "eval/two_sample_auc": "two-sample AUC, words",
+    "eval/embedding_two_sample_auc": "two-sample AUC, embeddings",
+    "eval/two_sample_accuracy": "two-sample accuracy, words",
+    "eval/real_nll": "NLL of real text",
+    "eval/perplexity": "perplexity",
+    "eval/distinct_2": "distinct-2",
+    "eval/self_bleu": "self-BLEU",
+    "eval/copied": "copied",
+    "eval/closeness": "closeness",
+    "discriminator/held_out_auc": "AUC of D",
+}
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """All replicates of a row on one part."""
+
+    name: str
+    lines: dict[int, dict[str, Any]]
+    folder: Path
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Row:
+        file = folder / f"{name}.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        return cls(name, {line["replicate"]: line for line in lines}, folder)
+
+    def value(self, replicate: int, metric: str, temperature: float = 1.0) -> float:
+        return float(self.lines[replicate]["final"][str(temperature)][metric])
+
+    def temperatures(self) -> list[float]:
+        return sorted(float(key) for key in next(iter(self.lines.values()))["final"])
+
+    def verdicts(self, replicate: int, judge: str, temperature: float = 1.0) -> np.ndarray:
+        """bool [responses, prompts]; the prompts' number is a multiple of eight."""
+        with np.load(self.folder / "verdicts" / f"{self.name}-{replicate}.npz", allow_pickle=False) as stored:
+            return np.unpackbits(stored[f"{judge}@{temperature}"], axis=1).astype(bool)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of paired values: mean, 95 % interval of a t test, p-value, deviation over replicates."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Difference:
+        array = np.array(values, float)
+        mean, count = float(array.mean()), len(array)
+        if count < 2:
+            return cls(mean, np.nan, np.nan, np.nan, np.nan, count)
+        deviation = float(array.std(ddof=1))
+        half = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
+        p = float(stats.ttest_1samp(array, 0.0).pvalue) if deviation > 0 else float(mean == 0)
+        return cls(mean, mean - half, mean + half, p, deviation, count)
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979): adjusted p-values in the order given."""
+    order = np.argsort(p_values)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def paired(one: Row, other: Row, metric: str) -> Difference:
+    shared = sorted(set(one.lines) & set(other.lines))
+    return Difference.of([one.value(each, metric) - other.value(each, metric) for each in shared])
+
+
+def bootstrap(one: Row, other: Row, judge: str, temperature: float = 1.0, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the difference of a judge's shares: replicates are drawn again, then each one's prompts."""
+    shared = sorted(set(one.lines) & set(other.lines))
+    gaps = [
+        one.verdicts(each, judge).mean(axis=0) - other.verdicts(each, judge, temperature).mean(axis=0)
+        for each in shared
+    ]
+    draw = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES):
+        chosen = draw.integers(len(gaps), size=len(gaps))
+        means.append(np.mean([gaps[row][draw.integers(len(gaps[row]), size=len(gaps[row]))].mean() for row in chosen]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def above_curve(row: Row, sft: Row, metric: str) -> Difference:
+    """The row's share minus the swept SFT model's at the row's distinct-2, by linear interpolation."""
+    gaps = []
+    for each in sorted(set(row.lines) & set(sft.lines)):
+        points = sorted((sft.value(each, "eval/distinct_2", t), sft.value(each, metric, t)) for t in sft.temperatures())
+        here = row.value(each, "eval/distinct_2")
+        gaps.append(row.value(each, metric) - float(np.interp(here, *np.array(points).T)))
+    return Difference.of(gaps)
+
+
+def best_temperature(validation: Row) -> float:
+    """The SFT model's temperature of the highest mean closeness on the validation part."""
+    means = {
+        t: np.mean([validation.value(each, "eval/closeness", t) for each in validation.lines])
+        for t in validation.temperatures()
+    }
+    return max(means, key=lambda t: means[t])
+
+
+def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
+    """Means over replicates of every measure, beside real text where it has one."""
+    metrics = {f"eval/{judge}_share": title for judge, title in JUDGES.items()} | MEASURES
+    lines = ["| | real text | " + " | ".join(title for title, _, _ in rows) + " |", "|---" * (len(rows) + 2) + "|"]
+    for metric, title in metrics.items():
+        cells = []
+        for _, row, temperature in rows:
+            values = [row.value(each, metric, temperature) for each in row.lines]
+            cells.append(f"{np.mean(values):.3f}")
+        first = next(iter(rows[0][1].lines.values()))["final"]["1.0"]
+        real = first.get(f"{metric}_real")
+        lines.append(f"| {title} | {'' if real is None else f'{real:.3f}'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def differences(row: Row, sft: Row, title: str) -> str:
+    """One row against SFT, every measure with its interval and p-value."""
+    shares = {judge: f"eval/{judge}_share" for judge in JUDGES}
+    found = {name: paired(row, sft, metric) for name, metric in shares.items()}
+    corrected = dict(zip(found, holm([item.p for item in found.values()]), strict=True))
+    count = next(iter(found.values())).count
+    lines = [
+        f"**{title}**, {count} replicates",
+        "",
+        "| | difference, 95 % interval | bootstrap | p |",
+        "|---|---|---|---|",
+    ]
+    for judge, item in found.items():
+        low, high = bootstrap(row, sft, judge)
+        lines.append(f"| {JUDGES[judge]} | {item} | [{low:+.3f}, {high:+.3f}] | {corrected[judge]:.2g} (Holm) |")
+    for metric, name in MEASURES.items():
+        item = paired(row, sft, metric)
+        lines.append(f"| {name} | {item} | | {item.p:.2g} |")
+    for metric, name in (("eval/perplexity", "perplexity ratio"), ("eval/distinct_2", "distinct-2 ratio")):
+        shared = sorted(set(row.lines) & set(sft.lines))
+        ratio = Difference.of([row.value(each, metric) / sft.value(each, metric) for each in shared])
+        lines.append(f"| {name} | {ratio.mean:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] | | |")
+    if len(sft.temperatures()) > 1:
+        for judge, metric in shares.items():
+            item = above_curve(row, sft, metric)
+            lines.append(f"| {JUDGES[judge]}, above the SFT curve at equal distinct-2 | {item} | | {item.p:.2g} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("validation", "test"), default="test")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--rows", nargs="*", help="default: every row there is")
+    parser.add_argument("--baseline", default="sft")
+    arguments = parser.parse_args()
+    folder = arguments.results / arguments.part
+    names = arguments.rows or sorted(file.stem for file in folder.glob("*.jsonl"))
+    rows = {name: Row.load(folder, name) for name in names}
+    sft = Row.load(folder, arguments.baseline)
+    columns = [(name, row, 1.0) for name, row in rows.items() if row.lines]
+    if sft.lines and len(sft.temperatures()) > 1:
+        validation = Row.load(arguments.results / "validation", arguments.baseline)
+        best = best_temperature(validation if validation.lines else sft)
+        columns.insert(0, (f"{arguments.baseline}, T = {best:g}", sft, best))
+    print(absolute(columns))
+    for name, row in rows.items():
+        if name != arguments.baseline and set(row.lines) & set(sft.lines):
+            print(f"\n{differences(row, sft, f'{name} against {arguments.baseline}')}")
+
+
+if __name__ == "__main__":
+    main()

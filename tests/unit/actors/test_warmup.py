@@ -1,0 +1,79 @@
+"""Which folders the warm-ups are kept in, and what the labelled one reads; no model is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.actors import warmup
+from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
+from rlgaf_ray.config import load_config
+from rlgaf_ray.models.built_in import FOLDER
+from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.training.warmup import Worker
+from rlgaf_ray.types import Demonstration
+
+LAST_TWO = "discriminator={view: last_tokens, view_tokens: 2}"
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(warmup, "_made", lambda *arguments: True)
+    task = SimpleNamespace(checksum="data", demonstrations=[], discriminator_warmup=None, warmup_blocks=len)
+    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"))
+
+    def make(*overrides: str) -> Warmups:
+        return prepare_warmups(load_config(None, overrides), task, tokenizer, tmp_path, lambda *_: None)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_the_base_model_is_the_one_before_sft(prepared) -> None:
+    without = prepared("warmup.sft.steps=0")
+    assert without.base == without.generator == FOLDER
+    tuned = prepared("warmup.sft.steps=5")
+    assert tuned.base == FOLDER and tuned.generator.name.startswith("sft-")
+    new = prepared("warmup.sft.steps=5", "model.generator=tiny-gpt2")
+    assert new.base.name.startswith("generator-") and new.generator.name.startswith("sft-")
+
+
+def test_another_view_is_another_warm_up(prepared) -> None:
+    shared = "generator.reinforce.credit=sequence"
+    views = [[], ["discriminator.view=without_end"], [LAST_TWO], [LAST_TWO.replace("2", "3")]]
+    views.append([LAST_TWO, "discriminator.match_lengths=true"])
+    folders = {prepared(shared, *view).discriminator for view in views}
+    assert len(folders) == len(views)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [[5, 6, 7, 0], [8]]),
+        (["discriminator.view=without_end"], [[5, 6, 7], [8]]),
+        ([LAST_TWO], [[7, 0], [8]]),
+        ([LAST_TWO, "discriminator.match_lengths=true"], [[6, 7], [8]]),
+    ],
+)
+def test_the_labelled_warm_up_reads_what_training_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: list[str], expected: list[list[int]]
+) -> None:
+    build_tiny_gpt2(vocab_size=16, end_of_text_id=0, seed=0).save_pretrained(tmp_path)
+    read: list[Demonstration] = []
+    monkeypatch.setattr(warmup, "_worker", lambda name, payload: Worker(rank=1, num_workers=2))
+    monkeypatch.setattr(warmup, "warm_up_discriminator", lambda model, windows, *_, **__: read.extend(windows))
+    prompt = np.array([3], np.int32)
+    windows = [Demonstration(prompt, np.array(row, np.int32)) for row in ([5, 6, 7, 0], [8])]
+    warmup._discriminator_worker(
+        {
+            "stage": "discriminator",
+            "config": load_config(None, overrides),
+            "data": (windows, np.array([1, 0])),
+            "pad_token_id": 0,
+            "source": tmp_path,
+        }
+    )
+    assert [item.response_ids.tolist() for item in read] == expected
+    assert all(item.prompt_ids.tolist() == [3] for item in read)
