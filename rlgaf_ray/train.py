@@ -45,8 +45,8 @@ from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Display, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.guard import TrainingStopped
-from rlgaf_ray.loop.held_out import set_apart
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 from rlgaf_ray.models.generator import (
@@ -101,7 +101,7 @@ def train(config: Config, *, resume: bool) -> int:
     with storage_told(config, checkpoints):
         data = prepare_data(config, cache)
     evaluation_set(data.task, config.evaluation.num_prompts)
-    set_apart(len(data.task.demonstrations), config.held_out_demonstrations)
+    check_demonstrations(config, data.task)
     check_lengths(config, data.task.max_tokens)
 
     started = time.perf_counter()

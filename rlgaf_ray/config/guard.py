@@ -60,6 +60,11 @@ class HealSection(Section):
         0.5, description="of the discriminator's updates per generator update"
     )
     update_rate_ceiling: Rate = Field(0.5, description="discriminator updates per generator update, at most")
+    update_rate_raise: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
+        2.0,
+        description="in place of update_rate_factor and its ceiling after discriminator_uninformative, to 1 update or "
+        "more; learning rates and KL coefficient stay",
+    )
     kl_factor: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
         2.0, description="of the KL coefficient that the run had when it fell ill"
     )

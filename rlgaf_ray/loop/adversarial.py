@@ -45,7 +45,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.guard import Guard, broken
+from rlgaf_ray.loop.guard import Guard, Kind, broken
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
@@ -110,7 +110,7 @@ class AdversarialLoop:
         self.unsaved: tuple[dict[str, Any], bool] | None = None
         self.guard = Guard(config.guard, quality=config.best_metric)
         self.verdict = "healthy"  # what was last told of the guard
-        self.heals = 0
+        self.healed: list[Kind] = []  # the verdict of each heal
         self.kl_coefficient = 0.0  # of the newest generator update
         self.update_ratio = UpdateRatio(
             config.discriminator.updates_per_generator_update, config.discriminator.update_ratio
@@ -143,7 +143,7 @@ class AdversarialLoop:
         self.first = state["first"]
         self.samples_before = state["samples_before"]
         self.verdict = state["verdict"]
-        self.heals = state["heals"]
+        self.healed = state["healed"]
         self.kl_coefficient = state["kl_coefficient"]
         self.guard.load_state_dict(state["guard"])
         self.update_ratio.load_state_dict(state["update_ratio"])
@@ -217,7 +217,7 @@ class AdversarialLoop:
             with timed(metrics, "time/guards"):
                 verdict = self.guard.examine(iteration, metrics)
             best = evaluated and "non_finite" not in self.guard.onsets and self._is_best(last)
-            metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(self.heals)}
+            metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(len(self.healed))}
             self.tracker.log(iteration, metrics)
             self.display.iteration(iteration, metrics)
             if respond(self, verdict) == "rolled back":
@@ -396,14 +396,14 @@ class AdversarialLoop:
     def _write(self, write: Callable[[Place], None]) -> None:
         """What is ``unsaved``; ``write`` is the roles' part."""
         assert self.unsaved is not None
-        (state, best), guard = self.unsaved, self.config.guard
+        state, best = self.unsaved
         self.checkpoints.save(
             self.iteration,
             write,
             state,
             best=best,
             # A symptom that is a verdict in the iterations to come leads back to here, at the farthest.
-            healthy_until=max(0, self.iteration - guard.window - guard.patience) if guard.heals else None,
+            healthy_until=self.guard.earliest_rollback(self.iteration) if self.config.guard.heals else None,
         )
         self.unsaved = None
 
@@ -415,7 +415,7 @@ class AdversarialLoop:
             "best": self.best,
             "first": self.first,
             "verdict": self.verdict,
-            "heals": self.heals,
+            "healed": self.healed,
             "healthy": not self.guard.onsets,
             "kl_coefficient": self.kl_coefficient,
             "guard": self.guard.state_dict(),

@@ -84,7 +84,8 @@ class Checkpoints:
         """``write`` fills the folder it is given; ``state`` is JSON and comes back from ``load_state``.
 
         ``healthy_until``: beside the newest and the best, the newest healthy one up to this iteration is kept, and the
-        healthy ones after it. Raises ``StorageError`` where it cannot be written; the others stay as they are.
+        healthy ones after it; all healthy ones where none is as old. Raises ``StorageError`` where it cannot be
+        written; the others stay as they are.
         """
         with writing(self.path(iteration)):
             final = self._write(iteration, write, state)
@@ -97,7 +98,7 @@ class Checkpoints:
         if healthy_until is not None:
             first = self.healthy(healthy_until)[:1]
             after = self.healthy(iteration)
-            spared = after[: after.index(first[0]) + 1] if first else []
+            spared = after[: after.index(first[0]) + 1] if first else after
         self._prune(spared)
         return final
 

@@ -77,9 +77,7 @@ class Draws:
             for item, row in zip(own, self._next("others", len(own)), strict=True):
                 following = (demonstrations[each] for each in np.roll(self.trained_rows, -row))
                 prompts = (other.prompt_ids for other in following)
-                other = next((ids for ids in prompts if ids.tobytes() != item.prompt_ids.tobytes()), None)
-                if other is None:
-                    raise ValueError("discriminator.loss=contrastive needs two different prompts: take another loss")
+                other = next(ids for ids in prompts if ids.tobytes() != item.prompt_ids.tobytes())
                 moved.append(Demonstration(other, item.response_ids))
         return moved
 

@@ -145,12 +145,24 @@ class Guard:
                     if broken(metrics) or held >= self.settings.non_finite_patience:
                         return Verdict(kind, found[kind], onset, sound_until=onset - 1)
                 case "discriminator_uninformative" | "reward_hacking":  # the patience is in the readings
-                    return Verdict(kind, found[kind], onset, sound_until=self.readings[0].iteration)
+                    before = self._reading_before(self.settings.limits.readings)
+                    return Verdict(kind, found[kind], onset, sound_until=before)
                 case "drift":  # the patience lay in the second evaluation
                     return Verdict(kind, found[kind], onset, sound_until=self._best()[0])
                 case _ if held >= self.settings.patience:
                     return Verdict(kind, found[kind], onset, sound_until=max(0, onset - self.settings.window))
         return Verdict("healthy")
+
+    def earliest_rollback(self, iteration: int) -> int:
+        """The iteration that a verdict after this one leads back to, at the farthest."""
+        earliest = max(0, iteration - self.settings.window - self.settings.patience)
+        if not self.readings:
+            return earliest
+        return min(earliest, self._reading_before(self.settings.limits.readings - 1))  # one more is to come
+
+    def _reading_before(self, count: int) -> int:
+        """Iteration of the last reading before the newest ``count``, or else of the first."""
+        return self.readings[max(0, len(self.readings) - count - 1)].iteration
 
     def _take(self, iteration: int, metrics: Metrics) -> None:
         row = {name: metrics[name] for name in WATCHED if name in metrics and math.isfinite(metrics[name])}

@@ -26,8 +26,9 @@ def set_apart(num_demonstrations: int, num_held_out: int) -> tuple[np.ndarray, n
     """Row numbers (int64): to train on, rising, and to hold out, in random order. ``ValueError`` for too many."""
     if num_held_out * LEAST_PART > num_demonstrations:
         raise ValueError(
-            f"{num_held_out} demonstrations are to be held out of the discriminator's training, but the task has only "
-            f"{num_demonstrations}: set discriminator.held_out to at most {num_demonstrations // LEAST_PART}"
+            f"discriminator.held_out={num_held_out} needs {num_held_out * LEAST_PART} demonstrations or more, but the "
+            f"task has only {num_demonstrations}: set discriminator.held_out to at most "
+            f"{num_demonstrations // LEAST_PART}"
         )
     order = np.random.default_rng(SPLIT_SEED).permutation(num_demonstrations)
     return np.sort(order[num_held_out:]), order[:num_held_out]

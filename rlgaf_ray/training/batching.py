@@ -1,6 +1,7 @@
 """Which rows of a batch pass through the network together, and on which rank.
 
-By default so many sequences in the batch's own order, padded to the batch's longest. With a budget of tokens,
+By default so many sequences in the batch's own order, padded to the batch's longest; the discriminator's updates put
+sequences of like length together (``by_length``). With a budget of tokens,
 sequences of like length stand together, padded to the longest of them. Of several ranks each gets its share by tokens.
 """
 
@@ -63,6 +64,12 @@ class Batching:
         passes = max(len(plan) for plan in plans)
         own = plans[self.group.rank]
         return own + [[]] * (passes - len(own))
+
+    def by_length(self, lengths: Sequence[int], *, per_row: int = 1) -> list[Rows]:
+        """As ``plan``, the longest first, so that little is padding; rows of one length keep their order."""
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        plan = self.plan([lengths[row] for row in order], per_row=per_row)
+        return [[order[place] for place in places] for places in plan]
 
     def _split(self, rows: Rows, lengths: Sequence[int], per_row: int) -> list[Rows]:
         if self.tokens is None:

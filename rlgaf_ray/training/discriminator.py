@@ -268,16 +268,20 @@ class Discriminator:
         return totals
 
     def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
-        """Rows of each forward pass of each backward pass: one micro-batch of each kind; pairs stay together."""
+        """Rows of each forward pass of each backward pass: like lengths together; pairs stay together.
+
+        Up to three micro-batches, or one of each kind of pairs. One forward pass of them all is no faster on a CPU, and
+        has more padding (``benchmarks/discriminator_update.py``).
+        """
         lengths = [num_tokens(item) for item in items]
         if self.settings.loss not in PAIRED:
-            plan = self.batching.plan(lengths)
+            plan = self.batching.by_length(lengths)
             return [plan[start : start + 3] for start in range(0, len(plan), 3)]
         starts = range(0, sum(counts), counts[0])  # contrastive has several contrast rows of each prompt
         pairs = [max(lengths[start + row] for start in starts) for row in range(counts[0])]
         return [
             [[start + row for row in rows] for start in starts]
-            for rows in self.batching.plan(pairs, per_row=len(starts))
+            for rows in self.batching.by_length(pairs, per_row=len(starts))
         ]
 
     def _penalise_gradients(self, real: Sequence[Response], fake: Sequence[Response]) -> float:

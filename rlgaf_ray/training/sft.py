@@ -22,6 +22,7 @@ from rlgaf_ray.types import TextBlocks
 EVERY = 25  # steps between measurements
 PATIENCE = 4  # measurements without a new low that end a fold
 FOLDS = 4
+FEWEST_ROWS = 2  # one to hold out and one to learn from
 ENOUGH_HELD_OUT = 200  # rows; with as many in a tenth, one fold is enough
 
 
@@ -36,7 +37,7 @@ def choose_steps(
 ) -> int:
     """Steps on all ``blocks`` that pass over them as often as was best in cross-validation.
 
-    ``make_model`` gives the model that is fine-tuned, anew for each fold. Needs two rows or more.
+    ``make_model`` gives the model that is fine-tuned, anew for each fold. Needs ``FEWEST_ROWS`` or more.
     """
     order = np.random.default_rng(seed).permutation(len(blocks))
     enough = len(blocks) // 10 >= ENOUGH_HELD_OUT

@@ -142,6 +142,26 @@ def test_more_evaluation_prompts_than_held_out_reviews(refused) -> None:
     assert message.startswith("evaluation.num_prompts=2000, but the part validation has only")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["task.max_demonstrations=1", "warmup.sft.steps=auto"], "warmup.sft.steps=auto holds demonstrations out"),
+        (["task.max_demonstrations=9", "discriminator.held_out=5"], "discriminator.held_out=5 needs 10 demonstrations"),
+        (["task.max_demonstrations=1", "discriminator.loss=contrastive"], "discriminator.loss=contrastive needs two"),
+    ],
+)
+def test_fewer_demonstrations_than_the_run_needs(refused, words: list[str], expected: str) -> None:
+    assert refused(*words).startswith(expected)
+
+
+def test_contrast_where_all_responses_are_equal(refused, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f'{{"prompt": "question {row}", "response": "yes"}}\n' for row in range(200)))
+    words = ["task.name=jsonl", f"task.jsonl.path={path}", "task.prompt_tokens=30", "evaluation.num_prompts=10"]
+    message = refused(*words, "discriminator.contrast_weight=1")
+    assert message.startswith("discriminator.contrast_weight=1 needs answers of the unwanted kind, but task.name=jsonl")
+
+
 # The cluster.
 
 

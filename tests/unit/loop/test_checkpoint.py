@@ -125,3 +125,17 @@ def test_in_an_object_store_nothing_is_overwritten_before_the_new_one_is_whole(t
         "step_000001-1",
         "step_000002",
     ]
+
+
+def test_healthy_ones_are_kept_until_one_is_old_enough(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1)
+
+    def kept(iteration: int, healthy_until: int) -> list[int]:
+        state = {"iteration": iteration, "healthy": True}
+        checkpoints.save(iteration, lambda place: None, state, best=False, healthy_until=healthy_until)
+        return [int(path.name.removeprefix("step_")) for path in checkpoints.all()]
+
+    assert kept(5, 0) == [5]
+    assert kept(6, 1) == [5, 6]  # none is as old as 1, as after a heal that went back to 5
+    assert kept(8, 5) == [5, 6, 8]
+    assert kept(9, 7) == [6, 8, 9]

@@ -239,6 +239,28 @@ def test_a_discriminator_at_chance_while_others_can_tell(auc: float, two_sample:
     assert found[44].kind == kind  # at the third evaluation
     if kind != "healthy":
         assert f"AUC of the discriminator is {auc:.3f} over the last 3 evaluations" in found[44].evidence
+        assert found[44].sound_until == 15  # the first: none before was sound
+
+
+def test_an_uninformative_discriminator_was_sound_at_the_reading_before() -> None:
+    """It can tell at 15 and 30, and is at chance at 45, 60 and 75."""
+    found = verdicts(lambda now: reading(0.8 if now < 45 else 0.5, 0.7) if now % 15 == 0 else {}, count=75)
+    assert [(verdict.kind, verdict.sound_until) for verdict in found[73:]] == [
+        ("healthy", 0),
+        ("discriminator_uninformative", 30),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("iteration", "earliest"),
+    [(6, 0), (14, 7), (15, 8), (30, 15), (44, 15), (45, 15), (60, 30), (75, 45)],
+)
+def test_how_far_back_a_verdict_to_come_may_lead(iteration: int, earliest: int) -> None:
+    """7 iterations by window and patience; by readings at 15, 30, ... to the one before three, the last yet to come."""
+    guard = Guard(SETTINGS, quality="eval/closeness")
+    for now in range(1, iteration + 1):
+        guard.examine(now, HEALTHY | (reading(0.8, 0.7) if now % 15 == 0 else {}))
+    assert guard.earliest_rollback(iteration) == earliest
 
 
 @pytest.mark.parametrize(
@@ -261,6 +283,7 @@ def test_text_that_is_rewarded_more_and_told_apart_better(
     found = verdicts(change, count=90)
     assert {verdict.kind for verdict in found[:89]} <= {"healthy", kind}
     assert found[89].kind == kind
+    assert found[89].sound_until == (45 if kind == "reward_hacking" else 0)
 
 
 def test_readings_are_part_of_the_state() -> None:

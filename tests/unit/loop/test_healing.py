@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.guard import HealSection
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.guard import TrainingStopped
+from rlgaf_ray.loop.guard import Kind, TrainingStopped
+from rlgaf_ray.loop.healing import healed_rate
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 
@@ -145,6 +147,33 @@ class Loop(AdversarialLoop):
         return {"quick/two_sample_auc": 0.5, "quick/judge_share": 0.9}
 
 
+class Uninformed(Loop):
+    """Its discriminator is at chance, while others can tell, unless it has ``enough`` updates an iteration."""
+
+    enough = 1.0
+
+    def quick_evaluation(self) -> Metrics:
+        auc = 0.9 if self.update_ratio.rate >= self.enough else 0.5
+        return {"quick/held_out_auc": auc, "quick/held_out_auc_interval": 0.05, "quick/two_sample_auc": 0.8}
+
+
+class Insatiable(Uninformed):
+    enough = 9.0
+
+
+class Hacking(Loop):
+    """From iteration 21 on text is easier to tell from real text while the judged share rises; a heal ends that."""
+
+    def quick_evaluation(self) -> Metrics:
+        hacked = self.iteration > 20 and not self.healed
+        return {
+            "quick/held_out_auc": 0.9,
+            "quick/held_out_auc_interval": 0.05,
+            "quick/two_sample_auc": 0.8 if hacked else 0.6,
+            "quick/judge_share": 0.9 if hacked else 0.5,
+        }
+
+
 def settings(*more: str) -> Config:
     return load_config(
         None,
@@ -166,22 +195,28 @@ def settings(*more: str) -> Config:
 
 
 def run(
-    config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False, stop_after: int | None = None
+    config: Config,
+    roles: PretendedRoles,
+    folder: Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    kind: type[Loop] = Loop,
 ) -> tuple[Outcome, list[str], AdversarialLoop]:
-    loop, screen = ready(config, roles, folder, resume=resume)
+    loop, screen = ready(config, roles, folder, resume=resume, kind=kind)
     screen.loop, screen.stop_after = loop, stop_after
     return loop.run(), screen.messages, loop
 
 
 def ready(
-    config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False
+    config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False, kind: type[Loop] = Loop
 ) -> tuple[AdversarialLoop, Screen]:
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
     tracker = Tracker(folder, config.tracking, None, start=state["iteration"])  # type: ignore[arg-type]
     screen = Screen()
-    loop = Loop(config, roles, PretendedTask(), Unmeasured(), tracker, checkpoints, screen)  # type: ignore[arg-type]
+    loop = kind(config, roles, PretendedTask(), Unmeasured(), tracker, checkpoints, screen)  # type: ignore[arg-type]
     if path is not None:
         loop.resume(path, state)
     return loop, screen
@@ -263,7 +298,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_through_its_heal(tmp_path: Pa
     resumed = PretendedRoles()
     _, _, loop = run(config, resumed, tmp_path / "cut", resume=True)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert (loop.heals, resumed.learning_rate_factor, loop.update_ratio.rate) == (1, 0.5, 0.5)
+    assert (loop.healed, resumed.learning_rate_factor, loop.update_ratio.rate) == (["kl_runaway"], 0.5, 0.5)
 
 
 def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
@@ -285,11 +320,11 @@ def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
         run(settings(), roles, tmp_path)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     path, state, _ = checkpoints.newest_usable()
-    assert (path.name, state["heals"]) == ("step_000012", 1)
+    assert (path.name, state["healed"]) == ("step_000012", ["kl_runaway"])
     assert checkpoints.named("latest") == path
     resumed = PretendedRoles()
     outcome, _, loop = run(settings(), resumed, tmp_path, resume=True)
-    assert (outcome.iteration, loop.heals, resumed.state["coefficient"]) == (40, 1, 0.1)
+    assert (outcome.iteration, len(loop.healed), resumed.state["coefficient"]) == (40, 1, 0.1)
 
 
 def test_heals_get_stronger_and_come_to_an_end(tmp_path: Path) -> None:
@@ -386,6 +421,82 @@ def test_an_adaptive_rate_is_lowered_and_stays_adaptive(tmp_path: Path) -> None:
     (event,) = events(tmp_path)
     assert event["update_rate"] == pytest.approx(rates[11] / 2)
     assert rates[13] == pytest.approx(event["update_rate"] * np.exp(-0.1 * 2))
+
+
+@pytest.mark.parametrize(
+    ("rate", "healed", "expected"),
+    [
+        (10.0, ["kl_runaway"], 0.5),  # the ceiling
+        (10.0, ["mode_collapse", "drift"], 0.25),
+        (0.0, ["discriminator_uninformative"], 1.0),
+        (0.2, ["discriminator_uninformative", "discriminator_uninformative"], 2.0),
+        (1.5, ["discriminator_uninformative"], 3.0),  # no ceiling
+        (0.2, ["discriminator_uninformative", "discriminator_saturated"], 0.5),
+        (2.0, ["reward_hacking", "reward_hacking"], 2.0),
+    ],
+)
+def test_the_update_rate_after_heals_by_hand(rate: float, healed: list[Kind], expected: float) -> None:
+    assert healed_rate(rate, healed, HealSection()) == expected
+
+
+READ = ("evaluation.quick_every=5", "checkpoint.every=1", "checkpoint.keep=1")
+
+
+def test_an_uninformative_discriminator_is_updated_more_and_nothing_else_changes(tmp_path: Path) -> None:
+    """A frozen one is at chance at 5, 10 and 15: back to 5, the first, which was kept for it, and on with 1 update."""
+    roles = PretendedRoles(onset=1000, coefficient=0.03)
+    config = settings(*READ, "discriminator.updates_per_generator_update=0")
+    outcome, messages, loop = run(config, roles, tmp_path, kind=Uninformed)
+    assert outcome.iteration == 40 and loop.healed == ["discriminator_uninformative"]
+    (event,) = events(tmp_path)
+    assert (event["verdict"], event["action"]) == ("discriminator_uninformative", "heal")
+    assert (event["iteration"], event["back_to"]) == (15, 5)
+    assert (event["learning_rate_factor"], event["update_rate"], event["kl_coefficient"]) == (1.0, 1.0, 0.03)
+    assert (roles.learning_rate_factor, roles.state["coefficient"]) == (1.0, 0.03)
+    assert [row["discriminator/update_rate"] for row in rows(tmp_path)[1:]] == [0.0] * 5 + [1.0] * 35
+    assert len(messages) == 1 and "1 discriminator updates per generator update" in messages[0]
+
+
+def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
+    """It falls by a step of 0.1 an iteration from 3 on: 3 exp(-0.5) at 5, which a heal doubles; the bound is 3."""
+    ratio = ["discriminator.update_ratio.mode=adaptive", "discriminator.update_ratio.maximum=3"]
+    config = settings(*READ, *ratio, "discriminator.updates_per_generator_update=3", "guard.max_heals=1")
+    with pytest.raises(TrainingStopped, match="discriminator_uninformative"):
+        run(config, PretendedRoles(onset=1000), tmp_path, kind=Insatiable)
+    assert events(tmp_path)[0]["update_rate"] == 3.0
+    assert rows(tmp_path)[6]["discriminator/update_rate"] == pytest.approx(3.0 * np.exp(-0.1))
+
+
+def test_raised_rates_add_up_and_come_to_an_end(tmp_path: Path) -> None:
+    config = settings(*READ, "discriminator.updates_per_generator_update=0.2")
+    with pytest.raises(TrainingStopped, match=r"discriminator_uninformative.*after 3 heals.*raise discriminator\.upd"):
+        run(config, PretendedRoles(onset=1000), tmp_path, kind=Insatiable)
+    assert [event.get("update_rate") for event in events(tmp_path)] == [1.0, 2.0, 4.0, None]
+    assert [event.get("back_to") for event in events(tmp_path)] == [5, 5, 5, None]
+
+
+@pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "ill", "healed"])
+def test_a_raised_rate_survives_a_resume(tmp_path: Path, stop_after: int) -> None:
+    config = settings(*READ, "discriminator.updates_per_generator_update=0.2")
+    run(config, PretendedRoles(onset=1000), tmp_path / "whole", kind=Uninformed)
+    run(config, PretendedRoles(onset=1000), tmp_path / "cut", stop_after=stop_after, kind=Uninformed)
+    resumed = PretendedRoles(onset=1000)
+    _, _, loop = run(config, resumed, tmp_path / "cut", resume=True, kind=Uninformed)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert (loop.update_ratio.rate, resumed.learning_rate_factor) == (1.0, 1.0)
+
+
+def test_a_hacked_reward_is_healed_by_a_gentler_generator_and_as_many_updates(tmp_path: Path) -> None:
+    """Read at 5, 10, ...: the mean of 20, 25 and 30 is 0.13 above that of the first three; before them lies 15."""
+    roles = PretendedRoles(onset=1000, coefficient=0.1)
+    config = settings(*READ, "discriminator.updates_per_generator_update=2")
+    outcome, _, _ = run(config, roles, tmp_path, kind=Hacking)
+    assert outcome.iteration == 40
+    (event,) = events(tmp_path)
+    assert (event["verdict"], event["action"]) == ("reward_hacking", "heal")
+    assert (event["iteration"], event["back_to"]) == (30, 15)
+    assert (event["learning_rate_factor"], event["update_rate"], event["kl_coefficient"]) == (0.5, 2.0, 0.2)
+    assert {row["discriminator/update_rate"] for row in rows(tmp_path)[1:]} == {2.0}
 
 
 def test_warn_says_it_once_and_goes_on(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ def test_a_budget_puts_like_lengths_together() -> None:
     assert Batching(64, 18).plan(LENGTHS, per_row=3) == [[1], [3], [4], [0, 2]]  # each row stands for three sequences
 
 
+def test_by_length_the_longest_go_first_and_equal_ones_stay_in_order() -> None:
+    assert Batching(2).by_length([2, 9, 3, 9, 1, 3]) == [[1, 3], [2, 5], [0, 4]]
+    assert Batching(2).by_length([4, 4, 4]) == Batching(2).plan([4, 4, 4])
+    assert Batching(64, 18).by_length(LENGTHS) == Batching(64, 18).plan(LENGTHS)
+    assert of_rank(0, 2, rows=1).by_length(LENGTHS) == [[1], [0], [2]]  # as dealt below
+    assert of_rank(1, 2, rows=1).by_length(LENGTHS) == [[3], [4], []]
+
+
 def test_the_longest_go_to_the_rank_with_the_fewest_tokens() -> None:
     """9 | 8, then 5 to the eight, 3 to the nine, 2 to the twelve: 9 + 3 + 2 = 14 against 8 + 5 = 13."""
     assert deal(LENGTHS, 2) == [[0, 1, 2], [3, 4]]

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.lengths import View
+from rlgaf_ray.models.generator import blocks_of
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
@@ -201,6 +202,41 @@ def test_frozen_layers_stay_and_the_others_learn(build, tmp_path: Path) -> None:
     for one in (discriminator, again):
         one.update(REAL, FAKE, CONTRAST)
     assert equal(state_of(discriminator), state_of(again))
+
+
+def test_below_the_frozen_layers_no_gradient_is_kept(build) -> None:
+    discriminator = build("discriminator.frozen_layers=2", "discriminator.instance_noise=0.1")
+    kept: list[bool] = []
+    for block in blocks_of(discriminator.model.network):
+        block.register_forward_pre_hook(lambda block, inputs: kept.append(inputs[0].requires_grad))
+    discriminator.update(REAL, FAKE)
+    assert kept == [False, False, False, True]  # what each block reads
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])
+@pytest.mark.parametrize("budget", ["learner.micro_batch_size=3", "learner.micro_batch_tokens=14"])
+def test_micro_batches_of_like_length_do_not_change_the_gradient(build, loss: str, budget: str) -> None:
+    """Not the weights: the first step of Adam divides each gradient by its size, that of rounding too."""
+
+    def of_update(*words: str):
+        discriminator = build(f"discriminator.loss={loss}", *words)
+        metrics = discriminator._accumulate_gradients(REAL, FAKE, CONTRAST)
+        return metrics, torch.cat([weight.grad.flatten() for weight in discriminator.model.parameters()])
+
+    (expected, whole), (found, parts) = of_update(), of_update(budget)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert float(torch.dist(parts, whole) / whole.norm()) < 1e-5
+
+
+def test_an_update_reads_little_padding(build) -> None:
+    """Responses of 2, 3, 4 and 5 tokens behind prompts of 2, six of each: one length a pass, where 5 would pad all."""
+    discriminator = build("learner.micro_batch_size=6")
+    read: list[tuple[int, ...]] = []
+    discriminator.model.network.base_model.register_forward_pre_hook(
+        lambda network, arguments, words: read.append(tuple(words["input_ids"].shape)), with_kwargs=True
+    )
+    discriminator.update(REAL, FAKE, CONTRAST)
+    assert read == [(6, 7), (6, 6), (6, 5), (6, 4)]
 
 
 def test_more_frozen_layers_than_there_are(build) -> None:
