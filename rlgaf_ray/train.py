@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure, ActorSpent
 from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.placement import Placement, PlacementGroup, find_placement
 from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
 from rlgaf_ray.actors.roles import RayRoles
@@ -396,6 +397,8 @@ def adversarial_loop(
         start = resumed[1]["iteration"] if resumed else 0
         write_run_files(config, data)
         with quiet_writer(), Tracker(config.run.folder, config.tracking, data.tokenizer, start=start) as tracker:
+            if warmups.contrast is not None:
+                data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
             loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display)
             if resumed:
                 with waiting(f"loading iteration {start} into the actors"):

@@ -28,6 +28,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
+from rlgaf_ray.actors.contrast import load_contrast  # noqa: E402
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups  # noqa: E402
 from rlgaf_ray.config import Config, load_config  # noqa: E402
 from rlgaf_ray.data.task import evaluation_set  # noqa: E402
@@ -156,6 +157,8 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     cache = cache_folder(config)
     data = prepare_data(config, cache)
     warmups = prepare_warmups(config, data.task, data.tokenizer, cache, _progress, with_ray=False)
+    if warmups.contrast is not None:
+        data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
     pad = data.tokenizer.pad_token_id
     roles = LocalRoles(
         build_engine(warmups.generator, config, max_tokens=data.task.max_tokens),

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
@@ -21,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
+from rlgaf_ray.actors.contrast import sample_contrast, save_contrast
 from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, GeneratorWarmup, SftWarmup
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
@@ -47,6 +49,7 @@ class Warmups:
     base: Path  # the generator before SFT
     generator: Path  # after it; the same folder where no SFT ran
     discriminator: Path
+    contrast: Path | None  # samples of the base model, where they are the contrast
     cached: bool  # nothing had to be trained
 
 
@@ -80,7 +83,7 @@ def prepare_warmups(
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
         payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
-    base = generator
+    base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     if config.task.name == "imdb":
@@ -101,7 +104,14 @@ def prepare_warmups(
     payload = {"stage": "discriminator", "source": str(generator)}
     windows = task.discriminator_warmup
     cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report, run)
-    return Warmups(base, generator, discriminator, cached)
+    contrast = None
+    if settings.contrast_of_base:
+        key = content_hash([base_key, *data, *cut, config.rollout.model_dump_json(), str(settings.contrast_samples)])
+        contrast = cache / "warmups" / f"contrast-{key[:16]}"
+        payload = {"stage": "contrast", "source": str(base)}
+        prompts = partial(_prompts, task)
+        cached &= _made(contrast, _contrast_worker, prompts, payload, config, tokenizer, report, run)
+    return Warmups(base, generator, discriminator, contrast, cached)
 
 
 def _made(
@@ -270,6 +280,18 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
 def _data(payload: dict[str, Any]) -> Any:
     data = payload["data"]
     return ray.get(data) if isinstance(data, ray.ObjectRef) else data
+
+
+def _prompts(task: Task) -> list[np.ndarray]:
+    return [item.prompt_ids for item in task.demonstrations]
+
+
+def _contrast_worker(payload: dict[str, Any]) -> None:
+    worker = _worker(payload["stage"], payload)
+    if worker.rank == 0:
+        prompts = _data(payload)
+        responses = sample_contrast(payload["source"], prompts, payload["config"], seed=SEED, device=str(worker.device))
+        save_contrast(responses, Path(payload["folder"]) / "result")
 
 
 def _worker(name: str, payload: dict[str, Any]) -> Worker:

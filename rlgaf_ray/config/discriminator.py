@@ -94,9 +94,13 @@ class DiscriminatorSection(Section):
     )
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
-    contrast_weight: NonNegativeRate = Field(
-        1.3, description="weight of demonstrations of the unwanted kind, labelled 0; 0: off"
+    contrast: Literal["labels", "base_model"] = Field(
+        "labels",
+        description="labels: answers of the unwanted kind (for prompts and responses: other responses); base_model: "
+        "samples of the model before SFT, which need no label",
     )
+    contrast_samples: Positive = Field(4, description="base_model: samples of each demonstration's prompt")
+    contrast_weight: NonNegativeRate = Field(1.3, description="weight of the contrast, labelled 0; 0: off")
     learning_rate: Rate = 5e-5
     learning_rate_schedule: LearningRateSchedule = Field(
         "constant",
@@ -189,3 +193,7 @@ class DiscriminatorSection(Section):
                         "discriminator.architecture=generator"
                     )
         return self
+
+    @property
+    def contrast_of_base(self) -> bool:
+        return self.contrast == "base_model" and self.contrast_weight > 0 and self.loss != "contrastive"

@@ -177,7 +177,7 @@ def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | Non
         build_from_scratch(TINY_GPT2, vocab_size=len(data.tokenizer), end_of_text_id=end, seed=0).save_pretrained(begin)
     torch.set_num_threads(1)
     with folder.mirrored():
-        warmups = Warmups(begin, begin, begin, cached=True)
+        warmups = Warmups(begin, begin, begin, None, cached=True)
         roles = local_roles(config, data, warmups)
         write_run_files(config, data)
         start = resumed[1]["iteration"] if resumed else 0

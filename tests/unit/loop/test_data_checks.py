@@ -72,3 +72,10 @@ def test_contrast_needs_rows_that_are_not_held_out() -> None:
         "discriminator.contrast_weight=0.5 needs answers of the unwanted kind, but task.name=imdb has none to train "
         "on (for prompts and responses: other responses): set it to 0"
     )
+
+
+def test_the_base_models_samples_are_contrast_enough() -> None:
+    check(Some(range(10), contrast=()), "discriminator.contrast=base_model", "discriminator.contrast_weight=1")
+    assert "discriminator.contrast_weight=1 needs answers of the unwanted kind" in refusal(
+        Some(range(10), contrast=()), "discriminator.contrast_weight=1"
+    )
