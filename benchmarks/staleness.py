@@ -3,8 +3,9 @@
     python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [--jobs N]
         [key=value ...]
 
-The runs have the default of before (configs/ablations/old_default.yaml without SFT). With and without importance weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the
-first is exactly k versions old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar:
+The runs have the default of before (configs/ablations/old_default.yaml without SFT). With and without importance
+weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the first is exactly k versions
+old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar:
 the mean of each setting lies within the synchronous seeds' spread, lowest to highest, widened by a standard error of
 one judged share.
 """

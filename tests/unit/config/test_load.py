@@ -120,9 +120,6 @@ def write(tmp_path: Path):
         ("discriminator={loss: contrastive, replay_share: 0.5}",
          "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
          "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
-        ("discriminator.labels=shuffled",
-         "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
-         "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"),
         ("discriminator={architecture: cnn, dropout: 0.1}",
          "discriminator.dropout is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, match_lengths: true}",
@@ -205,6 +202,11 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
             ["discriminator.overfit_gap=0.1", "discriminator.held_out=0"],
             "discriminator.overfit_gap compares with held-out demonstrations, and discriminator.held_out=0 keeps none: "
             "raise it, or leave it out",
+        ),
+        (
+            ["discriminator.labels=shuffled", "warmup.discriminator.type=labels"],
+            "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
+            "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
