@@ -445,8 +445,9 @@ def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) ->
 
 def labels_read(config: Config) -> bool:
     """By the discriminator, of the unwanted kind."""
-    warmup = config.warmup.discriminator
-    return config.discriminator.contrast_weight > 0 or (warmup.type == "labels" and warmup.steps > 0)
+    warmup, settings = config.warmup.discriminator, config.discriminator
+    contrast = settings.contrast == "labels" and settings.contrast_weight > 0
+    return contrast or (warmup.type == "labels" and warmup.steps > 0)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
