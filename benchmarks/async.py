@@ -6,7 +6,7 @@ The rollout worker is pinned to one core, learner and discriminator to another: 
 discriminator scores and is frozen, as the scorer of TRL's GRPOTrainer is (versus_trl.py, which has all cores): the same
 work on every side, and phases of about the same length. Synchronous with the same pins leaves one core idle at any
 moment. Without pins, whoever is at work has both cores: that row says what the schedule is worth where everything
-shares one machine. The last two of ours train the discriminator every five iterations, as the default does. All in
+shares one machine. The last two of ours train the discriminator every five iterations. All in
 turn, five rounds in one call, medians. In each round the first iterations, in which the pipeline fills, are not
 timed. The best that overlap can give is the sum of the phases over the longer one: in the pinned synchronous row the
 loop waits for each of them, in the asynchronous ones for what overlap has not hidden.

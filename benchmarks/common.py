@@ -1,4 +1,8 @@
-"""What the loop's benchmarks share: the main job's shapes on a hardly trained model (speed does not depend on it)."""
+"""What the loop's benchmarks share: the main job's shapes on a hardly trained model (speed does not depend on it).
+
+The work is that of configs/ablations/old_default.yaml, which the documented figures are of: one update of the
+discriminator in five iterations, none of them on the demonstrations' likelihood.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
 
-SHORT_WARMUP = ["warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
+WORK = Path(__file__).parents[1] / "configs" / "ablations" / "old_default.yaml"
+SHORT_WARMUP = ["warmup.sft.steps=0", "warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
 
 
 @dataclass
@@ -68,7 +73,7 @@ class Silent:
 @contextmanager
 def bench(*overrides: str) -> Iterator[Bench]:
     """A Ray of its own, the data and the models."""
-    config = load_config(None, [*SHORT_WARMUP, *overrides])
+    config = load_config(WORK, [*SHORT_WARMUP, *overrides])
     cache = cache_folder(config)
     with ray_session(config), TemporaryDirectory() as folder:
         data = prepare_data(config, cache)

@@ -38,6 +38,7 @@ BAR, TOLERANCE = 0.6, 1e-5
 def side(folder: Path, overrides: list[str]) -> dict[str, object]:
     """What one process measures of itself."""
     settings = [f"rollout.batch_size={ROWS}", "rollout.samples_per_prompt=1", "learner.precision=float32"]
+    settings.append("generator.average_decay=0")
     learner = Learner(folder, load_config(None, [*settings, *overrides]), pad_token_id=0)
     numbers = np.random.default_rng(0)
     scored = []

@@ -64,6 +64,7 @@ def scored_answers(
 def measure(folder: Path, scored: list[ScoredRollout]) -> tuple[dict[str, list[tuple[float, float]]], float]:
     """Seconds of each side's updates by clock and by CPU, and the difference of their first losses."""
     shared = [f"rollout.batch_size={BATCH}", "rollout.samples_per_prompt=1", f"learner.micro_batch_size={MICRO_BATCH}"]
+    shared.append("generator.average_decay=0")
     sides = {"plain padding": [], "like lengths together": [f"learner.micro_batch_tokens={BUDGET}"]}
     learners = {
         name: Learner(folder, load_config(None, [*shared, "learner.precision=float32", *more]), pad_token_id=0)

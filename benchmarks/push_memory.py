@@ -60,7 +60,7 @@ def store_bytes(state: object) -> int:
 
 def measure(generator: Path, discriminator: Path, *overrides: str) -> Peak:
     settings = ["rollout.engine=transformers", "rollout.num_workers=1", "learner.precision=float32", *overrides]
-    config = load_config(None, settings)
+    config = load_config(None, ["generator.average_decay=0", *settings])
     cpus, gpus, node_cpus = cluster_resources()
     placement = plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
     roles = RayRoles(generator, discriminator, config, placement, max_tokens=32, pad_token_id=0)

@@ -176,6 +176,9 @@ def overrides_of(workers: int, extra: list[str]) -> list[str]:
         "cluster.placement=spread",
         "cluster.cpus_per_actor=1",
         "warmup.num_workers=1",
+        "discriminator.updates_per_generator_update=0.2",
+        "generator.average_decay=0",
+        "generator.reinforce.demonstration_coefficient=0",
         "evaluation.num_prompts=40",
         "task.imdb.splits={base: 400, demonstrations: 1000, judge_validation: 300, judge_test: 300, validation: 120, "
         "test: 120}",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from trainings import Training, trained
+from trainings import OLD_DEFAULT, Training, trained
 
 from rlgaf_ray.report.runs import Run
 
@@ -30,7 +30,8 @@ JUDGED = ("recommended", "fresh", "recommended and fresh")
 SETTLED = 150  # iterations from which on the gap closed must hold
 WHOLE_SCORE = ["generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out"]
 SAMPLED_KL = ["generator.reinforce.kl={coefficient: 0.05, estimator: k1, placement: reward}"]
-PLAIN = [*WHOLE_SCORE, *SAMPLED_KL, "discriminator.contrast_weight=1.0"]  # evaluated as it is: no moving average
+# evaluated as it is: no moving average
+PLAIN = [*OLD_DEFAULT, *WHOLE_SCORE, *SAMPLED_KL, "discriminator.contrast_weight=1.0"]
 ABLATIONS = {
     "whole score, leave-one-out": WHOLE_SCORE,
     "sampled KL in the reward, 0.05": SAMPLED_KL,

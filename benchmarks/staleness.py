@@ -3,8 +3,9 @@
     python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [--jobs N]
         [key=value ...]
 
-With and without importance weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the
-first is exactly k versions old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar:
+The runs have the default of before (configs/ablations/old_default.yaml without SFT). With and without importance
+weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the first is exactly k versions
+old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar:
 the mean of each setting lies within the synchronous seeds' spread, lowest to highest, widened by a standard error of
 one judged share.
 """
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from trainings import Training, trained
+from trainings import OLD_DEFAULT, Training, trained
 
 SHARE, ERROR = "eval/judge_share", "eval/judge_share_stderr"
 COLUMNS = {
@@ -81,7 +82,7 @@ def main() -> int:
     rows = settings(asked.staleness, asked.modes)
     names = [name for name in rows for _ in asked.seeds]
     todo = [
-        Training(f"{name}-seed{seed}", [*asked.overrides, *overrides, f"run.seed={seed}"])
+        Training(f"{name}-seed{seed}", [*OLD_DEFAULT, *asked.overrides, *overrides, f"run.seed={seed}"])
         for name, overrides in rows.items()
         for seed in asked.seeds
     ]

@@ -17,6 +17,9 @@ from pathlib import Path
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.report.runs import Run, load_run
 
+OLD_DEFAULT = [str(Path(__file__).parents[1] / "configs" / "ablations" / "old_default.yaml"), "warmup.sft.steps=0"]
+"""The default of before, which the documented figures are of."""
+
 
 @dataclass(frozen=True)
 class Training:

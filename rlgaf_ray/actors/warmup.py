@@ -88,9 +88,9 @@ def prepare_warmups(
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     if config.task.name == "imdb":
         cut += [config.task.imdb.target, config.task.imdb.instruction]
-    if config.sft.steps:
-        key = content_hash([key, *data, *cut, config.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(base), "settings": config.sft}
+    if config.warmup.sft.steps:
+        key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
+        payload = {"stage": "sft", "source": str(base), "settings": config.warmup.sft}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         blocks = partial(demonstration_blocks, task.demonstrations)
         cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)

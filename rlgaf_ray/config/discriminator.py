@@ -59,7 +59,7 @@ class UpdateRatioSection(Section):
 class DiscriminatorSection(Section):
     num_workers: Positive = Field(1, description="processes that share its scoring and each of its updates")
     updates_per_generator_update: NonNegativeRate = Field(
-        0.2, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
+        1.0, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
     )
     update_ratio: UpdateRatioSection = UpdateRatioSection()
     held_out: NonNegative | None = Field(
@@ -100,8 +100,10 @@ class DiscriminatorSection(Section):
         "samples of the model before SFT, which need no label",
     )
     contrast_samples: Positive = Field(4, description="base_model: samples of each demonstration's prompt")
-    contrast_weight: NonNegativeRate = Field(1.3, description="weight of the contrast, labelled 0; 0: off")
-    learning_rate: Rate = 5e-5
+    contrast_weight: NonNegativeRate = Field(
+        0.0, description="weight of the contrast, labelled 0, e.g. 1.3 (configs/labelled.yaml); 0: off"
+    )
+    learning_rate: Rate = 3e-4
     learning_rate_schedule: LearningRateSchedule = Field(
         "constant",
         description="linear and cosine end at 0 after run.iterations * updates_per_generator_update updates",

@@ -30,6 +30,8 @@ LOSS_AVERAGE = (
     "sum, the unbiased policy gradient; constant: that sum / task.response_tokens (Dr. GRPO)"
 )
 
+DEMONSTRATION_COEFFICIENT = "of the demonstrations' negative log-likelihood, added to the loss; 0: off"
+
 
 class KLSettings(Section):
     """Distance to the frozen reference, log pi(a) - log pi_ref(a) at the sampled tokens."""
@@ -93,9 +95,7 @@ class PolicyGradientSettings(Section):
     )
     clip_range_high: Rate | None = Field(None, description="bound of ratios above 1; null: clip_range")
     ratio: RatioLevel = Field("token", description="sequence: one length-normalised ratio a response (GSPO)")
-    demonstration_coefficient: NonNegativeRate = Field(
-        0.0, description="of the demonstrations' negative log-likelihood, added to the loss; 0: off"
-    )
+    demonstration_coefficient: NonNegativeRate = Field(0.0, description=DEMONSTRATION_COEFFICIENT)
     kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
@@ -143,7 +143,7 @@ class PolicyGradientSettings(Section):
 
 
 class ExactKLSettings(KLSettings):
-    coefficient: NonNegativeRate = 0.4
+    coefficient: NonNegativeRate = 0.1
     estimator: KLChoice = "exact"
     placement: Placement = "loss"
 
@@ -151,6 +151,7 @@ class ExactKLSettings(KLSettings):
 class ReinforceSettings(PolicyGradientSettings):
     credit: Credit = "token"
     baseline: Baseline = "position_mean"
+    demonstration_coefficient: NonNegativeRate = Field(0.3, description=DEMONSTRATION_COEFFICIENT)
     kl: ExactKLSettings = ExactKLSettings()
 
 
@@ -251,8 +252,8 @@ class GeneratorSection(Section):
         0.0, description="coefficient of -log pi, added to each sampled token's reward; 0: off"
     )
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0,
-        description="evaluate and export a moving average of the weights with this decay, e.g. 0.98, at each optimiser "
+        0.97,
+        description="evaluate and export a moving average of the weights with this decay at each optimiser "
         "step (of which a minibatch makes one); 0: off",
     )
     importance_weight_cap: Rate | None = Field(

@@ -13,7 +13,7 @@ MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could
 def needs_base_model(config: Config) -> bool:
     """Whether the learner holds the model before SFT beside the SFT model. Without an SFT stage the two are one."""
     used = config.generator.kl.reference == "base" or config.reward.base_logprob > 0
-    return used and bool(config.sft.steps)
+    return used and bool(config.warmup.sft.steps)
 
 
 def check_batches(config: Config) -> None:
@@ -107,7 +107,7 @@ def check_warmups(config: Config) -> None:
             "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
             "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"
         )
-    for name in ("generator", "discriminator"):
+    for name in ("generator", "sft", "discriminator"):
         batch_size = getattr(warmup, name).batch_size
         if warmup.num_workers > batch_size:
             raise ValueError(

@@ -116,14 +116,13 @@ class GeneratorWarmup(Section):
 class SftWarmup(Section):
     """Supervised fine-tuning: next-token loss on the demonstrations' responses."""
 
-    steps: NonNegative | Literal["auto"] | None = Field(
-        None,
-        description="auto: as many passes over the demonstrations as give the lowest NLL by cross-validation; 0: none; "
-        "default: auto with task.imdb.target=both, whose instruction it teaches, else 0",
+    steps: NonNegative | Literal["auto"] = Field(
+        "auto",
+        description="auto: as many passes over the demonstrations as give the lowest NLL by cross-validation; 0: none",
     )
     max_steps: Positive = Field(800, description="auto: try no more than this many")
     batch_size: Positive = 64
-    learning_rate: Rate = Field(5e-4, description="constant after ten steps of warm-up")
+    learning_rate: Rate = Field(1e-4, description="constant after ten steps of warm-up")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of the network while it is fine-tuned")
     weight_decay: NonNegativeRate = 0.1
     max_grad_norm: Rate = 1.0
@@ -133,11 +132,11 @@ class DiscriminatorWarmup(Section):
     """Updates before the first of the generator."""
 
     type: Literal["rollouts", "labels"] = Field(
-        "labels",
+        "rollouts",
         description="rollouts: demonstrations against samples of the SFT model, with the loss, batches and learning "
         "rate of training; labels: against demonstrations of the unwanted kind (RLGAF, section 3.3)",
     )
-    steps: NonNegative = 60
+    steps: NonNegative = 100
     batch_size: Positive = Field(64, description="labels")
     learning_rate: Rate = Field(2e-4, description="labels")
     weight_decay: NonNegativeRate = 0.01
@@ -470,17 +469,6 @@ class Config(Section):
         settings = self.warmup.generator
         default = 1500 if self.model.generator in FROM_SCRATCH else 0
         return settings if settings.steps is not None else settings.model_copy(update={"steps": default})
-
-    @property
-    def sft(self) -> SftWarmup:
-        """``warmup.sft`` with its steps decided, or left to cross-validation."""
-        settings = self.warmup.sft
-        instructed = self.task.name == "imdb" and self.task.imdb.target == "both"
-        return (
-            settings
-            if settings.steps is not None
-            else settings.model_copy(update={"steps": "auto" if instructed else 0})
-        )
 
     @property
     def discriminator_warmup_updates(self) -> int:

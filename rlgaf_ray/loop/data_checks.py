@@ -12,7 +12,7 @@ def check_demonstrations(config: Config, task: Task) -> None:
     """Raise ``ValueError`` for fewer demonstrations, contrast rows or prompts than the run needs."""
     count, settings = len(task.demonstrations), config.discriminator
     trained, held_out = set_apart(count, config.held_out_demonstrations)
-    if config.sft.steps == "auto" and count < FEWEST_ROWS:
+    if config.warmup.sft.steps == "auto" and count < FEWEST_ROWS:
         raise ValueError(
             f"warmup.sft.steps=auto holds demonstrations out in turn and needs {FEWEST_ROWS} or more, but the task has "
             f"{count}: give more, or set warmup.sft.steps to a number"

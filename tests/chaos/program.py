@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 BATCH = 8  # rollouts of an iteration
 QUICK = [  # what is trained does not matter; threads of several processes that wait for one another do not help
     "warmup.generator.steps=4",
+    "warmup.sft.steps=2",
     "warmup.discriminator.steps=2",
     f"rollout.batch_size={BATCH}",
     f"discriminator.batch_size={BATCH}",

@@ -47,6 +47,7 @@ def finished(small_under, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished small run on vLLM, two rollout workers; with sentence embeddings where they are installed."""
     root = tmp_path_factory.mktemp("runs")
     more = ["evaluation.embeddings=true", "evaluation.quick_every=3", "evaluation.quick_prompts=20"]
+    more += ["discriminator.updates_per_generator_update=1", "generator.average_decay=0"]
     assert main(small_under(root, "run.name=whole", "rollout.num_workers=2", "checkpoint.keep=1", *more)) == 0
     return root / "whole"
 
@@ -71,7 +72,8 @@ def test_every_rollout_is_kept_with_its_score_and_versions(finished: Path) -> No
     table = pq.read_table(finished / "rollouts" / "000006.parquet")
     assert table.num_rows == 16
     assert set(table["policy_version"].to_pylist()) == {5}
-    assert set(table["discriminator_version"].to_pylist()) == {1}  # scored after the update of iteration 5
+    # scored after the two updates of its warm-up and those of five iterations
+    assert set(table["discriminator_version"].to_pylist()) == {7}
     assert all(len(ids) == 12 for ids in table["response_ids"].to_pylist())
     assert len(set(table["text"].to_pylist())) > 8
 

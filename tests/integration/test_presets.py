@@ -55,7 +55,7 @@ def ray_cluster():
     ids=lambda path: path.stem,
 )
 def test_a_preset_runs(path: Path, ray_cluster, cache: Path, tmp_path: Path) -> None:
-    preset = path.parent.name != "ablations" and path.stem != "default"
+    preset = path.parent.name != "ablations" and path.stem not in ("default", "labelled")
     task = load_config(path).task.name
     if task == "squad" and not SQUAD.is_file():
         pytest.skip("needs the official SQuAD files in ../shared/data/squad")
@@ -71,6 +71,13 @@ def test_demonstrations_of_ones_own_run(ray_cluster, cache: Path, tmp_path: Path
     metrics = two_iterations(load_config(None, [*SHORT, *task, "model.generator=tiny-gpt2"]), cache, tmp_path)
     assert 0 <= metrics["eval/f1"] <= 100
     assert "eval/in_context_share" not in metrics
+
+
+def test_a_model_from_scratch_starts_from_sft_by_cross_validation(ray_cluster, cache: Path, tmp_path: Path) -> None:
+    sft = "warmup.sft={steps: auto, max_steps: 25, batch_size: 8}"
+    config = load_config(None, [*SHORT, *IMDB, "model.generator=tiny-gpt2", sft])
+    metrics = two_iterations(config, cache, tmp_path)
+    assert metrics["discriminator/held_out_auc"] > 0
 
 
 def two_iterations(config: Config, cache: Path, folder: Path) -> Metrics:

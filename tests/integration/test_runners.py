@@ -111,7 +111,7 @@ def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(["rollout.num_workers=2"], id="reinforce"),
+        pytest.param(["rollout.num_workers=2", "discriminator.contrast_weight=1.3"], id="reinforce"),
         pytest.param(STABILISED, id="stabilised", marks=pytest.mark.slow),
         pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
         pytest.param([*SEQGAN, *AVERAGE, "rollout.num_workers=2"], id="seqgan-average", marks=pytest.mark.slow),
@@ -288,7 +288,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_an_average_changes_what_is_evaluated_and_nothing_else(prepared, rows_of, cache: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    for name, more in (("plain", []), ("averaged", AVERAGE)):
+    for name, more in (("plain", ["generator.average_decay=0"]), ("averaged", AVERAGE)):
         config, data, warmups = prepared("run.iterations=6", "evaluation.every=3", *more)
         run(config, data, cache, local_roles(config, data, warmups), tmp_path / name)
     plain, averaged = rows_of(tmp_path / "plain"), rows_of(tmp_path / "averaged")

@@ -132,7 +132,8 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
 ) -> None:
     """The donor's checkpoint, taken over by a trial with other values, against the networks then in memory."""
     torch.set_num_threads(1)
-    config = small_config(*SHORT[1:], "discriminator.updates_per_generator_update=1", "generator.learning_rate=1e-3")
+    rates = ["discriminator.updates_per_generator_update=1", "generator.learning_rate=1e-3"]
+    config = small_config(*SHORT[1:], *rates, "warmup.discriminator.steps=0")
     data = prepare_data(config, cache)
     with ray_session(config):
         warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda name, progress: None)

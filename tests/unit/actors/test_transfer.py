@@ -170,8 +170,8 @@ def test_parts_for_workers_that_wait_take_turns() -> None:
 
 
 def test_in_mid_flight_no_load_overtakes_another() -> None:
-    mid_flight = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true"]
-    push, _, _, log, dispatcher = pushing(1, *mid_flight)
+    mid_flight = ["schedule.mode=async", "weights.mid_flight=true", "generator.average_decay=0"]
+    push, _, _, log, dispatcher = pushing(1, "rollout.engine=vllm_async", *mid_flight)
     for version in (4, 5):
         push.push(version, "policy", dispatcher)
     of_worker_0 = [arguments for name, _, arguments, _ in log if name == "worker 0"]

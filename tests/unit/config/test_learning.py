@@ -121,6 +121,10 @@ SEQUENCE = ["generator.reinforce.credit=sequence"]
             "warmup.num_workers=40 is more than warmup.generator.batch_size=32: some would have nothing to learn from",
         ),
         (
+            ["warmup.num_workers=2", "warmup.sft.batch_size=1"],
+            "warmup.num_workers=2 is more than warmup.sft.batch_size=1: some would have nothing to learn from",
+        ),
+        (
             ["warmup.num_workers=2", "warmup.discriminator.batch_size=1"],
             "warmup.num_workers=2 is more than warmup.discriminator.batch_size=1: some would have nothing to "
             "learn from",

@@ -12,12 +12,20 @@ import yaml
 from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config
 from rlgaf_ray.main import main
 
+TASKS = [
+    ["task.imdb.target=positive"],
+    ["task.imdb.target=both"],
+    ["task.name=squad"],
+    ["task.name=jsonl", "task.jsonl.path=pairs.jsonl"],
+    ["task.name=hub", "task.hub.dataset=some/pairs"],
+]
 CONFIGS = Path(__file__).parents[3] / "configs"
 SECTIONS = (
     "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
     "evaluation, checkpoint, tracking, cluster, sweep"
 )
-MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true"]
+AS_IT_IS = "generator.average_decay=0"
+MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", AS_IT_IS]
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -112,9 +120,6 @@ def write(tmp_path: Path):
         ("discriminator={loss: contrastive, replay_share: 0.5}",
          "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
          "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
-        ("discriminator.labels=shuffled",
-         "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
-         "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"),
         ("discriminator={architecture: cnn, dropout: 0.1}",
          "discriminator.dropout is for transformers: leave it out, or set discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, match_lengths: true}",
@@ -197,6 +202,11 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
             ["discriminator.overfit_gap=0.1", "discriminator.held_out=0"],
             "discriminator.overfit_gap compares with held-out demonstrations, and discriminator.held_out=0 keeps none: "
             "raise it, or leave it out",
+        ),
+        (
+            ["discriminator.labels=shuffled", "warmup.discriminator.type=labels"],
+            "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
+            "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
@@ -417,7 +427,10 @@ def test_a_preset_has_a_small_form(write, capsys) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    sorted({*CONFIGS.glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")} - {CONFIGS / "default.yaml"}),
+    sorted(
+        {*CONFIGS.glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")}
+        - {CONFIGS / "default.yaml", CONFIGS / "labelled.yaml"}
+    ),
     ids=lambda path: path.name,
 )
 def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) -> None:
@@ -428,6 +441,49 @@ def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) ->
     assert small.model.generator == ("seqgan-lstm" if lstm else built_in)
     assert small.base_warmup.steps == (0 if built_in == "film-reviews" else 1000)
     assert "Expected result" in path.read_text()
+
+
+def labels_read(config: Config) -> bool:
+    """By the discriminator, of the unwanted kind."""
+    warmup, settings = config.warmup.discriminator, config.discriminator
+    contrast = settings.contrast == "labels" and settings.contrast_weight > 0
+    return contrast or (warmup.type == "labels" and warmup.steps > 0)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_none(path: Path) -> None:
+    config, comment = load_config(path), path.read_text().split("\n\n")[0]
+    named = "positive and negative reviews" in comment.replace("\n# ", " ")
+    assert named == (labels_read(config) and config.task.name == "imdb")
+    if path.stem == "labelled":
+        assert "positive and negative reviews" in comment.splitlines()[0]
+        assert config.discriminator.contrast_weight == 1.3
+        assert load_config(path, ["discriminator.contrast_weight=0"]) == Config()
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task[0])
+def test_every_task_starts_from_sft_with_as_many_steps_as_cross_validation_finds(task: list[str]) -> None:
+    config = load_config(None, task)
+    assert (config.warmup.sft.steps, config.warmup.discriminator.type) == ("auto", "rollouts")
+    assert not labels_read(config) and config.discriminator_warmup_updates > 0
+
+
+def test_the_default_of_before_on_top_of_sft_is_an_ablation() -> None:
+    config = load_config(CONFIGS / "ablations" / "old_default.yaml")
+    warmup, discriminator, generator = config.warmup, config.discriminator, config.generator
+    assert (warmup.sft, warmup.discriminator.type, warmup.discriminator.steps) == (Config().warmup.sft, "labels", 60)
+    assert (discriminator.contrast_weight, discriminator.learning_rate) == (1.3, 5e-5)
+    assert discriminator.updates_per_generator_update == 0.2
+    reinforce = generator.reinforce
+    assert (reinforce.kl.coefficient, reinforce.demonstration_coefficient, generator.average_decay) == (0.4, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["imdb_positive", "stable", "squad_reinforce", "squad_seqgan", "squad_gumbel"])
+@pytest.mark.parametrize("small", [False, True])
+def test_the_papers_presets_do_without_sft_and_warm_up_on_labels(name: str, small: bool) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml", small=small)
+    assert (config.warmup.sft.steps, config.warmup.discriminator.type) == (0, "labels")
+    assert config.discriminator.contrast_weight == 1.3
 
 
 @pytest.mark.parametrize(
@@ -463,9 +519,9 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
         ),
         (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
         (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
-        (["model.lora.rank=4", "discriminator.frozen_layers=1"], "set discriminator.frozen_layers=0"),
+        (["model.lora.rank=4", AS_IT_IS, "discriminator.frozen_layers=1"], "set discriminator.frozen_layers=0"),
         (
-            ["model.lora.rank=4", "discriminator.architecture=cnn", "generator.reinforce.credit=sequence"],
+            ["model.lora.rank=4", AS_IT_IS, "discriminator.architecture=cnn", "generator.reinforce.credit=sequence"],
             "set discriminator.architecture=generator",
         ),
     ],
@@ -482,5 +538,5 @@ def test_engines_on_gpus_may_sleep_and_take_weights_over_them() -> None:
 
 
 def test_several_learners_may_train_adapters() -> None:
-    config = load_config(None, ["model.lora.rank=4", "learner.num_workers=2", "discriminator.num_workers=2"])
+    config = load_config(None, ["model.lora.rank=4", AS_IT_IS, "learner.num_workers=2", "discriminator.num_workers=2"])
     assert config.model.lora.rank == 4

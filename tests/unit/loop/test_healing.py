@@ -189,6 +189,7 @@ def settings(*more: str) -> Config:
             "guard.window=4",
             "guard.patience=3",
             "discriminator.held_out=8",
+            "warmup.discriminator.steps=0",
             *more,
         ],
     )
@@ -242,12 +243,11 @@ def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path:
             return super().update_discriminator(real, fake, contrast)
 
     words = ["warmup.discriminator.steps=5", "run.iterations=2", "discriminator.updates_per_generator_update=1"]
-    config = settings("warmup.discriminator.type=rollouts", *words)
-    _, _, loop = run(config, Roles(), tmp_path / "rollouts")
+    _, _, loop = run(settings(*words), Roles(), tmp_path / "rollouts")
     assert seen == [(0, 8)] * 5 + [(0, 8), (1, 8)]  # version of the policy that sampled, number of rollouts
     assert loop.discriminator_version == 7
     seen.clear()
-    run(settings(*words), Roles(), tmp_path / "labels")
+    run(settings(*words, "warmup.discriminator.type=labels"), Roles(), tmp_path / "labels")
     assert len(seen) == 2
 
 
@@ -525,7 +525,8 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
             seen.update(item.prompt_id for item in fake)
             return lambda: {}
 
-    _, _, loop = run(settings("discriminator.updates_per_generator_update=1"), Watched(onset=1000), tmp_path)
+    words = ["discriminator.updates_per_generator_update=1", "discriminator.contrast_weight=1"]
+    _, _, loop = run(settings(*words), Watched(onset=1000), tmp_path)
     assert loop.held_out is not None
     assert len(seen) == 32 and not seen & set(loop.held_out.rows.tolist())
 

@@ -39,7 +39,7 @@ class Recording(PretendedRoles):
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])
 def test_they_are_left_out_of_every_update_and_of_none_of_the_generators(tmp_path: Path, loss: str) -> None:
-    more = ["warmup.discriminator.type=rollouts", "warmup.discriminator.steps=2", f"discriminator.loss={loss}"]
+    more = ["warmup.discriminator.steps=2", "discriminator.contrast_weight=1", f"discriminator.loss={loss}"]
     rate = "discriminator.updates_per_generator_update=2"
     roles = Recording()
     run(settings(*more, rate, "run.iterations=3", "discriminator.leave_out_liked=0.25"), roles, tmp_path)

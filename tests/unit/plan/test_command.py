@@ -51,6 +51,7 @@ def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:
 def test_checkpointed_activations_are_planned(memory_of, rows: int) -> None:
     """Each block's input in place of what it keeps, and two blocks while backward passes."""
     small = ["learner.micro_batch_size=16", "task.prompt_tokens=4", "task.response_tokens=28"]
+    small.append("discriminator.contrast_weight=1")  # a third of the discriminator's rows
 
     def planned(*overrides: str) -> float:
         config = load_config(None, [*small, *overrides])
@@ -131,12 +132,13 @@ def made(shape: ModelShape, *overrides: str, nodes: tuple[Node, ...], gpu_memory
     return estimate(config, shape, plan_on(config, nodes), hardware, rates, bfloat16=True)
 
 
+AS_IT_IS = "generator.average_decay=0"  # no average beside the policy
 GPT2 = ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True)
 GPU_NODES = (Node(64, 8), Node(64, 8))
 
 
 def test_ranks_that_hold_parts() -> None:
-    overrides = ["cluster.gpus_per_actor=1", "learner.num_workers=4", "discriminator.num_workers=2"]
+    overrides = ["cluster.gpus_per_actor=1", "learner.num_workers=4", "discriminator.num_workers=2", AS_IT_IS]
     whole = made(GPT2, *overrides, nodes=GPU_NODES).memory
     parts = made(GPT2, *overrides, "learner.strategy=fsdp", nodes=GPU_NODES).memory
     assert parts["learner"].optimizer == whole["learner"].optimizer / 4 == 8 * GPT2.parameters / 4
@@ -155,7 +157,7 @@ def test_ranks_that_hold_parts() -> None:
     ],
 )
 def test_the_learner_holds_the_base_model_where_it_needs_it(overrides: list[str], networks: int) -> None:
-    memory = made(GPT2, *overrides, nodes=(Node(8),)).memory
+    memory = made(GPT2, *overrides, AS_IT_IS, nodes=(Node(8),)).memory
     assert memory["learner"].reference == 4 * networks * GPT2.parameters
 
 

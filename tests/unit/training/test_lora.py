@@ -26,7 +26,7 @@ VOCABULARY = 64
 
 
 def config(*overrides: str) -> Config:
-    small = ["rollout.batch_size=4", "learner.precision=float32", "model.lora.rank=4"]
+    small = ["rollout.batch_size=4", "learner.precision=float32", "model.lora.rank=4", "generator.average_decay=0"]
     return load_config(None, [*small, "generator.learning_rate=1e-2", "discriminator.learning_rate=1e-2", *overrides])
 
 

@@ -168,7 +168,8 @@ def test_the_critic_learns_alone_at_first(folder: Path) -> None:
 
 
 def test_the_discriminator_learns_to_tell_and_scores_before_and_after_differ(folder: Path) -> None:
-    discriminator = Discriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
+    settings = config("discriminator.learning_rate=1e-3", "discriminator.contrast_weight=1.3")
+    discriminator = Discriminator(folder, settings, pad_token_id=0)
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
     fake, contrast = rollouts(), [Demonstration(np.array([3, 4], np.int32), np.array([50, 51, 52], np.int32))] * 8
     before = discriminator.score(fake)

@@ -85,7 +85,7 @@ def test_an_update_learns_from_the_tokens_that_are_read(build, view: str, alike:
     contrast = [demonstration(response) for response in ([7, 7, 8, END], [7, 8])]
 
     def update(real: list[int], fake: list[int]) -> tuple[dict[str, float], torch.Tensor]:
-        discriminator = build(view, "discriminator.learning_rate=1e-2")
+        discriminator = build(view, "discriminator.learning_rate=1e-2", "discriminator.contrast_weight=1.3")
         row = [demonstration(real)] * 2, [rollout([3, 4], fake)] * 2
         metrics = discriminator.update(*row, contrast)
         return metrics, discriminator.model.network.score.weight.detach().clone()
