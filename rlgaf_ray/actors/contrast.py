@@ -15,8 +15,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import writing
 from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine
-from rlgaf_ray.loop.rollouts import sampling_settings
-from rlgaf_ray.types import Demonstration, Prompt
+from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 FILE = "contrast.npz"
 BATCH = 64  # prompts that are sampled together
@@ -25,12 +24,17 @@ BATCH = 64  # prompts that are sampled together
 def sample_contrast(
     source: str | Path, prompts: list[np.ndarray], config: Config, *, seed: int, device: str = "cpu"
 ) -> list[np.ndarray]:
-    """``discriminator.contrast_samples`` responses (int32 token ids) to each prompt, at the rollouts' settings."""
+    """``discriminator.contrast_samples`` responses (int32 token ids) to each prompt, at the rollouts' temperature."""
     per_prompt = config.discriminator.contrast_samples
     engine = TransformersEngine(
         source, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
     )
-    sampling = sampling_settings(config, samples_per_prompt=per_prompt)
+    sampling = SamplingSettings(
+        max_new_tokens=config.task.response_tokens,
+        temperature=config.rollout.temperature,
+        samples_per_prompt=per_prompt,
+        stop_at_end_of_text=config.stop_at_end_of_text,
+    )
     responses: list[np.ndarray] = []
     for start in range(0, len(prompts), BATCH):
         part = [Prompt(row, ids) for row, ids in enumerate(prompts[start : start + BATCH], start)]
