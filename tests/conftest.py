@@ -33,6 +33,7 @@ SMALL = [
     "rollout.num_workers=1",  # of which most tests need no more; each process takes seconds to start
     "rollout.batch_size=16",
     "discriminator.batch_size=16",
+    "discriminator.contrast_samples=1",
     "evaluation.num_prompts=40",
     "evaluation.num_samples=2",
     "evaluation.every=4",

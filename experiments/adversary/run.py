@@ -168,12 +168,13 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     warmed = time.perf_counter() - started
     display = Watched()
     history: list[dict[str, Any]] = []
-    if config.run.iterations > 1:
+    trains = row.get("train", True)
+    if trains:
         history = trained(config, data, roles, cache, display)
     ran = time.perf_counter() - started - warmed
     measured = Measured(config, data, roles, part)
     network = "average" if config.generator.average_decay > 0 else "policy"
-    if config.run.iterations <= 1:
+    if not trains:
         network = "reference"
     own = config.rollout.temperature
     measured("reference", own, 1)  # the SFT model is what all are compared with
@@ -247,7 +248,6 @@ def main() -> None:
     if arguments.row not in rows:
         parser.error(f"no row {arguments.row}: choose one of {', '.join(rows)}")
     row = {"keys": {}} | (rows[arguments.row] or {})
-    row["keys"] = (rows["common"]["keys"] if row.get("common", True) else {}) | row["keys"]
     row["name"] = arguments.name or arguments.row
     folder = arguments.results / arguments.part
     file = folder / f"{row['name']}.jsonl"

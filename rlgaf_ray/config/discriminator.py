@@ -20,16 +20,16 @@ from rlgaf_ray.config.section import (
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
 
-# Keys of the discriminator that SeqGAN's CNN does not have.
-ONLY_TRANSFORMERS = (
-    "instance_noise",
-    "gradient_penalty",
-    "head_dropout",
-    "dropout",
-    "frozen_layers",
-    "match_lengths",
-    "view",
-)
+# What SeqGAN's CNN does not have, and the value without it.
+ONLY_TRANSFORMERS = {
+    "instance_noise": 0.0,
+    "gradient_penalty": "none",
+    "head_dropout": 0.0,
+    "dropout": 0.0,
+    "frozen_layers": 0,
+    "match_lengths": False,
+    "view": "response",
+}
 
 
 class UpdateRatioSection(Section):
@@ -95,14 +95,12 @@ class DiscriminatorSection(Section):
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
     contrast: Literal["labels", "base_model"] = Field(
-        "labels",
+        "base_model",
         description="labels: answers of the unwanted kind (for prompts and responses: other responses); base_model: "
         "samples of the model before SFT, which need no label",
     )
     contrast_samples: Positive = Field(4, description="base_model: samples of each demonstration's prompt")
-    contrast_weight: NonNegativeRate = Field(
-        0.0, description="weight of the contrast, labelled 0, e.g. 1.3 (configs/labelled.yaml); 0: off"
-    )
+    contrast_weight: NonNegativeRate = Field(1.0, description="weight of the contrast, labelled 0; 0: off")
     learning_rate: Rate = 3e-4
     learning_rate_schedule: LearningRateSchedule = Field(
         "constant",
@@ -132,7 +130,7 @@ class DiscriminatorSection(Section):
         0.0, description="share of the hidden states' entries that the head does not see while it trains"
     )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
+        0.1, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
     )
     frozen_layers: NonNegative = Field(
         0, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
@@ -188,10 +186,10 @@ class DiscriminatorSection(Section):
                 "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"
             )
         if self.architecture == "cnn":
-            for name in ONLY_TRANSFORMERS:
-                if getattr(self, name) != DiscriminatorSection.model_fields[name].default:
+            for name, without in ONLY_TRANSFORMERS.items():
+                if getattr(self, name) != without:
                     raise ValueError(
-                        f"discriminator.{name} is for transformers: leave it out, or set "
+                        f"discriminator.{name} is for transformers: set it to {str(without).lower()}, or "
                         "discriminator.architecture=generator"
                     )
         return self

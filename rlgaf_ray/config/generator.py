@@ -143,7 +143,7 @@ class PolicyGradientSettings(Section):
 
 
 class ExactKLSettings(KLSettings):
-    coefficient: NonNegativeRate = 0.1
+    coefficient: NonNegativeRate = 0.4
     estimator: KLChoice = "exact"
     placement: Placement = "loss"
 

@@ -34,6 +34,7 @@ SMALL = [
     "learner.precision=float32",
     "generator.learning_rate_schedule=constant",
     "generator.ppo.critic_warmup_iterations=0",
+    "discriminator.contrast=labels",
     "discriminator.contrast_weight=1.3",
 ]
 UNIT_RATES = ["generator.learning_rate=1", "generator.ppo.value_learning_rate=1", "discriminator.learning_rate=1"]

@@ -158,7 +158,7 @@ def test_contrast_where_all_responses_are_equal(refused, tmp_path: Path) -> None
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(f'{{"prompt": "question {row}", "response": "yes"}}\n' for row in range(200)))
     words = ["task.name=jsonl", f"task.jsonl.path={path}", "task.prompt_tokens=30", "evaluation.num_prompts=10"]
-    message = refused(*words, "discriminator.contrast_weight=1")
+    message = refused(*words, "discriminator.contrast=labels", "discriminator.contrast_weight=1")
     assert message.startswith("discriminator.contrast_weight=1 needs answers of the unwanted kind, but task.name=jsonl")
 
 

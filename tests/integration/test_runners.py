@@ -111,7 +111,10 @@ def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        pytest.param(["rollout.num_workers=2", "discriminator.contrast_weight=1.3"], id="reinforce"),
+        pytest.param(
+            ["rollout.num_workers=2", "discriminator.contrast=labels", "discriminator.contrast_weight=1.3"],
+            id="reinforce",
+        ),
         pytest.param(STABILISED, id="stabilised", marks=pytest.mark.slow),
         pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
         pytest.param([*SEQGAN, *AVERAGE, "rollout.num_workers=2"], id="seqgan-average", marks=pytest.mark.slow),

@@ -41,13 +41,12 @@ def test_the_base_model_is_the_one_before_sft(prepared) -> None:
 
 
 def test_contrast_is_sampled_where_the_base_model_gives_it(prepared) -> None:
-    chosen = "discriminator.contrast=base_model"
-    sampled = prepared(chosen, "discriminator.contrast_weight=1").contrast
+    sampled = prepared().contrast
     assert sampled.name.startswith("contrast-")
-    assert prepared(chosen, "discriminator.contrast_weight=1", "discriminator.contrast_samples=2").contrast != sampled
-    assert prepared(chosen, "discriminator.contrast_weight=1", "warmup.sft.steps=5").contrast == sampled
-    assert prepared(chosen, "discriminator.contrast_weight=0").contrast is None
-    assert prepared("discriminator.contrast_weight=1").contrast is None
+    assert prepared("discriminator.contrast_samples=2").contrast != sampled
+    assert prepared("warmup.sft.steps=5").contrast == sampled
+    assert prepared("discriminator.contrast_weight=0").contrast is None
+    assert prepared("discriminator.contrast=labels").contrast is None
 
 
 def test_another_view_is_another_warm_up(prepared) -> None:

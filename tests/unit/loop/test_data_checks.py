@@ -24,7 +24,7 @@ class Some:
 
 
 def check(task: Some, *words: str) -> None:
-    check_demonstrations(load_config(None, list(words)), task)  # type: ignore[arg-type]  # a part of a task
+    check_demonstrations(load_config(None, ["discriminator.contrast=labels", *words]), task)  # type: ignore[arg-type]  # a part of a task
 
 
 def refusal(task: Some, *words: str) -> str:

@@ -40,7 +40,7 @@ def test_demonstrations_of_the_unwanted_kind_are_drawn_only_where_they_have_a_we
     task.contrast = [Demonstration(np.array([number], np.int32), np.array([200], np.int32)) for number in range(5)]
     rollouts = [rollout(row) for row in range(4)]
     batch = "discriminator.batch_size=10"
-    assert Draws(load_config(None, [batch]), task).contrast(rollouts) == []  # type: ignore[arg-type]
+    assert Draws(load_config(None, [batch, "discriminator.contrast_weight=0"]), task).contrast(rollouts) == []  # type: ignore[arg-type]
     labelled = load_config(None, [batch, "discriminator.contrast_weight=1.3"])
     drawn = Draws(labelled, task).contrast(rollouts)  # type: ignore[arg-type]
     assert sorted(int(item.prompt_ids[0]) for item in drawn) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]

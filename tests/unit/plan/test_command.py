@@ -120,7 +120,11 @@ def test_a_plan_too_large_is_one_sentence(capsys) -> None:
 
 
 def test_models_without_blocks_are_refused(capsys) -> None:
-    lstm = ["model.generator=seqgan-lstm", "rollout.engine=transformers", "discriminator.architecture=cnn"]
+    lstm = [
+        "model.generator=seqgan-lstm",
+        "rollout.engine=transformers",
+        "discriminator={architecture: cnn, dropout: 0}",
+    ]
     assert main(["plan", *lstm, "discriminator.pooling=mean", "generator.reinforce.credit=sequence"]) == 1
     assert "a plan knows transformers only" in capsys.readouterr().err
 
