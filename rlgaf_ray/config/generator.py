@@ -252,7 +252,7 @@ class GeneratorSection(Section):
         0.0, description="coefficient of -log pi, added to each sampled token's reward; 0: off"
     )
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.97,
+        0.985,
         description="evaluate and export a moving average of the weights with this decay at each optimiser "
         "step (of which a minibatch makes one); 0: off",
     )

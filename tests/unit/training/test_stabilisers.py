@@ -26,7 +26,8 @@ def logits(discriminator: Discriminator) -> list[float]:
 @pytest.fixture
 def build(folder: Path):
     def make(*overrides: str) -> Discriminator:
-        return Discriminator(folder, load_config(None, ["learner.precision=float32", *overrides]), pad_token_id=0)
+        alone = ["learner.precision=float32", "discriminator.dropout=0", *overrides]
+        return Discriminator(folder, load_config(None, alone), pad_token_id=0)
 
     return make
 
