@@ -61,7 +61,6 @@ def check_adapters(config: Config) -> None:
         "learner.strategy=ddp": config.learner.strategy == "ddp",
         "generator.average_decay=0": config.generator.average_decay == 0,
         "generator.seqgan.rollout_policy_rate=0": config.generator.seqgan.rollout_policy_rate == 0,
-        "discriminator.frozen_layers=0": config.discriminator.frozen_layers == 0,
         "discriminator.architecture=generator": config.discriminator.architecture == "generator",
         "a model.generator that is a transformer": config.model.generator != "seqgan-lstm",
     }

@@ -61,6 +61,7 @@ def load_discriminator(
         device=device,
     )
     add_adapters(model.network, config.model.lora, seed=config.run.seed, trained=[model.network.score])
+    freeze_lower_layers(model.network, config.discriminator.frozen_layers)
     return model
 
 
@@ -98,8 +99,6 @@ class Discriminator:
         self.model = load_discriminator(folder, config, pad_token_id=pad_token_id, device=self.device)
         if self.settings.spectral_norm:
             bound_spectral_norm(self.model.network.score)
-        if self.settings.frozen_layers > 0:
-            freeze_lower_layers(self.model.network, self.settings.frozen_layers)
         prepare(self.model.network, config.learner, group, dropout=self.settings.dropout > 0)
         self.optimizer = build_optimizer(
             self.model.parameters(),

@@ -115,16 +115,16 @@ def write(tmp_path: Path):
          "discriminator.label_smoothing_real is of the labels of binary_cross_entropy: "
          "set it to 0 with discriminator.loss=hinge"),
         ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
-        ("discriminator={architecture: cnn, dropout: 0, instance_noise: 0.5}",
+        ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, instance_noise: 0.5}",
          "discriminator.instance_noise is for transformers: set it to 0.0, or discriminator.architecture=generator"),
         ("discriminator={loss: contrastive, replay_share: 0.5}",
          "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
          "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
-        ("discriminator={architecture: cnn, dropout: 0.1}",
+        ("discriminator={architecture: cnn, frozen_layers: 0, dropout: 0.1}",
          "discriminator.dropout is for transformers: set it to 0.0, or discriminator.architecture=generator"),
-        ("discriminator={architecture: cnn, dropout: 0, match_lengths: true}",
+        ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, match_lengths: true}",
          "discriminator.match_lengths is for transformers: set it to false, or discriminator.architecture=generator"),
-        ("discriminator={architecture: cnn, dropout: 0, view: without_end}",
+        ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, view: without_end}",
          "discriminator.view is for transformers: set it to response, or discriminator.architecture=generator"),
         ("discriminator.view=last_tokens",
          "discriminator.view=last_tokens needs their number: set discriminator.view_tokens"),
@@ -458,7 +458,7 @@ def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_
     if path.stem == "labelled":
         assert "positive and negative reviews" in comment.splitlines()[0]
         assert config.discriminator.contrast_weight == 1.3
-        assert load_config(path, ["discriminator={contrast: base_model, contrast_weight: 1}"]) == Config()
+        assert load_config(path, ["discriminator={contrast: base_model, contrast_weight: 0.5}"]) == Config()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task[0])
@@ -519,12 +519,11 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
         ),
         (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
         (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
-        (["model.lora.rank=4", AS_IT_IS, "discriminator.frozen_layers=1"], "set discriminator.frozen_layers=0"),
         (
             [
                 "model.lora.rank=4",
                 AS_IT_IS,
-                "discriminator={architecture: cnn, dropout: 0}",
+                "discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}",
                 "generator.reinforce.credit=sequence",
             ],
             "set discriminator.architecture=generator",

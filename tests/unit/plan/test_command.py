@@ -123,7 +123,7 @@ def test_models_without_blocks_are_refused(capsys) -> None:
     lstm = [
         "model.generator=seqgan-lstm",
         "rollout.engine=transformers",
-        "discriminator={architecture: cnn, dropout: 0}",
+        "discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}",
     ]
     assert main(["plan", *lstm, "discriminator.pooling=mean", "generator.reinforce.credit=sequence"]) == 1
     assert "a plan knows transformers only" in capsys.readouterr().err

@@ -31,7 +31,8 @@ from tests.unit.training.test_stabilisers import (
 @pytest.fixture
 def build(folder: Path):
     def make(*overrides: str) -> Discriminator:
-        settings = ["learner.precision=float32", *(f"discriminator.{each}" for each in overrides)]
+        settings = ["learner.precision=float32", "discriminator.frozen_layers=0"]
+        settings += [f"discriminator.{each}" for each in overrides]
         return Discriminator(folder, load_config(None, settings), pad_token_id=0)
 
     return make

@@ -26,7 +26,7 @@ def logits(discriminator: Discriminator) -> list[float]:
 @pytest.fixture
 def build(folder: Path):
     def make(*overrides: str) -> Discriminator:
-        alone = ["learner.precision=float32", "discriminator.dropout=0", *overrides]
+        alone = ["learner.precision=float32", "discriminator.dropout=0", "discriminator.frozen_layers=0", *overrides]
         return Discriminator(folder, load_config(None, alone), pad_token_id=0)
 
     return make

@@ -144,7 +144,7 @@ def moments_of(learner: Learner) -> list[dict[str, torch.Tensor]]:
 
 
 def test_a_discriminators_step_of_a_gradient_that_is_not_finite_is_skipped_and_counted(folder: Path) -> None:
-    discriminator = Discriminator(folder, config(), pad_token_id=0)
+    discriminator = Discriminator(folder, config("discriminator.frozen_layers=0"), pad_token_id=0)
     real = [Demonstration(item.prompt_ids, item.response_ids) for item in rollouts(seed=1)]
     assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 0
     before = {name: value.clone() for name, value in discriminator.model.state_dict().items()}
@@ -267,7 +267,8 @@ def test_the_warmup_reads_nothing_beyond_what_it_learns() -> None:
 def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
     """From its folder; it learns, scores without dropout, and comes back from its own folder."""
     build_cnn(vocab_size=VOCABULARY, pad_token_id=0, seed=1, window_sizes=(1, 2), num_filters=(8, 8)).export(tmp_path)
-    discriminator = Discriminator(tmp_path, config("discriminator.learning_rate=1e-2"), pad_token_id=0)
+    cnn = ["discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}", "generator.reinforce.credit=sequence"]
+    discriminator = Discriminator(tmp_path, config(*cnn, "discriminator.learning_rate=1e-2"), pad_token_id=0)
     real = [Demonstration(np.array([3, 4], np.int32), np.array([9, 9, 9], np.int32)) for _ in range(8)]
     losses = [discriminator.update(real, rollouts())["discriminator/loss"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
@@ -275,7 +276,7 @@ def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
     assert scores == logits(discriminator.score(rollouts()))
     assert max(scores) < discriminator.logits(real[:1]).item()
     discriminator.save(tmp_path / "saved")
-    again = Discriminator(tmp_path, config(), pad_token_id=0)
+    again = Discriminator(tmp_path, config(*cnn), pad_token_id=0)
     assert logits(again.score(rollouts())) != scores
     again.load(tmp_path / "saved", version=30)
     assert logits(again.score(rollouts())) == scores
