@@ -104,6 +104,7 @@ def train(config: Config, *, resume: bool) -> int:
     evaluation_set(data.task, config.evaluation.num_prompts)
     check_demonstrations(config, data.task)
     check_lengths(config, data.task.max_tokens)
+    terminal.message(what_is_learned_from(config, data.task))
 
     started = time.perf_counter()
     stop = Stop()
@@ -130,6 +131,15 @@ def train(config: Config, *, resume: bool) -> int:
         terminal.message(f"stopped after iteration {outcome.iteration}; go on with --resume {config.run.again}")
         return stop.exit_code
     return 0
+
+
+def what_is_learned_from(config: Config, task: Task) -> str:
+    """The number of demonstrations, and which labels the discriminator reads beside them."""
+    read = f"{len(task.demonstrations):,} demonstrations"
+    if not config.labels_read:
+        return f"learning from {read}, without labels"
+    what = "reviews of the other sentiment" if config.task.name == "imdb" else "answers to other prompts"
+    return f"learning from {read}, and the discriminator from {what} in {' and '.join(config.labels_read)}"
 
 
 @contextmanager

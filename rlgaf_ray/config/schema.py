@@ -476,6 +476,14 @@ class Config(Section):
         return self.warmup.discriminator.steps if self.warmup.discriminator.type == "rollouts" else 0
 
     @property
+    def labels_read(self) -> list[str]:
+        """Where the discriminator reads answers of the unwanted kind, which are labels that SFT does not have."""
+        warmup, settings = self.warmup.discriminator, self.discriminator
+        contrast = settings.contrast == "labels" and settings.contrast_weight > 0 and settings.loss != "contrastive"
+        places = {"its warm-up": warmup.type == "labels" and warmup.steps > 0, "its contrast": contrast}
+        return [place for place, reads in places.items() if reads]
+
+    @property
     def max_staleness(self) -> int:
         """How many versions a rollout may be behind the learner that it teaches."""
         return self.schedule.max_staleness if self.schedule.mode == "async" else 0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,3 +140,27 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
     monkeypatch.setattr(train, "load_encode", None)  # not even looked for
     train.prepare_evaluator(quiet, data, tmp_path, report=reported.append)
     assert reported == [MISSING]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "learning from 3 demonstrations, without labels"),
+        (
+            ["discriminator.contrast=labels", "discriminator.contrast_weight=0"],
+            "learning from 3 demonstrations, without",
+        ),
+        (
+            ["discriminator.contrast=labels"],
+            "learning from 3 demonstrations, and the discriminator from reviews of the other sentiment in its contrast",
+        ),
+        (
+            ["discriminator.contrast=labels", "warmup.discriminator.type=labels"],
+            "learning from 3 demonstrations, and the discriminator from reviews of the other sentiment in its warm-up and "
+            "its contrast",
+        ),
+    ],
+)
+def test_a_run_says_first_which_labels_it_reads(words: list[str], expected: str) -> None:
+    task = SimpleNamespace(demonstrations=[None] * 3)
+    assert train.what_is_learned_from(load_config(None, words), task).startswith(expected)  # type: ignore[arg-type]

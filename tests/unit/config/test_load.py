@@ -443,18 +443,11 @@ def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) ->
     assert "Expected result" in path.read_text()
 
 
-def labels_read(config: Config) -> bool:
-    """By the discriminator, of the unwanted kind."""
-    warmup, settings = config.warmup.discriminator, config.discriminator
-    contrast = settings.contrast == "labels" and settings.contrast_weight > 0
-    return contrast or (warmup.type == "labels" and warmup.steps > 0)
-
-
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
 def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_none(path: Path) -> None:
     config, comment = load_config(path), path.read_text().split("\n\n")[0]
     named = "positive and negative reviews" in comment.replace("\n# ", " ")
-    assert named == (labels_read(config) and config.task.name == "imdb")
+    assert named == (bool(config.labels_read) and config.task.name == "imdb")
     if path.stem == "labelled":
         assert "positive and negative reviews" in comment.splitlines()[0]
         assert config.discriminator.contrast_weight == 1.3
@@ -465,7 +458,7 @@ def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_
 def test_every_task_starts_from_sft_with_as_many_steps_as_cross_validation_finds(task: list[str]) -> None:
     config = load_config(None, task)
     assert (config.warmup.sft.steps, config.warmup.discriminator.type) == ("auto", "rollouts")
-    assert not labels_read(config) and config.discriminator_warmup_updates > 0
+    assert not config.labels_read and config.discriminator_warmup_updates > 0
 
 
 def test_the_default_of_before_on_top_of_sft_is_an_ablation() -> None:
