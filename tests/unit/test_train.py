@@ -156,8 +156,8 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
         ),
         (
             ["discriminator.contrast=labels", "warmup.discriminator.type=labels"],
-            "learning from 3 demonstrations, and the discriminator from reviews of the other sentiment in its warm-up and "
-            "its contrast",
+            "learning from 3 demonstrations, and the discriminator from reviews of the other sentiment in its warm-up "
+            "and its contrast",
         ),
     ],
 )
