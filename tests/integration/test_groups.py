@@ -30,7 +30,7 @@ GSPO = tuple(
     )
 )
 BASED = ("warmup.sft.steps=1", "generator.reinforce.kl.reference=base", "reward.base_logprob=0.1")
-VIEWED = ("discriminator={view: last_tokens, view_tokens: 3}", "generator.reinforce.credit=sequence")
+VIEWED = ("discriminator.view=last_tokens", "discriminator.view_tokens=3", "generator.reinforce.credit=sequence")
 CHUNKED = ("learner.logprob_chunk_tokens=5", "learner.activation_checkpointing=true")
 BUCKETED = ("learner.micro_batch_tokens=24",)
 POSITIVE_UNLABELLED = ("discriminator.loss=positive_unlabelled", "discriminator.positive_share=0.99")
