@@ -121,7 +121,7 @@ def healed_rate(rate: float, healed: Sequence[Kind], settings: HealSection) -> f
 
 
 def _gentler(kind: Kind) -> bool:
-    """Whether a heal of this verdict lowers learning rates and raises the KL coefficient."""
+    """Whether healing this verdict lowers the learning rates and raises the KL coefficient."""
     return kind != "discriminator_uninformative"
 
 

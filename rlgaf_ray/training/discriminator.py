@@ -231,7 +231,7 @@ class Discriminator:
             )
 
         def logits_of(forwards: list[list[int]]) -> torch.Tensor:
-            """Of all items, float [B]; 0 for those that these forward passes do not read."""
+            """Logits of all items, float [B]; 0 for the items that these forward passes do not cover."""
             # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
             with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
                 parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]

@@ -136,6 +136,6 @@ def test_healthy_ones_are_kept_until_one_is_old_enough(tmp_path: Path) -> None:
         return [int(path.name.removeprefix("step_")) for path in checkpoints.all()]
 
     assert kept(5, 0) == [5]
-    assert kept(6, 1) == [5, 6]  # none is as old as 1, as after a heal that went back to 5
+    assert kept(6, 1) == [5, 6]  # no checkpoint is as old as 1: a heal rolled the run back to 5
     assert kept(8, 5) == [5, 6, 8]
     assert kept(9, 7) == [6, 8, 9]

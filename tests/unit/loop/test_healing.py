@@ -162,7 +162,7 @@ class Insatiable(Uninformed):
 
 
 class Hacking(Loop):
-    """From iteration 21 on text is easier to tell from real text while the judged share rises; a heal ends that."""
+    """After iteration 20 the text gets easier to tell from real text while the judged share rises, until a heal."""
 
     def quick_evaluation(self) -> Metrics:
         hacked = self.iteration > 20 and not self.healed
@@ -458,7 +458,7 @@ def test_an_uninformative_discriminator_is_updated_more_and_nothing_else_changes
 
 
 def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
-    """It falls by a step of 0.1 an iteration from 3 on: 3 exp(-0.5) at 5, which a heal doubles; the bound is 3."""
+    """The log rate falls by 0.1 per iteration, from 3 to 3 exp(-0.5) at iteration 5. A heal doubles it, up to 3."""
     ratio = ["discriminator.update_ratio.mode=adaptive", "discriminator.update_ratio.maximum=3"]
     config = settings(*READ, *ratio, "discriminator.updates_per_generator_update=3", "guard.max_heals=1")
     with pytest.raises(TrainingStopped, match="discriminator_uninformative"):

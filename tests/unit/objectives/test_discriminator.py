@@ -261,7 +261,7 @@ class TestPositiveUnlabelled:
             self.loss(positive_share=1.0)
 
     def test_the_optimum_is_the_log_ratio_to_the_bad_ones(self):
-        """Of 8 real 4, 2, 1, 1, of 8 bad 1, 1, 2, 4; of 32 rollouts a quarter real: 7, 5, 7, 13."""
+        """Counts per sequence: real 4, 2, 1, 1; bad 1, 1, 2, 4. A quarter of the 32 rollouts is real: 7, 5, 7, 13."""
         settings = TestOptimum()
         settings.REAL = torch.repeat_interleave(torch.arange(4), torch.tensor([4, 2, 1, 1]))
         settings.FAKE = torch.repeat_interleave(torch.arange(4), torch.tensor([7, 5, 7, 13]))

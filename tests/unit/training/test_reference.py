@@ -174,7 +174,7 @@ def _mean_logprob(model) -> float:
 
 @torch.no_grad()
 def _logprobs(model) -> list[np.ndarray]:
-    """Of the response tokens of ``scored()``, one sequence at a time, by transformers alone."""
+    """Log-probs of the response tokens of ``scored()``, one sequence at a time, computed with transformers alone."""
     rows = []
     for item in scored():
         prompt, response = item.rollout.prompt_ids, item.rollout.response_ids

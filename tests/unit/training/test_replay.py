@@ -97,7 +97,7 @@ def test_the_seed_decides() -> None:
 
 
 def demonstrations_of(fake: list[Rollout]) -> list[Demonstration]:
-    """Of the same prompts, by the rollout's version and row; their lengths differ from the rollouts'."""
+    """Demonstrations for the rollouts' prompts, numbered by version and row; their lengths differ."""
     return [
         Demonstration(item.prompt_ids, np.array([50, item.policy_version, item.prompt_id], np.int32)) for item in fake
     ]
