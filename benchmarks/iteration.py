@@ -18,11 +18,9 @@ from rich.table import Table
 
 from rlgaf_ray.actors.cluster import cluster_resources
 from rlgaf_ray.actors.placement import actor_environment
-from rlgaf_ray.engines.build import build_engine
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
-from rlgaf_ray.training.discriminator import Discriminator
-from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.loop.rollouts import rollout_seeds
 
 ROUNDS, ITERATIONS, UNTIMED, BAR = 5, 20, 5, 1.05
 PARTS = ("rollout", "score", "generator update", "push", "discriminator update")
@@ -32,11 +30,14 @@ class Bare:
     """All parts in this process, called directly, without the loop's own work."""
 
     def __init__(self, setup: Bench, threads: int) -> None:
-        pad = setup.data.tokenizer.pad_token_id
-        self.roles = LocalRoles(
-            build_engine(setup.warmups.generator, setup.config, max_tokens=setup.data.task.max_tokens, threads=threads),
-            Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad),
-            Learner(setup.warmups.generator, setup.config, pad_token_id=pad, base_folder=setup.warmups.base),
+        self.roles = LocalRoles.build(
+            setup.warmups.generator,
+            setup.warmups.discriminator,
+            setup.config,
+            max_tokens=setup.data.task.max_tokens,
+            pad_token_id=setup.data.tokenizer.pad_token_id,
+            base_folder=setup.warmups.base,
+            threads=threads,
         )
         self.loop = setup.loop(self.roles, "bare")
 

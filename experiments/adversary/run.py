@@ -18,35 +18,33 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-for tunable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
-    os.environ.setdefault(tunable, "false" if tunable.startswith("TOKENIZERS") else "1")
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import yaml  # noqa: E402
+import numpy as np
+import torch
+import yaml
 
-from rlgaf_ray.actors.contrast import load_contrast  # noqa: E402
-from rlgaf_ray.actors.warmup import Warmups, prepare_warmups  # noqa: E402
-from rlgaf_ray.config import Config, load_config  # noqa: E402
-from rlgaf_ray.data.task import evaluation_set  # noqa: E402
-from rlgaf_ray.engines.build import build_engine  # noqa: E402
-from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed  # noqa: E402
-from rlgaf_ray.evaluation.discrimination import discrimination  # noqa: E402
-from rlgaf_ray.evaluation.evaluate import Evaluator  # noqa: E402
-from rlgaf_ray.evaluation.sentiment import SentimentMeasure  # noqa: E402
-from rlgaf_ray.evaluation.text import decode  # noqa: E402
-from rlgaf_ray.loop.adversarial import AdversarialLoop  # noqa: E402
-from rlgaf_ray.loop.checkpoint import Checkpoints  # noqa: E402
-from rlgaf_ray.loop.local import LocalRoles  # noqa: E402
-from rlgaf_ray.loop.tracking import Tracker  # noqa: E402
-from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator  # noqa: E402
-from rlgaf_ray.training.discriminator import Discriminator  # noqa: E402
-from rlgaf_ray.training.learner import Learner  # noqa: E402
-from rlgaf_ray.training.warmup import Progress  # noqa: E402
-from rlgaf_ray.types import Metrics, Prompt, SamplingSettings  # noqa: E402
+from rlgaf_ray.actors.contrast import load_contrast
+from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.engines.build import sampling_settings
+from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
+from rlgaf_ray.evaluation.discrimination import discrimination
+from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure
+from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.local import LocalRoles
+from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
+from rlgaf_ray.training.warmup import Progress
+from rlgaf_ray.types import Metrics, Prompt
 
 HERE = Path(__file__).parent
 RESPONSES = 4  # a prompt; one, at the temperatures of a sweep other than the run's own
@@ -114,12 +112,7 @@ class Measured:
         roles, config = self.roles, self.config
         roles.engine.update_weights(roles.learner.weights(-1, network=network))  # type: ignore[arg-type]
         prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(self.real)]
-        sampling = SamplingSettings(
-            max_new_tokens=config.task.response_tokens,
-            temperature=temperature,
-            samples_per_prompt=num_responses,
-            stop_at_end_of_text=config.stop_at_end_of_text,
-        )
+        sampling = replace(sampling_settings(config, samples_per_prompt=num_responses), temperature=temperature)
         seeds = [rollout_seed(config.run.seed, EVALUATION, row) for row in range(num_responses * len(prompts))]
         rollouts = []
         for start in range(0, len(prompts), 64):  # small batches keep the cache of keys and values small
@@ -159,11 +152,13 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     warmups = prepare_warmups(config, data.task, data.tokenizer, cache, _progress, with_ray=False)
     if warmups.contrast is not None:
         data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
-    pad = data.tokenizer.pad_token_id
-    roles = LocalRoles(
-        build_engine(warmups.generator, config, max_tokens=data.task.max_tokens),
-        Discriminator(warmups.discriminator, config, pad_token_id=pad),
-        Learner(warmups.generator, config, pad_token_id=pad, base_folder=warmups.base),
+    roles = LocalRoles.build(
+        warmups.generator,
+        warmups.discriminator,
+        config,
+        max_tokens=data.task.max_tokens,
+        pad_token_id=data.tokenizer.pad_token_id,
+        base_folder=warmups.base,
     )
     warmed = time.perf_counter() - started
     display = Watched()
@@ -230,9 +225,9 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx2") if kind in flags]
-    return f"{platform.machine()} {kinds[0] if kinds else ''}".strip()
+    capabilities = torch.cpu.get_capabilities()
+    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx2") if capabilities.get(kind)]
+    return " ".join([platform.machine(), *kinds[:1]])
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of paired values: mean, 95 % interval of a t test, p-value, deviation over replicates."""
+    """Mean of paired differences, its 95 % interval and p-value (t test), and their standard deviation."""
 
     mean: float
     low: float

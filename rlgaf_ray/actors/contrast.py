@@ -13,6 +13,7 @@ import numpy as np
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import writing
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
@@ -21,19 +22,19 @@ FILE = "contrast.npz"
 BATCH = 64  # prompts that are sampled together
 
 
+def contrast_sampling(config: Config) -> SamplingSettings:
+    """The rollouts' settings, with ``discriminator.contrast_samples`` responses to a prompt."""
+    return sampling_settings(config, samples_per_prompt=config.discriminator.contrast_samples)
+
+
 def sample_contrast(
     source: str | Path, prompts: list[np.ndarray], config: Config, *, seed: int, device: str = "cpu"
 ) -> list[np.ndarray]:
-    """``discriminator.contrast_samples`` responses (int32 token ids) to each prompt, at the rollouts' temperature."""
-    per_prompt = config.discriminator.contrast_samples
+    """Responses to each prompt in the prompts' order, int32 token ids."""
+    sampling = contrast_sampling(config)
+    per_prompt = sampling.samples_per_prompt
     engine = TransformersEngine(
         source, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
-    )
-    sampling = SamplingSettings(
-        max_new_tokens=config.task.response_tokens,
-        temperature=config.rollout.temperature,
-        samples_per_prompt=per_prompt,
-        stop_at_end_of_text=config.stop_at_end_of_text,
     )
     responses: list[np.ndarray] = []
     for start in range(0, len(prompts), BATCH):

@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
-from rlgaf_ray.actors.contrast import sample_contrast, save_contrast
+from rlgaf_ray.actors.contrast import contrast_sampling, sample_contrast, save_contrast
 from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, GeneratorWarmup, SftWarmup
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
@@ -105,11 +105,14 @@ def prepare_warmups(
     windows = task.discriminator_warmup
     cached &= _made(discriminator, _discriminator_worker, windows, payload, config, tokenizer, report, run)
     contrast = None
-    if settings.contrast_of_base:
-        key = content_hash([base_key, *data, *cut, config.rollout.model_dump_json(), str(settings.contrast_samples)])
+    if settings.contrast_read == "base_model":
+        key = content_hash([base_key, *data, *cut, config.model.dtype, repr(contrast_sampling(config))])
         contrast = cache / "warmups" / f"contrast-{key[:16]}"
         payload = {"stage": "contrast", "source": str(base)}
-        prompts = partial(_prompts, task)
+
+        def prompts() -> list[np.ndarray]:
+            return [item.prompt_ids for item in task.demonstrations]
+
         cached &= _made(contrast, _contrast_worker, prompts, payload, config, tokenizer, report, run)
     return Warmups(base, generator, discriminator, contrast, cached)
 
@@ -280,10 +283,6 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
 def _data(payload: dict[str, Any]) -> Any:
     data = payload["data"]
     return ray.get(data) if isinstance(data, ray.ObjectRef) else data
-
-
-def _prompts(task: Task) -> list[np.ndarray]:
-    return [item.prompt_ids for item in task.demonstrations]
 
 
 def _contrast_worker(payload: dict[str, Any]) -> None:

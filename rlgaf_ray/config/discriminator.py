@@ -195,5 +195,6 @@ class DiscriminatorSection(Section):
         return self
 
     @property
-    def contrast_of_base(self) -> bool:
-        return self.contrast == "base_model" and self.contrast_weight > 0 and self.loss != "contrastive"
+    def contrast_read(self) -> Literal["labels", "base_model"] | None:
+        """Where its contrast rows come from; None where it has none, or takes demonstrations under other prompts."""
+        return None if self.contrast_weight == 0 or self.loss == "contrastive" else self.contrast

@@ -479,8 +479,8 @@ class Config(Section):
     def labels_read(self) -> list[str]:
         """Where the discriminator reads answers of the unwanted kind, which are labels that SFT does not have."""
         warmup, settings = self.warmup.discriminator, self.discriminator
-        contrast = settings.contrast == "labels" and settings.contrast_weight > 0 and settings.loss != "contrastive"
-        places = {"its warm-up": warmup.type == "labels" and warmup.steps > 0, "its contrast": contrast}
+        labelled_warmup = warmup.type == "labels" and warmup.steps > 0
+        places = {"its warm-up": labelled_warmup, "its contrast": settings.contrast_read == "labels"}
         return [place for place, reads in places.items() if reads]
 
     @property

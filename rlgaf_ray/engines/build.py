@@ -1,4 +1,4 @@
-"""The engine that a config asks for."""
+"""The engine that a config asks for, and how it samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
+from rlgaf_ray.types import SamplingSettings
 from rlgaf_ray.weights.choice import Backend
 
 
@@ -44,3 +45,15 @@ def build_engine(
     from rlgaf_ray.engines.vllm import VLLMEngine
 
     return VLLMEngine(model_folder, **options)
+
+
+def sampling_settings(config: Config, *, samples_per_prompt: int | None = None) -> SamplingSettings:
+    settings = config.rollout
+    return SamplingSettings(
+        max_new_tokens=config.task.response_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        samples_per_prompt=samples_per_prompt or settings.samples_per_prompt,
+        stop_at_end_of_text=config.stop_at_end_of_text,
+    )

@@ -39,6 +39,7 @@ import numpy as np
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.data.task import Task, evaluation_set
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
@@ -50,7 +51,7 @@ from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
-from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, sampling_settings, without_liked
+from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio

@@ -23,11 +23,7 @@ def check_demonstrations(config: Config, task: Task) -> None:
                 f"discriminator.loss=contrastive needs two different prompts, but the {len(trained)} demonstrations "
                 "that it trains on share one: set another discriminator.loss"
             )
-    elif (
-        settings.contrast_weight > 0
-        and not settings.contrast_of_base
-        and not contrast_without(held_out, task.demonstrations, task.contrast)
-    ):
+    elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):
         raise ValueError(
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "
             f"task.name={config.task.name} has none to train on (for prompts and responses: other responses): set it "

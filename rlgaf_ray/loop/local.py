@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
+from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.learner import Learner
@@ -29,6 +32,25 @@ class LocalRoles:
         self.engine = engine
         self.discriminator = discriminator
         self.learner = learner
+
+    @classmethod
+    def build(
+        cls,
+        generator: Path,
+        discriminator: Path,
+        config: Config,
+        *,
+        max_tokens: int,
+        pad_token_id: int,
+        base_folder: Path | None = None,
+        threads: int | None = None,
+    ) -> LocalRoles:
+        """The config's roles from the warm-ups' folders, on CPU; ``threads``: of the engine."""
+        return cls(
+            build_engine(generator, config, max_tokens=max_tokens, threads=threads),
+            Discriminator(discriminator, config, pad_token_id=pad_token_id),
+            Learner(generator, config, pad_token_id=pad_token_id, base_folder=base_folder),
+        )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.engine.generate(prompts, sampling, seeds=seeds)

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
+from rlgaf_ray.loop.rollouts import rollout_seeds
 from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.types import Prompt, Rollout, ScoredRollout
 

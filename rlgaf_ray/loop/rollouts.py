@@ -9,19 +9,7 @@ import numpy as np
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.evaluation.text import degenerate_share, distinct_n
-from rlgaf_ray.types import Metrics, Rollout, SamplingSettings, ScoredRollout
-
-
-def sampling_settings(config: Config, *, samples_per_prompt: int | None = None) -> SamplingSettings:
-    settings = config.rollout
-    return SamplingSettings(
-        max_new_tokens=config.task.response_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        samples_per_prompt=samples_per_prompt or settings.samples_per_prompt,
-        stop_at_end_of_text=config.stop_at_end_of_text,
-    )
+from rlgaf_ray.types import Metrics, Rollout, ScoredRollout
 
 
 def rollout_seeds(config: Config, iteration: int, count: int) -> list[int]:

@@ -37,10 +37,9 @@ def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
     discriminator", arXiv 2002.10964). Zero freezes nothing, the embeddings neither.
     Raises ValueError where the network has fewer blocks.
     """
-    total = network.config.get_text_config().num_hidden_layers
-    check_frozen_layers(num_blocks, total)
     if num_blocks == 0:
         return
+    check_frozen_layers(num_blocks, network.config.get_text_config().num_hidden_layers)
     embeddings = [part for part in network.base_model.children() if isinstance(part, nn.Embedding)]
     for part in (*blocks_of(network)[:num_blocks], *embeddings):
         part.requires_grad_(False)

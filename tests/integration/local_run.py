@@ -6,14 +6,11 @@ from pathlib import Path
 
 from rlgaf_ray.actors.warmup import Warmups
 from rlgaf_ray.config import Config
-from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.train import Data, prepare_evaluator
-from rlgaf_ray.training.discriminator import Discriminator
-from rlgaf_ray.training.learner import Learner
 
 
 class Watcher:
@@ -33,11 +30,13 @@ class Watcher:
 
 
 def local_roles(config: Config, data: Data, warmups: Warmups) -> LocalRoles:
-    pad = data.tokenizer.pad_token_id
-    return LocalRoles(
-        build_engine(warmups.generator, config, max_tokens=data.task.max_tokens),
-        Discriminator(warmups.discriminator, config, pad_token_id=pad),
-        Learner(warmups.generator, config, pad_token_id=pad, base_folder=warmups.base),
+    return LocalRoles.build(
+        warmups.generator,
+        warmups.discriminator,
+        config,
+        max_tokens=data.task.max_tokens,
+        pad_token_id=data.tokenizer.pad_token_id,
+        base_folder=warmups.base,
     )
 
 

@@ -24,8 +24,9 @@ from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config
 from rlgaf_ray.data.handover import checksums
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.rollouts import rollout_seeds, sampling_settings
+from rlgaf_ray.loop.rollouts import rollout_seeds
 from rlgaf_ray.train import Data, prepare_data
 from tests.integration.local_run import local_roles, run
 

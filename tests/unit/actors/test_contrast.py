@@ -10,9 +10,9 @@ import pytest
 from rlgaf_ray.actors import contrast
 from rlgaf_ray.actors.contrast import load_contrast, sample_contrast, save_contrast
 from rlgaf_ray.config import load_config
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine
-from rlgaf_ray.loop.rollouts import sampling_settings
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.types import Demonstration, Prompt
 
