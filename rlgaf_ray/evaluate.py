@@ -22,7 +22,7 @@ from rlgaf_ray import __version__
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config, uri
-from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import evaluation_set

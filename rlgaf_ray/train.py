@@ -27,7 +27,8 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
-from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.handover import CHECKSUMS

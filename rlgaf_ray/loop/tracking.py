@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlgaf_ray.config.schema import TrackingSection
+from rlgaf_ray.config.records import TrackingSection
 from rlgaf_ray.data.storage import StorageError, replace_text, writing
 from rlgaf_ray.evaluation.text import whole_texts
 from rlgaf_ray.types import Metrics, ScoredRollout

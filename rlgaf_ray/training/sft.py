@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.training.precision import Precision, autocast
 from rlgaf_ray.training.warmup import NextTokenLoss, Progress, Training, Worker
 from rlgaf_ray.types import TextBlocks

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
+from rlgaf_ray.config.warmup import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.objectives.logprobs import token_logprobs

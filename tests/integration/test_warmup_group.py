@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup
+from rlgaf_ray.config.warmup import DiscriminatorWarmup, GeneratorWarmup
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.warmup import OPTIMIZER, Worker, warm_up_discriminator, warm_up_generator

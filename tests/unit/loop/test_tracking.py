@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlgaf_ray.config.schema import TrackingSection
+from rlgaf_ray.config.records import TrackingSection
 from rlgaf_ray.data.storage import StorageError
 from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 
