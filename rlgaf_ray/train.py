@@ -37,7 +37,7 @@ from rlgaf_ray.data.pairs import PairTask
 from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
 from rlgaf_ray.data.task import Task, evaluation_set, load_source
-from rlgaf_ray.engines.vllm import require_vllm
+from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.evaluation.answers import AnswerMeasure
 from rlgaf_ray.evaluation.embedding_judge import prepare_embedding_judge
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
@@ -234,7 +234,7 @@ def with_name(config: Config) -> Config:
 
 def check_before_start(config: Config) -> None:
     """What can be known to fail without loading data or models. Raises ``ValueError``."""
-    if config.rollout.engine != "transformers":
+    if config.rollout.traits.vllm:
         require_vllm()
     check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
