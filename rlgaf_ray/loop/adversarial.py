@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -44,10 +44,10 @@ from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
-from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop import healing
+from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.guard import Guard, Kind, broken
-from rlgaf_ray.loop.healing import adjust, respond
+from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
@@ -110,7 +110,7 @@ class AdversarialLoop:
         # the next one's updates.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
         self.guard = Guard(config.guard, quality=config.best_metric)
-        self.verdict = "healthy"  # what was last told of the guard
+        self.verdict: Kind = "healthy"  # the last one, which has been reported
         self.healed: list[Kind] = []  # the verdict of each heal
         self.kl_coefficient = 0.0  # of the newest generator update
         self.update_ratio = UpdateRatio(
@@ -155,7 +155,7 @@ class AdversarialLoop:
         self.pushes.clear()
         self.draws.load_state_dict(state["streams"])
         self.roles.load(path, discriminator_version=self.discriminator_version)
-        adjust(self)
+        self._adjust()
 
     def push(self) -> None:
         """Give the roles each other's weights, at the start and after a rollback."""
@@ -221,7 +221,7 @@ class AdversarialLoop:
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(len(self.healed))}
             self.tracker.log(iteration, metrics)
             self.display.iteration(iteration, metrics)
-            if respond(self, verdict) == "rolled back":
+            if self._act_on(verdict) == "rolled back":
                 continue
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with timed(carried, "time/checkpoint"):
@@ -375,6 +375,91 @@ class AdversarialLoop:
             return False
         self.best = value
         return True
+
+    def _act_on(self, verdict: Verdict) -> Literal["gone on", "rolled back"]:
+        """Raises ``TrainingStopped`` where the run is to end."""
+        decision = healing.respond(
+            verdict, healing.Health(self.iteration, self.verdict, self.healed), self.config.guard
+        )
+        self.verdict = verdict.kind
+        match decision:
+            case healing.GoOn(action, sentence):
+                if action is not None:
+                    self._record(verdict, action)
+                    self.display.message(sentence)
+            case healing.Heal():
+                self._heal(verdict, decision)
+                return "rolled back"
+            case healing.Stop(sentence, advice):
+                self._record(verdict, "stop")
+                raise TrainingStopped(f"{sentence}; {self.checkpoints.intact()}: {advice}")
+        return "gone on"
+
+    def _heal(self, verdict: Verdict, decision: healing.Heal) -> None:
+        """Back to the newest healthy checkpoint, gentler. Raises ``TrainingStopped`` where none is left."""
+        settings, ratio, sick_at = self.config.guard, self.update_ratio, self.iteration
+        path, state = self._last_healthy(verdict, decision)
+        coefficient = healing.kl_coefficient(settings.heal, verdict.kind, self.kl_coefficient)
+        new_heals = decision.heals[len(state["healed"]) :]  # that the checkpoint does not know of
+        self.checkpoints.cut(state["iteration"])
+        if self.checkpoints.named("best") is None:
+            state["best"] = None
+        self.resume(path, state)
+        self.guard.evaluations.clear()  # gentler settings may end lower and sound: drift is judged from here on
+        if ratio.adaptive:
+            ratio.rate = healing.update_rate(settings.heal, new_heals, ratio.rate)
+            ratio.move(1.0)
+        self.healed, self.kl_coefficient, self.verdict = decision.heals, coefficient, "healthy"
+        self._adjust(kl_coefficient=coefficient, refresh=True)
+        self.tracker.cut(self.iteration)
+        self.save(best=False)
+        self.push()
+        factor = healing.learning_rate_factor(settings.heal, self.healed)
+        self._record(
+            verdict,
+            "heal",
+            iteration=sick_at,
+            back_to=self.iteration,
+            learning_rate_factor=factor,
+            update_rate=ratio.rate,
+            kl_coefficient=coefficient,
+        )
+        self.display.message(
+            f"{decision.sentence}; heal {len(self.healed)} of {settings.max_heals}: back to iteration "
+            f"{self.iteration}, learning rates x {factor:g}, {ratio.rate:.3g} discriminator updates per generator "
+            f"update, KL coefficient {coefficient:g}"
+        )
+
+    def _last_healthy(self, verdict: Verdict, decision: healing.Heal) -> tuple[Place, dict[str, Any]]:
+        for path in self.checkpoints.healthy(verdict.sound_until):
+            try:
+                return path, self.checkpoints.load_state(path)
+            except DamagedCheckpoint as error:
+                self.display.message(f"damaged checkpoint passed over: {error}")
+        left = f"no healthy checkpoint of iteration {verdict.sound_until} or before is left"
+        raise TrainingStopped(f"{decision.sentence}; {left}")
+
+    def _adjust(self, *, kl_coefficient: float | None = None, refresh: bool = False) -> None:
+        """Set what follows from the heals; the KL coefficient is in the learner's checkpoint."""
+        settings, rate = self.config.guard.heal, self.config.discriminator.updates_per_generator_update
+        if not self.update_ratio.adaptive:
+            self.update_ratio.rate = healing.update_rate(settings, self.healed, rate)
+        factor = healing.learning_rate_factor(settings, self.healed)
+        self.roles.adjust(learning_rate_factor=factor, kl_coefficient=kl_coefficient, refresh=refresh)
+
+    def _record(self, verdict: Verdict, action: str, **more: float) -> None:
+        """To ``guard.jsonl``."""
+        self.tracker.log_verdict(
+            {
+                "iteration": self.iteration,
+                "verdict": verdict.kind,
+                "onset": verdict.onset,
+                "evidence": verdict.evidence,
+                "action": action,
+                "heals": len(self.healed),
+            }
+            | more
+        )
 
     def save(self, *, best: bool) -> None:
         self.unsaved = self._state(), best
