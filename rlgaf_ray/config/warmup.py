@@ -35,6 +35,12 @@ class SftWarmup(Section):
     batch_size: Positive = 64
     learning_rate: Rate = Field(1e-4, description="constant after ten steps of warm-up")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of the network while it is fine-tuned")
+    contrastive_weight: NonNegativeRate = Field(
+        0.0,
+        description="of a second loss: which prompt a response belongs to, by the model's own likelihood; e.g. 3 where "
+        "prompts carry meaning",
+    )
+    contrastive_prompts: Positive = Field(8, description="other prompts to choose from; each costs a forward pass")
     weight_decay: NonNegativeRate = 0.1
     max_grad_norm: Rate = 1.0
 
