@@ -74,7 +74,7 @@ def heal(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> None:
         ratio.move(1.0)
     loop.healed, loop.kl_coefficient, loop.verdict = healed, kl_coefficient, "healthy"
     adjust(loop, kl_coefficient=kl_coefficient, refresh=True)
-    loop.tracker.cut(loop.iteration)
+    loop.trackers.rewind(loop.iteration)
     loop.save(best=False)
     loop.push()
     changed = (
@@ -136,7 +136,7 @@ def _last_healthy(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> tup
 
 def _record(loop: AdversarialLoop, verdict: Verdict, *, action: str, sentence: str | None, **more: float) -> None:
     """To the screen and to ``guard.jsonl``."""
-    loop.tracker.log_verdict(
+    loop.trackers.log_verdict(
         {
             "iteration": loop.iteration,
             "verdict": verdict.kind,
