@@ -42,7 +42,7 @@ from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.training.warmup import Progress
 from rlgaf_ray.types import Metrics, Prompt
@@ -112,7 +112,7 @@ def row_config(row: Mapping[str, Any], replicate: int, extra: list[str]) -> Conf
         "task.draw_share": 0.8,
         "rollout.engine": "transformers",
         "cluster.threads": 1,
-        "tracking.tensorboard": False,
+        "tracking.to": [],
         "tracking.rollout_share": 0.0,
         "checkpoint.every": 10_000,
         "checkpoint.keep": 1,
@@ -231,14 +231,14 @@ def trained(
     """Run the loop to its end; the rows of its metrics that have an evaluation, and every fifteenth other one."""
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with Tracker(folder, config.tracking, data.tokenizer) as tracker:
+    with open_trackers(config, folder) as trackers:
         quick = config.evaluation.model_copy(update={"embeddings": False})
         evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-        loop = Loop(config, roles, data.task, evaluator, tracker, checkpoints, display)
+        loop = Loop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, display)
         loop.kept = kept
         loop.run()
-        rows = [row for row in tracker.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
+        rows = [row for row in trackers.record.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
     return [{name: value for name, value in row.items() if name.startswith(KEPT)} for row in rows]
 
 

@@ -33,5 +33,13 @@ class CheckpointSection(Section):
 
 
 class TrackingSection(Section):
-    tensorboard: bool = True
+    to: list[str] = Field(
+        ["tensorboard"],
+        description="beside the run's own files: tensorboard, wandb, mlflow, trackio, or module:Class of your own",
+    )
     rollout_share: Fraction = Field(1.0, description="share of the iterations whose rollouts are written to Parquet")
+
+    @property
+    def risks(self) -> list[str]:
+        """Announced before any code is loaded."""
+        return [f"tracking.to={name}: the Python code there will run" for name in self.to if ":" in name]

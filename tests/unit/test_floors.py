@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).parents[2] / "rlgaf_ray"
 FLOORS = {
     **dict.fromkeys(("main", "train", "evaluate", "doctor", "plan", "report", "sweep"), 5),
     **dict.fromkeys(("loop", "actors"), 4),
-    **dict.fromkeys(("training", "engines", "weights", "evaluation"), 3),
+    **dict.fromkeys(("training", "engines", "weights", "evaluation", "tracking"), 3),
     **dict.fromkeys(("models", "data"), 2),
     "objectives": 1,
-    **dict.fromkeys(("types", "config"), 0),
+    **dict.fromkeys(("types", "config", "plugins"), 0),
 }
 NEIGHBOURS_MAY_IMPORT = {3, 5}  # elsewhere parts of one floor are siblings that do not know each other
 RAY_IN = ("rlgaf_ray.actors.", "rlgaf_ray.sweep.", "rlgaf_ray.main")

@@ -26,7 +26,7 @@ from rlgaf_ray.loop.healing import (
     respond,
     update_rate,
 )
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 
 
@@ -193,7 +193,7 @@ def settings(*more: str) -> Config:
             "checkpoint.every=3",
             "evaluation.every=0",
             "evaluation.quick_every=0",
-            "tracking.tensorboard=false",
+            "tracking.to=[]",
             "tracking.rollout_share=0",
             "guard.action=heal",
             "guard.window=4",
@@ -225,9 +225,9 @@ def ready(
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
-    tracker = Tracker(folder, config.tracking, None, start=state["iteration"])  # type: ignore[arg-type]
+    trackers = open_trackers(config, folder, start=state["iteration"])
     screen = Screen()
-    loop = kind(config, roles, PretendedTask(), Unmeasured(), tracker, checkpoints, screen)  # type: ignore[arg-type]
+    loop = kind(config, roles, PretendedTask(), None, Unmeasured(), trackers, checkpoints, screen)  # type: ignore[arg-type]
     if path is not None:
         loop.resume(path, state)
     return loop, screen
