@@ -70,6 +70,7 @@ def warm_up_generator(
     worker: Worker,
 ) -> None:
     """Next-token loss, averaged over the tokens that are learned. Trains ``model`` in place."""
+    assert settings.steps is not None, "the steps are decided"
     wrapped = worker.wrap(model)
     loss = NextTokenLoss(wrapped, blocks, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
