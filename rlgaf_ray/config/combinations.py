@@ -61,7 +61,7 @@ def check_adapters(config: Config) -> None:
         "learner.strategy=ddp": config.learner.strategy == "ddp",
         "generator.average_decay=0": config.generator.average_decay == 0,
         "generator.seqgan.rollout_policy_rate=0": config.generator.seqgan.rollout_policy_rate == 0,
-        "discriminator.architecture=generator": config.discriminator.architecture == "generator",
+        "discriminator.architecture=generator": config.discriminator.traits.transformer,
         "a model.generator that is a transformer": config.model.generator != "seqgan-lstm",
     }
     for key in (key for key, met in missing.items() if not met):

@@ -338,14 +338,17 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_fit_the_model(self) -> Config:
-        lstm, cnn = self.model.generator == "seqgan-lstm", self.discriminator.architecture == "cnn"
+        lstm, traits = self.model.generator == "seqgan-lstm", self.discriminator.traits
         if lstm and self.rollout.engine != "transformers":
             raise ValueError("model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers")
-        if lstm and not cnn:
-            raise ValueError("model.generator=seqgan-lstm has no scalar head: set discriminator.architecture=cnn")
+        if lstm and traits.transformer:
+            raise ValueError(
+                "model.generator=seqgan-lstm is no transformer, and discriminator.architecture="
+                f"{self.discriminator.architecture} is made of one: set discriminator.architecture=cnn"
+            )
         if lstm and self.generator.algorithm == "ppo":
             raise ValueError("model.generator=seqgan-lstm has no critic: set generator.algorithm=seqgan or reinforce")
-        if cnn and self.generator.algorithm == "gumbel":
+        if not traits.scalar_head and self.generator.algorithm == "gumbel":
             raise ValueError(
                 "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
                 "set discriminator.architecture=generator"
@@ -368,7 +371,7 @@ class Config(Section):
                 "reward.kind=logit": self.reward.kind in ("logit", "zero"),
                 "reward.whiten=false": not self.reward.whiten,
                 "reward.clip=null": self.reward.clip is None,
-                "discriminator.architecture=generator": not cnn,
+                "discriminator.architecture=generator": traits.scalar_head,
                 "discriminator.pooling=mean": self.discriminator.pooling == "mean",
             }
             for key in (key for key, met in needed.items() if not met):

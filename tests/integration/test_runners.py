@@ -178,7 +178,11 @@ def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_lear
     roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, recoveries=recoveries, **sizes)
     try:
         roles.push_weights(1)()
-        asked = Draws(config, data.task).prompts(), sampling_settings(config), rollout_seeds(config, 1, 16)
+        asked = (
+            Draws(config, data.task, config.discriminator.needs).prompts(),
+            sampling_settings(config),
+            rollout_seeds(config, 1, 16),
+        )
         before = roles.generate(*asked)
         spent = roles.workers[0]
         ray.get(spent.__ray_call__.remote(exhaust))
@@ -207,7 +211,10 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
     placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
     sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": data.tokenizer.pad_token_id}
     roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, **sizes)
-    draws, folders = Draws(config, data.task), [tmp_path / name for name in ("whole", "left")]
+    draws, folders = (
+        Draws(config, data.task, config.discriminator.needs),
+        [tmp_path / name for name in ("whole", "left")],
+    )
     try:
         roles.push_weights(0)()
         rollouts = roles.generate(draws.prompts(), sampling_settings(config), rollout_seeds(config, 1, 16))
