@@ -54,7 +54,7 @@ class BatchNeeds:
     other_prompts: int = 0  # in place of them: the demonstrations under so many other prompts
 
 
-DiscriminatorArchitecture = Literal["generator", "cnn"]
+DiscriminatorArchitecture = Literal["generator", "cnn", "generative"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,9 @@ ARCHITECTURE_TRAITS: dict[DiscriminatorArchitecture, ArchitectureTraits] = {
         EMBEDDING_NOISE
         | {"head_dropout": 0.0, "dropout": 0.0, "frozen_layers": 0, "match_lengths": False, "view": "response"},
         transformer=False,
+    ),
+    "generative": ArchitectureTraits(
+        EMBEDDING_NOISE | {"head_dropout": 0.0, "spectral_norm": False, "pooling": "mean"},
     ),
 }
 
@@ -133,9 +136,17 @@ class DiscriminatorSection(Section):
         "random into real and generated ones",
     )
     architecture: DiscriminatorArchitecture = Field(
-        "generator", description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch"
+        "generator",
+        description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch; generative: the SFT model, "
+        "asked a question after the response, scores by the log-odds of its answer",
     )
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
+    question: str = Field(
+        "\n\nIs this a real answer to the prompt, yes or no?", description="generative: read after prompt and response"
+    )
+    verdicts: Annotated[tuple[str, str], Field(strict=False)] = Field(
+        (" yes", " no"), description="generative: its answers for real and for generated, one token each"
+    )
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
     contrast: Literal["labels", "base_model"] = Field(
         "base_model",

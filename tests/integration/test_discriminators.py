@@ -21,10 +21,11 @@ from rlgaf_ray.train import Data, prepare_data
 from rlgaf_ray.training.discriminator import scores_at_the_end
 from rlgaf_ray.training.distributed import Group
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, WeightUpdate
-from tests.integration.local_run import run
+from tests.integration.local_run import local_roles, run
 
 SEQUENCE = "generator.reinforce.credit=sequence"
 LOCAL = ["rollout.engine=transformers", "learner.precision=float32", SEQUENCE, "run.iterations=4", "checkpoint.every=2"]
+GENERATIVE = ["discriminator.architecture=generative", "discriminator.held_out=20", "discriminator.frozen_layers=1"]
 
 
 @pytest.fixture
@@ -37,6 +38,17 @@ def prepared(small_config, cache: Path):
         return config, data, prepare_warmups(config, data.task, data.tokenizer, cache, report, with_ray=False)
 
     return prepare
+
+
+def test_a_generative_critic_trains_and_a_resumed_run_equals_it(prepared, rows_of, cache: Path, tmp_path: Path) -> None:
+    config, data, warmups = prepared(*GENERATIVE)
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "whole")
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", stop_after=2)
+    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", resume=True)
+    rows = rows_of(tmp_path / "whole")
+    assert rows == rows_of(tmp_path / "cut")
+    assert all(0 < rows[evaluated]["discriminator/held_out_auc"] < 1 for evaluated in (0, 4))
+    assert len({row["discriminator/loss"] for row in rows[1:]}) == 4
 
 
 class Lengths:

@@ -88,6 +88,12 @@ GAD = [
     "generator.reinforce.advantage_scale=group",
 ]
 
+GENERATIVE = [
+    "discriminator.architecture=generative",
+    "discriminator.held_out=20",
+    "generator.reinforce.credit=sequence",
+]
+
 
 @pytest.fixture(scope="module")
 def ray_cluster(cache: Path):
@@ -120,6 +126,7 @@ def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
         pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
         pytest.param([*SEQGAN, *AVERAGE, "rollout.num_workers=2"], id="seqgan-average", marks=pytest.mark.slow),
         pytest.param(GAD, id="gad", marks=pytest.mark.slow),
+        pytest.param(GENERATIVE, id="generative", marks=pytest.mark.slow),
         pytest.param(BASE, id="base-and-view", marks=pytest.mark.slow),
         pytest.param(GUMBEL, id="gumbel", marks=pytest.mark.slow),
         pytest.param([*GUMBEL, "generator.gumbel.mode=conditional"], id="gumbel-conditional", marks=pytest.mark.slow),

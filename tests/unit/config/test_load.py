@@ -130,6 +130,15 @@ def write(tmp_path: Path):
         ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, view: without_end}",
          "discriminator.architecture=cnn has no view: set discriminator.view=response, or "
          "discriminator.architecture=generator"),
+        ("discriminator={architecture: generative, pooling: last}",
+         "discriminator.architecture=generative has no pooling: set discriminator.pooling=mean, or "
+         "discriminator.architecture=generator"),
+        ("discriminator={architecture: generative, spectral_norm: true}",
+         "discriminator.architecture=generative has no spectral_norm: set discriminator.spectral_norm=false, or "
+         "discriminator.architecture=generator"),
+        ("discriminator.architecture=generative",
+         "generator.reinforce.credit=token needs a reward that is a sum over tokens: set "
+         "discriminator.architecture=generator, or generator.reinforce.credit=sequence"),
         ("discriminator.view=last_tokens",
          "discriminator.view=last_tokens needs their number: set discriminator.view_tokens"),
         ("discriminator={view: without_end, view_tokens: 3}",
