@@ -62,6 +62,7 @@ from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.tracking.build import make_trackers, open_trackers
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.export import export_merged
 from rlgaf_ray.training.regularization import check_frozen_layers
 from rlgaf_ray.types import EvaluationPart
@@ -105,6 +106,7 @@ def train(config: Config, *, resume: bool) -> int:
     evaluation_set(data.task, config.evaluation.num_prompts)
     check_demonstrations(config, data.task)
     check_lengths(config, data.task.max_tokens)
+    DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
     terminal.message(what_is_learned_from(config, data.task))
 
     started = time.perf_counter()

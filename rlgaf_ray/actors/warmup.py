@@ -31,9 +31,8 @@ from rlgaf_ray.data.lengths import View
 from rlgaf_ray.data.storage import StorageError, writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.models.built_in import FOLDER, SHA256
-from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
-from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
@@ -44,7 +43,7 @@ SEED = 0  # runs of every seed share one warm-up
 
 @dataclass(frozen=True, slots=True)
 class Warmups:
-    """Hugging Face folders (the discriminator's has the scalar head)."""
+    """Hugging Face folders; the discriminator's holds the network of its architecture."""
 
     base: Path  # the generator before SFT
     generator: Path  # after it; the same folder where no SFT ran
@@ -95,7 +94,8 @@ def prepare_warmups(
         cached &= _made(generator, _sft_worker, lambda: task.demonstrations, payload, config, tokenizer, report, run)
 
     settings = config.discriminator
-    network: list[str] = [settings.pooling, settings.architecture]
+    options = DISCRIMINATORS[settings.architecture].options
+    network: list[str] = [settings.pooling, settings.architecture, *(repr(getattr(settings, name)) for name in options)]
     if settings.match_lengths or settings.view != "response":
         network += [str(settings.match_lengths), settings.view, str(settings.view_tokens)]
     key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
@@ -268,21 +268,15 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
         labelled = labelled.model_copy(update={"steps": 0})
     worker = _worker(payload["stage"], payload)
     windows, labels = _data(payload)
-    model: ScalarModel | CnnDiscriminator
-    if config.discriminator.architecture == "cnn":
-        vocab_size, _ = payload["vocabulary"]
-        # No dropout: its draws would make a resumed run differ from an uninterrupted one.
-        model = build_cnn(vocab_size=vocab_size, pad_token_id=payload["pad_token_id"], seed=SEED, dropout=0.0)
-        model.to(worker.device)
-    else:
-        model = ScalarModel.load(
-            payload["source"],
-            pooling=config.discriminator.pooling,
-            pad_token_id=payload["pad_token_id"],
-            seed=SEED,
-            trust_remote_code=config.model.trust_remote_code,
-            device=worker.device,
-        )
+    vocab_size, _ = payload["vocabulary"]
+    model = DISCRIMINATORS[config.discriminator.architecture].new(
+        payload["source"],
+        config,
+        vocab_size=vocab_size,
+        pad_token_id=payload["pad_token_id"],
+        seed=SEED,
+        device=worker.device,
+    )
     view = View.configured(config.discriminator, lambda: end_of_text_ids(model.network.config))
     warm_up_discriminator(
         model,

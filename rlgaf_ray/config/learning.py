@@ -29,7 +29,7 @@ def check_algorithm(
 def _check_gumbel(
     generator: GeneratorSection, reward: RewardSection, discriminator: DiscriminatorSection, learner: LearnerSection
 ) -> None:
-    if discriminator.architecture == "cnn":
+    if not discriminator.traits.scalar_head:
         raise ValueError(
             "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
             "set discriminator.architecture=generator"
@@ -59,7 +59,7 @@ def _check_token_credit(reward: RewardSection, discriminator: DiscriminatorSecti
         "reward.kind=logit": reward.kind in ("logit", "zero"),
         "reward.whiten=false": not reward.whiten,
         "reward.clip=null": reward.clip is None,
-        "discriminator.architecture=generator": discriminator.architecture == "generator",
+        "discriminator.architecture=generator": discriminator.traits.scalar_head,
         "discriminator.pooling=mean": discriminator.pooling == "mean",
     }
     for key in (key for key, met in needed.items() if not met):

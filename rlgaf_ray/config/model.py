@@ -56,8 +56,11 @@ def check_model(
             f"model.generator=seqgan-lstm is unknown to rollout.engine={rollout.engine}: "
             f"set rollout.engine={engines_with('any_architecture')}"
         )
-    if discriminator.architecture != "cnn":
-        raise ValueError("model.generator=seqgan-lstm has no scalar head: set discriminator.architecture=cnn")
+    if discriminator.traits.transformer:
+        raise ValueError(
+            "model.generator=seqgan-lstm is no transformer, and discriminator.architecture="
+            f"{discriminator.architecture} is made of one: set discriminator.architecture=cnn"
+        )
     if generator.algorithm == "ppo":
         raise ValueError("model.generator=seqgan-lstm has no critic: set generator.algorithm=seqgan or reinforce")
 
@@ -72,7 +75,7 @@ def check_adapters(
         "learner.strategy=ddp": learner.strategy == "ddp",
         "generator.average_decay=0": generator.average_decay == 0,
         "generator.seqgan.rollout_policy_rate=0": generator.seqgan.rollout_policy_rate == 0,
-        "discriminator.architecture=generator": discriminator.architecture == "generator",
+        "discriminator.architecture=generator": discriminator.traits.transformer,
         "a model.generator that is a transformer": model.generator != "seqgan-lstm",
     }
     for key in (key for key, met in missing.items() if not met):

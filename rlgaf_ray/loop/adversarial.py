@@ -121,7 +121,7 @@ class AdversarialLoop:
         self.update_ratio = UpdateRatio(
             config.discriminator.updates_per_generator_update, config.discriminator.update_ratio
         )
-        self.draws = Draws(config, task)
+        self.draws = Draws(config, task, roles.batch_needs())
         held_out = self.draws.held_out_rows
         beside = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
         self.held_out = HeldOutAccuracy(held_out, beside) if len(held_out) else None

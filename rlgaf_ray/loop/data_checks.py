@@ -21,8 +21,8 @@ def check_demonstrations(config: Config, task: Task) -> None:
         )
     if config.warmup.sft.steps and (weight := config.warmup.sft.contrastive_weight) > 0:
         _check_prompts(f"warmup.sft.contrastive_weight={weight:g}", task, range(count), "set it to 0")
-    if settings.loss == "contrastive":
-        _check_prompts("discriminator.loss=contrastive", task, trained.tolist(), "set another discriminator.loss")
+    if settings.needs.other_prompts:
+        _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):
         raise ValueError(
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "

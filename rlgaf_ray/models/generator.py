@@ -310,8 +310,10 @@ def chunked_policy_logprobs_and_kl(
 
 
 @torch.no_grad()
-def check_output_layer(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits are more than its output layer of its last hidden states."""
+def check_output_layer(
+    model: PreTrainedModel, key: str = "learner.logprob_chunk_tokens", remedy: str = "set it to null"
+) -> None:
+    """Refuse a model whose logits are more than its output layer of its last hidden states, as ``key`` needs them."""
     fits = model.base_model is not model
     if fits:
         token_ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
@@ -320,6 +322,6 @@ def check_output_layer(model: PreTrainedModel) -> None:
         fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
     if not fits:
         raise ValueError(
-            "learner.logprob_chunk_tokens needs logits that are a linear layer of the last hidden states, and those "
-            f"of {type(model).__name__} are not: set it to null"
+            f"{key} needs logits that are a linear layer of the last hidden states, and those of "
+            f"{type(model).__name__} are not: {remedy}"
         )

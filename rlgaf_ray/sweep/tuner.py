@@ -41,6 +41,7 @@ from rlgaf_ray.train import (
     stop_on_signals,
     with_name,
 )
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
@@ -130,6 +131,7 @@ def make_warmups(config: Config, terminal: Terminal) -> None:
         data = prepare_data(variant, cache)
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
+        DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
         with terminal.warmups():
             made = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.warmup)
         terminal.message(f"warm-ups {'from the cache' if made.cached else 'made'}")

@@ -89,7 +89,7 @@ def warm_up_discriminator(
     checkpoint_every: int,
     worker: Worker,
 ) -> None:
-    """Binary cross-entropy of the logit against the label (1 = wanted). Trains ``model`` (a ScalarModel) in place."""
+    """Binary cross-entropy of the logit against the label (1 = wanted). Trains a ``DiscriminatorNetwork`` in place."""
     wrapped = worker.wrap(model)
     loss = LabelLoss(wrapped, windows, labels, pad_token_id, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)

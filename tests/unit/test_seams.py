@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import get_args
 
 import pytest
 
+from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, DiscriminatorLoss
 from rlgaf_ray.config.engines import ENGINES
 from tests.unit.test_floors import package_sources
 
-TABLES: Mapping[str, tuple[Collection[str], str]] = {
-    "engine": (tuple(ENGINES), "rlgaf_ray.config.engines"),
+CHOICES: dict[str, tuple[str, ...]] = {
+    "engine": tuple(ENGINES),
+    "architecture": get_args(DiscriminatorArchitecture),
+    "loss": get_args(DiscriminatorLoss),
 }
-"""The choice, its names, and the module of its table."""
+"""The last part of the key, and its values."""
+AMBIGUOUS = {"generator", "transformers"}
+"""Values that other things are called, too: a branch on them is one where the key stands beside it."""
 
 
-def branches(source: str, names: Collection[str]) -> Iterator[tuple[int, str]]:
-    """Line and name of every comparison with one of the names, ``case`` patterns and ``in (...)`` included."""
+def branches(source: str) -> Iterator[tuple[int, str]]:
+    """Line and key of every comparison with one of the values, ``case`` patterns and ``in (...)`` included."""
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Compare():
-                operands = [node.left, *node.comparators]
-            case ast.MatchValue():
-                operands = [node.value]
+            case ast.Compare(left=left, comparators=comparators):
+                operands: Sequence[ast.AST | None] = [left, *comparators]
+            case ast.Match(subject=subject, cases=cases):
+                patterns = [part for case in cases for part in ast.walk(case.pattern)]
+                operands = [subject, *(part.value for part in patterns if isinstance(part, ast.MatchValue))]
             case _:
                 continue
-        for value in (value for operand in operands for value in _values(operand)):
-            if isinstance(value, ast.Constant) and value.value in names:
-                yield node.lineno, value.value
+        values = {
+            value.value
+            for operand in operands
+            for value in _values(operand)
+            if isinstance(value, ast.Constant) and isinstance(value.value, str)
+        }
+        names = {part.attr for each in operands if each for part in ast.walk(each) if isinstance(part, ast.Attribute)}
+        for key, choices in CHOICES.items():
+            if values & set(choices) and (key in names or values & (set(choices) - AMBIGUOUS)):
+                yield node.lineno, key
 
 
-def _values(operand: ast.expr | None) -> Sequence[ast.expr | None]:
+def _values(operand: ast.AST | None) -> Sequence[ast.AST | None]:
     match operand:
         case ast.Tuple() | ast.List() | ast.Set():
             return operand.elts
@@ -40,35 +54,38 @@ def _values(operand: ast.expr | None) -> Sequence[ast.expr | None]:
     return [operand]
 
 
-@pytest.mark.parametrize("choice", TABLES)
-def test_nobody_branches_on_a_name_outside_its_table(choice: str) -> None:
-    names, table = TABLES[choice]
-    sources = package_sources()
-    assert table in sources
-    found = [
-        f"{module}:{line}: {name}"
-        for module, source in sources.items()
-        if module != table
-        for line, name in branches(source, names)
-    ]
+def test_nothing_branches_on_a_chosen_name() -> None:
+    found = [f"{module}:{line}: {key}" for module, text in package_sources().items() for line, key in branches(text)]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ("x = engine == 'vllm'", "engine"),
+        ("if 'vllm_async' != engine: pass", "engine"),
+        ("if rollout.engine == 'transformers': pass", "engine"),
+        ("while engine not in {'vllm': 1}: pass", "engine"),
+        ("if settings.architecture == 'generator': pass", "architecture"),
+        ("cnn = 'cnn' != kind", "architecture"),
+        ("if loss in ('hinge', 'other'): pass", "loss"),
+        ("match kind:\n    case 'a' | 'contrastive': pass", "loss"),
+    ],
+)
+def test_a_planted_branch_is_found(source: str, key: str) -> None:
+    assert [found for _, found in branches(source)] == [key]
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "x = engine == 'b'",
-        "if 'b' != engine: pass",
-        "y = [e for e in all if e in ('c', 'b')]",
-        "match engine:\n    case 'a' | 'b':\n        pass",
-        "while engine not in {'b': 1}: pass",
+        "if part == 'generator': pass",
+        "x = TABLE['hinge']",
+        "if loss in TABLE: pass",
+        "run('vllm', engine='vllm')",
+        "y = find('vllm') is None",
+        "raise ValueError('vllm')",
     ],
 )
-def test_a_planted_branch_is_found(source: str) -> None:
-    assert [name for _, name in branches(source, ("b", "z"))] == ["b"]
-
-
-def test_a_name_that_is_handed_on_is_no_branch() -> None:
-    assert not list(
-        branches("run('b', engine='b')\ny = find('b') is None\nx = {'b': 1}['b']\nraise ValueError('b')", ("b",))
-    )
+def test_what_is_no_branch_on_a_choice_is_let_through(source: str) -> None:
+    assert list(branches(source)) == []

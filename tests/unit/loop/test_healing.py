@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.guard import GuardSection, HealSection
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
@@ -73,6 +74,9 @@ class PretendedRoles:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
+
+    def batch_needs(self) -> BatchNeeds:
+        return BatchNeeds(contrast=True)
 
     def update_discriminator(self, real: Any, fake: Any, contrast: Any):
         skipped = self.discriminator_skips.pop(0) if self.discriminator_skips else 0.0
