@@ -43,6 +43,7 @@ class PretendedRoles:
         self.skips: tuple[int, ...] = ()
         self.lost_at = 0
         self.discriminator_skips: list[float] = []
+        self.needs = BatchNeeds(contrast=True)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         self.state["draws"].append(prompts[0].prompt_id)
@@ -76,7 +77,7 @@ class PretendedRoles:
         return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
 
     def batch_needs(self) -> BatchNeeds:
-        return BatchNeeds(contrast=True)
+        return self.needs
 
     def update_discriminator(self, real: Any, fake: Any, contrast: Any):
         skipped = self.discriminator_skips.pop(0) if self.discriminator_skips else 0.0

@@ -42,7 +42,9 @@ def test_they_are_left_out_of_every_update_and_of_none_of_the_generators(tmp_pat
     more = ["warmup.discriminator.steps=2", "discriminator.contrast_weight=1", f"discriminator.loss={loss}"]
     rate = "discriminator.updates_per_generator_update=2"
     roles = Recording()
-    run(settings(*more, rate, "run.iterations=3", "discriminator.leave_out_liked=0.25"), roles, tmp_path)
+    config = settings(*more, rate, "run.iterations=3", "discriminator.leave_out_liked=0.25")
+    roles.needs = config.discriminator.needs
+    run(config, roles, tmp_path)
     assert [update[0] for update in roles.updates] == [LEARNED] * 8
     assert roles.num_taught == [8] * 3
     if loss == "bradley_terry":
