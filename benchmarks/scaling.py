@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from common import Silent
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +45,7 @@ from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.report.figures import save
-from rlgaf_ray.train import Data, prepare_data
+from rlgaf_ray.run.preparation import Data, prepare_data
 from rlgaf_ray.types import Metrics, Rollout, WeightUpdate
 
 WORKERS = (1, 2, 4, 8, 16)
@@ -195,7 +194,7 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
         evaluator: Any = None  # only steps are taken
         tracker = Tracker(folder, config.tracking, data.tokenizer)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, Silent())
+        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints)
         loop.push()
         for _ in range(UNTIMED):
             loop.step()

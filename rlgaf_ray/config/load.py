@@ -15,9 +15,10 @@ from rlgaf_ray.config import uri
 from rlgaf_ray.config.hidden import public, public_values
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.config.schema import Config, RunSection
+from rlgaf_ray.errors import UsageError
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """A config that cannot be used, in one line that names the key, the value and what would be right."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from rlgaf_ray.engines.checks import check_length, check_request, room
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights import nccl, receive
@@ -48,10 +49,10 @@ def require_vllm() -> None:
     """Say how to get vLLM where it is missing, before anything is loaded.
 
     Raises:
-        ValueError: vLLM is not installed.
+        UserError: vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
+        raise UserError(
             'vLLM is not installed: pip install -e ".[cpu]" (or ".[gpu]"), or set rollout.engine=transformers'
         )
 
@@ -90,7 +91,7 @@ class VLLMEngine:
         sleep_level: what ``sleep`` gives up of a GPU's memory: 1 moves the weights to the host's, 2 forgets them.
 
     Raises:
-        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, an engine of another
+        UserError: vLLM is missing, the model has fewer positions than ``max_model_len``, an engine of another
             number of threads started in this process before, or sleep is asked for on CPU.
     """
 
@@ -142,7 +143,7 @@ class VLLMEngine:
             object_store.register()
             on_cpu = current_platform.is_cpu()
             if on_cpu and sleep_level > 0:
-                raise ValueError(
+                raise UserError(
                     f"rollout.sleep_level={sleep_level} gives up a GPU's memory, and this engine is on CPU: set it to 0"
                 )
             arguments: dict[str, Any] = {
@@ -185,7 +186,7 @@ class VLLMEngine:
         """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
 
         Raises:
-            ValueError: a prompt and its response do not fit into ``max_model_len``.
+            UserError: a prompt and its response do not fit into ``max_model_len``.
         """
         from vllm import TokensPrompt
         from vllm.logprobs import FlatLogprobs

@@ -30,9 +30,8 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,42 +43,20 @@ from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
+from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.loop.guard import Guard, Kind, broken
 from rlgaf_ray.loop.healing import adjust, respond
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
+from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
-
-
-class Display(Protocol):
-    """Where a person watches."""
-
-    def iteration(self, iteration: int, metrics: Metrics) -> None: ...
-
-    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
-        """An update of the discriminator before the first iteration."""
-        ...
-
-    def message(self, text: str) -> None: ...
-
-
-@dataclass
-class Outcome:
-    """What a finished (or interrupted) run is told by."""
-
-    iteration: int
-    first: Metrics
-    last: Metrics
-    samples_before: list[str]
-    samples_after: list[str]
-    interrupted: bool
 
 
 class AdversarialLoop:
@@ -91,7 +68,7 @@ class AdversarialLoop:
         evaluator: Evaluator,
         tracker: Tracker,
         checkpoints: Checkpoints,
-        display: Display,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         self.config = config
         self.roles = roles
@@ -99,13 +76,12 @@ class AdversarialLoop:
         self.evaluator = evaluator
         self.tracker = tracker
         self.checkpoints = checkpoints
-        self.display = display
+        self.callbacks = Callbacks(callbacks)
         self.iteration = 0
         self.discriminator_version = 0
         self.best: float | None = None
         self.first: Metrics = {}
         self.samples_before: list[str] = []
-        self.stop_requested = False
         # Of the last whole iteration, and whether it is the best, while no checkpoint has it and nobody was asked for
         # the next one's updates.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
@@ -178,12 +154,16 @@ class AdversarialLoop:
             real, contrast = self.draws.real(rollouts), self.draws.contrast(rollouts)
             pending = self.roles.update_discriminator(real, rollouts, contrast)
             self.discriminator_version += 1
-            self.display.discriminator_warmup(update, total, pending())
+            self.callbacks.on_discriminator_warmup(update, total, pending())
         if total and self.config.generator.algorithm == "gumbel":
             self.roles.push_discriminator()()
 
+    @property
+    def stop_requested(self) -> bool:
+        return self.callbacks.stop_requested
+
     def run(self) -> Outcome:
-        """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end.
+        """Train to ``run.iterations``, or until a callback asks for a stop; a checkpoint is written at either end.
 
         Raises ``TrainingStopped`` on the guard's word.
         """
@@ -196,7 +176,8 @@ class AdversarialLoop:
             self.first, samples = self.evaluate()
             last, self.samples_before = self.first, samples
             self.tracker.log(0, self.first)
-            self.display.iteration(0, self.first)
+            self.callbacks.on_iteration(0, self.first)
+            self.callbacks.on_evaluation(0, self.first)
             if settings.guard.heals:
                 self.save(best=False)
         carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
@@ -220,7 +201,11 @@ class AdversarialLoop:
             best = evaluated and "non_finite" not in self.guard.onsets and self._is_best(last)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(len(self.healed))}
             self.tracker.log(iteration, metrics)
-            self.display.iteration(iteration, metrics)
+            self.callbacks.on_iteration(iteration, metrics)
+            if evaluated:
+                self.callbacks.on_evaluation(iteration, last)
+            if (verdict.kind, self.verdict) != ("healthy", "healthy"):
+                self.callbacks.on_verdict(iteration, verdict)
             if respond(self, verdict) == "rolled back":
                 continue
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
@@ -233,12 +218,12 @@ class AdversarialLoop:
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
         return Outcome(
+            config=settings,
             iteration=self.iteration,
             first=self.first,
             last=last,
             samples_before=self.samples_before,
             samples_after=samples,
-            interrupted=self.iteration < settings.run.iterations,
         )
 
     def step(self) -> Metrics:
@@ -390,15 +375,16 @@ class AdversarialLoop:
         try:
             self._write(self.roles.rescue)
         except Exception as error:  # the loss is what ends the run, or takes it back
-            self.display.message(f"iteration {self.iteration} could not be saved by the actors that are left: {error}")
+            message = f"iteration {self.iteration} could not be saved by the actors that are left: {error}"
+            self.callbacks.on_message(message)
         else:
-            self.display.message(f"iteration {self.iteration} was saved by the actors that are left")
+            self.callbacks.on_message(f"iteration {self.iteration} was saved by the actors that are left")
 
     def _write(self, write: Callable[[Place], None]) -> None:
         """What is ``unsaved``; ``write`` is the roles' part."""
         assert self.unsaved is not None
         state, best = self.unsaved
-        self.checkpoints.save(
+        folder = self.checkpoints.save(
             self.iteration,
             write,
             state,
@@ -407,6 +393,7 @@ class AdversarialLoop:
             healthy_until=self.guard.earliest_rollback(self.iteration) if self.config.guard.heals else None,
         )
         self.unsaved = None
+        self.callbacks.on_checkpoint(self.iteration, folder)
 
     def _state(self) -> dict[str, Any]:
         return {

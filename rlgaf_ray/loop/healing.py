@@ -130,7 +130,7 @@ def _last_healthy(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> tup
         try:
             return path, loop.checkpoints.load_state(path)
         except DamagedCheckpoint as error:
-            loop.display.message(f"damaged checkpoint passed over: {error}")
+            loop.callbacks.on_message(f"damaged checkpoint passed over: {error}")
     raise TrainingStopped(f"{sentence}; no healthy checkpoint of iteration {verdict.sound_until} or before is left")
 
 
@@ -148,4 +148,4 @@ def _record(loop: AdversarialLoop, verdict: Verdict, *, action: str, sentence: s
         | more
     )
     if sentence is not None:
-        loop.display.message(sentence)
+        loop.callbacks.on_message(sentence)
