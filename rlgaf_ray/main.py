@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config, uri
+from rlgaf_ray.config.presets import presets
 from rlgaf_ray.data.storage import Remote
 from rlgaf_ray.errors import UsageError, UserError
 from rlgaf_ray.sweep.space import check_sweep
@@ -165,8 +166,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | key=value | RUN",
-        help="command, then its config file and dotted overrides (train, tune, plan), or run folders "
+        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | PRESET | key=value | RUN",
+        help="command, then its config file or preset and dotted overrides (train, tune, plan), or run folders "
         "(evaluate, report)",
     )
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
@@ -254,8 +255,10 @@ def _split(words: Sequence[str], *, resume: bool = False) -> tuple[str | None, l
             raise ConfigError(str(error)) from None
         return None, [f"run.root={root}", f"run.name={name}", *rest]
     path = rest.pop(0) if rest and ("=" not in rest[0] or uri.is_uri(rest[0])) else None
-    if path is not None and not _is_yaml(path):
-        raise ConfigError(f"{path!r} is neither a command ({', '.join(COMMANDS)}) nor a .yaml file nor key=value")
+    if path is not None and not _is_yaml(path) and path not in presets():
+        raise ConfigError(
+            f"{path!r} is neither a command ({', '.join(COMMANDS)}) nor a .yaml file, a preset or key=value"
+        )
     return path, rest
 
 
