@@ -23,9 +23,9 @@ from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.callback import Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import ray_roles
+from rlgaf_ray.tracking.build import open_trackers
 
 WORK = Path(__file__).parents[1] / "configs" / "ablations" / "old_default.yaml"
 SHORT_WARMUP = ["warmup.sft.steps=0", "warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
@@ -48,9 +48,11 @@ class Bench:
         folder = self.folder / name
         folder.mkdir()
         evaluator = prepare_evaluator(self.config, self.data, self.cache)
-        tracker = Tracker(folder, self.config.tracking, self.data.tokenizer)
+        trackers = open_trackers(self.config, folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-        loop = AdversarialLoop(self.config, roles, self.data.task, evaluator, tracker, checkpoints)
+        loop = AdversarialLoop(
+            self.config, roles, self.data.task, self.data.tokenizer, evaluator, trackers, checkpoints
+        )
         roles.push_weights(0)()
         return loop
 

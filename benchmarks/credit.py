@@ -27,7 +27,7 @@ from rlgaf_ray.objectives.baselines import (
     past_scores,
     position_mean_baseline,
 )
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Rollout
 
 
@@ -52,7 +52,7 @@ def main() -> int:
     arguments = parser.parse_args()
     config = load_config(arguments.run / "config.yaml")
     pad = load_tokenizer(str(arguments.run / "generator")).pad_token_id
-    discriminator = Discriminator(arguments.run / "discriminator", config, pad_token_id=pad)
+    discriminator = NeuralDiscriminator(arguments.run / "discriminator", config, pad_token_id=pad)
     group_size = config.rollout.samples_per_prompt
     moments: dict[str, list[float]] = {}
     for path in sorted((arguments.run / "rollouts").glob("*.parquet"))[-arguments.iterations :]:

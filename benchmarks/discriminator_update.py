@@ -28,24 +28,24 @@ from rlgaf_ray.config import load_config
 from rlgaf_ray.data.collate import num_tokens
 from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.models.built_in import FOLDER
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout
 
 COUNT, LONGEST, VOCABULARY = 64, 28, 4096
 
 
-class BatchOrder(Discriminator):
+class BatchOrder(NeuralDiscriminator):
     def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
         plan = self.batching.plan([num_tokens(item) for item in items])
         return [plan[start : start + 3] for start in range(0, len(plan), 3)]
 
 
-class OnePass(Discriminator):
+class OnePass(NeuralDiscriminator):
     def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
         return [[list(range(len(items)))]]
 
 
-SIDES = {"batch order": BatchOrder, "by length": Discriminator, "one pass": OnePass}
+SIDES = {"batch order": BatchOrder, "by length": NeuralDiscriminator, "one pass": OnePass}
 
 
 def drawn(numbers: np.random.Generator, *, mixed: bool) -> list[Demonstration]:
@@ -65,7 +65,7 @@ def as_rollouts(items: Sequence[Demonstration]) -> list[Rollout]:
     ]
 
 
-def measure(sides: dict[str, Discriminator], num_contrast: int, rounds: int, *, mixed: bool) -> dict[str, float]:
+def measure(sides: dict[str, NeuralDiscriminator], num_contrast: int, rounds: int, *, mixed: bool) -> dict[str, float]:
     """Median CPU milliseconds of an update of each side; the first round does not count."""
     numbers = np.random.default_rng(0)
     real, fake, contrast = (drawn(numbers, mixed=mixed) for _ in range(3))

@@ -31,9 +31,9 @@ from rlgaf_ray.engines.seeds import rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.models.straight_through import AlignedBatch, align, response_logits, sample_straight_through, soft_logits
 from rlgaf_ray.objectives.gumbel import conditional_gumbel_perturbed, gumbel_perturbed, straight_through_embeddings
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Prompt, SamplingSettings, ScoredRollout
 
 MODES = ("autoregressive", "conditional")
@@ -45,7 +45,7 @@ def learner_of(config: Config, folders: tuple[Path, Path], mode: str, pad: int, 
     gumbel = config.generator.gumbel.model_copy(update={"mode": mode})
     generator = config.generator.model_copy(update={"algorithm": "gumbel", "gumbel": gumbel})
     learner = Learner(folders[0], config.model_copy(update={"generator": generator}), pad_token_id=pad, device=device)
-    learner.load_discriminator(Discriminator(folders[1], config, pad_token_id=pad).weights())
+    learner.load_discriminator(NeuralDiscriminator(folders[1], config, pad_token_id=pad).weights())
     return learner
 
 
@@ -59,7 +59,7 @@ def rollouts_of(setup: Bench, pad: int) -> list[ScoredRollout]:
     )
     seeds = [rollout_seed(0, 1, index) for index in range(settings.batch_size)]
     rollouts = TransformersEngine(setup.warmups.generator).generate(prompts, sampling, seeds=seeds)
-    return Discriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad).score(rollouts)
+    return NeuralDiscriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad).score(rollouts)
 
 
 def peak_bytes(

@@ -43,7 +43,7 @@ from rlgaf_ray.engines.transformers import TransformersEngine, pad_left
 from rlgaf_ray.engines.vllm import CPU_BLOCK_TOKENS, VLLMEngine
 from rlgaf_ray.loop.monte_carlo import prefixes, whole_responses
 from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2, load_generator
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
 
 NUM_COMPLETIONS, RESPONSE_TOKENS, POSITIONS, END_OF_TEXT = 16, 28, 512, 0
@@ -206,7 +206,7 @@ def responses_to(folder: Path, num_responses: int, prompt_tokens: int) -> list[R
 
 def action_values(folder: Path, rollouts: list[Rollout], searches: list[Search]) -> tuple[np.ndarray, np.ndarray]:
     """Mean reward of each prefix's completions over all rounds, and its standard error: [prefixes] each."""
-    discriminator = Discriminator(folder, Config(), pad_token_id=END_OF_TEXT)
+    discriminator = NeuralDiscriminator(folder, Config(), pad_token_id=END_OF_TEXT)
     rewards = np.concatenate(
         [
             np.reshape(

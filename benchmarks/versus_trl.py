@@ -30,7 +30,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from rlgaf_ray.actors.cluster import cluster_resources
 from rlgaf_ray.models.generator import load_generator
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.precision import resolve_precision
 from rlgaf_ray.types import Rollout
 
@@ -49,7 +49,7 @@ class Clock(TrainerCallback):
 def trl_seconds(setup: Bench, folder: Path) -> float:
     """Mean seconds of one optimiser step of GRPOTrainer."""
     config, tokenizer = setup.config, setup.data.tokenizer
-    discriminator = Discriminator(setup.warmups.discriminator, config, pad_token_id=tokenizer.pad_token_id)
+    discriminator = NeuralDiscriminator(setup.warmups.discriminator, config, pad_token_id=tokenizer.pad_token_id)
 
     def score(prompts, completions, completion_ids, **kwargs) -> list[float]:
         rollouts = [

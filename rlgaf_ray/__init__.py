@@ -11,12 +11,13 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "Outcome", "UserError", "evaluate", "load_config", "train"]
+__all__ = ["Callback", "Config", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
 
 _MODULES = {
     "Callback": "loop.callback",
     "Config": "config",
     "Outcome": "loop.outcome",
+    "Tracker": "tracking.base",
     "UserError": "errors",
     "evaluate": "run.evaluate",
     "load_config": "config",

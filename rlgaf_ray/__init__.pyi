@@ -5,6 +5,7 @@ from rlgaf_ray.loop.callback import Callback as Callback
 from rlgaf_ray.loop.outcome import Outcome as Outcome
 from rlgaf_ray.run.evaluate import evaluate as evaluate
 from rlgaf_ray.run.train import train as train
+from rlgaf_ray.tracking.base import Tracker as Tracker
 
 __version__: str
-__all__ = ["Callback", "Config", "Outcome", "UserError", "evaluate", "load_config", "train"]
+__all__ = ["Callback", "Config", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]

@@ -3,7 +3,8 @@
     python experiments/adversary/tables.py --part test
 
 Differences are paired over replicates: mean, 95 % interval and p-value of a two-sided t test, with Holm's correction
-over the judges. The interval of a judge's difference is also found by a bootstrap over replicates, then prompts.
+over the judges. The interval of a judge's difference is also found by a bootstrap over replicates, then prompts. The
+pilot's deviations give the smallest difference that a test with more replicates would find (``--replicates``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 HERE = Path(__file__).parent
 JUDGES = {"judge": "linear judge", "vader": "VADER", "embedding": "embedding judge"}
@@ -34,6 +35,7 @@ MEASURES = {
     "discriminator/held_out_auc": "AUC of D",
 }
 RESAMPLES = 2000
+LEVEL, POWER = 0.01, 0.8
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+    def detectable(self, count: int) -> float:
+        """The smallest mean that a two-sided t test at LEVEL with so many replicates finds with probability POWER."""
+        critical = stats.t.ppf(1 - LEVEL / 2, count - 1)
+
+        def missed(size: float) -> float:
+            return float(stats.nct.cdf(critical, count - 1, size * count**0.5)) - (1 - POWER)
+
+        return float(optimize.brentq(missed, 0.01, 50.0)) * self.deviation
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -153,8 +164,8 @@ def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
     return "\n".join(lines)
 
 
-def differences(row: Row, sft: Row, title: str) -> str:
-    """One row against SFT, every measure with its interval and p-value."""
+def differences(row: Row, sft: Row, title: str, replicates: int | None = None) -> str:
+    """One row against SFT, every measure with its interval and p-value, or what ``replicates`` of them would find."""
     shares = {judge: f"eval/{judge}_share" for judge in JUDGES}
     found = {name: paired(row, sft, metric) for name, metric in shares.items()}
     corrected = dict(zip(found, holm([item.p for item in found.values()]), strict=True))
@@ -171,6 +182,10 @@ def differences(row: Row, sft: Row, title: str) -> str:
     for metric, name in MEASURES.items():
         item = paired(row, sft, metric)
         lines.append(f"| {name} | {item} | | {item.p:.2g} |")
+    if replicates is not None:
+        smallest = {name: paired(row, sft, metric) for metric, name in (shares_by_metric() | MEASURES).items()}
+        found = ", ".join(f"{name} {item.detectable(replicates):.3f}" for name, item in smallest.items())
+        lines.append(f"\nWith {replicates} replicates, p < {LEVEL:g} and power {POWER:g} a test finds: {found}.\n")
     for metric, name in (("eval/perplexity", "perplexity ratio"), ("eval/distinct_2", "distinct-2 ratio")):
         shared = sorted(set(row.lines) & set(sft.lines))
         ratio = Difference.of([row.value(each, metric) / sft.value(each, metric) for each in shared])
@@ -182,12 +197,38 @@ def differences(row: Row, sft: Row, title: str) -> str:
     return "\n".join(lines)
 
 
+def shares_by_metric() -> dict[str, str]:
+    return {f"eval/{judge}_share": title for judge, title in JUDGES.items()}
+
+
+def told_apart(row: Row) -> str:
+    """At the evaluations of all replicates: AUC of D minus a fresh linear classifier's on the same rows."""
+    gaps: dict[str, list[float]] = {"full": [], "quick": []}
+    below = count = 0
+    for line in row.lines.values():
+        for each in line["history"]:
+            for kind, prefix, linear in (("full", "discriminator", "eval"), ("quick", "quick", "quick")):
+                if f"{linear}/two_sample_auc" in each and f"{prefix}/held_out_auc" in each:
+                    gaps[kind].append(each[f"{prefix}/held_out_auc"] - each[f"{linear}/two_sample_auc"])
+                    below += each[f"{prefix}/information"] + each[f"{prefix}/information_interval"] < 0
+                    count += 1
+    every = [gap for kind in gaps.values() for gap in kind]
+    if not every:
+        return f"{row.name}: no evaluations"
+    shown = ", ".join(f"{np.mean(found):+.3f} at {len(found)} {kind} ones" for kind, found in gaps.items() if found)
+    return (
+        f"{row.name}: AUC of D minus a fresh linear classifier's {np.mean(every):+.3f} on average over {len(every)} "
+        f"evaluations ({shown}); information below 0 by its interval at {below} of {count}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("validation", "test"), default="test")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--rows", nargs="*", help="default: every row there is")
     parser.add_argument("--baseline", default="sft")
+    parser.add_argument("--replicates", type=int, help="say what so many would find")
     arguments = parser.parse_args()
     folder = arguments.results / arguments.part
     names = arguments.rows or sorted(file.stem for file in folder.glob("*.jsonl"))
@@ -201,7 +242,12 @@ def main() -> None:
     print(absolute(columns))
     for name, row in rows.items():
         if name != arguments.baseline and set(row.lines) & set(sft.lines):
-            print(f"\n{differences(row, sft, f'{name} against {arguments.baseline}')}")
+            title = f"{name} against {arguments.baseline}"
+            print(f"\n{differences(row, sft, title, arguments.replicates)}")
+    print()
+    for row in rows.values():
+        if any(line["history"] for line in row.lines.values()):
+            print(told_apart(row))
 
 
 if __name__ == "__main__":

@@ -5,15 +5,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from torch.distributed import TCPStore
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.training.discriminator import Discriminator
+from rlgaf_ray.training.discriminator import DiscriminatorFactory
 from rlgaf_ray.training.distributed import ALONE, Group, join_group, leave_group
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.ppo import PPO
@@ -119,23 +123,48 @@ class LearnerWorker(Learner):
         self.save(folder)
 
 
-class DiscriminatorWorker(Discriminator):
+class DiscriminatorWorker:
     """The discriminator, or one rank of it, in an actor's own process."""
 
     def __init__(
-        self, folder: str, config: Config, *, pad_token_id: int, device: str, member: Member | None = None
+        self,
+        folder: str,
+        config: Config,
+        *,
+        pad_token_id: int,
+        device: str,
+        new: DiscriminatorFactory,
+        member: Member | None = None,
     ) -> None:
         group = ALONE if member is None else member.join(config, device)
-        super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group)
+        self.discriminator = new(Path(folder), config, pad_token_id=pad_token_id, device=device, group=group)
+
+    def batch_needs(self) -> BatchNeeds:
+        return self.discriminator.needs
+
+    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
+        return self.discriminator.token_scores(items)
 
     def update_after(self, task: object, *batches: Any) -> Metrics:
         """Ray starts this only once ``task``, passed as a reference, has ended."""
-        return self.update(*batches)
+        return self.discriminator.update(*batches)
+
+    def weights(self) -> WeightUpdate | None:
+        return self.discriminator.weights()
+
+    def adjust(self, *, learning_rate_factor: float, refresh: bool) -> None:
+        self.discriminator.adjust(learning_rate_factor=learning_rate_factor, refresh=refresh)
+
+    def save(self, folder: Place) -> None:
+        self.discriminator.save(folder)
 
     def save_alone(self, folder: Place) -> None:
         """As ``LearnerWorker.save_alone``."""
-        self.group = leave_group()
-        self.save(folder)
+        self.discriminator.group = leave_group()
+        self.discriminator.save(folder)
+
+    def load(self, folder: Place, *, version: int) -> None:
+        self.discriminator.load(folder, version=version)
 
 
 def call_all(actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[ray.ObjectRef]:

@@ -22,9 +22,11 @@ from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.actors.push import Load, WeightPush, in_their_own_time
 from rlgaf_ray.actors.recovery import Process, Recoveries, kill
 from rlgaf_ray.actors.rollout import RolloutWorker
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.training.discriminator import with_scores
+from rlgaf_ray.training.discriminator import DiscriminatorFactory, with_scores
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import (
     Demonstration,
     Metrics,
@@ -66,6 +68,7 @@ class RayRoles:
         base_folder: Path | None = None,
         group: PlacementGroup | None = None,
         recoveries: Recoveries | None = None,
+        new_discriminator: DiscriminatorFactory = NeuralDiscriminator,
     ) -> None:
         """``base_folder``: the generator before SFT, for configs with an SFT stage.
 
@@ -112,7 +115,7 @@ class RayRoles:
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [new_worker(index) for index in range(len(placement.rollout_bundles))]
 
-        def ranks(actor: Any, bundles: Sequence[int], folder: Path, **more: str) -> list[Any]:
+        def ranks(actor: Any, bundles: Sequence[int], folder: Path, **more: Any) -> list[Any]:
             meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
             self.meetings.append(meeting)
             threads = max(1, placement.threads // len(bundles)) if self.shared_cores else placement.threads
@@ -129,7 +132,9 @@ class RayRoles:
             ]
 
         self.meetings: list[MeetingPoint | None] = []  # they end with this object
-        self.discriminators = ranks(DiscriminatorActor, placement.discriminator_bundles, discriminator_folder)
+        self.discriminators = ranks(
+            DiscriminatorActor, placement.discriminator_bundles, discriminator_folder, new=new_discriminator
+        )
         before_sft = {} if base_folder is None else {"base_folder": str(base_folder)}
         self.learners = ranks(LearnerActor, placement.learner_bundles, generator_folder, **before_sft)
         names: dict[Any, str] = {}
@@ -156,7 +161,7 @@ class RayRoles:
         )
 
     def _choose_transfer(self, config: Config, placement: Placement) -> Choice:
-        """Before the engines start: vLLM's are made for one way. On CPU nobody has to be asked."""
+        """Before the engines start, which are built for one way. On CPU nobody has to be asked."""
         members = [*self.learners, *self.workers]
         sites = [Site("")] * len(members)
         if placement.device != "cpu":
@@ -165,7 +170,7 @@ class RayRoles:
             config.weights.transfer,
             learners=sites[: len(self.learners)],
             engines=sites[len(self.learners) :],
-            vllm=config.rollout.engine != "transformers",
+            device_transfer=config.rollout.traits.device_transfer,
             together=not in_their_own_time(config),
         )
 
@@ -267,6 +272,9 @@ class RayRoles:
             return with_scores(rollouts, demonstrations, *found)
 
         return wait
+
+    def batch_needs(self) -> BatchNeeds:
+        return self._ask(self.discriminators, "batch_needs")
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]

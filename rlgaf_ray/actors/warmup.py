@@ -23,20 +23,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.contrast import contrast_sampling, sample_contrast, save_contrast
-from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config, GeneratorWarmup, SftWarmup
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
-from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.lengths import View
 from rlgaf_ray.data.storage import writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
-from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
-from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
-from rlgaf_ray.training.sft import choose_steps
+from rlgaf_ray.training.sft import choose_steps, fine_tune
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
 
 FORMAT = 3  # raise it when a change of the code changes what a warm-up makes
@@ -45,7 +44,7 @@ SEED = 0  # runs of every seed share one warm-up
 
 @dataclass(frozen=True, slots=True)
 class Warmups:
-    """Hugging Face folders (the discriminator's has the scalar head)."""
+    """Hugging Face folders; the discriminator's holds the network of its architecture."""
 
     base: Path  # the generator before SFT
     generator: Path  # after it; the same folder where no SFT ran
@@ -82,7 +81,7 @@ def prepare_warmups(
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        payload = {"stage": "generator", "source": source, "settings": config.base_warmup}
+        payload = {"stage": "generator", "source": source}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
@@ -91,13 +90,13 @@ def prepare_warmups(
         cut += [config.task.imdb.target, config.task.imdb.instruction]
     if config.warmup.sft.steps:
         key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(base), "settings": config.warmup.sft}
+        payload = {"stage": "sft", "source": str(base)}
         generator = cache / "warmups" / f"sft-{key[:16]}"
-        blocks = partial(demonstration_blocks, task.demonstrations)
-        cached &= _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
+        cached &= _made(generator, _sft_worker, lambda: task.demonstrations, payload, config, tokenizer, report, run)
 
     settings = config.discriminator
-    network: list[str] = [settings.pooling, settings.architecture]
+    options = DISCRIMINATORS[settings.architecture].options
+    network: list[str] = [settings.pooling, settings.architecture, *(repr(getattr(settings, name)) for name in options)]
     if settings.match_lengths or settings.view != "response":
         network += [str(settings.match_lengths), settings.view, str(settings.view_tokens)]
     key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
@@ -199,32 +198,53 @@ def _run_here(train: Train, payload: dict[str, Any], data: Any, target: Path, re
 
 
 def _generator_worker(payload: dict[str, Any]) -> None:
-    """The base warm-up or SFT, as the payload's settings say; SFT's draws follow from ``run.seed``."""
+    """The base warm-up."""
     config: Config = payload["config"]
-    settings: GeneratorWarmup | SftWarmup = payload["settings"]
     worker = _worker(payload["stage"], payload)
-    blocks, precision = _data(payload), config.learner.precision
-    make_model = partial(_generator, payload, worker.device)
-    seed = SEED
-    if isinstance(settings, SftWarmup):
-        seed = config.run.seed
-        if settings.steps == "auto":
-            steps = choose_steps(make_model, blocks, settings, precision=precision, seed=seed, worker=worker)
-            settings = settings.model_copy(update={"steps": steps})
-    model = make_model()
+    model = _generator(payload, worker.device)
+    settings = config.base_warmup
     warm_up_generator(
         model,
-        blocks,
+        _data(payload),
+        settings,
+        precision=config.learner.precision,
+        seed=SEED,
+        checkpoint_every=config.warmup.checkpoint_every,
+        worker=worker,
+    )
+    _write_generator(model, settings.steps, payload, worker)
+
+
+def _sft_worker(payload: dict[str, Any]) -> None:
+    """SFT on the demonstrations; its draws follow from ``run.seed``."""
+    config: Config = payload["config"]
+    worker = _worker(payload["stage"], payload)
+    demonstrations, settings = _data(payload), config.warmup.sft
+    precision, seed = config.learner.precision, config.run.seed
+    make_model = partial(_generator, payload, worker.device)
+    if settings.steps == "auto":
+        steps = choose_steps(make_model, demonstrations, settings, precision=precision, seed=seed, worker=worker)
+        settings = settings.model_copy(update={"steps": steps})
+    assert isinstance(settings.steps, int)
+    model = make_model()
+    fine_tune(
+        model,
+        demonstrations,
         settings,
         precision=precision,
         seed=seed,
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
     )
+    _write_generator(model, settings.steps, payload, worker)
+
+
+def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[str, Any], worker: Worker) -> None:
     if worker.rank == 0:
-        with writing(Path(payload["folder"])):
-            model.save_pretrained(Path(payload["folder"]) / "result")
-            (Path(payload["folder"]) / "result" / "warmup.json").write_text(json.dumps({"steps": settings.steps}))
+        result = Path(payload["folder"]) / "result"
+        with writing(result):
+            model.save_pretrained(result)
+            (result / "warmup.json").write_text(json.dumps({"steps": steps}))
 
 
 def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel:
@@ -249,21 +269,15 @@ def _discriminator_worker(payload: dict[str, Any]) -> None:
         labelled = labelled.model_copy(update={"steps": 0})
     worker = _worker(payload["stage"], payload)
     windows, labels = _data(payload)
-    model: ScalarModel | CnnDiscriminator
-    if config.discriminator.architecture == "cnn":
-        vocab_size, _ = payload["vocabulary"]
-        # No dropout: its draws would make a resumed run differ from an uninterrupted one.
-        model = build_cnn(vocab_size=vocab_size, pad_token_id=payload["pad_token_id"], seed=SEED, dropout=0.0)
-        model.to(worker.device)
-    else:
-        model = ScalarModel.load(
-            payload["source"],
-            pooling=config.discriminator.pooling,
-            pad_token_id=payload["pad_token_id"],
-            seed=SEED,
-            trust_remote_code=config.model.trust_remote_code,
-            device=worker.device,
-        )
+    vocab_size, _ = payload["vocabulary"]
+    model = DISCRIMINATORS[config.discriminator.architecture].new(
+        payload["source"],
+        config,
+        vocab_size=vocab_size,
+        pad_token_id=payload["pad_token_id"],
+        seed=SEED,
+        device=worker.device,
+    )
     view = View.configured(config.discriminator, lambda: end_of_text_ids(model.network.config))
     warm_up_discriminator(
         model,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import (
     Fraction,
     LearningRateSchedule,
@@ -16,19 +19,66 @@ from rlgaf_ray.config.section import (
     Rate,
     Section,
 )
+from rlgaf_ray.config.task import TaskSection
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
+DiscriminatorLoss = Literal[
+    "binary_cross_entropy", "least_squares", "hinge", "positive_unlabelled", "bradley_terry", "contrastive"
+]
 
-# What SeqGAN's CNN does not have, and the value without it.
-ONLY_TRANSFORMERS = {
-    "instance_noise": 0.0,
-    "gradient_penalty": "none",
-    "head_dropout": 0.0,
-    "dropout": 0.0,
-    "frozen_layers": 0,
-    "match_lengths": False,
-    "view": "response",
+
+@dataclass(frozen=True, slots=True)
+class LossTraits:
+    """What a loss asks of batches and settings; its function is in ``objectives.discriminator.LOSSES``."""
+
+    pairwise: bool = False  # row i of every set answers the same prompt
+    other_prompts: bool = False  # its contrast rows are the demonstrations under other prompts
+    smoothed: bool = False  # takes label smoothing
+    clipped: bool = False  # one of its terms is clipped at zero, by the mean over the whole batch
+
+
+LOSS_TRAITS: dict[DiscriminatorLoss, LossTraits] = {
+    "binary_cross_entropy": LossTraits(smoothed=True),
+    "positive_unlabelled": LossTraits(clipped=True),
+    "bradley_terry": LossTraits(pairwise=True),
+    "contrastive": LossTraits(pairwise=True, other_prompts=True),
+}
+"""Losses that are not listed have no traits."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNeeds:
+    """The rows that a discriminator's update compares the rollouts with."""
+
+    pairs: bool = False  # the demonstration of each rollout's prompt; else batch_size demonstrations of any prompts
+    contrast: bool = False  # rows of the unwanted kind
+    other_prompts: int = 0  # in place of them: the demonstrations under so many other prompts
+
+
+DiscriminatorArchitecture = Literal["generator", "cnn", "generative"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchitectureTraits:
+    """What an architecture can do; how it is made is in ``training.architectures.DISCRIMINATORS``."""
+
+    lacks: Mapping[str, Any]  # settings that it cannot follow, and their value without it
+    transformer: bool = True  # it starts from the SFT model, whose adapters and blocks it has
+    scalar_head: bool = False  # its logit is a sum over tokens, and it reads soft ones
+
+
+EMBEDDING_NOISE = {"instance_noise": 0.0, "gradient_penalty": "none"}
+ARCHITECTURE_TRAITS: dict[DiscriminatorArchitecture, ArchitectureTraits] = {
+    "generator": ArchitectureTraits({}, scalar_head=True),
+    "cnn": ArchitectureTraits(
+        EMBEDDING_NOISE
+        | {"head_dropout": 0.0, "dropout": 0.0, "frozen_layers": 0, "match_lengths": False, "view": "response"},
+        transformer=False,
+    ),
+    "generative": ArchitectureTraits(
+        EMBEDDING_NOISE | {"head_dropout": 0.0, "spectral_norm": False, "pooling": "mean"},
+    ),
 }
 
 
@@ -72,9 +122,7 @@ class DiscriminatorSection(Section):
         description="an iteration's updates are skipped while AUC on demonstrations it trains on exceeds that on "
         "held-out ones by more; null: off",
     )
-    loss: Literal[
-        "binary_cross_entropy", "least_squares", "hinge", "positive_unlabelled", "bradley_terry", "contrastive"
-    ] = Field(
+    loss: DiscriminatorLoss = Field(
         "binary_cross_entropy",
         description="positive_unlabelled counts a share of the rollouts as real; bradley_terry ranks each rollout "
         "below the demonstration of its prompt; contrastive picks the "
@@ -89,10 +137,18 @@ class DiscriminatorSection(Section):
         description="shuffled: a control in which it learns nothing but noise; the texts of each update are divided at "
         "random into real and generated ones",
     )
-    architecture: Literal["generator", "cnn"] = Field(
-        "generator", description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch"
+    architecture: DiscriminatorArchitecture = Field(
+        "generator",
+        description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch; generative: the SFT model, "
+        "asked a question after the response, scores by the log-odds of its answer",
     )
     pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
+    question: str = Field(
+        "\n\nIs this a real answer to the prompt, yes or no?", description="generative: read after prompt and response"
+    )
+    verdicts: Annotated[tuple[str, str], Field(strict=False)] = Field(
+        (" yes", " no"), description="generative: its answers for real and for generated, one token each"
+    )
     batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
     contrast: Literal["labels", "base_model"] = Field(
         "base_model",
@@ -173,28 +229,99 @@ class DiscriminatorSection(Section):
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:
-        if self.loss != "binary_cross_entropy":
+        if not self.loss_traits.smoothed:
             for name in ("label_smoothing_real", "label_smoothing_fake"):
                 if getattr(self, name) > 0:
                     raise ValueError(
                         f"discriminator.{name} is of the labels of binary_cross_entropy: "
                         f"set it to 0 with discriminator.loss={self.loss}"
                     )
-        if self.loss == "contrastive" and self.replay_share > 0:
+        if self.loss_traits.other_prompts and self.replay_share > 0:
             raise ValueError(
-                "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
+                f"discriminator.loss={self.loss} compares the answers to the prompts of one iteration: "
                 "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"
             )
-        if self.architecture == "cnn":
-            for name, without in ONLY_TRANSFORMERS.items():
-                if getattr(self, name) != without:
-                    raise ValueError(
-                        f"discriminator.{name} is for transformers: set it to {str(without).lower()}, or "
-                        "discriminator.architecture=generator"
-                    )
+        for name, without in self.traits.lacks.items():
+            if getattr(self, name) != without:
+                raise ValueError(
+                    f"discriminator.architecture={self.architecture} has no {name}: set "
+                    f"discriminator.{name}={str(without).lower()}, or discriminator.architecture=generator"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _view_has_its_tokens(self) -> DiscriminatorSection:
+        view, tokens = self.view, self.view_tokens
+        if view == "last_tokens" and tokens is None:
+            raise ValueError("discriminator.view=last_tokens needs their number: set discriminator.view_tokens")
+        if view != "last_tokens" and tokens is not None:
+            raise ValueError(
+                f"discriminator.view_tokens={tokens} is read only with discriminator.view=last_tokens, not with "
+                f"discriminator.view={view}: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_rate_starts_within_its_bounds(self) -> DiscriminatorSection:
+        rate, ratio = self.updates_per_generator_update, self.update_ratio
+        if ratio.mode != "adaptive":
+            return self
+        if not ratio.minimum <= rate <= ratio.maximum:
+            raise ValueError(
+                f"discriminator.updates_per_generator_update={rate:g} is where "
+                "discriminator.update_ratio.mode=adaptive starts: it must lie between "
+                f"discriminator.update_ratio.minimum={ratio.minimum:g} and maximum={ratio.maximum:g}"
+            )
+        if self.held_out == 0:
+            raise ValueError(
+                "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and "
+                "discriminator.held_out=0 keeps none: raise it, or leave it out"
+            )
         return self
 
     @property
+    def traits(self) -> ArchitectureTraits:
+        return ARCHITECTURE_TRAITS[self.architecture]
+
+    @property
+    def loss_traits(self) -> LossTraits:
+        return LOSS_TRAITS.get(self.loss, LossTraits())
+
+    @property
+    def needs(self) -> BatchNeeds:
+        """The rows that the configured loss compares the rollouts with."""
+        traits = self.loss_traits
+        return BatchNeeds(
+            pairs=traits.pairwise,
+            contrast=self.contrast_weight > 0 and not traits.other_prompts,
+            other_prompts=self.contrastive_prompts if traits.other_prompts else 0,
+        )
+
+    @property
     def contrast_read(self) -> Literal["labels", "base_model"] | None:
-        """Where its contrast rows come from; None where it has none, or takes demonstrations under other prompts."""
-        return None if self.contrast_weight == 0 or self.loss == "contrastive" else self.contrast
+        """The source of its contrast rows; None where it has none, or takes demonstrations under other prompts."""
+        return self.contrast if self.needs.contrast else None
+
+
+def check_view(
+    discriminator: DiscriminatorSection, generator: GeneratorSection, task: TaskSection, *, stop_at_end_of_text: bool
+) -> None:
+    """Raise ``ValueError`` for a ``discriminator.view`` that its tokens or the generator's algorithm do not fit."""
+    view, tokens = discriminator.view, discriminator.view_tokens
+    if tokens is not None and tokens > task.response_tokens:
+        raise ValueError(
+            f"discriminator.view_tokens={tokens} is more than task.response_tokens={task.response_tokens}: "
+            "lower it, or set discriminator.view=response"
+        )
+    if view != "response" and generator.algorithm == "gumbel":
+        raise ValueError(
+            f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={view} hides a part from "
+            "the discriminator: set discriminator.view=response"
+        )
+    reinforce = generator.algorithm == "reinforce" and generator.reinforce.credit == "token"
+    if view == "last_tokens" and reinforce and stop_at_end_of_text:
+        raise ValueError(
+            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
+            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
+            "rollout.stop_at_end_of_text=false, with which all responses have one length"
+        )

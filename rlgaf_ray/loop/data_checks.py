@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
@@ -18,15 +20,20 @@ def check_demonstrations(config: Config, task: Task) -> None:
             f"warmup.sft.steps=auto holds demonstrations out in turn and needs {FEWEST_ROWS} or more, but the task has "
             f"{count}: give more, or set warmup.sft.steps to a number"
         )
-    if settings.loss == "contrastive":
-        if len({task.demonstrations[row].prompt_ids.tobytes() for row in trained}) < 2:
-            raise UserError(
-                f"discriminator.loss=contrastive needs two different prompts, but the {len(trained)} demonstrations "
-                "that it trains on share one: set another discriminator.loss"
-            )
+    if config.warmup.sft.steps and (weight := config.warmup.sft.contrastive_weight) > 0:
+        _check_prompts(f"warmup.sft.contrastive_weight={weight:g}", task, range(count), "set it to 0")
+    if settings.needs.other_prompts:
+        _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):
         raise UserError(
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "
             f"task.name={config.task.name} has none to train on (for prompts and responses: other responses): set it "
             "to 0"
+        )
+
+
+def _check_prompts(key: str, task: Task, rows: Sequence[int], fix: str) -> None:
+    if len({task.demonstrations[row].prompt_ids.tobytes() for row in rows}) < 2:
+        raise UserError(
+            f"{key} needs two different prompts, but the {len(rows)} demonstrations that it trains on share one: {fix}"
         )

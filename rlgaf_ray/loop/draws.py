@@ -7,21 +7,23 @@ from typing import Any
 
 import numpy as np
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.loop.held_out import contrast_without, set_apart
-from rlgaf_ray.objectives.discriminator import PAIRED
 from rlgaf_ray.types import Demonstration, Prompt, Rollout, TextBlocks
 
 
 class Draws:
     """Rows that are held out of training are never drawn. All streams are seeded by ``run.seed``, and resumable."""
 
-    def __init__(self, config: Config, task: Task) -> None:
+    def __init__(self, config: Config, task: Task, needs: BatchNeeds) -> None:
+        """``needs``: of the discriminator's updates."""
         self.config = config
         self.task = task
+        self.needs = needs
         self.trained_rows, self.held_out_rows = set_apart(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
         self.text: TextBlocks | None = None
@@ -52,7 +54,7 @@ class Draws:
     def real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         """Demonstrations for one discriminator update beside these rollouts."""
         demonstrations = self.task.demonstrations
-        if self.config.discriminator.loss in PAIRED:  # the demonstration of each rollout's own prompt
+        if self.needs.pairs:
             return [demonstrations[rollout.prompt_id] for rollout in rollouts]
         return [
             demonstrations[row] for row in self.trained_rows[self._next("real", self.config.discriminator.batch_size)]
@@ -60,12 +62,11 @@ class Draws:
 
     def contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         """Demonstrations of the unwanted kind for the same update; none where they are switched off."""
-        settings = self.config.discriminator
-        if settings.loss == "contrastive":
-            return self._under_other_prompts(rollouts, settings.contrastive_prompts)
-        if settings.contrast_weight == 0 or not self.contrast_rows:
+        if self.needs.other_prompts:
+            return self._under_other_prompts(rollouts, self.needs.other_prompts)
+        if not self.needs.contrast or not self.contrast_rows:
             return []
-        count = len(rollouts) if settings.loss == "bradley_terry" else settings.batch_size
+        count = len(rollouts) if self.needs.pairs else self.config.discriminator.batch_size
         return [self.contrast_rows[row] for row in self._next("contrast", count)]
 
     def _under_other_prompts(self, rollouts: Sequence[Rollout], num_prompts: int) -> list[Demonstration]:

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
-from rlgaf_ray.training.discriminator import Discriminator, with_scores
+from rlgaf_ray.training.discriminator import Discriminator, DiscriminatorFactory, with_scores
+from rlgaf_ray.training.distributed import ALONE
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import (
     Demonstration,
     PolicyNetwork,
@@ -44,11 +47,12 @@ class LocalRoles:
         pad_token_id: int,
         base_folder: Path | None = None,
         threads: int | None = None,
+        new_discriminator: DiscriminatorFactory = NeuralDiscriminator,
     ) -> LocalRoles:
         """The config's roles from the warm-ups' folders, on CPU; ``threads``: of the engine."""
         return cls(
             build_engine(generator, config, max_tokens=max_tokens, threads=threads),
-            Discriminator(discriminator, config, pad_token_id=pad_token_id),
+            new_discriminator(discriminator, config, pad_token_id=pad_token_id, device="cpu", group=ALONE),
             Learner(generator, config, pad_token_id=pad_token_id, base_folder=base_folder),
         )
 
@@ -70,12 +74,15 @@ class LocalRoles:
         return 0, 0, 0
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        return self.discriminator.score(rollouts)
+        return self.start_score(rollouts, ())()[0]
 
     def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         found = self.discriminator.token_scores([*rollouts, *demonstrations])
         scores = with_scores(rollouts, demonstrations, *found)
         return lambda: scores
+
+    def batch_needs(self) -> BatchNeeds:
+        return self.discriminator.needs
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
@@ -95,7 +102,7 @@ class LocalRoles:
 
     def push_discriminator(self) -> Pending:
         update = self.discriminator.weights()
-        assert update is not None, "only the first of a group has them"
+        assert update is not None, "this discriminator has no weights to back-propagate through"
         metrics = self.learner.load_discriminator(update)
         return lambda: metrics
 

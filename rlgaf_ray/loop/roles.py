@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.types import (
     Demonstration,
@@ -57,6 +58,10 @@ class Roles(Protocol):
 
         ``demonstrations`` are scored with them.
         """
+        ...
+
+    def batch_needs(self) -> BatchNeeds:
+        """The rows that an update of the discriminator asks for."""
         ...
 
     def update_discriminator(

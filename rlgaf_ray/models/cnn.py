@@ -12,7 +12,7 @@ from torch.nn.functional import dropout, pad
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from rlgaf_ray.objectives.rewards import at_the_end
+from rlgaf_ray.models.discriminator import DiscriminatorNetwork
 from rlgaf_ray.types import SequenceBatch
 
 # Window sizes and filters of SeqGAN's code, for sequences of 20 tokens: 1,720 filters in all.
@@ -111,8 +111,10 @@ class CnnClassifier(PreTrainedModel):
 AutoConfig.register("rlgaf_cnn", CnnConfig)
 
 
-class CnnDiscriminator(nn.Module):
-    """``CnnClassifier`` behind the interface of ``ScalarModel``: sequences in, logits out, export and load."""
+class CnnDiscriminator(DiscriminatorNetwork):
+    """``CnnClassifier`` as a discriminator's network. Its filters read the whole sequence, the prompt included."""
+
+    network: CnnClassifier
 
     def __init__(self, network: CnnClassifier) -> None:
         super().__init__()
@@ -128,18 +130,10 @@ class CnnDiscriminator(nn.Module):
         """The logit that the sequence is a demonstration, float32 [B]; the prompt is read with the response."""
         return self.network(sequences.token_ids, sequences.attention_mask)
 
-    def token_logits(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
-        """Its filters read the whole sequence: all of the logit stands at the last response token, float32 [B, T]."""
-        return at_the_end(self(sequences), sequences.response_mask)
-
     def penalty(self) -> Float[Tensor, ""]:
         """What is added to the loss: ``output_penalty`` times half the squared length of the output layer's weights."""
         output = self.network.score
         return self.network.config.output_penalty * (output.weight.square().sum() + output.bias.square().sum()) / 2
-
-    def export(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write a plain Hugging Face folder of the network's own state dict, or of ``state``."""
-        self.network.save_pretrained(folder, state_dict=state)
 
 
 def build_cnn(

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlgaf_ray.config.schema import FROM_SCRATCH
+from rlgaf_ray.config.model import FROM_SCRATCH
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FILM_REVIEWS, model_source
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
@@ -321,8 +321,10 @@ def chunked_policy_logprobs_and_kl(
 
 
 @torch.no_grad()
-def check_output_layer(model: PreTrainedModel) -> None:
-    """Refuse a model whose logits are more than its output layer of its last hidden states."""
+def check_output_layer(
+    model: PreTrainedModel, key: str = "learner.logprob_chunk_tokens", remedy: str = "set it to null"
+) -> None:
+    """Refuse a model whose logits are more than its output layer of its last hidden states, as ``key`` needs them."""
     fits = model.base_model is not model
     if fits:
         token_ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
@@ -331,6 +333,6 @@ def check_output_layer(model: PreTrainedModel) -> None:
         fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
     if not fits:
         raise UserError(
-            "learner.logprob_chunk_tokens needs logits that are a linear layer of the last hidden states, and those "
-            f"of {type(model).__name__} are not: set it to null"
+            f"{key} needs logits that are a linear layer of the last hidden states, and those of "
+            f"{type(model).__name__} are not: {remedy}"
         )

@@ -12,15 +12,15 @@ from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.discriminator import DiscriminatorNetwork
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
-from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
 Pooling = Literal["mean", "last"]
 
 
-class ScalarModel(nn.Module):
+class ScalarModel(DiscriminatorNetwork):
     """The generator's architecture with one linear output in place of the vocabulary (RLGAF, section 2).
 
     ``token_scores`` is the head at every position (a critic's values); ``forward`` pools it over the response (a
@@ -147,14 +147,7 @@ class ScalarModel(nn.Module):
         self.network.eval()
         return self
 
-    def penalty(self) -> float:
-        """Nothing is added to the loss: the optimiser's weight decay holds the network."""
-        return 0.0
-
     def export(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write a plain Hugging Face folder; the pooling stands in its config as ``rlgaf_pooling``.
-
-        ``state``: the whole state dict, where this process holds a part of it.
-        """
+        """As every network's; the pooling is in its config as ``rlgaf_pooling``."""
         self.network.config.rlgaf_pooling = self.pooling
-        export_network(self.network, folder, state)
+        super().export(folder, state)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from rlgaf_ray.config.discriminator import LOSS_TRAITS, DiscriminatorLoss, LossTraits
 from rlgaf_ray.objectives.policy import TensorMetrics
 
-DiscriminatorLoss = Literal[
-    "binary_cross_entropy", "least_squares", "hinge", "positive_unlabelled", "bradley_terry", "contrastive"
-]
-PAIRED = ("bradley_terry", "contrastive")
-"""Losses that compare the answers to one prompt: row i of every set belongs together."""
+Parts = dict[str, Tensor]  # the logits of "real", "fake" and, where there are such rows, "contrast"
+
+
+@dataclass(frozen=True, slots=True)
+class LossOptions:
+    """The arguments of ``discriminator_loss`` beside the logits."""
+
+    contrast_weight: float
+    smoothing: dict[str, float]  # of the labels of each part
+    positive_share: float
+    clipped: bool | None
+
+
+LossFunction = Callable[[Parts, LossOptions], tuple[Tensor, TensorMetrics]]
 
 
 def discriminator_loss(
@@ -88,7 +99,7 @@ def discriminator_loss(
     if contrast_weight > 0 and contrast_logits is None:
         raise ValueError(f"contrast_weight={contrast_weight} needs contrast_logits: give them, or set the weight to 0")
     smoothing = {"real": label_smoothing_real, "fake": label_smoothing_fake, "contrast": label_smoothing_fake}
-    if any(smoothing.values()) and kind != "binary_cross_entropy":
+    if any(smoothing.values()) and not LOSS_TRAITS.get(kind, LossTraits()).smoothed:
         raise ValueError(f"label smoothing is of binary_cross_entropy's labels, {kind} has none")
     for name, value in smoothing.items():
         if not 0.0 <= value < 0.5:
@@ -100,48 +111,44 @@ def discriminator_loss(
         if not logits.numel():
             raise ValueError(f"the discriminator's update holds no {name} sequences: raise its batch size")
     metrics: TensorMetrics = {f"logit_{name}": logits.detach().mean() for name, logits in parts.items()}
-    if kind == "bradley_terry":
-        loss, more = _pairwise(parts, contrast_weight)
-    elif kind == "contrastive":
-        loss, more = _contrastive(parts)
-    elif kind == "positive_unlabelled":
-        loss, more = _positive_unlabelled(parts, contrast_weight, positive_share, clipped)
-    else:
-        loss, more = _pointwise(parts, kind, contrast_weight, smoothing)
+    if kind not in LOSSES:
+        raise ValueError(f"unknown discriminator loss {kind!r}: choose {', '.join(LOSSES)}")
+    loss, more = LOSSES[kind](parts, LossOptions(contrast_weight, smoothing, positive_share, clipped))
     return loss, metrics | more
 
 
-def _pointwise(
-    parts: dict[str, Tensor], kind: str, contrast_weight: float, smoothing: dict[str, float]
-) -> tuple[Tensor, TensorMetrics]:
-    middle = 0.5 if kind == "least_squares" else 0.0
-    negative = 0.5 / (1.0 + contrast_weight)
-    weights = {"real": 0.5, "fake": negative, "contrast": contrast_weight * negative}
-    metrics: TensorMetrics = {}
-    weighted = []
-    for name, logits in parts.items():
-        is_real = name == "real"
-        match kind:
-            case "binary_cross_entropy":
-                wrong = -logits if is_real else logits
-                terms = softplus(wrong)
-                if smoothing[name]:
-                    terms = terms - smoothing[name] * wrong
-            case "least_squares":
-                terms = (logits - float(is_real)).square()
-            case "hinge":
-                terms = relu(1.0 - logits if is_real else 1.0 + logits)
-            case _:
-                raise ValueError(
-                    f"unknown discriminator loss {kind!r}: choose binary_cross_entropy, least_squares, hinge, "
-                    "positive_unlabelled, bradley_terry or contrastive"
-                )
-        mean = terms.mean()
-        weighted.append(weights[name] * mean)
-        metrics[f"loss_{name}"] = mean.detach()
-        metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
-    metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
-    return torch.stack(weighted).sum(), metrics
+def _pointwise(term: Callable[[Tensor, bool, float], Tensor], *, middle: float = 0.0) -> LossFunction:
+    """A loss of the mean ``term(logits, is_real, smoothing)`` of every part; above ``middle`` a logit says real."""
+
+    def loss_of(parts: Parts, options: LossOptions) -> tuple[Tensor, TensorMetrics]:
+        negative = 0.5 / (1.0 + options.contrast_weight)
+        weights = {"real": 0.5, "fake": negative, "contrast": options.contrast_weight * negative}
+        metrics: TensorMetrics = {}
+        weighted = []
+        for name, logits in parts.items():
+            is_real = name == "real"
+            mean = term(logits, is_real, options.smoothing[name]).mean()
+            weighted.append(weights[name] * mean)
+            metrics[f"loss_{name}"] = mean.detach()
+            metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
+        metrics["accuracy"] = (metrics["accuracy_real"] + metrics["accuracy_fake"]) / 2
+        return torch.stack(weighted).sum(), metrics
+
+    return loss_of
+
+
+def _cross_entropy(logits: Tensor, is_real: bool, smoothing: float) -> Tensor:
+    wrong = -logits if is_real else logits
+    terms = softplus(wrong)
+    return terms - smoothing * wrong if smoothing else terms
+
+
+def _squares(logits: Tensor, is_real: bool, smoothing: float) -> Tensor:
+    return (logits - float(is_real)).square()
+
+
+def _hinge(logits: Tensor, is_real: bool, smoothing: float) -> Tensor:
+    return relu(1.0 - logits if is_real else 1.0 + logits)
 
 
 def negative_risk(real_logits: Tensor, fake_logits: Tensor, positive_share: float) -> Float[Tensor, ""]:
@@ -152,19 +159,18 @@ def negative_risk(real_logits: Tensor, fake_logits: Tensor, positive_share: floa
     return (unlabelled - positive_share * positive) / (1.0 - positive_share)
 
 
-def _positive_unlabelled(
-    parts: dict[str, Tensor], contrast_weight: float, positive_share: float, clipped: bool | None
-) -> tuple[Tensor, TensorMetrics]:
-    _, metrics = _pointwise(parts, "binary_cross_entropy", contrast_weight, dict.fromkeys(parts, 0.0))
-    risk = negative_risk(parts["real"], parts["fake"], positive_share)
+def _positive_unlabelled(parts: Parts, options: LossOptions) -> tuple[Tensor, TensorMetrics]:
+    _, metrics = _pointwise(_cross_entropy)(parts, options)
+    risk = negative_risk(parts["real"], parts["fake"], options.positive_share)
     metrics["negative_risk"] = risk.detach()
-    negative = relu(risk) if clipped is None else risk * (not clipped)
+    negative = relu(risk) if options.clipped is None else risk * (not options.clipped)
     if "contrast" in parts:
-        negative = (negative + contrast_weight * softplus(parts["contrast"]).mean()) / (1.0 + contrast_weight)
+        weight = options.contrast_weight
+        negative = (negative + weight * softplus(parts["contrast"]).mean()) / (1.0 + weight)
     return (softplus(-parts["real"]).mean() + negative) / 2, metrics
 
 
-def _contrastive(parts: dict[str, Tensor]) -> tuple[Tensor, TensorMetrics]:
+def _contrastive(parts: Parts, options: LossOptions) -> tuple[Tensor, TensorMetrics]:
     real = parts["real"]
     if len(parts["fake"]) != len(real) or any(len(part) % len(real) for part in parts.values()):
         sizes = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
@@ -180,7 +186,7 @@ def _contrastive(parts: dict[str, Tensor]) -> tuple[Tensor, TensorMetrics]:
     return loss, metrics
 
 
-def _pairwise(parts: dict[str, Tensor], contrast_weight: float) -> tuple[Tensor, TensorMetrics]:
+def _bradley_terry(parts: Parts, options: LossOptions) -> tuple[Tensor, TensorMetrics]:
     real = parts["real"]
     for name, logits in parts.items():
         if logits.shape != real.shape:
@@ -192,6 +198,18 @@ def _pairwise(parts: dict[str, Tensor], contrast_weight: float) -> tuple[Tensor,
     loss = softplus(-margins["fake"]).mean()
     metrics: TensorMetrics = {"accuracy": (margins["fake"] > 0).float().mean()}
     if "contrast" in margins:
-        loss = (loss + contrast_weight * softplus(-margins["contrast"]).mean()) / (1.0 + contrast_weight)
+        weight = options.contrast_weight
+        loss = (loss + weight * softplus(-margins["contrast"]).mean()) / (1.0 + weight)
         metrics["accuracy_contrast"] = (margins["contrast"] > 0).float().mean()
     return loss, metrics
+
+
+LOSSES: dict[DiscriminatorLoss, LossFunction] = {
+    "binary_cross_entropy": _pointwise(_cross_entropy),
+    "least_squares": _pointwise(_squares, middle=0.5),
+    "hinge": _pointwise(_hinge),
+    "positive_unlabelled": _positive_unlabelled,
+    "bradley_terry": _bradley_terry,
+    "contrastive": _contrastive,
+}
+"""``discriminator.loss`` by name; what a loss asks of its batch is in ``config.discriminator.LOSS_TRAITS``."""

@@ -14,9 +14,10 @@ from rlgaf_ray.plan.shape import ModelShape
 def generator_shape(config: Config) -> ModelShape:
     """Raises ``UserError`` for a model that is no decoder of equal, dense blocks."""
     source = config.model.generator
-    if source == SEQGAN_LSTM or config.discriminator.architecture == "cnn":
+    if source == SEQGAN_LSTM or not config.discriminator.traits.scalar_head:
         raise UserError(
-            "a plan knows transformers only: not model.generator=seqgan-lstm, not discriminator.architecture=cnn"
+            "a plan knows transformers and their scalar heads only: not model.generator=seqgan-lstm, and no "
+            "discriminator.architecture but generator"
         )
     with torch.device("meta"):
         if source == TINY_GPT2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.warmup import Warmups
-from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.data.pairs import PairTask
 from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
-from rlgaf_ray.engines.vllm import require_vllm
+from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.answers import AnswerMeasure
 from rlgaf_ray.evaluation.embedding_judge import prepare_embedding_judge
@@ -36,6 +37,8 @@ from rlgaf_ray.models.generator import (
     num_layers,
 )
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
+from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.tracking.build import make_trackers
 from rlgaf_ray.training.regularization import check_frozen_layers
 from rlgaf_ray.types import EvaluationPart
 
@@ -63,10 +66,11 @@ def with_name(config: Config) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
-def check_before_start(config: Config) -> None:
+def check_before_start(config: Config, trackers: Sequence[str | Tracker] = ()) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
-    if config.rollout.engine != "transformers":
+    if config.rollout.traits.vllm:
         require_vllm()
+    make_trackers([*config.tracking.to, *trackers])
     check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if config.discriminator.frozen_layers > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -27,11 +27,12 @@ from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.run_folder import RunFolder
-from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
+from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
 
 Resumed = tuple[Place, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
@@ -100,11 +101,14 @@ def open_loop(
     callbacks: Iterable[Callback] = (),
     resumed: Resumed | None = None,
     *,
+    trackers: Sequence[str | Tracker] = (),
     evaluator: Evaluator | None = None,
+    build_loop: Callable[..., AdversarialLoop] = AdversarialLoop,
 ) -> Iterator[AdversarialLoop]:
-    """The loop over these roles, ready to run, with its run folder, whose files are closed at the end of the block.
+    """The loop over these roles, ready to run, with its run folder and trackers, which are closed with the block.
 
-    ``evaluator``: by default the one that the config asks for. The roles are the caller's to close.
+    ``trackers``: beside those of ``tracking.to``. ``evaluator``: by default the one that the config asks for.
+    The roles are the caller's to close.
     """
     config, data, warmups, calls = prepared.config, prepared.data, prepared.warmups, Callbacks(callbacks)
     if evaluator is None:
@@ -112,10 +116,10 @@ def open_loop(
             evaluator = prepare_evaluator(config, data, cache_folder(config), report=calls.on_message)
     start = resumed[1]["iteration"] if resumed else 0
     write_run_files(prepared)
-    with quiet_writer(), Tracker(config.run.folder, config.tracking, data.tokenizer, start=start) as tracker:
+    with open_trackers(config, config.run.folder, trackers, start=start, report=calls.on_message) as opened:
         if warmups.contrast is not None:
             data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
-        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, calls)
+        loop = build_loop(config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls)
         if resumed:
             with calls.waiting(f"loading iteration {start} into the actors"):
                 loop.resume(resumed[0], resumed[1])
@@ -128,6 +132,7 @@ def run_with_recovery(
     checkpoints: Checkpoints,
     callbacks: Callbacks,
     resumed: Resumed | None,
+    trackers: Sequence[str | Tracker] = (),
 ) -> Outcome:
     """Run the loop; restart it from the last checkpoint when an actor fails that cannot be replaced in place.
 
@@ -142,7 +147,7 @@ def run_with_recovery(
         try:
             with (
                 closing(build_roles(recoveries)) as roles,
-                open_loop(prepared, roles, checkpoints, callbacks, resumed) as loop,
+                open_loop(prepared, roles, checkpoints, callbacks, resumed, trackers=trackers) as loop,
                 callbacks.training(start=loop.iteration, total=config.run.iterations, first=first_wait(config, loop)),
             ):
                 begun = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -39,6 +39,8 @@ from rlgaf_ray.run.session import (
     report_damaged_checkpoints,
     run_with_recovery,
 )
+from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 
 def train(
@@ -47,6 +49,7 @@ def train(
     resume: bool = False,
     task: TaskSource | None = None,
     callbacks: Iterable[Callback] = (),
+    trackers: Sequence[str | Tracker] = (),
     roles: Literal["local"] | Callable[[Prepared], Roles] | None = None,
 ) -> Outcome:
     """Train as configured, in any thread.
@@ -55,6 +58,7 @@ def train(
         resume: go on with the run that ``run.root`` and ``run.name`` say.
         task: replaces the data that ``task.name`` names; the lengths in ``task`` still hold.
         callbacks: follow the run, and can end it (``Callback.stop_requested``).
+        trackers: get the metrics beside those of ``tracking.to``: names, ``module:Class`` or trackers.
         roles: by default actors on Ray; ``"local"``: all in this process, on CPU, without Ray; or what builds them.
 
     Raises:
@@ -63,7 +67,7 @@ def train(
     config, calls = with_name(config), Callbacks(callbacks)
     folder = RunFolder(config.run)
     checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
-    check_before_start(config)
+    check_before_start(config, trackers)
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     if resumed:
         report_damaged_checkpoints(resumed, calls.on_message)
@@ -74,6 +78,7 @@ def train(
     evaluation_set(data.task, config.evaluation.num_prompts)
     check_demonstrations(config, data.task)
     check_lengths(config, data.task.max_tokens)
+    DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
     calls.on_message(what_is_learned_from(config, data.task))
 
     started = time.perf_counter()
@@ -96,7 +101,7 @@ def train(
                 return local_roles(prepared) if isinstance(roles, str) else roles(prepared)
 
             try:
-                outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed)
+                outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
             except TooManyLost as error:
                 left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
                 raise UserError(f"{error}; {left}") from error

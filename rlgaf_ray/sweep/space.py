@@ -23,7 +23,16 @@ FIXED = (
     "sweep",
 )
 # A value of these asks for a warm-up of its own; all are made before the first trial.
-DECIDE_WARMUP = ("task", "model", "warmup", "learner.precision", "discriminator.pooling", "discriminator.architecture")
+DECIDE_WARMUP = (
+    "task",
+    "model",
+    "warmup",
+    "learner.precision",
+    "discriminator.pooling",
+    "discriminator.architecture",
+    "discriminator.question",
+    "discriminator.verdicts",
+)
 EXAMPLE = "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"
 
 

@@ -34,6 +34,7 @@ from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
 from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
 from rlgaf_ray.sweep.trial import run_trial
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
@@ -81,6 +82,7 @@ def with_absolute_paths(config: Config) -> Config:
             changes[key] = os.path.abspath(os.path.expanduser(value))
     if Path(config.model.generator).is_dir():
         changes["model.generator"] = os.path.abspath(config.model.generator)
+    changes["tracking.to"] = [os.path.abspath(name) if ".py:" in name else name for name in config.tracking.to]
     return with_values(config, changes)
 
 
@@ -119,6 +121,7 @@ def make_warmups(config: Config, terminal: Terminal) -> None:
         data = prepare_data(variant, cache)
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
+        DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
         with terminal.warming_up():
             made = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.on_warmup)
         terminal.on_message(f"warm-ups {'from the cache' if made.cached else 'made'}")

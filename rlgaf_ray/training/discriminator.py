@@ -1,68 +1,81 @@
-"""The discriminator's two acts: scoring rollouts, and one update that tells them from demonstrations."""
+"""What the loop asks of a discriminator. ``NeuralDiscriminator`` is the built-in one; any other can take its place."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
-from transformers import AutoConfig
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.collate import collate_sequences, num_tokens
-from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
-from rlgaf_ray.data.lengths import Response, View, match_lengths
-from rlgaf_ray.models.cnn import CnnConfig, CnnDiscriminator
-from rlgaf_ray.models.generator import end_of_text_ids
-from rlgaf_ray.models.lora import add_adapters, has_adapters, load_adapters, save_adapters
-from rlgaf_ray.models.scalar import ScalarModel
-from rlgaf_ray.objectives.discriminator import PAIRED, discriminator_loss
-from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
-from rlgaf_ray.objectives.policy import TensorMetrics
-from rlgaf_ray.training.batching import Batching
-from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
-from rlgaf_ray.training.gradient_penalty import gradient_penalty
-from rlgaf_ray.training.labels import shuffled
-from rlgaf_ray.training.optimizer import (
-    build_optimizer,
-    load_optimizer,
-    optimizer_step,
-    save_optimizer,
-    schedule_factor,
-    skipped,
-)
-from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.training.randomness import seeded, update_generator
-from rlgaf_ray.training.regularization import bound_spectral_norm, dropout_of, freeze_lower_layers
-from rlgaf_ray.training.replay import ReplayBuffer
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
-from rlgaf_ray.weights.state import to_arrays
-
-REPLAY = "replay.safetensors"
+from rlgaf_ray.data.lengths import Response
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.training.distributed import Group
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, WeightUpdate
 
 
-def load_discriminator(
-    folder: str | Path, config: Config, *, pad_token_id: int, device: torch.device
-) -> ScalarModel | CnnDiscriminator:
-    """The kind of network that the folder holds: SeqGAN's CNN, or a language model, which gets a scalar head."""
-    trust_remote_code = config.model.trust_remote_code
-    if isinstance(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code), CnnConfig):
-        return CnnDiscriminator.load(folder, device=device)
-    model = ScalarModel.load(
-        folder,
-        pooling=config.discriminator.pooling,
-        head_dropout=config.discriminator.head_dropout,
-        pad_token_id=pad_token_id,
-        seed=config.run.seed,
-        trust_remote_code=trust_remote_code,
-        device=device,
-    )
-    add_adapters(model.network, config.model.lora, seed=config.run.seed, trained=[model.network.score])
-    freeze_lower_layers(model.network, config.discriminator.frozen_layers)
-    return model
+class Discriminator(Protocol):
+    """Scores responses (higher: more like a demonstration), and learns to tell rollouts from demonstrations.
+
+    In a group every rank is called alike, with all sequences; what a method returns is the same on all of them.
+    """
+
+    group: Group
+    """``ALONE`` once its other ranks failed: what is saved then has to be complete."""
+
+    @property
+    def needs(self) -> BatchNeeds:
+        """The rows that ``update`` asks for beside the rollouts."""
+        ...
+
+    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
+        """What each response token adds to its logit, row after row in one array (float32 [sum of R]), and the version.
+
+        One array travels between processes, and the items, which the caller has, do not. Scores of full responses:
+        ``scores_at_the_end``. The version is the number of updates.
+        """
+        ...
+
+    def update(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
+    ) -> Metrics:
+        """One update; the rows are those that ``needs`` asks for. Metrics: ``discriminator/*``."""
+        ...
+
+    def weights(self) -> WeightUpdate | None:
+        """Rank 0's current weights, for a learner that back-propagates through them; None where it has none."""
+        ...
+
+    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
+        """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
+        ...
+
+    def save(self, folder: Place) -> None:
+        """Write a checkpoint; rank 0 alone writes."""
+        ...
+
+    def load(self, folder: Place, *, version: int) -> None:
+        """Restore a checkpoint, written after ``version`` updates."""
+        ...
+
+
+class DiscriminatorFactory(Protocol):
+    def __call__(self, folder: Path, config: Config, *, pad_token_id: int, device: str, group: Group) -> Discriminator:
+        """A discriminator, in the process that it is to live in. On Ray the factory is pickled.
+
+        ``folder``: the warm-up's, a Hugging Face folder with a tokenizer.
+        """
+        ...
+
+
+def scores_at_the_end(items: Sequence[Response], scores: Sequence[float]) -> np.ndarray:
+    """One score a response as ``Discriminator.token_scores`` gives them: all of it at the last token."""
+    ends = np.cumsum([len(item.response_ids) for item in items])
+    parts = np.zeros(ends[-1], np.float32)
+    parts[ends - 1] = scores
+    return parts
 
 
 def with_scores(
@@ -78,263 +91,3 @@ def with_scores(
         for rollout, row in zip(rollouts, rows[: len(rollouts)], strict=True)
     ]
     return scored, [float(row.sum()) for row in rows[len(rollouts) :]]
-
-
-class Discriminator:
-    """One network, its optimiser, and the number of updates it has had (``version``).
-
-    In a group every rank is called alike, with all sequences; what a method returns is the same on all of them.
-    """
-
-    def __init__(
-        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
-    ) -> None:
-        self.configured = self.settings = config.discriminator
-        self.seed = config.run.seed
-        self.group = group
-        self.batching = Batching.configured(config.learner, group)
-        self.pad_token_id = pad_token_id
-        self.device = torch.device(device)
-        self.dtype = resolve_precision(config.learner.precision, self.device)
-        self.model = load_discriminator(folder, config, pad_token_id=pad_token_id, device=self.device)
-        if self.settings.spectral_norm:
-            bound_spectral_norm(self.model.network.score)
-        prepare(self.model.network, config.learner, group, dropout=self.settings.dropout > 0)
-        self.optimizer = build_optimizer(
-            self.model.parameters(),
-            learning_rate=self.settings.learning_rate,
-            betas=self.settings.betas,
-            weight_decay=self.settings.weight_decay,
-        )
-        self.version = 0
-        self.num_updates = max(1, math.ceil(config.run.iterations * self.settings.updates_per_generator_update))
-        self.view = View.configured(self.settings, lambda: end_of_text_ids(self.model.network.config))
-        self.replay: ReplayBuffer | None = None
-        if self.settings.replay_share > 0:
-            self.replay = ReplayBuffer(
-                share=self.settings.replay_share,
-                size=self.settings.replay_size,
-                seed=config.run.seed,
-                paired=self.settings.loss in PAIRED,
-            )
-
-    def logits(self, items: Sequence[Response], *, noise: float = 0.0) -> torch.Tensor:
-        """float32 [B] on the model's device, in one forward pass, with the gradient of the surrounding mode.
-
-        ``noise``: the relative deviation of instance noise on the response's embeddings.
-        """
-        sequences = self.collate(items)
-        with autocast(self.dtype, self.device):
-            if noise == 0:
-                return self.model(sequences)
-            assert isinstance(self.model, ScalarModel), "a CNN has no instance noise"
-            embeddings = add_instance_noise(self.model.embed(sequences), sequences.response_mask, scale=noise)
-            return self.model.logits_of(sequences, embeddings)
-
-    def collate(self, items: Sequence[Response]) -> SequenceBatch:
-        return collate_sequences(items, self.pad_token_id).to(self.device)
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
-        return with_scores(rollouts, (), *self.token_scores(rollouts))[0]
-
-    @torch.no_grad()
-    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
-        """What each response token adds to its logit, row after row in one array (float32 [sum of R]), and the version.
-
-        One array travels between processes, and the items, which the caller has, do not.
-        """
-        read = self.view.read(items)
-        # A token that was not read adds nothing.
-        whole = [np.zeros(len(item.response_ids), np.float32) for item in items]
-        for rows in self.batching.without_gradients.plan([num_tokens(item) for item in read]):
-            sequences = self.collate([read[row] for row in rows or [0]])
-            with autocast(self.dtype, self.device):
-                parts = self.model.token_logits(sequences).float().cpu().numpy()
-            masks = sequences.response_mask.cpu().numpy()
-            for row, part, mask in zip(rows, parts, masks, strict=bool(rows)):
-                whole[row][self.view.span(items[row])] = part[mask]
-        scores = torch.from_numpy(np.concatenate(whole))
-        return self.group.sum(scores.to(self.device)).cpu().numpy(), self.version
-
-    def update(
-        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
-    ) -> Metrics:
-        """One AdamW step of the configured loss; for paired ones row i of each kind belongs to the same prompt.
-
-        The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
-        kind, and summed over the group. What is drawn (noise, dropout) depends on the seed, the number of this update
-        and the rank: there a group differs from a process alone, elsewhere only by rounding.
-        """
-        shown: Sequence[Response] = fake
-        more: Metrics = {}
-        if self.replay is not None:
-            real, shown, num_past = self.replay.exchange(real, fake, self.version)
-            more["replayed_share"] = num_past / len(fake)
-        kinds: tuple[Sequence[Response], ...] = (real, shown, contrast)
-        if self.settings.labels == "shuffled":
-            paired, generator = self.settings.loss in PAIRED, update_generator(self.seed, self.version, stream=1)
-            kinds = shuffled(*kinds, paired=paired, generator=generator)
-        if not self.settings.match_lengths:
-            kinds = tuple(self.view.read(kind) for kind in kinds)
-        else:
-            kinds = match_lengths(*kinds, view=self.view)
-            more["response_tokens"] = sum(len(item.response_ids) for item in kinds[1]) / len(fake)
-        self.model.train()  # which leaves dropout below the head off
-        with (
-            seeded(self.seed, self.version, self.device, rank=self.group.rank),
-            dropout_of(self.model.network, self.settings.dropout),
-        ):
-            totals = more | self._accumulate_gradients(*kinds)
-        self.model.eval()
-        totals["learning_rate"] = self.settings.learning_rate * schedule_factor(
-            self.version,
-            num_steps=self.num_updates,
-            num_warmup_steps=0,
-            schedule=self.settings.learning_rate_schedule,
-        )
-        totals["grad_norm"] = optimizer_step(
-            self.optimizer,
-            self.model.parameters(),
-            learning_rate=totals["learning_rate"],
-            max_grad_norm=self.settings.max_grad_norm,
-            group=self.group,
-        )
-        totals["skipped_steps"] = skipped(totals["grad_norm"])
-        if self.settings.spectral_norm:
-            totals["spectral_norm"] = bound_spectral_norm(self.model.network.score)
-        self.version += 1
-        return {f"discriminator/{name}": value for name, value in totals.items()}
-
-    def _accumulate_gradients(
-        self, real: Sequence[Response], fake: Sequence[Response], contrast: Sequence[Response]
-    ) -> Metrics:
-        """This rank's part of the whole loss's gradient, and the loss's metrics without their prefix."""
-        settings, items = self.settings, [*real, *fake, *contrast]
-        counts = [len(part) for part in (real, fake, contrast) if part]
-        noise = instance_noise_scale(
-            self.version, start=settings.instance_noise, num_steps=settings.instance_noise_steps
-        )
-
-        def loss_of(logits: torch.Tensor, clipped: bool | None = None) -> tuple[torch.Tensor, TensorMetrics]:
-            real_logits, fake_logits, *rest = logits.split(counts)
-            return discriminator_loss(
-                real_logits,
-                fake_logits,
-                kind=settings.loss,
-                contrast_logits=rest[0] if rest else None,
-                contrast_weight=settings.contrast_weight if rest else 0.0,
-                label_smoothing_real=settings.label_smoothing_real,
-                label_smoothing_fake=settings.label_smoothing_fake,
-                positive_share=settings.positive_share,
-                clipped=clipped,
-            )
-
-        def logits_of(forwards: list[list[int]]) -> torch.Tensor:
-            """Logits of all items, float [B]; 0 for the items that these forward passes do not cover."""
-            # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
-            with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
-                parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]
-            logits = torch.zeros(len(items), dtype=parts[0].dtype, device=self.device)
-            for rows, part in zip(forwards, parts, strict=True):
-                if rows:
-                    logits = logits.index_copy(0, torch.tensor(rows, device=self.device), part)
-                else:
-                    logits = logits + 0 * part  # every rank has as many passes, and this one has run out of rows
-            return logits
-
-        passes, clipped = self._passes(items, counts), None
-        if settings.loss == "positive_unlabelled" and (len(passes) > 1 or self.group.size > 1):
-            # The whole batch decides, with the random draws that the passes below make again.
-            with torch.no_grad(), seeded(self.seed, self.version, self.device, rank=self.group.rank):
-                whole = self.group.sum(torch.stack([logits_of(forwards) for forwards in passes]).sum(0))
-            clipped = bool(loss_of(whole)[1]["negative_risk"] < 0)
-        seen = torch.zeros(len(items), device=self.device)
-        for index, forwards in enumerate(passes):
-            logits = logits_of(forwards)
-            # A sum over sequences (or pairs): the gradient of these rows does not depend on the others' zeros.
-            loss, _ = loss_of(logits, clipped)
-            if index == 0 and self.group.first:
-                loss = loss + self.model.penalty()
-            loss.backward()
-            seen = seen + logits.detach()
-        loss, metrics = loss_of(self.group.sum(seen))
-        totals = {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
-        if settings.gradient_penalty != "none":
-            totals["gradient_penalty"] = self._penalise_gradients(real, fake)
-        if settings.instance_noise > 0:
-            totals["instance_noise"] = noise
-        return totals
-
-    def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
-        """Rows of each forward pass of each backward pass: like lengths together; pairs stay together.
-
-        Up to three micro-batches, or one of each kind of pairs. One forward pass of them all is no faster on a CPU, and
-        has more padding (``benchmarks/discriminator_update.py``).
-        """
-        lengths = [num_tokens(item) for item in items]
-        if self.settings.loss not in PAIRED:
-            plan = self.batching.by_length(lengths)
-            return [plan[start : start + 3] for start in range(0, len(plan), 3)]
-        starts = range(0, sum(counts), counts[0])  # contrastive has several contrast rows of each prompt
-        pairs = [max(lengths[start + row] for start in starts) for row in range(counts[0])]
-        return [
-            [[start + row for row in rows] for start in starts]
-            for rows in self.batching.by_length(pairs, per_row=len(starts))
-        ]
-
-    def _penalise_gradients(self, real: Sequence[Response], fake: Sequence[Response]) -> float:
-        """Adds the gradient penalty's own gradient; returns the penalty, without its weight."""
-        settings = self.settings
-        assert isinstance(self.model, ScalarModel) and settings.gradient_penalty != "none", "a CNN has no penalty"
-        count = len(real) if settings.gradient_penalty == "r1" else min(len(real), len(fake))
-        total = 0.0
-        for rows in self.batching.plan([num_tokens(item) for item in real[:count]]):
-            share = len(rows) / count
-            penalty = gradient_penalty(
-                self.model,
-                [real[row] for row in rows or [0]],
-                [fake[row] for row in rows or [0]] if settings.gradient_penalty == "interpolated" else [],
-                kind=settings.gradient_penalty,
-                pad_token_id=self.pad_token_id,
-                device=self.device,
-            )
-            (settings.gradient_penalty_weight * penalty * share).backward()
-            total += float(penalty.detach()) * share
-        return self.group.sum_numbers([total])[0]
-
-    def weights(self) -> WeightUpdate | None:
-        """Every entry of the network's state under this version, as arrays that share its memory on CPU: rank 0's."""
-        state = whole_state(self.model.network, self.group)
-        return None if state is None else to_arrays(state, self.version)
-
-    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
-        """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
-        learning_rate = self.configured.learning_rate * learning_rate_factor
-        self.settings = self.configured.model_copy(update={"learning_rate": learning_rate})
-        if refresh:
-            self.optimizer.state.clear()
-
-    @saves_to_storage
-    def save(self, folder: Path) -> None:
-        """Written by rank 0: whole tensors, which a group of another size or strategy loads."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if has_adapters(self.model.network):
-            if self.group.first:
-                save_adapters(self.model.network, folder)
-        elif (state := whole_state(self.model.network, self.group)) is not None:
-            self.model.export(folder, state)
-        save_optimizer(self.optimizer, folder / "optimizer.safetensors", self.group)
-        if self.replay is not None and self.group.first:
-            self.replay.save(folder / REPLAY)
-
-    @loads_from_storage
-    def load(self, folder: Path, *, version: int) -> None:
-        if has_adapters(self.model.network):
-            load_adapters(self.model.network, folder)
-        else:
-            restore_whole(self.model.network, folder)
-        load_optimizer(self.optimizer, folder / "optimizer.safetensors")
-        if self.replay is not None:
-            self.replay.load(folder / REPLAY)
-        self.version = version

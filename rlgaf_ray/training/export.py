@@ -10,7 +10,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.handover import loads_from_storage
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.lora import add_adapters, export_network, load_adapters
-from rlgaf_ray.training.discriminator import load_discriminator
+from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 
 @loads_from_storage
@@ -32,6 +32,7 @@ def export_merged(
     add_adapters(network, config.model.lora, seed=config.run.seed)
     load_adapters(network, checkpoint / "learner" / "generator")
     export_network(network, target / "generator")
-    scalar = load_discriminator(discriminator, config, pad_token_id=pad_token_id, device=torch.device("cpu"))
-    load_adapters(scalar.network, checkpoint / "discriminator")
-    scalar.export(target / "discriminator")
+    load = DISCRIMINATORS[config.discriminator.architecture].load
+    judge = load(discriminator, config, pad_token_id=pad_token_id, device=torch.device("cpu"))
+    load_adapters(judge.network, checkpoint / "discriminator")
+    judge.export(target / "discriminator")

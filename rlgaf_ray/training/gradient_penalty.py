@@ -9,10 +9,42 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.data.lengths import Response, on_one_prompt
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.gradient_penalty import r1_penalty, squared_gradient_norms, unit_norm_penalty
+from rlgaf_ray.training.batching import Batching
+
+GradientPenalty = Literal["r1", "interpolated"]
+
+
+def penalise_gradients(
+    model: ScalarModel,
+    real: Sequence[Response],
+    fake: Sequence[Response],
+    *,
+    kind: GradientPenalty,
+    weight: float,
+    batching: Batching,
+    pad_token_id: int,
+    device: torch.device,
+) -> float:
+    """Add the gradient of ``weight`` times the batch's penalty; returns the penalty, without its weight."""
+    count = len(real) if kind == "r1" else min(len(real), len(fake))
+    total = 0.0
+    for rows in batching.plan([num_tokens(item) for item in real[:count]]):
+        share = len(rows) / count
+        penalty = gradient_penalty(
+            model,
+            [real[row] for row in rows or [0]],
+            [fake[row] for row in rows or [0]] if kind == "interpolated" else [],
+            kind=kind,
+            pad_token_id=pad_token_id,
+            device=device,
+        )
+        (weight * penalty * share).backward()
+        total += float(penalty.detach()) * share
+    return batching.group.sum_numbers([total])[0]
 
 
 def gradient_penalty(
@@ -20,7 +52,7 @@ def gradient_penalty(
     real: Sequence[Response],
     fake: Sequence[Response],
     *,
-    kind: Literal["r1", "interpolated"],
+    kind: GradientPenalty,
     pad_token_id: int,
     device: torch.device,
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""How long to fine-tune on the demonstrations: the number of passes of the lowest cross-validated NLL.
+"""Supervised fine-tuning on the demonstrations, and for how long: the number of passes of the lowest held-out loss.
 
 With few demonstrations one small held-out part decides by chance (early stopping on 30 rows ended one model at half the
 success of another that learned from the same 300). So every demonstration is held out once, and the folds' curves are
@@ -8,16 +8,22 @@ averaged; with many, one tenth is enough.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
-from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.config.warmup import SftWarmup
+from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
+from rlgaf_ray.models.generator import policy_logprobs
 from rlgaf_ray.training.precision import Precision, autocast
-from rlgaf_ray.training.warmup import NextTokenLoss, Progress, Training, Worker
-from rlgaf_ray.types import TextBlocks
+from rlgaf_ray.training.randomness import seeded
+from rlgaf_ray.training.warmup import Loss, NextTokenLoss, Progress, Training, Worker
+from rlgaf_ray.types import Demonstration
 
 EVERY = 25  # steps between measurements
 PATIENCE = 4  # measurements without a new low that end a fold
@@ -26,66 +32,144 @@ FEWEST_ROWS = 2  # one to hold out and one to learn from
 ENOUGH_HELD_OUT = 200  # rows; with as many in a tenth, one fold is enough
 
 
+class SftLoss:
+    """Next-token loss of the responses and, weighted, which prompt each belongs to by the model's own likelihood::
+
+        L = mean_t -log p(y_t | x, y_<t) + w mean_i -log p(y_i | x_i) / (p(y_i | x_i) + sum_k p(y_i | x_k))
+
+    The second mean is over the demonstrations; x_1 ... x_K are drawn, with replacement, from the prompts that differ
+    from x_i. It is InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) with the sequence's log-likelihood as
+    score: what the prompt asks for is a small part of a response's likelihood, and all of this term. It costs K + 1
+    more forward passes, of which one exists at a time (the backward pass repeats each).
+    """
+
+    def __init__(
+        self, model: nn.Module, demonstrations: Sequence[Demonstration], settings: SftWarmup, device: torch.device
+    ) -> None:
+        self.model = model
+        self.demonstrations = demonstrations
+        self.settings = settings
+        self.device = device
+        self.next_token = NextTokenLoss(model, demonstration_blocks(demonstrations), device)
+        distinct = {item.prompt_ids.tobytes(): item.prompt_ids for item in demonstrations}
+        self.prompts = list(distinct.values())
+        index = {key: row for row, key in enumerate(distinct)}
+        self.own = np.array([index[item.prompt_ids.tobytes()] for item in demonstrations])
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
+        loss = self.next_token(rows, batch)
+        if self.settings.contrastive_weight == 0:
+            return loss
+        count = self.settings.contrastive_prompts
+        drawn = torch.randint(len(self.prompts) - 1, (count, len(rows))).numpy()
+        others = drawn + (drawn >= self.own[rows])  # every prompt but its own
+        choices = torch.stack([self._likelihoods(rows, prompts) for prompts in (self.own[rows], *others)])
+        contrastive = (choices.logsumexp(0) - choices[0]).sum() / len(batch)
+        return loss + self.settings.contrastive_weight * contrastive
+
+    def _likelihoods(self, rows: np.ndarray, prompts: np.ndarray) -> Tensor:
+        """log p of each row's response under the prompt beside it, in nats: [rows]."""
+        items = [
+            Demonstration(self.prompts[prompt], self.demonstrations[row].response_ids)
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        sequences = collate_sequences(items, pad_token_id=0).to(self.device)
+        logprobs = checkpoint(policy_logprobs, self.model, sequences, use_reentrant=False)
+        assert isinstance(logprobs, Tensor)
+        return logprobs.sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A loss on some of its rows alone."""
+
+    loss: Loss
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
+        return self.loss(self.rows[rows], self.rows[batch])
+
+
+def fine_tune(
+    model: nn.Module,
+    demonstrations: Sequence[Demonstration],
+    settings: SftWarmup,
+    *,
+    precision: Precision,
+    seed: int,
+    checkpoint_every: int,
+    worker: Worker,
+) -> None:
+    """``settings.steps`` steps, which must be a number. Trains ``model`` in place."""
+    assert isinstance(settings.steps, int), "the steps are decided"
+    wrapped = worker.wrap(model)
+    loss = SftLoss(wrapped, demonstrations, settings, worker.device)
+    training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
+    training.run(checkpoint_every, tokens_per_row=_tokens_per_row(loss))
+
+
 def choose_steps(
-    make_model: Callable[[], nn.Module],
-    blocks: TextBlocks,
+    make_model: Callable[[], PreTrainedModel],
+    demonstrations: Sequence[Demonstration],
     settings: SftWarmup,
     *,
     precision: Precision,
     seed: int,
     worker: Worker,
 ) -> int:
-    """Steps on all ``blocks`` that pass over them as often as was best in cross-validation.
+    """Steps on all ``demonstrations`` that pass over them as often as was best in cross-validation.
 
     ``make_model`` gives the model that is fine-tuned, anew for each fold. Needs ``FEWEST_ROWS`` or more.
     """
-    order = np.random.default_rng(seed).permutation(len(blocks))
-    enough = len(blocks) // 10 >= ENOUGH_HELD_OUT
-    folds = [order[: len(blocks) // 10]] if enough else np.array_split(order, min(FOLDS, len(blocks)))
+    order = np.random.default_rng(seed).permutation(len(demonstrations))
+    enough = len(demonstrations) // 10 >= ENOUGH_HELD_OUT
+    folds = [order[: len(order) // 10]] if enough else np.array_split(order, min(FOLDS, len(order)))
+    alone = Worker(device=worker.device)  # each of several workers finds the same number by itself
     curves: list[list[float]] = []
-    for held_out in folds:
+    for fold in folds:
         model = make_model()
-        training = Training(
-            model,
-            NextTokenLoss(model, blocks[np.setdiff1d(order, held_out)], worker.device),
-            settings,
-            settings.max_steps,
-            precision,
-            seed,
-            Worker(device=worker.device),  # each of several workers finds the same number by itself
-        )
+        # The contrastive term of a held-out response has all prompts to choose from.
+        loss = SftLoss(model, demonstrations, settings, worker.device)
+        learned = Part(loss, np.setdiff1d(order, fold))
+        training = Training(model, learned, settings, settings.max_steps, precision, seed, alone)
         curve: list[float] = []
         started = time.perf_counter()
-        for nll in _measured(training, NextTokenLoss(model, blocks[held_out], worker.device)):
-            curve.append(nll)
+        for value in _measured(training, Part(loss, fold)):
+            curve.append(value)
             seconds = time.perf_counter() - started
-            tokens = (len(curve) - 1) * EVERY * settings.batch_size * blocks.token_ids.shape[1]
-            worker.report(Progress((len(curve) - 1) * EVERY, settings.max_steps, nll, tokens / seconds))
+            tokens = (len(curve) - 1) * EVERY * settings.batch_size * _tokens_per_row(loss)
+            worker.report(Progress((len(curve) - 1) * EVERY, settings.max_steps, value, tokens / seconds))
             if len(curve) - 1 - int(np.argmin(curve)) == PATIENCE:
                 break
         curves.append(curve)
     shortest = min(map(len, curves))
     best = int(np.argmin(np.mean([curve[:shortest] for curve in curves], axis=0))) * EVERY
-    trained_on = len(blocks) - len(folds[0])
-    return round(best * len(blocks) / trained_on)
+    trained_on = len(order) - len(folds[0])
+    return round(best * len(order) / trained_on)
 
 
-def _measured(training: Training, held_out: NextTokenLoss) -> Iterator[float]:
-    """Held-out NLL (nats a token) before the first step and after every ``EVERY`` steps."""
-    yield _nll(training, held_out)
+def _measured(training: Training, held_out: Loss) -> Iterator[float]:
+    """The held-out loss before the first step and after every ``EVERY`` steps."""
+    yield _held_out(training, held_out)
     for done, _ in training.steps():
         if done % EVERY == 0:
-            yield _nll(training, held_out)
+            yield _held_out(training, held_out)
 
 
 @torch.no_grad()
-def _nll(training: Training, held_out: NextTokenLoss) -> float:
-    total, count = 0.0, 0
-    rows = np.arange(len(held_out))
-    for start in range(0, len(rows), training.settings.batch_size):
-        part = rows[start : start + training.settings.batch_size]
-        terms = held_out.num_terms(part)
-        with autocast(training.dtype, training.worker.device):
-            total += float(held_out(part)) * terms
-        count += terms
-    return total / count
+def _held_out(training: Training, held_out: Loss) -> float:
+    """Mean over all rows; the same prompts are drawn every time."""
+    rows, device = np.arange(len(held_out)), training.worker.device
+    parts = np.split(rows, range(training.settings.batch_size, len(rows), training.settings.batch_size))
+    with autocast(training.dtype, device), seeded(training.seed, 0, device):
+        return sum(float(held_out(part, rows)) for part in parts)
+
+
+def _tokens_per_row(loss: SftLoss) -> int:
+    return loss.next_token.blocks.token_ids.shape[1]

@@ -17,11 +17,10 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
+from rlgaf_ray.config.warmup import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.objectives.logprobs import token_logprobs
-from rlgaf_ray.objectives.policy import masked_average
 from rlgaf_ray.training.optimizer import (
     build_optimizer,
     load_optimizer,
@@ -63,7 +62,7 @@ class Worker:
 def warm_up_generator(
     model: nn.Module,
     blocks: TextBlocks,
-    settings: GeneratorWarmup | SftWarmup,
+    settings: GeneratorWarmup,
     *,
     precision: Precision,
     seed: int,
@@ -71,11 +70,10 @@ def warm_up_generator(
     worker: Worker,
 ) -> None:
     """Next-token loss, averaged over the tokens that are learned. Trains ``model`` in place."""
-    num_steps = settings.steps
-    assert isinstance(num_steps, int), "the steps are decided"
+    assert settings.steps is not None, "the steps are decided"
     wrapped = worker.wrap(model)
     loss = NextTokenLoss(wrapped, blocks, worker.device)
-    training = Training(wrapped, loss, settings, num_steps, precision, seed, worker)
+    training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
     training.run(checkpoint_every, tokens_per_row=blocks.token_ids.shape[1])
 
 
@@ -91,7 +89,7 @@ def warm_up_discriminator(
     checkpoint_every: int,
     worker: Worker,
 ) -> None:
-    """Binary cross-entropy of the logit against the label (1 = wanted). Trains ``model`` (a ScalarModel) in place."""
+    """Binary cross-entropy of the logit against the label (1 = wanted). Trains a ``DiscriminatorNetwork`` in place."""
     wrapped = worker.wrap(model)
     loss = LabelLoss(wrapped, windows, labels, pad_token_id, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
@@ -99,15 +97,15 @@ def warm_up_discriminator(
 
 
 class Loss(Protocol):
-    """A mean over the terms of some rows."""
+    """A mean over the terms of a batch of rows, to which each worker gives the share of its own rows."""
 
     def __len__(self) -> int:
         """Rows there are."""
         ...
 
-    def __call__(self, rows: np.ndarray) -> Tensor: ...
-
-    def num_terms(self, rows: np.ndarray) -> int: ...
+    def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
+        """The sum over the terms of ``rows``, divided by the number of terms of ``batch``, which holds them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +119,15 @@ class NextTokenLoss:
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def __call__(self, rows: np.ndarray) -> Tensor:
-        batch = self.blocks[rows]
-        length = int(np.flatnonzero(batch.learned.any(axis=0))[-1]) + 1  # beyond it stands padding alone
-        tokens = torch.from_numpy(batch.token_ids[:, :length]).long().to(self.device)
-        learned = torch.from_numpy(batch.learned[:, 1:length]).to(self.device)
+    def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
+        part = self.blocks[rows]
+        length = int(np.flatnonzero(part.learned.any(axis=0))[-1]) + 1  # beyond it stands padding alone
+        tokens = torch.from_numpy(part.token_ids[:, :length]).long().to(self.device)
+        learned = torch.from_numpy(part.learned[:, 1:length]).to(self.device)
         predicting = torch.arange(length - 1, device=self.device)
         logits = self.model(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
-        return -masked_average(token_logprobs(logits, tokens[:, 1:]), learned, average="token")
-
-    def num_terms(self, rows: np.ndarray) -> int:
-        return int(self.blocks.learned[rows, 1:].sum())
+        logprobs = token_logprobs(logits, tokens[:, 1:])
+        return -torch.where(learned, logprobs, 0.0).sum() / int(self.blocks.learned[batch, 1:].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +143,11 @@ class LabelLoss:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __call__(self, rows: np.ndarray) -> Tensor:
+    def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
         sequences = collate_sequences([self.windows[row] for row in rows], self.pad_token_id).to(self.device)
         targets = torch.from_numpy(self.labels[rows]).float().to(self.device)
-        return nn.functional.binary_cross_entropy_with_logits(self.model(sequences), targets)
-
-    def num_terms(self, rows: np.ndarray) -> int:
-        return len(rows)
+        logits = self.model(sequences)
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(batch)
 
 
 class Training:
@@ -186,7 +180,7 @@ class Training:
         )
 
     def steps(self, start: int = 0) -> Iterator[tuple[int, float]]:
-        """Make the steps from ``start`` on, one for each item: how many were made, and the loss on this rank's rows."""
+        """Make the steps from ``start`` on, one for each item: how many were made, and the loss by this rank's rows."""
         worker, settings = self.worker, self.settings
         dropout = settings.dropout if isinstance(settings, SftWarmup) else 0.0
         self.stream.next(start * settings.batch_size)
@@ -198,9 +192,8 @@ class Training:
                 seeded(self.seed, step, worker.device, rank=worker.rank),
                 dropout_of(self.trained, dropout),
             ):
-                loss = self.loss(rows)
-            # DistributedDataParallel averages over the workers, whose shares of the batch's terms differ.
-            (loss * (self.loss.num_terms(rows) * worker.num_workers / self.loss.num_terms(batch))).backward()
+                loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over them
+            loss.backward()
             optimizer_step(
                 self.optimizer,
                 self.model.parameters(),

@@ -18,9 +18,9 @@ from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training import learner as learner_module
 from rlgaf_ray.training import policy as policy_module
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.distributed import ALONE, Group, join_group, whole_state
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
 from rlgaf_ray.weights.state import split_state, to_tensors
@@ -107,11 +107,11 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
     """The weights before and after the job's updates, whole, and its losses."""
     config = load_config(None, [*SMALL, *job.overrides, *(UNIT_RATES if job.exact else [])])
     with in_float64() if job.exact else nullcontext():
-        role: Learner | Discriminator
+        role: Learner | NeuralDiscriminator
         if job.role == "learner":
             role = Learner(folder / "model", config, pad_token_id=0, group=group, base_folder=folder / "base")
         else:
-            role = Discriminator(folder / "model", config, pad_token_id=0, group=group)
+            role = NeuralDiscriminator(folder / "model", config, pad_token_id=0, group=group)
     if isinstance(role, Learner):
         networks = {"policy": role.policy.model}
         if isinstance(role.algorithm, PPO):

@@ -16,6 +16,18 @@ from rlgaf_ray.data.storage import Place
 from rlgaf_ray.types import Metrics
 
 
+class Logged(rl.Tracker):
+    def __init__(self) -> None:
+        self.iterations: list[int] = []
+        self.tables: list[tuple[int, str]] = []
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        self.iterations.append(iteration)
+
+    def log_table(self, iteration: int, name: str, rows: object) -> None:
+        self.tables.append((iteration, name))
+
+
 class Follower(rl.Callback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
@@ -91,10 +103,12 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
     assert first.checkpoints[-1] == (1, "step_000001")
     assert stopped.interrupted and stopped.iteration == 1 and stopped.last == stopped.first
 
-    second = Follower()
-    outcome = rl.train(config, resume=True, roles="local", callbacks=[second])
+    second, logged = Follower(), Logged()
+    outcome = rl.train(config, resume=True, roles="local", callbacks=[second], trackers=[logged])
     assert second.outcomes == [outcome] and not outcome.interrupted
     assert second.warmups == set() and second.iterations == [2, 3, 4]
+    assert logged.iterations == [2, 3, 4]
+    assert logged.tables == [(2, "rollouts"), (4, "rollouts"), (4, "samples")]
     assert outcome.first == stopped.first and outcome.last == second.evaluations[4]
     assert len(outcome.samples) == 2 and all(before and after for before, after in outcome.samples)
     assert capsys.readouterr().out == ""

@@ -88,6 +88,12 @@ GAD = [
     "generator.reinforce.advantage_scale=group",
 ]
 
+GENERATIVE = [
+    "discriminator.architecture=generative",
+    "discriminator.held_out=20",
+    "generator.reinforce.credit=sequence",
+]
+
 
 @pytest.fixture(scope="module")
 def ray_cluster(cache: Path):
@@ -120,6 +126,7 @@ def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
         pytest.param(PPO, id="ppo", marks=pytest.mark.slow),
         pytest.param([*SEQGAN, *AVERAGE, "rollout.num_workers=2"], id="seqgan-average", marks=pytest.mark.slow),
         pytest.param(GAD, id="gad", marks=pytest.mark.slow),
+        pytest.param(GENERATIVE, id="generative", marks=pytest.mark.slow),
         pytest.param(BASE, id="base-and-view", marks=pytest.mark.slow),
         pytest.param(GUMBEL, id="gumbel", marks=pytest.mark.slow),
         pytest.param([*GUMBEL, "generator.gumbel.mode=conditional"], id="gumbel-conditional", marks=pytest.mark.slow),
@@ -176,7 +183,11 @@ def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_lear
     roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, recoveries=recoveries, **sizes)
     try:
         roles.push_weights(1)()
-        asked = Draws(config, data.task).prompts(), sampling_settings(config), rollout_seeds(config, 1, 16)
+        asked = (
+            Draws(config, data.task, config.discriminator.needs).prompts(),
+            sampling_settings(config),
+            rollout_seeds(config, 1, 16),
+        )
         before = roles.generate(*asked)
         spent = roles.workers[0]
         ray.get(spent.__ray_call__.remote(exhaust))
@@ -205,7 +216,10 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
     placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
     sizes = {"max_tokens": data.task.max_tokens, "pad_token_id": data.tokenizer.pad_token_id}
     roles = RayRoles(warmups.generator, warmups.discriminator, config, placement, **sizes)
-    draws, folders = Draws(config, data.task), [tmp_path / name for name in ("whole", "left")]
+    draws, folders = (
+        Draws(config, data.task, config.discriminator.needs),
+        [tmp_path / name for name in ("whole", "left")],
+    )
     try:
         roles.push_weights(0)()
         rollouts = roles.generate(draws.prompts(), sampling_settings(config), rollout_seeds(config, 1, 16))

@@ -25,7 +25,7 @@ from rlgaf_ray.run.session import local_roles, open_loop
 from rlgaf_ray.sweep.history import TRIAL, History, TrialCheckpoints
 from tests.patience import wait_until
 
-SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.tensorboard=false"]
+SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.to=[]"]
 RATES = "sweep.space.generator.learning_rate.grid="
 
 

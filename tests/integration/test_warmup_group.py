@@ -12,15 +12,17 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup
+from rlgaf_ray.config.warmup import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.training.sft import fine_tune
 from rlgaf_ray.training.warmup import OPTIMIZER, Worker, warm_up_discriminator, warm_up_generator
 from rlgaf_ray.types import Demonstration, TextBlocks
 
 VOCABULARY = 64
 LEARNED = [12, 2, 11, 3, 12, 2, 10, 2, 5]  # tokens of each row: one worker gets the long ones
 LIMIT_SECONDS = 120
+ROLES = ("generator", "sft", "discriminator")
 
 
 def warm_up(role: str, model_folder: Path, out: Path, worker: Worker) -> None:
@@ -33,6 +35,14 @@ def warm_up(role: str, model_folder: Path, out: Path, worker: Worker) -> None:
         learned = (np.arange(14) >= 1) & (np.arange(14) < 1 + np.array(LEARNED)[:, None])
         model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
         warm_up_generator(model, TextBlocks(token_ids, learned), GeneratorWarmup(**shared), **common)  # type: ignore[arg-type]
+    elif role == "sft":  # two prompts: the other one is the only one to draw, whatever the rank
+        demonstrations = [
+            Demonstration(np.array([3, row % 2], np.int32), generator.integers(1, VOCABULARY, count).astype(np.int32))
+            for row, count in enumerate(LEARNED)
+        ]
+        model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
+        settings = SftWarmup(**shared, dropout=0.0, contrastive_weight=1.0, contrastive_prompts=2)
+        fine_tune(model, demonstrations, settings, **common)  # type: ignore[arg-type]
     else:
         windows = [
             Demonstration(np.array([3], np.int32), generator.integers(1, VOCABULARY, count).astype(np.int32))
@@ -62,7 +72,7 @@ def rank(number: int, size: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
     dist.init_process_group("gloo", store=store, rank=number, world_size=size)
-    for role in ("generator", "discriminator"):
+    for role in ROLES:
         save = save_in(folder / f"{role}-{size}") if number == 0 else lambda write: None
         worker = Worker(number, size, wrap=DistributedDataParallel, checkpoint=save)
         warm_up(role, folder / "model", folder, worker)
@@ -89,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("role", ["generator", "discriminator"])
+@pytest.mark.parametrize("role", ROLES)
 def test_two_workers_have_the_gradient_of_one(folder: Path, role: str) -> None:
     """Nine rows, five for one worker and four for the other; of 59 learned tokens one has 50."""
     alone = folder / f"{role}-1"

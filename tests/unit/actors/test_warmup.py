@@ -81,6 +81,7 @@ def test_the_labelled_warm_up_reads_what_training_reads(
             "config": load_config(None, overrides),
             "data": (windows, np.array([1, 0])),
             "pad_token_id": 0,
+            "vocabulary": (64, 0),
             "source": tmp_path,
         }
     )

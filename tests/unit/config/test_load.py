@@ -110,22 +110,35 @@ def write(tmp_path: Path):
             "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward",
         ),
         ("model.generator=seqgan-lstm",
-         "model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers"),
+         "model.generator=seqgan-lstm is unknown to rollout.engine=vllm: set rollout.engine=transformers"),
         ("discriminator={loss: hinge, label_smoothing_real: 0.1}",
          "discriminator.label_smoothing_real is of the labels of binary_cross_entropy: "
          "set it to 0 with discriminator.loss=hinge"),
         ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
         ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, instance_noise: 0.5}",
-         "discriminator.instance_noise is for transformers: set it to 0.0, or discriminator.architecture=generator"),
+         "discriminator.architecture=cnn has no instance_noise: set discriminator.instance_noise=0.0, or "
+         "discriminator.architecture=generator"),
         ("discriminator={loss: contrastive, replay_share: 0.5}",
          "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
          "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
         ("discriminator={architecture: cnn, frozen_layers: 0, dropout: 0.1}",
-         "discriminator.dropout is for transformers: set it to 0.0, or discriminator.architecture=generator"),
+         "discriminator.architecture=cnn has no dropout: set discriminator.dropout=0.0, or "
+         "discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, match_lengths: true}",
-         "discriminator.match_lengths is for transformers: set it to false, or discriminator.architecture=generator"),
+         "discriminator.architecture=cnn has no match_lengths: set discriminator.match_lengths=false, or "
+         "discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, view: without_end}",
-         "discriminator.view is for transformers: set it to response, or discriminator.architecture=generator"),
+         "discriminator.architecture=cnn has no view: set discriminator.view=response, or "
+         "discriminator.architecture=generator"),
+        ("discriminator={architecture: generative, pooling: last}",
+         "discriminator.architecture=generative has no pooling: set discriminator.pooling=mean, or "
+         "discriminator.architecture=generator"),
+        ("discriminator={architecture: generative, spectral_norm: true}",
+         "discriminator.architecture=generative has no spectral_norm: set discriminator.spectral_norm=false, or "
+         "discriminator.architecture=generator"),
+        ("discriminator.architecture=generative",
+         "generator.reinforce.credit=token needs a reward that is a sum over tokens: set "
+         "discriminator.architecture=generator, or generator.reinforce.credit=sequence"),
         ("discriminator.view=last_tokens",
          "discriminator.view=last_tokens needs their number: set discriminator.view_tokens"),
         ("discriminator={view: without_end, view_tokens: 3}",
@@ -494,8 +507,15 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
     [
         (["weights.mid_flight=true"], "set rollout.engine=vllm_async"),
         (["rollout.engine=transformers", "rollout.tensor_parallel_size=2"], "set rollout.tensor_parallel_size=1"),
-        (["rollout.engine=transformers", "weights.transfer=ipc"], "set rollout.engine=vllm, or weights.transfer=auto"),
+        (
+            ["rollout.engine=transformers", "weights.transfer=ipc"],
+            "set rollout.engine=vllm or vllm_async, or weights.transfer=auto",
+        ),
         (["weights.transfer=nccl"], "the run is on CPU: set weights.transfer=auto, or cluster.gpus_per_actor"),
+        (
+            ["rollout.engine=transformers", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
+            "set rollout.sleep_level=0, or rollout.engine=vllm or vllm_async",
+        ),
         (["rollout.sleep_level=1"], "the engines are on CPU: set rollout.sleep_level=0, or cluster.gpus_per_actor"),
         (
             ["weights.mid_flight=true", "rollout.engine=vllm_async"],

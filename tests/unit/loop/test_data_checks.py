@@ -61,6 +61,13 @@ def test_contrastive_needs_two_prompts() -> None:
     assert "the 2 demonstrations" in refusal(
         Some([0, 0, 0, 0]), "discriminator.loss=contrastive", "discriminator.held_out=2"
     )
+    sft = ("discriminator.contrast_weight=0", "warmup.sft.contrastive_weight=3")
+    check(Some([0, 0, 1]), *sft)
+    check(Some([0, 0, 0]), *sft, "warmup.sft.steps=0")
+    assert refusal(Some([0, 0, 0]), *sft) == (
+        "warmup.sft.contrastive_weight=3 needs two different prompts, but the 3 demonstrations that it trains on share "
+        "one: set it to 0"
+    )
 
 
 def test_contrast_needs_rows_that_are_not_held_out() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlgaf_ray.config import load_config
+from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.types import Demonstration, Rollout
 
@@ -18,13 +18,17 @@ class Pairs:
         self.contrast: list[Demonstration] = []
 
 
+def drawn_from(config: Config, task: Pairs) -> Draws:
+    return Draws(config, task, config.discriminator.needs)  # type: ignore[arg-type]  # a part of a task
+
+
 def rollout(row: int) -> Rollout:
     return Rollout(row, np.array([row], np.int32), np.array([7], np.int32), np.zeros(1, np.float32), "stop", 0)
 
 
 def test_contrastive_puts_each_demonstration_under_other_prompts() -> None:
     config = load_config(None, ["discriminator.loss=contrastive", "discriminator.contrastive_prompts=6"])
-    draws = Draws(config, Pairs())  # type: ignore[arg-type]  # a part of a task
+    draws = drawn_from(config, Pairs())
     rollouts = [rollout(row) for row in (3, 4, 0, 1)]
     real = draws.real(rollouts)
     contrast = draws.contrast(rollouts)
@@ -40,7 +44,7 @@ def test_demonstrations_of_the_unwanted_kind_are_drawn_only_where_they_have_a_we
     task.contrast = [Demonstration(np.array([number], np.int32), np.array([200], np.int32)) for number in range(5)]
     rollouts = [rollout(row) for row in range(4)]
     batch = "discriminator.batch_size=10"
-    assert Draws(load_config(None, [batch, "discriminator.contrast_weight=0"]), task).contrast(rollouts) == []  # type: ignore[arg-type]
+    assert drawn_from(load_config(None, [batch, "discriminator.contrast_weight=0"]), task).contrast(rollouts) == []
     labelled = load_config(None, [batch, "discriminator.contrast_weight=1.3"])
-    drawn = Draws(labelled, task).contrast(rollouts)  # type: ignore[arg-type]
+    drawn = drawn_from(labelled, task).contrast(rollouts)
     assert sorted(int(item.prompt_ids[0]) for item in drawn) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]

@@ -126,7 +126,7 @@ def test_models_without_blocks_are_refused(capsys) -> None:
         "discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}",
     ]
     assert main(["plan", *lstm, "discriminator.pooling=mean", "generator.reinforce.credit=sequence"]) == 1
-    assert "a plan knows transformers only" in capsys.readouterr().err
+    assert "a plan knows transformers and their scalar heads only" in capsys.readouterr().err
 
 
 def made(shape: ModelShape, *overrides: str, nodes: tuple[Node, ...], gpu_memory: float = 80 * GIB):

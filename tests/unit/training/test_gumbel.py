@@ -13,9 +13,9 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.straight_through import align, response_logits
 from rlgaf_ray.objectives.kl import exact_kl
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.gumbel import GumbelSoftmax, check_embedding
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Rollout, ScoredRollout
 
 VOCABULARY = 64
@@ -34,8 +34,8 @@ def config(mode: str, *overrides: str) -> Config:
     return load_config(None, [*small, *overrides])
 
 
-def pair(folder: Path, settings: Config) -> tuple[Learner, Discriminator]:
-    discriminator = Discriminator(folder, settings, pad_token_id=0)
+def pair(folder: Path, settings: Config) -> tuple[Learner, NeuralDiscriminator]:
+    discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
     with torch.no_grad():
         discriminator.model.network.score.weight.mul_(20)  # a fresh head hardly tells anything
     learner = Learner(folder, settings, pad_token_id=0)
@@ -43,7 +43,7 @@ def pair(folder: Path, settings: Config) -> tuple[Learner, Discriminator]:
     return learner, discriminator
 
 
-def scored(discriminator: Discriminator) -> list[ScoredRollout]:
+def scored(discriminator: NeuralDiscriminator) -> list[ScoredRollout]:
     generator = np.random.default_rng(0)
     rollouts = [
         Rollout(

@@ -15,10 +15,10 @@ from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training import learner as learner_module
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.distributed import Group
 from rlgaf_ray.training.export import export_merged
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
 from rlgaf_ray.weights.state import Receipt, check_shapes, expected_shapes, split_state
 
@@ -59,7 +59,7 @@ def test_an_update_moves_the_policy_and_not_its_base(folder: Path, algorithm: st
     settings = [f"generator.algorithm={algorithm}", "generator.ppo.critic_warmup_iterations=0"]
     learner = Learner(folder, config(*settings), pad_token_id=0)
     if algorithm == "gumbel":
-        learner.load_discriminator(Discriminator(folder, config(), pad_token_id=0).weights())
+        learner.load_discriminator(NeuralDiscriminator(folder, config(), pad_token_id=0).weights())
     items = rollouts()
     start = learner.mean_nll(items, model="policy")
     frozen = {n: p.detach().clone() for n, p in learner.policy.model.named_parameters() if not p.requires_grad}
@@ -128,14 +128,14 @@ def test_log_probs_in_chunks_are_the_same_with_and_without_adapters(folder: Path
 
 
 def test_checkpoints_hold_adapters_and_optimisers_and_resume_exactly(folder: Path, tmp_path: Path) -> None:
-    learner, discriminator = (kind(folder, config(), pad_token_id=0) for kind in (Learner, Discriminator))
+    learner, discriminator = (kind(folder, config(), pad_token_id=0) for kind in (Learner, NeuralDiscriminator))
     learner.update(scored(), iteration=0)
     discriminator.update(demonstrations(), rollouts())
     learner.save(tmp_path / "learner")
     discriminator.save(tmp_path / "discriminator")
     assert [path.name for path in (tmp_path / "learner" / "generator").iterdir()] == [ADAPTERS]
     assert not (tmp_path / "discriminator" / "model.safetensors").exists()
-    again, once_more = (kind(folder, config(), pad_token_id=0) for kind in (Learner, Discriminator))
+    again, once_more = (kind(folder, config(), pad_token_id=0) for kind in (Learner, NeuralDiscriminator))
     again.load(tmp_path / "learner")
     once_more.load(tmp_path / "discriminator", version=1)
     for one, other in ((learner, again), (discriminator, once_more)):
@@ -152,7 +152,7 @@ def test_checkpoints_hold_adapters_and_optimisers_and_resume_exactly(folder: Pat
 
 
 def test_the_end_of_a_run_exports_plain_models(folder: Path, tmp_path: Path) -> None:
-    learner, discriminator = (kind(folder, config(), pad_token_id=0) for kind in (Learner, Discriminator))
+    learner, discriminator = (kind(folder, config(), pad_token_id=0) for kind in (Learner, NeuralDiscriminator))
     learner.update(scored(), iteration=0)
     discriminator.update(demonstrations(), rollouts())
     learner.save(tmp_path / "learner")

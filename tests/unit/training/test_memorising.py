@@ -13,8 +13,9 @@ from rlgaf_ray.config import load_config
 from rlgaf_ray.evaluation.discrimination import auc
 from rlgaf_ray.objectives.discriminator import discriminator_loss
 from rlgaf_ray.training.batching import Batching
-from rlgaf_ray.training.discriminator import Discriminator, with_scores
+from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.training.labels import shuffled
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration
 from tests.unit.training.test_stabilisers import (
     CONTRAST,
@@ -30,15 +31,15 @@ from tests.unit.training.test_stabilisers import (
 
 @pytest.fixture
 def build(folder: Path):
-    def make(*overrides: str) -> Discriminator:
+    def make(*overrides: str) -> NeuralDiscriminator:
         settings = ["learner.precision=float32", "discriminator.frozen_layers=0"]
         settings += [f"discriminator.{each}" for each in overrides]
-        return Discriminator(folder, load_config(None, settings), pad_token_id=0)
+        return NeuralDiscriminator(folder, load_config(None, settings), pad_token_id=0)
 
     return make
 
 
-def trained(discriminator: Discriminator) -> dict[str, torch.Tensor]:
+def trained(discriminator: NeuralDiscriminator) -> dict[str, torch.Tensor]:
     discriminator.update(REAL, FAKE, CONTRAST)
     return state_of(discriminator)
 
@@ -77,7 +78,7 @@ def test_dropout_of_a_recomputed_block_is_the_same(folder: Path) -> None:
     for recomputed in ("false", "true"):
         settings = [f"learner.activation_checkpointing={recomputed}", "discriminator.dropout=0.3"]
         config = load_config(None, ["learner.precision=float32", *settings])
-        states.append(trained(Discriminator(folder, config, pad_token_id=0)))
+        states.append(trained(NeuralDiscriminator(folder, config, pad_token_id=0)))
     assert equal(*states)
 
 
@@ -111,7 +112,7 @@ def test_the_risk_is_decided_with_the_draws_that_are_learned_from(build, monkeyp
         seen.append(torch.cat([real, fake]).detach())
         return discriminator_loss(real, fake, **options)
 
-    monkeypatch.setattr("rlgaf_ray.training.discriminator.discriminator_loss", watched)
+    monkeypatch.setattr("rlgaf_ray.training.neural_discriminator.discriminator_loss", watched)
     discriminator = build("loss=positive_unlabelled", "dropout=0.3", "instance_noise=0.3")
     discriminator.batching = Batching(1)
     discriminator.update(REAL, FAKE)
@@ -160,7 +161,7 @@ def test_shuffled_labels_are_drawn_anew_for_each_update(folder: Path, loss: str)
     def teach(*overrides: str, version: int = 0) -> dict[str, torch.Tensor]:
         shared = ["learner.precision=float32", "warmup.discriminator.steps=0", f"discriminator.loss={loss}"]
         sequence = "generator.reinforce.credit=sequence"
-        discriminator = Discriminator(folder, load_config(None, [*shared, sequence, *overrides]), pad_token_id=0)
+        discriminator = NeuralDiscriminator(folder, load_config(None, [*shared, sequence, *overrides]), pad_token_id=0)
         discriminator.version = version
         return trained(discriminator)
 
@@ -177,7 +178,7 @@ def test_nothing_is_learned_from_shuffled_labels(folder: Path) -> None:
     for labels in ("correct", "shuffled"):
         shared = ["learner.precision=float32", "warmup.discriminator.steps=0", "discriminator.learning_rate=1e-3"]
         config = load_config(None, [*shared, f"discriminator.labels={labels}"])
-        discriminator = Discriminator(folder, config, pad_token_id=0)
+        discriminator = NeuralDiscriminator(folder, config, pad_token_id=0)
         real = [Demonstration(item.prompt_ids, item.response_ids) for item in responses(32, seed=5, high=32)]
         fake = responses(32, seed=6, low=32)
         for _ in range(12):

@@ -11,8 +11,8 @@ import torch
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.models.generator import build_tiny_gpt2
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Rollout, ScoredRollout
 
 VOCABULARY = 64
@@ -41,7 +41,7 @@ def build(folder: Path, base_folder: Path):
         config = load_config(None, [*small, "task.response_tokens=3", *overrides])
         learner = Learner(folder, config, pad_token_id=0, base_folder=base_folder)
         if config.generator.algorithm == "gumbel":
-            learner.load_discriminator(Discriminator(folder, config, pad_token_id=0).weights())
+            learner.load_discriminator(NeuralDiscriminator(folder, config, pad_token_id=0).weights())
         return learner
 
     return make

@@ -6,31 +6,31 @@ import numpy as np
 import pytest
 import torch
 
-from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training import sft
 from rlgaf_ray.training.regularization import dropout_of
-from rlgaf_ray.training.sft import choose_steps
-from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
-from rlgaf_ray.types import TextBlocks
+from rlgaf_ray.training.sft import SftLoss, choose_steps, fine_tune
+from rlgaf_ray.training.warmup import Progress, Worker
+from rlgaf_ray.types import Demonstration
 
 VOCABULARY = 32
 MODEL = partial(build_tiny_gpt2, vocab_size=VOCABULARY, end_of_text_id=0, seed=0)
 
 
-def texts(count: int, *, noise: float, seed: int = 0) -> TextBlocks:
+def texts(count: int, *, noise: float, seed: int = 0) -> list[Demonstration]:
     """Counting up from a random number, with random tokens in between."""
     rng = np.random.default_rng(seed)
     rows = (rng.integers(1, VOCABULARY, (count, 1)) + np.arange(12)) % VOCABULARY
     rows = np.where(rng.random(rows.shape) < noise, rng.integers(0, VOCABULARY, rows.shape), rows)
-    return TextBlocks(rows.astype(np.int32), np.broadcast_to(np.arange(12) > 1, rows.shape))
+    return [Demonstration(row[:2], row[2:]) for row in rows.astype(np.int32)]
 
 
-def chosen(blocks: TextBlocks, **settings) -> tuple[int, list[Progress]]:
+def chosen(demonstrations: list[Demonstration], **settings) -> tuple[int, list[Progress]]:
     seen: list[Progress] = []
     found = choose_steps(
         MODEL,
-        blocks,
+        demonstrations,
         SftWarmup(batch_size=16, learning_rate=3e-3, dropout=0.0, **settings),
         precision="float32",
         seed=0,
@@ -73,10 +73,57 @@ def test_dropout_is_on_while_it_learns_and_the_draws_follow_the_seed() -> None:
     def trained(seed: int, dropout: float) -> torch.Tensor:
         model = MODEL()
         settings = SftWarmup(steps=3, batch_size=4, dropout=dropout)
-        warm_up_generator(
+        fine_tune(
             model, texts(8, noise=0.0), settings, precision="float32", seed=seed, checkpoint_every=9, worker=Worker()
         )
         return model.lm_head.weight.detach()
 
     assert torch.equal(trained(0, 0.1), trained(0, 0.1))
     assert not torch.equal(trained(0, 0.1), trained(0, 0.0))
+
+
+TWO_PROMPTS = [
+    Demonstration(np.array([1, 2 + row % 2], np.int32), np.array([5 + row, 9], np.int32)) for row in range(4)
+]
+CONTRASTIVE = SftWarmup(contrastive_weight=3.0, contrastive_prompts=2, dropout=0.0)
+
+
+def likelihoods(model: torch.nn.Module, prompts: list[list[int]]) -> torch.Tensor:
+    """log p of each of TWO_PROMPTS' responses under the prompt beside it."""
+    rows = [[*prompt, *item.response_ids] for prompt, item in zip(prompts, TWO_PROMPTS, strict=True)]
+    logprobs = model(torch.tensor(rows)).logits.log_softmax(-1)
+    return logprobs[:, 1:3].gather(-1, torch.tensor(rows)[:, 2:, None]).sum((1, 2))
+
+
+def test_the_contrastive_term_asks_which_prompt_a_response_belongs_to() -> None:
+    """With two prompts the other one is the only choice, twice: log (1 + 2 p(y | other) / p(y | own))."""
+    model, rows = MODEL().eval(), np.arange(4)
+    own = likelihoods(model, [item.prompt_ids.tolist() for item in TWO_PROMPTS])
+    other = likelihoods(model, [[1, 5 - int(item.prompt_ids[1])] for item in TWO_PROMPTS])
+    expected = -own.mean() / 2 + 3.0 * torch.log1p(2 * torch.exp(other - own)).mean()
+    expected.backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    loss = SftLoss(model, TWO_PROMPTS, CONTRASTIVE, torch.device("cpu"))
+    found = loss(rows, rows)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(model.lm_head.weight.grad, gradient, rtol=1e-4, atol=1e-6)
+    shares = [loss(rows[part], rows) for part in (slice(0, 1), slice(1, 4))]
+    assert float(sum(shares).detach()) == pytest.approx(float(found.detach()), rel=1e-5)
+
+
+def test_a_response_is_never_held_against_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = SftLoss(MODEL(), texts(40, noise=0.5), CONTRASTIVE, torch.device("cpu"))
+    asked: list[np.ndarray] = []
+    monkeypatch.setattr(
+        loss, "_likelihoods", lambda rows, prompts: asked.append(prompts) or torch.zeros(len(rows), requires_grad=True)
+    )
+    rows = np.arange(40)
+    for _ in range(20):
+        loss(rows, rows)
+    own = [prompts for row, prompts in enumerate(asked) if row % 3 == 0]
+    others = np.concatenate([prompts for row, prompts in enumerate(asked) if row % 3])
+    assert all((prompts == loss.own).all() for prompts in own)
+    assert (others.reshape(-1, 40) != loss.own).all()
+    assert set(others.tolist()) == set(range(len(loss.prompts)))

@@ -13,22 +13,23 @@ from rlgaf_ray.config import load_config
 from rlgaf_ray.data.lengths import View
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of
-from rlgaf_ray.training.discriminator import Discriminator, with_scores
+from rlgaf_ray.training.discriminator import with_scores
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
 
 VOCABULARY = 64
 
 
-def logits(discriminator: Discriminator) -> list[float]:
+def logits(discriminator: NeuralDiscriminator) -> list[float]:
     return [item.score for item in discriminator.score(FAKE)]
 
 
 @pytest.fixture
 def build(folder: Path):
-    def make(*overrides: str) -> Discriminator:
+    def make(*overrides: str) -> NeuralDiscriminator:
         alone = ["learner.precision=float32", "discriminator.dropout=0", "discriminator.frozen_layers=0", *overrides]
-        return Discriminator(folder, load_config(None, alone), pad_token_id=0)
+        return NeuralDiscriminator(folder, load_config(None, alone), pad_token_id=0)
 
     return make
 
@@ -50,7 +51,7 @@ def demonstrations(count: int, seed: int) -> list[Demonstration]:
 REAL, FAKE, CONTRAST = demonstrations(8, seed=1), responses(8, seed=2), demonstrations(8, seed=3)
 
 
-def state_of(discriminator: Discriminator) -> dict[str, torch.Tensor]:
+def state_of(discriminator: NeuralDiscriminator) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in discriminator.model.network.state_dict().items()}
 
 
@@ -82,7 +83,7 @@ def test_instance_noise_is_of_training_alone_seeded_and_fades(build) -> None:
     assert noisy.update(REAL, FAKE, CONTRAST)["discriminator/instance_noise"] == 0.0
 
 
-def slope(discriminator: Discriminator, items: list) -> float:
+def slope(discriminator: NeuralDiscriminator, items: list) -> float:
     """Mean squared norm of the logit's gradient in the response's embeddings, one response at a time."""
     norms = []
     for item in items:
@@ -140,7 +141,7 @@ def test_the_largest_singular_value_is_bounded(rows: list[list[float]], largest:
 
 
 def test_a_bounded_head_stays_so_and_is_exported_plainly(build, tmp_path: Path) -> None:
-    def head(discriminator: Discriminator) -> torch.Tensor:
+    def head(discriminator: NeuralDiscriminator) -> torch.Tensor:
         return discriminator.model.network.score.weight.detach()
 
     discriminator = build("discriminator.spectral_norm=true", "discriminator.learning_rate=0.1")
@@ -166,7 +167,7 @@ def test_a_steep_head_is_bounded_before_it_scores(build, tmp_path: Path) -> None
     steep.model.network.score.weight.data.mul_(1e4)
     steep.model.export(tmp_path)
     settings = load_config(None, ["learner.precision=float32", "discriminator.spectral_norm=true"])
-    bounded = Discriminator(tmp_path, settings, pad_token_id=0)
+    bounded = NeuralDiscriminator(tmp_path, settings, pad_token_id=0)
     norm = float(steep.model.network.score.weight.detach().norm())
     assert logits(bounded) == pytest.approx([score / norm for score in logits(steep)], rel=1e-4)
 

@@ -14,8 +14,8 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.cnn import build_cnn
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.lstm import build_lstm
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, save_optimizer, schedule_factor
 from rlgaf_ray.training.reinforce import Reinforce
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
@@ -145,7 +145,7 @@ def moments_of(learner: Learner) -> list[dict[str, torch.Tensor]]:
 
 
 def test_a_discriminators_step_of_a_gradient_that_is_not_finite_is_skipped_and_counted(folder: Path) -> None:
-    discriminator = Discriminator(folder, config("discriminator.frozen_layers=0"), pad_token_id=0)
+    discriminator = NeuralDiscriminator(folder, config("discriminator.frozen_layers=0"), pad_token_id=0)
     real = [Demonstration(item.prompt_ids, item.response_ids) for item in rollouts(seed=1)]
     assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 0
     before = {name: value.clone() for name, value in discriminator.model.state_dict().items()}
@@ -170,7 +170,7 @@ def test_the_critic_learns_alone_at_first(folder: Path) -> None:
 
 def test_the_discriminator_learns_to_tell_and_scores_before_and_after_differ(folder: Path) -> None:
     settings = config("discriminator.learning_rate=1e-3", "discriminator.contrast_weight=1.3")
-    discriminator = Discriminator(folder, settings, pad_token_id=0)
+    discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
     fake, contrast = rollouts(), [Demonstration(np.array([3, 4], np.int32), np.array([50, 51, 52], np.int32))] * 8
     before = discriminator.score(fake)
@@ -269,7 +269,7 @@ def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
     """From its folder; it learns, scores without dropout, and comes back from its own folder."""
     build_cnn(vocab_size=VOCABULARY, pad_token_id=0, seed=1, window_sizes=(1, 2), num_filters=(8, 8)).export(tmp_path)
     cnn = ["discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}", "generator.reinforce.credit=sequence"]
-    discriminator = Discriminator(tmp_path, config(*cnn, "discriminator.learning_rate=1e-2"), pad_token_id=0)
+    discriminator = NeuralDiscriminator(tmp_path, config(*cnn, "discriminator.learning_rate=1e-2"), pad_token_id=0)
     real = [Demonstration(np.array([3, 4], np.int32), np.array([9, 9, 9], np.int32)) for _ in range(8)]
     losses = [discriminator.update(real, rollouts())["discriminator/loss"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
@@ -277,7 +277,7 @@ def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
     assert scores == logits(discriminator.score(rollouts()))
     assert max(scores) < discriminator.logits(real[:1]).item()
     discriminator.save(tmp_path / "saved")
-    again = Discriminator(tmp_path, config(*cnn), pad_token_id=0)
+    again = NeuralDiscriminator(tmp_path, config(*cnn), pad_token_id=0)
     assert logits(again.score(rollouts())) != scores
     again.load(tmp_path / "saved", version=30)
     assert logits(again.score(rollouts())) == scores
@@ -368,7 +368,7 @@ def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, alg
     settings = config(*overrides, "generator.ppo.critic_warmup_iterations=0", "task.response_tokens=4")
     learner = Learner(folder, settings, pad_token_id=0)
     if algorithm == "gumbel":
-        learner.load_discriminator(Discriminator(folder, settings, pad_token_id=0).weights())
+        learner.load_discriminator(NeuralDiscriminator(folder, settings, pad_token_id=0).weights())
     items = scored([1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
     if algorithm == "seqgan":
         values = [np.zeros(len(item.rollout.response_ids), np.float32) for item in items]
@@ -388,7 +388,7 @@ def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, alg
     again = Learner(folder, settings, pad_token_id=0)
     again.load(tmp_path / "saved")
     if algorithm == "gumbel":
-        again.load_discriminator(Discriminator(folder, settings, pad_token_id=0).weights())
+        again.load_discriminator(NeuralDiscriminator(folder, settings, pad_token_id=0).weights())
     metrics = [one.update(items, iteration=2) for one in (learner, again)]
     assert metrics[0] == metrics[1]
     assert (metrics[0]["generator/learning_rate"], metrics[0]["generator/kl_coefficient"]) == (1e-4, 0.3)
@@ -396,7 +396,7 @@ def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, alg
 
 def test_a_discriminator_is_adjusted_while_it_learns(folder: Path) -> None:
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
-    discriminator = Discriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
+    discriminator = NeuralDiscriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
     discriminator.update(real, rollouts())
     for factor in (0.1, 0.5):
         discriminator.adjust(learning_rate_factor=factor, refresh=True)

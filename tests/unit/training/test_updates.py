@@ -11,8 +11,8 @@ import torch
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.loop.guard import broken
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
 
 VOCABULARY = 64
@@ -141,12 +141,12 @@ def test_the_discriminators_rate_has_a_schedule_over_its_updates(folder: Path, t
     )
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
     fake = [item.rollout for item in scored(REWARDS)]
-    discriminator = Discriminator(folder, settings, pad_token_id=0)
+    discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
     rates = [discriminator.update(real, fake)["discriminator/learning_rate"] for _ in range(3)]
     assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4])
     assert discriminator.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
     discriminator.save(tmp_path)
-    again = Discriminator(folder, settings, pad_token_id=0)
+    again = NeuralDiscriminator(folder, settings, pad_token_id=0)
     again.load(tmp_path, version=3)
     again.adjust(learning_rate_factor=0.5)
     assert again.update(real, fake)["discriminator/learning_rate"] == pytest.approx(1.25e-4)
@@ -169,7 +169,7 @@ def test_the_learner_knows_what_the_discriminator_did_not_read(folder: Path) -> 
         learner = Learner(folder, settings, pad_token_id=0)
         batch = collate(items, 0, 4, view=learner.view)
         assert batch.num_read.tolist() == expected  # type: ignore[union-attr]
-        discriminator = Discriminator(folder, settings, pad_token_id=0)
+        discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
         rows = discriminator.score([item.rollout for item in items])
         # The score is the mean over what was read: the parts of the others are zero.
         assert [int(np.count_nonzero(row.token_scores)) for row in rows] == expected  # type: ignore[arg-type]

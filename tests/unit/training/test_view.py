@@ -10,8 +10,8 @@ import torch
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.collate import collate
-from rlgaf_ray.training.discriminator import Discriminator
 from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
 
 END = 0
@@ -22,8 +22,8 @@ SMALL = ["learner.precision=float32", "generator.reinforce.credit=sequence", "ro
 
 @pytest.fixture
 def build(folder: Path):
-    def make(*overrides: str) -> Discriminator:
-        return Discriminator(folder, load_config(None, [*SMALL, *overrides]), pad_token_id=0)
+    def make(*overrides: str) -> NeuralDiscriminator:
+        return NeuralDiscriminator(folder, load_config(None, [*SMALL, *overrides]), pad_token_id=0)
 
     return make
 

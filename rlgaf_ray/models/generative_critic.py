@@ -1,0 +1,112 @@
+"""A causal LM that is asked in words whether a response is real; its score is the log-odds of its own verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.discriminator import DiscriminatorNetwork
+from rlgaf_ray.models.generator import check_output_layer, gathered_hidden, load_generator
+from rlgaf_ray.types import SequenceBatch
+
+
+class GenerativeCritic(DiscriminatorNetwork):
+    """Reads prompt x, response y and question q::
+
+        logit = log p(real | x, y, q) - log p(generated | x, y, q)
+
+    where real and generated are the two verdict tokens: binary cross-entropy of the logit is cross-entropy of the
+    verdict among the two. A generative verifier (Zhang et al. 2024, arXiv 2408.15240) without a rationale.
+    The ids of question and verdicts are kept in the network's config.
+    """
+
+    def __init__(self, network: PreTrainedModel) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, trust_remote_code: bool = False, device: torch.device = torch.device("cpu")
+    ) -> GenerativeCritic:
+        """From an exported folder."""
+        return cls(load_generator(folder, trust_remote_code=trust_remote_code, device=device))
+
+    @classmethod
+    def new(
+        cls,
+        folder: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        question: str,
+        verdicts: tuple[str, str],
+        trust_remote_code: bool = False,
+        device: torch.device = torch.device("cpu"),
+    ) -> GenerativeCritic:
+        """From a causal LM's folder. Raises ``UserError`` as ``encode_question`` does."""
+        critic = cls.load(folder, trust_remote_code=trust_remote_code, device=device)
+        check_output_layer(critic.network, "discriminator.architecture=generative", "take another architecture")
+        question_ids, verdict_ids = encode_question(tokenizer, question, verdicts)
+        critic.network.config.update({"rlgaf_question": question_ids, "rlgaf_verdicts": verdict_ids})
+        return critic
+
+    def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
+        """The verdict's log-odds, float32 [B]. The product is float32 under autocast, too: see ``ScalarModel.head``."""
+        hidden = gathered_hidden(self.network, self.ask(sequences))
+        head = self.network.get_output_embeddings()
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = head(hidden.to(head.weight.dtype))
+        real, generated = self.network.config.rlgaf_verdicts
+        return (logits[:, real] - logits[:, generated]).float()
+
+    def ask(self, sequences: SequenceBatch) -> SequenceBatch:
+        """Each row with the question after its response, and a verdict, whose place alone is the response: [B, T']."""
+        config = self.network.config
+        ids = torch.tensor([*config.rlgaf_question, config.rlgaf_verdicts[0]], device=sequences.token_ids.device)
+        places = sequences.attention_mask.sum(1, keepdim=True) + torch.arange(len(ids), device=ids.device)
+        longer = (0, len(ids))
+        mask = pad(sequences.attention_mask, longer).scatter(1, places, 1)
+        return SequenceBatch(
+            token_ids=pad(sequences.token_ids, longer).scatter(1, places, ids.expand(len(places), -1)),
+            attention_mask=mask,
+            response_mask=torch.zeros_like(mask, dtype=torch.bool).scatter(1, places[:, -1:], True),
+        )
+
+    @property
+    def added_tokens(self) -> int:
+        return len(self.network.config.rlgaf_question) + 1
+
+    def train(self, mode: bool = True) -> GenerativeCritic:
+        """As ``ScalarModel.train``: dropout stays off, except where ``discriminator.dropout`` puts it on."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+
+def encode_question(
+    tokenizer: PreTrainedTokenizerBase, question: str, verdicts: tuple[str, str]
+) -> tuple[list[int], list[int]]:
+    """The token ids of the question, and of both verdicts.
+
+    Raises:
+        UserError: the question is empty, a verdict is not one token, or both are the same one.
+    """
+    question_ids = tokenizer.encode(question, add_special_tokens=False)
+    if not question_ids:
+        raise UserError("discriminator.question is empty: give a question about the response")
+    encoded = [tokenizer.encode(verdict, add_special_tokens=False) for verdict in verdicts]
+    for verdict, ids in zip(verdicts, encoded, strict=True):
+        if len(ids) != 1:
+            raise UserError(
+                f"discriminator.verdicts must be single tokens, but {verdict!r} is {len(ids)} tokens of this model's "
+                "tokenizer: take another word, with or without a space before it"
+            )
+    (real,), (generated,) = encoded
+    if real == generated:
+        raise UserError(f"discriminator.verdicts are both {verdicts[0]!r}: give two different ones")
+    return question_ids, [real, generated]
