@@ -20,10 +20,12 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.callback import Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
+from rlgaf_ray.run.session import ray_roles
 from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
 
 WORK = Path(__file__).parents[1] / "configs" / "ablations" / "old_default.yaml"
 SHORT_WARMUP = ["warmup.sft.steps=0", "warmup.discriminator.steps=10", "evaluation.num_prompts=200"]
@@ -38,17 +40,8 @@ class Bench:
     cache: Path
 
     def ray_roles(self) -> RayRoles:
-        placement = find_placement(self.config)
-        tokenizer = self.data.tokenizer
-        return RayRoles(
-            self.warmups.generator,
-            self.warmups.discriminator,
-            self.config,
-            placement,
-            max_tokens=self.data.task.max_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            base_folder=self.warmups.base,
-        )
+        prepared = Prepared(self.config, self.data, self.warmups)
+        return ray_roles(prepared, find_placement(self.config), Callbacks())
 
     def loop(self, roles: Roles, name: str) -> AdversarialLoop:
         """A loop that is stepped by hand, with its trackers on, as in a real run."""
@@ -58,18 +51,10 @@ class Bench:
         trackers = open_trackers(self.config, folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
         loop = AdversarialLoop(
-            self.config, roles, self.data.task, self.data.tokenizer, evaluator, trackers, checkpoints, Silent()
+            self.config, roles, self.data.task, self.data.tokenizer, evaluator, trackers, checkpoints
         )
         roles.push_weights(0)()
         return loop
-
-
-class Silent:
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
-
-    def discriminator_warmup(self, update: int, total: int, metrics: dict[str, float]) -> None: ...
-
-    def message(self, text: str) -> None: ...
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from common import Silent
 from rich.console import Console
 from rich.table import Table
 
@@ -45,8 +44,8 @@ from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.figures import save
+from rlgaf_ray.run.preparation import Data, prepare_data
 from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.train import Data, prepare_data
 from rlgaf_ray.types import Metrics, Rollout, WeightUpdate
 
 WORKERS = (1, 2, 4, 8, 16)
@@ -195,7 +194,7 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
         evaluator: Any = None  # only steps are taken
         trackers = open_trackers(config, folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, Silent())
+        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints)
         loop.push()
         for _ in range(UNTIMED):
             loop.step()

@@ -15,125 +15,149 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlgaf_ray import doctor
 from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config, uri
-from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused
+from rlgaf_ray.config.presets import presets
+from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.errors import UsageError, UserError
 from rlgaf_ray.sweep.space import check_sweep
 
 COMMANDS = ("train", "tune", "plan", "evaluate", "report")
-EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
+BUG = "this is a bug in rlgaf_ray: please report it, with the lines above and rlgaf_ray's version"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or config, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    0: done; 1: failed; 2: wrong usage or config; 130: interrupted; 128 + n: stopped by signal n, with a checkpoint.
+    """
     try:
         return _run(_parse(argv))
+    except UserError as error:
+        return _fail(error, error.exit_code)
     except KeyboardInterrupt:  # before or after the part of a run that a signal ends with a checkpoint
         return _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception:
+        print(uri.public(traceback.format_exc()), end="", file=sys.stderr)
+        return _fail(BUG, EXIT_FAILURE)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.words and arguments.words[0] == "report":
-        return _report(arguments.words[1:], out=arguments.out, rating_sheet=arguments.rating_sheet)
-    if arguments.words and arguments.words[0] == "evaluate":
-        return _evaluate(arguments)
+    match arguments.words[:1]:
+        case ["report"]:
+            return _report(arguments.words[1:], out=arguments.out, rating_sheet=arguments.rating_sheet)
+        case ["evaluate"]:
+            return _evaluate(arguments)
     tuned = arguments.words[:1] == ["tune"]
-    try:
-        config_path, overrides = _split(arguments.words, resume=arguments.resume)
-        config = (
-            _load_run_config(overrides)
-            if arguments.resume and not config_path
-            else _load_config(config_path, overrides, small=arguments.small)
-        )
-        if tuned and not arguments.resume:
-            check_sweep(config)
-    except ConfigError as error:
-        return _fail(error, EXIT_USAGE)
-    except (StorageRefused, StorageError) as error:
-        return _failed(error)
+    config_path, overrides = _split(arguments.words, resume=arguments.resume)
+    config = (
+        _load_run_config(overrides)
+        if arguments.resume and not config_path
+        else _load_config(config_path, overrides, small=arguments.small)
+    )
+    if tuned and not arguments.resume:
+        check_sweep(config)
     if arguments.print_config:
         print(dump_config(config), end="")
         return 0
-    if sentence := doctor.complaint():
-        return _fail(sentence, EXIT_FAILURE)
+    _check_packages()
     for risk in (*config.model.risks, *config.tracking.risks):  # before the model is first looked at
         print(uri.public(risk), file=sys.stderr)
-
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)
+    return (_tune if tuned else _train)(config, resume=arguments.resume)
 
-    from rlgaf_ray.actors.answers import ActorFailure  # torch and ray load only now
+
+def _check_packages() -> None:
+    if sentence := doctor.complaint():
+        raise UserError(sentence)
+
+
+def _train(config: Config, *, resume: bool) -> int:
+    from rlgaf_ray.report.console import Terminal  # torch and ray load only now
+    from rlgaf_ray.run.signals import Stop, stop_on_signals
+    from rlgaf_ray.run.train import train
+
+    _quiet_transformers()
+    stop = Stop()
+    with stop_on_signals(stop):
+        outcome = train(config, resume=resume, callbacks=[Terminal(), stop])
+    return stop.exit_code if outcome.interrupted else 0
+
+
+def _tune(config: Config, *, resume: bool) -> int:
     from rlgaf_ray.sweep.tuner import sweep
-    from rlgaf_ray.train import RunFailed, train
 
-    try:
-        return (sweep if tuned else train)(config, resume=arguments.resume)
-    except (ValueError, ActorFailure, RunFailed, StorageError) as error:
-        return _failed(error)
+    _quiet_transformers()
+    return sweep(config, resume=resume)
+
+
+def _quiet_transformers() -> None:
+    """It reports new heads and shards; what matters of it is an exception."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def _plan(config: Config, arguments: argparse.Namespace) -> int:
     from rlgaf_ray.plan.command import plan
 
-    try:
-        plan(
-            config,
-            nodes=arguments.nodes,
-            gpus_per_node=arguments.gpus_per_node,
-            gpu_memory=arguments.gpu_memory,
-            cpus_per_node=arguments.cpus_per_node,
-        )
-    except ValueError as error:
-        return _fail(error, EXIT_FAILURE)
+    plan(
+        config,
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        gpu_memory=arguments.gpu_memory,
+        cpus_per_node=arguments.cpus_per_node,
+    )
     return 0
 
 
 def _report(folders: Sequence[str], *, out: str | None, rating_sheet: bool) -> int:
     if not folders:
-        return _fail("report needs a run folder: rlgaf report runs/NAME [runs/OTHER ...]", EXIT_USAGE)
+        raise UsageError("report needs a run folder: rlgaf report runs/NAME [runs/OTHER ...]")
 
+    from rlgaf_ray.data.storage import writing
     from rlgaf_ray.report.page import write_rating_sheet, write_report
     from rlgaf_ray.report.places import opened
     from rlgaf_ray.report.runs import load_run
 
-    try:
-        with opened(folders, out) as places:
-            runs = [load_run(folder) for folder in places.folders]
+    with opened(folders, out) as places:
+        runs = [load_run(folder) for folder in places.folders]
+        with writing(places.target):
             places.target.mkdir(parents=True, exist_ok=True)
             written = [write_report(runs, places.target)]
             if rating_sheet:
                 written += write_rating_sheet(runs, places.target)
-        print(*(places.shown(path) for path in written), sep="\n")
-    except (ValueError, OSError, StorageError) as error:
-        return _failed(error)
+    print(*(places.shown(path) for path in written), sep="\n")
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     folders = arguments.words[1:]
     if not folders:
-        return _fail("evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]", EXIT_USAGE)
-    if sentence := doctor.complaint():
-        return _fail(sentence, EXIT_FAILURE)
+        raise UsageError("evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]")
+    _check_packages()
 
-    from rlgaf_ray.actors.answers import ActorFailure
-    from rlgaf_ray.evaluate import evaluate
+    from rich.console import Console
 
-    try:
-        evaluate(
-            folders,
-            temperatures=arguments.temperatures,
-            sft_steps=arguments.sft_steps,
-            sft_learning_rate=arguments.sft_learning_rate,
-            num_prompts=arguments.num_prompts,
-            out=arguments.out,
-            part="test" if arguments.test else "validation",
-        )
-    except (ValueError, ActorFailure, StorageError) as error:
-        return _failed(error)
+    from rlgaf_ray.run.evaluate import evaluate
+
+    _quiet_transformers()
+    asked = {name: getattr(arguments, name) for name in ("temperatures", "sft_steps", "sft_learning_rate")}
+    evaluate(
+        folders,
+        **{name: value for name, value in asked.items() if value is not None},
+        num_prompts=arguments.num_prompts,
+        out=arguments.out,
+        part="test" if arguments.test else "validation",
+        console=Console(),
+    )
     return 0
 
 
@@ -142,8 +166,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | key=value | RUN",
-        help="command, then its config file and dotted overrides (train, tune, plan) or run folders (evaluate, report)",
+        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | PRESET | key=value | RUN",
+        help="command, then its config file or preset and dotted overrides (train, tune, plan), or run folders "
+        "(evaluate, report)",
     )
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
     parser.add_argument(
@@ -153,16 +178,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--temperatures",
         type=_numbers(float),
-        default=[0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3],
         help="evaluate: of sampling, 0.6,0.7,0.8,0.9,1,1.1,1.2,1.3 by default",
     )
     parser.add_argument(
         "--sft-steps",
         type=_numbers(int),
-        default=[200, 400],
         help="evaluate: SFT on the demonstrations for so many steps, 200,400 by default",
     )
-    parser.add_argument("--sft-learning-rate", type=float, default=5e-4, help="evaluate: of that SFT, 5e-4 by default")
+    parser.add_argument("--sft-learning-rate", type=float, help="evaluate: of that SFT, 5e-4 by default")
     parser.add_argument(
         "--num-prompts", type=int, help="evaluate: prompts (default: the run's, with --test all of the test part)"
     )
@@ -232,18 +255,15 @@ def _split(words: Sequence[str], *, resume: bool = False) -> tuple[str | None, l
             raise ConfigError(str(error)) from None
         return None, [f"run.root={root}", f"run.name={name}", *rest]
     path = rest.pop(0) if rest and ("=" not in rest[0] or uri.is_uri(rest[0])) else None
-    if path is not None and not _is_yaml(path):
-        raise ConfigError(f"{path!r} is neither a command ({', '.join(COMMANDS)}) nor a .yaml file nor key=value")
+    if path is not None and not _is_yaml(path) and path not in presets():
+        raise ConfigError(
+            f"{path!r} is neither a command ({', '.join(COMMANDS)}) nor a .yaml file, a preset or key=value"
+        )
     return path, rest
 
 
 def _is_yaml(word: str) -> bool:
     return (word.partition("?")[0] if uri.is_uri(word) else word).endswith((".yaml", ".yml"))
-
-
-def _failed(error: Exception) -> int:
-    """A storage that was refused is a mistake in how the command was used."""
-    return _fail(error, EXIT_USAGE if isinstance(error, StorageRefused) else EXIT_FAILURE)
 
 
 def _fail(error: Exception | str, code: int) -> int:

@@ -10,23 +10,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rlgaf_ray.errors import UserError
+
 
 def load_object(path: str) -> Any:
     """Import the module (also from the working folder) or the ``.py`` file, and return the object of that name in it.
 
-    Raises ``ValueError`` with one sentence where the module cannot be imported or has no such name.
+    Raises ``UserError`` with one sentence where the module cannot be imported or has no such name.
     """
     source, _, name = path.rpartition(":")
     if not source or not name:
-        raise ValueError(f"{path!r} names no object: write module:name or file.py:name")
+        raise UserError(f"{path!r} names no object: write module:name or file.py:name")
     try:
         module = _run_file(Path(source)) if source.endswith(".py") else _import(source)
     except Exception as error:  # whatever the code there raises
-        raise ValueError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UserError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
     except AttributeError:
-        raise ValueError(f"{source} has no {name}") from None
+        raise UserError(f"{source} has no {name}") from None
 
 
 def _import(name: str) -> ModuleType:

@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ import numpy as np
 import torch
 import yaml
 
-from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.cache import content_hash
@@ -40,10 +40,11 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
+from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
+from rlgaf_ray.run.session import local_roles, open_loop
 from rlgaf_ray.training.warmup import Progress
 from rlgaf_ray.types import Metrics, Prompt
 
@@ -53,22 +54,26 @@ SWEEP = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 KEPT = ("eval/", "discriminator/", "quick/", "generator/kl", "generator/entropy", "reward/", "guard/", "iteration")
 
 
-class Watched:
+class Watched(Callback):
     """Prints a line an evaluation, and what the guard says."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
 
-    def iteration(self, iteration: int, metrics: Metrics) -> None:
+    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
         shown = {name: metrics[name] for name in ("eval/closeness", "quick/held_out_auc") if name in metrics}
         if shown:
             print(iteration, " ".join(f"{name} {value:.3f}" for name, value in shown.items()), flush=True)
 
-    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
+    def on_warmup(self, stage: str, progress: Progress) -> None:
+        if progress.step % 100 == 0:
+            print(f"{stage} {progress.step}/{progress.num_steps}: {progress.loss:.3f}", flush=True)
+
+    def on_discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
         if update % 25 == 0:
             print(f"discriminator's warm-up {update}/{total}: {metrics['discriminator/loss']:.3f}", flush=True)
 
-    def message(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.messages.append(text)
         print(text, flush=True)
 
@@ -76,7 +81,9 @@ class Watched:
 class Loop(AdversarialLoop):
     """Keeps the discriminator that was warmed up on rollouts, for rows that differ in later iterations alone."""
 
-    kept: Path
+    def __init__(self, kept: Path, *arguments: Any) -> None:
+        self.kept = kept
+        super().__init__(*arguments)
 
     def warm_up_discriminator(self) -> None:
         roles = self.roles
@@ -179,23 +186,15 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     config = row_config(row, replicate, extra)
     cache = cache_folder(config)
     data = prepare_data(config, cache)
-    warmups = prepare_warmups(config, data.task, data.tokenizer, cache, _progress, with_ray=False)
-    if warmups.contrast is not None:
-        data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
-    roles = LocalRoles.build(
-        warmups.generator,
-        warmups.discriminator,
-        config,
-        max_tokens=data.task.max_tokens,
-        pad_token_id=data.tokenizer.pad_token_id,
-        base_folder=warmups.base,
-    )
+    watched = Watched()
+    warmups = prepare_warmups(config, data.task, data.tokenizer, cache, watched.on_warmup, with_ray=False)
+    prepared = Prepared(config, data, warmups)
+    roles = local_roles(prepared)
     warmed = time.perf_counter() - started
-    display = Watched()
     history: list[dict[str, Any]] = []
     trains = row.get("train", True)
     if trains:
-        history = trained(config, data, roles, cache, display, warmed_up(config, warmups, cache))
+        history = trained(prepared, roles, watched, warmed_up(config, warmups, cache))
     ran = time.perf_counter() - started - warmed
     measured = Measured(config, data, roles, part)
     network = "average" if config.generator.average_decay > 0 else "policy"
@@ -220,31 +219,22 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
         "seconds": {"warm-ups": warmed, "training": ran, "measuring": time.perf_counter() - started - warmed - ran},
         "final": final,
         "history": history,
-        "messages": display.messages,
+        "messages": watched.messages,
     }
     return line, verdicts
 
 
-def trained(
-    config: Config, data: Data, roles: LocalRoles, cache: Path, display: Watched, kept: Path
-) -> list[dict[str, Any]]:
+def trained(prepared: Prepared, roles: LocalRoles, watched: Watched, kept: Path) -> list[dict[str, Any]]:
     """Run the loop to its end; the rows of its metrics that have an evaluation, and every fifteenth other one."""
-    folder = config.run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_trackers(config, folder) as trackers:
-        quick = config.evaluation.model_copy(update={"embeddings": False})
-        evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
-        checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-        loop = Loop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, display)
-        loop.kept = kept
+    config = prepared.config
+    quick = config.evaluation.model_copy(update={"embeddings": False})
+    evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), prepared.data, cache_folder(config))
+    checkpoints = Checkpoints(config.run.folder / "checkpoints", keep=config.checkpoint.keep)
+    build = partial(Loop, kept)
+    with open_loop(prepared, roles, checkpoints, [watched], evaluator=evaluator, build_loop=build) as loop:
         loop.run()
-        rows = [row for row in trackers.record.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
+        rows = [row for row in loop.trackers.record.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
     return [{name: value for name, value in row.items() if name.startswith(KEPT)} for row in rows]
-
-
-def _progress(name: str, progress: Progress) -> None:
-    if progress.step % 100 == 0:
-        print(f"{name} {progress.step}/{progress.num_steps}: {progress.loss:.3f}", flush=True)
 
 
 def _sft_steps(warmups: Warmups) -> int | None:

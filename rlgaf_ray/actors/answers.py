@@ -12,14 +12,14 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from rlgaf_ray.data.storage import StorageError
+from rlgaf_ray.errors import UserError
 
 T = TypeVar("T")
 Asked = tuple[Any, str, Any]  # an actor, the method that was called, the reference to its answer
 LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: that one may have missed one that died
 
 
-class ActorFailure(RuntimeError):
+class ActorFailure(UserError):
     """An actor died or did not answer in time: one sentence that names it."""
 
 
@@ -29,6 +29,10 @@ class ActorSilent(ActorFailure):
 
 class ActorSpent(ActorFailure):
     """It is alive and of no more use: out of memory, or without the engine that it held."""
+
+
+class ActorNotStarted(ActorFailure):
+    """It raised an exception while it was built; the cause holds the remote traceback."""
 
 
 class SourceLost(ActorFailure):
@@ -43,6 +47,7 @@ class Answers:
         self.timeout = timeout
 
     def get(self, actor: Any, method: str, ref: ray.ObjectRef[T], *, timeout: float | None = None) -> T:
+        """The answer. Raises the actor's own ``UserError``, ``ActorFailure``, or Ray's error with a bug's traceback."""
         name = self.names[actor]
         try:
             return ray.get(ref, timeout=self.timeout if timeout is None else timeout)
@@ -53,7 +58,7 @@ class Answers:
         except RayTaskError as error:
             if isinstance(error, RayActorError | OutOfMemoryError):  # of whoever made the arguments, not of this one
                 raise SourceLost(f"{self._died(error.cause)} before {name} had what {method} needs") from error
-            if isinstance(error.cause, StorageError):  # one sentence, without the actor's traceback
+            if isinstance(error.cause, UserError):  # one sentence, without the actor's traceback
                 raise error.cause from None
             if reason := _spent(error.cause):
                 if method == "update_weights":  # Ray does not tell whether it was whoever made them
@@ -63,6 +68,10 @@ class Answers:
                 raise ActorSpent(f"{name} {reason} during {method}: {_one_line(error.cause)}") from error
             raise
         except (RayActorError, OutOfMemoryError) as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                if message := _user_error(error):
+                    raise UserError(message) from None
+                raise ActorNotStarted(f"{name} could not be built: {_last_line(error)}") from error
             raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
 
     def living(self, actors: Sequence[Any]) -> list[Any]:
@@ -134,6 +143,16 @@ def _spent(cause: BaseException) -> str:
     if type(cause).__name__ == "EngineDeadError":  # vLLM's, which is imported where there is an engine alone
         return "lost its engine"
     return ""
+
+
+def _user_error(error: RayActorError) -> str:
+    """The message of a ``UserError`` in the constructor, else empty: Ray passes on the traceback's text alone."""
+    _, found, message = _last_line(error).partition(f"{UserError.__module__}.{UserError.__qualname__}: ")
+    return message if found else ""
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2].strip()
 
 
 def _one_line(error: BaseException) -> str:

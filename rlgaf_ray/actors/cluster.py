@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,7 @@ from ray.autoscaler.sdk import request_resources
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.planning import totals
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UserError
 
 PROBE_SECONDS = 10.0
 START_ATTEMPTS = 3
@@ -35,9 +38,10 @@ def ray_session(config: Config) -> Iterator[None]:
     """Connect, and leave at the end; a Ray that was started here ends with the block.
 
     That one asks for a token, as Ray itself sees to unless ``RAY_AUTH_MODE`` says otherwise.
-    Raises ``ValueError`` where a named cluster does not answer.
+    Raises ``UserError`` where a named cluster does not answer.
     """
     address = named_address(config)
+    handler = signal.getsignal(signal.SIGTERM)
     # Warnings of Ray's own start-up speak of metrics exporters and accelerators; errors come back as exceptions.
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
@@ -50,10 +54,12 @@ def ray_session(config: Config) -> Iterator[None]:
             probe(address)
             ray.init(address, **quiet)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or unset "
                 "cluster.address and RAY_ADDRESS to run on this machine alone (RAY_AUTH_MODE=token where it asks)"
             ) from error
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # the program's own, which ray.init replaces
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.planning import asked_by, nearest, share_out, shortage, smallest_node, totals
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UserError
 
 FREE_SECONDS = 20.0
 MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
@@ -24,14 +25,14 @@ def plan_placement(
 ) -> Placement:
     """Share out the cluster. ``nodes``: its machines, so that whether each bundle finds one is asked too.
 
-    Raises ``ValueError`` with the sum asked, the sum there and the nearest plan that fits.
+    Raises ``UserError`` with the sum asked, the sum there and the nearest plan that fits.
     """
     there = [Node(cluster_cpus, cluster_gpus)] if nodes is None else nodes
     request = asked_by(config, node_cpus=node_cpus)
     placement = share_out(request, there, node_cpus=node_cpus)
     problem = shortage(placement, there)
     if problem:
-        raise ValueError(f"{problem}; {nearest(request, there, node_cpus)}")
+        raise UserError(f"{problem}; {nearest(request, there, node_cpus)}")
     return placement
 
 
@@ -44,7 +45,7 @@ def plan_on(config: Config, nodes: Sequence[Node]) -> Placement:
 def find_placement(config: Config) -> Placement:
     """The placement on the cluster that this process has joined, once it is known to be had; nothing is held.
 
-    Raises ``ValueError`` with the sum asked, the sum there and the nearest plan that fits: at once where the machines
+    Raises ``UserError`` with the sum asked, the sum there and the nearest plan that fits: at once where the machines
     are too few (after ``cluster.join_seconds``), after ``FREE_SECONDS`` where others hold them.
     """
     nodes = cluster_nodes()
@@ -68,7 +69,7 @@ def find_placement(config: Config) -> Placement:
         )
         node_cpus = smallest_node(nodes)
         smaller = nearest(asked_by(config, node_cpus=node_cpus), _free_nodes(), node_cpus)
-        raise ValueError(f"the run asks for {asked} and others leave {free} of the cluster free: wait, or {smaller}")
+        raise UserError(f"the run asks for {asked} and others leave {free} of the cluster free: wait, or {smaller}")
     remove_placement_group(group)
     return placement
 
@@ -80,10 +81,10 @@ def _free_nodes() -> list[Node]:
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
-    """The placement's bundles. Raises ``TimeoutError`` where they are not to be had."""
+    """The placement's bundles. Raises ``UserError`` where they are not to be had."""
     group = _granted(placement, timeout=timeout)
     if group is None:
-        raise TimeoutError(
+        raise UserError(
             f"waited {timeout:g} s for {len(placement.bundles)} bundles of {placement.bundles[0]}; free are "
             f"{ray.available_resources()}: another job holds the rest, or no single node has room for one bundle"
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from rlgaf_ray.actors.layout import Kind, Placement, Resource
 from rlgaf_ray.actors.packing import Bundle, Node, pack
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UserError
 
 NUM_CPU_ROLLOUT_WORKERS = 2  # by default; more have not been measured
 NUM_ROLES = 3
@@ -58,15 +59,15 @@ def totals(nodes: Sequence[Node]) -> tuple[float, float, int]:
 
 
 def asked_by(config: Config, *, node_cpus: int) -> Request:
-    """Raises ``ValueError`` for what no cluster could give."""
+    """Raises ``UserError`` for what no cluster could give."""
     cluster, shards = config.cluster, config.rollout.tensor_parallel_size
     if shards > 1 and (cluster.gpus_per_actor < 1 or cluster.placement == "colocate"):
-        raise ValueError(
+        raise UserError(
             f"rollout.tensor_parallel_size={shards} takes whole GPUs (an actor of Ray has a part of one GPU or several "
             "whole ones): set cluster.gpus_per_actor=1 and a cluster.placement other than colocate"
         )
     if 0 < cluster.gpus_per_actor < 1 and cluster.placement in ("separate", "spread"):
-        raise ValueError(
+        raise UserError(
             f"cluster.placement={cluster.placement} gives each actor GPUs of its own: set cluster.gpus_per_actor=1, or "
             "cluster.placement=colocate"
         )

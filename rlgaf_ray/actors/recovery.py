@@ -17,11 +17,12 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlgaf_ray.config.cluster import ClusterSection
+from rlgaf_ray.errors import UserError
 
 KILL_SECONDS = 30.0
 
 
-class TooManyLost(RuntimeError):
+class TooManyLost(UserError):
     """More actors were lost in a while than ``cluster.max_recoveries`` allows."""
 
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorSilent, ActorSpent, Answers, Asked, SourceLost
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSilent, ActorSpent, Answers, Asked, SourceLost
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
@@ -181,7 +181,8 @@ class RayRoles:
         try:
             return self.answers.get(worker, method, ref)
         except RayTaskError as error:
-            raise ActorFailure(f"{self.answers.names[worker]} could not start its engine: {error.cause}") from error
+            name = self.answers.names[worker]
+            raise ActorNotStarted(f"{name} could not start its engine: {error.cause}") from error
 
     def _caller(self, index: int) -> Call:
         """Of the worker at this place: one that is lost is replaced, and the new one is asked again."""

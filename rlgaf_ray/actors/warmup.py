@@ -28,8 +28,9 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.lengths import View
-from rlgaf_ray.data.storage import StorageError, writing
+from rlgaf_ray.data.storage import writing
 from rlgaf_ray.data.task import Task
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
 from rlgaf_ray.training.architectures import DISCRIMINATORS
@@ -163,7 +164,7 @@ def _shape(config: Config) -> list[str]:
 def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
     """One warm-up under Ray Train.
 
-    Raises ``StorageError`` where it cannot be written, ``ActorFailure`` where a worker in another process failed.
+    Raises a worker's ``UserError``, such as ``StorageError``; ``ActorFailure`` where one in another process failed.
     """
     config: Config = payload["config"]
     gpus = config.cluster.gpus_per_actor > 0
@@ -185,8 +186,8 @@ def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report:
         trainer.fit()
     except WorkerGroupError as error:  # its text is all tracebacks
         failures = list(error.worker_failures.values())
-        told = next((failure for failure in failures if isinstance(failure, StorageError)), None)
-        raise told or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
+        mistake = next((failure for failure in failures if isinstance(failure, UserError)), None)
+        raise mistake or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
     if in_process:
         release_freed_memory()
 

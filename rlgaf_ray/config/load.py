@@ -13,12 +13,14 @@ from pydantic_core import ErrorDetails
 
 from rlgaf_ray.config import uri
 from rlgaf_ray.config.hidden import public, public_values
+from rlgaf_ray.config.presets import presets
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.config.run import RunSection
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UsageError
 
 
-class ConfigError(ValueError):
+class ConfigError(UsageError):
     """A config that cannot be used, in one line that names the key, the value and what would be right."""
 
 
@@ -28,9 +30,10 @@ SMALL = "small"  # a preset's section of what differs on two cores without a hub
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, small: bool = False) -> Config:
     """The defaults, changed by a YAML file (and by its section ``small``, if asked for), changed by ``a.b.c=value``.
 
+    ``path``: the file, or a preset's name such as ``imdb_positive`` (``config/presets.py``).
     Raises ``ConfigError`` for a file that cannot be read or parsed, an unknown key, or a value that does not fit.
     """
-    tree = {} if path is None else _read(Path(path))
+    tree = {} if path is None else _read(_find(path))
     smaller = tree.pop(SMALL, None)
     if small:
         if not isinstance(smaller, dict):
@@ -75,6 +78,18 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_describe(error, None, ())) from None
+
+
+def _find(path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    if (preset := presets().get(path.as_posix())) is not None:
+        return preset
+    name = _printable(str(path))
+    near = difflib.get_close_matches(name, presets(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(presets())}"
+    raise ConfigError(f"{name} is neither a .yaml file nor a preset; {hint}")
 
 
 def _read(path: Path) -> dict[str, Any]:

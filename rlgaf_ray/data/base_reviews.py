@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rlgaf_ray.data.splits import opening
+from rlgaf_ray.errors import UserError
 
 FINGERPRINTS = Path(__file__).parent / "base_reviews.npy"  # uint64 [N], sorted
 
@@ -23,7 +24,7 @@ def fingerprint(text: str) -> int:
 
 
 def refuse_base_reviews(pairs: Iterable[tuple[str, str]]) -> None:
-    """Raise ``ValueError`` where a prompt with its response, or the response alone, begins like a review of the base.
+    """Raise ``UserError`` where a prompt with its response, or the response alone, begins like a review of the base.
 
     A prompt may end in a word or between two words.
     """
@@ -35,7 +36,7 @@ def refuse_base_reviews(pairs: Iterable[tuple[str, str]]) -> None:
     ]
     if rows:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        raise ValueError(
+        raise UserError(
             f"{len(rows)} rows ({shown}) begin like reviews that model.generator=film-reviews was trained on: "
             "remove them, or take another model"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlgaf_ray.data.storage import writing
+from rlgaf_ray.errors import UserError
 
 LONGEST_WAIT = 24 * 3600.0  # seconds; a process that dies gives its lock back at once
 
@@ -47,7 +48,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def made_once(target: Path, *, wait: float = LONGEST_WAIT) -> Iterator[None]:
     """Only one process at a time is in the block for ``target``, a folder that takes long to make.
 
-    Raises ``ValueError`` after ``wait`` seconds.
+    Raises ``UserError`` after ``wait`` seconds.
     """
     lock = FileLock(target.with_name(target.name + ".lock"))
     with writing(target), suppress(Timeout):
@@ -58,7 +59,7 @@ def made_once(target: Path, *, wait: float = LONGEST_WAIT) -> Iterator[None]:
         try:
             lock.acquire(timeout=wait)
         except Timeout:
-            raise ValueError(f"another process has been making {target} for {wait:g} s: end it, or wait") from None
+            raise UserError(f"another process has been making {target} for {wait:g} s: end it, or wait") from None
     try:
         yield
     finally:

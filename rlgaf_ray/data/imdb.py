@@ -13,6 +13,7 @@ from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
@@ -82,13 +83,13 @@ class ImdbTask:
         """The reviews of part ``base`` end to end, end-of-text after each, in blocks: int32 [N, block].
 
         The tail that fills no block is dropped. Labels play no part: an instruction is learned in SFT.
-        Raises ``ValueError`` where there is no full block.
+        Raises ``UserError`` where there is no full block.
         """
         pieces = [piece for row in self._splits.base for piece in (self._tokens[row], [self._end_of_text])]
         stream = np.concatenate(pieces, dtype=np.int32)
         num_blocks = len(stream) // block_tokens
         if num_blocks == 0:
-            raise ValueError(
+            raise UserError(
                 f"the generator's warm-up has {len(stream)} tokens, fewer than one block: raise "
                 f"task.imdb.splits.base or lower warmup.generator.block_tokens={block_tokens}"
             )
@@ -131,7 +132,7 @@ class ImdbTask:
             rows[self._reviews.labels[rows] == label], num_prompt + num_response, whole=whole
         )
         if not len(windows):
-            raise ValueError(
+            raise UserError(
                 f"no {SENTIMENTS[label]} review of the part {part} ({len(rows)} reviews) has the "
                 f"{num_prompt + num_response} tokens that task.prompt_tokens={num_prompt} and "
                 f"task.response_tokens={num_response} ask for: lower these or give more reviews"
@@ -159,7 +160,7 @@ class ImdbSource:
 
     @classmethod
     def load(cls, task: TaskSection) -> ImdbSource:
-        """Raises ``ValueError`` for reviews that cannot be read or are too few for the splits."""
+        """Raises ``UserError`` for reviews that cannot be read or are too few for the splits."""
         reviews = load_reviews(task.imdb)
         return cls(task, reviews, split_reviews(reviews, task.imdb.splits))
 
@@ -170,10 +171,10 @@ class ImdbSource:
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> ImdbTask:
         """Tokenise the reviews, once: the tokens are kept under ``cache_folder``.
 
-        Raises ``ValueError`` for a tokenizer without end-of-text, or reviews too short for the prompt and response.
+        Raises ``UserError`` for a tokenizer without end-of-text, or reviews too short for the prompt and response.
         """
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
+            raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
         both = self.task.imdb.target == "both"
         texts = [self.task.imdb.instruction.replace("{sentiment}", name) if both else "" for name in SENTIMENTS]
         negative, positive = (np.array(tokenizer.encode(text, add_special_tokens=False), np.int32) for text in texts)

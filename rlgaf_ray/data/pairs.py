@@ -12,6 +12,7 @@ import numpy as np
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.splits import drawn_rows
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class PairSource:
     def split(cls, task: TaskSection, settings: PairSettings, pairs: Sequence[Pair], *, base: bool) -> PairSource:
         """Without ``base`` nothing is kept for a base warm-up: its share goes to the demonstrations.
 
-        Raises ``ValueError`` where the groups are too few for the parts.
+        Raises ``UserError`` where the groups are too few for the parts.
         """
         shares = settings.shares.model_dump()
         if not base:
@@ -61,16 +62,16 @@ class PairSource:
         return [*dict.fromkeys(pair.context for pair in pairs), *(pair.after + pair.response for pair in pairs)]
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
-        """Raises ``ValueError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
+        """Raises ``UserError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
+            raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
         kept: dict[str, list[Pair]] = {}
         demonstrations: dict[str, list[Demonstration]] = {}
         for name in PARTS:
             items = tokenize_pairs(self.parts[name], tokenizer, self.task)
             fitting = [row for row, item in enumerate(items) if item is not None]
             if items and not fitting:
-                raise ValueError(
+                raise UserError(
                     f"none of the {len(items)} pairs of the part {name} fits "
                     f"task.prompt_tokens={self.task.prompt_tokens} and "
                     f"task.response_tokens={self.task.response_tokens}: raise these"
@@ -155,7 +156,7 @@ def split_by_group(
 
     Whole groups, in an order drawn by lot (the same in every run), are dealt out until each part has its share of the
     rows, in the order of ``shares``, which are relative to their sum; with ``max_rows`` only the first groups are used.
-    Raises ``ValueError`` where the groups are too few for a part.
+    Raises ``UserError`` where the groups are too few for a part.
     """
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
@@ -171,7 +172,7 @@ def split_by_group(
             parts[name] += groups[names[row]]
             count += len(groups[names[row]])
         if not parts[name]:
-            raise ValueError(
+            raise UserError(
                 f"{len(names)} articles or prompts are too few for the parts {', '.join(shares)}: none is left for "
                 f"{name}; give more data"
             )

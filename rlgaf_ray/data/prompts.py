@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rlgaf_ray.errors import UserError
+
 
 class PromptStream:
     """Row numbers of ``num_items`` prompts: each once an epoch, every epoch in an order of its own.
@@ -44,18 +46,18 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where ``state`` was taken. Raises ``ValueError`` for the state of other data or another seed."""
+        """Go on where ``state`` was taken. Raises ``UserError`` for the state of other data or another seed."""
         mine = self.state_dict()
         if set(state) != set(mine) or not all(type(value) is int for value in state.values()):
-            raise ValueError(f"damaged prompt stream state {dict(state)}: expected integers {', '.join(mine)}")
+            raise UserError(f"damaged prompt stream state {dict(state)}: expected integers {', '.join(mine)}")
         for name in ("num_items", "seed"):
             if state[name] != mine[name]:
-                raise ValueError(
+                raise UserError(
                     f"the prompt stream was saved with {name}={state[name]}, this run has {mine[name]}: "
                     "resume with the data, splits, discriminator.held_out and run.seed of the saved run"
                 )
         if state["epoch"] < 0 or not 0 <= state["position"] <= self._num_items:
-            raise ValueError(f"damaged prompt stream state {dict(state)}: epoch or position is out of range")
+            raise UserError(f"damaged prompt stream state {dict(state)}: epoch or position is out of range")
         self._epoch = state["epoch"]
         self._position = state["position"]
         self._order = self._permutation()

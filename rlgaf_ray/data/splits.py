@@ -15,6 +15,7 @@ import numpy as np
 from rlgaf_ray.config.task import SplitSizes, TaskSection
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.reviews import Reviews
+from rlgaf_ray.errors import UserError
 
 SHARES = {
     "base": 0.29,  # the generator's pre-training and the labelled warm-up of the discriminator
@@ -69,7 +70,7 @@ def drawn_rows(count: int, task: TaskSection) -> list[int]:
 def split_reviews(reviews: Reviews, sizes: SplitSizes) -> Splits:
     """Deal the reviews out to the parts by ``position``; each part uses at most ``sizes`` of them, half positive.
 
-    Raises ``ValueError`` where a part has no review of a sentiment.
+    Raises ``UserError`` where a part has no review of a sentiment.
     """
     positions = np.fromiter((position(text) for text in reviews.texts), np.float64, len(reviews.texts))
     by_position = np.argsort(positions, kind="stable")
@@ -83,7 +84,7 @@ def split_reviews(reviews: Reviews, sizes: SplitSizes) -> Splits:
         for label, limit in ((0, None if size is None else size - size // 2), (1, None if size is None else size // 2)):
             of_label = np.flatnonzero(reviews.labels[members] == label)
             if not len(of_label):
-                raise ValueError(
+                raise UserError(
                     f"the {len(reviews.texts)} reviews are too few: none of sentiment {label} falls into "
                     f"the part {name} ({SHARES[name]:.0%} of them, by a hash of the text): give more reviews"
                 )

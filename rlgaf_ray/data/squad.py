@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from rlgaf_ray.config.task import SquadSettings, TaskSection
 from rlgaf_ray.data.pairs import Pair, PairSource
 from rlgaf_ray.data.rows import check_encodable, hub_rows
+from rlgaf_ray.errors import UserError
 
 T = TypeVar("T", str, int)
 HUB_DATASETS = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
@@ -30,17 +31,15 @@ class Question:
 
 
 def load_squad(path: str | Path) -> list[Question]:
-    """Read an official SQuAD file, ``.json`` or ``.json.gz``. Raises ``ValueError`` with the fix in its text."""
+    """Read an official SQuAD file, ``.json`` or ``.json.gz``. Raises ``UserError`` with the fix in its text."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ValueError(f"task.squad.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
+        raise UserError(f"task.squad.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, EOFError, zlib.error, RecursionError, ValueError) as error:
-        raise ValueError(
-            f"task.squad.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file"
-        ) from error
+        raise UserError(f"task.squad.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file") from error
     try:
         questions = [
             _question(article, paragraph, row)
@@ -49,14 +48,14 @@ def load_squad(path: str | Path) -> list[Question]:
             for row in paragraph["qas"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"task.squad.path={path} is not in SQuAD's form (data, paragraphs, context, qas, question, answers; "
             f"{error} is missing or of another type): give an official SQuAD file"
         ) from error
     for question in questions:
         check_encodable([question.title, question.context, question.question, *question.answers], str(path))
     if not questions:
-        raise ValueError(
+        raise UserError(
             f"task.squad.path={path} holds no question: give an official SQuAD file such as train-v1.1.json"
         )
     return questions
@@ -107,7 +106,7 @@ def squad_pairs(questions: Iterable[Question], settings: SquadSettings) -> list[
 def squad_source(task: TaskSection, *, base: bool) -> PairSource:
     """Read the questions that ``task.squad`` names and split them by article; ``base`` as in ``PairSource.split``.
 
-    Raises ``ValueError``, one sentence with the fix in it, for data that cannot be read or are too few.
+    Raises ``UserError``, one sentence with the fix in it, for data that cannot be read or are too few.
     """
     settings = task.squad
     questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from rlgaf_ray.config import uri as uris
 from rlgaf_ray.data.connection import connect
+from rlgaf_ray.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -35,7 +36,7 @@ CHUNK = 2**23  # bytes that are held at once
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # between tries, in seconds
 
 
-class StorageError(RuntimeError):
+class StorageError(UserError):
     """A storage that did not do what it was asked to within the time: one sentence that names place and reason."""
 
 
@@ -60,7 +61,7 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-class StorageRefused(ValueError):
+class StorageRefused(UsageError):
     """A URI that no run can be kept at, found before anything was started."""
 
 

@@ -12,6 +12,7 @@ from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.imdb import ImdbSource
 from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.squad import squad_source
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class TaskSource(Protocol):
 
 
 def load_source(task: TaskSection, *, base: bool) -> TaskSource:
-    """Read and split the data that ``task.name`` names; ``ValueError`` with the fix for what cannot be used.
+    """Read and split the data that ``task.name`` names; ``UserError`` with the fix for what cannot be used.
 
     ``base``: the run trains the base model, so that pairs keep a part for it.
     """
@@ -80,10 +81,10 @@ def load_source(task: TaskSection, *, base: bool) -> TaskSource:
 
 
 def evaluation_set(task: Task, num_prompts: int, part: EvaluationPart = "validation") -> list[Demonstration]:
-    """The first ``num_prompts`` of the part; ``ValueError`` where it has fewer."""
+    """The first ``num_prompts`` of the part; ``UserError`` where it has fewer."""
     items = task.evaluation(part)
     if num_prompts > len(items):
-        raise ValueError(
+        raise UserError(
             f"evaluation.num_prompts={num_prompts}, but the part {part} has only {len(items)} demonstrations of the "
             "right length: lower evaluation.num_prompts, or give the part more (task.squad.shares, task.jsonl.shares)"
         )

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,13 +53,13 @@ def tokenize_once(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cach
 
     The file is Parquet with one column ``token_ids`` (list<int32>), named by a hash of everything that decides its
     content: the texts, the tokenizer's JSON and the file's format. Other settings only cut what is read from it.
-    Raises ``ValueError`` for a tokenizer without a fast implementation.
+    Raises ``UserError`` for a tokenizer without a fast implementation.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"{type(tokenizer).__name__} is not a fast tokenizer: give a model folder with tokenizer.json")
+        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer: give a model folder with tokenizer.json")
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     fast.no_truncation()
     fast.no_padding()

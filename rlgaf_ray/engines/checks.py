@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Prompt, SamplingSettings
 
 
@@ -11,10 +12,10 @@ def check_length(num_tokens: int, limit: int, what: str) -> None:
     """Refuse a prompt and response of ``num_tokens`` together where ``what`` takes only ``limit``.
 
     Raises:
-        ValueError: with what is too small, its limit and the two config keys that set the length.
+        UserError: with what is too small, its limit and the two config keys that set the length.
     """
     if num_tokens > limit:
-        raise ValueError(
+        raise UserError(
             f"{what} takes {limit} tokens, but prompt and response have {num_tokens}: "
             f"lower task.prompt_tokens + task.response_tokens to at most {limit}"
         )
@@ -26,7 +27,7 @@ def check_request(
     """Hold a call of ``generate`` to the protocol: one seed a rollout, prompts that leave room for the response.
 
     Raises:
-        ValueError: the longest prompt and its response do not fit into ``limit`` tokens.
+        UserError: the longest prompt and its response do not fit into ``limit`` tokens.
     """
     num_rollouts = len(prompts) * sampling.samples_per_prompt
     assert len(seeds) == num_rollouts, f"{len(seeds)} seeds for {num_rollouts} rollouts"

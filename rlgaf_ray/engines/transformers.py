@@ -71,7 +71,7 @@ class TransformersEngine(RolloutEngine):
         """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
 
         Raises:
-            ValueError: a prompt and its response are longer than the model has positions.
+            UserError: a prompt and its response are longer than the model has positions.
         """
         positions = self._model.config.get_text_config().max_position_embeddings
         check_request(prompts, sampling, seeds, limit=positions, what=self._name)

@@ -66,8 +66,8 @@ class VLLMEngine(RolloutEngine):
             0 on CPU.
 
     Raises:
-        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, or an engine of another
-            number of threads started in this process before.
+        UserError: vLLM is missing, or the model has fewer positions than ``max_model_len``.
+        ValueError: an engine of another number of threads started in this process before.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class VLLMEngine(RolloutEngine):
         """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
 
         Raises:
-            ValueError: a prompt and its response do not fit into ``max_model_len``.
+            UserError: a prompt and its response do not fit into ``max_model_len``.
         """
         from vllm import TokensPrompt
         from vllm.logprobs import FlatLogprobs

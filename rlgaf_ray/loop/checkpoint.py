@@ -11,13 +11,14 @@ from typing import Any
 
 from rlgaf_ray.data.handover import checksum, checksums
 from rlgaf_ray.data.storage import Place, Remote, remove, replace_text, writing
+from rlgaf_ray.errors import UserError
 
 STATE, MANIFEST = "state.json", "manifest.json"
 PREFIX, PARTIAL, AGAIN = "step_", ".partial", "-"
 NAME = re.compile(rf"{PREFIX}[0-9]+(?:{AGAIN}[0-9]+)?")
 
 
-class DamagedCheckpoint(ValueError):
+class DamagedCheckpoint(UserError):
     """A checkpoint whose files are not those that were written."""
 
 
@@ -164,7 +165,7 @@ class Checkpoints:
     def newest_usable(self) -> tuple[Place, dict[str, Any], list[str]]:
         """The newest undamaged checkpoint, its state, and what was wrong with those after it.
 
-        Raises ``ValueError`` where there is none.
+        Raises ``UserError`` where there is none.
         """
         damage: list[str] = []
         for path in reversed(self.all()):
@@ -173,7 +174,7 @@ class Checkpoints:
             except DamagedCheckpoint as error:
                 damage.append(str(error))
         reasons = "; ".join(damage) or f"{self.folder} holds none"
-        raise ValueError(f"no usable checkpoint to resume from ({reasons}): start a new run under another run.name")
+        raise UserError(f"no usable checkpoint to resume from ({reasons}): start a new run under another run.name")
 
     def _point(self, name: str, target: Place) -> None:
         text = target.name + "\n"

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.task import Task
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.held_out import contrast_without, set_apart
 from rlgaf_ray.training.sft import FEWEST_ROWS
 
 
 def check_demonstrations(config: Config, task: Task) -> None:
-    """Raise ``ValueError`` for fewer demonstrations, contrast rows or prompts than the run needs."""
+    """Raise ``UserError`` for fewer demonstrations, contrast rows or prompts than the run needs."""
     count, settings = len(task.demonstrations), config.discriminator
     trained, held_out = set_apart(count, config.held_out_demonstrations)
     if config.warmup.sft.steps == "auto" and count < FEWEST_ROWS:
-        raise ValueError(
+        raise UserError(
             f"warmup.sft.steps=auto holds demonstrations out in turn and needs {FEWEST_ROWS} or more, but the task has "
             f"{count}: give more, or set warmup.sft.steps to a number"
         )
@@ -24,7 +25,7 @@ def check_demonstrations(config: Config, task: Task) -> None:
     if settings.needs.other_prompts:
         _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):
-        raise ValueError(
+        raise UserError(
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "
             f"task.name={config.task.name} has none to train on (for prompts and responses: other responses): set it "
             "to 0"
@@ -33,6 +34,6 @@ def check_demonstrations(config: Config, task: Task) -> None:
 
 def _check_prompts(key: str, task: Task, rows: Sequence[int], fix: str) -> None:
     if len({task.demonstrations[row].prompt_ids.tobytes() for row in rows}) < 2:
-        raise ValueError(
+        raise UserError(
             f"{key} needs two different prompts, but the {len(rows)} demonstrations that it trains on share one: {fix}"
         )

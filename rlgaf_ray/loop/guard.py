@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rlgaf_ray.config.guard import GuardSection
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Metrics
 
 Kind = Literal[
@@ -90,7 +91,7 @@ def _mean(readings: Sequence[Reading], name: str) -> float:
     return sum(getattr(reading, name) for reading in readings) / len(readings)
 
 
-class TrainingStopped(Exception):
+class TrainingStopped(UserError):
     """The guard ended the run: one sentence that says why, and what is left to go on from."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Demonstration, Metrics
 
 # Not run.seed: seeds are compared on the same rows.
@@ -23,9 +24,9 @@ READINGS = ("held_out_accuracy", "held_out_logit_gap", "overfit_gap")
 
 
 def set_apart(num_demonstrations: int, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (int64): to train on, rising, and to hold out, in random order. ``ValueError`` for too many."""
+    """Row numbers (int64): to train on, rising, and to hold out, in random order. ``UserError`` for too many."""
     if num_held_out * LEAST_PART > num_demonstrations:
-        raise ValueError(
+        raise UserError(
             f"discriminator.held_out={num_held_out} needs {num_held_out * LEAST_PART} demonstrations or more, but the "
             f"task has only {num_demonstrations}: set discriminator.held_out to at most "
             f"{num_demonstrations // LEAST_PART}"

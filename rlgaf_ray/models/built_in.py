@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from rlgaf_ray.config.model import FILM_REVIEWS
+from rlgaf_ray.errors import UserError
 
 FOLDER = Path(__file__).parent / "film_reviews"
 WEIGHTS = FOLDER / "model.safetensors"
@@ -16,7 +17,7 @@ SHA256 = "e3e7b81198f3531e2ac0186846d6244f06a4dab42d6547b233c3a5197a6c22b4"
 def model_source(source: str | Path) -> str | Path:
     """The folder of the built-in model for its name; any other source as it is.
 
-    Raises ``ValueError`` where the weights are not those that the package was released with.
+    Raises ``UserError`` where the weights are not those that the package was released with.
     """
     if source != FILM_REVIEWS:
         return source
@@ -28,7 +29,7 @@ def model_source(source: str | Path) -> str | Path:
 def _check_weights() -> None:
     found = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() if WEIGHTS.is_file() else "no file"
     if found != SHA256:
-        raise ValueError(
+        raise UserError(
             f"model.generator={FILM_REVIEWS}: {WEIGHTS} does not have the released checksum "
             f"({found[:16]} instead of {SHA256[:16]}): install the package again"
         )

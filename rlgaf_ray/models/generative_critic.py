@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
 from rlgaf_ray.models.generator import check_output_layer, gathered_hidden, load_generator
 from rlgaf_ray.types import SequenceBatch
@@ -47,7 +48,7 @@ class GenerativeCritic(DiscriminatorNetwork):
         trust_remote_code: bool = False,
         device: torch.device = torch.device("cpu"),
     ) -> GenerativeCritic:
-        """From a causal LM's folder. Raises ``ValueError`` as ``encode_question`` does."""
+        """From a causal LM's folder. Raises ``UserError`` as ``encode_question`` does."""
         critic = cls.load(folder, trust_remote_code=trust_remote_code, device=device)
         check_output_layer(critic.network, "discriminator.architecture=generative", "take another architecture")
         question_ids, verdict_ids = encode_question(tokenizer, question, verdicts)
@@ -93,19 +94,19 @@ def encode_question(
     """The token ids of the question, and of both verdicts.
 
     Raises:
-        ValueError: the question is empty, a verdict is not one token, or both are the same one.
+        UserError: the question is empty, a verdict is not one token, or both are the same one.
     """
     question_ids = tokenizer.encode(question, add_special_tokens=False)
     if not question_ids:
-        raise ValueError("discriminator.question is empty: give a question about the response")
+        raise UserError("discriminator.question is empty: give a question about the response")
     encoded = [tokenizer.encode(verdict, add_special_tokens=False) for verdict in verdicts]
     for verdict, ids in zip(verdicts, encoded, strict=True):
         if len(ids) != 1:
-            raise ValueError(
+            raise UserError(
                 f"discriminator.verdicts must be single tokens, but {verdict!r} is {len(ids)} tokens of this model's "
                 "tokenizer: take another word, with or without a space before it"
             )
     (real,), (generated,) = encoded
     if real == generated:
-        raise ValueError(f"discriminator.verdicts are both {verdicts[0]!r}: give two different ones")
+        raise UserError(f"discriminator.verdicts are both {verdicts[0]!r}: give two different ones")
     return question_ids, [real, generated]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from rlgaf_ray.config.model import FROM_SCRATCH
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FILM_REVIEWS, model_source
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
 from rlgaf_ray.objectives.logprobs import Head, chunked_logprobs, chunked_logprobs_and_kl, log_probabilities
@@ -80,9 +82,9 @@ def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
     if not (folder / "config.json").is_file():
         what = "has no config.json" if folder.is_dir() else "does not exist"
         names = ", ".join((FILM_REVIEWS, *FROM_SCRATCH))
-        raise ValueError(f"model.generator={source} {what}: give {names}, a Hugging Face model folder or a hub id")
+        raise UserError(f"model.generator={source} {what}: give {names}, a Hugging Face model folder or a hub id")
     if not allow_pickle and not any(folder.glob("*.safetensors")):
-        raise ValueError(
+        raise UserError(
             f"model.generator={source} holds no safetensors, and a pickle such as pytorch_model.bin can run code "
             "when it is read: convert it, or set model.allow_pickle=true where you trust its author"
         )
@@ -107,22 +109,29 @@ def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
 
 
 def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """A model's config.json. Raises ``ValueError`` where there is none, it is damaged, or it wants code to be run."""
-    try:
+    """A model's config.json. Raises ``UserError`` where there is none, it is damaged, or it wants code to be run."""
+    with _reading(source):
         return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    """transformers raises these for a model that is missing, damaged or unknown to it."""
+    try:
+        yield
     except (OSError, ValueError) as error:
-        raise ValueError(f"model.generator={source} cannot be read: {error}") from error
+        raise UserError(f"model.generator={source} cannot be read: {error}") from error
 
 
 def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
     """The token ids that end a text, from the model's config.
 
     Raises:
-        ValueError: the config names none.
+        UserError: the config names none.
     """
     token_ids = config.get_text_config().eos_token_id
     if token_ids is None:
-        raise ValueError(
+        raise UserError(
             f"{config.name_or_path or 'the model'} has no end-of-text token: set eos_token_id in its config.json"
         )
     return [token_ids] if isinstance(token_ids, int) else list(token_ids)
@@ -144,14 +153,16 @@ def load_generator(
     """Load a causal LM with its dropout off: sampling and learning must see the same distribution.
 
     With ``allow_pickle`` from pytorch_model.bin where there is no safetensors, read with ``weights_only`` all the same.
+    Raises ``UserError`` where it cannot be read.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        model_source(source),
-        dtype=getattr(torch, dtype),
-        trust_remote_code=trust_remote_code,
-        use_safetensors=None if allow_pickle else True,  # None: where they are there
-        attn_implementation=attention_for(device),
-    )
+    with _reading(source):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_source(source),
+            dtype=getattr(torch, dtype),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,  # None: where they are there
+            attn_implementation=attention_for(device),
+        )
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped
 
 
@@ -321,7 +332,7 @@ def check_output_layer(
         logits = model(input_ids=token_ids, use_cache=False).logits
         fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
     if not fits:
-        raise ValueError(
+        raise UserError(
             f"{key} needs logits that are a linear layer of the last hidden states, and those of "
             f"{type(model).__name__} are not: {remedy}"
         )

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlgaf_ray.config.lora import LoraSettings
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import response_hidden
 from rlgaf_ray.types import SequenceBatch
 
@@ -37,7 +38,7 @@ def add_adapters(
     B starts at zero: the network is at first what it was. A is drawn from ``seed``.
 
     Raises:
-        ValueError: ``model.lora.target_modules`` names no linear layer of the network.
+        UserError: ``model.lora.target_modules`` names no linear layer of the network.
     """
     if settings.rank == 0:
         return
@@ -46,7 +47,7 @@ def add_adapters(
     there = linear_layers(network)
     targets = settings.target_modules or sorted(there)
     if unknown := sorted(set(targets) - there.keys()):
-        raise ValueError(
+        raise UserError(
             f"model.lora.target_modules names {unknown[0]!r}, but the linear layers of {type(network).__name__} are "
             f"{', '.join(sorted(there))}"
         )
@@ -168,19 +169,19 @@ def save_adapters(network: PreTrainedModel, folder: Path) -> None:
 
 
 def load_adapters(network: PreTrainedModel, folder: Path) -> None:
-    """Raises ``ValueError`` where the file is not of this network: other frozen weights, other adapters."""
+    """Raises ``UserError`` where the file is not of this network: other frozen weights, other adapters."""
     path = folder / ADAPTERS
     if not path.is_file():
-        raise ValueError(f"{folder} holds no adapters: model.lora cannot be switched on in the middle of a run")
+        raise UserError(f"{folder} holds no adapters: model.lora cannot be switched on in the middle of a run")
     with safe_open(path, framework="pt", device=str(network.device)) as file:
         if file.metadata()["frozen"] != fingerprint(network):
-            raise ValueError(
+            raise UserError(
                 f"{path} belongs to other frozen weights: go on with the warm-up and the model that the run began with"
             )
         saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     trained = _trained(network)
     if {name: tensor.shape for name, tensor in saved.items()} != {n: tensor.shape for n, tensor in trained.items()}:
-        raise ValueError(f"{path} has adapters of another shape: model.lora must stay as it was when the run began")
+        raise UserError(f"{path} has adapters of another shape: model.lora must stay as it was when the run began")
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(saved[name])

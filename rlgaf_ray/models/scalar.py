@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
 from rlgaf_ray.models.generator import attention_for, embedding_matrix
 from rlgaf_ray.objectives.rewards import at_the_end
@@ -30,7 +31,7 @@ class ScalarModel(DiscriminatorNetwork):
     def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean", head_dropout: float = 0.0) -> None:
         super().__init__()
         if not isinstance(getattr(network, "score", None), nn.Linear):
-            raise ValueError(
+            raise UserError(
                 f"{type(network).__name__} has no linear 'score' head: take a decoder such as GPT-2, Llama or Qwen"
             )
         self.network = network.eval()

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import model_source
 
 END_OF_TEXT = "<|endoftext|>"
@@ -40,10 +41,16 @@ def wrap_bpe(bpe: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer from a folder or hub id; one without a padding token pads with end of text."""
-    tokenizer = AutoTokenizer.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+    """Load a model's tokenizer from a folder or hub id; one without a padding token pads with end of text.
+
+    Raises ``UserError`` for a model without a tokenizer, or a tokenizer without end-of-text.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of {source} cannot be read: {error}") from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {source} has no end-of-text token: set eos_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:

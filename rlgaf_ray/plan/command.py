@@ -29,7 +29,7 @@ def plan(
 ) -> None:
     """Print it. By default for one machine with this one's cores, and with eight GPUs where the config asks for GPUs.
 
-    Raises ``ValueError`` for a model that cannot be planned, and for a placement that the machines have no room for.
+    Raises ``UserError`` for a model that cannot be planned, and for a placement that the machines have no room for.
     """
     on_gpu = config.cluster.gpus_per_actor > 0
     cpus = cpus_per_node or os.cpu_count() or 1

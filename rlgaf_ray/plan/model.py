@@ -6,15 +6,16 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, SEQGAN_LSTM, TINY_GPT2, build_tiny_gpt2, read_config
 from rlgaf_ray.plan.shape import ModelShape
 
 
 def generator_shape(config: Config) -> ModelShape:
-    """Raises ``ValueError`` for a model that is no decoder of equal, dense blocks."""
+    """Raises ``UserError`` for a model that is no decoder of equal, dense blocks."""
     source = config.model.generator
     if source == SEQGAN_LSTM or not config.discriminator.traits.scalar_head:
-        raise ValueError(
+        raise UserError(
             "a plan knows transformers and their scalar heads only: not model.generator=seqgan-lstm, and no "
             "discriminator.architecture but generator"
         )
@@ -32,7 +33,7 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     settings: PreTrainedConfig = model.config.get_text_config()
     names = [name for name, _ in model.named_parameters()]
     if any("experts" in name for name in names):
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__} has experts, of which a token meets a few: a plan would overcount them"
         )
     width, heads = settings.hidden_size, settings.num_attention_heads

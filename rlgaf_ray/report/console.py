@@ -23,7 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 from rlgaf_ray.config.hidden import public
-from rlgaf_ray.loop.adversarial import Outcome
+from rlgaf_ray.loop.callback import Callback
+from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.training.warmup import Progress as WarmupProgress
 from rlgaf_ray.types import Metrics
 
@@ -82,8 +83,8 @@ RESULT_LINES: list[tuple[str, str, str | float | None, str]] = [
 INTERVAL = 1.96  # standard errors to either side: 95 %
 
 
-class Terminal:
-    """Implements ``loop.adversarial.Display`` and shows the warm-ups."""
+class Terminal(Callback):
+    """Shows a run and its warm-ups."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -99,31 +100,31 @@ class Terminal:
             console=self.console,
         )
 
-    def message(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.console.print(_visible(public(text)), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
-    def warmups(self) -> Iterator[None]:
+    def warming_up(self) -> Iterator[None]:
         if not self.console.is_terminal:
             yield
             return
         with self.progress:
             yield
 
-    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
+    def on_discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
         if update % 10 == 0 or update == total:
             loss, accuracy = metrics["discriminator/loss"], metrics["discriminator/accuracy"]
-            self.message(f"discriminator warm-up {update}/{total}: loss {loss:.3f}, accuracy {accuracy:.2f}")
+            self.on_message(f"discriminator warm-up {update}/{total}: loss {loss:.3f}, accuracy {accuracy:.2f}")
 
-    def warmup(self, name: str, progress: WarmupProgress) -> None:
+    def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
         note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
         if not self.console.is_terminal:
             if progress.step % (max(1, progress.num_steps // 10)) < 10 or progress.step == progress.num_steps:
-                self.message(f"{name} warm-up {progress.step}/{progress.num_steps}: {note}")
+                self.on_message(f"{stage} warm-up {progress.step}/{progress.num_steps}: {note}")
             return
-        task = next((task.id for task in self.progress.tasks if task.description == f"{name} warm-up"), None)
+        task = next((task.id for task in self.progress.tasks if task.description == f"{stage} warm-up"), None)
         if task is None:
-            task = self.progress.add_task(f"{name} warm-up", total=progress.num_steps, note="")
+            task = self.progress.add_task(f"{stage} warm-up", total=progress.num_steps, note="")
         self.progress.update(task, completed=progress.step, note=note)
 
     @contextmanager
@@ -136,10 +137,10 @@ class Terminal:
                 progress.add_task(what, total=None)
                 yield
         else:
-            self.message(f"{what} ...")
+            self.on_message(f"{what} ...")
             yield
         if (seconds := time.perf_counter() - started) >= NOTABLE_SECONDS:
-            self.message(f"{what}: done in {seconds:.0f} s")
+            self.on_message(f"{what}: done in {seconds:.0f} s")
 
     @contextmanager
     def training(self, *, start: int, total: int, first: str) -> Iterator[None]:
@@ -148,13 +149,13 @@ class Terminal:
             self.progress.remove_task(task)
         self.progress.add_task("training", total=total, completed=start, note=first)
         if not self.console.is_terminal:
-            self.message(f"{first} ...")
+            self.on_message(f"{first} ...")
             yield
             return
         with Live(self._view(), console=self.console, refresh_per_second=4) as self.live:
             yield
 
-    def iteration(self, iteration: int, metrics: Metrics) -> None:
+    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
         # What was shown of later iterations was rolled back.
         self.rows = [row for row in self.rows if row[0] < iteration] + [(iteration, metrics)]
         evaluated = EVALUATED in metrics
@@ -163,7 +164,7 @@ class Terminal:
             self.live.update(self._view())
         elif evaluated or QUICKLY_EVALUATED in metrics or iteration % PLAIN_EVERY == 0:
             cells = (f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics)
-            self.message(f"iteration {iteration}: " + ", ".join(cells))
+            self.on_message(f"iteration {iteration}: " + ", ".join(cells))
 
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold")
@@ -178,14 +179,17 @@ class Terminal:
             table.add_row(str(iteration), *cells, style="cyan" if EVALUATED in metrics else None)
         return Group(table, self.progress)
 
-    def result(self, outcome: Outcome, *, folder: str) -> None:
+    def on_end(self, outcome: Outcome) -> None:
         """The before/after table, the samples, and where everything is."""
         if outcome.last:
             self.console.print(result_table(outcome))
             for before, after in zip(outcome.samples_before, outcome.samples_after, strict=False):
                 self.console.print(f"[dim]before[/dim] {escape(_visible(before))}", highlight=False)
                 self.console.print(f"[green]after [/green] {escape(_visible(after))}\n", highlight=False)
-        self.message(f"everything is in {folder}")
+        run = outcome.config.run
+        self.on_message(f"everything is in {run.shown}")
+        if outcome.interrupted:
+            self.on_message(f"stopped after iteration {outcome.iteration}; go on with --resume {run.again}")
 
 
 def result_table(outcome: Outcome) -> Table:

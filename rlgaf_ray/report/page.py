@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.guard import skipped_steps
 from rlgaf_ray.report.console import RESULT_LINES, caption, cell
 from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
@@ -101,7 +102,7 @@ def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> t
     """Samples before and after, shuffled, for judges who must not know which is which (RLGAF, section 4.5).
 
     ``rating_sheet.csv`` has an empty column to fill; ``rating_key.csv`` tells run and side of each number. Cells that a
-    spreadsheet would take for a formula get an apostrophe in front. Raises ``ValueError`` where no run has samples.
+    spreadsheet would take for a formula get an apostrophe in front. Raises ``UserError`` where no run has samples.
     """
     entries = [
         (run.name, side, text)
@@ -110,7 +111,7 @@ def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> t
         for side, text in zip(("before", "after"), pair, strict=True)
     ]
     if not entries:
-        raise ValueError(f"no samples in {', '.join(str(run.folder) for run in runs)}: the runs have not ended yet")
+        raise UserError(f"no samples in {', '.join(str(run.folder) for run in runs)}: the runs have not ended yet")
     random.Random(seed).shuffle(entries)
     sheet, key = folder / "rating_sheet.csv", folder / "rating_key.csv"
     with sheet.open("w", newline="", encoding="utf-8") as file:

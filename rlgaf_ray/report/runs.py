@@ -9,6 +9,7 @@ from typing import Any
 
 from rlgaf_ray.config.hidden import public
 from rlgaf_ray.config.reader import read_yaml
+from rlgaf_ray.errors import UserError
 
 SAMPLES = "samples.jsonl"
 VERDICTS = "guard.jsonl"
@@ -44,20 +45,20 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run folder, finished or not. Raises ``ValueError`` where it is none."""
+    """Read a run folder, finished or not. Raises ``UserError`` where it is none."""
     folder = Path(folder).expanduser()
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
-        raise ValueError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")
+        raise UserError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")
     rows: list[dict[str, float | None]] = []
     for number, row in enumerate(_objects(metrics), start=1):
         if not isinstance(row.get("iteration"), int) or not all(
             value is None or isinstance(value, int | float) for value in row.values()
         ):
-            raise ValueError(f"{metrics} is damaged: line {number} is no iteration with numbers; cut it off")
+            raise UserError(f"{metrics} is damaged: line {number} is no iteration with numbers; cut it off")
         rows.append(row)
     if not rows:
-        raise ValueError(f"{metrics} is empty: the run has not finished an evaluation yet")
+        raise UserError(f"{metrics} is empty: the run has not finished an evaluation yet")
     config = folder / "config.yaml"
     text = public(_text(config)) if config.is_file() else ""
     return Run(
@@ -81,7 +82,7 @@ def read_samples(path: Path) -> list[tuple[str, str]]:
     rows = _objects(path)
     for number, row in enumerate(rows, start=1):
         if not all(isinstance(row.get(side), str) for side in ("before", "after")):
-            raise ValueError(f"{path} is damaged: line {number} has no texts before and after; cut it off")
+            raise UserError(f"{path} is damaged: line {number} has no texts before and after; cut it off")
     return [(row["before"], row["after"]) for row in rows]
 
 
@@ -89,14 +90,14 @@ def _name(config: str, path: Path) -> str | None:
     try:
         tree = read_yaml(config) or {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from None
     run = tree.get("run") if isinstance(tree, dict) else None
     name = run.get("name") if isinstance(run, dict) else None
     return name if isinstance(name, str) else None
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:
-    """One a line; none where there is no such file. Raises ``ValueError`` naming a damaged line."""
+    """One a line; none where there is no such file. Raises ``UserError`` naming a damaged line."""
     if not path.is_file():
         return []
     rows = []
@@ -106,9 +107,9 @@ def _objects(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: line {number} is no JSON; cut it off and try again") from error
+            raise UserError(f"{path} is damaged: line {number} is no JSON; cut it off and try again") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path} is damaged: line {number} is no JSON object; cut it off and try again")
+            raise UserError(f"{path} is damaged: line {number} is no JSON object; cut it off and try again")
         rows.append(row)
     return rows
 
@@ -117,4 +118,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: byte {error.start} is not UTF-8") from error
+        raise UserError(f"{path} is damaged: byte {error.start} is not UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error

@@ -46,7 +46,7 @@ class Lines(tune.Callback):
 
 
 def _say(trial: Trial, text: str) -> None:
-    Terminal().message(f"trial {trial.trial_id}, {text}")
+    Terminal().on_message(f"trial {trial.trial_id}, {text}")
 
 
 def describe(values: Mapping[str, Any]) -> str:

@@ -12,42 +12,52 @@ from typing import Any
 
 from rlgaf_ray.config.sweep import SCORE
 from rlgaf_ray.data.storage import Place, Remote, remove
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.score import WORST, sweep_score
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import MANIFEST, Checkpoints
 from rlgaf_ray.types import Metrics
 
 TRIAL = "trial.json"  # in a checkpoint: whose it is, and what its evaluations said
-EVALUATED = "eval/perplexity"  # stands in the metrics of an evaluated iteration, whatever the task
 Report = dict[str, Any]
 
 
-class NeverLogged(Exception):
+class NeverLogged(UserError):
     """The metric that the sweep optimises is none that its runs log: every trial would fail on it."""
 
 
-class History:
-    """Implements ``loop.adversarial.Display``: gathers evaluations and the newest value of the optimised metric."""
+class History(Callback):
+    """Gathers evaluations and the newest value of the optimised metric.
 
-    def __init__(self, trial_id: str, *, metric: str, mode: str) -> None:
+    ``evaluated`` is called with each checkpoint that follows an evaluation.
+    """
+
+    def __init__(
+        self, trial_id: str, evaluated: Callable[[History, Place], None] | None = None, *, metric: str, mode: str
+    ) -> None:
         self.trial_id = trial_id
+        self.evaluated = evaluated
         self.metric = metric
         self.worst = -math.inf if mode == "max" else math.inf
         self.iterations = 0
         self.newest: Metrics = {}
         self.evaluations: list[tuple[int, Metrics]] = []
 
-    def iteration(self, iteration: int, metrics: Metrics) -> None:
+    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
         self.iterations = iteration
         self.newest |= metrics
-        if EVALUATED in metrics:
-            # A roll-back takes the loop behind evaluations that it had made.
-            kept = [item for item in self.evaluations if item[0] < iteration]
-            self.evaluations = [*kept, (iteration, {k: v for k, v in metrics.items() if k.startswith("eval/")})]
-            self._check_metric()
 
-    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None: ...
+    def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
+        # A roll-back takes the loop behind evaluations that it had made.
+        kept = [item for item in self.evaluations if item[0] < iteration]
+        self.evaluations = [*kept, (iteration, {k: v for k, v in metrics.items() if k.startswith("eval/")})]
+        self._check_metric()
 
-    def message(self, text: str) -> None:
+    def on_checkpoint(self, iteration: int, folder: Place) -> None:
+        if self.evaluated is not None and self.evaluated_at(iteration):
+            self.evaluated(self, folder)
+
+    def on_message(self, text: str) -> None:
         print(text)  # into the log of the trial's process: the driver's terminal shows evaluations only
 
     def evaluated_at(self, iteration: int) -> bool:
@@ -85,24 +95,18 @@ class History:
 
 
 class TrialCheckpoints(Checkpoints):
-    """A trial's checkpoints, which carry its history; one that follows an evaluation goes to ``report``."""
+    """A trial's checkpoints, which carry its history."""
 
-    def __init__(
-        self, folder: Place, history: History, report: Callable[[Place], None], flush: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, folder: Place, history: History, flush: Callable[[], None] = lambda: None) -> None:
         super().__init__(folder, keep=1, flush=flush)
         self.history = history
-        self.report = report
 
     def save(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any], **settings: Any) -> Place:
         def write_all(folder: Place) -> None:
             write(folder)
             (folder / TRIAL).write_text(json.dumps(self.history.state_dict(iteration)))
 
-        path = super().save(iteration, write_all, state, **settings)
-        if self.history.evaluated_at(iteration):
-            self.report(path)
-        return path
+        return super().save(iteration, write_all, state, **settings)
 
     def take_over(self, source: Path) -> str | None:
         """Go on from another trial's checkpoint; returns the other's id, or None where ``source`` is this trial's own.

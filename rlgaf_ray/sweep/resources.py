@@ -7,13 +7,14 @@ from dataclasses import replace
 
 from rlgaf_ray.actors.placement import Placement, plan_placement
 from rlgaf_ray.config import Config
+from rlgaf_ray.errors import UserError
 
 
 def plan_trials(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> tuple[Placement, int]:
     """What one trial's actors hold, and how many trials run at a time.
 
     By default one trial a node on CPUs, where its actors compute with all cores, else as many as the GPUs hold. Raises
-    ``ValueError`` with the sum asked and the sum there.
+    ``UserError`` with the sum asked and the sum there.
     """
     one = plan_placement(config, cluster_cpus=cluster_cpus, cluster_gpus=cluster_gpus, node_cpus=node_cpus)
     nodes = max(1, int(cluster_cpus // node_cpus))
@@ -29,7 +30,7 @@ def plan_trials(config: Config, *, cluster_cpus: float, cluster_gpus: float, nod
     ):
         total = each * one.num_actors * concurrent
         if total > there + 1e-9:
-            raise ValueError(
+            raise UserError(
                 f"the sweep asks for {total:g} {name} ({concurrent} trials x {one.num_actors} actors x {each:g}) and "
                 f"the cluster has {there:g}: lower sweep.max_concurrent, cluster.{name.lower()}_per_actor or "
                 "rollout.num_workers, or add nodes"

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 from ray.util import get_current_placement_group
-from rich.console import Console
 
 from rlgaf_ray.actors.placement import Placement
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, uri, with_values
 from rlgaf_ray.data.storage import Place, Remote
+from rlgaf_ray.loop.callback import Callbacks
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
-from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_data
+from rlgaf_ray.run.session import export, open_loop, ray_roles
 from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, Report, TrialCheckpoints
 from rlgaf_ray.sweep.schedulers import REPORTS
-from rlgaf_ray.train import adversarial_loop, cache_folder, finish, prepare_data
 
 ENDED = "ended.json"  # in a trial's folder: its last report
 EXPLOITS = "exploits.jsonl"
@@ -57,10 +58,9 @@ def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -
 def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Placement, place: RunFolder) -> None:
     assert run.run.name is not None
     trial_id, folder = run.run.name, place.local
-    history = History(trial_id, metric=config.sweep.metric, mode=config.sweep.mode)
     population = config.sweep.scheduler == "pbt"
 
-    def report(checkpoint: Place) -> None:
+    def report(history: History, checkpoint: Place) -> None:
         if history.iterations < run.run.iterations:  # the last report comes from end(), when all is written
             tell(history.report(), checkpoint if population else None)
 
@@ -78,7 +78,8 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
     if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
         tune.report(json.loads((folder / ENDED).read_text()))
         return
-    checkpoints = TrialCheckpoints(place.place / "checkpoints", history, report, place.flush)
+    history = History(trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode)
+    checkpoints = TrialCheckpoints(place.place / "checkpoints", history, place.flush)
     if shared := tune.get_checkpoint():
         with shared.as_directory() as source:
             _exploit(checkpoints, Path(source), values, folder)
@@ -87,11 +88,15 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
         history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text()))
     cache = cache_folder(run)
     data = prepare_data(run, cache)
-    warmups = prepare_warmups(run, data.task, data.tokenizer, cache, lambda name, progress: None)
+    warmups = prepare_warmups(run, data.task, data.tokenizer, cache, history.on_warmup)
+    prepared, callbacks = Prepared(run, data, warmups), Callbacks([history])
     torch.set_num_threads(1)  # this process only evaluates, while its actors hold the cores
     try:
         group = get_current_placement_group()
-        with adversarial_loop(run, data, warmups, placement, checkpoints, history, resumed, group) as loop:
+        with (
+            closing(ray_roles(prepared, placement, callbacks, group=group)) as roles,
+            open_loop(prepared, roles, checkpoints, callbacks, resumed) as loop,
+        ):
             outcome = loop.run()
     except TrainingStopped as stop:
         end(history.stopped(str(stop)))
@@ -99,7 +104,7 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
     except NeverLogged as mistake:
         tune.report(history.stopped("") | {"mistake": str(mistake), "done": True})
         return
-    finish(run, data, warmups, checkpoints, outcome, Terminal(Console(quiet=True)))
+    export(prepared, checkpoints, outcome)
     end(history.report())
 
 

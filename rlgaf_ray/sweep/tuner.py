@@ -22,8 +22,11 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
 from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.run.preparation import cache_folder, check_before_start, check_lengths, prepare_data, with_name
+from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
@@ -31,16 +34,6 @@ from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
 from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
 from rlgaf_ray.sweep.trial import run_trial
-from rlgaf_ray.train import (
-    SIGNAL_EXIT_OFFSET,
-    RunFailed,
-    cache_folder,
-    check_before_start,
-    check_lengths,
-    prepare_data,
-    stop_on_signals,
-    with_name,
-)
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
@@ -52,8 +45,7 @@ PATHS = ("run.root", "warmup.cache", "task.imdb.path", "task.squad.path", "task.
 def sweep(config: Config, *, resume: bool) -> int:
     """Run the trials; returns the exit code: 0, or 128 + n when signal n asked for an early end.
 
-    Raises ``ValueError`` for what a user can mend before anything expensive starts, ``RunFailed`` where no trial
-    finished.
+    Raises ``UserError`` for a user's mistake, before anything expensive starts, and where no trial finished.
     """
     config = with_absolute_paths(with_name(config))
     folder = RunFolder(config.run)
@@ -67,7 +59,7 @@ def sweep(config: Config, *, resume: bool) -> int:
         placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
         remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # whether its bundles fit on the nodes
         make_warmups(config, terminal)
-        terminal.message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
+        terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
         (folder.local / "config.yaml").write_text(dump_config(config))
         with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
@@ -95,22 +87,20 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> None:
-    """Bring here what is there. Raise ``ValueError`` where the folder does not fit."""
+    """Bring here what is there. Raise ``UserError`` where the folder does not fit."""
     if uri.public(config.run.root) != config.run.root:
-        raise ValueError(
+        raise UserError(
             "a sweep's settings go into Ray Tune's own files: take the key out of run.root and set it in the "
             "environment of every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
     exists = folder.exists()
     if not resume:
         if exists:
-            raise ValueError(
-                f"{folder.shown} exists: add --resume to go on with that sweep, or choose another run.name"
-            )
+            raise UserError(f"{folder.shown} exists: add --resume to go on with that sweep, or choose another run.name")
         folder.fetch()
         return
     if not tune.Tuner.can_restore(**tune_place(folder.place / STATE)):
-        raise ValueError(
+        raise UserError(
             f"nothing to resume: {folder.shown} is no sweep (no {STATE}/tuner.pkl in it; run.root and run.name say "
             "where to look)"
         )
@@ -118,7 +108,7 @@ def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> Non
     folder.fetch_trials()
     begun = load_config(folder.local / "config.yaml")
     if config.model_copy(update={"cluster": begun.cluster}) != begun:
-        raise ValueError(
+        raise UserError(
             f"{folder.shown} was begun with another config: a resumed sweep may change cluster.* only; choose another "
             "run.name"
         )
@@ -132,9 +122,9 @@ def make_warmups(config: Config, terminal: Terminal) -> None:
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
         DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
-        with terminal.warmups():
-            made = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.warmup)
-        terminal.message(f"warm-ups {'from the cache' if made.cached else 'made'}")
+        with terminal.warming_up():
+            made = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.on_warmup)
+        terminal.on_message(f"warm-ups {'from the cache' if made.cached else 'made'}")
 
 
 class StopOnMistake(tune.Stopper):
@@ -239,7 +229,7 @@ def _result(config: Config, result: tune.Result) -> TrialResult:
 
 
 def conclude(config: Config, results: list[TrialResult], received: list[int], terminal: Terminal) -> int:
-    """Table, page and best config; ``RunFailed`` where there is none and nobody interrupted the sweep."""
+    """Table, page and best config; ``UserError`` where there is none and nobody interrupted the sweep."""
     folder = config.run.folder
     best = best_of(results, config.sweep.mode)
     console = terminal.console if terminal.console.is_terminal else Console(width=WIDE)
@@ -250,14 +240,14 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
         (folder / BEST).write_text(dump_config(again))
         place = str(folder / BEST) if config.run.remote is None else uri.child(config.run.shown, BEST)
         command = f"python -m rlgaf_ray.main {shlex.quote(place)}"
-        terminal.message(f"best: {describe(best.values)}; to train it alone:\n{command}")
+        terminal.on_message(f"best: {describe(best.values)}; to train it alone:\n{command}")
     page = write_page(config, results, best, command)
     shown = f"{page} and the folder around it" if config.run.remote is None else config.run.shown
-    terminal.message(f"everything is in {shown}")
+    terminal.on_message(f"everything is in {shown}")
     if received:
-        terminal.message(f"stopped; go on with tune --resume {config.run.again}")
+        terminal.on_message(f"stopped; go on with tune --resume {config.run.again}")
         return SIGNAL_EXIT_OFFSET + received[0]
     if best is None:
         notes = [result.note for result in results if result.note]
-        raise RunFailed(f"no trial of {len(results)} finished" + (f"; the first error: {notes[0]}" if notes else ""))
+        raise UserError(f"no trial of {len(results)} finished" + (f"; the first error: {notes[0]}" if notes else ""))
     return 0

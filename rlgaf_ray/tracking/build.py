@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.plugins import load_object
 from rlgaf_ray.tracking.base import Tracker, Trackers
 from rlgaf_ray.tracking.files import Record
@@ -26,7 +27,7 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def make_trackers(chosen: Sequence[str | Tracker]) -> dict[str, Tracker]:
-    """One tracker for each name, ``module:Class`` or tracker, not started yet. Raises ``ValueError``."""
+    """One tracker for each name, ``module:Class`` or tracker, not started yet. Raises ``UserError``."""
     trackers: dict[str, Tracker] = {}
     for item in chosen:
         if isinstance(item, str):
@@ -44,7 +45,7 @@ def open_trackers(
     start: int = 0,
     report: Callable[[str], None] = print,
 ) -> Trackers:
-    """The record in this folder and the trackers of the config, with ``more`` beside them. Raises ``ValueError``."""
+    """The record in this folder and the trackers of the config, with ``more`` beside them. Raises ``UserError``."""
     return Trackers(
         Record(folder, rollout_share=config.tracking.rollout_share),
         make_trackers([*config.tracking.to, *more]),
@@ -57,16 +58,16 @@ def open_trackers(
 def _named(name: str) -> Tracker:
     if name in TRACKERS:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"tracking.to={name}: {name} is not installed: pip install 'rlgaf_ray[{name}]'")
+            raise UserError(f"tracking.to={name}: {name} is not installed: pip install 'rlgaf_ray[{name}]'")
         return TRACKERS[name]()
     if ":" not in name:
-        raise ValueError(f"tracking.to={name} is unknown: take {', '.join(TRACKERS)}, or module:Class of your own")
+        raise UserError(f"tracking.to={name} is unknown: take {', '.join(TRACKERS)}, or module:Class of your own")
     try:
         made = load_object(name)()
-    except ValueError as error:
-        raise ValueError(f"tracking.to={name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"tracking.to={name}: {error}") from error
     except Exception as error:  # of the class's own code
-        raise ValueError(f"tracking.to={name}: the tracker cannot be made: {type(error).__name__}: {error}") from error
+        raise UserError(f"tracking.to={name}: the tracker cannot be made: {type(error).__name__}: {error}") from error
     if not isinstance(made, Tracker):
-        raise ValueError(f"tracking.to={name} is no tracker: derive it from rlgaf_ray.tracking.base.Tracker")
+        raise UserError(f"tracking.to={name} is no tracker: derive it from rlgaf_ray.Tracker")
     return made

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
 from rlgaf_ray.models.generative_critic import GenerativeCritic, encode_question
@@ -47,7 +48,7 @@ class Architecture:
     load: Load
     options: tuple[str, ...] = ()  # settings that ``new`` reads, beside the pooling
     check: Callable[[Config, PreTrainedTokenizerBase, int], None] = nothing_to_check
-    """Raises ``ValueError`` where ``new`` would, or where prompt and response of so many tokens are too long."""
+    """Raises ``UserError`` where ``new`` would, or where prompt and response of so many tokens are too long."""
 
 
 def _new_scalar(
@@ -117,7 +118,7 @@ def _check_question(config: Config, tokenizer: PreTrainedTokenizerBase, max_toke
     question_ids, _ = encode_question(tokenizer, settings.question, settings.verdicts)
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     if (asked := max_tokens + len(question_ids) + 1) > limit:
-        raise ValueError(
+        raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but prompt, response, "
             f"discriminator.question and verdict have {asked}: shorten them, or take another model"
         )

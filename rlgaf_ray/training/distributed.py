@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from rlgaf_ray.config.learner import LearnerSection
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of, response_hidden
 from rlgaf_ray.models.lora import merged_state
 
@@ -110,12 +111,12 @@ def prepare(
     ``dropout``: the blocks draw random numbers in training, which a recomputed block has to draw again.
 
     Shards (FSDP2, ``fully_shard``) are gathered block by block as the pass reaches them. A network without blocks (an
-    LSTM, a CNN) is small: each rank keeps a replica. Raises ValueError where such a one should be checkpointed.
+    LSTM, a CNN) is small: each rank keeps a replica. Raises ``UserError`` where such a one should be checkpointed.
     """
     blocks = blocks_of(network)
     if settings.activation_checkpointing and not frozen:
         if not blocks:
-            raise ValueError(
+            raise UserError(
                 f"learner.activation_checkpointing recomputes a transformer's blocks, and {type(network).__name__} has "
                 "none: set it to false"
             )

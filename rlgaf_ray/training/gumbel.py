@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.seeds import rollout_seed
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import embedding_matrix, end_of_text_ids
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import (
@@ -197,7 +198,7 @@ def check_embedding(model: PreTrainedModel) -> None:
     """Refuse a model whose input embedding is more than a row of its matrix: a product with it would be another one."""
     matrix, module = embedding_matrix(model), model.get_input_embeddings()
     if not torch.equal(module(torch.zeros(1, dtype=torch.long, device=matrix.device))[0], matrix[0]):
-        raise ValueError(
+        raise UserError(
             f"generator.algorithm=gumbel needs a plain input embedding, but {type(module).__name__} scales its rows: "
             "take another model, or generator.algorithm=reinforce"
         )

@@ -15,6 +15,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
 from rlgaf_ray.data.lengths import View
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.policy import masked_average
@@ -235,7 +236,7 @@ class Learner:
         state = json.loads((folder / ALGORITHM_STATE).read_text())
         for name, average in self.policy.averages.items():
             if not (folder / name).is_dir():
-                raise ValueError(
+                raise UserError(
                     f"{folder} holds no moving average {name!r}: generator.average_decay and "
                     "generator.seqgan.rollout_policy_rate cannot be switched on in the middle of a run"
                 )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of
 from rlgaf_ray.training.distributed import whole
 
@@ -35,7 +36,7 @@ def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
 
     What warm-up taught them is kept, and fewer weights can follow the newest batch (Mo et al. 2020, "Freeze the
     discriminator", arXiv 2002.10964). Zero freezes nothing, the embeddings neither.
-    Raises ValueError where the network has fewer blocks.
+    Raises ``UserError`` where the network has fewer blocks.
     """
     if num_blocks == 0:
         return
@@ -47,7 +48,7 @@ def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
 
 def check_frozen_layers(num_blocks: int, total: int) -> None:
     if num_blocks > total:
-        raise ValueError(f"discriminator.frozen_layers={num_blocks}, but the model has {total}: freeze at most so many")
+        raise UserError(f"discriminator.frozen_layers={num_blocks}, but the model has {total}: freeze at most so many")
 
 
 @contextmanager

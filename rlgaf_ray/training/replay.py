@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.training.randomness import update_generator
 from rlgaf_ray.types import Demonstration, Rollout
 
@@ -86,12 +87,12 @@ class ReplayBuffer:
 
     def load(self, path: Path) -> None:
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"{path} does not exist: discriminator.replay_share cannot be switched on in the middle of a run"
             )
         tensors = load_file(path)
         if self.paired and "real_ids" not in tensors:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds rollouts without the demonstrations of their prompts: with discriminator.replay_share, "
                 "discriminator.loss cannot be changed to bradley_terry in the middle of a run"
             )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rlgaf_ray.errors import UserError
+
 Backend = Literal["object_store", "nccl", "ipc"]
 
 
@@ -49,7 +51,7 @@ def choose_transfer(
         together: whether all engines take new weights at once, for these two; otherwise each between its requests.
 
     Raises:
-        ValueError: the placement does not allow what was asked for.
+        UserError: the placement does not allow what was asked for.
     """
     obstacles = {"ipc": _obstacle_to_ipc(learners, engines), "nccl": _obstacle_to_nccl(learners[0], engines)}
     if not together:
@@ -61,9 +63,7 @@ def choose_transfer(
             return Choice("object_store", "weights.transfer asks for it")
         case "ipc" | "nccl":
             if obstacle := obstacles[asked]:
-                raise ValueError(
-                    f"weights.transfer={asked} is not possible here, {obstacle}: set weights.transfer=auto"
-                )
+                raise UserError(f"weights.transfer={asked} is not possible here, {obstacle}: set weights.transfer=auto")
             return Choice(asked, "weights.transfer asks for it")
     if not obstacles["ipc"]:
         return Choice("ipc", "every engine shares its GPU with a learner")

@@ -1,65 +1,42 @@
-"""A run in one process, by the parts that ``rlgaf_ray.train`` wires on Ray."""
+"""A run in a folder of a test's own, by default in one process."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from rlgaf_ray.actors.warmup import Warmups
-from rlgaf_ray.config import Config
-from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
+from rlgaf_ray.config import with_values
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.train import Data, prepare_evaluator
+from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.run.preparation import Prepared
+from rlgaf_ray.run.session import local_roles, open_loop
+from rlgaf_ray.types import Metrics
 
 
-class Watcher:
-    """Shows nothing; asks the loop to stop after an iteration, as a signal would."""
+class StopAfter(Callback):
+    """Asks for a stop after an iteration, as a signal would."""
 
-    def __init__(self, stop_after: int | None) -> None:
-        self.stop_after = stop_after
-        self.loop: AdversarialLoop | None = None
+    def __init__(self, last: int | None) -> None:
+        self.last = last
 
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
-        assert self.loop is not None
-        self.loop.stop_requested = iteration == self.stop_after
-
-    def discriminator_warmup(self, update: int, total: int, metrics: dict[str, float]) -> None: ...
-
-    def message(self, text: str) -> None: ...
-
-
-def local_roles(config: Config, data: Data, warmups: Warmups) -> LocalRoles:
-    return LocalRoles.build(
-        warmups.generator,
-        warmups.discriminator,
-        config,
-        max_tokens=data.task.max_tokens,
-        pad_token_id=data.tokenizer.pad_token_id,
-        base_folder=warmups.base,
-    )
+    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
+        self.stop_requested = iteration == self.last
 
 
 def run(
-    config: Config,
-    data: Data,
-    cache: Path,
-    roles,
+    prepared: Prepared,
     folder: Path,
+    roles: Roles | None = None,
     *,
     resume: bool = False,
     stop_after: int | None = None,
 ) -> Outcome:
-    folder.mkdir(exist_ok=True)
+    config = with_values(prepared.config, {"run.root": str(folder.parent), "run.name": folder.name})
+    prepared = replace(prepared, config=config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
-    path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
-    trackers = open_trackers(config, folder, start=state["iteration"])
-    evaluator = prepare_evaluator(config, data, cache)
-    watcher = Watcher(stop_after)
-    loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, watcher)
-    watcher.loop = loop
-    if path is not None:
-        loop.resume(path, state)
-    outcome = loop.run()
-    trackers.close()
-    return outcome
+    resumed = checkpoints.newest_usable() if resume else None
+    callbacks = [StopAfter(stop_after)]
+    with open_loop(prepared, roles or local_roles(prepared), checkpoints, callbacks, resumed) as loop:
+        return loop.run()

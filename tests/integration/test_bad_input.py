@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.actors import placement
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
 
 
@@ -175,7 +176,7 @@ def test_more_gpus_than_the_cluster_has() -> None:
     from rlgaf_ray.config import load_config
 
     config = load_config(None, ["cluster.gpus_per_actor=1"])
-    with pytest.raises(ValueError, match=r"the run asks for 3 GPUs \(3 actors x 1\) and the cluster has 2"):
+    with pytest.raises(UserError, match=r"the run asks for 3 GPUs \(3 actors x 1\) and the cluster has 2"):
         placement.plan_placement(config, cluster_cpus=16, cluster_gpus=2, node_cpus=16)
 
 

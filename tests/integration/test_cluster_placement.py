@@ -18,6 +18,7 @@ from rlgaf_ray.actors.cluster import cluster_nodes
 from rlgaf_ray.actors.packing import pack
 from rlgaf_ray.actors.placement import Placement, find_placement, reserve
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.errors import UserError
 from tests.patience import HANGS_AFTER, wait_until
 
 NODES = [(4, 2)] * 3
@@ -135,7 +136,7 @@ def test_ray_puts_bundles_as_forecast(granted, overrides: list[str]) -> None:
 
 def test_a_plan_too_large_is_refused_at_once(config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement_module, "placement_group", None)  # nothing is asked of the cluster
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         find_placement(config("cluster.placement=separate", "cluster.gpus_per_actor=1", "rollout.num_workers=16"))
     assert str(caught.value) == (
         "the run asks for 18 GPUs (18 actors x 1) and the cluster has 6: lower cluster.gpus_per_actor or "
@@ -148,7 +149,7 @@ def test_what_others_hold_is_refused_in_time(granted, config, monkeypatch: pytes
     monkeypatch.setattr(placement_module, "FREE_SECONDS", 2.0)
     separate = ["cluster.placement=separate", "cluster.gpus_per_actor=1", "cluster.cpus_per_actor=1"]
     granted(*separate, "rollout.num_workers=1")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         find_placement(config(*separate, "rollout.num_workers=3"))
     message = str(caught.value)
     assert message.startswith(

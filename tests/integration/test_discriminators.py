@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
+from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.train import Data, prepare_data
+from rlgaf_ray.run.preparation import Prepared, prepare_data
 from rlgaf_ray.training.discriminator import scores_at_the_end
 from rlgaf_ray.training.distributed import Group
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, WeightUpdate
-from tests.integration.local_run import local_roles, run
+from tests.integration.local_run import run
 
 SEQUENCE = "generator.reinforce.credit=sequence"
 LOCAL = ["rollout.engine=transformers", "learner.precision=float32", SEQUENCE, "run.iterations=4", "checkpoint.every=2"]
@@ -29,22 +29,23 @@ GENERATIVE = ["discriminator.architecture=generative", "discriminator.held_out=2
 
 
 @pytest.fixture
-def prepared(small_config, cache: Path):
-    def prepare(*more: str) -> tuple[Config, Data, Warmups]:
+def prepare(small_config, cache: Path):
+    def prepared(*more: str) -> Prepared:
         torch.set_num_threads(1)
         config = small_config(*LOCAL, *more)
         data = prepare_data(config, cache)
         report = lambda name, progress: None  # noqa: E731
-        return config, data, prepare_warmups(config, data.task, data.tokenizer, cache, report, with_ray=False)
+        warmups = prepare_warmups(config, data.task, data.tokenizer, cache, report, with_ray=False)
+        return Prepared(config, data, warmups)
 
-    return prepare
+    return prepared
 
 
-def test_a_generative_critic_trains_and_a_resumed_run_equals_it(prepared, rows_of, cache: Path, tmp_path: Path) -> None:
-    config, data, warmups = prepared(*GENERATIVE)
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "whole")
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", stop_after=2)
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", resume=True)
+def test_a_generative_critic_trains_and_a_resumed_run_equals_it(prepare, rows_of, tmp_path: Path) -> None:
+    prepared = prepare(*GENERATIVE)
+    run(prepared, tmp_path / "whole")
+    run(prepared, tmp_path / "cut", stop_after=2)
+    run(prepared, tmp_path / "cut", resume=True)
     rows = rows_of(tmp_path / "whole")
     assert rows == rows_of(tmp_path / "cut")
     assert all(0 < rows[evaluated]["discriminator/held_out_auc"] < 1 for evaluated in (0, 4))
@@ -81,12 +82,13 @@ class Lengths:
         self.version = version
 
 
-def test_any_discriminator_can_take_the_networks_place(prepared, rows_of, cache: Path, tmp_path: Path) -> None:
+def test_any_discriminator_can_take_the_networks_place(prepare, rows_of, tmp_path: Path) -> None:
     """It gets the rows that it asks for, whatever the config's loss would read."""
-    config, data, warmups = prepared()
+    prepared = prepare()
+    config, data, warmups = prepared.config, prepared.data, prepared.warmups
     build: Any = partial(LocalRoles.build, max_tokens=data.task.max_tokens, pad_token_id=data.tokenizer.pad_token_id)
     roles = build(warmups.generator, warmups.discriminator, config, base_folder=warmups.base, new_discriminator=Lengths)
-    run(config, data, cache, roles, tmp_path / "lengths")
+    run(prepared, tmp_path / "lengths", roles)
     rows = rows_of(tmp_path / "lengths")
     assert roles.discriminator.version == config.discriminator_warmup_updates + 8
     assert [row["reward/deviation"] for row in rows[1:]] == [0.0] * 4  # continuations of a review have one length

@@ -17,6 +17,7 @@ from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
 from rlgaf_ray.data.reviews import Reviews
 from rlgaf_ray.data.splits import SHARES, split_reviews
 from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.distance import two_sample_texts
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import prepare_judge
@@ -24,7 +25,7 @@ from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import degenerate_share, whole_texts
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
-from rlgaf_ray.train import prepare_data
+from rlgaf_ray.run.preparation import prepare_data
 from rlgaf_ray.types import EVALUATION_PARTS
 
 TASK = TaskSection()
@@ -130,5 +131,5 @@ def test_no_test_or_judge_review_was_read_by_the_base_model_the_demonstrations_o
     base = texts[splits.base[0]]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": base[:40], "response": base[40:400]}))
     config = load_config(None, ["task.name=jsonl", f"task.jsonl.path={tmp_path / 'rows.jsonl'}"])
-    with pytest.raises(ValueError, match=r"1 rows \(1\) begin like reviews that model\.generator=film-reviews was"):
+    with pytest.raises(UserError, match=r"1 rows \(1\) begin like reviews that model\.generator=film-reviews was"):
         prepare_data(config, tmp_path)

@@ -12,10 +12,10 @@ import torch
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.train import prepare_data
+from rlgaf_ray.config import Config, load_config, with_values
+from rlgaf_ray.run.preparation import Prepared, prepare_data
 from rlgaf_ray.types import Metrics
-from tests.integration.local_run import local_roles, run
+from tests.integration.local_run import run
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", (ROOT / "docs" / "metrics.md").read_text()))
@@ -82,9 +82,10 @@ def test_a_model_from_scratch_starts_from_sft_by_cross_validation(ray_cluster, c
 
 def two_iterations(config: Config, cache: Path, folder: Path) -> Metrics:
     torch.set_num_threads(1)
+    config = with_values(config, {"warmup.cache": str(cache)})
     data = prepare_data(config, cache)
     warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda name, progress: None)
-    outcome = run(config, data, cache, local_roles(config, data, warmups), folder / "run")
+    outcome = run(Prepared(config, data, warmups), folder / "run")
     assert not outcome.interrupted
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row.pop("iteration") for row in rows] == [0, 1, 2]

@@ -27,8 +27,8 @@ from rlgaf_ray.data.handover import checksums
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.loop.rollouts import rollout_seeds
-from rlgaf_ray.train import Data, prepare_data
-from tests.integration.local_run import local_roles, run
+from rlgaf_ray.run.preparation import Data, Prepared, prepare_data
+from tests.integration.local_run import run
 
 DOCUMENTED = set(re.findall(r"`([a-z]+/[a-z0-9_]+)`", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
 PPO = [
@@ -133,12 +133,10 @@ def test_ray_workers_run_at_the_drivers_niceness(ray_cluster) -> None:
         pytest.param(ASYNC, id="async", marks=pytest.mark.slow),
     ],
 )
-def test_local_and_ray_runners_agree_step_for_step(
-    prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
-) -> None:
+def test_local_and_ray_runners_agree_step_for_step(prepared, rows_of, tmp_path: Path, algorithm: list[str]) -> None:
     config, data, warmups = prepared("run.iterations=6", *algorithm)
     torch.set_num_threads(1)
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "local")
+    run(Prepared(config, data, warmups), tmp_path / "local")
     placement = plan_placement(config, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
     pad = data.tokenizer.pad_token_id
     roles = RayRoles(
@@ -151,7 +149,7 @@ def test_local_and_ray_runners_agree_step_for_step(
         base_folder=warmups.base,
     )
     try:
-        run(config, data, cache, roles, tmp_path / "ray")
+        run(Prepared(config, data, warmups), tmp_path / "ray", roles)
     finally:
         roles.close()
     local, on_ray = rows_of(tmp_path / "local"), rows_of(tmp_path / "ray")
@@ -247,14 +245,14 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("algorithm", [[], [*PPO, *AVERAGE]], ids=["reinforce", "ppo-average"])
 def test_groups_of_two_train_as_one_worker_does(
-    prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str], strategy: str
+    prepared, rows_of, tmp_path: Path, algorithm: list[str], strategy: str
 ) -> None:
     """Weights are pushed in several parts, and a checkpoint of the group is taken up by one process."""
     torch.set_num_threads(1)
     alone = ["discriminator.held_out=20", "discriminator.dropout=0"]  # whose draws depend on the rank
     shared = ["run.iterations=4", "checkpoint.every=2", "evaluation.every=2", *alone, *algorithm]
     config, data, warmups = prepared(*shared)
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "one")
+    run(Prepared(config, data, warmups), tmp_path / "one")
     groups = ["learner.num_workers=2", "discriminator.num_workers=2", f"learner.strategy={strategy}"]
     grouped, data, warmups = prepared(*shared, *groups, "weights.bucket_mib=1")
     placement = plan_placement(grouped, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
@@ -263,12 +261,12 @@ def test_groups_of_two_train_as_one_worker_does(
     roles = RayRoles(warmups.generator, warmups.discriminator, grouped, placement, **sizes)
     try:
         assert roles.weights.num_parts > 2
-        run(grouped, data, cache, roles, tmp_path / "two")
+        run(Prepared(grouped, data, warmups), tmp_path / "two", roles)
     finally:
         roles.close()
     agree(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"))
     remove_checkpoint(tmp_path / "two", 4)
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "two", resume=True)
+    run(Prepared(config, data, warmups), tmp_path / "two", resume=True)
     agree(rows_of(tmp_path / "two"), rows_of(tmp_path / "one"))
 
 
@@ -291,25 +289,23 @@ def agree(found: list[dict[str, float]], expected: list[dict[str, float]]) -> No
         pytest.param(GUMBEL, id="gumbel", marks=pytest.mark.slow),
     ],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    prepared, rows_of, cache: Path, tmp_path: Path, algorithm: list[str]
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(prepared, rows_of, tmp_path: Path, algorithm: list[str]) -> None:
     torch.set_num_threads(1)
     config, data, warmups = prepared("run.iterations=10", "checkpoint.every=5", "evaluation.every=5", *algorithm)
-    whole = run(config, data, cache, local_roles(config, data, warmups), tmp_path / "whole")
+    whole = run(Prepared(config, data, warmups), tmp_path / "whole")
     # The same run, cut at 7 and taken up from the checkpoint of 5: what lies beyond it is thrown away.
-    run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", stop_after=7)
+    run(Prepared(config, data, warmups), tmp_path / "cut", stop_after=7)
     remove_checkpoint(tmp_path / "cut", 7)
-    resumed = run(config, data, cache, local_roles(config, data, warmups), tmp_path / "cut", resume=True)
+    resumed = run(Prepared(config, data, warmups), tmp_path / "cut", resume=True)
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert resumed.samples_after == whole.samples_after
 
 
-def test_an_average_changes_what_is_evaluated_and_nothing_else(prepared, rows_of, cache: Path, tmp_path: Path) -> None:
+def test_an_average_changes_what_is_evaluated_and_nothing_else(prepared, rows_of, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     for name, more in (("plain", ["generator.average_decay=0"]), ("averaged", AVERAGE)):
         config, data, warmups = prepared("run.iterations=6", "evaluation.every=3", *more)
-        run(config, data, cache, local_roles(config, data, warmups), tmp_path / name)
+        run(Prepared(config, data, warmups), tmp_path / name)
     plain, averaged = rows_of(tmp_path / "plain"), rows_of(tmp_path / "averaged")
     assert plain[0] == averaged[0]  # before any update
     evaluated = ("eval/", "quick/", "discriminator/held_out_auc", "discriminator/information")

@@ -14,21 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from safetensors.torch import load
 
-from rlgaf_ray.actors.warmup import Warmups
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.handover import saves_to_storage
 from rlgaf_ray.data.storage import Remote
-from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.main import main
-from rlgaf_ray.models.generator import TINY_GPT2, build_from_scratch
-from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.train import cache_folder, finish, open_run_folder, prepare_data, prepare_evaluator, write_run_files
-from tests.integration.local_run import local_roles
+from rlgaf_ray.run.train import train
 from tests.moto_server import KEY, SECRET, moto_server, needs_moto
 from tests.patience import wait_until
 
@@ -56,7 +51,7 @@ def bucket(server: str, request: pytest.FixtureRequest) -> str:
 
 
 def test_what_cannot_be_used_is_refused_before_anything_starts(server: str, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("rlgaf_ray.train.prepare_data", None)  # would be the next to be called
+    monkeypatch.setattr("rlgaf_ray.run.train.prepare_data", None)  # would be the next to be called
     words = ["rollout.engine=transformers", "run.name=x"]
     root = f"s3://{KEY}:{SECRET}@nobody-made-it/runs"
     assert main([f"run.root={root}?{server}", *words]) == 2
@@ -93,7 +88,9 @@ class Network:
 KILLED = """
 import sys, time
 from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.outcome import Outcome
 
 def write(folder):
     (folder / "learner" / "weights").write_text("half of it")
@@ -147,49 +144,21 @@ def test_a_killed_upload_leaves_the_checkpoint_before(bucket: str) -> None:
     assert KEY not in damage and SECRET not in damage
 
 
-class Watcher:
-    """Says when an iteration is over, and at one of them waits to be killed."""
+class HangAt(Callback):
+    """Says when an iteration is over, and waits there to be killed."""
 
-    def __init__(self, hang_at: int | None) -> None:
-        self.hang_at = hang_at
+    def __init__(self, last: int | None) -> None:
+        self.last = last
 
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
-        if iteration == self.hang_at:
+    def on_iteration(self, iteration: int, metrics: dict[str, float]) -> None:
+        if iteration == self.last:
             print("hangs", flush=True)
             time.sleep(600)
 
-    def discriminator_warmup(self, update: int, total: int, metrics: dict[str, float]) -> None: ...
 
-    def message(self, text: str) -> None: ...
-
-
-def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | None = None) -> None:
-    """``rlgaf_ray.train.train`` in one process, from a model that nobody warmed up."""
-    config = load_config(None, words)
-    folder = RunFolder(config.run)
-    checkpoints = Checkpoints(folder.place / "checkpoints", keep=2, flush=folder.flush)
-    resumed = open_run_folder(folder, checkpoints, resume=resume)
-    cache = cache_folder(config)
-    data = prepare_data(config, cache)
-    begin = cache / "begin"
-    if not begin.is_dir():
-        end = data.tokenizer.eos_token_id
-        build_from_scratch(TINY_GPT2, vocab_size=len(data.tokenizer), end_of_text_id=end, seed=0).save_pretrained(begin)
+def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | None = None) -> Outcome:
     torch.set_num_threads(1)
-    with folder.mirrored():
-        warmups = Warmups(begin, begin, begin, None, cached=True)
-        roles = local_roles(config, data, warmups)
-        write_run_files(config, data)
-        start = resumed[1]["iteration"] if resumed else 0
-        trackers = open_trackers(config, folder.local, start=start)
-        evaluator = prepare_evaluator(config, data, cache)
-        watcher = Watcher(hang_at)
-        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, watcher)
-        if resumed:
-            loop.resume(resumed[0], resumed[1])
-        outcome = loop.run()
-        trackers.close()
-        finish(config, data, warmups, checkpoints, outcome, Terminal(Console(quiet=True)))
+    return train(load_config(None, words), resume=resume, callbacks=[HangAt(hang_at)], roles="local")
 
 
 CHILD = "import sys; from tests.integration.test_storage import train_here; train_here(sys.argv[1:], hang_at=5)"
@@ -215,6 +184,8 @@ def test_a_run_is_killed_resumed_and_reported(bucket: str, rows_of, tmp_path: Pa
         "evaluation.num_samples=2",
         "evaluation.every=0",
         "checkpoint.every=2",
+        "warmup.generator.steps=1",
+        "warmup.sft.steps=0",
     ]
     train_here([*words, f"run.root={tmp_path}/here"])
 
@@ -229,8 +200,13 @@ def test_a_run_is_killed_resumed_and_reported(bucket: str, rows_of, tmp_path: Pa
     on_the_way = load_config(None, [*words, f"run.root={bucket}"]).run.folder
     shutil.rmtree(on_the_way)  # it goes on from another machine
 
-    train_here([*words, f"run.root={bucket}"], resume=True)
+    outcome = train_here([*words, f"run.root={bucket}"], resume=True)
     assert not on_the_way.exists()
+    assert outcome.folder == folder and outcome.iteration == 6 and not outcome.interrupted
+    exported = load((folder / "generator" / "model.safetensors").read_bytes())
+    state = outcome.generator().state_dict()  # fetched from the storage
+    assert all(torch.equal(state[name], tensor) for name, tensor in exported.items())
+    assert outcome.tokenizer().decode(outcome.tokenizer().encode("it is 2")) == "it is 2"
     assert main(["report", folder.uri]) == 0
     shown = str(folder / "report.html")
     assert capsys.readouterr().out == f"{shown}\n" and SECRET not in shown

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,13 @@ from safetensors.torch import load_file
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config import Config, load_config, with_values
 from rlgaf_ray.evaluation.score import WORST, sweep_score
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.main import main
+from rlgaf_ray.run.preparation import Prepared, prepare_data
+from rlgaf_ray.run.session import local_roles, open_loop
 from rlgaf_ray.sweep.history import TRIAL, History, TrialCheckpoints
-from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.train import prepare_data, prepare_evaluator
-from tests.integration.local_run import local_roles
 from tests.patience import wait_until
 
 SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.to=[]"]
@@ -138,15 +138,14 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     with ray_session(config):
         warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda name, progress: None)
 
+    loops = ExitStack()
+
     def trial(name: str, config: Config) -> tuple[AdversarialLoop, TrialCheckpoints]:
-        (tmp_path / name).mkdir()
         history = History(name, metric="sweep/score", mode="max")
-        checkpoints = TrialCheckpoints(tmp_path / name / "checkpoints", history, lambda path: None)
-        trackers = open_trackers(config, tmp_path / name)
-        roles = local_roles(config, data, warmups)
-        evaluator = prepare_evaluator(config, data, cache)
-        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, history)
-        return loop, checkpoints
+        checkpoints = TrialCheckpoints(tmp_path / name / "checkpoints", history)
+        prepared = Prepared(with_values(config, {"run.name": name}), data, warmups)
+        loop = open_loop(prepared, local_roles(prepared), checkpoints, [history])
+        return loops.enter_context(loop), checkpoints
 
     donor, theirs = trial("donor", config)
     donor.run()
@@ -171,6 +170,7 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
         assert (path / name).read_bytes() == (source / name).read_bytes()
     assert taker.discriminator_version == donor.discriminator_version == 2
     assert taker.config.generator.learning_rate == 1e-5
+    loops.close()
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from rlgaf_ray.data.rows import prompt_and_response, read_jsonl
 from rlgaf_ray.data.splits import SHARES
 from rlgaf_ray.data.squad import load_squad, squad_pairs
 from rlgaf_ray.data.task import load_source
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.main import main
 from rlgaf_ray.report.runs import load_run
@@ -283,7 +284,7 @@ def test_main(
     damage: Any,
 ) -> None:
     def ray_would_start(*words: object, **settings: object) -> None:
-        raise ValueError("Ray would start")
+        raise UserError("Ray would start")
 
     monkeypatch.setattr("ray.init", ray_would_start)
     path, root = write(tmp_path / name, damage(WHOLE[name])), tmp_path / "runs"
@@ -298,9 +299,9 @@ def test_main(
 
 
 def test_an_interrupt_anywhere_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def interrupted(config: Config, *, resume: bool) -> int:
+    def interrupted(*arguments: object, **settings: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlgaf_ray.train.train", interrupted)
+    monkeypatch.setattr("rlgaf_ray.run.train.train", interrupted)
     assert main(["rollout.engine=transformers"]) == 130
     assert capsys.readouterr().err == "error: interrupted\n"

@@ -230,7 +230,7 @@ def test_samples_stay_in_their_fence_and_do_not_steer_the_terminal(tmp_path: Pat
     lines = (tmp_path / "samples.md").read_text().splitlines()
     fences = [line for line in lines if line.startswith("~~~~~~~~")]
     assert len(fences) == 2 and lines.index("~~~~") < lines.index(fences[1])
-    Terminal(Console(force_terminal=False)).message(f"{PLANTED} s3://KEY:{SECRET}@bucket/x")
+    Terminal(Console(force_terminal=False)).on_message(f"{PLANTED} s3://KEY:{SECRET}@bucket/x")
     shown = capsys.readouterr().out
     assert "\x1b" not in shown and SECRET not in shown
 

@@ -6,6 +6,7 @@ from rlgaf_ray.actors import placement as placement_module
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import find_placement, plan_on, plan_placement
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 
 
 def plan(*overrides: str, cpus: float = 2, gpus: float = 0, node_cpus: int = 2):
@@ -48,13 +49,13 @@ def test_a_large_cluster_gives_one_cpu_each_unless_asked() -> None:
 def test_gpus() -> None:
     assert plan("cluster.gpus_per_actor=0.33", gpus=1).device == "cuda"
     with pytest.raises(
-        ValueError, match=r"asks for 3 GPUs \(3 actors x 1\) and the cluster has 1: lower cluster.gpus_per"
+        UserError, match=r"asks for 3 GPUs \(3 actors x 1\) and the cluster has 1: lower cluster.gpus_per"
     ):
         plan("cluster.gpus_per_actor=1", gpus=1)
 
 
 def test_too_many_cpus() -> None:
-    with pytest.raises(ValueError, match=r"asks for 16 CPUs \(4 actors x 4\) and the cluster has 2"):
+    with pytest.raises(UserError, match=r"asks for 16 CPUs \(4 actors x 4\) and the cluster has 2"):
         plan("cluster.cpus_per_actor=4")
 
 
@@ -97,7 +98,7 @@ def test_separate_cores() -> None:
     assert (placement.cpus_per_actor, placement.threads, placement.rollout_threads) == (2.0, 2, 2)
     assert not placement.shared_cores
     with pytest.raises(
-        ValueError,
+        UserError,
         match=r"asks for 4 CPUs \(4 actors x 1\) and the cluster has 2: .*plan that fits: cluster.placement=auto ",
     ):
         on(Node(2), overrides=("cluster.placement=separate", "rollout.num_workers=2", "cluster.cpus_per_actor=1"))
@@ -147,7 +148,7 @@ def test_a_refusal_names_the_nearest_plan_and_that_plan_is_taken(
     overrides: list[str], problem: str, nearest: str
 ) -> None:
     asked = ("cluster.gpus_per_actor=1", *overrides)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         on(*GPU_NODES, overrides=asked)
     message = str(caught.value)
     assert message.startswith(problem) or "CPUs and " in message
@@ -156,20 +157,20 @@ def test_a_refusal_names_the_nearest_plan_and_that_plan_is_taken(
 
 
 def test_one_gpu_for_three_is_shared() -> None:
-    with pytest.raises(ValueError, match=r"the nearest plan that fits: cluster.gpus_per_actor=0.333$"):
+    with pytest.raises(UserError, match=r"the nearest plan that fits: cluster.gpus_per_actor=0.333$"):
         plan("cluster.gpus_per_actor=1", gpus=1, cpus=8, node_cpus=8)
-    with pytest.raises(ValueError, match=r"the nearest plan that fits: cluster.placement=colocate$"):
+    with pytest.raises(UserError, match=r"the nearest plan that fits: cluster.placement=colocate$"):
         on(Node(8, 1), overrides=("cluster.gpus_per_actor=1", "cluster.placement=separate"))
 
 
 def test_nothing_fits() -> None:
-    with pytest.raises(ValueError, match=r"and the cluster has 0: .*; no smaller plan fits either$"):
+    with pytest.raises(UserError, match=r"and the cluster has 0: .*; no smaller plan fits either$"):
         plan("cluster.gpus_per_actor=1", gpus=0)
 
 
 def test_shards_take_whole_gpus() -> None:
     for placed in ("cluster.gpus_per_actor=0.5", "cluster.placement=colocate"):
-        with pytest.raises(ValueError, match=r"rollout.tensor_parallel_size=2 takes whole GPUs"):
+        with pytest.raises(UserError, match=r"rollout.tensor_parallel_size=2 takes whole GPUs"):
             plan("rollout.tensor_parallel_size=2", "cluster.gpus_per_actor=1", placed, gpus=8)
 
 
@@ -198,6 +199,6 @@ def test_nodes_may_join_before_a_plan_is_refused(monkeypatch: pytest.MonkeyPatch
     assert placement.total("GPU") == 3
     assert asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 3
     assert len(nodes) == 4  # one more request once there was enough: it keeps the nodes
-    with pytest.raises(ValueError, match="the cluster has 0"):
+    with pytest.raises(UserError, match="the cluster has 0"):
         nodes[:] = [Node(8)]
         find_placement(config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})}))

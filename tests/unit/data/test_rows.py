@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import JsonlSettings, TaskSection
 from rlgaf_ray.data.rows import RowSource, prompt_and_response, read_jsonl
+from rlgaf_ray.errors import UserError
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
@@ -42,7 +43,7 @@ def test_chats_go_through_the_tokenizers_template(
         return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
     source = RowSource.load(jsonl(tmp_path, [row(number) for number in range(30)]), base=True)
-    with pytest.raises(ValueError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
+    with pytest.raises(UserError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
         source.tokenized(tokenizer, tmp_path)
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     chat.chat_template = TEMPLATE
@@ -68,7 +69,7 @@ def test_chats_go_through_the_tokenizers_template(
     ],
 )
 def test_a_row_that_is_no_demonstration_is_named(row: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         prompt_and_response(row, JsonlSettings(), 7)
 
 
@@ -84,7 +85,7 @@ def test_a_row_that_is_no_demonstration_is_named(row: dict, message: str) -> Non
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         read_jsonl(path)
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         read_jsonl(tmp_path / "none.jsonl")

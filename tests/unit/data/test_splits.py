@@ -8,6 +8,7 @@ import pytest
 from rlgaf_ray.config.task import SplitSizes
 from rlgaf_ray.data.reviews import Reviews
 from rlgaf_ray.data.splits import SHARES, Splits, opening, position, split_reviews
+from rlgaf_ray.errors import UserError
 
 ALL = SplitSizes()
 
@@ -81,6 +82,6 @@ def test_the_checksum_sees_one_changed_letter_changed_labels_and_another_size() 
 
 def test_too_few_reviews_name_the_part_that_has_none() -> None:
     with pytest.raises(
-        ValueError, match=r"the 3 reviews are too few: none of sentiment \d falls into the part \w+ \(\d+% of them"
+        UserError, match=r"the 3 reviews are too few: none of sentiment \d falls into the part \w+ \(\d+% of them"
     ):
         split_reviews(make_reviews(2, 1), ALL)

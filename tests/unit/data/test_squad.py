@@ -9,6 +9,7 @@ import pytest
 from rlgaf_ray.config.task import SquadSettings, TaskSection
 from rlgaf_ray.data.pairs import PARTS
 from rlgaf_ray.data.squad import Question, load_squad, squad_pairs, squad_source
+from rlgaf_ray.errors import UserError
 
 
 def squad(*titles: str, per_article: int = 4) -> dict:
@@ -53,12 +54,12 @@ def test_reads_plain_and_compressed_files(tmp_path: Path) -> None:
 def test_refuses_other_files(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load_squad(path)
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none.json does not exist: give an official SQuAD file"):
+    with pytest.raises(UserError, match=r"none.json does not exist: give an official SQuAD file"):
         load_squad(tmp_path / "none.json")
 
 

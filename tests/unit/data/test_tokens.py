@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
+from rlgaf_ray.errors import UserError
 
 
 def test_tokens_equal_the_tokenizers_own(texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -87,5 +88,5 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
     class WordTokenizer:
         pass
 
-    with pytest.raises(ValueError, match=r"WordTokenizer is not a fast tokenizer: .*tokenizer\.json"):
+    with pytest.raises(UserError, match=r"WordTokenizer is not a fast tokenizer: .*tokenizer\.json"):
         tokenize_once(["a"], WordTokenizer(), tmp_path)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import torch
 
 from rlgaf_ray.engines.sampling import sampled_logprobs
 from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
@@ -128,7 +129,7 @@ def test_half_a_state_dict_is_refused_and_nothing_changes(gpt2_folder: Path) -> 
 
 
 def test_too_long_a_request_is_refused_in_words(engine: TransformersEngine) -> None:
-    with pytest.raises(ValueError, match=r"gpt2.* takes 32 tokens, .* have 33: lower task\.prompt_tokens"):
+    with pytest.raises(UserError, match=r"gpt2.* takes 32 tokens, .* have 33: lower task\.prompt_tokens"):
         engine.generate(PROMPTS, SamplingSettings(max_new_tokens=29), seeds=range(4))
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation import embedding_judge, embeddings
 from rlgaf_ray.evaluation.embedding_judge import EmbeddingJudge, prepare_embedding_judge
 from rlgaf_ray.evaluation.embeddings import DIMENSIONS, INSTALL, Encode, load_encode
@@ -84,10 +85,10 @@ def test_a_package_that_is_absent_or_another_one(tmp_path: Path, monkeypatch: py
     assert load_encode(tmp_path) is None
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(embeddings.importlib.util, "find_spec", lambda name: found)
-    with pytest.raises(ValueError, match=r"does not have the released checksum \(no file instead of"):
+    with pytest.raises(UserError, match=r"does not have the released checksum \(no file instead of"):
         load_encode(tmp_path / "cache")
     (tmp_path / "model.zip").write_bytes(b"another")
-    with pytest.raises(ValueError, match=hashlib.sha256(b"another").hexdigest()[:16]) as caught:
+    with pytest.raises(UserError, match=hashlib.sha256(b"another").hexdigest()[:16]) as caught:
         load_encode(tmp_path / "cache")
     assert INSTALL in str(caught.value) and not (tmp_path / "cache").exists()
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.answers import AnswerMeasure
 from rlgaf_ray.evaluation.embedding_judge import EmbeddingJudge
 from rlgaf_ray.evaluation.embeddings import Encode
@@ -194,7 +195,7 @@ def test_a_resumed_evaluator_keeps_the_baseline(judge: SentimentJudge) -> None:
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     later = (responses(10), make_texts(14))
     assert resumed(*later, sample_nll=3.5, real_nll=4.6) == first(*later, sample_nll=3.5, real_nll=4.6)
-    with pytest.raises(ValueError, match="damaged evaluation state"):
+    with pytest.raises(UserError, match="damaged evaluation state"):
         resumed.load_state_dict({"eval/judge_share": 0.5})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.data.storage import Place, Remote, StorageError
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 
 
@@ -89,10 +90,10 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str)
 
 def test_nothing_usable(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
-    with pytest.raises(ValueError, match=r"no usable checkpoint to resume from \(.* holds none\)"):
+    with pytest.raises(UserError, match=r"no usable checkpoint to resume from \(.* holds none\)"):
         checkpoints.newest_usable()
     (save(checkpoints, 1) / "learner" / "weights").unlink()
-    with pytest.raises(ValueError, match=r"learner/weights is missing.*another run.name"):
+    with pytest.raises(UserError, match=r"learner/weights is missing.*another run.name"):
         checkpoints.newest_usable()
     with pytest.raises(DamagedCheckpoint):
         checkpoints.load_state(checkpoints.path(1))

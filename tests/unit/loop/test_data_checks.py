@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.held_out import set_apart
 from rlgaf_ray.types import Demonstration
@@ -28,7 +29,7 @@ def check(task: Some, *words: str) -> None:
 
 
 def refusal(task: Some, *words: str) -> str:
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UserError) as error:
         check(task, *words)
     return str(error.value)
 

@@ -13,7 +13,9 @@ import pytest
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.guard import GuardSection, HealSection
-from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import Kind, TrainingStopped, Verdict
 from rlgaf_ray.loop.healing import (
@@ -27,6 +29,7 @@ from rlgaf_ray.loop.healing import (
     respond,
     update_rate,
 )
+from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 
@@ -124,19 +127,27 @@ class PretendedRoles:
         self.state = json.loads((folder / "roles.json").read_text())
 
 
-class Screen:
+class Screen(Callback):
     def __init__(self) -> None:
         self.messages: list[str] = []
-        self.loop: AdversarialLoop | None = None
+        self.verdicts: list[tuple[int, str]] = []
+        self.checkpoints: list[int] = []
+        self.evaluations: list[int] = []
         self.stop_after: int | None = None
 
-    def iteration(self, iteration: int, metrics: Metrics) -> None:
-        if self.loop is not None and iteration == self.stop_after:
-            self.loop.stop_requested = True
+    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
+        self.stop_requested = iteration == self.stop_after
 
-    def discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None: ...
+    def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
+        self.evaluations.append(iteration)
 
-    def message(self, text: str) -> None:
+    def on_verdict(self, iteration: int, verdict: Verdict) -> None:
+        self.verdicts.append((iteration, verdict.kind))
+
+    def on_checkpoint(self, iteration: int, folder: Place) -> None:
+        self.checkpoints.append(iteration)
+
+    def on_message(self, text: str) -> None:
         self.messages.append(text)
 
 
@@ -220,7 +231,7 @@ def run(
     kind: type[Loop] = Loop,
 ) -> tuple[Outcome, list[str], AdversarialLoop]:
     loop, screen = ready(config, roles, folder, resume=resume, kind=kind)
-    screen.loop, screen.stop_after = loop, stop_after
+    screen.stop_after = stop_after
     return loop.run(), screen.messages, loop
 
 
@@ -232,7 +243,7 @@ def ready(
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
     trackers = open_trackers(config, folder, start=state["iteration"])
     screen = Screen()
-    loop = kind(config, roles, PretendedTask(), None, Unmeasured(), trackers, checkpoints, screen)  # type: ignore[arg-type]
+    loop = kind(config, roles, PretendedTask(), None, Unmeasured(), trackers, checkpoints, [screen])  # type: ignore[arg-type]
     if path is not None:
         loop.resume(path, state)
     return loop, screen
@@ -363,6 +374,16 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
     calm = PretendedRoles(onset=1000)
     run(config, calm, tmp_path / "calm")
     assert draws == calm.state["draws"]
+
+
+def test_callbacks_follow_the_loop_through_a_heal(tmp_path: Path) -> None:
+    config = settings("discriminator.updates_per_generator_update=10", "evaluation.every=10")
+    loop, screen = ready(config, PretendedRoles(), tmp_path)
+    loop.run()
+    assert screen.verdicts == [(19, "kl_runaway")]
+    assert screen.evaluations == [0, 10, 20, 30, 40]
+    assert screen.checkpoints[:9] == [0, 3, 6, 9, 10, 12, 15, 18, 12]  # 10 is the best; 12 anew, after the heal
+    assert screen.checkpoints[-1] == 40
 
 
 @pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "ill", "healed"])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
 from rlgaf_ray.types import Demonstration
 
@@ -28,7 +29,7 @@ def test_nothing_held_out_leaves_the_rows_as_they_are() -> None:
 
 
 def test_too_many_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"held_out=5 needs 10 demonstrations .* only 9: .* to at most 4"):
+    with pytest.raises(UserError, match=r"held_out=5 needs 10 demonstrations .* only 9: .* to at most 4"):
         set_apart(9, 5)
 
 

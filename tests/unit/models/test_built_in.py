@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
 from rlgaf_ray.models import built_in
 from rlgaf_ray.models.built_in import FOLDER, SHA256, WEIGHTS, model_source
@@ -51,7 +52,7 @@ def test_other_weights_than_the_released_ones_are_one_line_before_anything_start
     assert error.startswith(f"error: model.generator=film-reviews: {path} does not have the released checksum (")
     assert not (tmp_path / "runs").exists()
     path.unlink()
-    with pytest.raises(ValueError, match=r"\(no file instead of "):
+    with pytest.raises(UserError, match=r"\(no file instead of "):
         model_source("film-reviews")
     assert model_source("gpt2") == "gpt2"
     monkeypatch.undo()

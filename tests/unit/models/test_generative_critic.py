@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generative_critic import GenerativeCritic, encode_question
 from rlgaf_ray.models.generator import build_tiny_gpt2, load_generator
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
@@ -93,5 +94,5 @@ def test_an_exported_critic_still_knows_its_question(critic: GenerativeCritic, t
 def test_questions_without_a_verdict_of_one_token_are_refused(
     tokenizer: PreTrainedTokenizerBase, question: str, verdicts: tuple[str, str], expected: str
 ) -> None:
-    with pytest.raises(ValueError, match=expected):
+    with pytest.raises(UserError, match=expected):
         encode_question(tokenizer, question, verdicts)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from rlgaf_ray.config.lora import LoraSettings
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.lora import (
     WithoutAdapters,
     adapters_off,
@@ -156,17 +157,17 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
 
     save_adapters(build(0), tmp_path)
     load_adapters(build(0), tmp_path)
-    with pytest.raises(ValueError, match="belongs to other frozen weights"):
+    with pytest.raises(UserError, match="belongs to other frozen weights"):
         load_adapters(build(1), tmp_path)
-    with pytest.raises(ValueError, match=r"adapters of another shape: model\.lora must stay"):
+    with pytest.raises(UserError, match=r"adapters of another shape: model\.lora must stay"):
         load_adapters(build(0, LoraSettings(rank=2)), tmp_path)
-    with pytest.raises(ValueError, match=r"holds no adapters: model\.lora cannot be switched on"):
+    with pytest.raises(UserError, match=r"holds no adapters: model\.lora cannot be switched on"):
         load_adapters(build(0), tmp_path / "elsewhere")
 
 
 def test_target_modules_are_taken_or_refused(network: PreTrainedModel) -> None:
     one = sorted(linear_layers(network))[0]
-    with pytest.raises(ValueError, match=f"target_modules names 'lm_head', but the linear layers of .* are {one}, "):
+    with pytest.raises(UserError, match=f"target_modules names 'lm_head', but the linear layers of .* are {one}, "):
         add_adapters(network, LoraSettings(rank=2, target_modules=[one, "lm_head"]), seed=0)
     add_adapters(network, LoraSettings(rank=2, target_modules=[one]), seed=0)
     adapted = [name for name, _ in network.named_parameters() if ".lora_A." in name]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import (
     build_tiny_gpt2,
     check_model_source,
@@ -115,9 +116,9 @@ def test_the_head_is_drawn_from_the_seed(folder: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         check_model_source(str(tmp_path))
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         check_model_source("./nowhere")
     check_model_source("tiny-gpt2")
     check_model_source("org/model-on-the-hub")

@@ -59,6 +59,6 @@ def test_training_shows_its_first_wait_until_the_first_row(is_terminal: bool) ->
     with terminal.training(start=0, total=10, first="evaluating the start on 40 prompts"):
         (task,) = terminal.progress.tasks
         assert task.fields["note"] == "evaluating the start on 40 prompts"
-        terminal.iteration(0, {"eval/perplexity": 2.0})
+        terminal.on_iteration(0, {"eval/perplexity": 2.0})
         assert not is_terminal or task.fields["note"] == ""
     assert "evaluating the start on 40 prompts" in output.getvalue()

@@ -19,8 +19,15 @@ def evaluated(quality: float, **more: float) -> dict[str, float]:
 def after(*rows: tuple[int, dict[str, float]], metric: str = "sweep/score", mode: str = "max") -> History:
     history = History("one", metric=metric, mode=mode)
     for iteration, metrics in rows:
-        history.iteration(iteration, metrics)
+        follow(history, iteration, metrics)
     return history
+
+
+def follow(history: History, iteration: int, metrics: dict[str, float]) -> None:
+    """As the loop calls it."""
+    history.on_iteration(iteration, metrics)
+    if "eval/perplexity" in metrics:
+        history.on_evaluation(iteration, metrics)
 
 
 def test_an_evaluation_is_reported_with_the_score_so_far() -> None:
@@ -29,7 +36,7 @@ def test_an_evaluation_is_reported_with_the_score_so_far() -> None:
     report = history.report()
     assert (report["iteration"], report["sweep/score"], report["eval/closeness"]) == (2, -0.25, -0.25)
     assert "reward/mean" not in report and report["stopped"] == ""
-    history.iteration(3, {"reward/mean": 4.0})
+    follow(history, 3, {"reward/mean": 4.0})
     assert not history.evaluated_at(3)
     assert not after((0, evaluated(0.0))).evaluated_at(0)  # the SFT model's own
 
@@ -60,7 +67,7 @@ def test_a_metric_that_is_never_logged_is_found_at_the_first_chance() -> None:
     )
     late = after((0, evaluated(0.0)), (1, {"reward/mean": 0.0}), metric="generator/grad_nrm")
     with pytest.raises(NeverLogged, match=r"never logged by these runs \(docs/metrics.md names them all\)$"):
-        late.iteration(2, evaluated(0.1))
+        follow(late, 2, evaluated(0.1))
 
 
 def test_a_roll_back_takes_its_evaluations_with_it() -> None:
@@ -71,16 +78,18 @@ def test_a_roll_back_takes_its_evaluations_with_it() -> None:
 
 
 def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Path) -> None:
-    told: list[Path] = []
+    reported: list[Path] = []
     donor = after((0, evaluated(0.0)), (2, evaluated(0.5)))
-    theirs = TrialCheckpoints(tmp_path / "one", donor, told.append)
+    donor.evaluated = lambda history, folder: reported.append(folder)
+    theirs = TrialCheckpoints(tmp_path / "one", donor)
     source = theirs.save(2, lambda folder: (folder / "weights").write_text("good"), {"iteration": 2}, best=True)
-    assert told == [source]
-    theirs.save(1, lambda folder: None, {"iteration": 1}, best=False)
-    assert told == [source]  # not evaluated at 1: nothing is new
+    donor.on_checkpoint(2, source)
+    assert reported == [source]
+    donor.on_checkpoint(1, theirs.save(1, lambda folder: None, {"iteration": 1}, best=False))
+    assert reported == [source]  # not evaluated at 1: nothing is new
 
     history = History("two", metric="sweep/score", mode="max")
-    ours = TrialCheckpoints(tmp_path / "two", history, told.append)
+    ours = TrialCheckpoints(tmp_path / "two", history)
     ours.save(3, lambda folder: (folder / "weights").write_text("bad"), {"iteration": 3}, best=True)
     assert ours.take_over(source) == "one"
     path, state, damage = ours.newest_usable()
@@ -96,8 +105,8 @@ def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Pat
 
 def test_a_lost_folder_is_filled_from_what_tune_kept(tmp_path: Path) -> None:
     history = after((0, evaluated(0.0)), (2, evaluated(0.5)))
-    kept = TrialCheckpoints(tmp_path / "tune", history, lambda path: None)
+    kept = TrialCheckpoints(tmp_path / "tune", history)
     source = kept.save(2, lambda folder: None, {"iteration": 2}, best=False)
-    fresh = TrialCheckpoints(tmp_path / "fresh", history, lambda path: None)
+    fresh = TrialCheckpoints(tmp_path / "fresh", history)
     assert fresh.take_over(source) is None
     assert fresh.newest_usable()[1] == {"iteration": 2}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.sweep.resources import plan_trials
 
 
@@ -42,5 +43,5 @@ def test_a_cluster_gets_a_trial_a_node() -> None:
     ],
 )
 def test_more_than_there_is_fails_at_once(overrides: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         plan(*overrides)

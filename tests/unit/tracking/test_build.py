@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.tracking import build
 from rlgaf_ray.tracking.base import TrackedRun, Tracker
 from rlgaf_ray.tracking.build import TRACKERS, make_trackers, open_trackers
@@ -56,7 +57,7 @@ def test_a_tracker_of_ones_own_is_found_in_the_working_folder(own: None, name: s
     ],
 )
 def test_a_name_that_leads_to_no_tracker_is_one_line(own: None, name: str, sentence: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         make_trackers([name])
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
@@ -64,7 +65,7 @@ def test_a_name_that_leads_to_no_tracker_is_one_line(own: None, name: str, sente
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_package_that_is_not_installed_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=rf"{name} is not installed: pip install 'rlgaf_ray\[{name}\]'"):
+    with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'rlgaf_ray\[{name}\]'"):
         make_trackers([name])
 
 

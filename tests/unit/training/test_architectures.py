@@ -16,6 +16,7 @@ from rlgaf_ray.config.discriminator import (
     DiscriminatorArchitecture,
     DiscriminatorLoss,
 )
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.objectives.discriminator import LOSSES
@@ -114,5 +115,5 @@ def test_a_question_that_the_model_has_no_positions_for_is_refused(sft: Path) ->
     config = asked(f"model.generator={sft}")
     limit = 256 - len(tokenizer.encode(" real?")) - 1
     check(config, tokenizer, limit)
-    with pytest.raises(ValueError, match=r"takes 256 tokens, but prompt, response, .* have 257: shorten them"):
+    with pytest.raises(UserError, match=r"takes 256 tokens, but prompt, response, .* have 257: shorten them"):
         check(config, tokenizer, limit + 1)

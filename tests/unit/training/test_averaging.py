@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.lstm import build_lstm
 from rlgaf_ray.training.averaging import MovingAverage, update_average
@@ -138,5 +139,5 @@ def test_seqgans_rollout_policy_is_an_average_of_its_own(folder: Path) -> None:
 
 def test_an_average_cannot_begin_in_the_middle_of_a_run(folder: Path, tmp_path: Path) -> None:
     learner(folder, "generator.average_decay=0").save(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no moving average 'average': generator\.average_decay"):
+    with pytest.raises(UserError, match=r"holds no moving average 'average': generator\.average_decay"):
         learner(folder).load(tmp_path)

@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.collate import collate
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.straight_through import align, response_logits
 from rlgaf_ray.objectives.kl import exact_kl
@@ -190,5 +191,5 @@ def test_an_embedding_that_scales_is_refused() -> None:
     check_embedding(model)
     scaled = Scaled(VOCABULARY, 192)
     model.set_input_embeddings(scaled)
-    with pytest.raises(ValueError, match=r"plain input embedding, but Scaled scales its rows"):
+    with pytest.raises(UserError, match=r"plain input embedding, but Scaled scales its rows"):
         check_embedding(model)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.training.replay import ReplayBuffer
 from rlgaf_ray.types import Demonstration, Rollout
 
@@ -83,7 +84,7 @@ def test_it_comes_back_from_its_file_and_draws_on_alike(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
     resumed.load(tmp_path / "empty.safetensors")
     assert (resumed.items, resumed.newest_version) == ([], -1)
-    with pytest.raises(ValueError, match="replay_share cannot be switched on in the middle of a run"):
+    with pytest.raises(UserError, match="replay_share cannot be switched on in the middle of a run"):
         resumed.load(tmp_path / "none.safetensors")
 
 
@@ -123,7 +124,7 @@ def test_pairs_stay_pairs_when_they_are_exchanged_and_saved(tmp_path: Path) -> N
         assert same is given and versions(alone) == versions(mixed)  # what is drawn does not depend on pairs
     plain.save(tmp_path / "plain.safetensors")
     with pytest.raises(
-        ValueError, match=r"discriminator\.loss cannot be changed to bradley_terry in the middle of a run"
+        UserError, match=r"discriminator\.loss cannot be changed to bradley_terry in the middle of a run"
     ):
         buffers[0].load(tmp_path / "plain.safetensors")
     plain.load(tmp_path / "pairs.safetensors")

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.lengths import View
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of
 from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
@@ -243,7 +244,7 @@ def test_an_update_reads_little_padding(build) -> None:
 
 def test_more_frozen_layers_than_there_are(build) -> None:
     build("discriminator.frozen_layers=4")
-    with pytest.raises(ValueError, match=r"discriminator\.frozen_layers=5, but the model has 4: freeze at most"):
+    with pytest.raises(UserError, match=r"discriminator\.frozen_layers=5, but the model has 4: freeze at most"):
         build("discriminator.frozen_layers=5")
 
 

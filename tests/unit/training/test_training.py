@@ -10,6 +10,7 @@ import torch
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.cnn import build_cnn
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.lstm import build_lstm
@@ -90,9 +91,9 @@ def test_weights_in_parts_are_the_weights(folder: Path) -> None:
 
 def test_chunked_logprobs_need_a_plain_output_layer(tmp_path: Path) -> None:
     build_lstm(vocab_size=VOCABULARY, end_of_text_id=0, seed=1).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="those of LstmForCausalLM are not: set it to null"):
+    with pytest.raises(UserError, match="those of LstmForCausalLM are not: set it to null"):
         Learner(tmp_path, config("learner.logprob_chunk_tokens=8"), pad_token_id=0)
-    with pytest.raises(ValueError, match="LstmForCausalLM has none: set it to false"):
+    with pytest.raises(UserError, match="LstmForCausalLM has none: set it to false"):
         Learner(tmp_path, config("learner.activation_checkpointing=true"), pad_token_id=0)
 
 

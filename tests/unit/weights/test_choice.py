@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.weights.choice import Site, choose_transfer, current_site
 
 CPU = Site("a")
@@ -57,7 +58,7 @@ def test_engines_that_take_weights_in_their_own_time_take_them_from_memory() -> 
     choice = choose_transfer("auto", learners=[ONE], engines=[TWO], device_transfer=True, together=False)
     assert choice.backend == "object_store"
     assert choice.reason == "each engine takes weights between requests of its own"
-    with pytest.raises(ValueError, match=r"weights\.transfer=nccl is not possible here, each engine takes weights"):
+    with pytest.raises(UserError, match=r"weights\.transfer=nccl is not possible here, each engine takes weights"):
         choose_transfer("nccl", learners=[ONE], engines=[TWO], device_transfer=True, together=False)
 
 
@@ -77,7 +78,7 @@ def test_what_is_asked_for_and_possible_is_taken() -> None:
     ],
 )
 def test_what_is_asked_for_and_impossible_is_refused(asked, engine: Site, obstacle: str) -> None:
-    with pytest.raises(ValueError, match=f"weights.transfer={asked} is not possible here.*{obstacle}.*=auto"):
+    with pytest.raises(UserError, match=f"weights.transfer={asked} is not possible here.*{obstacle}.*=auto"):
         choose_transfer(asked, learners=[ONE], engines=[engine], device_transfer=True, together=True)
 
 

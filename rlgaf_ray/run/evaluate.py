@@ -27,12 +27,13 @@ from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, temperatures_table
-from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
@@ -46,25 +47,30 @@ TEST_READINGS = "test_readings.jsonl"
 
 
 def evaluate(
-    folders: Sequence[str],
+    folders: Sequence[str | Path],
     *,
-    temperatures: Sequence[float],
-    sft_steps: Sequence[int],
-    sft_learning_rate: float,
+    temperatures: Sequence[float] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3),
+    sft_steps: Sequence[int] = (200, 400),
+    sft_learning_rate: float = 5e-4,
     num_prompts: int | None = None,
     out: str | None = None,
     part: EvaluationPart = "validation",
-) -> None:
+    console: Console | None = None,
+) -> Comparison:
     """Measure the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
 
-    Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder) and prints a
-    table of the models beside real text, then one over temperatures. A reading of the test part is noted in each run's
-    ``test_readings.jsonl`` before it is made. Raises ``ValueError`` for folders that hold no finished run, or runs of
-    different warm-ups.
+    Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). ``console``
+    gets a table of the models beside real text, then one over temperatures; by default nothing is shown. A reading of
+    the test part is noted in each run's ``test_readings.jsonl`` before it is made. Raises ``UserError`` for folders
+    that hold no finished run, or runs of different warm-ups.
     """
-    absolute = [each if uri.is_uri(each) else str(Path(each).expanduser().absolute()) for each in folders]
+    absolute = [
+        each if isinstance(each, str) and uri.is_uri(each) else str(Path(each).expanduser().absolute())
+        for each in folders
+    ]
+    console = console or Console(quiet=True)
     with opened(absolute, out, subfolders=("generator",)) as places:
-        _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts, part)
+        return _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts, part, console)
 
 
 def note_test_reading(run: Place) -> None:
@@ -83,15 +89,15 @@ def _evaluate(
     sft_learning_rate: float,
     num_prompts: int | None,
     part: EvaluationPart,
-) -> None:
+    console: Console,
+) -> Comparison:
     runs = places.folders
     configs = [_config(run) for run in runs]
     if len({run.name for run in runs}) < len(runs):
-        raise ValueError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
+        raise UserError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
     for run, config in zip(runs, configs, strict=True):
         if config.task != configs[0].task:
-            raise ValueError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
-    console = Console()
+            raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
     for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
         console.print(risk)
     check_before_start(configs[0])
@@ -112,11 +118,12 @@ def _evaluate(
     for suffix in (".png", ".svg"):
         save(figure, path.with_suffix(suffix))
     console.print(f"everything is in {places.shown(path)}, .png and .svg", soft_wrap=True, highlight=False)
+    return comparison
 
 
 def _config(run: Path) -> Config:
     if not (run / "config.yaml").is_file() or not (run / "generator" / "config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{run} is no finished run (no config.yaml or generator/ in it): give a folder such as runs/NAME"
         )
     return load_config(run / "config.yaml")
@@ -140,7 +147,7 @@ def _sweep(
     warmups = [prepare_warmups(each, data.task, data.tokenizer, cache, lambda name, progress: None) for each in configs]
     for run, each in zip(runs, warmups, strict=True):
         if each.generator != warmups[0].generator:
-            raise ValueError(f"{run} and {runs[0]} started from different warm-ups: evaluate them apart")
+            raise UserError(f"{run} and {runs[0]} started from different warm-ups: evaluate them apart")
     evaluator = prepare_evaluator(config, data, cache, len(real), part, report=console.print)
     prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
     seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]

@@ -1,68 +1,71 @@
-"""What a run does about actors that it lost, one after the other."""
+"""Preparation of a run, and how it recovers from failed actors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from rlgaf_ray import train
-from rlgaf_ray.actors.answers import ActorFailure, ActorSpent
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
 from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.actors.recovery import TooManyLost
 from rlgaf_ray.config import load_config
 from rlgaf_ray.evaluation.embeddings import MISSING
+from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.run import preparation, session
 
 DEAD = ActorFailure("the learner died during update")
 SPENT = ActorSpent("the learner ran out of memory during update")
 End = tuple[int, ActorFailure | TooManyLost | None]  # the iteration it reached, and the loss there, if any
 
 
-def outcomes(monkeypatch: pytest.MonkeyPatch, folder: Path, ends: Sequence[End], rescued: list[int]) -> list[int]:
-    """Where each loop ended, if the run bears all losses. No checkpoint is there, so each loop begins again.
+class Failing:
+    """Stands for a loop that ends as told."""
+
+    def __init__(self, reached: int, failure: Exception | None, rescued: list[int]) -> None:
+        self.iteration, self.failure, self.rescued = reached, failure, rescued
+
+    def run(self) -> str:
+        if self.failure is not None:
+            raise self.failure
+        return "done"
+
+    def rescue(self) -> None:
+        self.rescued.append(self.iteration)
+
+
+def outcomes(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, ends: Sequence[End], rescued: list[int], *more: Callback
+) -> list[int]:
+    """Where each loop ended, if the run bears all failures. No checkpoint is there, so each loop begins again.
 
     ``rescued`` gets the iteration of each loop whose last state was to be saved.
     """
     reached: list[int] = []
 
-    class Losing:
-        iteration = 0
-        stop_requested = False
-
-        def run(self) -> list[int]:
-            self.iteration, failure = ends[len(reached)]
-            reached.append(self.iteration)
-            if failure is not None:
-                raise failure
-            return reached
-
-        def rescue(self) -> None:
-            rescued.append(self.iteration)
-
     @contextmanager
-    def losing(*arguments: object, **options: object):
-        yield Losing()
+    def failing(*arguments: object, **options: object) -> Iterator[Failing]:
+        at, failure = ends[len(reached)]
+        reached.append(at)
+        yield Failing(at, failure, rescued)
 
-    monkeypatch.setattr(train, "adversarial_loop", losing)
-    config, checkpoints = load_config(None, ["cluster.max_recoveries=2"]), Checkpoints(folder, keep=1)
-    anything: object = None
-    return train.run_through_losses(  # type: ignore[return-value]
-        config,
-        anything,
-        anything,
-        anything,
-        checkpoints,
-        Terminal(),
-        None,
-        stop=train.Stop(),  # type: ignore[arg-type]
-    )
+    monkeypatch.setattr(session, "open_loop", failing)
+    prepared: Any = SimpleNamespace(config=load_config(None, ["cluster.max_recoveries=2"]))
+    roles: Any = SimpleNamespace(close=lambda: None)
+    callbacks = Callbacks([Terminal(Console(quiet=True)), *more])
+    checkpoints = Checkpoints(folder, keep=1)
+    outcome: Any = session.run_with_recovery(prepared, lambda recoveries: roles, checkpoints, callbacks, None)
+    assert outcome == "done"
+    return reached
 
 
 @pytest.mark.parametrize(
@@ -73,10 +76,30 @@ def outcomes(monkeypatch: pytest.MonkeyPatch, folder: Path, ends: Sequence[End],
         [(5, SPENT), (5, DEAD), (9, None)],
     ],
 )
-def test_losses_are_borne(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: list[End]) -> None:
+def test_a_run_survives_failures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: list[End]) -> None:
     rescued: list[int] = []
     assert outcomes(monkeypatch, tmp_path, ends, rescued) == [at for at, _ in ends]
     assert rescued == [at for at, failure in ends if failure is not None]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), None])
+def test_actors_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch, error: RuntimeError | None) -> None:
+    """A constructor's exception is raised as such, with its remote traceback."""
+
+    def build(recoveries: object) -> Any:
+        raise ActorNotStarted("the learner could not be built") from error
+
+    prepared: Any = SimpleNamespace(config=load_config())
+    nothing: Any = None
+    with pytest.raises(RuntimeError if error else ActorNotStarted):
+        session.run_with_recovery(prepared, build, nothing, Callbacks(), None)
+
+
+def test_a_run_that_was_asked_to_stop_is_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stop = Callback()
+    stop.stop_requested = True
+    with pytest.raises(ActorFailure, match="the learner died"):
+        outcomes(monkeypatch, tmp_path, [(5, DEAD), (9, None)], [], stop)
 
 
 @pytest.mark.parametrize("again", [5, 3])
@@ -113,7 +136,7 @@ def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
 def test_the_actors_are_described(words: list[str], expected: str) -> None:
     config = load_config(None, words)
     placement = plan_placement(config, cluster_cpus=8, cluster_gpus=0, node_cpus=8)
-    assert train.actors_of(config, placement) == expected
+    assert session.actors_of(config, placement) == expected
 
 
 def test_a_run_without_sentence_embeddings_says_so_in_one_line(
@@ -128,17 +151,17 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
         "task.prompt_tokens=28",
     ]
     config = load_config(None, [*task, "evaluation.num_prompts=10", "evaluation.quick_prompts=10"])
-    data = train.prepare_data(config, tmp_path)
-    monkeypatch.setattr(train, "load_encode", lambda cache: None)
+    data = preparation.prepare_data(config, tmp_path)
+    monkeypatch.setattr(preparation, "load_encode", lambda cache: None)
     reported: list[str] = []
-    evaluator = train.prepare_evaluator(config, data, tmp_path, report=reported.append)
+    evaluator = preparation.prepare_evaluator(config, data, tmp_path, report=reported.append)
     assert reported == [MISSING] and "\n" not in MISSING
     answers = [np.arange(8)] * 10
     metrics = evaluator(answers, ["It is 7."] * 10, sample_nll=1.0, real_nll=1.0)
     assert "eval/two_sample_auc" in metrics and "eval/embedding_two_sample_auc" not in metrics
     quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"embeddings": False})})
-    monkeypatch.setattr(train, "load_encode", None)  # not even looked for
-    train.prepare_evaluator(quiet, data, tmp_path, report=reported.append)
+    monkeypatch.setattr(preparation, "load_encode", None)  # not even looked for
+    preparation.prepare_evaluator(quiet, data, tmp_path, report=reported.append)
     assert reported == [MISSING]
 
 
@@ -163,4 +186,4 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
 )
 def test_a_run_says_first_which_labels_it_reads(words: list[str], expected: str) -> None:
     task = SimpleNamespace(demonstrations=[None] * 3)
-    assert train.what_is_learned_from(load_config(None, words), task).startswith(expected)  # type: ignore[arg-type]
+    assert preparation.what_is_learned_from(load_config(None, words), task).startswith(expected)  # type: ignore[arg-type]

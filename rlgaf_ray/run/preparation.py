@@ -1,0 +1,170 @@
+"""Before the first iteration: checks, data, tokenizer and the evaluation's measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from rlgaf_ray.actors.warmup import Warmups
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.base_reviews import refuse_base_reviews
+from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.data.imdb import ImdbTask
+from rlgaf_ray.data.pairs import PairTask
+from rlgaf_ray.data.rows import RowSource
+from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
+from rlgaf_ray.engines.vllm_process import require_vllm
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.evaluation.answers import AnswerMeasure
+from rlgaf_ray.evaluation.embedding_judge import prepare_embedding_judge
+from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
+from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
+from rlgaf_ray.evaluation.judge import prepare_judge
+from rlgaf_ray.evaluation.sentiment import SentimentMeasure
+from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.models.generator import (
+    FROM_SCRATCH_VOCABULARY,
+    TINY_GPT2,
+    check_model_source,
+    max_positions,
+    num_layers,
+)
+from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
+from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.tracking.build import make_trackers
+from rlgaf_ray.training.regularization import check_frozen_layers
+from rlgaf_ray.types import EvaluationPart
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What roles and loop are built from."""
+
+    config: Config
+    data: Data
+    warmups: Warmups
+
+
+def with_name(config: Config) -> Config:
+    """A run without a name is called after its task and the time of its start."""
+    if config.run.name is not None:
+        return config
+    name = f"{config.task.label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def check_before_start(config: Config, trackers: Sequence[str | Tracker] = ()) -> None:
+    """Raise ``UserError`` for what can be known to fail without loading data or models."""
+    if config.rollout.traits.vllm:
+        require_vllm()
+    make_trackers([*config.tracking.to, *trackers])
+    check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
+    check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
+    if config.discriminator.frozen_layers > 0:
+        total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+        check_frozen_layers(config.discriminator.frozen_layers, total)
+
+
+def check_lengths(config: Config, asked: int) -> None:
+    """Raise ``UserError`` where the model does not take a prompt and its response of ``asked`` tokens together."""
+    limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    packed = config.task.name == "imdb" and config.base_warmup.steps != 0
+    block_tokens = config.warmup.generator.block_tokens if packed else 0
+    if max(asked, block_tokens) > limit:
+        blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
+        raise UserError(
+            f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
+            f"task.response_tokens = {asked}{blocks}: lower them to at most {limit}, or take another model"
+        )
+    if config.model.generator == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
+        raise UserError(
+            f"warmup.generator.block_tokens={config.warmup.generator.block_tokens} leaves positions untrained that "
+            f"task.prompt_tokens + task.response_tokens = {asked} need: raise it to at least {asked}"
+        )
+
+
+def cache_folder(config: Config) -> Path:
+    return Path(config.warmup.cache).expanduser().absolute() if config.warmup.cache else user_cache_path("rlgaf_ray")
+
+
+def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) -> Data:
+    """The task and its tokenizer; the built-in model's tokenizer is trained on the warm-up's part alone.
+
+    ``source``: replaces the one that ``task.name`` names.
+    """
+    source = source or load_source(config.task, base=config.base_warmup.steps != 0)
+    if config.model.generator == FILM_REVIEWS and isinstance(source, RowSource):
+        refuse_base_reviews(source.texts)
+    if config.model.generator in FROM_SCRATCH:
+        texts = source.warmup_texts
+        path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
+        if not path.is_file():
+            bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
+            write_atomically(path, lambda temporary: bpe.save(str(temporary)))
+        tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
+    else:
+        tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    return Data(source.tokenized(tokenizer, cache), tokenizer)
+
+
+def what_is_learned_from(config: Config, task: Task) -> str:
+    """The number of demonstrations, and which labels the discriminator reads beside them."""
+    read = f"{len(task.demonstrations):,} demonstrations"
+    if not config.labels_read:
+        return f"learning from {read}, without labels"
+    what = "reviews of the other sentiment" if config.task.name == "imdb" else "answers to other prompts"
+    return f"learning from {read}, and the discriminator from {what} in {' and '.join(config.labels_read)}"
+
+
+def prepare_evaluator(
+    config: Config,
+    data: Data,
+    cache: Path,
+    num_prompts: int | None = None,
+    part: EvaluationPart = "validation",
+    report: Callable[[str], None] = print,
+) -> Evaluator:
+    """Measures the first ``num_prompts`` (default: ``evaluation.num_prompts``) of the part.
+
+    ``report`` gets one line where there are no sentence embeddings.
+    """
+    encode = load_encode(cache) if config.evaluation.embeddings else None
+    if encode is None and config.evaluation.embeddings:
+        report(MISSING)
+    count = num_prompts or config.evaluation.num_prompts
+    real = evaluation_set(data.task, count, part)
+    real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
+    measure: Measure
+    match data.task:
+        case ImdbTask() as task:
+            texts, labels = task.judge_texts(part)
+            judge = prepare_judge(texts, labels, cache)
+            second = None if encode is None else prepare_embedding_judge(encode, texts, labels, cache)
+            measure = SentimentMeasure(judge, real_texts, task.asked_positive(part)[:count], second)
+        case PairTask() as task:
+            pairs = task.evaluation_pairs(part)[:count]
+            references, contexts = [pair.references for pair in pairs], [pair.context for pair in pairs]
+            no_answer = config.task.squad.no_answer if config.task.name == "squad" else None
+            measure = AnswerMeasure(references, contexts, no_answer=no_answer)
+        case task:
+            raise UserError(f"a {type(task).__name__} has no measure: give an ImdbTask or a PairTask")
+    return Evaluator(
+        measure,
+        [item.response_ids for item in real],
+        real_texts,
+        demonstrations=[item.response_ids for item in data.task.demonstrations],
+        encode=encode,
+    )

@@ -1,0 +1,262 @@
+"""From prepared data and models to the exported result: roles, loop, recovery from failed actors, the run's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
+from rlgaf_ray.actors.contrast import load_contrast
+from rlgaf_ray.actors.placement import Placement, PlacementGroup
+from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.roles import RayRoles
+from rlgaf_ray.config import dump_config
+from rlgaf_ray.config.hidden import public_values
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.handover import CHECKSUMS
+from rlgaf_ray.data.imdb import ImdbTask
+from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.callback import Callback, Callbacks
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.local import LocalRoles
+from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.models.lora import ADAPTERS
+from rlgaf_ray.report.console import write_samples
+from rlgaf_ray.report.runs import SAMPLES, save_samples
+from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
+from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.tracking.build import open_trackers
+from rlgaf_ray.training.export import export_merged
+
+Resumed = tuple[Place, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
+
+
+def open_run_folder(folder: RunFolder, checkpoints: Checkpoints, *, resume: bool) -> Resumed | None:
+    """The checkpoint to resume from, or None for a new run. Raises ``UserError`` where the folder does not fit."""
+    exists = folder.exists()
+    if resume:
+        if not exists:
+            raise UserError(
+                f"nothing to resume: {folder.shown} does not exist (run.root and run.name say where to look)"
+            )
+        folder.fetch()
+        return checkpoints.newest_usable()
+    if exists:
+        raise UserError(f"{folder.shown} exists: add --resume to go on with that run, or choose another run.name")
+    folder.fetch()
+    return None
+
+
+def ray_roles(
+    prepared: Prepared,
+    placement: Placement,
+    callbacks: Callbacks,
+    *,
+    group: PlacementGroup | None = None,
+    recoveries: Recoveries | None = None,
+) -> RayRoles:
+    """One actor per role and rank, on a Ray that is connected."""
+    config, data, warmups = prepared.config, prepared.data, prepared.warmups
+    with callbacks.waiting(f"starting {actors_of(config, placement)}"):
+        roles = RayRoles(
+            warmups.generator,
+            warmups.discriminator,
+            config,
+            placement,
+            max_tokens=data.task.max_tokens,
+            pad_token_id=data.tokenizer.pad_token_id,
+            base_folder=warmups.base,
+            group=group,
+            recoveries=recoveries,
+        )
+    callbacks.on_message(str(roles.transfer))
+    return roles
+
+
+def local_roles(prepared: Prepared) -> LocalRoles:
+    """All roles in this process, without Ray."""
+    data, warmups = prepared.data, prepared.warmups
+    return LocalRoles.build(
+        warmups.generator,
+        warmups.discriminator,
+        prepared.config,
+        max_tokens=data.task.max_tokens,
+        pad_token_id=data.tokenizer.pad_token_id,
+        base_folder=warmups.base,
+    )
+
+
+@contextmanager
+def open_loop(
+    prepared: Prepared,
+    roles: Roles,
+    checkpoints: Checkpoints,
+    callbacks: Iterable[Callback] = (),
+    resumed: Resumed | None = None,
+    *,
+    trackers: Sequence[str | Tracker] = (),
+    evaluator: Evaluator | None = None,
+    build_loop: Callable[..., AdversarialLoop] = AdversarialLoop,
+) -> Iterator[AdversarialLoop]:
+    """The loop over these roles, ready to run, with its run folder and trackers, which are closed with the block.
+
+    ``trackers``: beside those of ``tracking.to``. ``evaluator``: by default the one that the config asks for.
+    The roles are the caller's to close.
+    """
+    config, data, warmups, calls = prepared.config, prepared.data, prepared.warmups, Callbacks(callbacks)
+    if evaluator is None:
+        with calls.waiting("preparing the judges" if isinstance(data.task, ImdbTask) else "preparing the evaluation"):
+            evaluator = prepare_evaluator(config, data, cache_folder(config), report=calls.on_message)
+    start = resumed[1]["iteration"] if resumed else 0
+    write_run_files(prepared)
+    with open_trackers(config, config.run.folder, trackers, start=start, report=calls.on_message) as opened:
+        if warmups.contrast is not None:
+            data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
+        loop = build_loop(config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls)
+        if resumed:
+            with calls.waiting(f"loading iteration {start} into the actors"):
+                loop.resume(resumed[0], resumed[1])
+        yield loop
+
+
+def run_with_recovery(
+    prepared: Prepared,
+    build_roles: Callable[[Recoveries], Roles],
+    checkpoints: Checkpoints,
+    callbacks: Callbacks,
+    resumed: Resumed | None,
+    trackers: Sequence[str | Tracker] = (),
+) -> Outcome:
+    """Run the loop; restart it from the last checkpoint when an actor fails that cannot be replaced in place.
+
+    Raises ``TooManyLost``, and ``ActorFailure`` where a restart would not help.
+    """
+    config = prepared.config
+    recoveries = Recoveries(config.cluster, callbacks.on_message)
+    begun = False
+    out_of_memory_at = -1
+    while True:
+        reached = 0
+        try:
+            with (
+                closing(build_roles(recoveries)) as roles,
+                open_loop(prepared, roles, checkpoints, callbacks, resumed, trackers=trackers) as loop,
+                callbacks.training(start=loop.iteration, total=config.run.iterations, first=first_wait(config, loop)),
+            ):
+                begun = True
+                try:
+                    return loop.run()
+                except (ActorFailure, TooManyLost):
+                    reached = loop.iteration
+                    loop.rescue()
+                    raise
+        except ActorFailure as failure:
+            if not begun and isinstance(failure, ActorNotStarted):
+                raise failure.__cause__ or failure from None  # a bug, with the remote traceback
+            if callbacks.stop_requested or not begun:
+                raise
+            if isinstance(failure, ActorSpent):
+                if reached <= out_of_memory_at:  # a second time at the same iteration: it would happen each time
+                    raise
+                out_of_memory_at = reached
+            resumed = resume_after_failure(checkpoints, recoveries, failure)
+
+
+def resume_after_failure(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:
+    """The checkpoint to restart from after the learner or discriminator failed; None: from the beginning.
+
+    Raises ``TooManyLost``.
+    """
+    if not checkpoints.all():
+        recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
+        recoveries.rolled_back()
+        return None
+    resumed = checkpoints.newest_usable()
+    report_damaged_checkpoints(resumed, recoveries.report)
+    path, state, _ = resumed
+    recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
+    recoveries.rolled_back()
+    return resumed
+
+
+def report_damaged_checkpoints(resumed: Resumed, report: Callable[[str], None]) -> None:
+    for sentence in resumed[2]:
+        report(f"damaged checkpoint passed over: {sentence}")
+
+
+@contextmanager
+def explain_storage_errors(config: Config, checkpoints: Checkpoints) -> Iterator[None]:
+    """Add to a ``StorageError`` what is intact and how to go on."""
+    try:
+        yield
+    except StorageError as error:
+        if not config.run.folder.is_dir():  # the run has not begun: only the cache was written
+            raise StorageError(f"{error}: once it can be, start the run again") from error
+        remote = isinstance(checkpoints.folder, Remote)  # it may not answer now
+        left = "the checkpoints before are intact" if remote else checkpoints.intact()
+        raise StorageError(f"{error}; {left}: once it can be, go on with --resume {config.run.again}") from error
+
+
+def write_run_files(prepared: Prepared) -> None:
+    """Write the resolved config and a description of the data into the run's folder."""
+    config = prepared.config
+    folder = config.run.folder
+    task = public_values(config.task.model_dump(mode="json"))
+    described = {"splits_sha256": prepared.data.task.checksum, "task": task}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / "config.yaml", dump_config(config))
+        replace_text(folder / "data.json", json.dumps(described))
+
+
+def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> None:
+    """Write both models as plain Hugging Face folders, and the samples.
+
+    With ``generator.average_decay`` the generator is its moving average, which was evaluated; checkpoints hold both.
+    """
+    config, data, warmups = prepared.config, prepared.data, prepared.warmups
+    folder, place = config.run.folder, outcome.folder
+    latest = checkpoints.named("latest")
+    if latest is not None:
+        generator = "learner/average" if config.generator.average_decay > 0 else "learner/generator"
+        for source, target in ((generator, "generator"), ("discriminator", "discriminator")):
+            copy_tree(latest / source, place / target, without=("optimizer.*", "replay.*", ADAPTERS, f"{CHECKSUMS}*"))
+            data.tokenizer.save_pretrained(folder / target)
+        if config.model.lora.rank > 0:
+            bases = {"generator": warmups.generator, "discriminator": warmups.discriminator}
+            export_merged(config, latest, folder, **bases, pad_token_id=data.tokenizer.pad_token_id)
+    write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
+    save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
+    checkpoints.flush()
+
+
+def actors_of(config: Config, placement: Placement) -> str:
+    """The actors of a run in words: "2 rollout workers (vllm), the discriminator and the learner"."""
+    num_workers = len(placement.rollout_bundles)
+    groups = [
+        f"the {name}" if len(bundles) == 1 else f"{len(bundles)} ranks of the {name}"
+        for name, bundles in (
+            ("discriminator", placement.discriminator_bundles),
+            ("learner", placement.learner_bundles),
+        )
+    ]
+    workers = f"{num_workers} rollout worker{'s' if num_workers > 1 else ''} ({config.rollout.engine})"
+    return f"{workers}, {' and '.join(groups)}"
+
+
+def first_wait(config: Config, loop: AdversarialLoop) -> str:
+    """The loop's work before its first metrics."""
+    if loop.iteration > 0:
+        return f"iteration {loop.iteration + 1}"
+    evaluation = f"evaluating the start on {config.evaluation.num_prompts} prompts"
+    updates = config.discriminator_warmup_updates
+    return (
+        f"warming up the discriminator with {updates} updates on rollouts, then {evaluation}" if updates else evaluation
+    )

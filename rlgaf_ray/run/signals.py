@@ -1,0 +1,63 @@
+"""How the command line ends a run on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rlgaf_ray.loop.callback import Callback
+
+SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
+
+
+class Stop(Callback):
+    """Ends a run after the current iteration, with a checkpoint; at once where the loop has not begun or has failed."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.begun = False
+
+    def __call__(self, number: int) -> None:
+        self.number = number
+        if not self.begun:
+            sys.exit(self.exit_code)
+        self.stop_requested = True
+
+    @property
+    def exit_code(self) -> int:
+        return SIGNAL_EXIT_OFFSET + self.number
+
+    @contextmanager
+    def training(self, *, start: int, total: int, first: str) -> Iterator[None]:
+        self.begun = True
+        try:
+            yield
+        except BaseException:
+            self.begun = False
+            raise
+
+
+@contextmanager
+def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
+    """The first Ctrl-C or SIGTERM calls ``stop_softly`` with its number; a second one ends the process at once."""
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        if received:
+            os._exit(SIGNAL_EXIT_OFFSET + number)
+        received.append(number)
+        stop_softly(number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    except SystemExit:
+        if received:  # a wait in Ray makes 1 of every exit code
+            raise SystemExit(SIGNAL_EXIT_OFFSET + received[0]) from None
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

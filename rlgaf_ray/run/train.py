@@ -1,0 +1,111 @@
+"""One training run, from config to exported models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from typing import Literal
+
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.actors.placement import find_placement
+from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.storage import writing
+from rlgaf_ray.data.task import TaskSource, evaluation_set
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.callback import Callback, Callbacks
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.data_checks import check_demonstrations
+from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.run.preparation import (
+    Prepared,
+    cache_folder,
+    check_before_start,
+    check_lengths,
+    prepare_data,
+    what_is_learned_from,
+    with_name,
+)
+from rlgaf_ray.run.session import (
+    explain_storage_errors,
+    export,
+    local_roles,
+    open_run_folder,
+    ray_roles,
+    report_damaged_checkpoints,
+    run_with_recovery,
+)
+from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.training.architectures import DISCRIMINATORS
+
+
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    task: TaskSource | None = None,
+    callbacks: Iterable[Callback] = (),
+    trackers: Sequence[str | Tracker] = (),
+    roles: Literal["local"] | Callable[[Prepared], Roles] | None = None,
+) -> Outcome:
+    """Train as configured, in any thread.
+
+    Args:
+        resume: go on with the run that ``run.root`` and ``run.name`` say.
+        task: replaces the data that ``task.name`` names; the lengths in ``task`` still hold.
+        callbacks: follow the run, and can end it (``Callback.stop_requested``).
+        trackers: get the metrics beside those of ``tracking.to``: names, ``module:Class`` or trackers.
+        roles: by default actors on Ray; ``"local"``: all in this process, on CPU, without Ray; or what builds them.
+
+    Raises:
+        UserError: for what a user can act on, before anything expensive starts where that is possible.
+    """
+    config, calls = with_name(config), Callbacks(callbacks)
+    folder = RunFolder(config.run)
+    checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
+    check_before_start(config, trackers)
+    resumed = open_run_folder(folder, checkpoints, resume=resume)
+    if resumed:
+        report_damaged_checkpoints(resumed, calls.on_message)
+        calls.on_message(f"resuming from {resumed[0]}")
+    cache = cache_folder(config)
+    with explain_storage_errors(config, checkpoints):
+        data = prepare_data(config, cache, task)
+    evaluation_set(data.task, config.evaluation.num_prompts)
+    check_demonstrations(config, data.task)
+    check_lengths(config, data.task.max_tokens)
+    DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
+    calls.on_message(what_is_learned_from(config, data.task))
+
+    started = time.perf_counter()
+    with folder.mirrored(), explain_storage_errors(config, checkpoints):
+        with ray_session(config) if roles is None else nullcontext():
+            placement = find_placement(config) if roles is None else None
+            with calls.warming_up():
+                warmups = prepare_warmups(
+                    config, data.task, data.tokenizer, cache, calls.on_warmup, with_ray=roles is None
+                )
+            calls.on_message(
+                f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
+            )
+            prepared = Prepared(config, data, warmups)
+
+            def build_roles(recoveries: Recoveries) -> Roles:
+                if placement is not None:
+                    return ray_roles(prepared, placement, calls, recoveries=recoveries)
+                assert roles is not None
+                return local_roles(prepared) if isinstance(roles, str) else roles(prepared)
+
+            try:
+                outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
+            except TooManyLost as error:
+                left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
+                raise UserError(f"{error}; {left}") from error
+        with writing(folder.local):
+            export(prepared, checkpoints, outcome)
+        calls.on_end(outcome)
+    return outcome

@@ -1,0 +1,124 @@
+"""A run from Python: in a thread, without Ray, stopped and resumed by its caller."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import rlgaf_ray as rl
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.types import Metrics
+
+
+class Logged(rl.Tracker):
+    def __init__(self) -> None:
+        self.iterations: list[int] = []
+        self.tables: list[tuple[int, str]] = []
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        self.iterations.append(iteration)
+
+    def log_table(self, iteration: int, name: str, rows: object) -> None:
+        self.tables.append((iteration, name))
+
+
+class Follower(rl.Callback):
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+        self.warmups: set[str] = set()
+        self.iterations: list[int] = []
+        self.evaluations: dict[int, Metrics] = {}
+        self.checkpoints: list[tuple[int, str]] = []
+        self.outcomes: list[rl.Outcome] = []
+
+    def on_warmup(self, stage: str, progress: object) -> None:
+        self.warmups.add(stage)
+
+    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
+        self.iterations.append(iteration)
+        self.stop_requested = iteration == self.stop_after
+
+    def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
+        self.evaluations[iteration] = metrics
+
+    def on_checkpoint(self, iteration: int, folder: Place) -> None:
+        self.checkpoints.append((iteration, folder.name))
+
+    def on_end(self, outcome: rl.Outcome) -> None:
+        assert (Path(str(outcome.folder)) / "generator" / "model.safetensors").is_file()
+        self.outcomes.append(outcome)
+
+
+def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def no_ray(*arguments: object, **settings: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", no_ray)
+    torch.set_num_threads(1)
+    pairs = [{"prompt": f"what is {n} and {n}?", "response": f"it is {2 * n}, of course"} for n in range(150)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    words = [
+        "run.name=api",
+        f"run.root={tmp_path}",
+        "run.iterations=4",
+        "model.generator=tiny-gpt2",
+        "task.name=jsonl",
+        f"task.jsonl.path={tmp_path}/pairs.jsonl",
+        "task.prompt_tokens=16",
+        "task.response_tokens=8",
+        "warmup.generator.steps=2",
+        "warmup.sft.steps=2",
+        "warmup.discriminator.steps=2",
+        f"warmup.cache={tmp_path}/cache",
+        "rollout.engine=transformers",
+        "rollout.batch_size=8",
+        "discriminator.batch_size=8",
+        "learner.precision=float32",
+        "evaluation.num_prompts=10",
+        "evaluation.num_samples=2",
+        "evaluation.every=2",
+        "evaluation.embeddings=false",
+        "checkpoint.every=2",
+    ]
+    config = rl.load_config(None, words)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    first = Follower(stop_after=1)
+
+    def run() -> None:
+        torch.set_num_threads(1)  # each thread has a setting of its own
+        rl.train(config, roles="local", callbacks=[first])
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    (stopped,) = first.outcomes
+    assert first.warmups == {"generator", "sft"}  # the discriminator's is on rollouts
+    assert first.iterations == [0, 1] and list(first.evaluations) == [0]
+    assert first.checkpoints[-1] == (1, "step_000001")
+    assert stopped.interrupted and stopped.iteration == 1 and stopped.last == stopped.first
+
+    second, logged = Follower(), Logged()
+    outcome = rl.train(config, resume=True, roles="local", callbacks=[second], trackers=[logged])
+    assert second.outcomes == [outcome] and not outcome.interrupted
+    assert second.warmups == set() and second.iterations == [2, 3, 4]
+    assert logged.iterations == [2, 3, 4]
+    assert logged.tables == [(2, "rollouts"), (4, "rollouts"), (4, "samples")]
+    assert outcome.first == stopped.first and outcome.last == second.evaluations[4]
+    assert len(outcome.samples) == 2 and all(before and after for before, after in outcome.samples)
+    assert capsys.readouterr().out == ""
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    assert outcome.folder == tmp_path / "api"
+    exported = load_file(tmp_path / "api" / "generator" / "model.safetensors")
+    state = outcome.generator().state_dict()
+    assert exported and all(torch.equal(state[name], tensor) for name, tensor in exported.items())
+    assert outcome.tokenizer().decode(outcome.tokenizer().encode("it is 2")) == "it is 2"
+
+    with pytest.raises(rl.UserError, match=r"api exists: add --resume"):
+        rl.train(config, roles="local")

@@ -1,0 +1,75 @@
+"""How the command line ends: one line for what a user can act on, a traceback for a bug."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from rlgaf_ray.actors.answers import ActorFailure
+from rlgaf_ray.config import ConfigError
+from rlgaf_ray.data.storage import StorageRefused
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.main import BUG, main
+from rlgaf_ray.run.signals import Stop, stop_on_signals
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The exit code of a training that raises this, and the lines of standard error."""
+
+    def run(error: Exception) -> tuple[int, list[str]]:
+        def failing(*arguments: object, **settings: object) -> None:
+            raise error
+
+        monkeypatch.setattr("rlgaf_ray.run.train.train", failing)
+        code = main(["rollout.engine=transformers"])
+        return code, capsys.readouterr().err.splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("no room\nfor s3://KEY:SECRET@bucket/x"), 1),
+        (ActorFailure("the learner died"), 1),
+        (ConfigError("run.seed=-1: must be at least 0"), 2),
+        (StorageRefused("no bucket"), 2),
+    ],
+)
+def test_what_a_user_can_act_on_is_one_line(ended, error: UserError, code: int) -> None:
+    found, lines = ended(error)
+    assert found == code and len(lines) == 1
+    assert lines[0].startswith("error: ") and "SECRET" not in lines[0]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, AssertionError])
+def test_a_bug_keeps_its_traceback_with_the_advice_to_report_it(ended, kind: type[Exception]) -> None:
+    code, lines = ended(kind("s3://KEY:SECRET@bucket/x"))
+    assert code == 1 and lines[0] == "Traceback (most recent call last):"
+    assert any("in failing" in line for line in lines)
+    assert lines[-2].startswith(kind.__name__) and lines[-1] == f"error: {BUG}"
+    assert "SECRET" not in "\n".join(lines)
+
+
+def test_a_signal_stops_at_once_before_the_loop_and_softly_in_it() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop = Stop()
+    with pytest.raises(SystemExit) as caught, stop_on_signals(stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == stop.exit_code == 143
+
+    stop = Stop()
+    with stop_on_signals(stop), stop.training(start=0, total=1, first="x"):
+        assert not stop.stop_requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.stop_requested
+    assert signal.getsignal(signal.SIGTERM) is before
+
+    stop = Stop()
+    with pytest.raises(SystemExit), stop_on_signals(stop):
+        with pytest.raises(ActorFailure), stop.training(start=0, total=1, first="x"):
+            raise ActorFailure("the learner died")
+        os.kill(os.getpid(), signal.SIGTERM)  # between two attempts: nothing can be saved
