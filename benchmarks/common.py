@@ -22,7 +22,7 @@ from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
 
 WORK = Path(__file__).parents[1] / "configs" / "ablations" / "old_default.yaml"
@@ -55,9 +55,11 @@ class Bench:
         folder = self.folder / name
         folder.mkdir()
         evaluator = prepare_evaluator(self.config, self.data, self.cache)
-        tracker = Tracker(folder, self.config.tracking, self.data.tokenizer)
+        trackers = open_trackers(self.config, folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-        loop = AdversarialLoop(self.config, roles, self.data.task, evaluator, tracker, checkpoints, Silent())
+        loop = AdversarialLoop(
+            self.config, roles, self.data.task, self.data.tokenizer, evaluator, trackers, checkpoints, Silent()
+        )
         roles.push_weights(0)()
         return loop
 

@@ -121,7 +121,8 @@ def main() -> int:
                 str(folder), config, max_tokens=PROMPT_TOKENS + sampling.max_new_tokens, device="cuda", threads=4
             )
             sites = [ray.get(worker.site.remote(), timeout=SECONDS)]
-            choose_transfer(backend, learners=[site], engines=sites, vllm=True, together=True)  # refuses what cannot be
+            # Refuses what is impossible here.
+            choose_transfer(backend, learners=[site], engines=sites, device_transfer=True, together=True)
             ray.get(worker.start.remote(backend), timeout=SECONDS)
             seconds, megabytes = measure_push(backend, learner, worker, config.rollout.tensor_parallel_size)
             found(f"push, {backend}", f"{megabytes / 1e3 / seconds:.2f} GB/s ({megabytes:.0f} MB, {seconds:.3f} s)")

@@ -44,8 +44,8 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.report.figures import save
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import Data, prepare_data
 from rlgaf_ray.types import Metrics, Rollout, WeightUpdate
 
@@ -193,9 +193,9 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
     roles = RayRoles(folder, folder, config, find_placement(config), max_tokens=32, pad_token_id=0)
     try:
         evaluator: Any = None  # only steps are taken
-        tracker = Tracker(folder, config.tracking, data.tokenizer)
+        trackers = open_trackers(config, folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
-        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, Silent())
+        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, Silent())
         loop.push()
         for _ in range(UNTIMED):
             loop.step()
@@ -206,7 +206,7 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
             times.append(time.perf_counter() - started)
             driver.append(time.thread_time() - computed)
             process.append(time.process_time() - in_all)
-        tracker.close()
+        trackers.close()
     finally:
         roles.close()
     asleep = sleeps.rollout * rollouts / workers + sleeps.of_update(rollouts)

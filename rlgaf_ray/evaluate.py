@@ -22,8 +22,7 @@ from rlgaf_ray import __version__
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config, uri
-from rlgaf_ray.config.schema import SftWarmup
-from rlgaf_ray.data.collate import demonstration_blocks
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.engines.build import build_engine
@@ -36,8 +35,9 @@ from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table,
 from rlgaf_ray.train import cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
+from rlgaf_ray.training.sft import fine_tune
 from rlgaf_ray.training.warmup import Progress as Made
-from rlgaf_ray.training.warmup import Worker, warm_up_generator
+from rlgaf_ray.training.warmup import Worker
 from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
 
@@ -152,11 +152,15 @@ def _sweep(
     models: list[tuple[str, PreTrainedModel]] = [(SFT, reference)]
     for steps in sft_steps:
         model = load_generator(warmups[0].generator, trust_remote_code=config.model.trust_remote_code)
-        blocks = demonstration_blocks(data.task.demonstrations)
         settings = SftWarmup(steps=steps, learning_rate=sft_learning_rate)
-        precision = config.learner.precision
-        warm_up_generator(
-            model, blocks, settings, precision=precision, seed=0, checkpoint_every=steps, worker=_shown(console, steps)
+        fine_tune(
+            model,
+            data.task.demonstrations,
+            settings,
+            precision=config.learner.precision,
+            seed=0,
+            checkpoint_every=steps,
+            worker=_shown(console, steps),
         )
         models.append((f"SFT on demonstrations, {steps} steps", model))
     models += [(run.name, load_generator(run / "generator")) for run in runs]

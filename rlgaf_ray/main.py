@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     if sentence := doctor.complaint():
         return _fail(sentence, EXIT_FAILURE)
-    for risk in config.model.risks:  # before the model is first looked at
+    for risk in (*config.model.risks, *config.tracking.risks):  # before the model is first looked at
         print(uri.public(risk), file=sys.stderr)
 
     if arguments.words[:1] == ["plan"]:

@@ -27,7 +27,8 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
-from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.handover import CHECKSUMS
@@ -36,7 +37,7 @@ from rlgaf_ray.data.pairs import PairTask
 from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
 from rlgaf_ray.data.task import Task, evaluation_set, load_source
-from rlgaf_ray.engines.vllm import require_vllm
+from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.evaluation.answers import AnswerMeasure
 from rlgaf_ray.evaluation.embedding_judge import prepare_embedding_judge
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
@@ -49,7 +50,6 @@ from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.run_folder import RunFolder
-from rlgaf_ray.loop.tracking import Tracker, quiet_writer
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
@@ -61,6 +61,7 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
 from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
+from rlgaf_ray.tracking.build import make_trackers, open_trackers
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.export import export_merged
 from rlgaf_ray.training.regularization import check_frozen_layers
@@ -235,8 +236,9 @@ def with_name(config: Config) -> Config:
 
 def check_before_start(config: Config) -> None:
     """What can be known to fail without loading data or models. Raises ``ValueError``."""
-    if config.rollout.engine != "transformers":
+    if config.rollout.traits.vllm:
         require_vllm()
+    make_trackers(config.tracking.to)
     check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if config.discriminator.frozen_layers > 0:
@@ -408,10 +410,10 @@ def adversarial_loop(
             evaluator = prepare_evaluator(config, data, cache_folder(config), report=display.message)
         start = resumed[1]["iteration"] if resumed else 0
         write_run_files(config, data)
-        with quiet_writer(), Tracker(config.run.folder, config.tracking, data.tokenizer, start=start) as tracker:
+        with open_trackers(config, config.run.folder, start=start, report=display.message) as trackers:
             if warmups.contrast is not None:
                 data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
-            loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display)
+            loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, display)
             if resumed:
                 with waiting(f"loading iteration {start} into the actors"):
                     loop.resume(resumed[0], resumed[1])

@@ -31,6 +31,7 @@ import yaml
 from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
@@ -41,7 +42,7 @@ from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import Data, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.training.warmup import Progress
 from rlgaf_ray.types import Metrics, Prompt
@@ -72,6 +73,35 @@ class Watched:
         print(text, flush=True)
 
 
+class Loop(AdversarialLoop):
+    """Keeps the discriminator that was warmed up on rollouts, for rows that differ in later iterations alone."""
+
+    kept: Path
+
+    def warm_up_discriminator(self) -> None:
+        roles = self.roles
+        assert isinstance(roles, LocalRoles)
+        state = self.kept / "streams.json"
+        if not state.is_file():
+            super().warm_up_discriminator()
+            roles.discriminator.save(self.kept / "discriminator")
+            state.write_text(json.dumps(self.draws.state_dict()))
+            return
+        self.discriminator_version = self.config.discriminator_warmup_updates
+        roles.discriminator.load(self.kept / "discriminator", version=self.discriminator_version)
+        self.draws.load_state_dict(json.loads(state.read_text()))
+
+
+def warmed_up(config: Config, warmups: Warmups, cache: Path) -> Path:
+    """The folder of what the discriminator's warm-up on rollouts depends on."""
+    settings = config.discriminator.model_copy(update={"updates_per_generator_update": 1.0})
+    contrast = "" if warmups.contrast is None else warmups.contrast.name
+    sections = [settings, config.warmup.discriminator, config.task, config.rollout, config.learner]
+    texts = [section.model_dump_json() for section in sections]
+    key = content_hash([*texts, warmups.generator.name, warmups.discriminator.name, contrast, str(config.run.seed)])
+    return cache / "warmups" / f"rollouts-{key[:16]}"
+
+
 def row_config(row: Mapping[str, Any], replicate: int, extra: list[str]) -> Config:
     """The row's config on this replicate: ``row`` maps dotted keys to values."""
     keys = {
@@ -82,7 +112,7 @@ def row_config(row: Mapping[str, Any], replicate: int, extra: list[str]) -> Conf
         "task.draw_share": 0.8,
         "rollout.engine": "transformers",
         "cluster.threads": 1,
-        "tracking.tensorboard": False,
+        "tracking.to": [],
         "tracking.rollout_share": 0.0,
         "checkpoint.every": 10_000,
         "checkpoint.keep": 1,
@@ -165,7 +195,7 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     history: list[dict[str, Any]] = []
     trains = row.get("train", True)
     if trains:
-        history = trained(config, data, roles, cache, display)
+        history = trained(config, data, roles, cache, display, warmed_up(config, warmups, cache))
     ran = time.perf_counter() - started - warmed
     measured = Measured(config, data, roles, part)
     network = "average" if config.generator.average_decay > 0 else "policy"
@@ -195,16 +225,20 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     return line, verdicts
 
 
-def trained(config: Config, data: Data, roles: LocalRoles, cache: Path, display: Watched) -> list[dict[str, Any]]:
+def trained(
+    config: Config, data: Data, roles: LocalRoles, cache: Path, display: Watched, kept: Path
+) -> list[dict[str, Any]]:
     """Run the loop to its end; the rows of its metrics that have an evaluation, and every fifteenth other one."""
     folder = config.run.folder
     folder.mkdir(parents=True, exist_ok=True)
-    with Tracker(folder, config.tracking, data.tokenizer) as tracker:
+    with open_trackers(config, folder) as trackers:
         quick = config.evaluation.model_copy(update={"embeddings": False})
         evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
         checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
-        AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, display).run()
-        rows = [row for row in tracker.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
+        loop = Loop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, display)
+        loop.kept = kept
+        loop.run()
+        rows = [row for row in trackers.record.rows() if row["iteration"] % 15 == 0 or "eval/closeness" in row]
     return [{name: value for name, value in row.items() if name.startswith(KEPT)} for row in rows]
 
 

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlgaf_ray.config.schema import ClusterSection
+from rlgaf_ray.config.cluster import ClusterSection
 
 KILL_SECONDS = 30.0
 

@@ -161,7 +161,7 @@ class RayRoles:
         )
 
     def _choose_transfer(self, config: Config, placement: Placement) -> Choice:
-        """Before the engines start: vLLM's are made for one way. On CPU nobody has to be asked."""
+        """Before the engines start, which are built for one way. On CPU nobody has to be asked."""
         members = [*self.learners, *self.workers]
         sites = [Site("")] * len(members)
         if placement.device != "cpu":
@@ -170,7 +170,7 @@ class RayRoles:
             config.weights.transfer,
             learners=sites[: len(self.learners)],
             engines=sites[len(self.learners) :],
-            vllm=config.rollout.engine != "transformers",
+            device_transfer=config.rollout.traits.device_transfer,
             together=not in_their_own_time(config),
         )
 

@@ -9,7 +9,6 @@ from rlgaf_ray.actors.recovery import Process, own_process
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.build import build_engine
-from rlgaf_ray.engines.vllm import VLLMEngine
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.choice import Backend, Site, current_site
 from rlgaf_ray.weights.manifest import DeviceUpdate
@@ -35,17 +34,14 @@ class RolloutWorker:
         return own_process()
 
     def meet(self, rendezvous: Rendezvous, index: int) -> None:
-        assert isinstance(self.engine, VLLMEngine)
         self.engine.meet(rendezvous, index)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         if self.sleeps:
-            assert isinstance(self.engine, VLLMEngine)
             self.engine.wake_up()
         return self.engine.generate(prompts, sampling, seeds=seeds)
 
     def sleep(self) -> None:
-        assert isinstance(self.engine, VLLMEngine)
         self.engine.sleep()
 
     def update_weights(self, update: WeightUpdate | DeviceUpdate, *before: Metrics) -> Metrics:

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.contrast import contrast_sampling, sample_contrast, save_contrast
-from rlgaf_ray.config.schema import FILM_REVIEWS, FROM_SCRATCH, Config
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
+from rlgaf_ray.config.schema import Config
 from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.lengths import View

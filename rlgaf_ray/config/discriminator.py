@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import (
     Fraction,
     LearningRateSchedule,
@@ -18,6 +19,7 @@ from rlgaf_ray.config.section import (
     Rate,
     Section,
 )
+from rlgaf_ray.config.task import TaskSection
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 
@@ -247,6 +249,36 @@ class DiscriminatorSection(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _view_has_its_tokens(self) -> DiscriminatorSection:
+        view, tokens = self.view, self.view_tokens
+        if view == "last_tokens" and tokens is None:
+            raise ValueError("discriminator.view=last_tokens needs their number: set discriminator.view_tokens")
+        if view != "last_tokens" and tokens is not None:
+            raise ValueError(
+                f"discriminator.view_tokens={tokens} is read only with discriminator.view=last_tokens, not with "
+                f"discriminator.view={view}: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adaptive_rate_starts_within_its_bounds(self) -> DiscriminatorSection:
+        rate, ratio = self.updates_per_generator_update, self.update_ratio
+        if ratio.mode != "adaptive":
+            return self
+        if not ratio.minimum <= rate <= ratio.maximum:
+            raise ValueError(
+                f"discriminator.updates_per_generator_update={rate:g} is where "
+                "discriminator.update_ratio.mode=adaptive starts: it must lie between "
+                f"discriminator.update_ratio.minimum={ratio.minimum:g} and maximum={ratio.maximum:g}"
+            )
+        if self.held_out == 0:
+            raise ValueError(
+                "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and "
+                "discriminator.held_out=0 keeps none: raise it, or leave it out"
+            )
+        return self
+
     @property
     def traits(self) -> ArchitectureTraits:
         return ARCHITECTURE_TRAITS[self.architecture]
@@ -269,3 +301,27 @@ class DiscriminatorSection(Section):
     def contrast_read(self) -> Literal["labels", "base_model"] | None:
         """The source of its contrast rows; None where it has none, or takes demonstrations under other prompts."""
         return self.contrast if self.needs.contrast else None
+
+
+def check_view(
+    discriminator: DiscriminatorSection, generator: GeneratorSection, task: TaskSection, *, stop_at_end_of_text: bool
+) -> None:
+    """Raise ``ValueError`` for a ``discriminator.view`` that its tokens or the generator's algorithm do not fit."""
+    view, tokens = discriminator.view, discriminator.view_tokens
+    if tokens is not None and tokens > task.response_tokens:
+        raise ValueError(
+            f"discriminator.view_tokens={tokens} is more than task.response_tokens={task.response_tokens}: "
+            "lower it, or set discriminator.view=response"
+        )
+    if view != "response" and generator.algorithm == "gumbel":
+        raise ValueError(
+            f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={view} hides a part from "
+            "the discriminator: set discriminator.view=response"
+        )
+    reinforce = generator.algorithm == "reinforce" and generator.reinforce.credit == "token"
+    if view == "last_tokens" and reinforce and stop_at_end_of_text:
+        raise ValueError(
+            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
+            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
+            "rollout.stop_at_end_of_text=false, with which all responses have one length"
+        )

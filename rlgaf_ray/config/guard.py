@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rlgaf_ray.config.records import CheckpointSection
 from rlgaf_ray.config.section import Fraction, NonNegativeRate, Positive, Rate, Section
 
 
@@ -90,3 +91,13 @@ class GuardSection(Section):
     @property
     def heals(self) -> bool:
         return "heal" in (self.action, self.non_finite)
+
+
+def check_rollback(guard: GuardSection, checkpoint: CheckpointSection) -> None:
+    """Raise ``ValueError`` where a heal would find no checkpoint to go back to."""
+    if guard.heals and checkpoint.every == 0:
+        key = "action" if guard.action == "heal" else "non_finite"
+        raise ValueError(
+            f"guard.{key}=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: "
+            f"set checkpoint.every, or guard.{key}=stop"
+        )

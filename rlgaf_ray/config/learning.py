@@ -1,26 +1,79 @@
-"""What an update learns from, across sections: the models it needs, batch and group sizes, sampling, warm-ups."""
+"""What an algorithm needs of the other sections: the reward, batch and group sizes, sampling, the schedule."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rlgaf_ray.config.schema import Config
+from rlgaf_ray.config.discriminator import DiscriminatorSection
+from rlgaf_ray.config.generator import GeneratorSection
+from rlgaf_ray.config.learner import LearnerSection
+from rlgaf_ray.config.reward import RewardSection
+from rlgaf_ray.config.rollout import RolloutSection, ScheduleSection
 
 MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could turn negative
 
 
-def needs_base_model(config: Config) -> bool:
-    """Whether the learner holds the model before SFT beside the SFT model. Without an SFT stage the two are one."""
-    used = config.generator.kl.reference == "base" or config.reward.base_logprob > 0
-    return used and bool(config.warmup.sft.steps)
+def check_algorithm(
+    generator: GeneratorSection, reward: RewardSection, discriminator: DiscriminatorSection, learner: LearnerSection
+) -> None:
+    """Raise ``ValueError`` for a reward, a discriminator or a learner that the algorithm cannot use."""
+    match generator.algorithm:
+        case "gumbel":
+            _check_gumbel(generator, reward, discriminator, learner)
+        case "ppo" if generator.ppo.whiten_rewards and reward.whiten:
+            raise ValueError(
+                "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
+            )
+        case "reinforce" if generator.reinforce.credit == "token":
+            _check_token_credit(reward, discriminator)
 
 
-def check_batches(config: Config) -> None:
+def _check_gumbel(
+    generator: GeneratorSection, reward: RewardSection, discriminator: DiscriminatorSection, learner: LearnerSection
+) -> None:
+    if not discriminator.traits.scalar_head:
+        raise ValueError(
+            "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
+            "set discriminator.architecture=generator"
+        )
+    unused = {
+        "reward.whiten": reward.whiten,
+        "reward.clip": reward.clip is not None,
+        "reward.base_logprob": reward.base_logprob > 0,
+        "generator.entropy_bonus": generator.entropy_bonus > 0,
+    }
+    for key in (key for key, used in unused.items() if used):
+        raise ValueError(f"generator.algorithm=gumbel learns from no sampled reward: leave out {key}")
+    if learner.num_workers > 1:
+        raise ValueError(
+            "generator.algorithm=gumbel trains in one process, which holds the discriminator too: "
+            "set learner.num_workers=1"
+        )
+    if discriminator.match_lengths:
+        raise ValueError(
+            "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
+            "from the discriminator: leave it out"
+        )
+
+
+def _check_token_credit(reward: RewardSection, discriminator: DiscriminatorSection) -> None:
+    needed = {
+        "reward.kind=logit": reward.kind in ("logit", "zero"),
+        "reward.whiten=false": not reward.whiten,
+        "reward.clip=null": reward.clip is None,
+        "discriminator.architecture=generator": discriminator.traits.scalar_head,
+        "discriminator.pooling=mean": discriminator.pooling == "mean",
+    }
+    for key in (key for key, met in needed.items() if not met):
+        raise ValueError(
+            f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {key}, "
+            "or generator.reinforce.credit=sequence"
+        )
+
+
+def check_batches(generator: GeneratorSection, rollout: RolloutSection) -> None:
     """Raise ``ValueError`` for batches and groups too small for the estimator that reads them."""
-    rollout, algorithm = config.rollout, config.generator.algorithm
+    algorithm = generator.algorithm
     name = f"generator.{algorithm}"
-    settings = getattr(config.generator, algorithm)
+    settings = getattr(generator, algorithm)
     if algorithm in ("reinforce", "seqgan"):
         of_groups = {
             f"baseline={settings.baseline}": settings.baseline in ("leave_one_out", "group_mean"),
@@ -53,38 +106,8 @@ def check_batches(config: Config) -> None:
         )
 
 
-def check_view(config: Config) -> None:
-    """Raise ``ValueError`` for a ``discriminator.view`` that its tokens or the generator's algorithm do not fit."""
-    view, tokens = config.discriminator.view, config.discriminator.view_tokens
-    if view == "last_tokens" and tokens is None:
-        raise ValueError("discriminator.view=last_tokens needs their number: set discriminator.view_tokens")
-    if view != "last_tokens" and tokens is not None:
-        raise ValueError(
-            f"discriminator.view_tokens={tokens} is read only with discriminator.view=last_tokens, not with "
-            f"discriminator.view={view}: leave it out"
-        )
-    if tokens is not None and tokens > config.task.response_tokens:
-        raise ValueError(
-            f"discriminator.view_tokens={tokens} is more than task.response_tokens={config.task.response_tokens}: "
-            "lower it, or set discriminator.view=response"
-        )
-    if view != "response" and config.generator.algorithm == "gumbel":
-        raise ValueError(
-            f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={view} hides a part from "
-            "the discriminator: set discriminator.view=response"
-        )
-    reinforce = config.generator.algorithm == "reinforce" and config.generator.reinforce.credit == "token"
-    if view == "last_tokens" and reinforce and config.stop_at_end_of_text:
-        raise ValueError(
-            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
-            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
-            "rollout.stop_at_end_of_text=false, with which all responses have one length"
-        )
-
-
-def check_sampling(config: Config) -> None:
+def check_sampling(generator: GeneratorSection, rollout: RolloutSection) -> None:
     """Raise ``ValueError`` for rollouts of another distribution than the one that the learner differentiates."""
-    rollout, generator = config.rollout, config.generator
     if rollout.top_p == 1.0 and rollout.top_k == 0:
         return
     if generator.algorithm == "gumbel" and generator.gumbel.mode == "autoregressive":
@@ -97,20 +120,16 @@ def check_sampling(config: Config) -> None:
     )
 
 
-def check_warmups(config: Config) -> None:
-    """Raise ``ValueError`` for a warm-up whose batch is smaller than its number of workers, or that teaches the
-    discriminator what its control must not know."""
-    warmup = config.warmup
-    judge = warmup.discriminator
-    if config.discriminator.labels == "shuffled" and judge.type == "labels" and judge.steps > 0:
+def check_schedule(generator: GeneratorSection, schedule: ScheduleSection) -> None:
+    """Raise ``ValueError`` for an algorithm that needs the newest policy's rollouts, or its engines, at each update."""
+    if schedule.mode == "sync":
+        return
+    reasons = {
+        "seqgan": "searches with the engines that would make the next rollouts meanwhile",
+        "gumbel": "learns from the newest policy's own samples",
+    }
+    if reason := reasons.get(generator.algorithm):
         raise ValueError(
-            "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
-            "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"
+            f"generator.algorithm={generator.algorithm} {reason}: set schedule.mode=sync, "
+            "or generator.algorithm=reinforce or ppo"
         )
-    for name in ("generator", "sft", "discriminator"):
-        batch_size = getattr(warmup, name).batch_size
-        if warmup.num_workers > batch_size:
-            raise ValueError(
-                f"warmup.num_workers={warmup.num_workers} is more than warmup.{name}.batch_size={batch_size}: some "
-                "would have nothing to learn from"
-            )

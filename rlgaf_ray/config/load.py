@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from rlgaf_ray.config import uri
 from rlgaf_ray.config.hidden import public, public_values
 from rlgaf_ray.config.reader import read_yaml
-from rlgaf_ray.config.schema import Config, RunSection
+from rlgaf_ray.config.run import RunSection
+from rlgaf_ray.config.schema import Config
 
 
 class ConfigError(ValueError):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.types import SamplingSettings
 from rlgaf_ray.weights.choice import Backend
+
+
+def engine_class(config: Config) -> type[RolloutEngine]:
+    """Imports the engine's module, and with it what it runs on."""
+    module, _, name = config.rollout.traits.engine.partition(":")
+    return getattr(import_module(module), name)
 
 
 def build_engine(
@@ -20,31 +26,10 @@ def build_engine(
     threads: int | None = None,
     transfer: Backend = "object_store",
 ) -> RolloutEngine:
-    """vLLM or transformers; ``max_tokens`` is the room for one prompt and its response."""
-    if config.rollout.engine == "transformers":
-        from rlgaf_ray.engines.transformers import TransformersEngine
-
-        return TransformersEngine(
-            model_folder, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
-        )
-    options: dict[str, Any] = {
-        "dtype": config.model.dtype,
-        "max_model_len": max_tokens,
-        "kv_cache_mib": config.rollout.kv_cache_mib,
-        "gpu_memory_utilization": config.rollout.gpu_memory_utilization,
-        "threads": threads,
-        "trust_remote_code": config.model.trust_remote_code,
-        "tensor_parallel_size": config.rollout.tensor_parallel_size,
-        "transfer": transfer,
-        "sleep_level": config.rollout.sleep_level,
-    }
-    if config.rollout.engine == "vllm_async":
-        from rlgaf_ray.engines.vllm_async import AsyncVLLMEngine
-
-        return AsyncVLLMEngine(model_folder, mid_flight=config.weights.mid_flight, **options)
-    from rlgaf_ray.engines.vllm import VLLMEngine
-
-    return VLLMEngine(model_folder, **options)
+    """Start the engine that ``rollout.engine`` names; arguments as in ``RolloutEngine.from_config``."""
+    return engine_class(config).from_config(
+        model_folder, config, max_tokens=max_tokens, device=device, threads=threads, transfer=transfer
+    )
 
 
 def sampling_settings(config: Config, *, samples_per_prompt: int | None = None) -> SamplingSettings:

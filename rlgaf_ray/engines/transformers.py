@@ -5,22 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.checks import check_request, room
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
+from rlgaf_ray.weights.choice import Backend
 from rlgaf_ray.weights.manifest import DeviceUpdate
 from rlgaf_ray.weights.state import Receipt, num_bytes, to_tensors
 
 
-class TransformersEngine:
+class TransformersEngine(RolloutEngine):
     """A batched sampling loop over a Hugging Face model with its KV cache, behind the protocol of ``engines.base``.
 
     A rollout depends on its prompt, its seed and the weights, not on the batch that it is sampled in, except that
@@ -46,6 +49,22 @@ class TransformersEngine:
         self._end_of_text_ids = end_of_text_ids(self._model.config)
         self._receipt = Receipt({name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()})
         self.policy_version = 0
+
+    @classmethod
+    def from_config(
+        cls,
+        model_folder: str | Path,
+        config: Config,
+        *,
+        max_tokens: int,
+        device: str,
+        threads: int | None,
+        transfer: Backend,
+    ) -> Self:
+        """The model's positions bound the tokens, torch's setting the threads."""
+        return cls(
+            model_folder, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
+        )
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
@@ -81,7 +100,7 @@ class TransformersEngine:
         Raises:
             ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
         """
-        assert isinstance(update, WeightUpdate), "vLLM's alone take weights from another GPU process"
+        assert isinstance(update, WeightUpdate), "weights.transfer is object_store for this engine"
         start = time.perf_counter()
         self._receipt.take(update)
         checked = time.perf_counter()

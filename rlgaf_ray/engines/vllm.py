@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
 
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.checks import check_length, check_request, room
+from rlgaf_ray.engines.vllm_process import prepare_children, prepare_process, require_vllm
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights import nccl, receive
@@ -29,12 +30,6 @@ from rlgaf_ray.weights.state import Receipt, expected_shapes
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-
 CPU_BLOCK_TOKENS = 32
 """The smallest block that vLLM's attention on CPU takes. Its default there, 128, shares a prefix only in steps of 128
 tokens, and gives a rollout of 31 tokens the cache of 128."""
@@ -44,27 +39,7 @@ CPU_STEP_TOKENS = 4096
 take back a draw of the request's seeded generator, which a CPU generator cannot, and die of it."""
 
 
-def require_vllm() -> None:
-    """Say how to get vLLM where it is missing, before anything is loaded.
-
-    Raises:
-        ValueError: vLLM is not installed.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise ValueError(
-            'vLLM is not installed: pip install -e ".[cpu]" (or ".[gpu]"), or set rollout.engine=transformers'
-        )
-
-
-def prepare_children(transfer: Backend) -> None:
-    """What processes that vLLM starts read then: as many threads as here, and on CPU no cores of its choice."""
-    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    if transfer == "ipc":  # handles to the learner's memory reach the children pickled, by way of this process alone
-        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-
-
-class VLLMEngine:
+class VLLMEngine(RolloutEngine):
     """One vLLM engine on one device, or on several by tensor parallelism, behind the protocol of ``engines.base``.
 
     Token ids go in and out: no tokenizer is loaded. Log-probs are those of the distribution that was sampled from
@@ -87,11 +62,12 @@ class VLLMEngine:
         prefix_caching: False computes every prompt afresh (the benchmark's other side).
         tensor_parallel_size: devices that share each layer, in processes that vLLM starts.
         transfer: how new weights come (``weights.choice``).
-        sleep_level: what ``sleep`` gives up of a GPU's memory: 1 moves the weights to the host's, 2 forgets them.
+        sleep_level: what ``sleep`` gives up of a GPU's memory: 1 moves the weights to the host's, 2 forgets them;
+            0 on CPU.
 
     Raises:
-        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, an engine of another
-            number of threads started in this process before, or sleep is asked for on CPU.
+        ValueError: vLLM is missing, the model has fewer positions than ``max_model_len``, or an engine of another
+            number of threads started in this process before.
     """
 
     def __init__(
@@ -111,8 +87,7 @@ class VLLMEngine:
         sleep_level: int = 0,
     ) -> None:
         require_vllm()
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare_process()
 
         from transformers import AutoConfig
 
@@ -141,10 +116,6 @@ class VLLMEngine:
 
             object_store.register()
             on_cpu = current_platform.is_cpu()
-            if on_cpu and sleep_level > 0:
-                raise ValueError(
-                    f"rollout.sleep_level={sleep_level} gives up a GPU's memory, and this engine is on CPU: set it to 0"
-                )
             arguments: dict[str, Any] = {
                 "skip_tokenizer_init": True,
                 "trust_remote_code": trust_remote_code,
@@ -174,6 +145,34 @@ class VLLMEngine:
         self.policy_version = 0
         self.prompt_tokens = 0
         self.cached_prompt_tokens = 0
+
+    @classmethod
+    def from_config(
+        cls,
+        model_folder: str | Path,
+        config: Config,
+        *,
+        max_tokens: int,
+        device: str,
+        threads: int | None,
+        transfer: Backend,
+    ) -> Self:
+        """vLLM chooses the device itself."""
+        return cls(
+            model_folder, max_model_len=max_tokens, threads=threads, transfer=transfer, **cls._configured(config)
+        )
+
+    @classmethod
+    def _configured(cls, config: Config) -> dict[str, Any]:
+        """The arguments that have a key."""
+        return {
+            "dtype": config.model.dtype,
+            "kv_cache_mib": config.rollout.kv_cache_mib,
+            "gpu_memory_utilization": config.rollout.gpu_memory_utilization,
+            "trust_remote_code": config.model.trust_remote_code,
+            "tensor_parallel_size": config.rollout.tensor_parallel_size,
+            "sleep_level": config.rollout.sleep_level,
+        }
 
     def _start(self, model: str, arguments: dict[str, Any]) -> None:
         from vllm import LLM

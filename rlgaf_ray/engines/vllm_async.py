@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rlgaf_ray.engines.vllm import VLLMEngine, prepare_children
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.engines.vllm import VLLMEngine
+from rlgaf_ray.engines.vllm_process import prepare_children
 from rlgaf_ray.types import WeightUpdate
 from rlgaf_ray.weights.manifest import DeviceUpdate
 
@@ -36,6 +38,10 @@ class AsyncVLLMEngine(VLLMEngine):
         self._mid_flight = mid_flight
         self._requests = 0
         super().__init__(*args, **options)
+
+    @classmethod
+    def _configured(cls, config: Config) -> dict[str, Any]:
+        return super()._configured(config) | {"mid_flight": config.weights.mid_flight}
 
     def _start(self, model: str, arguments: dict[str, Any]) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs

@@ -32,9 +32,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
@@ -44,18 +45,20 @@ from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
-from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop import healing
+from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.loop.guard import Guard, Kind, broken
-from rlgaf_ray.loop.healing import adjust, respond
+from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
-from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.loop.update_ratio import UpdateRatio
+from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
+
+TRACKED_ROLLOUTS = 16  # of an evaluation, as a table
 
 
 class Display(Protocol):
@@ -88,16 +91,18 @@ class AdversarialLoop:
         config: Config,
         roles: Roles,
         task: Task,
+        tokenizer: PreTrainedTokenizerBase,
         evaluator: Evaluator,
-        tracker: Tracker,
+        trackers: Trackers,
         checkpoints: Checkpoints,
         display: Display,
     ) -> None:
         self.config = config
         self.roles = roles
         self.task = task
+        self.tokenizer = tokenizer
         self.evaluator = evaluator
-        self.tracker = tracker
+        self.trackers = trackers
         self.checkpoints = checkpoints
         self.display = display
         self.iteration = 0
@@ -110,7 +115,7 @@ class AdversarialLoop:
         # the next one's updates.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
         self.guard = Guard(config.guard, quality=config.best_metric)
-        self.verdict = "healthy"  # what was last told of the guard
+        self.verdict: Kind = "healthy"  # the last one, which has been reported
         self.healed: list[Kind] = []  # the verdict of each heal
         self.kl_coefficient = 0.0  # of the newest generator update
         self.update_ratio = UpdateRatio(
@@ -155,7 +160,7 @@ class AdversarialLoop:
         self.pushes.clear()
         self.draws.load_state_dict(state["streams"])
         self.roles.load(path, discriminator_version=self.discriminator_version)
-        adjust(self)
+        self._adjust()
 
     def push(self) -> None:
         """Give the roles each other's weights, at the start and after a rollback."""
@@ -195,7 +200,7 @@ class AdversarialLoop:
             self.warm_up_discriminator()
             self.first, samples = self.evaluate()
             last, self.samples_before = self.first, samples
-            self.tracker.log(0, self.first)
+            self.trackers.log(0, self.first)
             self.display.iteration(0, self.first)
             if settings.guard.heals:
                 self.save(best=False)
@@ -219,9 +224,9 @@ class AdversarialLoop:
                 verdict = self.guard.examine(iteration, metrics)
             best = evaluated and "non_finite" not in self.guard.onsets and self._is_best(last)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(len(self.healed))}
-            self.tracker.log(iteration, metrics)
+            self.trackers.log(iteration, metrics)
             self.display.iteration(iteration, metrics)
-            if respond(self, verdict) == "rolled back":
+            if self._act_on(verdict) == "rolled back":
                 continue
             if ended or best or self.stop_requested or _every(iteration, settings.checkpoint.every):
                 with timed(carried, "time/checkpoint"):
@@ -232,13 +237,17 @@ class AdversarialLoop:
             self._write(self.roles.save)
         if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
             last, samples = self.evaluate()
+        interrupted = self.iteration < settings.run.iterations
+        if not interrupted:
+            pairs = zip(self.samples_before, samples, strict=False)
+            self.trackers.log_table(self.iteration, "samples", [{"before": old, "after": new} for old, new in pairs])
         return Outcome(
             iteration=self.iteration,
             first=self.first,
             last=last,
             samples_before=self.samples_before,
             samples_after=samples,
-            interrupted=self.iteration < settings.run.iterations,
+            interrupted=interrupted,
         )
 
     def step(self) -> Metrics:
@@ -285,7 +294,7 @@ class AdversarialLoop:
                 metrics |= rollout_metrics(rollouts, batch.seconds) | {"rollout/staleness": float(staleness)}
             self.schedule.pushed(iteration, metrics)
             with timed(metrics, "time/generator_update"):
-                self.tracker.log_rollouts(iteration, scored)  # while the learner is at its update
+                self.trackers.log_rollouts(iteration, scored, self.tokenizer)  # while the learner is at its update
                 metrics |= pending_generator()
                 if {"generator/kl", "generator/entropy"} <= metrics.keys():
                     metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
@@ -319,28 +328,45 @@ class AdversarialLoop:
         settings = self.config.evaluation
         real = evaluation_set(self.task, settings.num_prompts)
         rollouts = self._sample(real)
-        metrics = self._discrimination(rollouts, real)
+        metrics, scores = self._discrimination(rollouts, real)
+        self._log_rollouts(rollouts[:TRACKED_ROLLOUTS], scores)
         metrics |= self.evaluator(
             [rollout.response_ids for rollout in rollouts],
             self._evaluated_texts(rollouts),
             sample_nll=self.roles.mean_nll(rollouts, "reference"),
             real_nll=self.roles.mean_nll(real, self._evaluated_network),
         )
-        return metrics, whole_texts(rollouts[: settings.num_samples], self.tracker.tokenizer)
+        return metrics, whole_texts(rollouts[: settings.num_samples], self.tokenizer)
 
     def quick_evaluation(self) -> Metrics:
         """The cheap measures, on the first of the evaluation's prompts."""
         settings = self.config.evaluation
         real = evaluation_set(self.task, min(settings.quick_prompts, settings.num_prompts))
         rollouts = self._sample(real)
-        told_apart = self._discrimination(rollouts, real)
+        told_apart, _ = self._discrimination(rollouts, real)
         quick = {name.replace("discriminator/", "quick/"): value for name, value in told_apart.items()}
         return quick | self.evaluator.quick(self._evaluated_texts(rollouts))
 
-    def _discrimination(self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]) -> Metrics:
-        """How well the discriminator tells these rollouts from the real answers, which it has never trained on."""
+    def _discrimination(
+        self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]
+    ) -> tuple[Metrics, list[float]]:
+        """How well the discriminator tells these rollouts from the real answers, which it has never trained on.
+
+        The list has the score of each rollout.
+        """
         scored, real_logits = self.roles.start_score(rollouts, real)()
-        return discrimination(np.array(real_logits), np.array([item.score for item in scored]))
+        scores = [item.score for item in scored]
+        return discrimination(np.array(real_logits), np.array(scores)), scores
+
+    def _log_rollouts(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> None:
+        """A table of an evaluation's rollouts, which are on the same prompts each time."""
+        prompts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
+        responses = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
+        rows = [
+            {"prompt": prompt, "response": response, "score": float(score), "finish_reason": rollout.finish_reason}
+            for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=False)
+        ]
+        self.trackers.log_table(self.iteration, "rollouts", rows)
 
     @property
     def _evaluated_network(self) -> PolicyNetwork:
@@ -359,7 +385,7 @@ class AdversarialLoop:
         return rollouts
 
     def _evaluated_texts(self, rollouts: Sequence[Rollout]) -> list[str]:
-        return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tracker.tokenizer)
+        return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tokenizer)
 
     def _start_rollouts(self, iteration: int) -> PendingRollouts:
         seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)
@@ -375,6 +401,91 @@ class AdversarialLoop:
             return False
         self.best = value
         return True
+
+    def _act_on(self, verdict: Verdict) -> Literal["gone on", "rolled back"]:
+        """Raises ``TrainingStopped`` where the run is to end."""
+        decision = healing.respond(
+            verdict, healing.Health(self.iteration, self.verdict, self.healed), self.config.guard
+        )
+        self.verdict = verdict.kind
+        match decision:
+            case healing.GoOn(action, sentence):
+                if action is not None:
+                    self._record(verdict, action)
+                    self.display.message(sentence)
+            case healing.Heal():
+                self._heal(verdict, decision)
+                return "rolled back"
+            case healing.Stop(sentence, advice):
+                self._record(verdict, "stop")
+                raise TrainingStopped(f"{sentence}; {self.checkpoints.intact()}: {advice}")
+        return "gone on"
+
+    def _heal(self, verdict: Verdict, decision: healing.Heal) -> None:
+        """Back to the newest healthy checkpoint, gentler. Raises ``TrainingStopped`` where none is left."""
+        settings, ratio, sick_at = self.config.guard, self.update_ratio, self.iteration
+        path, state = self._last_healthy(verdict, decision)
+        coefficient = healing.kl_coefficient(settings.heal, verdict.kind, self.kl_coefficient)
+        new_heals = decision.heals[len(state["healed"]) :]  # that the checkpoint does not know of
+        self.checkpoints.cut(state["iteration"])
+        if self.checkpoints.named("best") is None:
+            state["best"] = None
+        self.resume(path, state)
+        self.guard.evaluations.clear()  # gentler settings may end lower and sound: drift is judged from here on
+        if ratio.adaptive:
+            ratio.rate = healing.update_rate(settings.heal, new_heals, ratio.rate)
+            ratio.move(1.0)
+        self.healed, self.kl_coefficient, self.verdict = decision.heals, coefficient, "healthy"
+        self._adjust(kl_coefficient=coefficient, refresh=True)
+        self.trackers.rewind(self.iteration)
+        self.save(best=False)
+        self.push()
+        factor = healing.learning_rate_factor(settings.heal, self.healed)
+        self._record(
+            verdict,
+            "heal",
+            iteration=sick_at,
+            back_to=self.iteration,
+            learning_rate_factor=factor,
+            update_rate=ratio.rate,
+            kl_coefficient=coefficient,
+        )
+        self.display.message(
+            f"{decision.sentence}; heal {len(self.healed)} of {settings.max_heals}: back to iteration "
+            f"{self.iteration}, learning rates x {factor:g}, {ratio.rate:.3g} discriminator updates per generator "
+            f"update, KL coefficient {coefficient:g}"
+        )
+
+    def _last_healthy(self, verdict: Verdict, decision: healing.Heal) -> tuple[Place, dict[str, Any]]:
+        for path in self.checkpoints.healthy(verdict.sound_until):
+            try:
+                return path, self.checkpoints.load_state(path)
+            except DamagedCheckpoint as error:
+                self.display.message(f"damaged checkpoint passed over: {error}")
+        left = f"no healthy checkpoint of iteration {verdict.sound_until} or before is left"
+        raise TrainingStopped(f"{decision.sentence}; {left}")
+
+    def _adjust(self, *, kl_coefficient: float | None = None, refresh: bool = False) -> None:
+        """Set what follows from the heals; the KL coefficient is in the learner's checkpoint."""
+        settings, rate = self.config.guard.heal, self.config.discriminator.updates_per_generator_update
+        if not self.update_ratio.adaptive:
+            self.update_ratio.rate = healing.update_rate(settings, self.healed, rate)
+        factor = healing.learning_rate_factor(settings, self.healed)
+        self.roles.adjust(learning_rate_factor=factor, kl_coefficient=kl_coefficient, refresh=refresh)
+
+    def _record(self, verdict: Verdict, action: str, **more: float) -> None:
+        """To ``guard.jsonl``."""
+        self.trackers.log_verdict(
+            {
+                "iteration": self.iteration,
+                "verdict": verdict.kind,
+                "onset": verdict.onset,
+                "evidence": verdict.evidence,
+                "action": action,
+                "heals": len(self.healed),
+            }
+            | more
+        )
 
     def save(self, *, best: bool) -> None:
         self.unsaved = self._state(), best

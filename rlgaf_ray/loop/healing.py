@@ -1,4 +1,4 @@
-"""What is done about the guard's verdict: a warning, an end, or the way back to health.
+"""What to do about the guard's verdict, as a decision that the loop executes, and the settings after a heal. Pure.
 
 A heal takes the run back to the newest checkpoint that was written while no symptom was there and before the one that
 led to the verdict, with gentler settings (``guard.heal``): lower learning rates, fewer discriminator updates, a higher
@@ -10,15 +10,11 @@ in the checkpoint, which is written anew at once: a resumed run stays healed, an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from rlgaf_ray.config.guard import HealSection
-from rlgaf_ray.loop.checkpoint import DamagedCheckpoint
-from rlgaf_ray.loop.guard import Kind, TrainingStopped, Verdict
-
-if TYPE_CHECKING:
-    from rlgaf_ray.data.storage import Place
-    from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.config.guard import GuardSection, HealSection
+from rlgaf_ray.loop.guard import Kind, Verdict
 
 ADVICE = {
     "non_finite": "lower generator.learning_rate or discriminator.learning_rate, or set learner.precision=float32",
@@ -31,85 +27,61 @@ ADVICE = {
 }
 
 
-def respond(loop: AdversarialLoop, verdict: Verdict) -> Literal["gone on", "rolled back"]:
-    """Act as configured. Raises ``TrainingStopped`` where the run is to end."""
-    told, loop.verdict = loop.verdict, verdict.kind
-    settings = loop.config.guard
-    if verdict.kind == "healthy":
-        if told != "healthy":
-            _record(loop, verdict, action="none", sentence=f"iteration {loop.iteration}: healthy again")
-        return "gone on"
-    action = settings.non_finite if verdict.kind == "non_finite" else settings.action
-    sentence = f"iteration {loop.iteration}: {verdict.kind}: {verdict.evidence}"
-    match action:
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the loop knows when a verdict comes in."""
+
+    iteration: int
+    verdict: Kind  # the last one, which has been reported
+    heals: Sequence[Kind]  # the verdict of each heal so far
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """``action``: what ``guard.jsonl`` calls it, with a sentence for the screen; None: there is nothing to report."""
+
+    action: Literal["none", "warn"] | None = None
+    sentence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    sentence: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heal:
+    """``heals``: the verdicts of all heals, this one included."""
+
+    sentence: str
+    heals: list[Kind]
+
+
+def respond(verdict: Verdict, health: Health, settings: GuardSection) -> GoOn | Stop | Heal:
+    """The configured action. A verdict that lasts is reported once."""
+    where, kind = f"iteration {health.iteration}", verdict.kind
+    if kind == "healthy":
+        return GoOn() if health.verdict == kind else GoOn("none", f"{where}: healthy again")
+    sentence = f"{where}: {kind}: {verdict.evidence}"
+    match settings.non_finite if kind == "non_finite" else settings.action:
         case "warn":
-            if verdict.kind != told:
-                _record(loop, verdict, action="warn", sentence=f"{sentence}; {ADVICE[verdict.kind]}")
-            return "gone on"
-        case "heal" if len(loop.healed) < settings.max_heals:
-            heal(loop, verdict, sentence)
-            return "rolled back"
-    if action == "heal":
-        sentence += f" (after {len(loop.healed)} heals, guard.max_heals)"
-    sentence = f"{sentence}; {loop.checkpoints.intact()}: {ADVICE[verdict.kind]}"
-    _record(loop, verdict, action="stop", sentence=None)
-    raise TrainingStopped(sentence)
+            return GoOn() if health.verdict == kind else GoOn("warn", f"{sentence}; {ADVICE[kind]}")
+        case "heal" if len(health.heals) < settings.max_heals:
+            return Heal(sentence, [*health.heals, kind])
+        case "heal":
+            sentence += f" (after {len(health.heals)} heals, guard.max_heals)"
+    return Stop(sentence, ADVICE[kind])
 
 
-def heal(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> None:
-    """Back to health. Raises ``TrainingStopped`` where no healthy checkpoint is left."""
-    settings, sick_at, healed = loop.config.guard.heal, loop.iteration, [*loop.healed, verdict.kind]
-    path, state = _last_healthy(loop, verdict, sentence)
-    kl_coefficient = loop.kl_coefficient
-    if _gentler(verdict.kind):
-        kl_coefficient = max(settings.kl_floor, settings.kl_factor * kl_coefficient)
-    loop.checkpoints.cut(state["iteration"])
-    if loop.checkpoints.named("best") is None:
-        state["best"] = None
-    loop.resume(path, state)
-    loop.guard.evaluations.clear()  # gentler settings may end lower and sound: drift is judged from here on
-    ratio = loop.update_ratio
-    if ratio.adaptive:
-        ratio.rate = healed_rate(ratio.rate, healed[len(state["healed"]) :], settings)
-        ratio.move(1.0)
-    loop.healed, loop.kl_coefficient, loop.verdict = healed, kl_coefficient, "healthy"
-    adjust(loop, kl_coefficient=kl_coefficient, refresh=True)
-    loop.tracker.cut(loop.iteration)
-    loop.save(best=False)
-    loop.push()
-    changed = (
-        f"back to iteration {loop.iteration}, learning rates x {learning_rate_factor(loop):g}, "
-        f"{ratio.rate:.3g} discriminator updates per generator update, KL coefficient {kl_coefficient:g}"
-    )
-    _record(
-        loop,
-        verdict,
-        action="heal",
-        sentence=f"{sentence}; heal {len(healed)} of {loop.config.guard.max_heals}: {changed}",
-        iteration=sick_at,
-        back_to=loop.iteration,
-        learning_rate_factor=learning_rate_factor(loop),
-        update_rate=ratio.rate,
-        kl_coefficient=kl_coefficient,
-    )
+def learning_rate_factor(settings: HealSection, heals: Sequence[Kind]) -> float:
+    """Factor of both learning rates after heals of these verdicts."""
+    return settings.learning_rate_factor ** sum(map(_gentler, heals))
 
 
-def adjust(loop: AdversarialLoop, *, kl_coefficient: float | None = None, refresh: bool = False) -> None:
-    """Set what follows from the heals; the KL coefficient has its place in the learner's checkpoint."""
-    config = loop.config
-    if not loop.update_ratio.adaptive:
-        rate = config.discriminator.updates_per_generator_update
-        loop.update_ratio.rate = healed_rate(rate, loop.healed, config.guard.heal)
-    loop.roles.adjust(learning_rate_factor=learning_rate_factor(loop), kl_coefficient=kl_coefficient, refresh=refresh)
-
-
-def learning_rate_factor(loop: AdversarialLoop) -> float:
-    return loop.config.guard.heal.learning_rate_factor ** sum(map(_gentler, loop.healed))
-
-
-def healed_rate(rate: float, healed: Sequence[Kind], settings: HealSection) -> float:
-    """Discriminator updates per generator update after heals of these verdicts, one after the other."""
-    for kind in healed:
+def update_rate(settings: HealSection, heals: Sequence[Kind], rate: float) -> float:
+    """Discriminator updates per generator update after heals of these verdicts, one after the other, from ``rate``."""
+    for kind in heals:
         match kind:
             case "discriminator_uninformative":
                 rate = max(rate * settings.update_rate_raise, 1.0)
@@ -120,32 +92,11 @@ def healed_rate(rate: float, healed: Sequence[Kind], settings: HealSection) -> f
     return rate
 
 
+def kl_coefficient(settings: HealSection, kind: Kind, coefficient: float) -> float:
+    """The KL coefficient after one heal of this verdict."""
+    return max(settings.kl_floor, settings.kl_factor * coefficient) if _gentler(kind) else coefficient
+
+
 def _gentler(kind: Kind) -> bool:
     """Whether healing this verdict lowers the learning rates and raises the KL coefficient."""
     return kind != "discriminator_uninformative"
-
-
-def _last_healthy(loop: AdversarialLoop, verdict: Verdict, sentence: str) -> tuple[Place, dict[str, Any]]:
-    for path in loop.checkpoints.healthy(verdict.sound_until):
-        try:
-            return path, loop.checkpoints.load_state(path)
-        except DamagedCheckpoint as error:
-            loop.display.message(f"damaged checkpoint passed over: {error}")
-    raise TrainingStopped(f"{sentence}; no healthy checkpoint of iteration {verdict.sound_until} or before is left")
-
-
-def _record(loop: AdversarialLoop, verdict: Verdict, *, action: str, sentence: str | None, **more: float) -> None:
-    """To the screen and to ``guard.jsonl``."""
-    loop.tracker.log_verdict(
-        {
-            "iteration": loop.iteration,
-            "verdict": verdict.kind,
-            "onset": verdict.onset,
-            "evidence": verdict.evidence,
-            "action": action,
-            "heals": len(loop.healed),
-        }
-        | more
-    )
-    if sentence is not None:
-        loop.display.message(sentence)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlgaf_ray.config.schema import RunSection
+from rlgaf_ray.config.run import RunSection
 from rlgaf_ray.data.mirror import Mirror
 from rlgaf_ray.data.storage import Place, Remote, StorageError
 

@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from rlgaf_ray.config.schema import FILM_REVIEWS
+from rlgaf_ray.config.model import FILM_REVIEWS
 
 FOLDER = Path(__file__).parent / "film_reviews"
 WEIGHTS = FOLDER / "model.safetensors"

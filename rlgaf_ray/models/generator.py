@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlgaf_ray.config.schema import FROM_SCRATCH
+from rlgaf_ray.config.model import FROM_SCRATCH
 from rlgaf_ray.models.built_in import FILM_REVIEWS, model_source
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
 from rlgaf_ray.objectives.logprobs import Head, chunked_logprobs, chunked_logprobs_and_kl, log_probabilities

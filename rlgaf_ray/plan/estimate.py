@@ -9,7 +9,6 @@ from typing import Literal
 
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node, pack
-from rlgaf_ray.config.learning import needs_base_model
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.plan.memory import (
     Memory,
@@ -38,7 +37,7 @@ GIB, MIB = 2**30, 2**20
 
 # Measured (docs/scaling.md): an actor's process with its libraries and no model, on CPU. Of CUDA's context and of the
 # workspaces of its libraries nothing is measured yet.
-CPU_RUNTIME: dict[str, int] = {"training": 540 * MIB, "vllm": 680 * MIB, "transformers": 540 * MIB}
+CPU_RUNTIME, VLLM_CPU_RUNTIME = 540 * MIB, 680 * MIB
 CUDA_RUNTIME = 1 * GIB
 SAMPLER_COPIES = 3  # float32 arrays of sequences x vocabulary: logits, their log-softmax, probabilities
 MAX_SEQUENCES = 256  # that vLLM runs at a time, by default
@@ -147,7 +146,7 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
     averages = (settings.average_decay > 0) + (
         settings.algorithm == "seqgan" and settings.seqgan.rollout_policy_rate > 0
     )
-    others = float(shape.parameters * (1 + needs_base_model(config) + averages))
+    others = float(shape.parameters * (1 + config.needs_base_model + averages))
     policy = trained(shape.parameters, shards=shards)
     critic = Memory()
     match settings.algorithm:
@@ -180,7 +179,7 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
         reference=FLOAT32 * others / shards,
         # Of one micro-batch: as gradients come, what they were computed from goes.
         activations=kept + passing if micro < rows else max(0.0, kept - gradients),
-        runtime=_runtime("training", on_gpu),
+        runtime=_runtime(on_gpu),
     )
 
 
@@ -205,14 +204,14 @@ def discriminator_memory(config: Config, shape: ModelShape, placement: Placement
     return replace(
         network,
         activations=kept + passing if slices > 1 else max(0.0, kept - network.gradients),
-        runtime=_runtime("training", on_gpu),
+        runtime=_runtime(on_gpu),
     )
 
 
 def worker_memory(config: Config, shape: ModelShape, placement: Placement, *, gpu_memory: float) -> Memory:
     """One shard of an engine. On a GPU vLLM takes its share of the memory, and what is left of it is the cache."""
     on_gpu, work, element = placement.device == "cuda", _work(config), _rollout_element(config)
-    vllm = config.rollout.engine != "transformers"
+    vllm = config.rollout.traits.vllm
     sequences = math.ceil(work.rollouts / placement.num_rollout_workers)
     running = min(sequences, MAX_SEQUENCES) if vllm else sequences
     sampler = float(SAMPLER_COPIES * FLOAT32 * running * shape.vocabulary)
@@ -221,7 +220,7 @@ def worker_memory(config: Config, shape: ModelShape, placement: Placement, *, gp
         element=element,
         kv_cache=float(config.rollout.kv_cache_mib * MIB),
         shards=placement.tensor_parallel_size,
-        runtime=_runtime("vllm" if vllm else "transformers", on_gpu),
+        runtime=_runtime(on_gpu, vllm=vllm),
         packed=vllm and not on_gpu,
     )
     memory = replace(memory, activations=sampler)
@@ -233,8 +232,8 @@ def worker_memory(config: Config, shape: ModelShape, placement: Placement, *, gp
     return memory
 
 
-def _runtime(kind: str, on_gpu: bool) -> float:
-    return float(CUDA_RUNTIME if on_gpu else CPU_RUNTIME[kind])
+def _runtime(on_gpu: bool, *, vllm: bool = False) -> float:
+    return float(CUDA_RUNTIME if on_gpu else VLLM_CPU_RUNTIME if vllm else CPU_RUNTIME)
 
 
 def _phases(

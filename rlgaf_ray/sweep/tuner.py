@@ -90,6 +90,7 @@ def with_absolute_paths(config: Config) -> Config:
             changes[key] = os.path.abspath(os.path.expanduser(value))
     if Path(config.model.generator).is_dir():
         changes["model.generator"] = os.path.abspath(config.model.generator)
+    changes["tracking.to"] = [os.path.abspath(name) if ".py:" in name else name for name in config.tracking.to]
     return with_values(config, changes)
 
 

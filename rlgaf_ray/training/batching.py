@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlgaf_ray.config.schema import LearnerSection
+from rlgaf_ray.config.learner import LearnerSection
 from rlgaf_ray.objectives.policy import LossAverage
 from rlgaf_ray.training.distributed import ALONE, Group
 from rlgaf_ray.types import SequenceBatch

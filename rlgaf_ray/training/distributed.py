@@ -30,7 +30,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.schema import LearnerSection
+from rlgaf_ray.config.learner import LearnerSection
 from rlgaf_ray.models.generator import blocks_of, response_hidden
 from rlgaf_ray.models.lora import merged_state
 

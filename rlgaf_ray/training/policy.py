@@ -11,7 +11,6 @@ import torch
 from transformers import PreTrainedModel
 
 from rlgaf_ray.config.generator import GumbelKLSettings, KLSettings
-from rlgaf_ray.config.learning import needs_base_model
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.models.generator import (
@@ -64,7 +63,7 @@ class Policy:
         self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
         self.reference = frozen_start(self.model, lambda: self.load(folder))
         self.base = self.reference
-        if needs_base_model(config):
+        if config.needs_base_model:
             assert base_folder is not None, "an SFT stage ran, and nobody said what it began with"
             self.base = self.load(base_folder)
         self.kl_reference = self.base if config.generator.kl.reference == "base" else self.reference

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
 from rlgaf_ray.models.generator import policy_logprobs
 from rlgaf_ray.training.precision import Precision, autocast

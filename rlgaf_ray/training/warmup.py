@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
+from rlgaf_ray.config.warmup import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.objectives.logprobs import token_logprobs
@@ -70,6 +70,7 @@ def warm_up_generator(
     worker: Worker,
 ) -> None:
     """Next-token loss, averaged over the tokens that are learned. Trains ``model`` in place."""
+    assert settings.steps is not None, "the steps are decided"
     wrapped = worker.wrap(model)
     loss = NextTokenLoss(wrapped, blocks, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)

@@ -33,7 +33,7 @@ def choose_transfer(
     *,
     learners: Sequence[Site],
     engines: Sequence[Site],
-    vllm: bool,
+    device_transfer: bool,
     together: bool,
 ) -> Choice:
     """The backend that was asked for, or the fastest one that the placement allows.
@@ -45,7 +45,7 @@ def choose_transfer(
     Args:
         learners: of each rank, the one that sends first.
         engines: of each engine, with all of its GPUs.
-        vllm: whether the engines are vLLM's, which alone have ``ipc`` and ``nccl``.
+        device_transfer: whether the engines have ``ipc`` and ``nccl``.
         together: whether all engines take new weights at once, for these two; otherwise each between its requests.
 
     Raises:
@@ -54,8 +54,8 @@ def choose_transfer(
     obstacles = {"ipc": _obstacle_to_ipc(learners, engines), "nccl": _obstacle_to_nccl(learners[0], engines)}
     if not together:
         obstacles = dict.fromkeys(obstacles, "each engine takes weights between requests of its own")
-    if not vllm:
-        obstacles = dict.fromkeys(obstacles, "the transformers engine takes weights from memory only")
+    if not device_transfer:
+        obstacles = dict.fromkeys(obstacles, "this rollout engine takes weights from memory only")
     match asked:
         case "object_store":
             return Choice("object_store", "weights.transfer asks for it")

@@ -9,7 +9,7 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import Data, prepare_evaluator
 
 
@@ -53,13 +53,13 @@ def run(
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
-    tracker = Tracker(folder, config.tracking, data.tokenizer, start=state["iteration"])
+    trackers = open_trackers(config, folder, start=state["iteration"])
     evaluator = prepare_evaluator(config, data, cache)
     watcher = Watcher(stop_after)
-    loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, watcher)
+    loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, watcher)
     watcher.loop = loop
     if path is not None:
         loop.resume(path, state)
     outcome = loop.run()
-    tracker.close()
+    trackers.close()
     return outcome

@@ -23,10 +23,10 @@ from rlgaf_ray.data.storage import Remote
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.run_folder import RunFolder
-from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.main import main
 from rlgaf_ray.models.generator import TINY_GPT2, build_from_scratch
 from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import cache_folder, finish, open_run_folder, prepare_data, prepare_evaluator, write_run_files
 from tests.integration.local_run import local_roles
 from tests.moto_server import KEY, SECRET, moto_server, needs_moto
@@ -181,13 +181,14 @@ def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | Non
         roles = local_roles(config, data, warmups)
         write_run_files(config, data)
         start = resumed[1]["iteration"] if resumed else 0
-        tracker = Tracker(folder.local, config.tracking, data.tokenizer, start=start)
+        trackers = open_trackers(config, folder.local, start=start)
         evaluator = prepare_evaluator(config, data, cache)
-        loop = AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, Watcher(hang_at))
+        watcher = Watcher(hang_at)
+        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, watcher)
         if resumed:
             loop.resume(resumed[0], resumed[1])
         outcome = loop.run()
-        tracker.close()
+        trackers.close()
         finish(config, data, warmups, checkpoints, outcome, Terminal(Console(quiet=True)))
 
 

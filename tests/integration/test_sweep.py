@@ -18,14 +18,14 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.evaluation.score import WORST, sweep_score
 from rlgaf_ray.loop.adversarial import AdversarialLoop
-from rlgaf_ray.loop.tracking import Tracker
 from rlgaf_ray.main import main
 from rlgaf_ray.sweep.history import TRIAL, History, TrialCheckpoints
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.train import prepare_data, prepare_evaluator
 from tests.integration.local_run import local_roles
 from tests.patience import wait_until
 
-SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.tensorboard=false"]
+SHORT = ["tune", "run.iterations=2", "evaluation.every=1", "rollout.engine=transformers", "tracking.to=[]"]
 RATES = "sweep.space.generator.learning_rate.grid="
 
 
@@ -142,10 +142,11 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
         (tmp_path / name).mkdir()
         history = History(name, metric="sweep/score", mode="max")
         checkpoints = TrialCheckpoints(tmp_path / name / "checkpoints", history, lambda path: None)
-        tracker = Tracker(tmp_path / name, config.tracking, data.tokenizer)
+        trackers = open_trackers(config, tmp_path / name)
         roles = local_roles(config, data, warmups)
         evaluator = prepare_evaluator(config, data, cache)
-        return AdversarialLoop(config, roles, data.task, evaluator, tracker, checkpoints, history), checkpoints
+        loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints, history)
+        return loop, checkpoints
 
     donor, theirs = trial("donor", config)
     donor.run()

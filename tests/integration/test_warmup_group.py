@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch.nn.parallel import DistributedDataParallel
 
-from rlgaf_ray.config.schema import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
+from rlgaf_ray.config.warmup import DiscriminatorWarmup, GeneratorWarmup, SftWarmup
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.sft import fine_tune

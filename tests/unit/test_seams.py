@@ -1,42 +1,57 @@
-"""What a config chooses by name is chosen in one table: nothing else branches on the name."""
+"""What a config chooses by name is decided in one table: nowhere else does a branch compare with such a name."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import pytest
 
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, DiscriminatorLoss
+from rlgaf_ray.config.engines import ENGINES
 from tests.unit.test_floors import package_sources
 
-# The last part of the key, and its values.
 CHOICES: dict[str, tuple[str, ...]] = {
+    "engine": tuple(ENGINES),
     "architecture": get_args(DiscriminatorArchitecture),
     "loss": get_args(DiscriminatorLoss),
 }
+"""The last part of the key, and its values."""
+AMBIGUOUS = {"generator", "transformers"}
+"""Values that other things are called, too: a branch on them is one where the key stands beside it."""
 
 
 def branches(source: str) -> Iterator[tuple[int, str]]:
-    """Line and key of every comparison and match of a chosen name with one of its values.
-
-    The name is known as ``x.key``, or as a variable of any name where the value belongs to this choice alone.
-    """
+    """Line and key of every comparison with one of the values, ``case`` patterns and ``in (...)`` included."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Compare(left=left, comparators=comparators):
-                subjects = [left, *comparators]
+                operands: Sequence[ast.AST | None] = [left, *comparators]
             case ast.Match(subject=subject, cases=cases):
-                subjects = [subject, *(case.pattern for case in cases)]
+                patterns = [part for case in cases for part in ast.walk(case.pattern)]
+                operands = [subject, *(part.value for part in patterns if isinstance(part, ast.MatchValue))]
             case _:
                 continue
-        inside = [part for subject in subjects for part in ast.walk(subject)]
-        values = {part.value for part in inside if isinstance(part, ast.Constant)}
-        names = {part.attr for part in inside if isinstance(part, ast.Attribute)}
+        values = {
+            value.value
+            for operand in operands
+            for value in _values(operand)
+            if isinstance(value, ast.Constant) and isinstance(value.value, str)
+        }
+        names = {part.attr for each in operands if each for part in ast.walk(each) if isinstance(part, ast.Attribute)}
         for key, choices in CHOICES.items():
-            if values & set(choices) and (key in names or values & (set(choices) - {"generator"})):
+            if values & set(choices) and (key in names or values & (set(choices) - AMBIGUOUS)):
                 yield node.lineno, key
+
+
+def _values(operand: ast.AST | None) -> Sequence[ast.AST | None]:
+    match operand:
+        case ast.Tuple() | ast.List() | ast.Set():
+            return operand.elts
+        case ast.Dict():
+            return operand.keys
+    return [operand]
 
 
 def test_nothing_branches_on_a_chosen_name() -> None:
@@ -47,6 +62,10 @@ def test_nothing_branches_on_a_chosen_name() -> None:
 @pytest.mark.parametrize(
     ("source", "key"),
     [
+        ("x = engine == 'vllm'", "engine"),
+        ("if 'vllm_async' != engine: pass", "engine"),
+        ("if rollout.engine == 'transformers': pass", "engine"),
+        ("while engine not in {'vllm': 1}: pass", "engine"),
         ("if settings.architecture == 'generator': pass", "architecture"),
         ("cnn = 'cnn' != kind", "architecture"),
         ("if loss in ('hinge', 'other'): pass", "loss"),
@@ -57,6 +76,16 @@ def test_a_planted_branch_is_found(source: str, key: str) -> None:
     assert [found for _, found in branches(source)] == [key]
 
 
-@pytest.mark.parametrize("source", ["if part == 'generator': pass", "x = TABLE['hinge']", "if loss in TABLE: pass"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if part == 'generator': pass",
+        "x = TABLE['hinge']",
+        "if loss in TABLE: pass",
+        "run('vllm', engine='vllm')",
+        "y = find('vllm') is None",
+        "raise ValueError('vllm')",
+    ],
+)
 def test_what_is_no_branch_on_a_choice_is_let_through(source: str) -> None:
     assert list(branches(source)) == []

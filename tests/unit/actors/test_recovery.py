@@ -13,7 +13,7 @@ from ray.exceptions import RayTaskError
 from rlgaf_ray.actors import answers, recovery
 from rlgaf_ray.actors.answers import ActorFailure, ActorSpent, Answers, SourceLost
 from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
-from rlgaf_ray.config.schema import ClusterSection
+from rlgaf_ray.config.cluster import ClusterSection
 
 
 def test_losses_count_within_a_window_and_are_forgotten_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

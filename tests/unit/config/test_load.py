@@ -110,7 +110,7 @@ def write(tmp_path: Path):
             "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward",
         ),
         ("model.generator=seqgan-lstm",
-         "model.generator=seqgan-lstm is unknown to vLLM: set rollout.engine=transformers"),
+         "model.generator=seqgan-lstm is unknown to rollout.engine=vllm: set rollout.engine=transformers"),
         ("discriminator={loss: hinge, label_smoothing_real: 0.1}",
          "discriminator.label_smoothing_real is of the labels of binary_cross_entropy: "
          "set it to 0 with discriminator.loss=hinge"),
@@ -507,8 +507,15 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
     [
         (["weights.mid_flight=true"], "set rollout.engine=vllm_async"),
         (["rollout.engine=transformers", "rollout.tensor_parallel_size=2"], "set rollout.tensor_parallel_size=1"),
-        (["rollout.engine=transformers", "weights.transfer=ipc"], "set rollout.engine=vllm, or weights.transfer=auto"),
+        (
+            ["rollout.engine=transformers", "weights.transfer=ipc"],
+            "set rollout.engine=vllm or vllm_async, or weights.transfer=auto",
+        ),
         (["weights.transfer=nccl"], "the run is on CPU: set weights.transfer=auto, or cluster.gpus_per_actor"),
+        (
+            ["rollout.engine=transformers", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
+            "set rollout.sleep_level=0, or rollout.engine=vllm or vllm_async",
+        ),
         (["rollout.sleep_level=1"], "the engines are on CPU: set rollout.sleep_level=0, or cluster.gpus_per_actor"),
         (
             ["weights.mid_flight=true", "rollout.engine=vllm_async"],

@@ -1,23 +1,33 @@
-"""The whole loop over roles that only pretend: a generator whose KL runs away unless the run was healed."""
+"""Decisions by hand; then the whole loop over pretended roles, whose KL runs away unless the run was healed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.config.discriminator import BatchNeeds
-from rlgaf_ray.config.guard import HealSection
+from rlgaf_ray.config.guard import GuardSection, HealSection
 from rlgaf_ray.loop.adversarial import AdversarialLoop, Outcome
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from rlgaf_ray.loop.guard import Kind, TrainingStopped
-from rlgaf_ray.loop.healing import healed_rate
-from rlgaf_ray.loop.tracking import Tracker
+from rlgaf_ray.loop.guard import Kind, TrainingStopped, Verdict
+from rlgaf_ray.loop.healing import (
+    ADVICE,
+    GoOn,
+    Heal,
+    Health,
+    Stop,
+    kl_coefficient,
+    learning_rate_factor,
+    respond,
+    update_rate,
+)
+from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 
 
@@ -187,7 +197,7 @@ def settings(*more: str) -> Config:
             "checkpoint.every=3",
             "evaluation.every=0",
             "evaluation.quick_every=0",
-            "tracking.tensorboard=false",
+            "tracking.to=[]",
             "tracking.rollout_share=0",
             "guard.action=heal",
             "guard.window=4",
@@ -219,9 +229,9 @@ def ready(
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
-    tracker = Tracker(folder, config.tracking, None, start=state["iteration"])  # type: ignore[arg-type]
+    trackers = open_trackers(config, folder, start=state["iteration"])
     screen = Screen()
-    loop = kind(config, roles, PretendedTask(), Unmeasured(), tracker, checkpoints, screen)  # type: ignore[arg-type]
+    loop = kind(config, roles, PretendedTask(), None, Unmeasured(), trackers, checkpoints, screen)  # type: ignore[arg-type]
     if path is not None:
         loop.resume(path, state)
     return loop, screen
@@ -236,6 +246,66 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
+
+
+RUNAWAY = Verdict("kl_runaway", "generator/kl is 0.6", onset=17, sound_until=13)
+BROKEN = Verdict("non_finite", "generator/kl is nan", onset=19, sound_until=18)
+WHERE = "iteration 19: kl_runaway: generator/kl is 0.6"
+GENTLER = "raise the KL coefficient, or lower generator.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "before", "heals", "guard", "expected"),
+    [
+        (Verdict("healthy"), "healthy", [], {}, GoOn()),
+        (Verdict("healthy"), "drift", [], {}, GoOn("none", "iteration 19: healthy again")),
+        (RUNAWAY, "healthy", [], {}, GoOn("warn", f"{WHERE}; {GENTLER}")),
+        (RUNAWAY, "drift", [], {}, GoOn("warn", f"{WHERE}; {GENTLER}")),
+        (RUNAWAY, "kl_runaway", [], {}, GoOn()),  # reported already
+        (RUNAWAY, "kl_runaway", [], {"action": "stop"}, Stop(WHERE, GENTLER)),
+        (RUNAWAY, "healthy", ["drift"], {"action": "heal"}, Heal(WHERE, ["drift", "kl_runaway"])),
+        (RUNAWAY, "healthy", ["drift"], {"action": "heal", "max_heals": 1},
+         Stop(f"{WHERE} (after 1 heals, guard.max_heals)", GENTLER)),
+        (BROKEN, "healthy", [], {"action": "warn", "non_finite": "heal"},
+         Heal("iteration 19: non_finite: generator/kl is nan", ["non_finite"])),
+        (BROKEN, "healthy", [], {"action": "heal"},
+         Stop("iteration 19: non_finite: generator/kl is nan", ADVICE["non_finite"])),
+    ],
+)  # fmt: skip
+def test_the_decision_by_hand(
+    verdict: Verdict, before: Kind, heals: list[Kind], guard: dict[str, Any], expected: GoOn | Stop | Heal
+) -> None:
+    assert respond(verdict, Health(19, before, heals), GuardSection(**guard)) == expected
+
+
+def test_there_is_advice_for_every_verdict() -> None:
+    assert set(ADVICE) == set(get_args(Kind)) - {"healthy"}
+
+
+@pytest.mark.parametrize(
+    ("rate", "healed", "expected"),
+    [
+        (10.0, ["kl_runaway"], 0.5),  # the ceiling
+        (10.0, ["mode_collapse", "drift"], 0.25),
+        (0.0, ["discriminator_uninformative"], 1.0),
+        (0.2, ["discriminator_uninformative"], 1.0),
+        (0.2, ["discriminator_uninformative"] * 2, 2.0),
+        (0.2, ["discriminator_uninformative"] * 3, 4.0),
+        (1.5, ["discriminator_uninformative"], 3.0),  # no ceiling
+        (0.2, ["discriminator_uninformative", "discriminator_saturated"], 0.5),
+        (2.0, ["reward_hacking", "reward_hacking"], 2.0),
+    ],
+)
+def test_the_update_rate_after_heals_by_hand(rate: float, healed: list[Kind], expected: float) -> None:
+    assert update_rate(HealSection(), healed, rate) == expected
+
+
+def test_learning_rates_and_kl_coefficient_after_heals_by_hand() -> None:
+    settings = HealSection(learning_rate_factor=0.5, kl_factor=2.0, kl_floor=0.1)
+    heals: list[Kind] = ["kl_runaway", "discriminator_uninformative", "reward_hacking"]
+    assert [learning_rate_factor(settings, heals[:count]) for count in range(4)] == [1.0, 0.5, 0.5, 0.25]
+    assert [kl_coefficient(settings, kind, 0.07) for kind in heals] == [0.14, 0.07, 0.14]
+    assert kl_coefficient(settings, "drift", 0.0) == 0.1  # the floor
 
 
 def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path: Path) -> None:
@@ -427,22 +497,6 @@ def test_an_adaptive_rate_is_lowered_and_stays_adaptive(tmp_path: Path) -> None:
     assert rates[13] == pytest.approx(event["update_rate"] * np.exp(-0.1 * 2))
 
 
-@pytest.mark.parametrize(
-    ("rate", "healed", "expected"),
-    [
-        (10.0, ["kl_runaway"], 0.5),  # the ceiling
-        (10.0, ["mode_collapse", "drift"], 0.25),
-        (0.0, ["discriminator_uninformative"], 1.0),
-        (0.2, ["discriminator_uninformative", "discriminator_uninformative"], 2.0),
-        (1.5, ["discriminator_uninformative"], 3.0),  # no ceiling
-        (0.2, ["discriminator_uninformative", "discriminator_saturated"], 0.5),
-        (2.0, ["reward_hacking", "reward_hacking"], 2.0),
-    ],
-)
-def test_the_update_rate_after_heals_by_hand(rate: float, healed: list[Kind], expected: float) -> None:
-    assert healed_rate(rate, healed, HealSection()) == expected
-
-
 READ = ("evaluation.quick_every=5", "checkpoint.every=1", "checkpoint.keep=1")
 
 
@@ -469,14 +523,6 @@ def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
         run(config, PretendedRoles(onset=1000), tmp_path, kind=Insatiable)
     assert events(tmp_path)[0]["update_rate"] == 3.0
     assert rows(tmp_path)[6]["discriminator/update_rate"] == pytest.approx(3.0 * np.exp(-0.1))
-
-
-def test_raised_rates_add_up_and_come_to_an_end(tmp_path: Path) -> None:
-    config = settings(*READ, "discriminator.updates_per_generator_update=0.2")
-    with pytest.raises(TrainingStopped, match=r"discriminator_uninformative.*after 3 heals.*raise discriminator\.upd"):
-        run(config, PretendedRoles(onset=1000), tmp_path, kind=Insatiable)
-    assert [event.get("update_rate") for event in events(tmp_path)] == [1.0, 2.0, 4.0, None]
-    assert [event.get("back_to") for event in events(tmp_path)] == [5, 5, 5, None]
 
 
 @pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "ill", "healed"])

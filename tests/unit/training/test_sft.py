@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlgaf_ray.config.schema import SftWarmup
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training import sft
 from rlgaf_ray.training.regularization import dropout_of

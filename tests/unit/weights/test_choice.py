@@ -42,28 +42,28 @@ PAIR = Site("b", ("GPU-4", "GPU-5"))
 def test_auto_takes_the_fastest_that_the_placement_allows(
     learners: list[Site], engines: list[Site], backend: str, reason: str
 ) -> None:
-    choice = choose_transfer("auto", learners=learners, engines=engines, vllm=True, together=True)
+    choice = choose_transfer("auto", learners=learners, engines=engines, device_transfer=True, together=True)
     assert (choice.backend, choice.reason) == (backend, reason)
     assert str(choice) == f"new weights reach the engines by {backend}: {reason}"
 
 
-def test_the_transformers_engine_takes_weights_from_memory() -> None:
-    choice = choose_transfer("auto", learners=[ONE], engines=[ONE], vllm=False, together=True)
+def test_an_engine_without_device_transfer_takes_weights_from_memory() -> None:
+    choice = choose_transfer("auto", learners=[ONE], engines=[ONE], device_transfer=False, together=True)
     assert choice.backend == "object_store"
-    assert choice.reason == "the transformers engine takes weights from memory only"
+    assert choice.reason == "this rollout engine takes weights from memory only"
 
 
 def test_engines_that_take_weights_in_their_own_time_take_them_from_memory() -> None:
-    choice = choose_transfer("auto", learners=[ONE], engines=[TWO], vllm=True, together=False)
+    choice = choose_transfer("auto", learners=[ONE], engines=[TWO], device_transfer=True, together=False)
     assert choice.backend == "object_store"
     assert choice.reason == "each engine takes weights between requests of its own"
     with pytest.raises(ValueError, match=r"weights\.transfer=nccl is not possible here, each engine takes weights"):
-        choose_transfer("nccl", learners=[ONE], engines=[TWO], vllm=True, together=False)
+        choose_transfer("nccl", learners=[ONE], engines=[TWO], device_transfer=True, together=False)
 
 
 def test_what_is_asked_for_and_possible_is_taken() -> None:
     for asked, engine in (("object_store", TWO), ("nccl", TWO), ("ipc", ONE)):
-        choice = choose_transfer(asked, learners=[ONE], engines=[engine], vllm=True, together=True)  # type: ignore[arg-type]
+        choice = choose_transfer(asked, learners=[ONE], engines=[engine], device_transfer=True, together=True)  # type: ignore[arg-type]
         assert (choice.backend, choice.reason) == (asked, "weights.transfer asks for it")
 
 
@@ -78,7 +78,7 @@ def test_what_is_asked_for_and_possible_is_taken() -> None:
 )
 def test_what_is_asked_for_and_impossible_is_refused(asked, engine: Site, obstacle: str) -> None:
     with pytest.raises(ValueError, match=f"weights.transfer={asked} is not possible here.*{obstacle}.*=auto"):
-        choose_transfer(asked, learners=[ONE], engines=[engine], vllm=True, together=True)
+        choose_transfer(asked, learners=[ONE], engines=[engine], device_transfer=True, together=True)
 
 
 def test_a_process_on_cpu_has_no_gpus() -> None:

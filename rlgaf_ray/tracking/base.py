@@ -1,0 +1,183 @@
+"""The protocol of a tracker, and the fan-out to the trackers of a run."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+
+from rlgaf_ray.tracking.files import Record
+from rlgaf_ray.types import Metrics, ScoredRollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROJECT = "rlgaf_ray"  # project or experiment of a service, where its own variables name none
+CLOSE_SECONDS = 60.0  # how long the end of a run waits for its trackers
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """The run as its trackers see it."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    """The resolved config as a tree, without keys, tokens and the credentials of URIs."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Metrics logged so far, one object an iteration: ``iteration`` and a number or None a metric."""
+    tables: Sequence[Mapping[str, Any]] = ()
+    """Tables logged so far: ``iteration``, ``name`` and ``rows``."""
+
+    @property
+    def last(self) -> int:
+        """The last iteration with metrics; -1 for a new run."""
+        return self.rows[-1]["iteration"] if self.rows else -1
+
+    def replay(self, tracker: Tracker, *, after: int = -1) -> None:
+        """Log again what was logged after this iteration, for a tracker that does not have it."""
+        rows = {row["iteration"]: row for row in self.rows if row["iteration"] > after}
+        tables = [table for table in self.tables if table["iteration"] > after]
+        for iteration in sorted({*rows, *(table["iteration"] for table in tables)}):
+            for table in tables:
+                if table["iteration"] == iteration:
+                    tracker.log_table(iteration, table["name"], table["rows"])
+            if iteration in rows:
+                metrics = {name: value for name, value in rows[iteration].items() if name != "iteration"}
+                tracker.log(iteration, {name: math.nan if value is None else value for name, value in metrics.items()})
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where the metrics, tables and config of a run go. A subclass needs ``log`` alone.
+
+    The methods of one tracker are called in order, from a thread of its own: a slow one delays nothing. An exception
+    is reported once and turns the tracker off; the run goes on.
+    """
+
+    def start(self, run: TrackedRun) -> None:
+        """Begin, or begin again after ``close``: at a resume, and in the same process after a rollback.
+
+        What was logged before and is not in ``run.rows`` no longer belongs to the run. A service that cannot delete it
+        needs a fresh run, which ``run.replay`` fills.
+        """
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        """The metrics of one iteration, once each; a value may be infinite or NaN."""
+
+    def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table, as rows with the same columns, before the metrics of its iteration.
+
+        ``rollouts``: up to 16 of an evaluation; ``samples``: before and after training, at the end.
+        """
+
+    def close(self) -> None:
+        """Write or send what is left."""
+
+
+class Trackers:
+    """Logs to the record, whose failure ends the run, and to every tracker, whose failure is reported once.
+
+    ``start`` is the iteration that the run goes on from, 0 for a new run.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        trackers: Mapping[str, Tracker] | None = None,
+        *,
+        config: dict[str, Any] | None = None,
+        start: int = 0,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.record = record
+        self.config = config or {}
+        self.report = report
+        self.workers = [Worker(name, tracker) for name, tracker in (trackers or {}).items()]
+        self.rewind(start or -1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        self.record.log(iteration, metrics)
+        self._send("log", iteration, dict(metrics))
+
+    def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows and self.record.log_table(iteration, name, rows):
+            self._send("log_table", iteration, name, rows)
+
+    def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.record.log_rollouts(iteration, scored, tokenizer)
+
+    def log_verdict(self, event: dict[str, Any]) -> None:
+        self.record.log_verdict(event)
+
+    def rewind(self, iteration: int) -> None:
+        """Take back what was logged after this iteration; -1 takes back everything."""
+        self.record.cut(iteration)
+        run = TrackedRun(
+            self.record.folder.name, self.record.folder, self.config, self.record.rows(), self.record.tables()
+        )
+        self._send("close")
+        self._send("start", run)
+
+    def close(self) -> None:
+        """Wait for every tracker, at most ``CLOSE_SECONDS`` in all."""
+        self._send("close")
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for worker in self.workers:
+            worker.wait(max(0.0, deadline - time.monotonic()))
+        self._report_failures()
+        self.workers = []
+
+    def _send(self, method: str, *arguments: Any) -> None:
+        for worker in self.workers:
+            worker.calls.put((method, arguments))
+        self._report_failures()
+
+    def _report_failures(self) -> None:
+        for worker in [worker for worker in self.workers if worker.failure is not None]:
+            self.report(
+                f"tracker {worker.name} failed and is off until the run is resumed ({worker.failure}); "
+                f"{self.record.metrics_path.name} has every value"
+            )
+            self.workers.remove(worker)
+
+
+class Worker:
+    """Calls the methods of one tracker in order, in a thread that ends at the first exception or after ``wait``."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self.name = name
+        self.tracker = tracker
+        self.failure: str | None = None
+        self.started = False
+        self.calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name=f"tracker-{name}", daemon=True)
+        self.thread.start()
+
+    def wait(self, seconds: float) -> None:
+        """Let the calls so far end."""
+        self.calls.put(None)
+        self.thread.join(seconds)
+        if self.thread.is_alive():
+            self.failure = f"no answer within {CLOSE_SECONDS:g} s at the end of the run"
+
+    def _work(self) -> None:
+        try:
+            while (call := self.calls.get()) is not None:
+                method, arguments = call
+                if method == "start" or self.started:
+                    getattr(self.tracker, method)(*arguments)
+                self.started = method != "close"
+        except Exception as error:  # of somebody else's service or code: it must not end the run
+            self.failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]

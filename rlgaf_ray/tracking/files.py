@@ -1,0 +1,105 @@
+"""The run's own record: metrics.jsonl, tables.jsonl and guard.jsonl, and rollouts as Parquet.
+
+The report and a resumed run read it, so unlike a tracker it is always kept, and a write that fails ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlgaf_ray.data.storage import replace_text, writing
+from rlgaf_ray.evaluation.text import whole_texts
+from rlgaf_ray.types import Metrics, ScoredRollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Record:
+    """Raises ``StorageError`` where a file cannot be written.
+
+    ``rollout_share`` is the share of the iterations whose rollouts are written.
+    """
+
+    def __init__(self, folder: Path, *, rollout_share: float = 1.0) -> None:
+        self.folder = folder
+        self.rollout_share = rollout_share
+        self.metrics_path = folder / "metrics.jsonl"
+        self.tables_path = folder / "tables.jsonl"
+        with writing(folder):
+            (folder / "rollouts").mkdir(exist_ok=True)
+
+    def cut(self, iteration: int) -> None:
+        """Throw away the metrics and tables that were logged after this iteration."""
+        for path in (self.metrics_path, self.tables_path):
+            kept = [row for row in read_rows(path) if row["iteration"] <= iteration]
+            with writing(path):
+                replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One object an iteration: ``iteration``, and a number or None a metric."""
+        return read_rows(self.metrics_path)
+
+    def tables(self) -> list[dict[str, Any]]:
+        """One object a table: ``iteration``, ``name`` and ``rows``."""
+        return read_rows(self.tables_path)
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        """Numbers that are not finite are written as null: JSON has no word for them."""
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        append_row(self.metrics_path, {"iteration": iteration, **row})
+
+    def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """False where the table of this name and iteration is there already, so that nothing is written."""
+        if any((table["iteration"], table["name"]) == (iteration, name) for table in self.tables()):
+            return False
+        append_row(self.tables_path, {"iteration": iteration, "name": name, "rows": rows})
+        return True
+
+    def log_verdict(self, event: dict[str, Any]) -> None:
+        """What the guard found and what was done, one JSON object a line of ``guard.jsonl``; never cut."""
+        append_row(self.folder / "guard.jsonl", event)
+
+    def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout], tokenizer: PreTrainedTokenizerBase) -> None:
+        share = self.rollout_share
+        if math.floor(iteration * share) == math.floor((iteration - 1) * share):
+            return
+        rollouts = [item.rollout for item in scored]
+        table = pa.table(
+            {
+                "iteration": pa.array([iteration] * len(scored), pa.int32()),
+                "prompt_id": [rollout.prompt_id for rollout in rollouts],
+                "text": whole_texts(rollouts, tokenizer),
+                "prompt_ids": pa.array([rollout.prompt_ids for rollout in rollouts], pa.list_(pa.int32())),
+                "response_ids": pa.array([rollout.response_ids for rollout in rollouts], pa.list_(pa.int32())),
+                "behaviour_logprobs": pa.array(
+                    [rollout.behaviour_logprobs for rollout in rollouts], pa.list_(pa.float32())
+                ),
+                "score": pa.array([item.score for item in scored], pa.float32()),
+                "finish_reason": [rollout.finish_reason for rollout in rollouts],
+                "policy_version": pa.array([rollout.policy_version for rollout in rollouts], pa.int32()),
+                "discriminator_version": pa.array([item.discriminator_version for item in scored], pa.int32()),
+            }
+        )
+        path = self.folder / "rollouts" / f"{iteration:06d}.parquet"
+        with writing(path):
+            pq.write_table(table, path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a full disk takes half a line
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(row) + "\n")

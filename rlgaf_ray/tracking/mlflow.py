@@ -1,0 +1,111 @@
+"""MLflow, set by its own variables: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and those of its authentication."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rlgaf_ray.tracking.base import PROJECT, TrackedRun, Tracker
+from rlgaf_ray.types import Metrics
+
+NOTE = "mlflow_run.txt"  # in the run's folder: the id of its MLflow run
+STEPS = "iteration"  # a metric that is its own step: one request tells what MLflow has
+PARAMS_A_REQUEST = 100
+PARAM_LENGTH = 6000
+# MLflow's own patience, 120 s and 7 retries, would hold up the end of a run for long
+LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
+class MlflowTracker(Tracker):
+    """One MLflow run, which a resumed run goes on with.
+
+    MLflow keeps every value of a step and deletes none. Where the run went back behind what MLflow has, the MLflow run
+    is deleted (``mlflow gc`` removes it for good), and a fresh one gets the values that count.
+    """
+
+    def start(self, run: TrackedRun) -> None:
+        for name, value in LIMITS.items():
+            os.environ.setdefault(name, value)
+        import mlflow
+
+        self.metric = mlflow.entities.Metric
+        self.client = mlflow.MlflowClient()
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        note = run.folder / NOTE
+        logged = self._logged(note.read_text()) if note.is_file() else None
+        kept = [row["iteration"] for row in run.rows]
+        if logged and logged == kept[: len(logged)]:
+            self.run_id, after = note.read_text(), logged[-1]
+            self.client.update_run(self.run_id, status="RUNNING")
+            for table in run.tables:
+                if table["iteration"] <= after:
+                    self._add(table["iteration"], table["name"], table["rows"])
+        else:
+            if logged is not None:
+                self.client.delete_run(note.read_text())
+            self.run_id, after = self._create(run), -1
+            note.write_text(self.run_id)
+        run.replay(self, after=after)
+
+    def log(self, iteration: int, metrics: Metrics) -> None:
+        now = time.time_ns() // 1_000_000
+        values = {STEPS: float(iteration), **metrics}
+        self.client.log_batch(self.run_id, [self.metric(name, value, now, iteration) for name, value in values.items()])
+
+    def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One artifact a name, with the tables of all iterations; ``mlflow.load_table`` reads it."""
+        all_rows = self._add(iteration, name, rows)
+        columns = list(all_rows[0])
+        split = {"columns": columns, "data": [[row[column] for column in columns] for row in all_rows]}
+        self.client.log_dict(self.run_id, split, _artifact(name))
+        artifacts = [{"path": _artifact(table), "type": "table"} for table in self.tables]
+        self.client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(artifacts))
+
+    def close(self) -> None:
+        self.client.set_terminated(self.run_id)
+
+    def _add(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        kept = self.tables.setdefault(name, [])
+        kept += [{"iteration": iteration, **row} for row in rows]
+        return kept
+
+    def _create(self, run: TrackedRun) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self.client.get_experiment_by_name(name)
+        experiment_id = self.client.create_experiment(name) if experiment is None else experiment.experiment_id
+        run_id = self.client.create_run(experiment_id, run_name=run.name).info.run_id
+        from mlflow.entities import Param
+
+        params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in flattened(run.config)]
+        for first in range(0, len(params), PARAMS_A_REQUEST):
+            self.client.log_batch(run_id, params=params[first : first + PARAMS_A_REQUEST])
+        return run_id
+
+    def _logged(self, run_id: str) -> list[int] | None:
+        """The iterations that MLflow has of this run, sorted; None where it has no such run, or it is deleted."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self.client.get_run(run_id).info.lifecycle_stage != "active":
+                return None
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return sorted(metric.step for metric in self.client.get_metric_history(run_id, STEPS))
+
+
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of a config tree by their dotted names."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _artifact(name: str) -> str:
+    return f"{name}.json"

@@ -1,0 +1,89 @@
+"""What ``tracking.to`` names: the table, packages that are missing, trackers of one's own, and secrets."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.tracking import build
+from rlgaf_ray.tracking.base import TrackedRun, Tracker
+from rlgaf_ray.tracking.build import TRACKERS, make_trackers, open_trackers
+
+OWN = """
+from rlgaf_ray.tracking.base import Tracker
+
+class Lines(Tracker):
+    def log(self, iteration, metrics):
+        print(iteration, metrics)
+
+class Other:
+    def log(self, iteration, metrics): ...
+
+class Unmakeable(Tracker):
+    def __init__(self, address): ...
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_tracker.py").write_text(OWN)
+    (tmp_path / "broken_tracker.py").write_text("import no_such_package")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.delitem(sys.modules, "own_tracker", raising=False)
+
+
+@pytest.mark.parametrize("name", ["own_tracker:Lines", "own_tracker.py:Lines"])
+def test_a_tracker_of_ones_own_is_found_in_the_working_folder(own: None, name: str) -> None:
+    (made,) = make_trackers([name]).values()
+    assert type(made).__name__ == "Lines" and isinstance(made, Tracker)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("wnadb", "tracking.to=wnadb is unknown: take tensorboard, wandb, mlflow, trackio, or module:Class"),
+        ("no_such_module:Tracker", "no_such_module cannot be imported: ModuleNotFoundError: No module named"),
+        ("no_such_file.py:Tracker", "no_such_file.py cannot be imported: FileNotFoundError"),
+        ("broken_tracker:Tracker", "broken_tracker cannot be imported: ModuleNotFoundError: No module named 'no_such"),
+        ("own_tracker:Nothing", "tracking.to=own_tracker:Nothing: own_tracker has no Nothing"),
+        ("own_tracker:", "'own_tracker:' names no object: write module:name or file.py:name"),
+        ("own_tracker:Other", "tracking.to=own_tracker:Other is no tracker: derive it from"),
+        ("own_tracker:Unmakeable", "the tracker cannot be made: TypeError"),
+    ],
+)
+def test_a_name_that_leads_to_no_tracker_is_one_line(own: None, name: str, sentence: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        make_trackers([name])
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=rf"{name} is not installed: pip install 'rlgaf_ray\[{name}\]'"):
+        make_trackers([name])
+
+
+def test_a_module_path_is_announced_and_a_name_is_not() -> None:
+    config = load_config(None, ["tracking.to=[tensorboard, 'own_tracker:Lines']"])
+    assert config.tracking.risks == ["tracking.to=own_tracker:Lines: the Python code there will run"]
+
+
+class Seen(Tracker):
+    def start(self, run: TrackedRun) -> None:
+        self.run = run
+
+
+def test_the_config_reaches_a_tracker_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM_SERVICE_TOKEN", "0123456789abcdef")
+    keys = ["run.root=s3://user:pass@bucket/runs", "model.generator=org/0123456789abcdef"]
+    config = load_config(None, [*keys, "tracking.to=[]"])
+    seen = Seen()
+    open_trackers(config, tmp_path, [seen]).close()
+    assert seen.run.config["run"]["root"] == "s3://bucket/runs"
+    assert seen.run.config["model"]["generator"] == "org/***"
+    assert seen.run.config["generator"]["learning_rate"] == config.generator.learning_rate
