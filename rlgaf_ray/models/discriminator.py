@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.objectives.rewards import at_the_end
@@ -14,9 +14,9 @@ from rlgaf_ray.types import SequenceBatch
 
 
 class DiscriminatorNetwork(nn.Module):
-    """Sequences to logits; ``network`` holds all weights."""
+    """Sequences to logits; ``network``, a ``PreTrainedModel``, holds all weights."""
 
-    network: PreTrainedModel
+    network: Any  # its heads are no attributes of the type
 
     @property
     def added_tokens(self) -> int:
