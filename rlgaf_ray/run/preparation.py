@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +37,6 @@ from rlgaf_ray.models.generator import (
     num_layers,
 )
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
-from rlgaf_ray.tracking.base import Tracker
-from rlgaf_ray.tracking.build import make_trackers
 from rlgaf_ray.training.regularization import check_frozen_layers
 from rlgaf_ray.types import EvaluationPart
 
@@ -66,11 +64,10 @@ def with_name(config: Config) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
-def check_before_start(config: Config, trackers: Sequence[str | Tracker] = ()) -> None:
+def check_before_start(config: Config) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
     if config.rollout.traits.vllm:
         require_vllm()
-    make_trackers([*config.tracking.to, *trackers])
     check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if config.discriminator.frozen_layers > 0:

@@ -40,6 +40,7 @@ from rlgaf_ray.run.session import (
     run_with_recovery,
 )
 from rlgaf_ray.tracking.base import Tracker
+from rlgaf_ray.tracking.build import make_trackers
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 
@@ -67,7 +68,8 @@ def train(
     config, calls = with_name(config), Callbacks(callbacks)
     folder = RunFolder(config.run)
     checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
-    check_before_start(config, trackers)
+    check_before_start(config)
+    make_trackers([*config.tracking.to, *trackers])  # what is wrong with them is told before anything expensive
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     if resumed:
         report_damaged_checkpoints(resumed, calls.on_message)

@@ -34,6 +34,7 @@ from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
 from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
 from rlgaf_ray.sweep.trial import run_trial
+from rlgaf_ray.tracking.build import make_trackers
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
@@ -53,6 +54,7 @@ def sweep(config: Config, *, resume: bool) -> int:
     check_sweep(config)
     for variant in single_variants(config):
         check_before_start(variant)
+        make_trackers(variant.tracking.to)
     terminal = Terminal()
     with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()

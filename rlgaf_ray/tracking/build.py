@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 from rlgaf_ray.config.hidden import public_values
@@ -27,13 +28,18 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def make_trackers(chosen: Sequence[str | Tracker]) -> dict[str, Tracker]:
-    """One tracker for each name, ``module:Class`` or tracker, not started yet. Raises ``UserError``."""
+    """One tracker for each name, ``module:Class`` or tracker, not started yet. Raises ``UserError``.
+
+    A tracker is called by its class; a second one of a class that is passed in, ``Class_2``.
+    """
     trackers: dict[str, Tracker] = {}
     for item in chosen:
         if isinstance(item, str):
             trackers[item] = _named(item)
         else:
-            trackers[type(item).__name__] = item
+            name = type(item).__name__
+            names = chain([name], (f"{name}_{number}" for number in count(2)))
+            trackers[next(each for each in names if each not in trackers)] = item
     return trackers
 
 

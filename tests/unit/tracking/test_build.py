@@ -88,3 +88,11 @@ def test_the_config_reaches_a_tracker_without_secrets(tmp_path: Path, monkeypatc
     assert seen.run.config["run"]["root"] == "s3://bucket/runs"
     assert seen.run.config["model"]["generator"] == "org/***"
     assert seen.run.config["generator"]["learning_rate"] == config.generator.learning_rate
+
+
+def test_trackers_of_one_class_stand_beside_each_other() -> None:
+    one, other, third = (TRACKERS["tensorboard"]() for _ in range(3))
+    made = make_trackers(["tensorboard", one, other, third])
+    name = type(one).__name__
+    assert list(made) == ["tensorboard", name, f"{name}_2", f"{name}_3"]
+    assert list(made.values())[1:] == [one, other, third]
