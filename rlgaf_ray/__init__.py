@@ -11,11 +11,12 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
+__all__ = ["Callback", "Config", "Discriminator", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
 
 _MODULES = {
     "Callback": "loop.callback",
     "Config": "config",
+    "Discriminator": "training.discriminator",
     "Outcome": "loop.outcome",
     "Tracker": "tracking.base",
     "UserError": "errors",

@@ -37,6 +37,8 @@ from rlgaf_ray.models.generator import (
     num_layers,
 )
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
+from rlgaf_ray.training.discriminator import DiscriminatorFactory
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.regularization import check_frozen_layers
 from rlgaf_ray.types import EvaluationPart
 
@@ -54,6 +56,7 @@ class Prepared:
     config: Config
     data: Data
     warmups: Warmups
+    discriminator: DiscriminatorFactory = NeuralDiscriminator
 
 
 def with_name(config: Config) -> Config:

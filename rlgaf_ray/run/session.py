@@ -73,6 +73,7 @@ def ray_roles(
             max_tokens=data.task.max_tokens,
             pad_token_id=data.tokenizer.pad_token_id,
             base_folder=warmups.base,
+            new_discriminator=prepared.discriminator,
             group=group,
             recoveries=recoveries,
         )
@@ -90,6 +91,7 @@ def local_roles(prepared: Prepared) -> LocalRoles:
         max_tokens=data.task.max_tokens,
         pad_token_id=data.tokenizer.pad_token_id,
         base_folder=warmups.base,
+        new_discriminator=prepared.discriminator,
     )
 
 

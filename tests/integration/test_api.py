@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import rlgaf_ray as rl
+from rlgaf_ray.config.discriminator import BatchNeeds
+from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.types import Metrics
+from rlgaf_ray.training.discriminator import scores_at_the_end
+from rlgaf_ray.training.distributed import Group
+from rlgaf_ray.types import Demonstration, Metrics, Rollout
 
 
 class Logged(rl.Tracker):
@@ -55,27 +61,23 @@ class Follower(rl.Callback):
         self.outcomes.append(outcome)
 
 
-def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    def no_ray(*arguments: object, **settings: object) -> None:
-        raise AssertionError("Ray was started")
-
-    monkeypatch.setattr("ray.init", no_ray)
-    torch.set_num_threads(1)
+def small_run(folder: Path, *more: str) -> rl.Config:
+    """Four iterations on pairs."""
     pairs = [{"prompt": f"what is {n} and {n}?", "response": f"it is {2 * n}, of course"} for n in range(150)]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     words = [
         "run.name=api",
-        f"run.root={tmp_path}",
+        f"run.root={folder}",
         "run.iterations=4",
         "model.generator=tiny-gpt2",
         "task.name=jsonl",
-        f"task.jsonl.path={tmp_path}/pairs.jsonl",
+        f"task.jsonl.path={folder}/pairs.jsonl",
         "task.prompt_tokens=16",
         "task.response_tokens=8",
         "warmup.generator.steps=2",
         "warmup.sft.steps=2",
         "warmup.discriminator.steps=2",
-        f"warmup.cache={tmp_path}/cache",
+        f"warmup.cache={folder}/cache",
         "rollout.engine=transformers",
         "rollout.batch_size=8",
         "discriminator.batch_size=8",
@@ -86,7 +88,16 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
         "evaluation.embeddings=false",
         "checkpoint.every=2",
     ]
-    config = rl.load_config(None, words)
+    return rl.load_config(None, [*words, *more])
+
+
+def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def no_ray(*arguments: object, **settings: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("ray.init", no_ray)
+    torch.set_num_threads(1)
+    config = small_run(tmp_path)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     first = Follower(stop_after=1)
 
@@ -122,3 +133,42 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(rl.UserError, match=r"api exists: add --resume"):
         rl.train(config, roles="local")
+
+
+class ShortIsReal:
+    """Likes short responses, and only counts its updates."""
+
+    def __init__(self, folder: Path, config: rl.Config, *, pad_token_id: int, device: str, group: Group) -> None:
+        self.group = group
+        self.needs = BatchNeeds()
+        self.version = 0
+
+    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
+        return scores_at_the_end(items, [-len(item.response_ids) for item in items]), self.version
+
+    def update(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
+    ) -> Metrics:
+        assert not contrast, "it asked for none"
+        self.version += 1
+        return {"discriminator/loss": float(self.version)}
+
+    def weights(self) -> None: ...
+
+    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None: ...
+
+    def save(self, folder: Place) -> None:
+        assert isinstance(folder, Path)
+        folder.mkdir()
+        (folder / "updates.txt").write_text(str(self.version))
+
+    def load(self, folder: Place, *, version: int) -> None:
+        self.version = version
+
+
+def test_a_discriminator_can_be_passed_in(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    config = small_run(tmp_path, "generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out")
+    outcome = rl.train(config, roles="local", discriminator=ShortIsReal)
+    updates = int(2 + 4 * config.discriminator.updates_per_generator_update)  # the warm-up's and the iterations'
+    assert (Path(str(outcome.folder)) / "discriminator" / "updates.txt").read_text() == str(updates)
