@@ -9,15 +9,13 @@ Replicates come one after the other, so that all rows of one share its cached wa
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import yaml
+from rows import HERE, ROWS, lines_of
 
-HERE = Path(__file__).parent
 LOGS = Path("runs/adversary/logs")
 
 
@@ -30,11 +28,6 @@ def replicates(text: str) -> list[int]:
     return found
 
 
-def done(results: Path, part: str, row: str) -> set[int]:
-    file = results / part / f"{row}.jsonl"
-    return {json.loads(line)["replicate"] for line in file.read_text().splitlines()} if file.is_file() else set()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", required=True)
@@ -44,14 +37,13 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=2.5)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
-    known = yaml.safe_load((HERE / "rows.yaml").read_text())
-    if unknown := [row for row in arguments.rows if row not in known]:
-        parser.error(f"no row {unknown[0]}: choose of {', '.join(known)}")
+    if unknown := [row for row in arguments.rows if row not in ROWS]:
+        parser.error(f"no row {unknown[0]}: choose of {', '.join(ROWS)}")
     queue = [
         (row, replicate)
         for replicate in arguments.replicates
         for row in arguments.rows
-        if replicate not in done(arguments.results, arguments.part, row)
+        if replicate not in lines_of(arguments.results / arguments.part, row)
     ]
     LOGS.mkdir(parents=True, exist_ok=True)
     end, total = time.monotonic() + 3600 * arguments.hours, len(queue)

@@ -27,7 +27,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARAL
 
 import numpy as np
 import torch
-import yaml
+from rows import HERE, ROWS, lines_of
 
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, load_config
@@ -48,7 +48,6 @@ from rlgaf_ray.run.session import local_roles, open_loop
 from rlgaf_ray.training.warmup import Progress
 from rlgaf_ray.types import Metrics, Prompt
 
-HERE = Path(__file__).parent
 RESPONSES = 4  # a prompt; one, at the temperatures of a sweep other than the run's own
 SWEEP = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 KEPT = ("eval/", "discriminator/", "quick/", "generator/kl", "generator/entropy", "reward/", "guard/", "iteration")
@@ -263,15 +262,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--name", help="of the row in the results, with extra keys")
     arguments = parser.parse_args()
-    rows = yaml.safe_load((HERE / "rows.yaml").read_text())
-    if arguments.row not in rows:
-        parser.error(f"no row {arguments.row}: choose one of {', '.join(rows)}")
-    row = {"keys": {}} | (rows[arguments.row] or {})
+    if arguments.row not in ROWS:
+        parser.error(f"no row {arguments.row}: choose one of {', '.join(ROWS)}")
+    row = {"keys": {}} | (ROWS[arguments.row] or {})
     row["name"] = arguments.name or arguments.row
     folder = arguments.results / arguments.part
     file = folder / f"{row['name']}.jsonl"
-    done = [json.loads(line)["replicate"] for line in file.read_text().splitlines()] if file.is_file() else []
-    if arguments.replicate in done:
+    if arguments.replicate in lines_of(folder, row["name"]):
         print(f"{file} has replicate {arguments.replicate} already")
         return
     line, verdicts = make(row, arguments.replicate, arguments.part, arguments.extra)

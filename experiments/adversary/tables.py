@@ -10,17 +10,17 @@ pilot's deviations give the smallest difference that a test with more replicates
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import HERE, lines_of
 from scipy import optimize, stats
 
-HERE = Path(__file__).parent
 JUDGES = {"judge": "linear judge", "vader": "VADER", "embedding": "embedding judge"}
+SHARES = {f"eval/{judge}_share": title for judge, title in JUDGES.items()}
 MEASURES = {
     "eval/panel_share": "mean of the judges",
     "eval/two_sample_auc": "two-sample AUC, words",
@@ -48,9 +48,7 @@ class Row:
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Row:
-        file = folder / f"{name}.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-        return cls(name, {line["replicate"]: line for line in lines}, folder)
+        return cls(name, lines_of(folder, name), folder)
 
     def value(self, replicate: int, metric: str, temperature: float = 1.0) -> float:
         return float(self.lines[replicate]["final"][str(temperature)][metric])
@@ -151,7 +149,7 @@ def best_temperature(validation: Row) -> float:
 
 def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
     """Means over replicates of every measure, beside real text where it has one."""
-    metrics = {f"eval/{judge}_share": title for judge, title in JUDGES.items()} | MEASURES
+    metrics = SHARES | MEASURES
     lines = ["| | real text | " + " | ".join(title for title, _, _ in rows) + " |", "|---" * (len(rows) + 2) + "|"]
     for metric, title in metrics.items():
         cells = []
@@ -183,7 +181,7 @@ def differences(row: Row, sft: Row, title: str, replicates: int | None = None) -
         item = paired(row, sft, metric)
         lines.append(f"| {name} | {item} | | {item.p:.2g} |")
     if replicates is not None:
-        smallest = {name: paired(row, sft, metric) for metric, name in (shares_by_metric() | MEASURES).items()}
+        smallest = {name: paired(row, sft, metric) for metric, name in (SHARES | MEASURES).items()}
         found = ", ".join(f"{name} {item.detectable(replicates):.3f}" for name, item in smallest.items())
         lines.append(f"\nWith {replicates} replicates, p < {LEVEL:g} and power {POWER:g} a test finds: {found}.\n")
     for metric, name in (("eval/perplexity", "perplexity ratio"), ("eval/distinct_2", "distinct-2 ratio")):
@@ -195,10 +193,6 @@ def differences(row: Row, sft: Row, title: str, replicates: int | None = None) -
             item = above_curve(row, sft, metric)
             lines.append(f"| {JUDGES[judge]}, above the SFT curve at equal distinct-2 | {item} | | {item.p:.2g} |")
     return "\n".join(lines)
-
-
-def shares_by_metric() -> dict[str, str]:
-    return {f"eval/{judge}_share": title for judge, title in JUDGES.items()}
 
 
 def told_apart(row: Row) -> str:

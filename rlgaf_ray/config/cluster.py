@@ -33,7 +33,7 @@ class ClusterSection(Section):
     timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
     max_recoveries: NonNegative = Field(
         8,
-        description="lost actors that are made good in the window: a rollout worker is replaced, after the loss of a "
-        "learner or discriminator the run goes back to its last checkpoint; one more ends it",
+        description="actor failures tolerated per recovery_window_seconds: a rollout worker is replaced, and after the "
+        "loss of a learner or discriminator the run resumes from its last checkpoint; the next failure ends the run",
     )
     recovery_window_seconds: Rate = Field(3600.0, description="the window of max_recoveries")

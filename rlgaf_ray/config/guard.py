@@ -94,7 +94,7 @@ class GuardSection(Section):
 
 
 def check_rollback(guard: GuardSection, checkpoint: CheckpointSection) -> None:
-    """Raise ``ValueError`` where a heal would find no checkpoint to go back to."""
+    """Raise ``ValueError`` if the guard heals but no checkpoint is written to roll back to."""
     if guard.heals and checkpoint.every == 0:
         key = "action" if guard.action == "heal" else "non_finite"
         raise ValueError(

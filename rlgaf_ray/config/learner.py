@@ -12,7 +12,7 @@ from rlgaf_ray.config.section import Positive, Section
 
 
 class FsdpSection(Section):
-    """Of ``learner.strategy=fsdp``."""
+    """Settings of ``learner.strategy=fsdp``."""
 
     mixed_precision: bool = Field(
         False, description="weights are gathered and multiplied in bfloat16; gradients are summed in float32"
@@ -27,7 +27,7 @@ class LearnerSection(Section):
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="of several workers, here and of the discriminator: ddp: a replica each; fsdp: weights, gradients "
-        "and optimiser state cut over them",
+        "and optimiser state sharded across workers",
     )
     fsdp: FsdpSection = FsdpSection()
     precision: Literal["auto", "float32", "bfloat16"] = Field(

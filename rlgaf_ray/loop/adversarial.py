@@ -314,7 +314,7 @@ class AdversarialLoop:
         real = evaluation_set(self.task, settings.num_prompts)
         rollouts = self._sample(real)
         metrics, scores = self._discrimination(rollouts, real)
-        self._log_rollouts(rollouts[:TRACKED_ROLLOUTS], scores)
+        self._log_rollouts(rollouts[:TRACKED_ROLLOUTS], scores[:TRACKED_ROLLOUTS])
         metrics |= self.evaluator(
             [rollout.response_ids for rollout in rollouts],
             self._evaluated_texts(rollouts),
@@ -349,7 +349,7 @@ class AdversarialLoop:
         responses = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
         rows = [
             {"prompt": prompt, "response": response, "score": float(score), "finish_reason": rollout.finish_reason}
-            for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=False)
+            for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=True)
         ]
         self.trackers.log_table(self.iteration, "rollouts", rows)
 

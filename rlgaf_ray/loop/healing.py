@@ -1,4 +1,4 @@
-"""What to do about the guard's verdict, as a decision that the loop executes, and the settings after a heal. Pure.
+"""Pure functions: the action that a verdict of the guard calls for, and the settings after a heal.
 
 A heal takes the run back to the newest checkpoint that was written while no symptom was there and before the one that
 led to the verdict, with gentler settings (``guard.heal``): lower learning rates, fewer discriminator updates, a higher

@@ -74,7 +74,7 @@ def train(
     folder = RunFolder(config.run)
     checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
     check_before_start(config)
-    make_trackers([*config.tracking.to, *trackers])  # what is wrong with them is told before anything expensive
+    make_trackers([*config.tracking.to, *trackers])  # a bad one fails before anything expensive starts
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     if resumed:
         report_damaged_checkpoints(resumed, calls.on_message)

@@ -77,7 +77,7 @@ class Tracker(Protocol):
         """
 
     def close(self) -> None:
-        """Write or send what is left."""
+        """Flush what is still buffered."""
 
 
 class Trackers:

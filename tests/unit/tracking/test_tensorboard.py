@@ -19,7 +19,7 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def values(folder: Path) -> dict[int, list[float]]:
-    """Of the metric loss, by step."""
+    """Values of the metric loss, by step."""
     found: dict[int, list[float]] = {}
     for event in events(folder).Scalars("loss"):
         found.setdefault(event.step, []).append(event.value)
