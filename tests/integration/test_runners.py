@@ -271,12 +271,17 @@ def test_groups_of_two_train_as_one_worker_does(
 
 
 def agree(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    """Up to rounding, which can move single tokens (1 in 384) across the bound of a clip."""
+    """Up to rounding, which can change a token that is drawn for an evaluation and with it the end of a response.
+
+    One of the 40 responses of an evaluation moves its measures by up to 0.03. What training reports of its own batches
+    agrees to 0.001, but for shares of tokens inside a clip (one in 384).
+    """
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            tolerance = 1e-2 if name.endswith("clip_fraction") else 1e-3
-            assert value == pytest.approx(theirs[name], rel=1e-3, abs=tolerance), name
+            drawn = name.startswith(("eval/", "discriminator/held_out"))
+            tolerance = 3e-2 if drawn else 1e-2 if name.endswith("clip_fraction") else 1e-3
+            assert value == pytest.approx(theirs[name], rel=3e-2 if drawn else 1e-3, abs=tolerance), name
 
 
 @pytest.mark.parametrize(
