@@ -130,8 +130,10 @@ def row_config(row: Mapping[str, Any], replicate: int, extra: list[str]) -> Conf
 class Measured:
     """Samples one generator on a part, ``RESPONSES`` to each prompt, and measures them."""
 
-    def __init__(self, config: Config, data: Data, roles: LocalRoles, part: str) -> None:
-        self.config, self.data, self.roles = config, data, roles
+    def __init__(self, config: Config, data: Data, roles: LocalRoles, part: str, *, scored: bool) -> None:
+        """``scored``: there is a trained discriminator, whose scores are measured, too."""
+        self.config, self.data, self.roles, self.scored = config, data, roles, scored
+        self.real_nll: dict[str, float] = {}
         self.real = evaluation_set(data.task, config.evaluation.num_prompts, part)  # type: ignore[arg-type]
         self.evaluator: Evaluator = prepare_evaluator(
             config,
@@ -154,7 +156,8 @@ class Measured:
         for start in range(0, len(prompts), 64):  # small batches keep the cache of keys and values small
             rows = seeds[start * num_responses : (start + 64) * num_responses]
             rollouts += roles.engine.generate(prompts[start : start + 64], sampling, seeds=rows)
-        real_nll = roles.learner.mean_nll(self.real, model=network)  # type: ignore[arg-type]
+        if network not in self.real_nll:
+            self.real_nll[network] = roles.learner.mean_nll(self.real, model=network)  # type: ignore[arg-type]
         collected: dict[str, list[float]] = defaultdict(list)
         verdicts: dict[str, list[np.ndarray]] = defaultdict(list)
         for each in range(num_responses):
@@ -164,10 +167,11 @@ class Measured:
                 [rollout.response_ids for rollout in shown],
                 texts,
                 sample_nll=roles.learner.mean_nll(shown, model="reference"),
-                real_nll=real_nll,
+                real_nll=self.real_nll[network],
             )
-            scored, real_logits = roles.start_score(shown, self.real)()
-            metrics |= discrimination(np.array(real_logits), np.array([item.score for item in scored]))
+            if self.scored:
+                scored, real_logits = roles.start_score(shown, self.real)()
+                metrics |= discrimination(np.array(real_logits), np.array([item.score for item in scored]))
             for name, value in metrics.items():
                 collected[name].append(value)
             measure = self.evaluator.measure
@@ -195,15 +199,16 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
     if trains:
         history = trained(prepared, roles, watched, warmed_up(config, warmups, cache))
     ran = time.perf_counter() - started - warmed
-    measured = Measured(config, data, roles, part)
+    measured = Measured(config, data, roles, part, scored=trains and config.reward.kind != "zero")
     network = "average" if config.generator.average_decay > 0 else "policy"
     if not trains:
         network = "reference"
     own = config.rollout.temperature
-    measured("reference", own, 1)  # the SFT model is what all are compared with
+    if trains:
+        measured("reference", own, 1)  # the SFT model is what all are compared with: the first that is measured
     final: dict[str, Metrics] = {}
     verdicts: dict[str, np.ndarray] = {}
-    for temperature in SWEEP if row.get("sweep") else (own,):
+    for temperature in (own, *(other for other in SWEEP if other != own)) if row.get("sweep") else (own,):
         final[str(temperature)], found = measured(network, temperature, RESPONSES if temperature == own else 1)
         verdicts |= {f"{judge}@{temperature}": np.packbits(each, axis=1) for judge, each in found.items()}
     line = {

@@ -109,7 +109,7 @@ class UpdateRatioSection(Section):
 class DiscriminatorSection(Section):
     num_workers: Positive = Field(1, description="processes that share its scoring and each of its updates")
     updates_per_generator_update: NonNegativeRate = Field(
-        2.0, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
+        1.0, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
     )
     update_ratio: UpdateRatioSection = UpdateRatioSection()
     held_out: NonNegative | None = Field(
@@ -156,8 +156,8 @@ class DiscriminatorSection(Section):
         "samples of the model before SFT, which need no label",
     )
     contrast_samples: Positive = Field(4, description="base_model: samples of each demonstration's prompt")
-    contrast_weight: NonNegativeRate = Field(0.5, description="weight of the contrast, labelled 0; 0: off")
-    learning_rate: Rate = 3e-4
+    contrast_weight: NonNegativeRate = Field(1.0, description="weight of the contrast, labelled 0; 0: off")
+    learning_rate: Rate = 1e-3
     learning_rate_schedule: LearningRateSchedule = Field(
         "constant",
         description="linear and cosine end at 0 after run.iterations * updates_per_generator_update updates",
@@ -189,7 +189,7 @@ class DiscriminatorSection(Section):
         0.1, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
     )
     frozen_layers: NonNegative = Field(
-        2, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
+        4, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
     )
     replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"

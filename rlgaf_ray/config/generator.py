@@ -143,7 +143,7 @@ class PolicyGradientSettings(Section):
 
 
 class ExactKLSettings(KLSettings):
-    coefficient: NonNegativeRate = 0.4
+    coefficient: NonNegativeRate = 2.0
     estimator: KLChoice = "exact"
     placement: Placement = "loss"
 
@@ -242,7 +242,7 @@ class GeneratorSection(Section):
     seqgan: SeqGANSettings = SeqGANSettings()
     ppo: PPOSettings = PPOSettings()
     gumbel: GumbelSettings = GumbelSettings()
-    learning_rate: Rate = 1e-4
+    learning_rate: Rate = 3e-5
     learning_rate_schedule: LearningRateSchedule = "linear"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
     betas: Pair = (0.9, 0.95)

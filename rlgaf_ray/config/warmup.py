@@ -53,7 +53,7 @@ class DiscriminatorWarmup(Section):
         description="rollouts: demonstrations against samples of the SFT model, with the loss, batches and learning "
         "rate of training; labels: against demonstrations of the unwanted kind (RLGAF, section 3.3)",
     )
-    steps: NonNegative = 200
+    steps: NonNegative = 100
     batch_size: Positive = Field(64, description="labels")
     learning_rate: Rate = Field(2e-4, description="labels")
     weight_decay: NonNegativeRate = 0.01

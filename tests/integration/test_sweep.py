@@ -176,7 +176,7 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
 @pytest.mark.slow
 def test_population_based_training_goes_on_from_the_better_trial(small, tmp_path: Path) -> None:
     """The trial with the higher learning rate is "better" here, so that the one that stands still takes it over."""
-    overrides = [*small("run.name=pbt"), *SHORT[1:], "run.iterations=6", "generator.learning_rate_schedule=constant"]
+    overrides = [*small("run.name=pbt"), *SHORT[1:], "run.iterations=4", "generator.learning_rate_schedule=constant"]
     overrides += ["sweep={scheduler: pbt, grace: 1, pbt: {every: 2, quantile: 0.5}}"]
     overrides += [f"{RATES}[1e-12, 1e-3]", "sweep.metric=generator/learning_rate"]
     assert main(["tune", *overrides]) == 0

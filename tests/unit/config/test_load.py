@@ -464,7 +464,8 @@ def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_
     if path.stem == "labelled":
         assert "positive and negative reviews" in comment.splitlines()[0]
         assert config.discriminator.contrast_weight == 1.3
-        assert load_config(path, ["discriminator={contrast: base_model, contrast_weight: 0.5}"]) == Config()
+        back = ["discriminator={contrast: base_model, contrast_weight: 1}", "generator.learning_rate=3e-5"]
+        assert load_config(path, [*back, "generator.reinforce.kl.coefficient=2"]) == Config()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task[0])
