@@ -14,12 +14,12 @@ from rlgaf_ray.models.generator import policy_logprobs
 from rlgaf_ray.models.lstm import LstmForCausalLM, build_lstm
 from rlgaf_ray.types import SequenceBatch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+EXPERIMENT = Path(__file__).parents[2] / "experiments/seqgan"
 
 
 @pytest.fixture(autouse=True)
-def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def experiment_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXPERIMENT))
 
 
 def lstm(vocabulary: int, *, deviation: float = 1.0) -> LstmForCausalLM:
@@ -110,7 +110,7 @@ def test_completions_keep_their_prefix_and_follow_the_model() -> None:
 
 
 def test_the_whole_experiment_small(tmp_path: Path) -> None:
-    import seqgan_oracle
+    import oracle as experiment
 
     oracle = build_lstm(
         vocab_size=100, end_of_text_id=0, seed=5, embedding_size=32, hidden_size=32, initializer_range=1
@@ -120,7 +120,7 @@ def test_the_whole_experiment_small(tmp_path: Path) -> None:
     arguments = ["--smoke", "--oracle", str(tmp_path / "oracle.safetensors"), "--out", str(tmp_path / "out")]
 
     def run() -> dict:
-        assert seqgan_oracle.main(arguments) in (0, 1)
+        assert experiment.main(arguments) in (0, 1)
         return json.loads((tmp_path / "out" / "result.json").read_text())
 
     first = run()
@@ -146,11 +146,11 @@ def test_the_whole_experiment_small(tmp_path: Path) -> None:
 
     save_file({**weights, "lm_head.bias": torch.zeros(7)}, tmp_path / "oracle.safetensors")
     with pytest.raises(ValueError, match=r"oracle\.safetensors holds .*\(7,\).* but the oracle needs"):
-        seqgan_oracle.main(arguments)
+        experiment.main(arguments)
 
 
 def test_the_point_of_equal_coverage_lies_between_its_neighbours() -> None:
-    from seqgan_report import at_equal
+    from report import at_equal
 
     sweep = [
         {"temperature": 1.0, "nll_oracle": 9.0, "nll_gen": 7.0},

@@ -1,6 +1,6 @@
 """What staleness costs: the judged share at the end of whole runs, synchronous and k = 1, 2, 4 versions behind.
 
-    python benchmarks/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [--jobs N]
+    python experiments/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [--jobs N]
         [key=value ...]
 
 The runs have the default of before (configs/ablations/old_default.yaml without SFT). With and without importance

@@ -1,6 +1,6 @@
 """The noise in a run's policy gradient: advantages by the whole score against advantages by the score still to come.
 
-    python benchmarks/credit.py RUN [--iterations N]
+    python experiments/credit.py RUN [--iterations N]
 
 Rescores the rollouts of the run's last N iterations (default 9) with its final discriminator and prints the second
 moment of the unscaled advantages, to which the variance of the policy gradient is proportional where log-probs and

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 from rich.table import Table
-from seqgan_training import lowest
+from training import lowest
 
 BAR = 0.25
 MEASURES = ("nll_oracle", "nll_gen", "entropy")

@@ -1,6 +1,6 @@
 """How stable 300 iterations are: the plain settings of the paper's method against the recommended ones.
 
-    python benchmarks/stability.py [--groups plain,recommended,fresh,ablations] [--root FOLDER] [--jobs N]
+    python experiments/stability.py [--groups plain,recommended,fresh,ablations] [--root FOLDER] [--jobs N]
         [key=value ...]
 
 The default task (positive film reviews, small), 2,000 held-out prompts an evaluation. ``plain``: REINFORCE on the

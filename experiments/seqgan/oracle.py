@@ -1,6 +1,6 @@
 """SeqGAN's synthetic experiment (Yu et al. 2017, arXiv 1609.05473, section 4) at its sizes.
 
-    python benchmarks/seqgan_oracle.py --seed 0 --out runs/seqgan_oracle/0 [--oracle FILE] [--smoke] [--steps 300 ...]
+    python experiments/seqgan/oracle.py --seed 0 --out runs/seqgan_oracle/0 [--oracle FILE] [--smoke] [--steps 300 ...]
 
 An oracle, an LSTM whose weights are all drawn from N(0, 1), writes the real data: 10,000 sequences of 20 tokens out of
 5,000. A generator of the same shape is pre-trained by maximum likelihood (MLE), then trained against a CNN with
@@ -37,12 +37,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
+from report import BAR, MEASURES, at_equal, draw, table
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from seqgan_report import BAR, MEASURES, at_equal, draw, table
-from seqgan_training import Adversary, Oracle, Report, Settings, load_oracle, new_lstm, pretrain, weights_of
+from training import Adversary, Oracle, Report, Settings, load_oracle, new_lstm, pretrain, weights_of
 
 from rlgaf_ray.training.memory import keep_freed_memory
 
