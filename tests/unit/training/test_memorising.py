@@ -177,7 +177,7 @@ def test_nothing_is_learned_from_shuffled_labels(folder: Path) -> None:
     areas = {}
     for labels in ("correct", "shuffled"):
         shared = ["learner.precision=float32", "warmup.discriminator.steps=0", "discriminator.learning_rate=1e-3"]
-        config = load_config(None, [*shared, f"discriminator.labels={labels}"])
+        config = load_config(None, [*shared, "discriminator.frozen_layers=2", f"discriminator.labels={labels}"])
         discriminator = NeuralDiscriminator(folder, config, pad_token_id=0)
         real = [Demonstration(item.prompt_ids, item.response_ids) for item in responses(32, seed=5, high=32)]
         fake = responses(32, seed=6, low=32)

@@ -26,7 +26,8 @@ VOCABULARY = 64
 
 def config(*overrides: str) -> Config:
     small = ["rollout.batch_size=8", "rollout.samples_per_prompt=4", "learner.precision=float32"]
-    return load_config(None, [*small, *overrides])
+    tiny = ["discriminator.frozen_layers=2", "generator.learning_rate=1e-4"]  # of four blocks
+    return load_config(None, [*small, *tiny, *overrides])
 
 
 def rollouts(count: int = 8, seed: int = 0) -> list[Rollout]:
