@@ -53,6 +53,10 @@ class Row:
     def value(self, replicate: int, metric: str, temperature: float = 1.0) -> float:
         return float(self.lines[replicate]["final"][str(temperature)][metric])
 
+    def has(self, metric: str) -> bool:
+        """Rows without a trained discriminator have none of its measures."""
+        return all(metric in line["final"]["1.0"] for line in self.lines.values())
+
     def temperatures(self) -> list[float]:
         return sorted(float(key) for key in next(iter(self.lines.values()))["final"])
 
@@ -154,8 +158,8 @@ def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
     for metric, title in metrics.items():
         cells = []
         for _, row, temperature in rows:
-            values = [row.value(each, metric, temperature) for each in row.lines]
-            cells.append(f"{np.mean(values):.3f}")
+            values = [row.value(each, metric, temperature) for each in row.lines] if row.has(metric) else []
+            cells.append(f"{np.mean(values):.3f}" if values else "")
         first = next(iter(rows[0][1].lines.values()))["final"]["1.0"]
         real = first.get(f"{metric}_real")
         lines.append(f"| {title} | {'' if real is None else f'{real:.3f}'} | " + " | ".join(cells) + " |")
@@ -177,13 +181,14 @@ def differences(row: Row, sft: Row, title: str, replicates: int | None = None) -
     for judge, item in found.items():
         low, high = bootstrap(row, sft, judge)
         lines.append(f"| {JUDGES[judge]} | {item} | [{low:+.3f}, {high:+.3f}] | {corrected[judge]:.2g} (Holm) |")
-    for metric, name in MEASURES.items():
+    shown = {metric: name for metric, name in MEASURES.items() if row.has(metric) and sft.has(metric)}
+    for metric, name in shown.items():
         item = paired(row, sft, metric)
         lines.append(f"| {name} | {item} | | {item.p:.2g} |")
     if replicates is not None:
-        smallest = {name: paired(row, sft, metric) for metric, name in (SHARES | MEASURES).items()}
-        found = ", ".join(f"{name} {item.detectable(replicates):.3f}" for name, item in smallest.items())
-        lines.append(f"\nWith {replicates} replicates, p < {LEVEL:g} and power {POWER:g} a test finds: {found}.\n")
+        smallest = {name: paired(row, sft, metric) for metric, name in (SHARES | shown).items()}
+        listed = ", ".join(f"{name} {item.detectable(replicates):.3f}" for name, item in smallest.items())
+        lines.append(f"\nWith {replicates} replicates, p < {LEVEL:g} and power {POWER:g} a test finds: {listed}.\n")
     for metric, name in (("eval/perplexity", "perplexity ratio"), ("eval/distinct_2", "distinct-2 ratio")):
         shared = sorted(set(row.lines) & set(sft.lines))
         ratio = Difference.of([row.value(each, metric) / sft.value(each, metric) for each in shared])
