@@ -90,7 +90,8 @@ class AdversarialLoop:
         # Of the last whole iteration, and whether it is the best, while no checkpoint has it and nobody was asked for
         # the next one's updates.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
-        self.guard = Guard(config.guard, quality=config.best_metric)
+        contrast = config.discriminator.needs.contrast
+        self.guard = Guard(config.guard, quality=config.best_metric, contrast=contrast)
         self.verdict: Kind = "healthy"  # the last one, which has been reported
         self.healed: list[Kind] = []  # the verdict of each heal
         self.kl_coefficient = 0.0  # of the newest generator update

@@ -120,11 +120,16 @@ def broken(metrics: Metrics) -> bool:
 
 
 class Guard:
-    """``quality``: the metric of the evaluations that stands for the quality, higher is better."""
+    """``quality``: the metric of the evaluations that stands for the quality, higher is better.
 
-    def __init__(self, settings: GuardSection, *, quality: str) -> None:
+    ``contrast``: the discriminator sees a third kind of text. Its optimum, log p_real / (p_policy + w p_contrast) up to a
+    constant, need not tell real text from the policy's; it is uninformative when it prefers the latter.
+    """
+
+    def __init__(self, settings: GuardSection, *, quality: str, contrast: bool = False) -> None:
         self.settings = settings
         self.quality = quality
+        self.contrast = contrast
         self.rows: list[Metrics] = []  # of the last window, watched metrics only
         self.start: Metrics = {}  # averages over the first window
         self.onsets: dict[Kind, int] = {}  # of the symptoms that are there now, verdict or not
@@ -225,12 +230,17 @@ class Guard:
         ]
 
     def _uninformative(self) -> str:
-        """The discriminator is at chance or below, by its interval, while a fresh linear classifier can tell."""
+        """The discriminator is at chance, by its interval, while a fresh linear classifier can tell.
+
+        With contrast: below chance, by the interval of the mean over the readings.
+        """
         newest = self.readings[-self.settings.limits.readings :]
         if len(newest) < self.settings.limits.readings:
             return ""
         limit = 0.5 + self.settings.limits.told_apart
         if any(each.auc - each.interval > 0.5 or each.two_sample_auc < limit for each in newest):
+            return ""
+        if self.contrast and _mean(newest, "auc") + _mean(newest, "interval") / math.sqrt(len(newest)) >= 0.5:
             return ""
         return (
             f"held-out AUC of the discriminator is {_mean(newest, 'auc'):.3f} over the last {len(newest)} evaluations, "

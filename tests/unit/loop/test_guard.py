@@ -242,6 +242,13 @@ def test_a_discriminator_at_chance_while_others_can_tell(auc: float, two_sample:
         assert found[44].sound_until == 15  # the first: none before was sound
 
 
+@pytest.mark.parametrize(("auc", "kind"), [(0.29, "discriminator_uninformative"), (0.48, "healthy")])
+def test_with_contrast_a_discriminator_may_be_at_chance_but_not_below(auc: float, kind: str) -> None:
+    guard = Guard(SETTINGS, quality="eval/closeness", contrast=True)
+    found = [guard.examine(now, HEALTHY | (reading(auc, 0.7) if now % 15 == 0 else {})) for now in range(1, 46)]
+    assert found[-1].kind == kind
+
+
 def test_an_uninformative_discriminator_was_sound_at_the_reading_before() -> None:
     """It can tell at 15 and 30, and is at chance at 45, 60 and 75."""
     found = verdicts(lambda now: reading(0.8 if now < 45 else 0.5, 0.7) if now % 15 == 0 else {}, count=75)

@@ -215,6 +215,7 @@ def settings(*more: str) -> Config:
             "guard.window=4",
             "guard.patience=3",
             "discriminator.held_out=8",
+            "discriminator.contrast_weight=0",
             "warmup.discriminator.steps=0",
             *more,
         ],
