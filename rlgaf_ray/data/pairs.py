@@ -65,7 +65,7 @@ class PairSource(TaskSource):
         shares = settings.shares.model_dump()
         if not base:
             shares["demonstrations"] += shares.pop("base")
-        parts = {"base": []} | split_by_group(pairs, shares, max_rows=settings.max_rows)
+        parts: dict[str, list[Pair]] = {"base": []} | split_by_group(pairs, shares, max_rows=settings.max_rows)
         return cls(task, settings, parts, no_answer)
 
     @property

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 from tokenizers import Tokenizer
@@ -67,7 +68,7 @@ def with_task(config: Config, source: TaskSource) -> Config:
 
     A run without a name is called after the source's class.
     """
-    values = {
+    values: dict[str, Any] = {
         "task.name": "python",
         "run.name": config.run.name or f"{type(source).__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}",
         "evaluation.best_metric": config.evaluation.best_metric or source.quality,
