@@ -11,13 +11,29 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "Discriminator", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "Discriminator",
+    "Measure",
+    "Outcome",
+    "Task",
+    "TaskSource",
+    "Tracker",
+    "UserError",
+    "evaluate",
+    "load_config",
+    "train",
+]
 
 _MODULES = {
     "Callback": "loop.callback",
     "Config": "config",
     "Discriminator": "training.discriminator",
+    "Measure": "data.task",
     "Outcome": "loop.outcome",
+    "Task": "data.task",
+    "TaskSource": "data.task",
     "Tracker": "tracking.base",
     "UserError": "errors",
     "evaluate": "run.evaluate",

@@ -1,5 +1,8 @@
 from rlgaf_ray.config import Config as Config
 from rlgaf_ray.config import load_config as load_config
+from rlgaf_ray.data.task import Measure as Measure
+from rlgaf_ray.data.task import Task as Task
+from rlgaf_ray.data.task import TaskSource as TaskSource
 from rlgaf_ray.errors import UserError as UserError
 from rlgaf_ray.loop.callback import Callback as Callback
 from rlgaf_ray.loop.outcome import Outcome as Outcome
@@ -9,4 +12,17 @@ from rlgaf_ray.tracking.base import Tracker as Tracker
 from rlgaf_ray.training.discriminator import Discriminator as Discriminator
 
 __version__: str
-__all__ = ["Callback", "Config", "Discriminator", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "Discriminator",
+    "Measure",
+    "Outcome",
+    "Task",
+    "TaskSource",
+    "Tracker",
+    "UserError",
+    "evaluate",
+    "load_config",
+    "train",
+]

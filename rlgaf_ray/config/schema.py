@@ -112,10 +112,11 @@ class Config(Section):
 
     @property
     def stop_at_end_of_text(self) -> bool:
-        """Continuations of a review have one length; answers end where they end."""
+        """As asked for; by default not where every response has the same length."""
         asked = self.rollout.stop_at_end_of_text
-        return self.task.name != "imdb" if asked is None else asked
+        return not self.task.traits.full_length if asked is None else asked
 
     @property
     def best_metric(self) -> str:
-        return self.evaluation.best_metric or ("eval/closeness" if self.task.name == "imdb" else "eval/f1")
+        """Marks the best checkpoint."""
+        return self.evaluation.best_metric or self.task.traits.quality

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from rlgaf_ray.config.section import Fraction, Positive, Section
+from rlgaf_ray.metrics import METRICS, SCORE
 
 KINDS = ("grid", "choice", "uniform", "log_uniform")
-SCORE = "sweep/score"  # docs/metrics.md defines it
-METRIC_GROUPS = ("rollout", "reward", "generator", "discriminator", "weights", "eval", "quick", "guard", "time")
+METRIC_GROUPS = tuple(dict.fromkeys(metric.owner for name, metric in METRICS.items() if name != SCORE))
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Bounds = Annotated[tuple[Finite, Finite], Field(strict=False)]  # a list in YAML

@@ -1,12 +1,59 @@
-"""The tasks: where demonstrations come from and how they are cut."""
+"""The tasks: the one table of their names, where demonstrations come from, and how they are cut.
+
+The table is here, below ``data/``, because config rules read it without loading numpy or transformers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
+
+TaskName = Literal["imdb", "squad", "jsonl", "hub", "python"]
+ANSWER_QUALITY = "eval/f1"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTraits:
+    """What the config asks of a task, instead of its name.
+
+    Attributes:
+        source: ``module:function`` that reads the data, ``(task, *, base) -> data.task.TaskSource``; empty for a task
+            that is passed in from Python.
+        quality: the metric that marks the best checkpoint, scores sweeps and is watched by the guard; higher is better.
+        full_length: every response has ``task.response_tokens`` tokens, so that end of text is never sampled.
+        packed: the base warm-up reads texts end to end, in blocks of ``warmup.generator.block_tokens``.
+    """
+
+    source: str = ""
+    quality: str = ANSWER_QUALITY
+    full_length: bool = False
+    packed: bool = False
+
+
+TASKS: Mapping[TaskName, TaskTraits] = {
+    "imdb": TaskTraits("rlgaf_ray.data.imdb:imdb_source", "eval/closeness", full_length=True, packed=True),
+    "squad": TaskTraits("rlgaf_ray.data.squad:squad_source"),
+    "jsonl": TaskTraits("rlgaf_ray.data.rows:jsonl_source"),
+    "hub": TaskTraits("rlgaf_ray.data.rows:hub_source"),
+    "python": TaskTraits(),
+}
+
+
+class TaskSettings(Section):
+    """Base of the sections that belong to one task."""
+
+    @property
+    def variant(self) -> str:
+        """What a run's name says beside the task's."""
+        return ""
+
+    def check(self) -> None:
+        """Called for the task that is chosen; ``ValueError`` where its settings lack something."""
 
 
 class SplitSizes(Section):
@@ -29,7 +76,7 @@ class PairShares(Section):
     test: Rate = 0.1
 
 
-class ImdbSettings(Section):
+class ImdbSettings(TaskSettings):
     """Film reviews: the prompt is a review's beginning, the demonstration its continuation."""
 
     source: Literal["package", "hub", "path"] = Field(
@@ -58,8 +105,12 @@ class ImdbSettings(Section):
             raise ValueError(f"task.imdb.instruction={self.instruction!r} must hold {{sentiment}}")
         return self
 
+    @property
+    def variant(self) -> str:
+        return self.target
 
-class PairSettings(Section):
+
+class PairSettings(TaskSettings):
     """What tasks of prompts and whole responses share."""
 
     shares: PairShares = PairShares()
@@ -99,15 +150,25 @@ class RowSettings(PairSettings):
 class JsonlSettings(RowSettings):
     path: str | None = Field(None, description="one JSON object a line")
 
+    def check(self) -> None:
+        if not self.path:
+            raise ValueError("task.name=jsonl needs task.jsonl.path=FILE (one JSON object a line)")
+
 
 class HubSettings(RowSettings):
     dataset: str | None = Field(None, description="id of a data set on the hub")
     subset: str | None = None
     split: str = "train"
 
+    def check(self) -> None:
+        if not self.dataset:
+            raise ValueError("task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)")
+
 
 class TaskSection(Section):
-    name: Literal["imdb", "squad", "jsonl", "hub"] = Field("imdb", description="which of the blocks below is read")
+    name: TaskName = Field(
+        "imdb", description="which of the blocks below is read; python: none, the task is an argument of train"
+    )
     prompt_tokens: Positive = Field(
         3, description="imdb: the first tokens of a review; else the longest prompt: longer contexts are cut to it"
     )
@@ -133,14 +194,22 @@ class TaskSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _rows_come_from_somewhere(self) -> TaskSection:
-        if self.name == "jsonl" and not self.jsonl.path:
-            raise ValueError("task.name=jsonl needs task.jsonl.path=FILE (one JSON object a line)")
-        if self.name == "hub" and not self.hub.dataset:
-            raise ValueError("task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)")
+    def _the_chosen_settings_suffice(self) -> TaskSection:
+        if self.settings is not None:
+            self.settings.check()
         return self
+
+    @property
+    def traits(self) -> TaskTraits:
+        return TASKS[self.name]
+
+    @property
+    def settings(self) -> TaskSettings | None:
+        """The block of the chosen task; None for a task that is passed in from Python."""
+        return getattr(self, self.name, None)
 
     @property
     def label(self) -> str:
         """Task and variant in one word, for the names of runs."""
-        return f"imdb-{self.imdb.target}" if self.name == "imdb" else self.name
+        variant = self.settings.variant if self.settings is not None else ""
+        return f"{self.name}-{variant}" if variant else self.name

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from rlgaf_ray.config.task import TaskSection
+from rlgaf_ray.config.task import TASKS, TaskSection
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
@@ -32,6 +32,9 @@ class ImdbTask:
     - ``demonstrations``: of the wanted sentiment; ``contrast``: of the other one (both of part ``demonstrations``);
       for both sentiments: reviews under their own instruction, and under the wrong one
     """
+
+    measure: ClassVar[str] = "sentiment"
+    unwanted: ClassVar[str] = "reviews of the other sentiment"
 
     def __init__(
         self,
@@ -68,6 +71,14 @@ class ImdbTask:
     def checksum(self) -> str:
         """SHA-256 of the splits and their texts; the same for every seed and tokenizer."""
         return self._splits.checksum
+
+    @property
+    def base_key(self) -> Sequence[str]:
+        return ()
+
+    @property
+    def warmup_key(self) -> Sequence[str]:
+        return self._task.imdb.target, self._task.imdb.instruction
 
     @property
     def max_tokens(self) -> int:
@@ -157,6 +168,9 @@ class ImdbSource:
     task: TaskSection
     reviews: Reviews
     splits: Splits
+    quality: ClassVar[str] = TASKS["imdb"].quality
+    full_length: ClassVar[bool] = TASKS["imdb"].full_length
+    texts: ClassVar[Sequence[tuple[str, str]]] = ()  # the base model has read reviews of part ``base`` alone
 
     @classmethod
     def load(cls, task: TaskSection) -> ImdbSource:
@@ -186,3 +200,8 @@ class ImdbSource:
             end_of_text=tokenizer.eos_token_id,
             instructions=(negative, positive),
         )
+
+
+def imdb_source(task: TaskSection, *, base: bool) -> ImdbSource:
+    """Reads ``task.imdb``. The parts are the same with a base warm-up and without one."""
+    return ImdbSource.load(task)

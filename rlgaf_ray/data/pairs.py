@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.splits import drawn_rows
+from rlgaf_ray.data.task import Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,23 +38,35 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class PairSource:
+class PairSource(TaskSource):
     """Pairs dealt out to the parts, by whole groups."""
 
     task: TaskSection
     settings: PairSettings
     parts: dict[str, list[Pair]]
+    no_answer: str | None = None
 
     @classmethod
-    def split(cls, task: TaskSection, settings: PairSettings, pairs: Sequence[Pair], *, base: bool) -> PairSource:
+    def split(
+        cls,
+        task: TaskSection,
+        settings: PairSettings,
+        pairs: Sequence[Pair],
+        *,
+        base: bool,
+        no_answer: str | None = None,
+    ) -> PairSource:
         """Without ``base`` nothing is kept for a base warm-up: its share goes to the demonstrations.
+
+        ``no_answer``: the response that says that there is no answer, where there may be none.
 
         Raises ``UserError`` where the groups are too few for the parts.
         """
         shares = settings.shares.model_dump()
         if not base:
             shares["demonstrations"] += shares.pop("base")
-        return cls(task, settings, {"base": []} | split_by_group(pairs, shares, max_rows=settings.max_rows))
+        parts: dict[str, list[Pair]] = {"base": []} | split_by_group(pairs, shares, max_rows=settings.max_rows)
+        return cls(task, settings, parts, no_answer)
 
     @property
     def warmup_texts(self) -> Sequence[str]:
@@ -78,16 +91,25 @@ class PairSource:
                 )
             kept[name] = [self.parts[name][row] for row in fitting]
             demonstrations[name] = [item for item in items if item is not None]
-        return PairTask(self.task, self.settings, kept, demonstrations, end_of_text=tokenizer.eos_token_id)
+        return PairTask(
+            self.task,
+            self.settings,
+            kept,
+            demonstrations,
+            end_of_text=tokenizer.eos_token_id,
+            no_answer=self.no_answer,
+        )
 
 
-class PairTask:
+class PairTask(Task):
     """Prompts of many lengths, and responses that end with end-of-text.
 
     ``contrast`` has, for each demonstration, its prompt with the response of another prompt, of the same group where it
     has one: what a discriminator that looks at responses alone would let pass (Reed et al. 2016, arXiv 1605.05396,
     section 4.2, "matching-aware").
     """
+
+    measure: ClassVar[str] = "answers"
 
     def __init__(
         self,
@@ -97,7 +119,9 @@ class PairTask:
         demonstrations: dict[str, list[Demonstration]],
         *,
         end_of_text: int,
+        no_answer: str | None = None,
     ) -> None:
+        self.no_answer = no_answer
         self._task = task
         self._settings = settings
         self._pairs = pairs
@@ -121,6 +145,10 @@ class PairTask:
         return content_hash(f"{name} {pair}" for name, pair in rows)
 
     @property
+    def base_key(self) -> Sequence[str]:
+        return str(self._task.prompt_tokens), str(self._task.response_tokens), self._settings.warmup_loss
+
+    @property
     def max_tokens(self) -> int:
         return self._task.prompt_tokens + self._task.response_tokens
 
@@ -129,24 +157,18 @@ class PairTask:
 
         Demonstrations where no part is kept for the base warm-up.
         """
-        items = self._parts[self._base]
-        token_ids = np.full((len(items), self.max_tokens), self._end_of_text, np.int32)
-        learned = np.zeros(token_ids.shape, bool)
-        for row, item in enumerate(items):
-            start, end = len(item.prompt_ids), len(item.prompt_ids) + len(item.response_ids)
-            token_ids[row, :end] = np.concatenate([item.prompt_ids, item.response_ids])
-            learned[row, 1 if self._settings.warmup_loss == "all" else start : end] = True
-        return TextBlocks(token_ids, learned)
+        return text_blocks(
+            self._parts[self._base],
+            num_tokens=self.max_tokens,
+            pad_token_id=self._end_of_text,
+            prompts_learned=self._settings.warmup_loss == "all",
+        )
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
         """Pairs of part ``base``, or else the demonstrations, and the same prompts with other responses."""
         real = self._parts[self._base]
         wrong = mismatched(self._pairs[self._base], real)
         return real + wrong, np.repeat(np.array([1, 0], np.int64), [len(real), len(wrong)])
-
-    def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
-        """The response alone."""
-        return item.response_ids
 
 
 def split_by_group(

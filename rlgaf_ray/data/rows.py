@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlgaf_ray.config.task import RowSettings, TaskSection
 from rlgaf_ray.data.pairs import Pair, PairSource, PairTask
+from rlgaf_ray.data.task import TaskSource
 from rlgaf_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", k
 
 
 @dataclass(frozen=True, slots=True)
-class RowSource:
+class RowSource(TaskSource):
     """Rows checked, before a chat template is known. Raises ``UserError`` for a row without prompt and response."""
 
     task: TaskSection
@@ -67,15 +68,9 @@ class RowSource:
     base: bool  # a part is kept for the base warm-up
 
     @classmethod
-    def load(cls, task: TaskSection, *, base: bool) -> RowSource:
-        if task.name == "jsonl":
-            assert task.jsonl.path is not None, "the config refuses jsonl without a path"
-            settings: RowSettings = task.jsonl
-            raw: Iterable[Mapping[str, Any]] = read_jsonl(task.jsonl.path)
-        else:
-            assert task.hub.dataset is not None, "the config refuses hub without a data set"
-            settings = task.hub
-            raw = hub_rows(task.hub.dataset, subset=task.hub.subset, split=task.hub.split, key="task.hub.dataset")
+    def load(
+        cls, task: TaskSection, settings: RowSettings, raw: Iterable[Mapping[str, Any]], *, base: bool
+    ) -> RowSource:
         rows = [prompt_and_response(row, settings, number) for number, row in enumerate(raw, start=1)]
         return cls(task, settings, rows, base)
 
@@ -104,6 +99,17 @@ class RowSource:
 
         pairs = [_pair(rendered(prompt), response) for prompt, response in self.rows]
         return PairSource.split(self.task, self.settings, pairs, base=self.base).tokenized(tokenizer, cache_folder)
+
+
+def jsonl_source(task: TaskSection, *, base: bool) -> RowSource:
+    assert task.jsonl.path is not None, "the config refuses jsonl without a path"
+    return RowSource.load(task, task.jsonl, read_jsonl(task.jsonl.path), base=base)
+
+
+def hub_source(task: TaskSection, *, base: bool) -> RowSource:
+    assert task.hub.dataset is not None, "the config refuses hub without a data set"
+    raw = hub_rows(task.hub.dataset, subset=task.hub.subset, split=task.hub.split, key="task.hub.dataset")
+    return RowSource.load(task, task.hub, raw, base=base)
 
 
 def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:

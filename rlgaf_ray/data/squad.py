@@ -110,7 +110,8 @@ def squad_source(task: TaskSection, *, base: bool) -> PairSource:
     """
     settings = task.squad
     questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)
-    return PairSource.split(task, settings, squad_pairs(questions, settings), base=base)
+    pairs = squad_pairs(questions, settings)
+    return PairSource.split(task, settings, pairs, base=base, no_answer=settings.no_answer)
 
 
 def _read_hub(version: str) -> list[Question]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
+from rlgaf_ray.data.task import Measure
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.distance import Copying, two_sample_embeddings, two_sample_texts
 from rlgaf_ray.evaluation.embeddings import Encode
@@ -15,23 +15,6 @@ from rlgaf_ray.evaluation.text import degenerate_share, distinct_n, self_bleu
 from rlgaf_ray.types import Metrics
 
 BASELINE = ("eval/perplexity", "eval/distinct_2", "eval/real_nll")
-
-
-class Measure(Protocol):
-    """What only this task can say of answers, one a prompt in the evaluation's order."""
-
-    baseline: tuple[str, ...]
-    """Names of the metrics that ``compared`` wants of the SFT model."""
-
-    def __call__(self, texts: Sequence[str]) -> Metrics: ...
-
-    def quick(self, texts: Sequence[str]) -> Metrics:
-        """The cheapest measures of answers to the first prompts, named without a group."""
-        ...
-
-    def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
-        """What follows from all other metrics and from the SFT model's."""
-        ...
 
 
 class Evaluator:
@@ -87,6 +70,8 @@ class Evaluator:
             "eval/real_nll": real_nll,
         }
         if not self._baseline:
+            if absent := sorted(self._names - set(metrics)):
+                raise UserError(f"{type(self.measure).__name__}.baseline names {absent[0]}, which it does not measure")
             self._baseline = {name: metrics[name] for name in sorted(self._names)}
         sft = self._baseline
         metrics |= self.measure.compared(metrics, sft)

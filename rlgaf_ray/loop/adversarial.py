@@ -41,6 +41,7 @@ from rlgaf_ray.data.storage import Place
 from rlgaf_ray.data.task import Task, evaluation_set
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
@@ -56,6 +57,7 @@ from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.update_ratio import UpdateRatio
+from rlgaf_ray.metrics import metric
 from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
 
@@ -382,7 +384,13 @@ class AdversarialLoop:
         return self.roles.start_score(rollouts, [self.task.demonstrations[row] for row in rows])
 
     def _is_best(self, metrics: Metrics) -> bool:
-        value = metrics[self.config.best_metric]
+        name = self.config.best_metric
+        if name not in metrics:
+            raise UserError(
+                f"evaluation.best_metric={name} is not measured: set it to one of "
+                f"{', '.join(known for known in metrics if known.startswith('eval/'))}"
+            )
+        value = metric(name).sign * metrics[name]
         if self.best is not None and value <= self.best:
             return False
         self.best = value

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from rlgaf_ray.config.guard import GuardSection
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.metrics import metric
 from rlgaf_ray.types import Metrics
 
 Kind = Literal[
@@ -47,7 +48,6 @@ OF_A_SKIPPED_STEP = {  # metrics that need not be finite where a step of this ne
     "discriminator": ("discriminator/",),
 }
 SICK_EVALUATIONS = 2  # in a row: one alone may be noise
-PERCENT = ("eval/f1", "eval/exact_match")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ def broken(metrics: Metrics) -> bool:
 
 
 class Guard:
-    """``quality``: the metric of the evaluations that stands for the quality, higher is better.
+    """``quality``: the metric of the evaluations that stands for the quality.
 
     ``contrast``: the discriminator sees a third kind of text. Its optimum, log p_real / (p_policy + w p_contrast) up to a
     constant, need not tell real text from the policy's; it is uninformative when it prefers the latter.
@@ -270,19 +270,22 @@ class Guard:
         if len(self.evaluations) <= SICK_EVALUATIONS:
             return ""
         at, best, reward_then = self._best()
-        unit = 100.0 if self.quality.startswith(PERCENT) else 1.0
-        limit = best - self.settings.limits.quality_fall * unit
-        if any(quality >= limit or reward <= reward_then for _, quality, reward in newest):
+        judged = metric(self.quality)
+        allowed = self.settings.limits.quality_fall * (100.0 if judged.percent else 1.0)
+        limit = judged.sign * best - allowed
+        if any(judged.sign * quality >= limit or reward <= reward_then for _, quality, reward in newest):
             return ""
         _, quality, reward = newest[-1]
+        moved = "rose" if judged.better == "lower" else "fell"
         return (
-            f"{self.quality} fell from {best:.3g} at iteration {at} to {quality:.3g} while reward/mean rose from "
+            f"{self.quality} {moved} from {best:.3g} at iteration {at} to {quality:.3g} while reward/mean rose from "
             f"{reward_then:.3g} to {reward:.3g}"
         )
 
     def _best(self) -> tuple[int, float, float]:
-        """The evaluation of the highest quality before the newest ones."""
-        return max(self.evaluations[:-SICK_EVALUATIONS], key=lambda item: item[1])
+        """The evaluation of the best quality before the newest ones."""
+        sign = metric(self.quality).sign
+        return max(self.evaluations[:-SICK_EVALUATIONS], key=lambda item: sign * item[1])
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -25,6 +25,7 @@ from rich.table import Table
 from rlgaf_ray.config.hidden import public
 from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.metrics import Metric, columns
 from rlgaf_ray.training.warmup import Progress as WarmupProgress
 from rlgaf_ray.types import Metrics
 
@@ -34,52 +35,49 @@ QUICKLY_EVALUATED = "quick/two_sample_auc"
 NOTABLE_SECONDS = 1.0  # a shorter wait is not reported once it is over
 ROWS = 8  # newest iterations in the live table
 
-# Column head, metric, format.
-TRAINING_COLUMNS = [
-    ("reward", "reward/mean", "{:+.2f}"),
-    ("KL", "generator/kl", "{:.3f}"),
-    ("entropy", "generator/entropy", "{:.2f}"),
-    ("D accuracy", "discriminator/accuracy", "{:.2f}"),
-    ("judged", "eval/judge_share", "{:.3f}"),
-    ("closeness", "eval/closeness", "{:.3f}"),
-    ("F1", "eval/f1", "{:.1f}"),
-    ("quick judged", "quick/judge_share", "{:.3f}"),
-    ("quick AUC", "quick/two_sample_auc", "{:.3f}"),
-    ("quick F1", "quick/f1", "{:.1f}"),
-    ("samples/s", "rollout/samples_per_second", "{:.0f}"),
-]
-
-# Line, metric, the metric of real text beside it or its known value, format.
-RESULT_LINES: list[tuple[str, str, str | float | None, str]] = [
-    ("closeness to real text", "eval/closeness", 0.0, "{:.3f}"),
-    ("judged as wanted (linear judge)", "eval/judge_share", "eval/judge_share_real", "{:.3f}"),
-    ("  asked to be positive", "eval/judge_share_asked_positive", None, "{:.3f}"),
-    ("  asked to be negative", "eval/judge_share_asked_negative", None, "{:.3f}"),
-    ("judged as wanted (VADER)", "eval/vader_share", "eval/vader_share_real", "{:.3f}"),
-    ("judged as wanted (embeddings)", "eval/embedding_share", "eval/embedding_share_real", "{:.3f}"),
-    ("  mean of the judges", "eval/panel_share", "eval/panel_share_real", "{:.3f}"),
-    ("exact match, %", "eval/exact_match", None, "{:.1f}"),
-    ("F1, %", "eval/f1", None, "{:.1f}"),
-    ("  where the context has an answer", "eval/f1_has_answer", None, "{:.1f}"),
-    ("  where it has none", "eval/f1_no_answer", None, "{:.1f}"),
-    ("answers found in their context", "eval/in_context_share", None, "{:.1%}"),
-    ("answer length, words", "eval/answer_words", None, "{:.2f}"),
-    ("  Wasserstein distance to real lengths", "eval/length_distance", None, "{:.3f}"),
-    ("AUC real or generated (bag of words)", "eval/two_sample_auc", 0.5, "{:.3f}"),
-    ("AUC real or generated (embeddings)", "eval/embedding_two_sample_auc", 0.5, "{:.3f}"),
-    ("NLL of held-out real text, nats/token", "eval/real_nll", None, "{:.3f}"),
-    ("perplexity under SFT", "eval/perplexity", "eval/perplexity_real", "{:.1f}"),
-    ("  ratio to SFT's own", "eval/perplexity_ratio", None, "{:.2f}"),
-    ("distinct-1", "eval/distinct_1", "eval/distinct_1_real", "{:.3f}"),
-    ("distinct-2", "eval/distinct_2", "eval/distinct_2_real", "{:.3f}"),
-    ("  ratio to SFT's own", "eval/distinct_2_ratio", None, "{:.2f}"),
-    ("distinct-3", "eval/distinct_3", "eval/distinct_3_real", "{:.3f}"),
-    ("self-BLEU", "eval/self_bleu", "eval/self_bleu_real", "{:.3f}"),
-    ("8-grams copied from demonstrations", "eval/copied", "eval/copied_real", "{:.2%}"),
-    ("empty or repeating answers", "eval/degenerate_share", "eval/degenerate_share_real", "{:.1%}"),
-    ("response length, tokens", "eval/response_tokens", "eval/response_tokens_real", "{:.1f}"),
-    ("derived: gap closed, SFT to real (linear judge)", "eval/gap_closed", None, "{:.1%}"),
-]
+TRAINING_COLUMNS = (
+    "reward/mean",
+    "generator/kl",
+    "generator/entropy",
+    "discriminator/accuracy",
+    "eval/judge_share",
+    "eval/closeness",
+    "eval/f1",
+    "quick/judge_share",
+    "quick/two_sample_auc",
+    "quick/f1",
+    "rollout/samples_per_second",
+)
+RESULT_LINES = (
+    "eval/closeness",
+    "eval/judge_share",
+    "eval/judge_share_asked_positive",
+    "eval/judge_share_asked_negative",
+    "eval/vader_share",
+    "eval/embedding_share",
+    "eval/panel_share",
+    "eval/exact_match",
+    "eval/f1",
+    "eval/f1_has_answer",
+    "eval/f1_no_answer",
+    "eval/in_context_share",
+    "eval/answer_words",
+    "eval/length_distance",
+    "eval/two_sample_auc",
+    "eval/embedding_two_sample_auc",
+    "eval/real_nll",
+    "eval/perplexity",
+    "eval/perplexity_ratio",
+    "eval/distinct_1",
+    "eval/distinct_2",
+    "eval/distinct_2_ratio",
+    "eval/distinct_3",
+    "eval/self_bleu",
+    "eval/copied",
+    "eval/degenerate_share",
+    "eval/response_tokens",
+    "eval/gap_closed",
+)
 INTERVAL = 1.96  # standard errors to either side: 95 %
 
 
@@ -163,19 +161,18 @@ class Terminal(Callback):
             self.progress.update(self.progress.task_ids[0], completed=iteration, note="")
             self.live.update(self._view())
         elif evaluated or QUICKLY_EVALUATED in metrics or iteration % PLAIN_EVERY == 0:
-            cells = (f"{head} {form.format(metrics[name])}" for head, name, form in TRAINING_COLUMNS if name in metrics)
+            cells = (f"{each.head} {each.shown(metrics[each.name])}" for each in columns(TRAINING_COLUMNS, metrics))
             self.on_message(f"iteration {iteration}: " + ", ".join(cells))
 
     def _view(self) -> Group:
         table = Table(box=None, header_style="bold")
         table.add_column("iteration", justify="right")
-        logged = {name for _, metrics in self.rows for name in metrics}
-        columns = [column for column in TRAINING_COLUMNS if column[1] in logged]
-        for head, _, _ in columns:
-            table.add_column(head, justify="right")
+        shown = columns(TRAINING_COLUMNS, (name for _, metrics in self.rows for name in metrics))
+        for each in shown:
+            table.add_column(each.head, justify="right")
         evaluations = [row for row in self.rows if EVALUATED in row[1]]
         for iteration, metrics in sorted({row[0]: row for row in evaluations + self.rows[-ROWS:]}.values()):
-            cells = [form.format(metrics[name]) if name in metrics else "" for _, name, form in columns]
+            cells = [each.shown(metrics[each.name]) if each.name in metrics else "" for each in shown]
             table.add_row(str(iteration), *cells, style="cyan" if EVALUATED in metrics else None)
         return Group(table, self.progress)
 
@@ -204,20 +201,24 @@ def columns_table(title: str, models: Mapping[str, Metrics]) -> Table:
     table.add_column("")
     for head in (*models, "real text"):
         table.add_column(head, justify="right")
-    for line, metric, real, form in RESULT_LINES:
-        if metric in first and metric in last:
-            table.add_row(line, *(cell(metrics, metric, form) for metrics in models.values()), cell(last, real, form))
+    for each in columns(RESULT_LINES, (name for name in last if name in first), most=None):
+        table.add_row(each.line, *(cell(metrics, each) for metrics in models.values()), real_cell(last, each))
     table.caption = caption(last)
     return table
 
 
-def cell(metrics: Mapping[str, float | None], metric: str | float | None, form: str) -> str:
-    """The metric's value, or the known one, with its 95 % interval where there is a standard error."""
-    value = metrics.get(metric) if isinstance(metric, str) else metric
+def cell(metrics: Mapping[str, float | None], metric: Metric, name: str | None = None) -> str:
+    """The value of ``metric``, or of ``name`` in its format, with the 95 % interval where there is a standard error."""
+    name = name or metric.name
+    value, error = metrics.get(name), metrics.get(f"{name}_stderr")
     if value is None:
         return ""
-    error = metrics.get(f"{metric}_stderr")
-    return form.format(value) + ("" if error is None else f" ± {form.format(INTERVAL * error)}")
+    return metric.shown(value) + ("" if error is None else f" ± {metric.shown(INTERVAL * error)}")
+
+
+def real_cell(metrics: Mapping[str, float | None], metric: Metric) -> str:
+    """The same of real text, or its known value."""
+    return cell(metrics, metric, metric.real) if isinstance(metric.real, str) else metric.shown(metric.real)
 
 
 def caption(metrics: Mapping[str, float | None]) -> str:

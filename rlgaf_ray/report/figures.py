@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from rlgaf_ray.metrics import metric, own
 from rlgaf_ray.report.runs import Run
 
 # Mid-tones, readable on white and on black; the first three also differ in lightness, for the colour-blind.
@@ -44,67 +46,69 @@ SMOOTHING = 10  # iterations of the moving mean that is drawn over the raw point
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One panel: metrics drawn together, for every run."""
+    """One panel: metrics drawn together, for every run; the level of real text, where one is logged, is dotted."""
 
     name: str  # of the file
-    title: str
-    unit: str
     metrics: tuple[str, ...]
-    reference: str | None = None  # a metric drawn as a dotted level: what real text reaches
+
+    @property
+    def title(self) -> str:
+        first = metric(self.metrics[0])
+        if len(self.metrics) > 1:
+            words = ", ".join(name.rpartition("_")[2] for name in self.metrics)
+            return _capital(f"{metric(self.metrics[0].rpartition('_')[0]).line}: {words}")
+        return f"Held out: {first.line}" if first.owner == "eval" else _capital(first.line)
+
+    @property
+    def unit(self) -> str:
+        return metric(self.metrics[0]).axis
+
+    @property
+    def reference(self) -> str | None:
+        """The metric of real text."""
+        real = metric(self.metrics[0]).real
+        return real if isinstance(real, str) and len(self.metrics) == 1 else None
 
 
 CURVES = (
-    Curve("reward", "Reward of the rollouts", "reward", ("reward/mean",)),
-    Curve("generator_loss", "Generator's loss", "loss", ("generator/loss",)),
-    Curve("discriminator_loss", "Discriminator's loss", "nats", ("discriminator/loss",)),
-    Curve(
-        "discriminator_accuracy",
-        "Discriminator's accuracy: real, fake",
-        "share",
-        ("discriminator/accuracy_real", "discriminator/accuracy_fake"),
-    ),
-    Curve("kl", "KL from the SFT model", "nats/token", ("generator/kl",)),
-    Curve("entropy", "Entropy of the policy", "nats/token", ("generator/entropy",)),
-    Curve("length", "Response length", "tokens", ("rollout/response_tokens",)),
-    Curve("diversity", "Distinct 2-grams of the rollouts", "share", ("rollout/distinct_2",)),
-    Curve("judge", "Held out: linear judge finds as wanted", "share", ("eval/judge_share",), "eval/judge_share_real"),
-    Curve("vader", "Held out: VADER finds as wanted", "share", ("eval/vader_share",), "eval/vader_share_real"),
-    Curve(
-        "embedding_judge",
-        "Held out: embedding judge finds as wanted",
-        "share",
-        ("eval/embedding_share",),
-        "eval/embedding_share_real",
-    ),
-    Curve("closeness", "Held out: closeness to real text", "closeness", ("eval/closeness",)),
-    Curve("two_sample", "Held out: real or generated, bag of words", "AUC", ("eval/two_sample_auc",)),
-    Curve(
-        "embedding_two_sample",
-        "Held out: real or generated, embeddings",
-        "AUC",
-        ("eval/embedding_two_sample_auc",),
-    ),
-    Curve("f1", "Held out: F1 against the references", "%", ("eval/f1",)),
-    Curve("length_distance", "Held out: distance of answer lengths to the real", "words", ("eval/length_distance",)),
-    Curve(
-        "perplexity",
-        "Held out: perplexity under the SFT model",
-        "perplexity",
-        ("eval/perplexity",),
-        "eval/perplexity_real",
-    ),
-    Curve("held_out_diversity", "Held out: distinct 2-grams", "share", ("eval/distinct_2",), "eval/distinct_2_real"),
-    Curve(
-        "self_bleu",
-        "Held out: self-BLEU, lower is more diverse",
-        "self-BLEU",
-        ("eval/self_bleu",),
-        "eval/self_bleu_real",
-    ),
-    Curve("copied", "Held out: 8-grams copied from demonstrations", "share", ("eval/copied",), "eval/copied_real"),
-    Curve("real_nll", "Held out: NLL of real text", "nats/token", ("eval/real_nll",)),
-    Curve("speed", "Rollouts per second", "1/s", ("rollout/samples_per_second",)),
+    Curve("reward", ("reward/mean",)),
+    Curve("generator_loss", ("generator/loss",)),
+    Curve("discriminator_loss", ("discriminator/loss",)),
+    Curve("discriminator_accuracy", ("discriminator/accuracy_real", "discriminator/accuracy_fake")),
+    Curve("kl", ("generator/kl",)),
+    Curve("entropy", ("generator/entropy",)),
+    Curve("length", ("rollout/response_tokens",)),
+    Curve("diversity", ("rollout/distinct_2",)),
+    Curve("judge", ("eval/judge_share",)),
+    Curve("vader", ("eval/vader_share",)),
+    Curve("embedding_judge", ("eval/embedding_share",)),
+    Curve("closeness", ("eval/closeness",)),
+    Curve("two_sample", ("eval/two_sample_auc",)),
+    Curve("embedding_two_sample", ("eval/embedding_two_sample_auc",)),
+    Curve("f1", ("eval/f1",)),
+    Curve("length_distance", ("eval/length_distance",)),
+    Curve("perplexity", ("eval/perplexity",)),
+    Curve("held_out_diversity", ("eval/distinct_2",)),
+    Curve("self_bleu", ("eval/self_bleu",)),
+    Curve("copied", ("eval/copied",)),
+    Curve("real_nll", ("eval/real_nll",)),
+    Curve("speed", ("rollout/samples_per_second",)),
 )
+
+
+def curves(runs: Sequence[Run]) -> list[Curve]:
+    """``CURVES`` and, in front, the metrics of the tasks' own measures."""
+    logged = own(name for run in runs for row in run.rows for name in row)
+    names = [name for name in logged if metric(name).owner == "eval"]
+    return [*(Curve(file_name(name), (name,)) for name in names), *CURVES]
+
+
+def file_name(metric: str) -> str:
+    return re.sub(r"[^\w.-]", "_", metric)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def draw(curve: Curve, runs: Sequence[Run]) -> Figure | None:
@@ -114,12 +118,12 @@ def draw(curve: Curve, runs: Sequence[Run]) -> Figure | None:
         axes = figure.add_subplot()
         drawn = False
         for run, colour in zip(runs, COLOURS * (1 + len(runs) // len(COLOURS)), strict=False):
-            for line, metric in zip(("-", "--"), curve.metrics, strict=False):
-                x, y = run.series(metric)
+            for line, name in zip(("-", "--"), curve.metrics, strict=False):
+                x, y = run.series(name)
                 if not y:
                     continue
                 drawn = True
-                kind = metric.rsplit("_")[-1] if len(curve.metrics) > 1 else ""
+                kind = name.rsplit("_")[-1] if len(curve.metrics) > 1 else ""
                 label = shown(", ".join(filter(None, (run.name if len(runs) > 1 or not kind else "", kind))))
                 many = len(y) > 3 * SMOOTHING
                 if many:

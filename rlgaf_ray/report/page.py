@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.guard import skipped_steps
-from rlgaf_ray.report.console import RESULT_LINES, caption, cell
-from rlgaf_ray.report.figures import CURVES, SMOOTHING, draw, save, svg
+from rlgaf_ray.metrics import columns
+from rlgaf_ray.report.console import RESULT_LINES, caption, cell, real_cell
+from rlgaf_ray.report.figures import SMOOTHING, curves, draw, save, svg
 from rlgaf_ray.report.quality import FILES, Comparison
 from rlgaf_ray.report.runs import Run
 
@@ -27,7 +28,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
     """
     figures: list[tuple[str, str]] = []
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for curve in CURVES:
+    for curve in curves(runs):
         figure: Figure | None = draw(curve, runs)
         if figure is not None:
             figures.append((curve.title, svg(figure)))
@@ -64,13 +65,14 @@ def render(template: str, path: Path, **content: Any) -> None:
 def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """The lines of the terminal's last table: for each run the SFT model, the run now, and real text."""
     rows = []
-    for line, metric, real, form in RESULT_LINES:
+    logged = (name for run in runs for evaluation in run.evaluations for name in evaluation)
+    for metric in columns(RESULT_LINES, logged, most=None):
         cells = []
         for run in runs:
             first, last = run.evaluations
-            before, now = cell(first, metric, form), cell(last, metric, form)
-            cells += [before, now, cell(last, real, form) if before or now else ""]
-        rows.append((line, cells))
+            before, now = cell(first, metric), cell(last, metric)
+            cells += [before, now, real_cell(last, metric) if before or now else ""]
+        rows.append((metric.line, cells))
     return [row for row in rows if any(row[1])]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from rlgaf_ray.metrics import columns, metric
 from rlgaf_ray.report.console import columns_table
 from rlgaf_ray.report.figures import QualityCurve, QualityPoint, quality_diversity
 from rlgaf_ray.types import EvaluationPart, Metrics
@@ -19,22 +20,22 @@ FILES: dict[EvaluationPart, str] = {
     "validation": "quality_diversity.json",
     "test": "quality_diversity_test.json",
 }
-QUALITIES = {"eval/judge_share": "judged as wanted", "eval/f1": "F1, %"}
-COLUMNS = [  # head, metric, format
-    ("closeness", "eval/closeness", "{:.3f}"),
-    ("linear judge", "eval/judge_share", "{:.3f}"),
-    ("VADER", "eval/vader_share", "{:.3f}"),
-    ("embedding judge", "eval/embedding_share", "{:.3f}"),
-    ("F1, %", "eval/f1", "{:.1f}"),
-    ("length distance", "eval/length_distance", "{:.3f}"),
-    ("AUC words", "eval/two_sample_auc", "{:.3f}"),
-    ("AUC embeddings", "eval/embedding_two_sample_auc", "{:.3f}"),
-    ("NLL of real text", "eval/real_nll", "{:.3f}"),
-    ("perplexity ratio", "eval/perplexity_ratio", "{:.2f}"),
-    ("distinct-2", "eval/distinct_2", "{:.3f}"),
-    ("self-BLEU", "eval/self_bleu", "{:.3f}"),
-    ("copied", "eval/copied", "{:.2%}"),
-]
+QUALITIES = ("eval/judge_share", "eval/f1")  # what is held against diversity; else the first of the task's own metrics
+COLUMNS = (
+    "eval/closeness",
+    "eval/judge_share",
+    "eval/vader_share",
+    "eval/embedding_share",
+    "eval/f1",
+    "eval/length_distance",
+    "eval/two_sample_auc",
+    "eval/embedding_two_sample_auc",
+    "eval/real_nll",
+    "eval/perplexity_ratio",
+    "eval/distinct_2",
+    "eval/self_bleu",
+    "eval/copied",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Comparison:
     @property
     def quality(self) -> str:
         """The metric that says how good the samples are."""
-        return next(name for name in QUALITIES if name in self.rows[0].metrics)
+        return quality_of(self.rows[0].metrics)
 
     def save(self, folder: Path) -> None:
         (folder / FILES[self.part]).write_text(json.dumps(asdict(self), indent=1))
@@ -82,7 +83,7 @@ class Comparison:
             )
             for name in dict.fromkeys(row.model for row in self.rows)
         ]
-        return quality_diversity(curves, real=self.real, quality_name=QUALITIES[self.quality])
+        return quality_diversity(curves, real=self.real, quality_name=metric(self.quality).line)
 
     def advantages(self) -> list[str]:
         """One sentence for each run against each other model."""
@@ -93,6 +94,11 @@ class Comparison:
             for row in self.rows
             if row.model in self.adversarial
         ]
+
+
+def quality_of(metrics: Metrics) -> str:
+    """The metric that is held against diversity."""
+    return next(each.name for each in columns((*QUALITIES, "eval/two_sample_auc"), metrics))
 
 
 def models_table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
@@ -106,12 +112,12 @@ def temperatures_table(rows: Sequence[Evaluated], part: EvaluationPart = "valida
     """A line for each model and temperature, coldest first."""
     shown = Table(title=f"{part} prompts over temperatures")
     shown.add_column("model")
-    columns = [column for column in COLUMNS if column[1] in rows[0].metrics]
-    for head in ("temperature", *(head for head, _, _ in columns)):
+    metrics = columns(COLUMNS, rows[0].metrics)
+    for head in ("temperature", *(each.head for each in metrics)):
         shown.add_column(head, justify="right")
     models = list(dict.fromkeys(row.model for row in rows))
     for row in sorted(rows, key=lambda row: (models.index(row.model), row.temperature)):
-        cells = [form.format(row.metrics[metric]) for _, metric, form in columns]
+        cells = [each.shown(row.metrics[each.name]) for each in metrics]
         shown.add_row(row.model, f"{row.temperature:g}", *cells)
     return shown
 
@@ -138,5 +144,5 @@ def _point(metrics: Metrics, quality: str, *, label: str) -> QualityPoint:
         distinct_2=metrics["eval/distinct_2"],
         self_bleu=metrics["eval/self_bleu"],
         label=label,
-        judged_share_stderr=metrics.get("eval/judge_share_stderr", 0.0),
+        judged_share_stderr=metrics.get(f"{quality}_stderr", 0.0),
     )

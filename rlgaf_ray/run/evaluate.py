@@ -24,7 +24,7 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, load_config, uri
 from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.data.storage import Place, writing
-from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.data.task import TaskSource, evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
@@ -32,7 +32,7 @@ from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
-from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, temperatures_table
+from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
@@ -55,14 +55,15 @@ def evaluate(
     num_prompts: int | None = None,
     out: str | None = None,
     part: EvaluationPart = "validation",
+    task: TaskSource | None = None,
     console: Console | None = None,
 ) -> Comparison:
     """Measure the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
 
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). ``console``
     gets a table of the models beside real text, then one over temperatures; by default nothing is shown. A reading of
-    the test part is noted in each run's ``test_readings.jsonl`` before it is made. Raises ``UserError`` for folders
-    that hold no finished run, or runs of different warm-ups.
+    the test part is noted in each run's ``test_readings.jsonl`` before it is made. ``task``: the one that the runs were
+    given, if they were. Raises ``UserError`` for folders that hold no finished run, or runs of different warm-ups.
     """
     absolute = [
         each if isinstance(each, str) and uri.is_uri(each) else str(Path(each).expanduser().absolute())
@@ -70,7 +71,7 @@ def evaluate(
     ]
     console = console or Console(quiet=True)
     with opened(absolute, out, subfolders=("generator",)) as places:
-        return _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts, part, console)
+        return _evaluate(places, temperatures, sft_steps, sft_learning_rate, num_prompts, part, console, task)
 
 
 def note_test_reading(run: Place) -> None:
@@ -90,6 +91,7 @@ def _evaluate(
     num_prompts: int | None,
     part: EvaluationPart,
     console: Console,
+    task: TaskSource | None,
 ) -> Comparison:
     runs = places.folders
     configs = [_config(run) for run in runs]
@@ -107,7 +109,7 @@ def _evaluate(
         for place in places.places:
             note_test_reading(place)
     with ray_session(configs[0]):
-        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console, num_prompts, part)
+        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console, num_prompts, part, task)
     comparison.save(target)
     console.print(models_table(comparison.rows, part))
     console.print(temperatures_table(comparison.rows, part))
@@ -138,10 +140,11 @@ def _sweep(
     console: Console,
     num_prompts: int | None,
     part: EvaluationPart,
+    task: TaskSource | None,
 ) -> Comparison:
     config = configs[0]
     cache = cache_folder(config)
-    data = prepare_data(config, cache)
+    data = prepare_data(config, cache, task)
     everything = len(data.task.evaluation("test")) if part == "test" else config.evaluation.num_prompts
     real = evaluation_set(data.task, num_prompts or everything, part)
     warmups = [prepare_warmups(each, data.task, data.tokenizer, cache, lambda name, progress: None) for each in configs]
@@ -196,10 +199,11 @@ def _sweep(
             progress.advance(bar)
     engine.close()
     adversarial = [run.name for run in runs]
-    if "eval/judge_share_real" not in rows[0].metrics:
+    quality_real = f"{quality_of(rows[0].metrics)}_real"
+    if quality_real not in rows[0].metrics:
         return Comparison(rows, adversarial, part=part)
     real_point = QualityPoint(
-        judged_share=rows[0].metrics["eval/judge_share_real"],
+        judged_share=rows[0].metrics[quality_real],
         perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, batching=batching)),
         distinct_2=rows[0].metrics["eval/distinct_2_real"],
         self_bleu=rows[0].metrics["eval/self_bleu_real"],

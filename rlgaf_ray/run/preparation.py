@@ -6,28 +6,24 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.warmup import Warmups
+from rlgaf_ray.config.load import with_values
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
-from rlgaf_ray.data.imdb import ImdbTask
-from rlgaf_ray.data.pairs import PairTask
-from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
 from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.answers import AnswerMeasure
-from rlgaf_ray.evaluation.embedding_judge import prepare_embedding_judge
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
-from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
-from rlgaf_ray.evaluation.judge import prepare_judge
-from rlgaf_ray.evaluation.sentiment import SentimentMeasure
+from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
@@ -67,6 +63,21 @@ def with_name(config: Config) -> Config:
     return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
 
 
+def with_task(config: Config, source: TaskSource) -> Config:
+    """The config of a run whose task is passed in from Python: its record says so, and what follows from the task.
+
+    A run without a name is called after the source's class.
+    """
+    values: dict[str, Any] = {
+        "task.name": "python",
+        "run.name": config.run.name or f"{type(source).__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}",
+        "evaluation.best_metric": config.evaluation.best_metric or source.quality,
+    }
+    if config.rollout.stop_at_end_of_text is None:
+        values["rollout.stop_at_end_of_text"] = not source.full_length
+    return with_values(config, values)
+
+
 def check_before_start(config: Config) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
     if config.rollout.traits.vllm:
@@ -81,7 +92,7 @@ def check_before_start(config: Config) -> None:
 def check_lengths(config: Config, asked: int) -> None:
     """Raise ``UserError`` where the model does not take a prompt and its response of ``asked`` tokens together."""
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    packed = config.task.name == "imdb" and config.base_warmup.steps != 0
+    packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
     if max(asked, block_tokens) > limit:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
@@ -106,10 +117,15 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
     ``source``: replaces the one that ``task.name`` names.
     """
     source = source or load_source(config.task, base=config.base_warmup.steps != 0)
-    if config.model.generator == FILM_REVIEWS and isinstance(source, RowSource):
+    if config.model.generator == FILM_REVIEWS:
         refuse_base_reviews(source.texts)
     if config.model.generator in FROM_SCRATCH:
         texts = source.warmup_texts
+        if not texts:
+            raise UserError(
+                f"model.generator={config.model.generator} trains a tokenizer on the task's text, and "
+                f"{type(source).__name__}.warmup_texts is empty: give text, or take a model with a tokenizer"
+            )
         path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
         if not path.is_file():
             bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
@@ -125,8 +141,7 @@ def what_is_learned_from(config: Config, task: Task) -> str:
     read = f"{len(task.demonstrations):,} demonstrations"
     if not config.labels_read:
         return f"learning from {read}, without labels"
-    what = "reviews of the other sentiment" if config.task.name == "imdb" else "answers to other prompts"
-    return f"learning from {read}, and the discriminator from {what} in {' and '.join(config.labels_read)}"
+    return f"learning from {read}, and the discriminator from {task.unwanted} in {' and '.join(config.labels_read)}"
 
 
 def prepare_evaluator(
@@ -147,22 +162,8 @@ def prepare_evaluator(
     count = num_prompts or config.evaluation.num_prompts
     real = evaluation_set(data.task, count, part)
     real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
-    measure: Measure
-    match data.task:
-        case ImdbTask() as task:
-            texts, labels = task.judge_texts(part)
-            judge = prepare_judge(texts, labels, cache)
-            second = None if encode is None else prepare_embedding_judge(encode, texts, labels, cache)
-            measure = SentimentMeasure(judge, real_texts, task.asked_positive(part)[:count], second)
-        case PairTask() as task:
-            pairs = task.evaluation_pairs(part)[:count]
-            references, contexts = [pair.references for pair in pairs], [pair.context for pair in pairs]
-            no_answer = config.task.squad.no_answer if config.task.name == "squad" else None
-            measure = AnswerMeasure(references, contexts, no_answer=no_answer)
-        case task:
-            raise UserError(f"a {type(task).__name__} has no measure: give an ImdbTask or a PairTask")
     return Evaluator(
-        measure,
+        build_measure(Evaluated(data.task, part, real_texts, encode, cache)),
         [item.response_ids for item in real],
         real_texts,
         demonstrations=[item.response_ids for item in data.task.demonstrations],

@@ -16,7 +16,6 @@ from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.handover import CHECKSUMS
-from rlgaf_ray.data.imdb import ImdbTask
 from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.evaluate import Evaluator
@@ -114,7 +113,7 @@ def open_loop(
     """
     config, data, warmups, calls = prepared.config, prepared.data, prepared.warmups, Callbacks(callbacks)
     if evaluator is None:
-        with calls.waiting("preparing the judges" if isinstance(data.task, ImdbTask) else "preparing the evaluation"):
+        with calls.waiting("preparing the evaluation"):
             evaluator = prepare_evaluator(config, data, cache_folder(config), report=calls.on_message)
     start = resumed[1]["iteration"] if resumed else 0
     write_run_files(prepared)

@@ -29,6 +29,7 @@ from rlgaf_ray.run.preparation import (
     prepare_data,
     what_is_learned_from,
     with_name,
+    with_task,
 )
 from rlgaf_ray.run.session import (
     explain_storage_errors,
@@ -60,7 +61,7 @@ def train(
 
     Args:
         resume: go on with the run that ``run.root`` and ``run.name`` say.
-        task: replaces the data that ``task.name`` names; the lengths in ``task`` still hold.
+        task: replaces the data that ``task.name`` names (docs/tasks.md); the lengths in ``task`` still hold.
         discriminator: makes the discriminator in the process that it lives in (``DiscriminatorFactory``); by default
             the network that ``discriminator.architecture`` names. On Ray it must be importable or picklable.
         callbacks: follow the run, and can end it (``Callback.stop_requested``).
@@ -70,7 +71,7 @@ def train(
     Raises:
         UserError: for what a user can act on, before anything expensive starts where that is possible.
     """
-    config, calls = with_name(config), Callbacks(callbacks)
+    config, calls = with_name(config if task is None else with_task(config, task)), Callbacks(callbacks)
     folder = RunFolder(config.run)
     checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
     check_before_start(config)

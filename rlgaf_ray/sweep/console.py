@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -10,18 +10,12 @@ from ray.tune.experiment import Trial
 from rich.table import Table
 
 from rlgaf_ray.config import Config
+from rlgaf_ray.metrics import METRICS, SCORE, Metric, columns, metric
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.sweep.results import TrialResult
 from rlgaf_ray.sweep.space import short_names
 
-# Column head, metric, format.
-COLUMNS = (
-    ("score", "sweep/score", "{:.3f}"),
-    ("closeness", "eval/closeness", "{:.3f}"),
-    ("F1", "eval/f1", "{:.1f}"),
-    ("perplexity ratio", "eval/perplexity_ratio", "{:.2f}"),
-    ("distinct-2 ratio", "eval/distinct_2_ratio", "{:.2f}"),
-)
+COLUMNS = (SCORE, "eval/closeness", "eval/f1", "eval/perplexity_ratio", "eval/distinct_2_ratio")
 
 
 class Lines(tune.Callback):
@@ -58,41 +52,50 @@ def shown_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def cells(metrics: Mapping[str, Any], metric: str) -> list[str]:
-    columns = list(COLUMNS) if metric in {name for _, name, _ in COLUMNS} else [*COLUMNS, (metric, metric, "{:.4g}")]
-    return [f"{head} {form.format(metrics[name])}" for head, name, form in columns if name in metrics]
+def cells(metrics: Mapping[str, Any], optimised: str) -> list[str]:
+    shown = columns_with(optimised, metrics)
+    return [f"{head(each)} {each.shown(metrics[each.name])}" for each in shown if each.name in metrics]
+
+
+def columns_with(optimised: str, logged: Iterable[str]) -> list[Metric]:
+    """The columns of a sweep; in front the metric that it optimises, where it is none of them."""
+    shown = columns(COLUMNS, logged)
+    return shown if optimised in {each.name for each in shown} else [metric(optimised), *shown]
+
+
+def head(shown: Metric) -> str:
+    """In full where it is none of the usual columns."""
+    return shown.head if shown.name in COLUMNS or shown.name not in METRICS else shown.name
 
 
 def result_table(results: Sequence[TrialResult], config: Config, best: TrialResult | None) -> Table:
     """Best first."""
     table = Table(title=f"{len(results)} trials, best first by {config.sweep.metric}")
     names = short_names(list(config.sweep.space))
-    columns = columns_of(results, config.sweep.metric)
+    shown = columns_of(results, config.sweep.metric)
     for name in names.values():
         table.add_column(name, justify="right")
-    for head, _, _ in columns:
-        table.add_column(head, justify="right")
+    for each in shown:
+        table.add_column(head(each), justify="right")
     table.add_column("iteration", justify="right")
     table.add_column("ended")
     table.add_column("trial")
     for result in results:
-        row = row_of(result, config, columns)
+        row = row_of(result, config, shown)
         style = "bold green" if best is not None and result.trial_id == best.trial_id else None
         table.add_row(*row, result.trial_id, style=style or ("dim" if result.ending != "finished" else None))
     return table
 
 
-def columns_of(results: Sequence[TrialResult], metric: str) -> list[tuple[str, str, str]]:
-    logged = {name for result in results for name in result.metrics}
-    columns = [column for column in COLUMNS if column[1] in logged]
-    return columns if metric in {name for _, name, _ in columns} else [(metric, metric, "{:.4g}"), *columns]
+def columns_of(results: Sequence[TrialResult], optimised: str) -> list[Metric]:
+    return columns_with(optimised, (name for result in results for name in result.metrics))
 
 
-def row_of(result: TrialResult, config: Config, columns: Sequence[tuple[str, str, str]]) -> list[str]:
+def row_of(result: TrialResult, config: Config, shown: Sequence[Metric]) -> list[str]:
     """Values, metrics, iteration and ending, as the table and the page show them."""
     return [
         *(shown_value(result.values.get(key)) for key in config.sweep.space),
-        *(form.format(result.metrics[name]) if name in result.metrics else "" for _, name, form in columns),
+        *(each.shown(result.metrics[each.name]) if each.name in result.metrics else "" for each in shown),
         str(result.iteration),
         result.ending,
     ]

@@ -10,8 +10,9 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rlgaf_ray.config.sweep import SCORE, Domain
+from rlgaf_ray.config.sweep import Domain
 from rlgaf_ray.evaluation.score import sweep_score
+from rlgaf_ray.metrics import SCORE
 from rlgaf_ray.report.figures import COLOURS, LEGEND_LINE, STYLE, shown
 from rlgaf_ray.report.runs import Run
 from rlgaf_ray.sweep.console import shown_value
@@ -23,13 +24,6 @@ DASHES = ("-", "--", ":", "-.")
 LOGARITHMIC_FROM = 8.0  # listed numbers whose largest is so many times their smallest
 LEGEND_COLUMNS = 4
 FEW = 8  # values that get a colour and a line of the legend each
-CURVES = (
-    ("Score so far", SCORE),
-    ("Closeness to real text", "eval/closeness"),
-    ("F1, %", "eval/f1"),
-    ("Perplexity ratio to the SFT model", "eval/perplexity_ratio"),
-    ("Distinct-2 ratio to the SFT model", "eval/distinct_2_ratio"),
-)
 
 
 def knob_figure(results: Sequence[TrialResult], key: str, domain: Domain, *, by: str | None, metric: str) -> Figure:
@@ -87,11 +81,12 @@ def curve_figure(
     *,
     key: str,
     best: str | None,
+    quality: str,
     by: str | None = None,
 ) -> Figure | None:
     """One metric over the iterations of every trial; None where none logged it.
 
-    Colour: its value of ``key``; dashes: that of ``by``; thick: the trial ``best``.
+    Colour: its value of ``key``; dashes: that of ``by``; thick: the trial ``best``. ``quality``: see ``sweep_score``.
     """
     groups = _distinct([result for result, _ in runs], key)
     colours = _colours(groups)
@@ -101,7 +96,7 @@ def curve_figure(
         axes = figure.add_subplot()
         drawn = False
         for result, run in runs:
-            x, y = scores(run) if metric == SCORE else run.series(metric)
+            x, y = scores(run, quality) if metric == SCORE else run.series(metric)
             if not y:
                 continue
             drawn = True
@@ -130,14 +125,14 @@ def _legend(figure: Figure, key: str) -> None:
     figure.set_figheight(figure.get_figheight() + LEGEND_LINE * lines)
 
 
-def scores(run: Run) -> tuple[list[float], list[float]]:
+def scores(run: Run, quality: str) -> tuple[list[float], list[float]]:
     """The sweep's score as it stood after each evaluation."""
     rows = [
         (int(row["iteration"] or 0), {name: math.nan if value is None else value for name, value in row.items()})
         for row in run.rows
         if "eval/perplexity_ratio" in row and row["iteration"]
     ]
-    return [float(row[0]) for row in rows], [sweep_score(rows[: end + 1]) for end in range(len(rows))]
+    return [float(row[0]) for row in rows], [sweep_score(rows[: end + 1], quality) for end in range(len(rows))]
 
 
 def _distinct(results: Sequence[TrialResult], key: str) -> list[Any]:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlgaf_ray.config.sweep import SCORE
 from rlgaf_ray.data.storage import Place, Remote, remove
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.score import WORST, sweep_score
+from rlgaf_ray.evaluation.score import sweep_score, worst
 from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import MANIFEST, Checkpoints
+from rlgaf_ray.metrics import SCORE
 from rlgaf_ray.types import Metrics
 
 TRIAL = "trial.json"  # in a checkpoint: whose it is, and what its evaluations said
@@ -29,15 +29,23 @@ class NeverLogged(UserError):
 class History(Callback):
     """Gathers evaluations and the newest value of the optimised metric.
 
-    ``evaluated`` is called with each checkpoint that follows an evaluation.
+    ``evaluated`` is called with each checkpoint that follows an evaluation. ``quality``: the task's metric that the
+    score is made of.
     """
 
     def __init__(
-        self, trial_id: str, evaluated: Callable[[History, Place], None] | None = None, *, metric: str, mode: str
+        self,
+        trial_id: str,
+        evaluated: Callable[[History, Place], None] | None = None,
+        *,
+        metric: str,
+        mode: str,
+        quality: str,
     ) -> None:
         self.trial_id = trial_id
         self.evaluated = evaluated
         self.metric = metric
+        self.quality = quality
         self.worst = -math.inf if mode == "max" else math.inf
         self.iterations = 0
         self.newest: Metrics = {}
@@ -66,12 +74,12 @@ class History(Callback):
 
     def report(self) -> Report:
         """The row for Tune: what the newest evaluation said, the score so far, the optimised metric's newest value."""
-        row = self.evaluations[-1][1] | {SCORE: sweep_score(self.evaluations)}
+        row = self.evaluations[-1][1] | {SCORE: sweep_score(self.evaluations, self.quality)}
         return row | {self.metric: (self.newest | row)[self.metric], "iteration": self.iterations, "stopped": ""}
 
     def stopped(self, why: str) -> Report:
         """The last row of a trial that the guard stopped: the worst score, whatever it had reached."""
-        row = {SCORE: WORST, "iteration": self.iterations, "stopped": why}
+        row = {SCORE: worst(self.quality), "iteration": self.iterations, "stopped": why}
         return row if self.metric == SCORE else row | {self.metric: self.worst}
 
     def _check_metric(self) -> None:

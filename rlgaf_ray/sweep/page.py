@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlgaf_ray.config import Config, dump_config
-from rlgaf_ray.report.figures import save, svg
+from rlgaf_ray.metrics import SCORE, columns
+from rlgaf_ray.report.figures import file_name, save, svg
 from rlgaf_ray.report.page import render
 from rlgaf_ray.report.runs import Run, load_run
-from rlgaf_ray.sweep.console import columns_of, describe, row_of
-from rlgaf_ray.sweep.figures import CURVES, curve_figure, knob_figure
+from rlgaf_ray.sweep.console import COLUMNS, columns_of, describe, head, row_of
+from rlgaf_ray.sweep.figures import curve_figure, knob_figure
 from rlgaf_ray.sweep.results import TrialResult
 from rlgaf_ray.sweep.space import short_names
 
@@ -32,13 +33,15 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
             save(figure, figures / f"knob_{key}{suffix}")
     runs = trial_runs(folder, results)
     second = keys[1] if len(keys) == 2 else None
-    for title, metric in CURVES:
-        drawn = curve_figure(title, metric, runs, key=keys[0], by=second, best=None if best is None else best.trial_id)
+    top = None if best is None else best.trial_id
+    quality = config.task.traits.quality
+    for each in columns(COLUMNS, [SCORE, *(name for _, run in runs for row in run.rows for name in row)]):
+        drawn = curve_figure(each.line, each.name, runs, key=keys[0], by=second, best=top, quality=quality)
         if drawn is not None:
-            curves.append((title, svg(drawn)))
+            curves.append((each.line, svg(drawn)))
             for suffix in (".png", ".svg"):
-                save(drawn, figures / f"curve_{metric.replace('/', '_')}{suffix}")
-    columns = columns_of(results, config.sweep.metric)
+                save(drawn, figures / f"curve_{file_name(each.name)}{suffix}")
+    shown = columns_of(results, config.sweep.metric)
     names = short_names(keys)
     path = folder / PAGE
     render(
@@ -46,9 +49,9 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
         path,
         title=f"Sweep {folder.name}",
         metric=config.sweep.metric,
-        heads=[*names.values(), *(head for head, _, _ in columns), "iteration", "ended"],
+        heads=[*names.values(), *map(head, shown), "iteration", "ended"],
         rows=[
-            {"trial": result.trial_id, "cells": row_of(result, config, columns), "best": result is best}
+            {"trial": result.trial_id, "cells": row_of(result, config, shown), "best": result is best}
             for result in results
         ],
         knobs=knobs,

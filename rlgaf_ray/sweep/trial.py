@@ -78,7 +78,9 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
     if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
         tune.report(json.loads((folder / ENDED).read_text()))
         return
-    history = History(trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode)
+    history = History(
+        trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode, quality=run.task.traits.quality
+    )
     checkpoints = TrialCheckpoints(place.place / "checkpoints", history, place.flush)
     if shared := tune.get_checkpoint():
         with shared.as_directory() as source:

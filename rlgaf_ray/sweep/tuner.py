@@ -20,6 +20,7 @@ from rlgaf_ray.actors.placement import Placement, reserve
 from rlgaf_ray.actors.roles import STARTUP_SECONDS
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
@@ -40,7 +41,11 @@ from rlgaf_ray.training.architectures import DISCRIMINATORS
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
 WIDE = 180  # columns of the table where there is no terminal
-PATHS = ("run.root", "warmup.cache", "task.imdb.path", "task.squad.path", "task.jsonl.path")
+PATHS = (
+    "run.root",
+    "warmup.cache",
+    *(f"task.{name}.path" for name, section in TaskSection() if hasattr(section, "path")),
+)
 
 
 def sweep(config: Config, *, resume: bool) -> int:

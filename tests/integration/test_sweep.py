@@ -51,7 +51,7 @@ def test_every_trial_is_a_whole_run_and_the_guards_stop_is_the_worst_score(finis
     assert [iteration for iteration, _ in evaluations] == [0, 1, 2, 3]
     (*_, last) = reports = rows(good / "reports.jsonl")
     assert [report["iteration"] for report in reports] == [1, 2, 3]
-    assert last["sweep/score"] == pytest.approx(sweep_score(evaluations))
+    assert last["sweep/score"] == pytest.approx(sweep_score(evaluations, "eval/closeness"))
     assert (good / "generator" / "model.safetensors").is_file()
     stopped = rows(bad / "reports.jsonl")[-1]
     assert stopped["sweep/score"] == WORST and "non_finite" in str(stopped["stopped"])
@@ -141,7 +141,7 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     loops = ExitStack()
 
     def trial(name: str, config: Config) -> tuple[AdversarialLoop, TrialCheckpoints]:
-        history = History(name, metric="sweep/score", mode="max")
+        history = History(name, metric="sweep/score", mode="max", quality="eval/closeness")
         checkpoints = TrialCheckpoints(tmp_path / name / "checkpoints", history)
         prepared = Prepared(with_values(config, {"run.name": name}), data, warmups)
         loop = open_loop(prepared, local_roles(prepared), checkpoints, [history])

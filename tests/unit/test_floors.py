@@ -21,7 +21,7 @@ FLOORS = {
     **dict.fromkeys(("models", "data"), 2),
     "objectives": 1,
     **dict.fromkeys(("types", "config", "plugins"), 0),
-    "errors": -1,
+    **dict.fromkeys(("errors", "metrics"), -1),
 }
 NEIGHBOURS_MAY_IMPORT = {3, 5}  # elsewhere parts of one floor are siblings that do not know each other
 RAY_IN = ("rlgaf_ray.actors.", "rlgaf_ray.sweep.", "rlgaf_ray.main")

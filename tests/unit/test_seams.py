@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import get_args
 
 import pytest
 
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, DiscriminatorLoss
 from rlgaf_ray.config.engines import ENGINES
+from rlgaf_ray.config.task import TASKS, TaskSection, TaskSettings
 from tests.unit.test_floors import package_sources
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "engine": tuple(ENGINES),
     "architecture": get_args(DiscriminatorArchitecture),
     "loss": get_args(DiscriminatorLoss),
+    "name": tuple(TASKS),
 }
 """The last part of the key, and its values."""
-AMBIGUOUS = {"generator", "transformers"}
+AMBIGUOUS = {"generator", "transformers", "hub", "python"}
 """Values that other things are called, too: a branch on them is one where the key stands beside it."""
 
 
@@ -59,6 +62,36 @@ def test_nothing_branches_on_a_chosen_name() -> None:
     assert found == []
 
 
+def test_no_task_is_known_by_its_class() -> None:
+    """Outside ``data/``, tasks are used through their protocols."""
+    modules = {traits.source.partition(":")[0] for traits in TASKS.values()} - {""}
+    sources = {module: ast.parse(text) for module, text in package_sources().items()}
+    classes = {
+        node.name
+        for module in (*modules, "rlgaf_ray.data.pairs")
+        for node in sources[module].body
+        if isinstance(node, ast.ClassDef) and node.name.endswith(("Task", "Source"))
+    }
+    assert {"ImdbTask", "ImdbSource", "PairTask", "PairSource", "RowSource"} == classes
+    found = [
+        f"{module}:{node.lineno}: {alias.name}"
+        for module, tree in sources.items()
+        if not module.startswith("rlgaf_ray.data.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.name in classes
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", [name for name, traits in TASKS.items() if traits.source])
+def test_every_task_has_its_settings_and_a_loader(name: str) -> None:
+    module, _, function = TASKS[name].source.partition(":")  # type: ignore[index]
+    assert callable(getattr(import_module(module), function))
+    assert isinstance(getattr(TaskSection(), name), TaskSettings)
+
+
 @pytest.mark.parametrize(
     ("source", "key"),
     [
@@ -70,6 +103,9 @@ def test_nothing_branches_on_a_chosen_name() -> None:
         ("cnn = 'cnn' != kind", "architecture"),
         ("if loss in ('hinge', 'other'): pass", "loss"),
         ("match kind:\n    case 'a' | 'contrastive': pass", "loss"),
+        ("if task == 'imdb': pass", "name"),
+        ("if config.task.name in ('hub', 'x'): pass", "name"),
+        ("match task.name:\n    case 'python': pass", "name"),
     ],
 )
 def test_a_planted_branch_is_found(source: str, key: str) -> None:
@@ -80,6 +116,7 @@ def test_a_planted_branch_is_found(source: str, key: str) -> None:
     "source",
     [
         "if part == 'generator': pass",
+        "if source == 'hub': pass",
         "x = TABLE['hinge']",
         "if loss in TABLE: pass",
         "run('vllm', engine='vllm')",

@@ -147,6 +147,11 @@ def test_checksum_is_that_of_the_splits(case: Case) -> None:
     assert len(case.splits.checksum) == 64
 
 
+def test_the_instruction_is_in_the_key_of_sft_but_not_of_the_base_warmup(case: Case) -> None:
+    task = case.task(target="both", instruction="{sentiment}:")
+    assert (*task.base_key, *task.warmup_key) == ("both", "{sentiment}:") and not task.base_key
+
+
 def test_evaluation_set_refuses_more_prompts_than_there_are(case: Case) -> None:
     task = case.task()
     for part in EVALUATION_PARTS:

@@ -84,7 +84,9 @@ def test_warmup_learns_responses_or_all_text(
     source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: str
 ) -> None:
     source.settings.warmup_loss = loss
-    blocks = source.tokenized(tokenizer, tmp_path).warmup_blocks(7)
+    task = source.tokenized(tokenizer, tmp_path)
+    assert task.base_key == ("40", "20", loss)
+    blocks = task.warmup_blocks(7)
     assert blocks.token_ids.shape == blocks.learned.shape == (len(source.parts["base"]), 60)
     for row, text in enumerate(source.parts["base"]):
         learned = tokenizer.decode(blocks.token_ids[row, blocks.learned[row]].tolist())

@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import JsonlSettings, TaskSection
-from rlgaf_ray.data.rows import RowSource, prompt_and_response, read_jsonl
+from rlgaf_ray.data.rows import jsonl_source, prompt_and_response, read_jsonl
 from rlgaf_ray.errors import UserError
 
 TEMPLATE = (
@@ -26,7 +26,7 @@ def jsonl(folder: Path, rows: list[dict]) -> TaskSection:
 
 def test_plain_prompts_and_responses(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {number}?", "response": f" answer {number}"} for number in range(30)]
-    task = RowSource.load(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
+    task = jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
     texts = {tokenizer.decode([*item.prompt_ids, *item.response_ids]) for item in task.demonstrations}
     assert texts <= {f"Question {number}? answer {number}{tokenizer.eos_token}" for number in range(30)}
     assert len(texts) == 10
@@ -42,7 +42,7 @@ def test_chats_go_through_the_tokenizers_template(
             return {"prompt": [asked], "response": answer}
         return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
-    source = RowSource.load(jsonl(tmp_path, [row(number) for number in range(30)]), base=True)
+    source = jsonl_source(jsonl(tmp_path, [row(number) for number in range(30)]), base=True)
     with pytest.raises(UserError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
         source.tokenized(tokenizer, tmp_path)
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)

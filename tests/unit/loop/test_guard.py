@@ -198,6 +198,20 @@ def test_percent_count_by_the_hundred() -> None:
     assert found(49.0) == {"healthy", "drift"}
 
 
+def test_a_quality_that_is_better_when_lower_drifts_upwards() -> None:
+    def found(values: tuple[float, ...]) -> str:
+        guard = Guard(SETTINGS, quality="eval/two_sample_auc")
+        rows = zip((0.0, 0.0, 1.0, 1.0), values, strict=True)
+        seen = [
+            guard.examine(index, HEALTHY | {"reward/mean": reward, "eval/two_sample_auc": auc})
+            for index, (reward, auc) in enumerate(rows, start=1)
+        ]
+        return next((verdict.evidence for verdict in seen if verdict.kind == "drift"), "")
+
+    assert found((0.9, 0.9, 0.6, 0.6)) == ""
+    assert found((0.9, 0.6, 0.8, 0.8)).startswith("eval/two_sample_auc rose from 0.6 at iteration 2 to 0.8 while")
+
+
 def test_the_longest_symptom_is_the_verdict() -> None:
     change = lambda now: after(10, "generator/kl", 9.0)(now) | after(12, "rollout/distinct_2", 0.0)(now)  # noqa: E731
     assert verdicts(change)[-1].kind == "kl_runaway"

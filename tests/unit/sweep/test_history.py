@@ -17,7 +17,7 @@ def evaluated(quality: float, **more: float) -> dict[str, float]:
 
 
 def after(*rows: tuple[int, dict[str, float]], metric: str = "sweep/score", mode: str = "max") -> History:
-    history = History("one", metric=metric, mode=mode)
+    history = History("one", metric=metric, mode=mode, quality="eval/closeness")
     for iteration, metrics in rows:
         follow(history, iteration, metrics)
     return history
@@ -88,7 +88,7 @@ def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Pat
     donor.on_checkpoint(1, theirs.save(1, lambda folder: None, {"iteration": 1}, best=False))
     assert reported == [source]  # not evaluated at 1: nothing is new
 
-    history = History("two", metric="sweep/score", mode="max")
+    history = History("two", metric="sweep/score", mode="max", quality="eval/closeness")
     ours = TrialCheckpoints(tmp_path / "two", history)
     ours.save(3, lambda folder: (folder / "weights").write_text("bad"), {"iteration": 3}, best=True)
     assert ours.take_over(source) == "one"

@@ -69,12 +69,12 @@ def test_words_are_places_on_the_axis() -> None:
 def test_curves_end_with_a_mark(config: Config, results: list[TrialResult]) -> None:
     runs = trial_runs(config.run.folder, results)
     assert [result.trial_id for result, _ in runs] == ["a", "b", "c", "d"]
-    figure = curve_figure("Score", "sweep/score", runs, key=RATE, best="a")
+    figure = curve_figure("Score", "sweep/score", runs, key=RATE, best="a", quality="eval/closeness")
     assert figure is not None
     lines = [(line.get_xydata().tolist(), line.get_marker()) for line in figure.axes[0].lines if len(line.get_xdata())]
     assert lines[0] == ([[2.0, pytest.approx(0.2)], [4.0, pytest.approx(0.4)]], "None")
     assert [marker for _, marker in lines] == ["None", "None", "None", "x", "None", "s"]
-    assert curve_figure("F1", "eval/f1", runs, key=RATE, best=None) is None
+    assert curve_figure("F1", "eval/f1", runs, key=RATE, best=None, quality="eval/closeness") is None
 
 
 def test_one_page_that_runs_nothing(config: Config, results: list[TrialResult]) -> None:
@@ -104,4 +104,4 @@ def test_the_table(config: Config, results: list[TrialResult]) -> None:
     assert re.search(r"0\.1 +│ +0\.0001 +│ +0\.600 +│ +-0\.070 +│ +4 +│ +finished", text)
     assert "stopped by the guard" in text
     assert describe(results[0].values) == "updates_per_generator_update=0.1, learning_rate=0.0001"
-    assert cells({"sweep/score": 0.5, "reward/mean": 2.0}, "reward/mean") == ["score 0.500", "reward/mean 2"]
+    assert cells({"sweep/score": 0.5, "reward/mean": 2.0}, "reward/mean") == ["reward/mean +2.00", "score 0.500"]

@@ -82,8 +82,8 @@ def test_a_wrong_space(space: str, expected: str) -> None:
         ("sweep={scheduler: pbt, space: {generator.learning_rate: {choice: [1.0]}}}",
          "sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more"),
         ("sweep.metric=loss",
-         "sweep.metric=loss is none that a run logs: take sweep/score or one that begins with rollout/, reward/, "
-         "generator/, discriminator/, weights/, eval/, quick/, guard/, time/"),
+         "sweep.metric=loss is none that a run logs: take sweep/score or one that begins with rollout/, recovery/, "
+         "reward/, generator/, discriminator/, guard/, weights/, eval/, quick/, time/"),
         ("sweep.mode=min", "sweep.mode=min asks for the worst run: sweep/score is better when higher"),
         ("sweep.searcher=optuna",
          "sweep.searcher=optuna draws values itself: make grid of discriminator.updates_per_generator_update "

@@ -1,0 +1,125 @@
+"""A task with a measure of its own, passed in from Python: the one that docs/tasks.md shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rlgaf_ray as rl
+from rlgaf_ray.main import main
+
+PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Any]:
+    """The names that the page's first block of code defines."""
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0], names)
+    return names
+
+
+def small_run(folder: Path, *more: str) -> rl.Config:
+    words = [
+        f"run.root={folder}",
+        "run.iterations=2",
+        "model.generator=tiny-gpt2",
+        "task.prompt_tokens=24",
+        "task.response_tokens=8",
+        "warmup.generator.steps=2",
+        "warmup.sft.steps=2",
+        "warmup.discriminator.steps=2",
+        f"warmup.cache={folder}/cache",
+        "rollout.engine=transformers",
+        "rollout.batch_size=8",
+        "discriminator.batch_size=8",
+        "learner.precision=float32",
+        "evaluation.num_prompts=10",
+        "evaluation.num_samples=2",
+        "evaluation.every=1",
+        "evaluation.quick_every=0",
+        "evaluation.embeddings=false",
+    ]
+    return rl.load_config(None, [*words, *more])
+
+
+def test_a_task_with_its_own_measure(
+    tmp_path: Path, example: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    config = small_run(tmp_path)
+    assert not config.stop_at_end_of_text  # as for reviews, the default
+    outcome = rl.train(config, roles="local", task=example["Counting"]())
+    assert outcome.iteration == 2
+    assert 0 <= outcome.last["eval/right"] <= 1 and outcome.last["eval/words"] >= 0
+    assert "eval/f1" not in outcome.last and "eval/closeness" not in outcome.last
+    # Its responses have many lengths, and its quality marks the best checkpoint.
+    assert outcome.config.stop_at_end_of_text and outcome.config.best_metric == "eval/right"
+    folder = Path(str(outcome.folder))
+    assert folder.name.startswith("Counting-") and (folder / "checkpoints" / "best").exists()
+
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    lines = re.findall(r"<td>([^<]+)</td>", page)
+    assert lines.index("right") == 0 and "words" in lines and lines.index("words") < lines.index("distinct-2")
+    assert (folder / "figures" / "eval_right.png").is_file()
+
+    recorded = rl.load_config(folder / "config.yaml")
+    assert recorded.task.name == "python"
+    with pytest.raises(rl.UserError, match=r"^task\.name=python stands for a task that is passed in from Python: call"):
+        rl.train(recorded, roles="local", resume=True)
+    capsys.readouterr()
+    assert main(["--resume", f"run.root={tmp_path}", f"run.name={folder.name}"]) == 1
+    assert "error: task.name=python stands for a task" in capsys.readouterr().err
+    again = rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
+    assert again.last == outcome.last
+
+
+def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, example: dict[str, Any]) -> None:
+    class Plain(example["CountingTask"]):  # type: ignore[misc]
+        measure = rl.Task.measure
+
+    class Source(example["Counting"]):  # type: ignore[misc]
+        quality = rl.TaskSource.quality
+
+        def tokenized(self, tokenizer: object, cache_folder: Path) -> rl.Task:
+            return Plain(tokenizer)
+
+    torch.set_num_threads(1)
+    outcome = rl.train(small_run(tmp_path, "run.iterations=1"), roles="local", task=Source())
+    assert outcome.config.best_metric == "eval/f1" and 0 <= outcome.last["eval/f1"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"measure": "rogue"}, "CountingTask.measure='rogue' is unknown: name one of sentiment, answers, responses"),
+        (
+            {"measure": "sentiment"},
+            "CountingTask.measure='sentiment' needs judge_texts and asked_positive of the task: add them, or name "
+            "another",
+        ),
+        (
+            {"baseline": ("eval/absent",)},
+            "Successors.baseline names eval/absent, which it does not measure",
+        ),
+        (
+            {"quality": "eval/absent"},
+            "evaluation.best_metric=eval/absent is not measured: set it to one of eval/",
+        ),
+    ],
+)
+def test_mistakes_of_a_task_are_one_line(
+    tmp_path: Path, example: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: str
+) -> None:
+    torch.set_num_threads(1)
+    owner = {"measure": "CountingTask", "baseline": "Successors", "quality": "Counting"}
+    for name, value in changes.items():
+        monkeypatch.setattr(example[owner[name]], name, value)
+    with pytest.raises(rl.UserError) as caught:
+        rl.train(small_run(tmp_path), roles="local", task=example["Counting"]())
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
