@@ -11,9 +11,21 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "Discriminator", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
+__all__ = [
+    "Algorithm",
+    "Callback",
+    "Config",
+    "Discriminator",
+    "Outcome",
+    "Tracker",
+    "UserError",
+    "evaluate",
+    "load_config",
+    "train",
+]
 
 _MODULES = {
+    "Algorithm": "training.algorithm",
     "Callback": "loop.callback",
     "Config": "config",
     "Discriminator": "training.discriminator",

@@ -74,6 +74,7 @@ def ray_roles(
             pad_token_id=data.tokenizer.pad_token_id,
             base_folder=warmups.base,
             new_discriminator=prepared.discriminator,
+            new_algorithm=prepared.algorithm,
             group=group,
             recoveries=recoveries,
         )
@@ -92,6 +93,7 @@ def local_roles(prepared: Prepared) -> LocalRoles:
         pad_token_id=data.tokenizer.pad_token_id,
         base_folder=warmups.base,
         new_discriminator=prepared.discriminator,
+        new_algorithm=prepared.algorithm,
     )
 
 
