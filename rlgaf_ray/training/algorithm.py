@@ -67,12 +67,13 @@ class Algorithm(Protocol):
             iteration: from 0.
             text: real text, if the section of the algorithm in use asks for some (``AlgorithmSettings.text``).
 
-        Returns metrics, logged as ``generator/<name>``. One that is not finite is reported to the guard.
+        Returns:
+            Metrics, logged as ``generator/<name>``. The guard acts on one that is not finite.
         """
         ...
 
     def networks(self) -> Mapping[str, TrainedNetwork]:
-        """Networks trained beside the policy, the same objects each time, by the name of their folder in a checkpoint."""
+        """Networks trained beside the policy, by their folders in a checkpoint; each call returns the same objects."""
         return {}
 
     def load_discriminator(self, update: WeightUpdate) -> Metrics:
