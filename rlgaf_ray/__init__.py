@@ -12,6 +12,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Algorithm",
     "Callback",
     "Config",
     "Discriminator",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Algorithm": "training.algorithm",
     "Callback": "loop.callback",
     "Config": "config",
     "Discriminator": "training.discriminator",

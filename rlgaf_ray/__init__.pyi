@@ -9,10 +9,12 @@ from rlgaf_ray.loop.outcome import Outcome as Outcome
 from rlgaf_ray.run.evaluate import evaluate as evaluate
 from rlgaf_ray.run.train import train as train
 from rlgaf_ray.tracking.base import Tracker as Tracker
+from rlgaf_ray.training.algorithm import Algorithm as Algorithm
 from rlgaf_ray.training.discriminator import Discriminator as Discriminator
 
 __version__: str
 __all__ = [
+    "Algorithm",
     "Callback",
     "Config",
     "Discriminator",

@@ -17,10 +17,10 @@ from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
+from rlgaf_ray.training.algorithm import AlgorithmFactory
 from rlgaf_ray.training.discriminator import DiscriminatorFactory
 from rlgaf_ray.training.distributed import ALONE, Group, join_group, leave_group
 from rlgaf_ray.training.learner import Learner
-from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.types import Metrics, PolicyNetwork, WeightUpdate
 from rlgaf_ray.weights import nccl
 from rlgaf_ray.weights.choice import Site, current_site
@@ -79,11 +79,19 @@ class LearnerWorker(Learner):
         *,
         pad_token_id: int,
         device: str,
+        new_algorithm: AlgorithmFactory,
         member: Member | None = None,
         base_folder: str | None = None,
     ) -> None:
-        group = ALONE if member is None else member.join(config, device)
-        super().__init__(folder, config, pad_token_id=pad_token_id, device=device, group=group, base_folder=base_folder)
+        super().__init__(
+            folder,
+            config,
+            pad_token_id=pad_token_id,
+            device=device,
+            group=ALONE if member is None else member.join(config, device),
+            base_folder=base_folder,
+            new_algorithm=new_algorithm,
+        )
 
     def site(self) -> Site:
         return current_site(self.device.type)
@@ -118,8 +126,6 @@ class LearnerWorker(Learner):
     def save_alone(self, folder: Place) -> None:
         """``save`` by a replica whose group is gone."""
         self.group = leave_group()
-        if isinstance(self.algorithm, PPO):
-            self.algorithm.group = self.group
         self.save(folder)
 
 

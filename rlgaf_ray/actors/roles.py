@@ -25,6 +25,8 @@ from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
+from rlgaf_ray.training.algorithm import AlgorithmFactory
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.discriminator import DiscriminatorFactory, with_scores
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import (
@@ -69,6 +71,7 @@ class RayRoles:
         group: PlacementGroup | None = None,
         recoveries: Recoveries | None = None,
         new_discriminator: DiscriminatorFactory = NeuralDiscriminator,
+        new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> None:
         """``base_folder``: the generator before SFT, for configs with an SFT stage.
 
@@ -136,7 +139,9 @@ class RayRoles:
             DiscriminatorActor, placement.discriminator_bundles, discriminator_folder, new=new_discriminator
         )
         before_sft = {} if base_folder is None else {"base_folder": str(base_folder)}
-        self.learners = ranks(LearnerActor, placement.learner_bundles, generator_folder, **before_sft)
+        self.learners = ranks(
+            LearnerActor, placement.learner_bundles, generator_folder, new_algorithm=new_algorithm, **before_sft
+        )
         names: dict[Any, str] = {}
         for name, actors in (("the learner", self.learners), ("the discriminator", self.discriminators)):
             for rank, actor in enumerate(actors):

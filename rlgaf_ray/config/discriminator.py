@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import (
     Fraction,
     LearningRateSchedule,
@@ -303,25 +302,11 @@ class DiscriminatorSection(Section):
         return self.contrast if self.needs.contrast else None
 
 
-def check_view(
-    discriminator: DiscriminatorSection, generator: GeneratorSection, task: TaskSection, *, stop_at_end_of_text: bool
-) -> None:
-    """Raise ``ValueError`` for a ``discriminator.view`` that its tokens or the generator's algorithm do not fit."""
-    view, tokens = discriminator.view, discriminator.view_tokens
+def check_view(discriminator: DiscriminatorSection, task: TaskSection) -> None:
+    """Raise ``ValueError`` for a ``discriminator.view`` of more tokens than a response has."""
+    tokens = discriminator.view_tokens
     if tokens is not None and tokens > task.response_tokens:
         raise ValueError(
             f"discriminator.view_tokens={tokens} is more than task.response_tokens={task.response_tokens}: "
             "lower it, or set discriminator.view=response"
-        )
-    if view != "response" and generator.algorithm == "gumbel":
-        raise ValueError(
-            f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={view} hides a part from "
-            "the discriminator: set discriminator.view=response"
-        )
-    reinforce = generator.algorithm == "reinforce" and generator.reinforce.credit == "token"
-    if view == "last_tokens" and reinforce and stop_at_end_of_text:
-        raise ValueError(
-            "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
-            "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
-            "rollout.stop_at_end_of_text=false, with which all responses have one length"
         )

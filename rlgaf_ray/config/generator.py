@@ -1,11 +1,26 @@
-"""The generator's update: the algorithms, their distance to a frozen reference, the optimiser."""
+"""The generator's update: the algorithms with their rules, and the optimiser.
+
+To add an algorithm, write its section here and give ``GeneratorSection`` a field of its name (docs/algorithms.md).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from rlgaf_ray.config.algorithm import (
+    LOSS_AVERAGE,
+    AlgorithmSettings,
+    ExactKLSettings,
+    GumbelKLSettings,
+    KLSettings,
+    LossAverage,
+    OtherSections,
+    RatioLevel,
+    Text,
+)
+from rlgaf_ray.config.policy_gradient import DEMONSTRATION_COEFFICIENT, Baseline, Credit, PolicyGradientSettings
 from rlgaf_ray.config.section import (
     Fraction,
     LearningRateSchedule,
@@ -17,146 +32,50 @@ from rlgaf_ray.config.section import (
     Section,
 )
 
-KLChoice = Literal["k1", "k2", "k3", "exact"]
-Placement = Literal["reward", "loss"]
-KLReference = Literal["sft", "base"]
-KL_REFERENCE = (
-    "sft: the model that training starts from; base: the model before SFT on the demonstrations (warmup.sft), from "
-    "which guard.limits.kl is then measured too"
-)
-LossAverage = Literal["token", "sequence", "sequence_sum", "constant"]
-LOSS_AVERAGE = (
-    "token: mean over all tokens; sequence: mean over responses of their tokens' mean; sequence_sum: of their tokens' "
-    "sum, the unbiased policy gradient; constant: that sum / task.response_tokens (Dr. GRPO)"
-)
-
-DEMONSTRATION_COEFFICIENT = "of the demonstrations' negative log-likelihood, added to the loss; 0: off"
-
-
-class KLSettings(Section):
-    """Distance to the frozen reference, log pi(a) - log pi_ref(a) at the sampled tokens."""
-
-    reference: KLReference = Field("sft", description=KL_REFERENCE)
-    coefficient: NonNegativeRate = 0.05
-    estimator: KLChoice = Field(
-        "k1", description="from the sampled tokens; exact: over the whole vocabulary, without noise, as a loss only"
-    )
-    placement: Placement = Field("reward", description="taken from each token's reward, or a term of the loss")
-    target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
-    horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
-
-    @model_validator(mode="after")
-    def _gradient_of_the_loss(self) -> KLSettings:
-        if self.placement == "loss" and self.estimator == "k1":
-            raise ValueError(
-                "kl.estimator=k1 has no useful gradient as a loss: take exact, k2 or k3, or kl.placement=reward"
-            )
-        if self.placement == "reward" and self.estimator == "exact":
-            raise ValueError("kl.estimator=exact is a term of the loss: set kl.placement=loss")
-        return self
-
-
-Credit = Literal["sequence", "token"]
-RatioLevel = Literal["token", "sequence"]
-Baseline = Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean", "position_mean"]
-
-
-class PolicyGradientSettings(Section):
-    """What REINFORCE and SeqGAN share."""
-
-    credit: Credit = Field(
-        "sequence",
-        description="token: what earlier tokens have added to the score is taken off a token's return: same expected "
-        "gradient, less noise",
-    )
-    reward_to_go: bool = Field(
-        True,
-        description="false: every token's return is the response's total, score less all KL penalties: the response is "
-        "one action (RLOO, GRPO)",
-    )
-    baseline: Baseline = Field(
-        "leave_one_out",
-        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean; "
-        "position_mean: the other responses of the batch at the same position, for credit=token",
-    )
-    baseline_decay: Fraction = Field(0.95, description="of the moving average")
-    advantage_scale: Literal["none", "batch", "group"] = Field(
-        "batch", description="divide advantages by this deviation"
-    )
-    advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
-    loss_average: LossAverage = Field("token", description=LOSS_AVERAGE)
-    discount: Fraction = 1.0
-    epochs: Positive = Field(1, description="passes over a batch of rollouts")
-    minibatches: Positive = Field(1, description="steps of a pass, each on its share of the rollouts")
-    clip_range: Rate | None = Field(
-        None,
-        description="PPO's clipped ratio to the policy before the first step, as GRPO has it, e.g. 0.2: needed by more "
-        "than one step a batch; null: no ratio",
-    )
-    clip_range_high: Rate | None = Field(None, description="bound of ratios above 1; null: clip_range")
-    ratio: RatioLevel = Field("token", description="sequence: one length-normalised ratio a response (GSPO)")
-    demonstration_coefficient: NonNegativeRate = Field(0.0, description=DEMONSTRATION_COEFFICIENT)
-    kl: KLSettings = KLSettings()
-
-    @model_validator(mode="after")
-    def _baseline_fits_the_credit(self) -> PolicyGradientSettings:
-        if self.credit == "token" and self.baseline not in ("none", "batch_mean", "position_mean"):
-            raise ValueError(
-                f"baseline={self.baseline} is of whole sequences: with credit=token take position_mean, batch_mean or "
-                "none, or set credit=sequence"
-            )
-        if self.credit == "token" and not self.reward_to_go:
-            raise ValueError("reward_to_go=false gives all tokens one return: set credit=sequence")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_else_is_discounted(self) -> PolicyGradientSettings:
-        if self.discount == 1.0:
-            return self
-        if self.credit == "token":
-            raise ValueError(
-                f"discount={self.discount:g} discounts the score, but not the earlier tokens' parts that credit=token "
-                "subtracts from it: set discount=1 or credit=sequence"
-            )
-        if self.baseline in ("leave_one_out", "group_mean", "moving_average"):
-            raise ValueError(
-                f"baseline={self.baseline} is a mean of undiscounted totals, and discount={self.discount:g} makes "
-                "returns smaller: set discount=1, or take position_mean, batch_mean or none"
-            )
-        if not self.reward_to_go:
-            raise ValueError(f"reward_to_go=false discounts nothing, but discount={self.discount:g}: set discount=1")
-        return self
-
-    @model_validator(mode="after")
-    def _several_steps_are_clipped(self) -> PolicyGradientSettings:
-        if self.clip_range is not None:
-            return self
-        if self.epochs * self.minibatches > 1:
-            raise ValueError(
-                f"epochs={self.epochs} and minibatches={self.minibatches} step away from the policy that sampled: set "
-                "clip_range, e.g. 0.2, or both to 1"
-            )
-        for key, used in (("clip_range_high", self.clip_range_high is not None), ("ratio", self.ratio != "token")):
-            if used:
-                raise ValueError(f"{key} is read only with clip_range: set clip_range, or leave {key} out")
-        return self
-
-
-class ExactKLSettings(KLSettings):
-    coefficient: NonNegativeRate = 2.0
-    estimator: KLChoice = "exact"
-    placement: Placement = "loss"
+AlgorithmName = Literal["reinforce", "ppo", "seqgan", "gumbel"]
 
 
 class ReinforceSettings(PolicyGradientSettings):
+    key = "reinforce"
+
     credit: Credit = "token"
     baseline: Baseline = "position_mean"
     demonstration_coefficient: NonNegativeRate = Field(0.3, description=DEMONSTRATION_COEFFICIENT)
     kl: ExactKLSettings = ExactKLSettings()
 
+    def check(self, others: OtherSections) -> None:
+        if self.credit == "token":
+            self._check_token_credit(others)
+        super().check(others)
+
+    def _check_token_credit(self, others: OtherSections) -> None:
+        reward, discriminator = others.reward, others.discriminator
+        needed = {
+            "reward.kind=logit": reward.kind in ("logit", "zero"),
+            "reward.whiten=false": not reward.whiten,
+            "reward.clip=null": reward.clip is None,
+            "discriminator.architecture=generator": discriminator.traits.scalar_head,
+            "discriminator.pooling=mean": discriminator.pooling == "mean",
+        }
+        for setting in (each for each, met in needed.items() if not met):
+            raise ValueError(
+                f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {setting}, "
+                "or generator.reinforce.credit=sequence"
+            )
+        if discriminator.view == "last_tokens" and others.stop_at_end_of_text:
+            raise ValueError(
+                "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
+                "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
+                "rollout.stop_at_end_of_text=false, with which all responses have one length"
+            )
+
 
 class SeqGANSettings(PolicyGradientSettings):
     """REINFORCE whose returns are Monte-Carlo action values."""
+
+    key = "seqgan"
+    searches = True
+    sync_only = "searches with the engines that would make the next rollouts meanwhile"
 
     num_completions: Positive = Field(16, description="completions of each prefix")
     stride: Positive = Field(1, description="complete every k-th prefix; its tokens share the value")
@@ -176,8 +95,15 @@ class SeqGANSettings(PolicyGradientSettings):
             )
         return self
 
+    @property
+    def rollout_average(self) -> float:
+        return self.rollout_policy_rate
 
-class PPOSettings(Section):
+
+class PPOSettings(AlgorithmSettings):
+    key = "ppo"
+    trains_critic = True
+
     epochs: Positive = 2
     minibatches: Positive = 2
     clip_range: Rate = Field(0.2, description="bound of ratios below 1, and above it without clip_range_high")
@@ -212,20 +138,29 @@ class PPOSettings(Section):
             )
         return self
 
+    @property
+    def text(self) -> Text | None:
+        return "pretraining" if self.pretraining_coefficient > 0 else None
 
-class GumbelKLSettings(Section):
-    """KL(policy, reference) over the whole vocabulary at every response position: a term of the loss."""
+    @property
+    def passes(self) -> int:
+        return self.epochs
 
-    reference: KLReference = Field("sft", description=KL_REFERENCE)
-    coefficient: NonNegativeRate = Field(
-        0.7,
-        description="the discriminator's own gradient is strong: at 0.05 perplexity rose eightfold in 20 iterations",
-    )
-    target: Rate | None = Field(None, description="adaptive coefficient: hold KL per token near this value")
-    horizon: Positive = Field(10_000, description="adaptive coefficient: samples over which it moves")
+    def check(self, others: OtherSections) -> None:
+        if self.whiten_rewards and others.reward.whiten:
+            raise ValueError(
+                "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
+            )
+        self.check_minibatches(self.minibatches, others.rollout)
+        super().check(others)
 
 
-class GumbelSettings(Section):
+class GumbelSettings(AlgorithmSettings):
+    key = "gumbel"
+    needs_discriminator = True
+    sampled_rewards = False
+    sync_only = "learns from the newest policy's own samples"
+
     mode: Literal["autoregressive", "conditional"] = Field(
         "autoregressive",
         description="autoregressive: the learner samples, each soft token feeds the next; conditional: tokens of the "
@@ -235,9 +170,44 @@ class GumbelSettings(Section):
     temperature_end: Rate = Field(0.5, description="at the last one; geometric in between")
     kl: GumbelKLSettings = GumbelKLSettings()
 
+    @property
+    def samples_again(self) -> bool:
+        return self.mode == "autoregressive"
+
+    def check(self, others: OtherSections) -> None:
+        reward, discriminator = others.reward, others.discriminator
+        if not discriminator.traits.scalar_head:
+            raise ValueError(
+                "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
+                "set discriminator.architecture=generator"
+            )
+        unused = {
+            "reward.whiten": reward.whiten,
+            "reward.clip": reward.clip is not None,
+            "reward.base_logprob": reward.base_logprob > 0,
+        }
+        for setting in (each for each, used in unused.items() if used):
+            raise ValueError(f"generator.algorithm=gumbel learns from no sampled reward: leave out {setting}")
+        if others.learner.num_workers > 1:
+            raise ValueError(
+                "generator.algorithm=gumbel trains in one process, which holds the discriminator too: "
+                "set learner.num_workers=1"
+            )
+        if discriminator.match_lengths:
+            raise ValueError(
+                "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
+                "from the discriminator: leave it out"
+            )
+        if discriminator.view != "response":
+            raise ValueError(
+                f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={discriminator.view} "
+                "hides a part from the discriminator: set discriminator.view=response"
+            )
+        super().check(others)
+
 
 class GeneratorSection(Section):
-    algorithm: Literal["reinforce", "ppo", "seqgan", "gumbel"] = "reinforce"
+    algorithm: AlgorithmName = "reinforce"
     reinforce: ReinforceSettings = ReinforceSettings()
     seqgan: SeqGANSettings = SeqGANSettings()
     ppo: PPOSettings = PPOSettings()
@@ -274,20 +244,32 @@ class GeneratorSection(Section):
         return self
 
     @property
-    def imitates(self) -> bool:
-        """The demonstrations are learned directly as well, not only through the discriminator."""
-        settings = {"reinforce": self.reinforce, "seqgan": self.seqgan}.get(self.algorithm)
-        return settings is not None and settings.demonstration_coefficient > 0
+    def active(self) -> AlgorithmSettings:
+        """The section of the algorithm in use."""
+        return self.settings[self.algorithm]
 
     @property
-    def kl(self) -> KLSettings | GumbelKLSettings:
-        """That of the algorithm in use."""
-        match self.algorithm:
-            case "reinforce":
-                return self.reinforce.kl
-            case "seqgan":
-                return self.seqgan.kl
-            case "ppo":
-                return self.ppo.kl
-            case "gumbel":
-                return self.gumbel.kl
+    def settings(self) -> dict[AlgorithmName, AlgorithmSettings]:
+        return {name: getattr(self, name) for name in get_args(AlgorithmName)}
+
+    def check(self, others: OtherSections) -> None:
+        """Raise ``ValueError`` for what the algorithm in use cannot use, here or in the other sections."""
+        active, rollout = self.active, others.rollout
+        if self.entropy_bonus > 0 and not active.sampled_rewards:
+            raise ValueError(
+                f"generator.algorithm={self.algorithm} learns from no sampled reward: leave out generator.entropy_bonus"
+            )
+        active.check(others)
+        if (rollout.top_p < 1.0 or rollout.top_k > 0) and not active.samples_again:
+            key = f"top_p={rollout.top_p:g}" if rollout.top_p < 1.0 else f"top_k={rollout.top_k}"
+            raise ValueError(
+                f"rollout.{key} samples from a truncated distribution, and generator.algorithm={self.algorithm} learns "
+                "from log-probs of the full one: set rollout.top_p=1 and rollout.top_k=0, and lower "
+                "rollout.temperature for likelier tokens"
+            )
+        if others.schedule.mode == "async" and active.sync_only is not None:
+            possible = " or ".join(name for name, each in self.settings.items() if each.sync_only is None)
+            raise ValueError(
+                f"generator.algorithm={self.algorithm} {active.sync_only}: set schedule.mode=sync, "
+                f"or generator.algorithm={possible}"
+            )

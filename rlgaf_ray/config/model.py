@@ -61,7 +61,7 @@ def check_model(
             "model.generator=seqgan-lstm is no transformer, and discriminator.architecture="
             f"{discriminator.architecture} is made of one: set discriminator.architecture=cnn"
         )
-    if generator.algorithm == "ppo":
+    if generator.active.trains_critic:
         raise ValueError("model.generator=seqgan-lstm has no critic: set generator.algorithm=seqgan or reinforce")
 
 

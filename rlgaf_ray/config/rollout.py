@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from rlgaf_ray.config.cluster import ClusterSection
 from rlgaf_ray.config.engines import ENGINES, EngineName, EngineTraits, engines_with
-from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
 
@@ -84,8 +83,9 @@ def check_engines(
     rollout: RolloutSection,
     weights: WeightsSection,
     schedule: ScheduleSection,
-    generator: GeneratorSection,
     cluster: ClusterSection,
+    *,
+    average_decay: float,
 ) -> None:
     """Raise ``ValueError`` for what the engine, its device or the schedule cannot do."""
     traits, asynchronous = rollout.traits, schedule.mode == "async"
@@ -99,7 +99,7 @@ def check_engines(
             "weights.mid_flight=true is for rollouts that are made while weights arrive, and schedule.mode=sync makes "
             "none then: set schedule.mode=async, or weights.mid_flight=false"
         )
-    if weights.mid_flight and generator.average_decay > 0:
+    if weights.mid_flight and average_decay > 0:
         raise ValueError(
             "weights.mid_flight=true would give rollouts the moving average that is evaluated beside them: "
             "set generator.average_decay=0, or weights.mid_flight=false"

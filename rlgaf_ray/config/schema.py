@@ -14,7 +14,6 @@ from rlgaf_ray.config.discriminator import DiscriminatorSection, check_view
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection, check_rollback
 from rlgaf_ray.config.learner import LearnerSection, check_workers
-from rlgaf_ray.config.learning import check_algorithm, check_batches, check_sampling, check_schedule
 from rlgaf_ray.config.model import FROM_SCRATCH, ModelSection, check_adapters, check_model
 from rlgaf_ray.config.records import CheckpointSection, EvaluationSection, TrackingSection
 from rlgaf_ray.config.reward import RewardSection
@@ -51,17 +50,16 @@ class Config(Section):
     def _sections_fit(self) -> Self:
         """The first rule that is broken is the error that the user reads."""
         check_model(self.model, self.rollout, self.discriminator, self.generator)
-        check_algorithm(self.generator, self.reward, self.discriminator, self.learner)
+        self.generator.check(self)
         check_storage(self.run, self.cluster)
         check_workers(self.learner, self.discriminator, self.rollout)
-        check_engines(self.rollout, self.weights, self.schedule, self.generator, self.cluster)
+        check_engines(
+            self.rollout, self.weights, self.schedule, self.cluster, average_decay=self.generator.average_decay
+        )
         check_adapters(self.model, self.learner, self.generator, self.discriminator)
-        check_batches(self.generator, self.rollout)
-        check_sampling(self.generator, self.rollout)
-        check_view(self.discriminator, self.generator, self.task, stop_at_end_of_text=self.stop_at_end_of_text)
+        check_view(self.discriminator, self.task)
         check_warmups(self.warmup, self.discriminator)
         check_rollback(self.guard, self.checkpoint)
-        check_schedule(self.generator, self.schedule)
         return self
 
     @property
@@ -74,7 +72,7 @@ class Config(Section):
     @property
     def needs_base_model(self) -> bool:
         """Whether the learner holds the model before SFT beside the SFT model; without an SFT stage the two are one."""
-        used = self.generator.kl.reference == "base" or self.reward.base_logprob > 0
+        used = self.generator.active.kl.reference == "base" or self.reward.base_logprob > 0
         return used and bool(self.warmup.sft.steps)
 
     @property

@@ -144,7 +144,7 @@ class AdversarialLoop:
     def push(self) -> None:
         """Give the roles each other's weights, at the start and after a rollback."""
         self.roles.push_weights(self.iteration)()
-        if self.config.generator.algorithm == "gumbel":
+        if self.config.generator.active.needs_discriminator:
             self.roles.push_discriminator()()
 
     def warm_up_discriminator(self) -> None:
@@ -163,7 +163,7 @@ class AdversarialLoop:
             pending = self.roles.update_discriminator(real, rollouts, contrast)
             self.discriminator_version += 1
             self.callbacks.on_discriminator_warmup(update, total, pending())
-        if total and self.config.generator.algorithm == "gumbel":
+        if total and self.config.generator.active.needs_discriminator:
             self.roles.push_discriminator()()
 
     @property
@@ -258,7 +258,7 @@ class AdversarialLoop:
                     metrics |= self.held_out.observe(batch.held_out_logits, [item.score for item in scored])
                     if "discriminator/held_out_accuracy" in metrics:
                         self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
-            if settings.generator.algorithm == "seqgan":
+            if settings.generator.active.searches:
                 with timed(metrics, "time/monte_carlo"):
                     scored = search(roles, settings, scored, iteration)
             with timed(metrics, "time/generator_update"):
@@ -277,7 +277,7 @@ class AdversarialLoop:
                     for _ in range(num_updates)
                 ]
                 self.pushes.append(roles.push_weights(iteration))
-                if num_updates and settings.generator.algorithm == "gumbel":
+                if num_updates and settings.generator.active.needs_discriminator:
                     pending_discriminator.append(roles.push_discriminator())
                 metrics |= rollout_metrics(rollouts, batch.seconds) | {"rollout/staleness": float(staleness)}
             self.schedule.pushed(iteration, metrics)

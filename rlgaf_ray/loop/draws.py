@@ -27,11 +27,11 @@ class Draws:
         self.trained_rows, self.held_out_rows = set_apart(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
         self.text: TextBlocks | None = None
-        generator = config.generator
-        if generator.algorithm == "ppo" and generator.ppo.pretraining_coefficient > 0:
-            self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
-        elif generator.imitates:
-            self.text = demonstration_blocks([task.demonstrations[row] for row in self.trained_rows])
+        match config.generator.active.text:
+            case "pretraining":
+                self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
+            case "demonstrations":
+                self.text = demonstration_blocks([task.demonstrations[row] for row in self.trained_rows])
         sizes = {
             "prompts": len(self.trained_rows),
             "real": len(self.trained_rows),

@@ -13,6 +13,8 @@ from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
+from rlgaf_ray.training.algorithm import AlgorithmFactory
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.discriminator import Discriminator, DiscriminatorFactory, with_scores
 from rlgaf_ray.training.distributed import ALONE
 from rlgaf_ray.training.learner import Learner
@@ -48,12 +50,13 @@ class LocalRoles:
         base_folder: Path | None = None,
         threads: int | None = None,
         new_discriminator: DiscriminatorFactory = NeuralDiscriminator,
+        new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> LocalRoles:
         """The config's roles from the warm-ups' folders, on CPU; ``threads``: of the engine."""
         return cls(
             build_engine(generator, config, max_tokens=max_tokens, threads=threads),
             new_discriminator(discriminator, config, pad_token_id=pad_token_id, device="cpu", group=ALONE),
-            Learner(generator, config, pad_token_id=pad_token_id, base_folder=base_folder),
+            Learner(generator, config, pad_token_id=pad_token_id, base_folder=base_folder, new_algorithm=new_algorithm),
         )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:

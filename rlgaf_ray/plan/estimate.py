@@ -118,14 +118,13 @@ def estimate(
 
 def _work(config: Config) -> Work:
     contrast = config.discriminator.batch_size if config.discriminator.contrast_weight > 0 else 0
-    ppo = config.generator.algorithm == "ppo"
     return Work(
         rollouts=config.rollout.batch_size,
         prompt_tokens=config.task.prompt_tokens,
         response_tokens=config.task.response_tokens,
         demonstrations=config.discriminator.batch_size + contrast,
         discriminator_updates=config.discriminator.updates_per_generator_update,
-        generator_passes=config.generator.ppo.epochs if ppo else 1,
+        generator_passes=config.generator.active.passes,
     )
 
 
@@ -139,27 +138,16 @@ def _shards(config: Config, ranks: int) -> int:
 
 def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, element: int) -> Memory:
     """One rank: the policy in training, every frozen or averaged network beside it, and a micro-batch."""
-    on_gpu, work, settings = placement.device == "cuda", _work(config), config.generator
+    on_gpu, work, settings = placement.device == "cuda", _work(config), config.generator.active
     shards = _shards(config, placement.num_learners)
     rows = math.ceil(work.rollouts / placement.num_learners)
     micro = min(rows, config.learner.micro_batch_size)
-    averages = (settings.average_decay > 0) + (
-        settings.algorithm == "seqgan" and settings.seqgan.rollout_policy_rate > 0
-    )
+    averages = (config.generator.average_decay > 0) + (settings.rollout_average > 0)
     others = float(shape.parameters * (1 + config.needs_base_model + averages))
+    if settings.needs_discriminator:
+        others += shape.scalar_parameters
     policy = trained(shape.parameters, shards=shards)
-    critic = Memory()
-    match settings.algorithm:
-        case "ppo":
-            critic = trained(shape.scalar_parameters, shards=shards)
-            exact = False
-        case "gumbel":
-            others += shape.scalar_parameters
-            exact = True
-        case "seqgan":
-            exact = settings.seqgan.kl.estimator == "exact"
-        case "reinforce":
-            exact = settings.reinforce.kl.estimator == "exact"
+    critic = trained(shape.scalar_parameters, shards=shards) if settings.trains_critic else Memory()
     kept = activations(
         shape,
         rows=micro,
@@ -168,7 +156,9 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
         fused_attention=on_gpu,
         checkpointing=config.learner.activation_checkpointing,
     )
-    kept += vocabulary_activations(shape, tokens=micro * work.response_tokens, element=element, exact_kl=exact)
+    kept += vocabulary_activations(
+        shape, tokens=micro * work.response_tokens, element=element, exact_kl=settings.kl.exact
+    )
     kept += cast_weights(shape, shape.matrix_parameters, element=element, shards=shards)
     passing = embedding_gradients(shape, output=True) if micro < rows else 0.0
     gradients = policy.gradients + critic.gradients

@@ -33,6 +33,8 @@ from rlgaf_ray.models.generator import (
     num_layers,
 )
 from rlgaf_ray.models.tokenizer import load_tokenizer, train_bpe, wrap_bpe
+from rlgaf_ray.training.algorithm import AlgorithmFactory
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.discriminator import DiscriminatorFactory
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.regularization import check_frozen_layers
@@ -53,6 +55,7 @@ class Prepared:
     data: Data
     warmups: Warmups
     discriminator: DiscriminatorFactory = NeuralDiscriminator
+    algorithm: AlgorithmFactory = configured_algorithm
 
 
 def with_name(config: Config) -> Config:

@@ -73,6 +73,7 @@ def ray_roles(
             pad_token_id=data.tokenizer.pad_token_id,
             base_folder=warmups.base,
             new_discriminator=prepared.discriminator,
+            new_algorithm=prepared.algorithm,
             group=group,
             recoveries=recoveries,
         )
@@ -91,6 +92,7 @@ def local_roles(prepared: Prepared) -> LocalRoles:
         pad_token_id=data.tokenizer.pad_token_id,
         base_folder=warmups.base,
         new_discriminator=prepared.discriminator,
+        new_algorithm=prepared.algorithm,
     )
 
 

@@ -42,6 +42,8 @@ from rlgaf_ray.run.session import (
 )
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import make_trackers
+from rlgaf_ray.training.algorithm import AlgorithmFactory
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.discriminator import DiscriminatorFactory
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
@@ -53,6 +55,7 @@ def train(
     resume: bool = False,
     task: TaskSource | None = None,
     discriminator: DiscriminatorFactory = NeuralDiscriminator,
+    algorithm: AlgorithmFactory = configured_algorithm,
     callbacks: Iterable[Callback] = (),
     trackers: Sequence[str | Tracker] = (),
     roles: Literal["local"] | Callable[[Prepared], Roles] | None = None,
@@ -64,6 +67,8 @@ def train(
         task: replaces the data that ``task.name`` names (docs/tasks.md); the lengths in ``task`` still hold.
         discriminator: makes the discriminator in the process that it lives in (``DiscriminatorFactory``); by default
             the network that ``discriminator.architecture`` names. On Ray it must be importable or picklable.
+        algorithm: makes the algorithm in the learner's process (``AlgorithmFactory``); by default the one that
+            ``generator.algorithm`` names, whose section stays in force for one that is passed in. On Ray as above.
         callbacks: follow the run, and can end it (``Callback.stop_requested``).
         trackers: get the metrics beside those of ``tracking.to``: names, ``module:Class`` or trackers.
         roles: by default actors on Ray; ``"local"``: all in this process, on CPU, without Ray; or what builds them.
@@ -100,7 +105,7 @@ def train(
             calls.on_message(
                 f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
             )
-            prepared = Prepared(config, data, warmups, discriminator)
+            prepared = Prepared(config, data, warmups, discriminator, algorithm)
 
             def build_roles(recoveries: Recoveries) -> Roles:
                 if placement is not None:

@@ -21,7 +21,6 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,29 +42,30 @@ from rlgaf_ray.models.straight_through import (
 from rlgaf_ray.objectives.gumbel import annealed_temperature, conditional_gumbel_perturbed, straight_through_embeddings
 from rlgaf_ray.objectives.kl import exact_entropy, exact_kl
 from rlgaf_ray.objectives.policy import TensorMetrics, masked_average
+from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.policy import KLController, MetricSums, Policy
 from rlgaf_ray.training.precision import autocast
-from rlgaf_ray.types import Metrics, TrainBatch, WeightUpdate
+from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
 
 
-class GumbelSoftmax:
-    """Holds a frozen copy of the discriminator; ``load_discriminator`` must refresh it before the first update."""
+class GumbelSoftmax(Algorithm):
+    """Holds a frozen copy of the discriminator; ``load_discriminator`` must refresh it before the first update.
 
-    def __init__(
-        self, folder: str | Path, config: Config, policy: Policy, *, pad_token_id: int, device: torch.device
-    ) -> None:
+    No checkpoint has the copy: it is pushed again when a run is resumed.
+    """
+
+    def __init__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> None:
         self.settings = config.generator.gumbel
         self.config = config
         self.kl = KLController(self.settings.kl)
-        self.discriminator_version: int | None = None
         self.discriminator = ScalarModel.load(
             folder,
             pooling=config.discriminator.pooling,
             pad_token_id=pad_token_id,
             seed=config.run.seed,
             trust_remote_code=config.model.trust_remote_code,
-            device=device,
+            device=policy.device,
         ).requires_grad_(False)
         self.shapes = {name: tuple(value.shape) for name, value in self.discriminator.network.state_dict().items()}
         self.end_of_text_ids = end_of_text_ids(policy.model.config) if config.stop_at_end_of_text else []
@@ -75,14 +75,15 @@ class GumbelSoftmax:
         """Copy the discriminator's weights; the update's version is the number of updates that it has had."""
         check_shapes(update, self.shapes)
         self.discriminator.network.load_state_dict(to_tensors(update))
-        self.discriminator_version = update.policy_version
         return {
             "weights/discriminator_version": float(update.policy_version),
             "weights/discriminator_megabytes": num_bytes(update) / 1e6,
         }
 
-    def update(self, policy: Policy, batch: TrainBatch, iteration: int) -> Metrics:
-        assert self.discriminator_version is not None, "no discriminator was pushed to the learner"
+    def update(
+        self, policy: Policy, batch: TrainBatch, sequence_rewards: Tensor, iteration: int, text: SequenceBatch | None
+    ) -> Metrics:
+        """As ``Algorithm.update``, without rewards or text: the discriminator's copy takes their place."""
         aligned = align(batch.sequences)
         temperature = annealed_temperature(
             iteration,
@@ -184,13 +185,6 @@ class GumbelSoftmax:
             entropy = masked_average(exact_entropy(logprobs), rows.response_mask, average="sequence")
         distance = masked_average(exact_kl(logprobs, reference), rows.response_mask, average="sequence")
         return distance, {"kl": distance.detach(), "entropy": entropy}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The discriminator is not part of it: it is pushed again when a run is taken up."""
-        return {"kl_coefficient": self.kl.coefficient}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kl.coefficient = state["kl_coefficient"]
 
 
 @torch.no_grad()

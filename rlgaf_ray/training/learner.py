@@ -20,12 +20,11 @@ from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.policy import masked_average
 from rlgaf_ray.objectives.rewards import base_logprob_rewards, discriminator_reward
+from rlgaf_ray.training.algorithm import AlgorithmFactory
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
-from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy, mean_nll
-from rlgaf_ray.training.ppo import PPO
-from rlgaf_ray.training.reinforce import Reinforce
 from rlgaf_ray.training.rewards import RewardShaping
 from rlgaf_ray.types import (
     Demonstration,
@@ -58,6 +57,7 @@ class Learner:
         device: str = "cpu",
         group: Group = ALONE,
         base_folder: str | Path | None = None,
+        new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> None:
         """``folder``: the SFT model. ``base_folder``: the model before SFT, for configs with an SFT stage."""
         self.config = config
@@ -67,18 +67,8 @@ class Learner:
         self.policy = Policy(folder, config, device=self.device, group=group, base_folder=base_folder)
         self.view = View.configured(config.discriminator, lambda: end_of_text_ids(self.policy.model.config))
         self.rewards = RewardShaping(config.reward)
-        self.algorithm: Reinforce | PPO | GumbelSoftmax
-        match config.generator.algorithm:
-            case "reinforce":
-                self.algorithm = Reinforce(config.generator.reinforce)
-            case "seqgan":
-                self.algorithm = Reinforce(config.generator.seqgan)
-            case "ppo":
-                self.algorithm = PPO(folder, config, pad_token_id=pad_token_id, device=self.device, group=group)
-            case "gumbel":
-                self.algorithm = GumbelSoftmax(
-                    folder, config, self.policy, pad_token_id=pad_token_id, device=self.device
-                )
+        self.algorithm = new_algorithm(Path(folder), config, self.policy, pad_token_id=pad_token_id)
+        self.discriminator_version: int | None = None  # of the algorithm's copy, if it holds one
 
     def update(
         self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None = None
@@ -100,17 +90,12 @@ class Learner:
         batch, of_base = self._with_base_logprobs(batch)
         shared |= more | of_base
         text = None if pretraining is None else self._whole_text(pretraining)
-        match self.algorithm:
-            case Reinforce():
-                metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
-            case PPO():
-                metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
-            case GumbelSoftmax():
-                held = self.algorithm.discriminator_version
-                assert all(item.discriminator_version == held for item in scored), (
-                    f"the scores are not of discriminator {held}, the learner's copy"
-                )
-                metrics = self.algorithm.update(self.policy, batch, iteration)
+        if self.config.generator.active.needs_discriminator:
+            held = self.discriminator_version
+            assert all(item.discriminator_version == held for item in scored), (
+                f"the scores are not of discriminator {held}, the learner's copy"
+            )
+        metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
         finite = all(math.isfinite(value) for value in metrics.values())
         return (
             shared
@@ -133,9 +118,10 @@ class Learner:
         return SequenceBatch(tokens, torch.ones_like(tokens), torch.from_numpy(blocks.learned)).to(self.device)
 
     def load_discriminator(self, update: WeightUpdate) -> Metrics:
-        """Refresh the frozen copy that Gumbel-softmax back-propagates through."""
-        assert isinstance(self.algorithm, GumbelSoftmax), "only Gumbel-softmax holds a discriminator"
-        return self.algorithm.load_discriminator(update)
+        """Refresh the frozen copy that the algorithm back-propagates through."""
+        metrics = self.algorithm.load_discriminator(update)
+        self.discriminator_version = update.policy_version
+        return metrics
 
     def weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> WeightUpdate:
         """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
@@ -184,14 +170,14 @@ class Learner:
         settings = self.config.generator
         scaled = settings.model_copy(update={"learning_rate": settings.learning_rate * learning_rate_factor})
         self.policy.config = self.config.model_copy(update={"generator": scaled})
-        if isinstance(self.algorithm, PPO):
-            self.algorithm.learning_rate_factor = learning_rate_factor
+        for trained in self.algorithm.networks().values():
+            trained.learning_rate_factor = learning_rate_factor
         if kl_coefficient is not None:
             self.algorithm.kl.coefficient = kl_coefficient
         if refresh:
             self.policy.optimizer.state.clear()
-            if isinstance(self.algorithm, PPO):
-                self.algorithm.critic_optimizer.state.clear()
+            for trained in self.algorithm.networks().values():
+                trained.optimizer.state.clear()
 
     def export(self, folder: str | Path) -> None:
         """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
@@ -201,7 +187,7 @@ class Learner:
 
     @saves_to_storage
     def save(self, folder: Path) -> None:
-        """Generator (its adapters alone), its averages, optimiser, the algorithm's own state.
+        """Generator (its adapters alone), its averages, optimiser, the algorithm's own networks and state.
 
         A learner draws nothing, so there is no random state. Rank 0 writes. Whatever the group, the files
         hold whole tensors: one of another size or strategy loads them.
@@ -211,8 +197,8 @@ class Learner:
         elif self.group.first:
             save_adapters(self.policy.model, folder / "generator")
         save_optimizer(self.policy.optimizer, folder / "optimizer.safetensors", self.group)
-        if isinstance(self.algorithm, PPO):
-            self.algorithm.save(folder / "critic")
+        for name, trained in self.algorithm.networks().items():
+            trained.save(folder / name, self.group)
         for name, average in self.policy.averages.items():
             average.save(folder / name, self.group)
         if not self.group.first:
@@ -231,8 +217,8 @@ class Learner:
         else:
             restore_whole(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
-        if isinstance(self.algorithm, PPO):
-            self.algorithm.load(folder / "critic")
+        for name, trained in self.algorithm.networks().items():
+            trained.load(folder / name)
         state = json.loads((folder / ALGORITHM_STATE).read_text())
         for name, average in self.policy.averages.items():
             if not (folder / name).is_dir():

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.generator import GumbelKLSettings, KLSettings
+from rlgaf_ray.config.algorithm import GumbelKLSettings, KLSettings
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.models.generator import (
@@ -66,7 +66,7 @@ class Policy:
         if config.needs_base_model:
             assert base_folder is not None, "an SFT stage ran, and nobody said what it began with"
             self.base = self.load(base_folder)
-        self.kl_reference = self.base if config.generator.kl.reference == "base" else self.reference
+        self.kl_reference = self.base if config.generator.active.kl.reference == "base" else self.reference
         self.optimizer = build_optimizer(
             self.model.parameters(),
             learning_rate=config.generator.learning_rate,
@@ -77,8 +77,7 @@ class Policy:
         if config.generator.average_decay > 0:
             decay = config.generator.average_decay
             self.averages["average"] = MovingAverage(self.load(folder), rate=decay, debiased=True)
-        if config.generator.algorithm == "seqgan" and config.generator.seqgan.rollout_policy_rate > 0:
-            rate = config.generator.seqgan.rollout_policy_rate
+        if (rate := config.generator.active.rollout_average) > 0:
             self.averages["rollout_policy"] = MovingAverage(self.load(folder), rate=rate, debiased=False)
 
     def load(self, folder: str | Path, *, frozen: bool = True) -> PreTrainedModel:

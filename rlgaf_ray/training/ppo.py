@@ -7,6 +7,7 @@ that follows the advantages of an untrained critic leaves the reference for noth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,10 @@ from rlgaf_ray.objectives.advantages import RunningStatistics, generalized_advan
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import ppo_policy_loss, ppo_value_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
+from rlgaf_ray.training.algorithm import Algorithm, TrainedNetwork
 from rlgaf_ray.training.batching import shuffled_minibatches
-from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
-from rlgaf_ray.training.optimizer import (
-    build_optimizer,
-    load_optimizer,
-    optimizer_step,
-    save_optimizer,
-    schedule_factor,
-    skipped,
-)
+from rlgaf_ray.training.distributed import prepare
+from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
 from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
@@ -38,21 +33,11 @@ from rlgaf_ray.training.precision import autocast
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
-class PPO:
-    def __init__(
-        self,
-        folder: str | Path,
-        config: Config,
-        *,
-        pad_token_id: int,
-        device: torch.device,
-        group: Group = ALONE,
-    ) -> None:
-        self.group = group
+class PPO(Algorithm):
+    def __init__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> None:
         self.settings = config.generator.ppo
         self.seed = config.run.seed
         self.num_iterations = config.run.iterations
-        self.learning_rate_factor = 1.0  # lowered by the guard's roll-backs
         self.max_grad_norm = config.generator.max_grad_norm
         self.kl = KLController(self.settings.kl)
         self.statistics = RunningStatistics()
@@ -62,16 +47,17 @@ class PPO:
             pad_token_id=pad_token_id,
             seed=config.run.seed,
             trust_remote_code=config.model.trust_remote_code,
-            device=device,
+            device=policy.device,
         )
         torch.nn.init.zeros_(self.critic.network.score.weight)  # values start at zero, as whitened rewards do
-        prepare(self.critic.network, config.learner, group)
-        self.critic_optimizer = build_optimizer(
+        prepare(self.critic.network, config.learner, policy.group)
+        optimizer = build_optimizer(
             self.critic.parameters(),
             learning_rate=self.settings.value_learning_rate,
             betas=config.generator.betas,
             weight_decay=config.generator.weight_decay,
         )
+        self.trained_critic = TrainedNetwork(self.critic, optimizer)
 
     def update(
         self,
@@ -79,8 +65,9 @@ class PPO:
         batch: TrainBatch,
         sequence_rewards: torch.Tensor,
         iteration: int,
-        pretraining: SequenceBatch | None,
+        text: SequenceBatch | None,
     ) -> Metrics:
+        """As ``Algorithm.update``; ``text``: of the warm-up, for PPO-ptx."""
         settings, mask = self.settings, batch.sequences.response_mask
         old_logprobs = policy.frozen_logprobs(batch.sequences, policy.model)
         reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
@@ -145,10 +132,10 @@ class PPO:
                     (loss * part.share).backward()
                     sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
                     sums.add(metrics, part.token_share)
-            if policy_moves and pretraining is not None:
-                policy.text_backward(pretraining, settings.pretraining_coefficient, sums, name="pretraining_loss")
+            if policy_moves and text is not None:
+                policy.text_backward(text, settings.pretraining_coefficient, sums, name="pretraining_loss")
             steps["critic_grad_norm"] = optimizer_step(
-                self.critic_optimizer,
+                self.trained_critic.optimizer,
                 self.critic.parameters(),
                 learning_rate=learning_rate,
                 max_grad_norm=self.max_grad_norm,
@@ -174,7 +161,7 @@ class PPO:
             num_warmup_steps=0,
             schedule=self.settings.value_learning_rate_schedule,
         )
-        return self.settings.value_learning_rate * self.learning_rate_factor * factor
+        return self.settings.value_learning_rate * self.trained_critic.learning_rate_factor * factor
 
     def values(self, policy: Policy, sequences: SequenceBatch) -> torch.Tensor:
         """V(x, y_<t) at the position of token t: the state before it is sampled, float32 [B, T]."""
@@ -182,19 +169,12 @@ class PPO:
             scores = self.critic.token_scores(sequences)
         return torch.nn.functional.pad(scores[:, :-1], (1, 0)) * sequences.response_mask
 
+    def networks(self) -> Mapping[str, TrainedNetwork]:
+        return {"critic": self.trained_critic}
+
     def state_dict(self) -> dict[str, Any]:
         return {"kl_coefficient": self.kl.coefficient, "reward_statistics": self.statistics.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kl.coefficient = state["kl_coefficient"]
         self.statistics.load_state_dict(state["reward_statistics"])
-
-    def save(self, folder: Path) -> None:
-        state = whole_state(self.critic.network, self.group)
-        if state is not None:
-            self.critic.export(folder, state)
-        save_optimizer(self.critic_optimizer, folder / "optimizer.safetensors", self.group)
-
-    def load(self, folder: Path) -> None:
-        restore_whole(self.critic.network, folder)
-        load_optimizer(self.critic_optimizer, folder / "optimizer.safetensors")

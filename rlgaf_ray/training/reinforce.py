@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 
-from rlgaf_ray.config.generator import PolicyGradientSettings
+from rlgaf_ray.config.policy_gradient import PolicyGradientSettings
 from rlgaf_ray.objectives.advantages import rewards_to_go, scale_advantages
 from rlgaf_ray.objectives.baselines import (
     batch_mean_baseline,
@@ -25,6 +25,7 @@ from rlgaf_ray.objectives.baselines import (
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import TensorMetrics, masked_average, ppo_policy_loss, reinforce_loss
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
+from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.batching import shuffled_minibatches
 from rlgaf_ray.training.policy import (
     KLController,
@@ -35,7 +36,7 @@ from rlgaf_ray.training.policy import (
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
-class Reinforce:
+class Reinforce(Algorithm):
     def __init__(self, settings: PolicyGradientSettings) -> None:
         self.settings = settings
         self.kl = KLController(settings.kl)
@@ -47,8 +48,9 @@ class Reinforce:
         batch: TrainBatch,
         sequence_rewards: torch.Tensor,
         iteration: int,
-        demonstrations: SequenceBatch | None = None,
+        text: SequenceBatch | None = None,
     ) -> Metrics:
+        """As ``Algorithm.update``; ``text``: demonstrations."""
         settings, mask = self.settings, batch.sequences.response_mask
         estimator = settings.kl.estimator
         # In one step the ratio to the policy before it is one, and no pass is needed to know that policy's log-probs.
@@ -107,10 +109,8 @@ class Reinforce:
                     metrics["kl_exact"] = masked_average(distance.detach(), sequences.response_mask, average="token")
                 sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
                 sums.add(metrics, part.token_share)
-            if demonstrations is not None:
-                policy.text_backward(
-                    demonstrations, settings.demonstration_coefficient, sums, name="demonstration_loss"
-                )
+            if text is not None:
+                policy.text_backward(text, settings.demonstration_coefficient, sums, name="demonstration_loss")
             steps = policy.step(iteration)
             num_skipped += steps["skipped_steps"]
         totals = sums.means(policy.group) | steps | {"skipped_steps": num_skipped}

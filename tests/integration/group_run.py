@@ -21,7 +21,6 @@ from rlgaf_ray.training import policy as policy_module
 from rlgaf_ray.training.distributed import ALONE, Group, join_group, whole_state
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
-from rlgaf_ray.training.ppo import PPO
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
 from rlgaf_ray.weights.state import split_state, to_tensors
 from tests.patience import HANGS_AFTER
@@ -113,15 +112,14 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
         else:
             role = NeuralDiscriminator(folder / "model", config, pad_token_id=0, group=group)
     if isinstance(role, Learner):
-        networks = {"policy": role.policy.model}
-        if isinstance(role.algorithm, PPO):
-            networks["critic"] = role.algorithm.critic.network
+        beside = role.algorithm.networks()
+        networks = {"policy": role.policy.model} | {name: each.model.network for name, each in beside.items()}
     else:
         networks = {"discriminator": role.model.network}
     if job.exact and isinstance(role, Learner):
         role.policy.optimizer = torch.optim.SGD(role.policy.model.parameters(), lr=1.0)
-        if isinstance(role.algorithm, PPO):
-            role.algorithm.critic_optimizer = torch.optim.SGD(role.algorithm.critic.parameters(), lr=1.0)
+        for each in role.algorithm.networks().values():
+            each.optimizer = torch.optim.SGD(each.model.parameters(), lr=1.0)
     elif job.exact:
         role.optimizer = torch.optim.SGD(role.model.parameters(), lr=1.0)
     saved = folder / f"{job.load}-{job.role}"

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.training.discriminator import scores_at_the_end
 from rlgaf_ray.training.distributed import Group
-from rlgaf_ray.types import Demonstration, Metrics, Rollout
+from rlgaf_ray.training.policy import KLController, Policy
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, TrainBatch
 
 
 class Logged(rl.Tracker):
@@ -172,3 +174,55 @@ def test_a_discriminator_can_be_passed_in(tmp_path: Path) -> None:
     outcome = rl.train(config, roles="local", discriminator=ShortIsReal)
     updates = int(2 + 4 * config.discriminator.updates_per_generator_update)  # the warm-up's and the iterations'
     assert (Path(str(outcome.folder)) / "discriminator" / "updates.txt").read_text() == str(updates)
+
+
+class Unadorned(rl.Algorithm):
+    """The plain policy gradient, and a count of its updates, which a checkpoint keeps."""
+
+    def __init__(self, folder: Path, config: rl.Config, policy: Policy, *, pad_token_id: int) -> None:
+        self.kl = KLController(config.generator.active.kl)
+        self.updates = 0
+
+    def update(
+        self,
+        policy: Policy,
+        batch: TrainBatch,
+        sequence_rewards: torch.Tensor,
+        iteration: int,
+        text: SequenceBatch | None,
+    ) -> Metrics:
+        assert text is not None, "the section in use asks for demonstrations"
+        assert len(sequence_rewards) == len(batch.sequences.token_ids) == 8
+        loss = -(sequence_rewards * policy.logprobs(batch.sequences).sum(1)).mean()
+        loss.backward()
+        self.updates += 1
+        return {"loss": loss.item(), "count": float(self.updates), **policy.step(iteration)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.updates = state["updates"]
+
+
+def test_an_algorithm_can_be_passed_in_and_is_resumed(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+
+    def rows(name: str, *, stop_after: int | None = None, resume: bool = False) -> list[Metrics]:
+        config = small_run(tmp_path, f"run.name={name}", "run.iterations=2", "checkpoint.every=1")
+        follower = Follower(stop_after)
+        rl.train(config, roles="local", algorithm=Unadorned, callbacks=[follower], resume=resume)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        read = [json.loads(line) for line in lines]
+        return [{key: value for key, value in row.items() if key.startswith("generator/")} for row in read]
+
+    whole = rows("whole")
+    rows("cut", stop_after=1)
+    resumed = rows("cut", resume=True)
+    assert [row.get("generator/count") for row in resumed] == [None, 1.0, 2.0]
+    assert resumed == whole
+    weights = [load_file(tmp_path / name / "generator" / "model.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    saved = tmp_path / "cut" / "checkpoints" / "step_000002" / "learner" / "algorithm.json"
+    assert json.loads(saved.read_text())["algorithm"]["updates"] == 2

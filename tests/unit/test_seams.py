@@ -1,4 +1,8 @@
-"""What a config chooses by name is decided in one table: nowhere else does a branch compare with such a name."""
+"""What a config chooses by name is decided in one table.
+
+Elsewhere no branch compares with such a name, nor asks whether an object is of a class that stands behind one:
+``==``, ``!=``, ``in``, ``case``, ``isinstance`` and class patterns count.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import pytest
 
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, DiscriminatorLoss
 from rlgaf_ray.config.engines import ENGINES
+from rlgaf_ray.config.generator import AlgorithmName, GeneratorSection
 from rlgaf_ray.config.task import TASKS, TaskSection, TaskSettings
 from tests.unit.test_floors import package_sources
 
@@ -18,16 +23,36 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "engine": tuple(ENGINES),
     "architecture": get_args(DiscriminatorArchitecture),
     "loss": get_args(DiscriminatorLoss),
+    "algorithm": get_args(AlgorithmName),
     "name": tuple(TASKS),
 }
 """The last part of the key, and its values."""
+
+
+def subclasses(*bases: str) -> set[str]:
+    """Names of the package's classes that derive directly from one of these."""
+    classes = [node for text in package_sources().values() for node in ast.walk(ast.parse(text))]
+    return {
+        node.name
+        for node in classes
+        if isinstance(node, ast.ClassDef) and {base.id for base in node.bases if isinstance(base, ast.Name)} & {*bases}
+    }
+
+
+CLASSES: dict[str, set[str]] = {
+    "engine": {traits.engine.partition(":")[2] for traits in ENGINES.values()},
+    "algorithm": subclasses("Algorithm", "AlgorithmSettings", "PolicyGradientSettings"),
+}
+"""Names of the classes behind a key's values: of what is built, and of its section in the config."""
 AMBIGUOUS = {"generator", "transformers", "hub", "python"}
 """Values that other things are called, too: a branch on them is one where the key stands beside it."""
 
 
 def branches(source: str) -> Iterator[tuple[int, str]]:
-    """Line and key of every comparison with one of the values, ``case`` patterns and ``in (...)`` included."""
+    """Line and key of every comparison with one of the values or classes."""
     for node in ast.walk(ast.parse(source)):
+        for key in _class_tests(node):
+            yield node.lineno, key
         match node:
             case ast.Compare(left=left, comparators=comparators):
                 operands: Sequence[ast.AST | None] = [left, *comparators]
@@ -46,6 +71,14 @@ def branches(source: str) -> Iterator[tuple[int, str]]:
         for key, choices in CHOICES.items():
             if values & set(choices) and (key in names or values & (set(choices) - AMBIGUOUS)):
                 yield node.lineno, key
+
+
+def _class_tests(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Call(func=ast.Name(id="isinstance"), args=[_, kind]) | ast.MatchClass(cls=kind):
+            names = {part.id for part in ast.walk(kind) if isinstance(part, ast.Name)}
+            names |= {part.attr for part in ast.walk(kind) if isinstance(part, ast.Attribute)}
+            yield from (key for key, classes in CLASSES.items() if names & classes)
 
 
 def _values(operand: ast.AST | None) -> Sequence[ast.AST | None]:
@@ -106,6 +139,12 @@ def test_every_task_has_its_settings_and_a_loader(name: str) -> None:
         ("if task == 'imdb': pass", "name"),
         ("if config.task.name in ('hub', 'x'): pass", "name"),
         ("match task.name:\n    case 'python': pass", "name"),
+        ("if generator.algorithm == 'ppo': pass", "algorithm"),
+        ("x = {'seqgan': 1} if name in ('seqgan', 'gumbel') else {}", "algorithm"),
+        ("if isinstance(learner.algorithm, PPO): pass", "algorithm"),
+        ("ok = isinstance(x, str | gumbel.GumbelSoftmax)", "algorithm"),
+        ("match x:\n    case PPOSettings(): pass", "algorithm"),
+        ("assert isinstance(engine, VLLMEngine)", "engine"),
     ],
 )
 def test_a_planted_branch_is_found(source: str, key: str) -> None:
@@ -122,7 +161,18 @@ def test_a_planted_branch_is_found(source: str, key: str) -> None:
         "run('vllm', engine='vllm')",
         "y = find('vllm') is None",
         "raise ValueError('vllm')",
+        "x = config.generator.ppo.epochs",
+        "if isinstance(x, Algorithm): pass",
     ],
 )
 def test_what_is_no_branch_on_a_choice_is_let_through(source: str) -> None:
     assert list(branches(source)) == []
+
+
+def test_every_algorithm_has_its_section_and_its_class() -> None:
+    from rlgaf_ray.training.algorithms import ALGORITHMS
+
+    generator = GeneratorSection()
+    assert CLASSES["algorithm"] >= {"Reinforce", "PPO", "GumbelSoftmax", "PPOSettings", "SeqGANSettings"}
+    assert {name: each.key for name, each in generator.settings.items()} == {name: name for name in ALGORITHMS}
+    assert set(ALGORITHMS) == set(get_args(AlgorithmName))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.config.generator import KLSettings
+from rlgaf_ray.config.algorithm import KLSettings
 from rlgaf_ray.data.collate import collate
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training.learner import Learner

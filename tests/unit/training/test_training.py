@@ -379,9 +379,8 @@ def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, alg
         learner.adjust(learning_rate_factor=factor, kl_coefficient=0.3)
     metrics = learner.update(items, iteration=1)
     assert (metrics["generator/learning_rate"], metrics["generator/kl_coefficient"]) == (5e-5, 0.3)
-    optimizers = [learner.policy.optimizer]
-    if algorithm == "ppo":
-        optimizers.append(learner.algorithm.critic_optimizer)
+    optimizers = [learner.policy.optimizer, *(each.optimizer for each in learner.algorithm.networks().values())]
+    assert len(optimizers) == 1 + (algorithm == "ppo")
     assert all(optimizer.state for optimizer in optimizers)
     learner.adjust(learning_rate_factor=1.0, refresh=True)
     assert not any(optimizer.state for optimizer in optimizers)

@@ -1,0 +1,34 @@
+"""The algorithms that ``generator.algorithm`` names; what each needs of the rest is in its section of the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlgaf_ray.config.generator import AlgorithmName
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.training.algorithm import Algorithm, AlgorithmFactory
+from rlgaf_ray.training.gumbel import GumbelSoftmax
+from rlgaf_ray.training.policy import Policy
+from rlgaf_ray.training.ppo import PPO
+from rlgaf_ray.training.reinforce import Reinforce
+
+
+def _reinforce(folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> Reinforce:
+    return Reinforce(config.generator.reinforce)
+
+
+def _seqgan(folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> Reinforce:
+    return Reinforce(config.generator.seqgan)
+
+
+ALGORITHMS: dict[AlgorithmName, AlgorithmFactory] = {
+    "reinforce": _reinforce,
+    "seqgan": _seqgan,
+    "ppo": PPO,
+    "gumbel": GumbelSoftmax,
+}
+
+
+def configured_algorithm(folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> Algorithm:
+    """The ``AlgorithmFactory`` that ``generator.algorithm`` names."""
+    return ALGORITHMS[config.generator.algorithm](folder, config, policy, pad_token_id=pad_token_id)
