@@ -11,13 +11,25 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Callback", "Config", "Discriminator", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "Discriminator",
+    "Outcome",
+    "RewardFunction",
+    "Tracker",
+    "UserError",
+    "evaluate",
+    "load_config",
+    "train",
+]
 
 _MODULES = {
     "Callback": "loop.callback",
     "Config": "config",
     "Discriminator": "training.discriminator",
     "Outcome": "loop.outcome",
+    "RewardFunction": "loop.rewards",
     "Tracker": "tracking.base",
     "UserError": "errors",
     "evaluate": "run.evaluate",

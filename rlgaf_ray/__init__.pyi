@@ -3,10 +3,22 @@ from rlgaf_ray.config import load_config as load_config
 from rlgaf_ray.errors import UserError as UserError
 from rlgaf_ray.loop.callback import Callback as Callback
 from rlgaf_ray.loop.outcome import Outcome as Outcome
+from rlgaf_ray.loop.rewards import RewardFunction as RewardFunction
 from rlgaf_ray.run.evaluate import evaluate as evaluate
 from rlgaf_ray.run.train import train as train
 from rlgaf_ray.tracking.base import Tracker as Tracker
 from rlgaf_ray.training.discriminator import Discriminator as Discriminator
 
 __version__: str
-__all__ = ["Callback", "Config", "Discriminator", "Outcome", "Tracker", "UserError", "evaluate", "load_config", "train"]
+__all__ = [
+    "Callback",
+    "Config",
+    "Discriminator",
+    "Outcome",
+    "RewardFunction",
+    "Tracker",
+    "UserError",
+    "evaluate",
+    "load_config",
+    "train",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.learner import LearnerSection
-from rlgaf_ray.config.reward import RewardSection
+from rlgaf_ray.config.reward import COMBINATIONS, REWARD_KINDS, RewardSection
 from rlgaf_ray.config.rollout import RolloutSection, ScheduleSection
 
 MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could turn negative
@@ -34,7 +34,13 @@ def _check_gumbel(
             "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
             "set discriminator.architecture=generator"
         )
+    if any(function.weight for function in reward.functions):
+        raise ValueError(
+            "generator.algorithm=gumbel learns from the discriminator's gradient, and reward.functions have none: give "
+            "them the weight 0 to log them, or take another algorithm"
+        )
     unused = {
+        "reward.discriminator_weight": reward.discriminator_weight != 1,
         "reward.whiten": reward.whiten,
         "reward.clip": reward.clip is not None,
         "reward.base_logprob": reward.base_logprob > 0,
@@ -55,8 +61,11 @@ def _check_gumbel(
 
 
 def _check_token_credit(reward: RewardSection, discriminator: DiscriminatorSection) -> None:
+    if reward.discriminator_weight == 0:  # nothing is a token's: the returns are those of whole responses
+        return
     needed = {
-        "reward.kind=logit": reward.kind in ("logit", "zero"),
+        "reward.combine=sum": COMBINATIONS[reward.combine].additive,
+        "reward.kind=logit": REWARD_KINDS[reward.kind].token_share is not None,
         "reward.whiten=false": not reward.whiten,
         "reward.clip=null": reward.clip is None,
         "discriminator.architecture=generator": discriminator.traits.scalar_head,

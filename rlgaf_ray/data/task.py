@@ -13,7 +13,7 @@ from rlgaf_ray.data.imdb import ImdbSource
 from rlgaf_ray.data.rows import RowSource
 from rlgaf_ray.data.squad import squad_source
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import Demonstration, EvaluationPart, Rollout, TextBlocks
+from rlgaf_ray.types import Demonstration, EvaluationPart, Rollout, Row, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,9 @@ class Task(Protocol):
 
     demonstrations: list[Demonstration]
     """Real answers; a ``Prompt`` of training has the row of its demonstration as ``prompt_id``."""
+
+    rows: list[Row]
+    """What reward functions read beside prompt and response, of each demonstration; empty where nothing was kept."""
 
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
@@ -66,18 +69,18 @@ class TaskSource(Protocol):
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task: ...
 
 
-def load_source(task: TaskSection, *, base: bool) -> TaskSource:
+def load_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> TaskSource:
     """Read and split the data that ``task.name`` names; ``UserError`` with the fix for what cannot be used.
 
-    ``base``: the run trains the base model, so that pairs keep a part for it.
+    ``base``: the run trains the base model, so that pairs keep a part for it. ``keep_rows``: for ``Task.rows``.
     """
     match task.name:
         case "imdb":
             return ImdbSource.load(task)
         case "squad":
-            return squad_source(task, base=base)
+            return squad_source(task, base=base, keep_rows=keep_rows)
         case "jsonl" | "hub":
-            return RowSource.load(task, base=base)
+            return RowSource.load(task, base=base, keep_rows=keep_rows)
 
 
 def evaluation_set(task: Task, num_prompts: int, part: EvaluationPart = "validation") -> list[Demonstration]:

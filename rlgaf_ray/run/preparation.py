@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from platformdirs import user_cache_path
@@ -29,6 +29,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.loop.rewards import RewardFunction
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
@@ -57,6 +58,8 @@ class Prepared:
     data: Data
     warmups: Warmups
     discriminator: DiscriminatorFactory = NeuralDiscriminator
+    rewards: Mapping[str, RewardFunction] = field(default_factory=dict)
+    """The functions of ``reward.functions`` that are loaded or were passed as arguments, by name."""
 
 
 def with_name(config: Config) -> Config:
@@ -105,7 +108,8 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
 
     ``source``: replaces the one that ``task.name`` names.
     """
-    source = source or load_source(config.task, base=config.base_warmup.steps != 0)
+    keep_rows = bool(config.reward.functions)
+    source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
     if config.model.generator == FILM_REVIEWS and isinstance(source, RowSource):
         refuse_base_reviews(source.texts)
     if config.model.generator in FROM_SCRATCH:

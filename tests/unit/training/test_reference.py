@@ -61,7 +61,7 @@ def scored() -> list[ScoredRollout]:
             policy_version=0,
         )
         parts = np.eye(count, dtype=np.float32)[-1] * row
-        items.append(ScoredRollout(rollout, float(row), 0, token_scores=parts))
+        items.append(ScoredRollout(rollout, float(row), 0, float(row), parts))
     return items
 
 

@@ -53,6 +53,7 @@ def scored(rewards: list[float], *, values: list[float] | None = None) -> list[S
             ),
             score=reward,
             discriminator_version=0,
+            reward=reward,
             action_values=None if values is None else np.array([values[row], reward], np.float32),
         )
         for row, reward in enumerate(rewards)
