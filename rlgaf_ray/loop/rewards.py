@@ -115,7 +115,7 @@ class FunctionReward:
             raise self._failed(f"returned {len(values)} rewards for {expected} responses")
         for row, value in enumerate(values):
             if value is not None and not math.isfinite(value):
-                raise self._failed(f"returned {value} for response {row}: return a finite number, or None for no reward")
+                raise self._failed(f"returned {value} for response {row}: return finite numbers, or None for no reward")
             if value is not None and value < 0 and not self.settings.takes_negative:
                 raise self._failed(
                     f"returned {value:g} for response {row}, and reward.combine={self.settings.combine} needs rewards "
@@ -337,7 +337,7 @@ def _parameters(function: RewardFunction) -> set[str] | None:
 
 
 def _described(error: BaseException) -> str:
-    """Type, message and place of an error of somebody else's code."""
+    """Type, message and place of an error of somebody else's code, on one line."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -10,12 +10,15 @@ import pytest
 
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, DiscriminatorLoss
 from rlgaf_ray.config.engines import ENGINES
+from rlgaf_ray.config.reward import RewardCombination, RewardKind
 from tests.unit.test_floors import package_sources
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "engine": tuple(ENGINES),
     "architecture": get_args(DiscriminatorArchitecture),
     "loss": get_args(DiscriminatorLoss),
+    "kind": get_args(RewardKind),
+    "combine": get_args(RewardCombination),
 }
 """The last part of the key, and its values."""
 AMBIGUOUS = {"generator", "transformers"}
@@ -70,6 +73,8 @@ def test_nothing_branches_on_a_chosen_name() -> None:
         ("cnn = 'cnn' != kind", "architecture"),
         ("if loss in ('hinge', 'other'): pass", "loss"),
         ("match kind:\n    case 'a' | 'contrastive': pass", "loss"),
+        ("match settings.kind:\n    case 'log_probability': pass", "kind"),
+        ("x = combine == 'product'", "combine"),
     ],
 )
 def test_a_planted_branch_is_found(source: str, key: str) -> None:
