@@ -29,7 +29,7 @@ _MODULES = {
     "Config": "config",
     "Discriminator": "training.discriminator",
     "Outcome": "loop.outcome",
-    "RewardFunction": "loop.rewards",
+    "RewardFunction": "loop.reward_functions",
     "Tracker": "tracking.base",
     "UserError": "errors",
     "evaluate": "run.evaluate",

@@ -3,7 +3,7 @@ from rlgaf_ray.config import load_config as load_config
 from rlgaf_ray.errors import UserError as UserError
 from rlgaf_ray.loop.callback import Callback as Callback
 from rlgaf_ray.loop.outcome import Outcome as Outcome
-from rlgaf_ray.loop.rewards import RewardFunction as RewardFunction
+from rlgaf_ray.loop.reward_functions import RewardFunction as RewardFunction
 from rlgaf_ray.run.evaluate import evaluate as evaluate
 from rlgaf_ray.run.train import train as train
 from rlgaf_ray.tracking.base import Tracker as Tracker

@@ -53,7 +53,8 @@ from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
 from rlgaf_ray.loop.outcome import Outcome
-from rlgaf_ray.loop.rewards import RewardFunction, Rewards
+from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.loop.rewards import Rewards
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed

@@ -29,7 +29,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator, Measure
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import decode
-from rlgaf_ray.loop.rewards import RewardFunction
+from rlgaf_ray.loop.reward_functions import RewardFunction
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,

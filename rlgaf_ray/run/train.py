@@ -19,7 +19,8 @@ from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.outcome import Outcome
-from rlgaf_ray.loop.rewards import RewardFailed, RewardFunction, reward_functions, with_rewards
+from rlgaf_ray.loop.reward_functions import RewardFunction, reward_functions, with_rewards
+from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import (

@@ -23,7 +23,7 @@ from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
 from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.rewards import reward_functions
+from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, check_lengths, prepare_data, with_name

@@ -18,7 +18,8 @@ import pytest
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.monte_carlo import search
-from rlgaf_ray.loop.rewards import Rewarded, RewardFailed, RewardFunction, Rewards, reward_functions, with_rewards
+from rlgaf_ray.loop.reward_functions import RewardFunction, reward_functions, with_rewards
+from rlgaf_ray.loop.rewards import Rewarded, RewardFailed, Rewards
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings, ScoredRollout
 
 SEQUENCE = ["generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out"]
