@@ -37,7 +37,6 @@ class Responses:
 
     scored: Sequence[ScoredRollout]
     columns: Mapping[str, Sequence[Any]]  # prompts, completions and so on, as reward functions get them
-    iteration: int
 
 
 class RewardSource(Protocol):
@@ -184,7 +183,7 @@ class Rewards:
 
     def __call__(self, scored: Sequence[ScoredRollout], iteration: int) -> Rewarded:
         """Raises ``RewardFailed`` for a function that raises, hangs or returns what is no reward."""
-        responses = Responses(scored, self._columns(scored, iteration) if self.functions else {}, iteration)
+        responses = Responses(scored, self._columns(scored, iteration) if self.functions else {})
         found = {name: source(responses) for name, source in self.sources.items()}
         given = torch.tensor([[value is not None for value in values] for values in found.values()])
         values = torch.tensor([[value or 0.0 for value in values] for values in found.values()], dtype=torch.float64)
