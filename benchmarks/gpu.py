@@ -136,7 +136,7 @@ def main() -> int:
                 found("rollouts", f"{tokens / median_seconds(generate):,.0f} tokens/s")
             ray.kill(worker)
 
-        scored = [ScoredRollout(rollout, float(numbers.normal()), 0) for rollout in rollouts]
+        scored = [ScoredRollout(rollout, 0.0, 0, float(numbers.normal())) for rollout in rollouts]
         seconds = median_seconds(lambda: ray.get(learner.update.remote(scored, iteration=0), timeout=SECONDS))
         tokens = sum(len(r.prompt_ids) + len(r.response_ids) for r in rollouts)
         work = 6 * ray.get(learner.num_parameters.remote()) * tokens / seconds

@@ -16,6 +16,7 @@ import multiprocessing
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,8 @@ def rollouts_of(setup: Bench, pad: int) -> list[ScoredRollout]:
     )
     seeds = [rollout_seed(0, 1, index) for index in range(settings.batch_size)]
     rollouts = TransformersEngine(setup.warmups.generator).generate(prompts, sampling, seeds=seeds)
-    return NeuralDiscriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad).score(rollouts)
+    discriminator = NeuralDiscriminator(setup.warmups.discriminator, setup.config, pad_token_id=pad)
+    return [replace(item, reward=item.score) for item in discriminator.score(rollouts)]
 
 
 def peak_bytes(

@@ -53,7 +53,7 @@ class Bare:
         results: dict[str, list] = {}
         times = [
             seconds(lambda: results.update(rollouts=roles.generate(prompts, sampling_settings(config), seeds))),
-            seconds(lambda: results.update(scored=roles.score(results["rollouts"]))),
+            seconds(lambda: results.update(scored=loop.rewards(roles.score(results["rollouts"]), iteration).scored)),
             seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, pretraining=None)),
             seconds(lambda: roles.push_weights(iteration)),
             0.0,

@@ -47,7 +47,7 @@ def side(folder: Path, overrides: list[str]) -> dict[str, object]:
         behaviour = np.full(RESPONSE, -10.8, np.float32)
         rollout = Rollout(row, tokens[:PROMPT], tokens[PROMPT:], behaviour, "length", 0)
         parts = numbers.normal(size=RESPONSE).astype(np.float32)
-        scored.append(ScoredRollout(rollout, float(parts.sum()), 0, token_scores=parts))
+        scored.append(ScoredRollout(rollout, float(parts.sum()), 0, float(parts.sum()), parts))
     release_freed_memory()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     seconds = []

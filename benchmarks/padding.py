@@ -57,7 +57,7 @@ def scored_answers(
             policy_version=0,
         )
         parts = numbers.normal(size=len(response)).astype(np.float32)
-        scored.append(ScoredRollout(rollout, float(parts.sum()), 0, token_scores=parts))
+        scored.append(ScoredRollout(rollout, float(parts.sum()), 0, float(parts.sum()), parts))
     return scored
 
 

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +106,8 @@ def iterate(roles: RayRoles, config, vocab_size: int) -> None:
         prompts = [Prompt(row, tokens(task.prompt_tokens)) for row in range(config.rollout.prompts_per_iteration)]
         seeds = list(range(config.rollout.batch_size))
         scored = roles.score(roles.generate(prompts, sampling, seeds))
-        learned = roles.update_generator(scored, iteration=iteration, pretraining=None)
+        rewarded = [replace(item, reward=item.score) for item in scored]
+        learned = roles.update_generator(rewarded, iteration=iteration, pretraining=None)
         told = roles.update_discriminator(demonstrations(), [item.rollout for item in scored], demonstrations())
         pushed = roles.push_weights(iteration + 1)
         learned(), told(), pushed()

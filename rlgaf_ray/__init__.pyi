@@ -6,6 +6,7 @@ from rlgaf_ray.data.task import TaskSource as TaskSource
 from rlgaf_ray.errors import UserError as UserError
 from rlgaf_ray.loop.callback import Callback as Callback
 from rlgaf_ray.loop.outcome import Outcome as Outcome
+from rlgaf_ray.loop.reward_functions import RewardFunction as RewardFunction
 from rlgaf_ray.run.evaluate import evaluate as evaluate
 from rlgaf_ray.run.train import train as train
 from rlgaf_ray.tracking.base import Tracker as Tracker
@@ -20,6 +21,7 @@ __all__ = [
     "Discriminator",
     "Measure",
     "Outcome",
+    "RewardFunction",
     "Task",
     "TaskSource",
     "Tracker",

@@ -66,7 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(dump_config(config), end="")
         return 0
     _check_packages()
-    for risk in (*config.model.risks, *config.tracking.risks):  # before the model is first looked at
+    # before the model is first looked at
+    for risk in (*config.model.risks, *config.reward.risks, *config.tracking.risks):
         print(uri.public(risk), file=sys.stderr)
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)

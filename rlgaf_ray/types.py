@@ -11,7 +11,7 @@ Worked example, one prompt of three tokens answered with two::
         finish_reason="length",
         policy_version=12,
     )
-    scored = ScoredRollout(rollout=rollout, score=0.42, discriminator_version=2)
+    scored = ScoredRollout(rollout=rollout, score=0.42, discriminator_version=2, reward=0.42)
     batch = collate([scored], pad_token_id=0)  # rlgaf_ray.data.collate -> TrainBatch, B = 1, T = 5
 """
 
@@ -68,6 +68,10 @@ class Demonstration(_Compact):
     response_ids: np.ndarray  # int32 [R]
 
 
+Row = Mapping[str, Any]
+"""A row of a data set by its columns, for reward functions; ``prompt``, if it has one, is text or messages."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TextBlocks:
     """Text for next-token training: rows of equal length, padded on the right where a text is shorter."""
@@ -96,11 +100,12 @@ class Rollout(_Compact):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredRollout:
-    """A rollout and the discriminator's raw logit for it (higher: more like a demonstration)."""
+    """A rollout and the discriminator's raw logit for it (higher: more like a demonstration), then its reward."""
 
     rollout: Rollout
     score: float
     discriminator_version: int
+    reward: float | None = None  # of all reward sources (loop/rewards.py), before whitening and clipping
     token_scores: np.ndarray | None = None  # float32 [R], the parts of the score that the response's tokens add
     action_values: np.ndarray | None = None  # float32 [R], in the reward's unit: SeqGAN's Q of every response token
 
@@ -128,7 +133,8 @@ class TrainBatch:
     token_scores: torch.Tensor | None = None  # float32 [B, T], zero outside the response; its sum over time is scores
     action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in the reward's unit
     num_read: torch.Tensor | None = None  # int64 [B], response tokens that the discriminator scored; default: all
-    token_rewards: torch.Tensor | None = None  # float32 [B, T], zero outside the response: beside those from scores
+    token_rewards: torch.Tensor | None = None  # float32 [B, T], zero outside the response: beside those of responses
+    rewards: torch.Tensor | None = None  # float32 [B], of all reward sources, before whitening and clipping
 
     def to(self, device: torch.device) -> TrainBatch:
         return TrainBatch(
@@ -140,6 +146,7 @@ class TrainBatch:
             None if self.action_values is None else self.action_values.to(device),
             None if self.num_read is None else self.num_read.to(device),
             None if self.token_rewards is None else self.token_rewards.to(device),
+            None if self.rewards is None else self.rewards.to(device),
         )
 
 

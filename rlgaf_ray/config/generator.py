@@ -21,6 +21,7 @@ from rlgaf_ray.config.algorithm import (
     Text,
 )
 from rlgaf_ray.config.policy_gradient import DEMONSTRATION_COEFFICIENT, Baseline, Credit, PolicyGradientSettings
+from rlgaf_ray.config.reward import COMBINATIONS, REWARD_KINDS
 from rlgaf_ray.config.section import (
     Fraction,
     LearningRateSchedule,
@@ -50,8 +51,11 @@ class ReinforceSettings(PolicyGradientSettings):
 
     def _check_token_credit(self, others: OtherSections) -> None:
         reward, discriminator = others.reward, others.discriminator
+        if reward.discriminator_weight == 0:  # nothing is a token's: the returns are those of whole responses
+            return
         needed = {
-            "reward.kind=logit": reward.kind in ("logit", "zero"),
+            "reward.combine=sum": COMBINATIONS[reward.combine].additive,
+            "reward.kind=logit": REWARD_KINDS[reward.kind].token_share is not None,
             "reward.whiten=false": not reward.whiten,
             "reward.clip=null": reward.clip is None,
             "discriminator.architecture=generator": discriminator.traits.scalar_head,
@@ -181,7 +185,13 @@ class GumbelSettings(AlgorithmSettings):
                 "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
                 "set discriminator.architecture=generator"
             )
+        if any(function.weight for function in reward.functions):
+            raise ValueError(
+                "generator.algorithm=gumbel learns from the discriminator's gradient, and reward.functions have none: "
+                "give them the weight 0 to log them, or take another algorithm"
+            )
         unused = {
+            "reward.discriminator_weight": reward.discriminator_weight != 1,
             "reward.whiten": reward.whiten,
             "reward.clip": reward.clip is not None,
             "reward.base_logprob": reward.base_logprob > 0,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from rlgaf_ray.data.lengths import WHOLE, View
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
+
+T = TypeVar("T")
 
 
 def num_tokens(item: Demonstration | Rollout) -> int:
@@ -49,20 +52,26 @@ def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int,
         rows[response] = np.concatenate(values)
         return torch.from_numpy(rows)
 
-    def where_given(name: str) -> torch.Tensor | None:
-        values = [value for item in scored if (value := getattr(item, name)) is not None]
-        assert len(values) in (0, len(scored)), f"all rollouts of a batch have {name}, or none has"
-        return padded(values) if values else None
+    token_scores = _given("token_scores", [item.token_scores for item in scored])
+    action_values = _given("action_values", [item.action_values for item in scored])
+    rewards = _given("rewards", [item.reward for item in scored])
 
     return TrainBatch(
         sequences=collate_sequences(rollouts, pad_token_id),
         behaviour_logprobs=padded([rollout.behaviour_logprobs for rollout in rollouts]),
         scores=torch.tensor([item.score for item in scored], dtype=torch.float32),
         group_size=group_size,
-        token_scores=where_given("token_scores"),
-        action_values=where_given("action_values"),
+        token_scores=None if token_scores is None else padded(token_scores),
+        action_values=None if action_values is None else padded(action_values),
         num_read=torch.tensor([len(item.response_ids) for item in view.read(rollouts)]),
+        rewards=None if rewards is None else torch.tensor(rewards, dtype=torch.float32),
     )
+
+
+def _given(name: str, values: Sequence[T | None]) -> list[T] | None:
+    given = [value for value in values if value is not None]
+    assert len(given) in (0, len(values)), f"all rollouts of a batch have {name}, or none has"
+    return given or None
 
 
 def demonstration_blocks(items: Sequence[Demonstration]) -> TextBlocks:

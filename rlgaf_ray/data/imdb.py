@@ -14,7 +14,7 @@ from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, Row, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,6 +57,7 @@ class ImdbTask:
             [items[row] for row in drawn_rows(len(items), task)]
             for items in (self._wanted("demonstrations")[0], self._unwanted("demonstrations"))
         )
+        self.rows: Sequence[Row] = ()
         self._evaluation = {part: self._wanted(part) for part in EVALUATION_PARTS}
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
@@ -202,6 +203,6 @@ class ImdbSource:
         )
 
 
-def imdb_source(task: TaskSection, *, base: bool) -> ImdbSource:
-    """Reads ``task.imdb``. The parts are the same with a base warm-up and without one."""
+def imdb_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> ImdbSource:
+    """Reads ``task.imdb``. The parts are the same with a base warm-up; reviews have no further columns to keep."""
     return ImdbSource.load(task)

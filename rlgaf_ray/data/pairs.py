@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,7 +14,7 @@ from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.data.task import Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Row, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,7 @@ class Pair:
     group: str  # pairs of one group stay in one part
     references: tuple[str, ...]  # what an answer is compared with; none: the right answer is to give none
     kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
+    row: Row = field(default_factory=dict, repr=False, compare=False)  # no part of the checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ class PairTask(Task):
         self._base = "base" if demonstrations["base"] else "demonstrations"
         rows = drawn_rows(len(demonstrations["demonstrations"]), task)
         self.demonstrations = [demonstrations["demonstrations"][row] for row in rows]
+        self.rows = [pairs["demonstrations"][row].row for row in rows]
         self.contrast = mismatched([pairs["demonstrations"][row] for row in rows], self.demonstrations)
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:

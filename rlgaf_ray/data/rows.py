@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from rlgaf_ray.config.task import RowSettings, TaskSection
 from rlgaf_ray.data.pairs import Pair, PairSource, PairTask
 from rlgaf_ray.data.task import TaskSource
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,13 +67,25 @@ class RowSource(TaskSource):
     settings: RowSettings
     rows: list[tuple[str | Messages, str]]  # prompt, response
     base: bool  # a part is kept for the base warm-up
+    kept: list[Row]  # the whole rows, for reward functions; empty unless asked for
 
     @classmethod
     def load(
-        cls, task: TaskSection, settings: RowSettings, raw: Iterable[Mapping[str, Any]], *, base: bool
+        cls,
+        task: TaskSection,
+        settings: RowSettings,
+        raw: Iterable[Mapping[str, Any]],
+        *,
+        base: bool,
+        keep_rows: bool = False,
     ) -> RowSource:
-        rows = [prompt_and_response(row, settings, number) for number, row in enumerate(raw, start=1)]
-        return cls(task, settings, rows, base)
+        rows: list[tuple[str | Messages, str]] = []
+        kept: list[Row] = []
+        for number, row in enumerate(raw, start=1):
+            rows.append(prompt_and_response(row, settings, number))
+            if keep_rows:
+                kept.append({**row, "prompt": rows[-1][0]})
+        return cls(task, settings, rows, base, kept)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -98,18 +111,20 @@ class RowSource(TaskSource):
             return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
 
         pairs = [_pair(rendered(prompt), response) for prompt, response in self.rows]
+        if self.kept:
+            pairs = [replace(pair, row=row) for pair, row in zip(pairs, self.kept, strict=True)]
         return PairSource.split(self.task, self.settings, pairs, base=self.base).tokenized(tokenizer, cache_folder)
 
 
-def jsonl_source(task: TaskSection, *, base: bool) -> RowSource:
+def jsonl_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> RowSource:
     assert task.jsonl.path is not None, "the config refuses jsonl without a path"
-    return RowSource.load(task, task.jsonl, read_jsonl(task.jsonl.path), base=base)
+    return RowSource.load(task, task.jsonl, read_jsonl(task.jsonl.path), base=base, keep_rows=keep_rows)
 
 
-def hub_source(task: TaskSection, *, base: bool) -> RowSource:
+def hub_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> RowSource:
     assert task.hub.dataset is not None, "the config refuses hub without a data set"
     raw = hub_rows(task.hub.dataset, subset=task.hub.subset, split=task.hub.split, key="task.hub.dataset")
-    return RowSource.load(task, task.hub, raw, base=base)
+    return RowSource.load(task, task.hub, raw, base=base, keep_rows=keep_rows)
 
 
 def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:

@@ -16,6 +16,7 @@ from rlgaf_ray.data.rows import check_encodable, hub_rows
 from rlgaf_ray.errors import UserError
 
 T = TypeVar("T", str, int)
+COLUMNS = ("title", "context", "question", "answers")
 HUB_DATASETS = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
 
@@ -78,8 +79,11 @@ def _typed(row: dict[str, Any], name: str, kind: type[T]) -> T:
     return row[name]
 
 
-def squad_pairs(questions: Iterable[Question], settings: SquadSettings) -> list[Pair]:
-    """Context and question as the prompt, or the bare question as in the paper's table 1; the first answer follows."""
+def squad_pairs(questions: Iterable[Question], settings: SquadSettings, *, keep_rows: bool = False) -> list[Pair]:
+    """Context and question as the prompt, or the bare question as in the paper's table 1; the first answer follows.
+
+    ``keep_rows``: with ``title``, ``context``, ``question`` and ``answers`` (texts), for reward functions.
+    """
     pairs = []
     for question in questions:
         if not question.answers and settings.unanswerable == "drop":
@@ -98,19 +102,20 @@ def squad_pairs(questions: Iterable[Question], settings: SquadSettings) -> list[
                 group=question.title,
                 references=tuple(question.answers),
                 kept_span=kept_span if settings.context else None,
+                row={name: getattr(question, name) for name in COLUMNS} if keep_rows else {},
             )
         )
     return pairs
 
 
-def squad_source(task: TaskSection, *, base: bool) -> PairSource:
+def squad_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> PairSource:
     """Read the questions that ``task.squad`` names and split them by article; ``base`` as in ``PairSource.split``.
 
     Raises ``UserError``, one sentence with the fix in it, for data that cannot be read or are too few.
     """
     settings = task.squad
     questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)
-    pairs = squad_pairs(questions, settings)
+    pairs = squad_pairs(questions, settings, keep_rows=keep_rows)
     return PairSource.split(task, settings, pairs, base=base, no_answer=settings.no_answer)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlgaf_ray.config.task import ANSWER_QUALITY, TaskSection
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import Demonstration, EvaluationPart, Metrics, Rollout, TextBlocks
+from rlgaf_ray.types import Demonstration, EvaluationPart, Metrics, Rollout, Row, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,9 @@ class Task(Protocol):
 
     demonstrations: list[Demonstration]
     """Real answers; a ``Prompt`` of training has the row of its demonstration as ``prompt_id``."""
+
+    rows: Sequence[Row] = ()
+    """What reward functions read beside prompt and response, of each demonstration; empty where nothing was kept."""
 
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
@@ -157,10 +160,10 @@ def text_blocks(
     return TextBlocks(token_ids, learned)
 
 
-def load_source(task: TaskSection, *, base: bool) -> TaskSource:
+def load_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> TaskSource:
     """Read and split the data that ``task.name`` names; ``UserError`` with the fix for what cannot be used.
 
-    ``base``: the run trains the base model, so that pairs keep a part for it.
+    ``base``: the run trains the base model, so that pairs keep a part for it. ``keep_rows``: for ``Task.rows``.
     """
     module, _, name = task.traits.source.partition(":")
     if not module:
@@ -168,7 +171,7 @@ def load_source(task: TaskSection, *, base: bool) -> TaskSource:
             f"task.name={task.name} stands for a task that is passed in from Python: "
             "call rlgaf_ray.train or rlgaf_ray.evaluate with task=, or set another task.name"
         )
-    source: TaskSource = getattr(import_module(module), name)(task, base=base)
+    source: TaskSource = getattr(import_module(module), name)(task, base=base, keep_rows=keep_rows)
     return source
 
 

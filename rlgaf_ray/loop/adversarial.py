@@ -20,7 +20,8 @@
 
 The driver asks for work in the order of this file and waits for results alone; who has what when is the roles' own
 business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispatch.py`` who makes them).
-SeqGAN completes prefixes of the rollouts and scores the completions between the score and the generator's update.
+Rewards (``loop/rewards.py``) are made of the scores, and of the texts, between the score and the generator's update;
+there SeqGAN completes prefixes of the rollouts, and scores and rewards the completions.
 Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
 Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
 Held-out demonstrations (``discriminator.held_out``) are scored with them, in the same passes, and with
@@ -30,7 +31,7 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -53,6 +54,8 @@ from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
 from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.loop.rewards import Rewards
 from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
@@ -75,7 +78,9 @@ class AdversarialLoop:
         trackers: Trackers,
         checkpoints: Checkpoints,
         callbacks: Iterable[Callback] = (),
+        rewards: Mapping[str, RewardFunction] | None = None,
     ) -> None:
+        """``rewards``: the functions of ``reward.functions`` that were passed as arguments, by name."""
         self.config = config
         self.roles = roles
         self.task = task
@@ -84,6 +89,7 @@ class AdversarialLoop:
         self.trackers = trackers
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
+        self.rewards = Rewards(config, task, tokenizer, rewards)
         self.iteration = 0
         self.discriminator_version = 0
         self.best: float | None = None
@@ -258,9 +264,12 @@ class AdversarialLoop:
                     metrics |= self.held_out.observe(batch.held_out_logits, [item.score for item in scored])
                     if "discriminator/held_out_accuracy" in metrics:
                         self.update_ratio.observe(metrics["discriminator/held_out_accuracy"])
+            with timed(metrics, "time/reward"):
+                rewarded = self.rewards(scored, iteration)
+                scored = rewarded.scored
             if settings.generator.active.searches:
                 with timed(metrics, "time/monte_carlo"):
-                    scored = search(roles, settings, scored, iteration)
+                    scored = search(roles, settings, self.rewards, scored, iteration)
             with timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
                     scored, iteration=iteration - 1, pretraining=self.draws.pretraining()
@@ -282,8 +291,9 @@ class AdversarialLoop:
                 metrics |= rollout_metrics(rollouts, batch.seconds) | {"rollout/staleness": float(staleness)}
             self.schedule.pushed(iteration, metrics)
             with timed(metrics, "time/generator_update"):
-                self.trackers.log_rollouts(iteration, scored, self.tokenizer)  # while the learner is at its update
-                metrics |= pending_generator()
+                # while the learner is at its update
+                self.trackers.log_rollouts(iteration, scored, self.tokenizer, rewarded.columns)
+                metrics |= rewarded.metrics | pending_generator()
                 if {"generator/kl", "generator/entropy"} <= metrics.keys():
                     metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
             with timed(metrics, "time/push"):
@@ -486,7 +496,7 @@ class AdversarialLoop:
         self._write(self.roles.save)
 
     def rescue(self) -> None:
-        """After the loss of an actor: save the last whole iteration, where those that are left still have all of it.
+        """After a failure: save the last whole iteration, where the actors that are left still have all of it.
 
         Nothing is repeated then. A failure is told and does no harm: the last checkpoint is there.
         """
@@ -495,10 +505,9 @@ class AdversarialLoop:
         try:
             self._write(self.roles.rescue)
         except Exception as error:  # the loss is what ends the run, or takes it back
-            message = f"iteration {self.iteration} could not be saved by the actors that are left: {error}"
-            self.callbacks.on_message(message)
+            self.callbacks.on_message(f"iteration {self.iteration} could not be saved: {error}")
         else:
-            self.callbacks.on_message(f"iteration {self.iteration} was saved by the actors that are left")
+            self.callbacks.on_message(f"iteration {self.iteration} was saved")
 
     def _write(self, write: Callable[[Place], None]) -> None:
         """What is ``unsaved``; ``write`` is the roles' part."""

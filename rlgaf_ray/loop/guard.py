@@ -122,8 +122,8 @@ def broken(metrics: Metrics) -> bool:
 class Guard:
     """``quality``: the metric of the evaluations that stands for the quality.
 
-    ``contrast``: the discriminator sees a third kind of text. Its optimum, log p_real / (p_policy + w p_contrast) up to a
-    constant, need not tell real text from the policy's; it is uninformative when it prefers the latter.
+    ``contrast``: the discriminator sees a third kind of text. Its optimum is log p_real / (p_policy + w p_contrast)
+    but for a constant. It need not tell real text from the policy's, and is uninformative when it prefers the latter.
     """
 
     def __init__(self, settings: GuardSection, *, quality: str, contrast: bool = False) -> None:

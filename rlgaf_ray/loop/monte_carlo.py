@@ -13,18 +13,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.build import sampling_settings
+from rlgaf_ray.loop.rewards import Rewards
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.rollouts import rollout_seeds
-from rlgaf_ray.objectives.rewards import discriminator_reward
 from rlgaf_ray.types import Prompt, Rollout, ScoredRollout
 
 
-def search(roles: Roles, config: Config, scored: Sequence[ScoredRollout], iteration: int) -> list[ScoredRollout]:
-    """The rollouts with Monte-Carlo action values: their prefixes completed by the policy, or its moving average.
+def search(
+    roles: Roles, config: Config, rewards: Rewards, scored: Sequence[ScoredRollout], iteration: int
+) -> list[ScoredRollout]:
+    """Rewarded rollouts with Monte-Carlo action values: their prefixes completed by the policy, or its moving average.
 
     The engines then hold the average until the weights after the update are pushed.
     """
@@ -38,18 +39,14 @@ def search(roles: Roles, config: Config, scored: Sequence[ScoredRollout], iterat
     seeds = rollout_seeds(config, iteration, len(rollouts) + num_completions)[len(rollouts) :]
     sampling = sampling_settings(config, samples_per_prompt=settings.num_completions)
     completions = roles.generate(parts, sampling, seeds)
+    completed = rewards(roles.score(whole_responses(rollouts, completions)), iteration).scored
     return with_action_values(
         scored,
-        _rewards(scored, config),
-        _rewards(roles.score(whole_responses(rollouts, completions)), config),
+        np.array([item.reward for item in scored], np.float32),
+        np.array([item.reward for item in completed], np.float32),
         stride=settings.stride,
         num_completions=settings.num_completions,
     )
-
-
-def _rewards(scored: Sequence[ScoredRollout], config: Config) -> np.ndarray:
-    logits = torch.tensor([item.score for item in scored])
-    return discriminator_reward(logits, kind=config.reward.kind).numpy()
 
 
 def evaluated_positions(num_tokens: int, stride: int) -> list[int]:

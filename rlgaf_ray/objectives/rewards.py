@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-RewardKind = Literal["logit", "probability_centered", "log_probability", "zero"]
+from rlgaf_ray.config.reward import RewardCombination, RewardKind
 
 
 def discriminator_reward(logits: Float[Tensor, " batch"], *, kind: RewardKind) -> Float[Tensor, " batch"]:
     """One reward per sequence from the logit that it is a demonstration.
 
     - logit: D, unbounded. At the optimum log p_real / p_fake, whose mean over rollouts is -KL(fake || real).
+    - probability: sigmoid(D), in (0, 1), SeqGAN's reward (Yu et al. 2017, arXiv 1609.05473, eq. 4).
     - probability_centered: sigmoid(D) - 0.5, in (-0.5, 0.5), the paper's normalised variant. Flat where D is sure.
     - log_probability: log sigmoid(D), in (-inf, 0). Close to D where the discriminator sees through the fake, flat and
       close to zero where it is fooled. Always negative: without a baseline it makes longer sequences worse.
@@ -24,18 +25,41 @@ def discriminator_reward(logits: Float[Tensor, " batch"], *, kind: RewardKind) -
     RLGAF (arXiv 2305.06176), section 2.
 
     Shapes: [B] -> [B], same dtype. Left out: whitening, which needs running statistics (see ``RunningStatistics``).
-    Raises ValueError for an unknown kind.
     """
-    match kind:
-        case "logit":
-            return logits
-        case "probability_centered":
-            return logits.sigmoid() - 0.5
-        case "log_probability":
-            return logsigmoid(logits)
-        case "zero":
-            return torch.zeros_like(logits)
-    raise ValueError(f"unknown reward kind {kind!r}: choose logit, probability_centered, log_probability or zero")
+    return FROM_LOGITS[kind](logits)
+
+
+FROM_LOGITS: Mapping[RewardKind, Callable[[Tensor], Tensor]] = {
+    "logit": lambda logits: logits,
+    "probability": torch.sigmoid,
+    "probability_centered": lambda logits: logits.sigmoid() - 0.5,
+    "log_probability": logsigmoid,
+    "zero": torch.zeros_like,
+}
+
+
+def weighted_sum(
+    rewards: Float[Tensor, "sources batch"], weights: Float[Tensor, " sources"], given: Bool[Tensor, "sources batch"]
+) -> Float[Tensor, " batch"]:
+    """sum_s w_s r_s over the rewards that are given: [S, B], [S], [S, B] -> [B]; one that is not given adds 0."""
+    return (weights[:, None] * rewards).masked_fill(~given, 0.0).sum(0)
+
+
+def weighted_product(
+    rewards: Float[Tensor, "sources batch"], weights: Float[Tensor, " sources"], given: Bool[Tensor, "sources batch"]
+) -> Float[Tensor, " batch"]:
+    """prod_s r_s ^ w_s over the rewards that are given: [S, B], [S], [S, B] -> [B]; one that is not given leaves it.
+
+    Rewards and weights of 0 or more: one reward near 0 keeps the product there, whatever the others are. For
+    probabilities of independent properties and weights of 1 it is the probability of all of them.
+    """
+    return (rewards ** weights[:, None]).masked_fill(~given, 1.0).prod(0)
+
+
+COMBINE: Mapping[RewardCombination, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sum": weighted_sum,
+    "product": weighted_product,
+}
 
 
 def entropy_rewards(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.loop.reward_functions import RewardFunction
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
@@ -56,6 +57,8 @@ class Prepared:
     warmups: Warmups
     discriminator: DiscriminatorFactory = NeuralDiscriminator
     algorithm: AlgorithmFactory = configured_algorithm
+    rewards: Mapping[str, RewardFunction] = field(default_factory=dict)
+    """The functions of ``reward.functions`` that are loaded or were passed as arguments, by name."""
 
 
 def with_name(config: Config) -> Config:
@@ -119,7 +122,8 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
 
     ``source``: replaces the one that ``task.name`` names.
     """
-    source = source or load_source(config.task, base=config.base_warmup.steps != 0)
+    keep_rows = bool(config.reward.functions)
+    source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
     if config.model.generator == FILM_REVIEWS:
         refuse_base_reviews(source.texts)
     if config.model.generator in FROM_SCRATCH:

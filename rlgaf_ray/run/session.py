@@ -24,6 +24,7 @@ from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.models.lora import ADAPTERS
@@ -122,11 +123,14 @@ def open_loop(
     with open_trackers(config, config.run.folder, trackers, start=start, report=calls.on_message) as opened:
         if warmups.contrast is not None:
             data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
-        loop = build_loop(config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls)
-        if resumed:
-            with calls.waiting(f"loading iteration {start} into the actors"):
-                loop.resume(resumed[0], resumed[1])
-        yield loop
+        loop = build_loop(
+            config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards
+        )
+        with closing(loop.rewards):
+            if resumed:
+                with calls.waiting(f"loading iteration {start} into the actors"):
+                    loop.resume(resumed[0], resumed[1])
+            yield loop
 
 
 def run_with_recovery(
@@ -139,7 +143,7 @@ def run_with_recovery(
 ) -> Outcome:
     """Run the loop; restart it from the last checkpoint when an actor fails that cannot be replaced in place.
 
-    Raises ``TooManyLost``, and ``ActorFailure`` where a restart would not help.
+    Raises ``TooManyLost`` and ``RewardFailed``, and ``ActorFailure`` where a restart would not help.
     """
     config = prepared.config
     recoveries = Recoveries(config.cluster, callbacks.on_message)
@@ -156,7 +160,7 @@ def run_with_recovery(
                 begun = True
                 try:
                     return loop.run()
-                except (ActorFailure, TooManyLost):
+                except (ActorFailure, TooManyLost, RewardFailed):
                     reached = loop.iteration
                     loop.rescue()
                     raise

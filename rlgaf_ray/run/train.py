@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -19,6 +19,8 @@ from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.reward_functions import RewardFunction, reward_functions, with_rewards
+from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import (
@@ -54,6 +56,7 @@ def train(
     *,
     resume: bool = False,
     task: TaskSource | None = None,
+    rewards: Mapping[str | RewardFunction, float] | Iterable[RewardFunction] = (),
     discriminator: DiscriminatorFactory = NeuralDiscriminator,
     algorithm: AlgorithmFactory = configured_algorithm,
     callbacks: Iterable[Callback] = (),
@@ -65,6 +68,9 @@ def train(
     Args:
         resume: go on with the run that ``run.root`` and ``run.name`` say.
         task: replaces the data that ``task.name`` names (docs/tasks.md); the lengths in ``task`` still hold.
+        rewards: weights of ``"discriminator"``, of functions in ``reward.functions`` by name, and of functions with
+            TRL's signature (``RewardFunction``); or functions alone, of weight 1. A reward that is not mentioned keeps
+            the config's weight.
         discriminator: makes the discriminator in the process that it lives in (``DiscriminatorFactory``); by default
             the network that ``discriminator.architecture`` names. On Ray it must be importable or picklable.
         algorithm: makes the algorithm in the learner's process (``AlgorithmFactory``); by default the one that
@@ -76,11 +82,13 @@ def train(
     Raises:
         UserError: for what a user can act on, before anything expensive starts where that is possible.
     """
-    config, calls = with_name(config if task is None else with_task(config, task)), Callbacks(callbacks)
+    config, functions = with_rewards(with_name(config if task is None else with_task(config, task)), rewards)
+    calls = Callbacks(callbacks)
     folder = RunFolder(config.run)
     checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
     check_before_start(config)
     make_trackers([*config.tracking.to, *trackers])  # a bad one fails before anything expensive starts
+    functions = reward_functions(config.reward, functions)
     resumed = open_run_folder(folder, checkpoints, resume=resume)
     if resumed:
         report_damaged_checkpoints(resumed, calls.on_message)
@@ -105,7 +113,7 @@ def train(
             calls.on_message(
                 f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
             )
-            prepared = Prepared(config, data, warmups, discriminator, algorithm)
+            prepared = Prepared(config, data, warmups, discriminator, algorithm, functions)
 
             def build_roles(recoveries: Recoveries) -> Roles:
                 if placement is not None:
@@ -115,7 +123,7 @@ def train(
 
             try:
                 outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
-            except TooManyLost as error:
+            except (TooManyLost, RewardFailed) as error:
                 left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
                 raise UserError(f"{error}; {left}") from error
         with writing(folder.local):

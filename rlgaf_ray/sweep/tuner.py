@@ -24,6 +24,7 @@ from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.storage import Place, Remote
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, check_lengths, prepare_data, with_name
@@ -60,6 +61,7 @@ def sweep(config: Config, *, resume: bool) -> int:
     for variant in single_variants(config):
         check_before_start(variant)
         make_trackers(variant.tracking.to)
+        reward_functions(variant.reward)
     terminal = Terminal()
     with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()
@@ -89,6 +91,10 @@ def with_absolute_paths(config: Config) -> Config:
             changes[key] = os.path.abspath(os.path.expanduser(value))
     if Path(config.model.generator).is_dir():
         changes["model.generator"] = os.path.abspath(config.model.generator)
+    changes["reward.functions"] = [
+        {**section, "path": os.path.abspath(section["path"])} if ".py:" in (section["path"] or "") else section
+        for section in tree["reward"]["functions"]
+    ]
     changes["tracking.to"] = [os.path.abspath(name) if ".py:" in name else name for name in config.tracking.to]
     return with_values(config, changes)
 

@@ -115,8 +115,14 @@ class Trackers:
         if rows and self.record.log_table(iteration, name, rows):
             self._send("log_table", iteration, name, rows)
 
-    def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.record.log_rollouts(iteration, scored, tokenizer)
+    def log_rollouts(
+        self,
+        iteration: int,
+        scored: Sequence[ScoredRollout],
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Mapping[str, Sequence[float | str | None]] | None = None,
+    ) -> None:
+        self.record.log_rollouts(iteration, scored, tokenizer, columns)
 
     def log_verdict(self, event: dict[str, Any]) -> None:
         self.record.log_verdict(event)

@@ -67,7 +67,14 @@ class Record:
         """What the guard found and what was done, one JSON object a line of ``guard.jsonl``; never cut."""
         append_row(self.folder / "guard.jsonl", event)
 
-    def log_rollouts(self, iteration: int, scored: Sequence[ScoredRollout], tokenizer: PreTrainedTokenizerBase) -> None:
+    def log_rollouts(
+        self,
+        iteration: int,
+        scored: Sequence[ScoredRollout],
+        tokenizer: PreTrainedTokenizerBase,
+        columns: Mapping[str, Sequence[float | str | None]] | None = None,
+    ) -> None:
+        """``columns``: more of them, one entry a rollout."""
         share = self.rollout_share
         if math.floor(iteration * share) == math.floor((iteration - 1) * share):
             return
@@ -83,9 +90,11 @@ class Record:
                     [rollout.behaviour_logprobs for rollout in rollouts], pa.list_(pa.float32())
                 ),
                 "score": pa.array([item.score for item in scored], pa.float32()),
+                "reward": pa.array([item.reward for item in scored], pa.float32()),
                 "finish_reason": [rollout.finish_reason for rollout in rollouts],
                 "policy_version": pa.array([rollout.policy_version for rollout in rollouts], pa.int32()),
                 "discriminator_version": pa.array([item.discriminator_version for item in scored], pa.int32()),
+                **(columns or {}),
             }
         )
         path = self.folder / "rollouts" / f"{iteration:06d}.parquet"

@@ -19,7 +19,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import export_network, has_adapters, load_adapters, merged_state, save_adapters
 from rlgaf_ray.objectives.policy import masked_average
-from rlgaf_ray.objectives.rewards import base_logprob_rewards, discriminator_reward
+from rlgaf_ray.objectives.rewards import base_logprob_rewards
 from rlgaf_ray.training.algorithm import AlgorithmFactory
 from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
@@ -80,9 +80,11 @@ class Learner:
         """
         group_size = self.config.rollout.samples_per_prompt
         batch = collate(scored, self.pad_token_id, group_size, view=self.view).to(self.device)
-        rewards = discriminator_reward(batch.scores, kind=self.config.reward.kind)
-        if self.config.reward.kind == "zero" and batch.token_scores is not None:
-            batch = replace(batch, token_scores=torch.zeros_like(batch.token_scores))
+        rewards, share = batch.rewards, self.config.reward.token_share
+        assert rewards is not None, "the rollouts came without their rewards"
+        if share is not None and share != 1 and batch.token_scores is not None:
+            parts = share * batch.token_scores if share else torch.zeros_like(batch.token_scores)
+            batch = replace(batch, token_scores=parts)
         shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std(correction=0))}
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}

@@ -86,7 +86,7 @@ def scored(algorithm: str) -> list[ScoredRollout]:
     result = []
     for rollout in rollouts():
         parts = generator.normal(size=len(rollout.response_ids)).astype(np.float32)
-        item = ScoredRollout(rollout, float(parts.sum()), 0, token_scores=parts)
+        item = ScoredRollout(rollout, float(parts.sum()), 0, float(parts.sum()), parts)
         result.append(replace(item, action_values=parts) if algorithm == "seqgan" else item)
     return result
 

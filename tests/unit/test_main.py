@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,19 @@ def test_a_bug_keeps_its_traceback_with_the_advice_to_report_it(ended, kind: typ
     assert any("in failing" in line for line in lines)
     assert lines[-2].startswith(kind.__name__) and lines[-1] == f"error: {BUG}"
     assert "SECRET" not in "\n".join(lines)
+
+
+def test_the_code_of_a_reward_function_is_announced_before_it_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    function = tmp_path / "my_rewards.py"
+    function.write_text("raise RuntimeError('it ran')")
+    words = [f"reward.functions=[{{path: '{function}:short'}}]", f"run.root={tmp_path / 'runs'}"]
+    assert main(["rollout.engine=transformers", *words]) == 1
+    announced, failed = capsys.readouterr().err.splitlines()
+    assert announced == f"reward.functions={function}:short: the Python code there will run"
+    assert failed == f"error: reward.functions: {function} cannot be imported: RuntimeError: it ran"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_signal_stops_at_once_before_the_loop_and_softly_in_it() -> None:

@@ -16,6 +16,7 @@ import pytest
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, DiscriminatorLoss
 from rlgaf_ray.config.engines import ENGINES
 from rlgaf_ray.config.generator import AlgorithmName, GeneratorSection
+from rlgaf_ray.config.reward import RewardCombination, RewardKind
 from rlgaf_ray.config.task import TASKS, TaskSection, TaskSettings
 from tests.unit.test_floors import package_sources
 
@@ -25,6 +26,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "loss": get_args(DiscriminatorLoss),
     "algorithm": get_args(AlgorithmName),
     "name": tuple(TASKS),
+    "kind": get_args(RewardKind),
+    "combine": get_args(RewardCombination),
 }
 """The last part of the key, and its values."""
 
@@ -145,6 +148,8 @@ def test_every_task_has_its_settings_and_a_loader(name: str) -> None:
         ("ok = isinstance(x, str | gumbel.GumbelSoftmax)", "algorithm"),
         ("match x:\n    case PPOSettings(): pass", "algorithm"),
         ("assert isinstance(engine, VLLMEngine)", "engine"),
+        ("match settings.kind:\n    case 'log_probability': pass", "kind"),
+        ("x = combine == 'product'", "combine"),
     ],
 )
 def test_a_planted_branch_is_found(source: str, key: str) -> None:

@@ -81,7 +81,7 @@ def write(tmp_path: Path):
         ("run.iterations=0", "run.iterations=0: must be greater than 0"),
         ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
         ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
-        ("reward.kind=best", "reward.kind=best: must be 'logit', 'probability_centered', 'log_probability' or 'zero'"),
+        ("reward.combine=max", "reward.combine=max: must be 'sum' or 'product'"),
         ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan' or 'gumbel'"),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs

@@ -32,6 +32,26 @@ def test_plain_prompts_and_responses(tokenizer: PreTrainedTokenizerFast, tmp_pat
     assert len(texts) == 10
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_rows_are_kept_for_reward_functions_when_asked_for(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, keep: bool
+) -> None:
+    """With the prompt as text or messages, and no part of the checksum."""
+    rows = [
+        {"prompt": f"Question {number}?", "response": f" answer {number}", "number": number} for number in range(30)
+    ]
+    source = jsonl_source(jsonl(tmp_path, rows), base=True, keep_rows=keep)
+    task = source.tokenized(tokenizer, tmp_path)
+    assert len(task.rows) == len(task.demonstrations)
+    for item, row in zip(task.demonstrations, task.rows, strict=True):
+        if keep:
+            assert tokenizer.decode(item.prompt_ids) == f"Question {row['number']}?" == row["prompt"]
+            assert row == rows[row["number"]]
+        else:
+            assert row == {}
+    assert task.checksum == jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path).checksum
+
+
 @pytest.mark.parametrize("shape", ["messages", "prompt"])
 def test_chats_go_through_the_tokenizers_template(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, shape: str
@@ -42,7 +62,7 @@ def test_chats_go_through_the_tokenizers_template(
             return {"prompt": [asked], "response": answer}
         return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
-    source = jsonl_source(jsonl(tmp_path, [row(number) for number in range(30)]), base=True)
+    source = jsonl_source(jsonl(tmp_path, [row(number) for number in range(30)]), base=True, keep_rows=True)
     with pytest.raises(UserError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
         source.tokenized(tokenizer, tmp_path)
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
@@ -52,6 +72,10 @@ def test_chats_go_through_the_tokenizers_template(
         number = pair.references[0].split()[1]
         assert chat.decode(item.prompt_ids.tolist()) == f"[user] Question {number}?\n[assistant] "
         assert chat.decode(item.response_ids.tolist()) == f"answer {number}{chat.eos_token}"
+    assert all(
+        f"[user] {row['prompt'][0]['content']}\n[assistant] " == chat.decode(item.prompt_ids.tolist())
+        for item, row in zip(task.demonstrations, task.rows, strict=True)
+    )
     blocks = task.warmup_blocks(8)
     learned = chat.decode(blocks.token_ids[0, blocks.learned[0]].tolist())
     assert learned.startswith("answer ")

@@ -74,6 +74,18 @@ def test_parts_share_no_article(tmp_path: Path) -> None:
     assert squad_source(task, base=True).parts == source.parts
 
 
+def test_rows_are_kept_for_reward_functions() -> None:
+    question = Question("T", "Paris is in France.", "Where is Paris?", ["France"], 12)
+    (kept,), (bare,) = (squad_pairs([question], SquadSettings(), keep_rows=keep) for keep in (True, False))
+    assert kept.row == {
+        "title": "T",
+        "context": "Paris is in France.",
+        "question": "Where is Paris?",
+        "answers": ["France"],
+    }
+    assert bare.row == {} and f"{bare}" == f"{kept}"  # of which the checksum is made
+
+
 def test_prompts_with_and_without_context() -> None:
     question = Question("T", "Paris is in France.", "Where is Paris?", ["France", "in France"], 12)
     (pair,) = squad_pairs([question], SquadSettings())

@@ -1,9 +1,18 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from rlgaf_ray.objectives.rewards import at_the_end, base_logprob_rewards, discriminator_reward, entropy_rewards
+from rlgaf_ray.config.reward import COMBINATIONS, REWARD_KINDS, RewardCombination, RewardKind
+from rlgaf_ray.objectives.rewards import (
+    COMBINE,
+    FROM_LOGITS,
+    at_the_end,
+    base_logprob_rewards,
+    discriminator_reward,
+    entropy_rewards,
+)
 
 LOGITS = torch.tensor([math.log(3.0), 0.0, -math.log(3.0)])  # probabilities 3/4, 1/2, 1/4
 
@@ -12,6 +21,7 @@ LOGITS = torch.tensor([math.log(3.0), 0.0, -math.log(3.0)])  # probabilities 3/4
     ("kind", "expected"),
     [
         ("logit", [1.0986123, 0.0, -1.0986123]),
+        ("probability", [0.75, 0.5, 0.25]),
         ("probability_centered", [0.25, 0.0, -0.25]),
         ("log_probability", [-0.2876821, -0.6931472, -1.3862944]),
     ],
@@ -28,11 +38,29 @@ def test_a_sure_discriminator_gives_finite_rewards(kind, expected):
     torch.testing.assert_close(discriminator_reward(torch.tensor([-1e4, 1e4]), kind=kind), torch.tensor(expected))
 
 
-def test_unknown_kind_names_the_choices():
-    with pytest.raises(
-        ValueError, match="unknown reward kind 'prob': choose logit, probability_centered, log_probability or"
-    ):
-        discriminator_reward(LOGITS, kind="prob")
+def test_every_name_has_its_function_and_its_traits() -> None:
+    assert get_args(RewardKind) == tuple(FROM_LOGITS) == tuple(REWARD_KINDS)
+    assert get_args(RewardCombination) == tuple(COMBINE) == tuple(COMBINATIONS)
+    logits = torch.linspace(-30, 30, 7)
+    for kind, traits in REWARD_KINDS.items():
+        assert traits.negative or discriminator_reward(logits, kind=kind).min() >= 0
+
+
+@pytest.mark.parametrize(("combine", "expected"), [("sum", [7.0, 2.0, 3.0]), ("product", [8.0, 2.0, 9.0])])
+def test_rewards_are_combined_by_weight_where_they_are_given(combine: RewardCombination, expected: list[float]) -> None:
+    """Sums 2 + 2 x 2.5, 2, 2 x 1.5; products 0.5 x 4^2, 2, 3^2."""
+    rewards = {"sum": [[2.0, 2.0, 9.0], [2.5, 9.0, 1.5]], "product": [[0.5, 2.0, 9.0], [4.0, 9.0, 3.0]]}[combine]
+    given = torch.tensor([[True, True, False], [True, False, True]])
+    assert COMBINE[combine](torch.tensor(rewards), torch.tensor([1.0, 2.0]), given).tolist() == expected
+
+
+def test_no_reward_makes_up_for_another_in_a_product() -> None:
+    rewards = torch.tensor([[0.01, 0.5], [100.0, 1.0]])
+    both, weights = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, 0.1])
+    bought_off, honest = COMBINE["product"](rewards, weights, both)
+    assert bought_off < honest
+    bought_off, honest = COMBINE["sum"](rewards, weights, both)
+    assert bought_off > honest
 
 
 def test_rewards_stand_at_the_last_response_token() -> None:

@@ -91,6 +91,7 @@ def scored() -> list[ScoredRollout]:
             ),
             score=reward,
             discriminator_version=0,
+            reward=reward,
             token_scores=np.array([0.0, 0.0, reward], np.float32),
         )
         for reward in (1.0, 0.0, -1.0, 2.0)

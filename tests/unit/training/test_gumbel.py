@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def scored(discriminator: NeuralDiscriminator) -> list[ScoredRollout]:
         )
         for index in range(8)
     ]
-    return discriminator.score(rollouts)
+    return [replace(item, reward=item.score) for item in discriminator.score(rollouts)]
 
 
 @pytest.mark.parametrize("mode", MODES)

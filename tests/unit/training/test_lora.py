@@ -47,7 +47,7 @@ def rollouts(seed: int = 0) -> list[Rollout]:
 
 def scored() -> list[ScoredRollout]:
     parts = np.eye(5, dtype=np.float32)[-1]
-    return [ScoredRollout(r, float(i), 0, token_scores=parts * i) for i, r in enumerate(rollouts())]
+    return [ScoredRollout(r, float(i), 0, float(i), parts * i) for i, r in enumerate(rollouts())]
 
 
 def demonstrations() -> list[Demonstration]:

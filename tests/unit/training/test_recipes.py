@@ -278,6 +278,6 @@ def test_the_loss_of_a_learner(folder: Path, name: str) -> None:
         rewards = [(reward - fmean(REWARDS)) / pstdev(REWARDS) for reward in REWARDS]
     now, reference = logprobs
     case = Case(now, now, reference, [item.behaviour_logprobs.tolist() for item in items], rewards)
-    scored = [ScoredRollout(item, reward, 0) for item, reward in zip(items, REWARDS, strict=True)]
+    scored = [ScoredRollout(item, reward, 0, reward) for item, reward in zip(items, REWARDS, strict=True)]
     metrics = learner.update(scored, iteration=0)
     assert metrics["generator/loss"] == pytest.approx(BY_HAND[name](case), rel=1e-4, abs=1e-5)

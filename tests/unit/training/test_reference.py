@@ -61,7 +61,7 @@ def scored() -> list[ScoredRollout]:
             policy_version=0,
         )
         parts = np.eye(count, dtype=np.float32)[-1] * row
-        items.append(ScoredRollout(rollout, float(row), 0, token_scores=parts))
+        items.append(ScoredRollout(rollout, float(row), 0, float(row), parts))
     return items
 
 
@@ -119,15 +119,15 @@ def test_the_base_model_is_loaded_only_where_it_is_needed(build, overrides: list
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "seqgan", "ppo"])
 def test_tokens_are_rewarded_for_what_the_base_model_knows(build, algorithm: str) -> None:
-    """No score, no KL, no baseline: the advantages are 0.1 x log p of the base model, summed from each token on."""
+    """No reward, no KL, no baseline: the advantages are 0.1 x log p of the base model, summed from each token on."""
     bare = {
         "reinforce": "{credit: sequence, baseline: none, advantage_scale: none, kl: {coefficient: 0}}",
         "seqgan": "{baseline: none, advantage_scale: none, kl: {coefficient: 0}}",
         "ppo": "{whiten_rewards: false, whiten_advantages: false, gae_lambda: 1.0, kl: {coefficient: 0}}",
     }
     overrides = [SFT, f"generator.algorithm={algorithm}", f"generator.{algorithm}={bare[algorithm]}"]
-    learner = build(*overrides, "reward.kind=zero", "reward.base_logprob=0.1")
-    items = scored()
+    learner = build(*overrides, "reward.base_logprob=0.1")
+    items = [replace(item, reward=0.0) for item in scored()]
     if algorithm == "seqgan":
         items = [replace(item, action_values=np.zeros_like(item.token_scores)) for item in items]
     rows = _logprobs(learner.policy.base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ def scored(rewards: list[float], *, values: list[float] | None = None) -> list[S
             ),
             score=reward,
             discriminator_version=0,
+            reward=reward,
             action_values=None if values is None else np.array([values[row], reward], np.float32),
         )
         for row, reward in enumerate(rewards)
@@ -90,6 +92,22 @@ def test_the_statistics_are_part_of_the_checkpoint(build, tmp_path: Path) -> Non
     second = build("reward.whiten=true")
     second.load(tmp_path)
     assert second.rewards.statistics.state_dict() == {"count": 4, "mean": 1.5, "sum_of_squares": 5.0}
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(0.5, 6.5**0.5), (0.0, 2.0)])
+def test_credit_of_tokens_is_the_discriminators_by_its_weight(folder: Path, weight: float, expected: float) -> None:
+    """Tokens add (3, 1) and (1, 1) to the scores, a function gives 2 and 0 to the responses.
+
+    Weight 0.5: returns (4, 4 - 1.5) and (1, 1 - 0.5), each the other's baseline. Weight 0: (2, 2) and (0, 0).
+    """
+    words = ["rollout.batch_size=2", "rollout.samples_per_prompt=2", "learner.precision=float32"]
+    words += ["generator.reinforce.advantage_scale=none", f"reward.discriminator_weight={weight}"]
+    learner = Learner(folder, load_config(None, words), pad_token_id=0)
+    items = [
+        replace(item, reward=weight * sum(parts) + whole, token_scores=np.array(parts, np.float32))
+        for item, parts, whole in zip(scored([4.0, 2.0]), ([3.0, 1.0], [1.0, 1.0]), (2.0, 0.0), strict=True)
+    ]
+    assert learner.update(items, iteration=0)["generator/advantage_deviation"] == pytest.approx(expected)
 
 
 def test_whitened_rewards_keep_their_size_beside_the_kl(build) -> None:

@@ -52,7 +52,7 @@ def logits(items: list[ScoredRollout]) -> list[float]:
 def scored(rewards: list[float]) -> list[ScoredRollout]:
     """All of a reward is what the last token adds."""
     return [
-        ScoredRollout(rollout, reward, 0, token_scores=np.eye(len(rollout.response_ids), dtype=np.float32)[-1] * reward)
+        ScoredRollout(rollout, reward, 0, reward, np.eye(len(rollout.response_ids), dtype=np.float32)[-1] * reward)
         for rollout, reward in zip(rollouts(), rewards, strict=True)
     ]
 

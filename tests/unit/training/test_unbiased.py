@@ -61,15 +61,19 @@ def gradients(
     num_read: torch.Tensor | None,
     *overrides: str,
     average: LossAverage = "sequence_sum",
+    rewards: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The estimate's expectation over all batches, and the gradient of the expected score."""
+    """The estimate's expectation over all batches, and the gradient of the expected reward.
+
+    ``parts``: what is known of the tokens' parts of the rewards [15], which are by default their sums.
+    """
     settings = load_config(None, ["generator.reinforce.advantage_scale=none", *overrides]).generator.reinforce
     algorithm = Reinforce(settings)
     logits = table(0).requires_grad_()
     logprobs = of_tokens(logits.log_softmax(-1))
     probabilities = logprobs.sum(1).exp().detach()
     assert probabilities.sum().item() == pytest.approx(1.0)
-    scores = parts.sum(1)
+    scores = parts.sum(1) if rewards is None else rewards
     (exact,) = torch.autograd.grad((logprobs.sum(1).exp() * scores).sum(), logits, retain_graph=True)
     leaf = logprobs.detach().clone().requires_grad_()
     found = torch.zeros_like(leaf)
@@ -91,9 +95,9 @@ def gradients(
     return expected, exact
 
 
-def bias(*arguments: Any) -> float:
+def bias(*arguments: Any, rewards: torch.Tensor | None = None) -> float:
     """The norm of the expected gradient's error, over that of the gradient."""
-    expected, exact = gradients(*arguments)
+    expected, exact = gradients(*arguments, rewards=rewards)
     return float((expected - exact).norm() / exact.norm())
 
 
@@ -115,6 +119,27 @@ def test_credit_of_tokens(baseline: str, ends: str) -> None:
 def test_credit_of_tokens_with_both_left_out_of_three() -> None:
     num_read = NUM_READ["unread"]
     assert bias(3, token_scores(num_read), num_read) < 1e-6
+
+
+WHOLE_REWARDS = 5.0 * torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+"""Of a reward function: any number for each response."""
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("ends", ["read", "unread"])
+@pytest.mark.parametrize("baseline", ["position_mean", "none"])
+def test_credit_of_tokens_with_a_reward_of_whole_responses(baseline: str, ends: str, weight: float) -> None:
+    """The discriminator's reward by its weight, a function's at the last token."""
+    num_read = NUM_READ[ends]
+    parts = weight * token_scores(num_read)
+    settings = f"generator.reinforce.baseline={baseline}"
+    assert bias(2, parts, num_read, settings, rewards=parts.sum(1) + WHOLE_REWARDS) < 1e-6
+
+
+def test_a_reward_of_whole_responses_at_an_earlier_token_is_biased() -> None:
+    parts = token_scores(NUM_READ["read"])
+    early = parts + torch.nn.functional.pad(WHOLE_REWARDS[:, None], (0, LENGTH - 1))
+    assert bias(2, early, NUM_READ["read"], rewards=parts.sum(1) + WHOLE_REWARDS) > 0.01
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "position_mean"])

@@ -42,6 +42,7 @@ def scored(rewards: list[float], length: int | None = None) -> list[ScoredRollou
             ),
             reward,
             0,
+            reward,
             token_scores=np.eye(count, dtype=np.float32)[-1] * reward,
         )
         for row, (reward, count) in enumerate(zip(rewards, lengths, strict=True))
@@ -182,6 +183,7 @@ def test_an_unread_end_of_text_does_not_enter_the_baseline(folder: Path) -> None
             Rollout(0, np.array([3], np.int32), np.array(ids, np.int32), np.zeros(2, np.float32), "stop", 0),
             1.0,
             0,
+            1.0,
             token_scores=np.array(scores, np.float32),
         )
         for ids, scores in parts.items()
@@ -197,7 +199,7 @@ def test_an_average_over_responses_does_not_count_empty_ones(folder: Path) -> No
     norms = []
     items = scored(REWARDS)
     empty = Rollout(0, np.array([3, 4], np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), "stop", 0)
-    items[1] = ScoredRollout(empty, 0.0, 0, token_scores=np.zeros(0, np.float32))
+    items[1] = ScoredRollout(empty, 0.0, 0, 0.0, token_scores=np.zeros(0, np.float32))
     for size in (8, 2):
         settings = [SEQUENCE, "generator.reinforce.loss_average=sequence", f"learner.micro_batch_size={size}"]
         estimated = "generator.reinforce.kl.estimator=k3"

@@ -111,7 +111,7 @@ def test_matched_last_tokens_are_the_last_of_both(build) -> None:
 def test_credit_goes_to_the_tokens_that_are_read(folder: Path) -> None:
     """Two answers of three tokens, the last two read, which add (3, 1) and (1, 1): returns 4, 4, 1 and 2, 2, 1."""
     items = [
-        ScoredRollout(rollout([3], [5, 6, 7]), sum(parts), 0, token_scores=np.array(parts, np.float32))
+        ScoredRollout(rollout([3], [5, 6, 7]), sum(parts), 0, sum(parts), np.array(parts, np.float32))
         for parts in ([0.0, 3.0, 1.0], [0.0, 1.0, 1.0])
     ]
     sizes = ["rollout.batch_size=2", "rollout.samples_per_prompt=2", "generator.reinforce.advantage_scale=none"]
