@@ -51,18 +51,23 @@ def test_a_preset_is_its_file() -> None:
     assert rl.load_config("recipes/grpo") == rl.load_config(ROOT / "configs" / "recipes" / "grpo.yaml")
 
 
-def test_a_wheel_holds_the_presets_and_the_types(tmp_path: Path) -> None:
-    source, site = tmp_path / "source", tmp_path / "site"
+def unpacked_wheel(folder: Path, *ignored: str) -> Path:
+    """A folder for ``PYTHONPATH`` with what a wheel installs, but for files that match ``ignored``."""
+    source, site = folder / "source", folder / "site"
     for name in ("rlgaf_ray", "configs"):
-        without = shutil.ignore_patterns("__pycache__", "*.safetensors")
-        shutil.copytree(ROOT / name, source / name, ignore=without)
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", *ignored))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         file.extractall(site)
+    return site
+
+
+def test_a_wheel_holds_the_presets_and_the_types(tmp_path: Path) -> None:
+    site = unpacked_wheel(tmp_path, "*.safetensors")
     assert (site / "rlgaf_ray" / "py.typed").is_file() and (site / "rlgaf_ray" / "__init__.pyi").is_file()
     inside = {path.relative_to(site / "rlgaf_ray" / "configs") for path in site.glob("rlgaf_ray/configs/**/*.yaml")}
     assert inside == {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}

@@ -7,8 +7,10 @@ Elsewhere no branch compares with such a name, nor asks whether an object is of 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -181,3 +183,12 @@ def test_every_algorithm_has_its_section_and_its_class() -> None:
     assert CLASSES["algorithm"] >= {"Reinforce", "PPO", "GumbelSoftmax", "PPOSettings", "SeqGANSettings"}
     assert {name: each.key for name, each in generator.settings.items()} == {name: name for name in ALGORITHMS}
     assert set(ALGORITHMS) == set(get_args(AlgorithmName))
+
+
+def test_the_page_on_extending_names_tests_that_are_there() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs/extending.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/.]+)`", page)) | {
+        f"docs/{name}" for name in re.findall(r"\]\((\w+\.md)", page)
+    }
+    assert len(named) > 8 and [path for path in named if not (root / path).is_file()] == []
