@@ -6,7 +6,7 @@ one when its arguments are there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -247,7 +247,9 @@ class RayRoles:
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.start_generate(prompts, sampling, seeds)()[0]
 
-    def start_generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]):
+    def start_generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
+    ) -> Callable[[], tuple[list[Rollout], float]]:
         if self.forgotten:
             assert self.pushed is not None, "the engines forgot their weights, and the learner has others by now"
             self.push_weights(self.pushed[0], network=self.pushed[1])()
@@ -269,7 +271,9 @@ class RayRoles:
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.start_score(rollouts, ())()[0]
 
-    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+    def start_score(
+        self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]
+    ) -> Callable[[], tuple[list[ScoredRollout], list[float]]]:
         refs = call_all(self.discriminators, "token_scores", [*rollouts, *demonstrations])
 
         def wait() -> tuple[list[ScoredRollout], list[float]]:
@@ -283,11 +287,13 @@ class RayRoles:
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
-    ):
+    ) -> Callable[[], Metrics]:
         refs = call_all(self.discriminators, "update_after", self.updates_wait_for, real, fake, contrast)
         return lambda: self.answers.of_ranks(self.discriminators, "update", refs)
 
-    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None):
+    def update_generator(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+    ) -> Callable[[], Metrics]:
         if self.in_step:
             self._meet_ranks()
         self.pushed = None
@@ -296,11 +302,11 @@ class RayRoles:
             self.updates_wait_for = refs[0]
         return lambda: self.answers.of_ranks(self.learners, "update", refs)
 
-    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy"):
+    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Callable[[], Metrics]:
         self.pushed, self.forgotten = (policy_version, network), False
         return self.weights.push(policy_version, network, self.dispatcher)
 
-    def push_discriminator(self):
+    def push_discriminator(self) -> Callable[[], Metrics]:
         update, *_ = call_all(self.discriminators, "weights")
         refs = call_all(self.learners, "load_discriminator", update)
         return lambda: self.answers.of_ranks(self.learners, "load_discriminator", refs)

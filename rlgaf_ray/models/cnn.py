@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +35,7 @@ class CnnConfig(PreTrainedConfig):
         dropout: float = 0.25,
         output_penalty: float = 0.2,
         pad_token_id: int | None = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if len(window_sizes) != len(num_filters):
             raise ValueError(f"{len(window_sizes)} window_sizes need as many num_filters, got {len(num_filters)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class LstmConfig(PreTrainedConfig):
         bos_token_id: int | None = 0,
         eos_token_id: int | None = 0,
         pad_token_id: int | None = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
@@ -86,7 +88,7 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Int[Tensor, "batch time"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Int[Tensor, " kept"] = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token, [B, T, V], or only at the kept positions.
 
