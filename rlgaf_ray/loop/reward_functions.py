@@ -56,7 +56,7 @@ def reward_functions(
 
 
 def with_rewards(
-    config: Config, rewards: Mapping[str | RewardFunction, float] | Iterable[RewardFunction]
+    config: Config, rewards: Mapping[Any, float] | Iterable[RewardFunction]
 ) -> tuple[Config, dict[str, RewardFunction]]:
     """The config with these rewards, and the functions among them by name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import find_placement
@@ -56,7 +56,7 @@ def train(
     *,
     resume: bool = False,
     task: TaskSource | None = None,
-    rewards: Mapping[str | RewardFunction, float] | Iterable[RewardFunction] = (),
+    rewards: Mapping[Any, float] | Iterable[RewardFunction] = (),
     discriminator: DiscriminatorFactory = NeuralDiscriminator,
     algorithm: AlgorithmFactory = configured_algorithm,
     callbacks: Iterable[Callback] = (),
