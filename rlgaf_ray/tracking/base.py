@@ -66,18 +66,22 @@ class Tracker(Protocol):
         What was logged before and is not in ``run.rows`` no longer belongs to the run. A service that cannot delete it
         needs a fresh run, which ``run.replay`` fills.
         """
+        return None
 
     def log(self, iteration: int, metrics: Metrics) -> None:
         """The metrics of one iteration, once each; a value may be infinite or NaN."""
+        ...
 
     def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table, as rows with the same columns, before the metrics of its iteration.
 
         ``rollouts``: up to 16 of an evaluation; ``samples``: before and after training, at the end.
         """
+        return None
 
     def close(self) -> None:
         """Flush what is still buffered."""
+        return None
 
 
 class Trackers:

@@ -6,23 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from rlgaf_ray.config import with_values
-from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.run.preparation import Prepared
 from rlgaf_ray.run.session import local_roles, open_loop
-from rlgaf_ray.types import Metrics
-
-
-class StopAfter(Callback):
-    """Asks for a stop after an iteration, as a signal would."""
-
-    def __init__(self, last: int | None) -> None:
-        self.last = last
-
-    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
-        self.stop_requested = iteration == self.last
+from rlgaf_ray.testing import RecordingCallback
 
 
 def run(
@@ -37,6 +26,6 @@ def run(
     prepared = replace(prepared, config=config)
     checkpoints = Checkpoints(folder / "checkpoints", keep=3)
     resumed = checkpoints.newest_usable() if resume else None
-    callbacks = [StopAfter(stop_after)]
+    callbacks = [RecordingCallback(stop_after)]
     with open_loop(prepared, roles or local_roles(prepared), checkpoints, callbacks, resumed) as loop:
         return loop.run()

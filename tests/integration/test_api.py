@@ -5,62 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import rlgaf_ray as rl
-from rlgaf_ray.config.discriminator import BatchNeeds
-from rlgaf_ray.data.lengths import Response
-from rlgaf_ray.data.storage import Place
-from rlgaf_ray.training.discriminator import scores_at_the_end
-from rlgaf_ray.training.distributed import Group
+from rlgaf_ray.testing import FakeDiscriminator, RecordingCallback, RecordingTracker
 from rlgaf_ray.training.policy import KLController, Policy
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, SequenceBatch, TrainBatch
-
-
-class Logged(rl.Tracker):
-    def __init__(self) -> None:
-        self.iterations: list[int] = []
-        self.tables: list[tuple[int, str]] = []
-
-    def log(self, iteration: int, metrics: Metrics) -> None:
-        self.iterations.append(iteration)
-
-    def log_table(self, iteration: int, name: str, rows: object) -> None:
-        self.tables.append((iteration, name))
-
-
-class Follower(rl.Callback):
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after = stop_after
-        self.warmups: set[str] = set()
-        self.iterations: list[int] = []
-        self.evaluations: dict[int, Metrics] = {}
-        self.checkpoints: list[tuple[int, str]] = []
-        self.outcomes: list[rl.Outcome] = []
-
-    def on_warmup(self, stage: str, progress: object) -> None:
-        self.warmups.add(stage)
-
-    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
-        self.iterations.append(iteration)
-        self.stop_requested = iteration == self.stop_after
-
-    def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
-        self.evaluations[iteration] = metrics
-
-    def on_checkpoint(self, iteration: int, folder: Place) -> None:
-        self.checkpoints.append((iteration, folder.name))
-
-    def on_end(self, outcome: rl.Outcome) -> None:
-        assert (Path(str(outcome.folder)) / "generator" / "model.safetensors").is_file()
-        self.outcomes.append(outcome)
+from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 def small_run(folder: Path, *more: str) -> rl.Config:
@@ -101,7 +56,7 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
     torch.set_num_threads(1)
     config = small_run(tmp_path)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    first = Follower(stop_after=1)
+    first = RecordingCallback(stop_after=1)
 
     def run() -> None:
         torch.set_num_threads(1)  # each thread has a setting of its own
@@ -113,15 +68,16 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
     (stopped,) = first.outcomes
     assert first.warmups == {"generator", "sft"}  # the discriminator's is on rollouts
     assert first.iterations == [0, 1] and list(first.evaluations) == [0]
-    assert first.checkpoints[-1] == (1, "step_000001")
+    saved, checkpoint = first.checkpoints[-1]
+    assert (saved, checkpoint.name) == (1, "step_000001")
     assert stopped.interrupted and stopped.iteration == 1 and stopped.last == stopped.first
 
-    second, logged = Follower(), Logged()
+    second, logged = RecordingCallback(), RecordingTracker()
     outcome = rl.train(config, resume=True, roles="local", callbacks=[second], trackers=[logged])
     assert second.outcomes == [outcome] and not outcome.interrupted
     assert second.warmups == set() and second.iterations == [2, 3, 4]
-    assert logged.iterations == [2, 3, 4]
-    assert logged.tables == [(2, "rollouts"), (4, "rollouts"), (4, "samples")]
+    assert [at for at, _ in logged.metrics] == [2, 3, 4]
+    assert [(at, name) for at, name, _ in logged.tables] == [(2, "rollouts"), (4, "rollouts"), (4, "samples")]
     assert outcome.first == stopped.first and outcome.last == second.evaluations[4]
     assert len(outcome.samples) == 2 and all(before and after for before, after in outcome.samples)
     assert capsys.readouterr().out == ""
@@ -137,41 +93,10 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
         rl.train(config, roles="local")
 
 
-class ShortIsReal:
-    """Likes short responses, and only counts its updates."""
-
-    def __init__(self, folder: Path, config: rl.Config, *, pad_token_id: int, device: str, group: Group) -> None:
-        self.group = group
-        self.needs = BatchNeeds()
-        self.version = 0
-
-    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
-        return scores_at_the_end(items, [-len(item.response_ids) for item in items]), self.version
-
-    def update(
-        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
-    ) -> Metrics:
-        assert not contrast, "it asked for none"
-        self.version += 1
-        return {"discriminator/loss": float(self.version)}
-
-    def weights(self) -> None: ...
-
-    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None: ...
-
-    def save(self, folder: Place) -> None:
-        assert isinstance(folder, Path)
-        folder.mkdir()
-        (folder / "updates.txt").write_text(str(self.version))
-
-    def load(self, folder: Place, *, version: int) -> None:
-        self.version = version
-
-
 def test_a_discriminator_can_be_passed_in(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     config = small_run(tmp_path, "generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out")
-    outcome = rl.train(config, roles="local", discriminator=ShortIsReal)
+    outcome = rl.train(config, roles="local", discriminator=FakeDiscriminator)
     updates = int(2 + 4 * config.discriminator.updates_per_generator_update)  # the warm-up's and the iterations'
     assert (Path(str(outcome.folder)) / "discriminator" / "updates.txt").read_text() == str(updates)
 
@@ -211,7 +136,7 @@ def test_an_algorithm_can_be_passed_in_and_is_resumed(tmp_path: Path) -> None:
 
     def rows(name: str, *, stop_after: int | None = None, resume: bool = False) -> list[Metrics]:
         config = small_run(tmp_path, f"run.name={name}", "run.iterations=2", "checkpoint.every=1")
-        follower = Follower(stop_after)
+        follower = RecordingCallback(stop_after)
         rl.train(config, roles="local", algorithm=Unadorned, callbacks=[follower], resume=resume)
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         read = [json.loads(line) for line in lines]

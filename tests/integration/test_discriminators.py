@@ -12,15 +12,11 @@ import pytest
 import torch
 
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.config import Config
 from rlgaf_ray.config.discriminator import BatchNeeds
-from rlgaf_ray.data.lengths import Response
-from rlgaf_ray.data.storage import Place
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.run.preparation import Prepared, prepare_data
-from rlgaf_ray.training.discriminator import scores_at_the_end
-from rlgaf_ray.training.distributed import Group
-from rlgaf_ray.types import Demonstration, Metrics, Rollout, WeightUpdate
+from rlgaf_ray.testing import FakeDiscriminator
+from rlgaf_ray.types import Demonstration, Metrics, Rollout
 from tests.integration.local_run import run
 
 SEQUENCE = "generator.reinforce.credit=sequence"
@@ -52,34 +48,17 @@ def test_a_generative_critic_trains_and_a_resumed_run_equals_it(prepare, rows_of
     assert len({row["discriminator/loss"] for row in rows[1:]}) == 4
 
 
-class Lengths:
-    """Scores a response by its length, and counts the rows of its updates."""
+class Paired(FakeDiscriminator):
+    """Asks for pairs, and for two demonstrations under other prompts beside each."""
 
-    def __init__(self, folder: Path, config: Config, *, pad_token_id: int, device: str, group: Group) -> None:
-        self.group = group
-        self.needs = BatchNeeds(pairs=True, other_prompts=2)
-        self.version = 0
-
-    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
-        return scores_at_the_end(items, [len(item.response_ids) for item in items]), self.version
+    needs = BatchNeeds(pairs=True, other_prompts=2)
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
     ) -> Metrics:
         assert all(np.array_equal(one.prompt_ids, other.prompt_ids) for one, other in zip(real, fake, strict=True))
         assert len(contrast) == 2 * len(real)
-        self.version += 1
-        return {"discriminator/loss": 0.0}
-
-    def weights(self) -> WeightUpdate | None:
-        return None
-
-    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None: ...
-
-    def save(self, folder: Place) -> None: ...
-
-    def load(self, folder: Place, *, version: int) -> None:
-        self.version = version
+        return super().update(real, fake, contrast)
 
 
 def test_any_discriminator_can_take_the_networks_place(prepare, rows_of, tmp_path: Path) -> None:
@@ -87,8 +66,8 @@ def test_any_discriminator_can_take_the_networks_place(prepare, rows_of, tmp_pat
     prepared = prepare()
     config, data, warmups = prepared.config, prepared.data, prepared.warmups
     build: Any = partial(LocalRoles.build, max_tokens=data.task.max_tokens, pad_token_id=data.tokenizer.pad_token_id)
-    roles = build(warmups.generator, warmups.discriminator, config, base_folder=warmups.base, new_discriminator=Lengths)
-    run(prepared, tmp_path / "lengths", roles)
-    rows = rows_of(tmp_path / "lengths")
+    roles = build(warmups.generator, warmups.discriminator, config, base_folder=warmups.base, new_discriminator=Paired)
+    run(prepared, tmp_path / "paired", roles)
+    rows = rows_of(tmp_path / "paired")
     assert roles.discriminator.version == config.discriminator_warmup_updates + 8
     assert [row["reward/deviation"] for row in rows[1:]] == [0.0] * 4  # continuations of a review have one length

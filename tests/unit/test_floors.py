@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "rlgaf_ray"
 
 FLOORS = {
-    **dict.fromkeys(("main", "run", "doctor", "plan", "report", "sweep"), 5),
+    **dict.fromkeys(("main", "run", "doctor", "plan", "report", "sweep", "testing"), 5),
     **dict.fromkeys(("loop", "actors"), 4),
     **dict.fromkeys(("training", "engines", "weights", "evaluation", "tracking"), 3),
     **dict.fromkeys(("models", "data"), 2),

@@ -2,88 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import pytest
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.held_out import set_apart
-from rlgaf_ray.types import Demonstration
+from rlgaf_ray.testing import FakeTask
 
 
-class Some:
-    """A demonstration and a row of contrast for each of these prompts, which are numbers."""
-
-    def __init__(self, prompts: Sequence[int], contrast: Sequence[int] = (1000,)) -> None:
-        self.demonstrations, self.contrast = (
-            [Demonstration(np.array([prompt], np.int32), np.array([9], np.int32)) for prompt in row]
-            for row in (prompts, contrast)
-        )
+def check(task: FakeTask, *words: str) -> None:
+    check_demonstrations(load_config(None, ["discriminator.contrast=labels", *words]), task)
 
 
-def check(task: Some, *words: str) -> None:
-    check_demonstrations(load_config(None, ["discriminator.contrast=labels", *words]), task)  # type: ignore[arg-type]  # a part of a task
-
-
-def refusal(task: Some, *words: str) -> str:
+def refusal(task: FakeTask, *words: str) -> str:
     with pytest.raises(UserError) as error:
         check(task, *words)
     return str(error.value)
 
 
 def test_held_out_ones_need_twice_their_number() -> None:
-    check(Some(range(10)), "discriminator.held_out=5")
-    assert refusal(Some(range(9)), "discriminator.held_out=5") == (
+    check(FakeTask(range(10)), "discriminator.held_out=5")
+    assert refusal(FakeTask(range(9)), "discriminator.held_out=5") == (
         "discriminator.held_out=5 needs 10 demonstrations or more, but the task has only 9: set discriminator.held_out "
         "to at most 4"
     )
-    assert refusal(Some(range(200)), "guard.action=stop").startswith("discriminator.held_out=128 needs 256")
+    assert refusal(FakeTask(range(200)), "guard.action=stop").startswith("discriminator.held_out=128 needs 256")
 
 
 def test_cross_validation_needs_two() -> None:
-    check(Some([0, 1]), "warmup.sft.steps=auto")
-    check(Some([0]), "warmup.sft.steps=20")
-    assert refusal(Some([0]), "warmup.sft.steps=auto") == (
+    check(FakeTask([0, 1]), "warmup.sft.steps=auto")
+    check(FakeTask([0]), "warmup.sft.steps=20")
+    assert refusal(FakeTask([0]), "warmup.sft.steps=auto") == (
         "warmup.sft.steps=auto holds demonstrations out in turn and needs 2 or more, but the task has 1: give more, or "
         "set warmup.sft.steps to a number"
     )
 
 
 def test_contrastive_needs_two_prompts() -> None:
-    check(Some([0, 0, 1]), "discriminator.loss=contrastive")
-    assert refusal(Some([0, 0, 0]), "discriminator.loss=contrastive") == (
+    check(FakeTask([0, 0, 1]), "discriminator.loss=contrastive")
+    assert refusal(FakeTask([0, 0, 0]), "discriminator.loss=contrastive") == (
         "discriminator.loss=contrastive needs two different prompts, but the 3 demonstrations that it trains on share "
         "one: set another discriminator.loss"
     )
     assert "the 2 demonstrations" in refusal(
-        Some([0, 0, 0, 0]), "discriminator.loss=contrastive", "discriminator.held_out=2"
+        FakeTask([0, 0, 0, 0]), "discriminator.loss=contrastive", "discriminator.held_out=2"
     )
     sft = ("discriminator.contrast_weight=0", "warmup.sft.contrastive_weight=3")
-    check(Some([0, 0, 1]), *sft)
-    check(Some([0, 0, 0]), *sft, "warmup.sft.steps=0")
-    assert refusal(Some([0, 0, 0]), *sft) == (
+    check(FakeTask([0, 0, 1]), *sft)
+    check(FakeTask([0, 0, 0]), *sft, "warmup.sft.steps=0")
+    assert refusal(FakeTask([0, 0, 0]), *sft) == (
         "warmup.sft.contrastive_weight=3 needs two different prompts, but the 3 demonstrations that it trains on share "
         "one: set it to 0"
     )
 
 
 def test_contrast_needs_rows_that_are_not_held_out() -> None:
-    check(Some(range(4), contrast=[]), "discriminator.contrast_weight=0")
-    check(Some(range(4), contrast=range(4)), "discriminator.contrast_weight=1", "discriminator.held_out=2")
+    check(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=0")
+    check(FakeTask(range(4), contrast=range(4)), "discriminator.contrast_weight=1", "discriminator.held_out=2")
     held_out = set_apart(4, 2)[1].tolist()
-    refusal(Some(range(4), contrast=held_out), "discriminator.contrast_weight=1", "discriminator.held_out=2")
-    check(Some(range(4), contrast=[]), "discriminator.contrast_weight=1", "discriminator.loss=contrastive")
-    assert refusal(Some(range(4), contrast=[]), "discriminator.contrast_weight=0.5") == (
+    refusal(FakeTask(range(4), contrast=held_out), "discriminator.contrast_weight=1", "discriminator.held_out=2")
+    check(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=1", "discriminator.loss=contrastive")
+    assert refusal(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=0.5") == (
         "discriminator.contrast_weight=0.5 needs answers of the unwanted kind, but task.name=imdb has none to train "
         "on (for prompts and responses: other responses): set it to 0"
     )
 
 
 def test_the_base_models_samples_are_contrast_enough() -> None:
-    check(Some(range(10), contrast=()), "discriminator.contrast=base_model", "discriminator.contrast_weight=1")
+    check(FakeTask(range(10), contrast=()), "discriminator.contrast=base_model", "discriminator.contrast_weight=1")
     assert "discriminator.contrast_weight=1 needs answers of the unwanted kind" in refusal(
-        Some(range(10), contrast=()), "discriminator.contrast_weight=1"
+        FakeTask(range(10), contrast=()), "discriminator.contrast_weight=1"
     )

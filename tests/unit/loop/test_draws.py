@@ -4,22 +4,14 @@ import numpy as np
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.loop.draws import Draws
-from rlgaf_ray.types import Demonstration, Rollout
+from rlgaf_ray.testing import FakeTask
+from rlgaf_ray.types import Rollout
+
+PROMPTS = (0, 0, 1, 2, 3)
 
 
-class Pairs:
-    """Each prompt is a number, and its answer a hundred more; prompt 0 is there twice."""
-
-    def __init__(self) -> None:
-        self.demonstrations = [
-            Demonstration(np.array([number], np.int32), np.array([100 + number], np.int32))
-            for number in (0, 0, 1, 2, 3)
-        ]
-        self.contrast: list[Demonstration] = []
-
-
-def drawn_from(config: Config, task: Pairs) -> Draws:
-    return Draws(config, task, config.discriminator.needs)  # type: ignore[arg-type]  # a part of a task
+def drawn_from(config: Config, task: FakeTask) -> Draws:
+    return Draws(config, task, config.discriminator.needs)
 
 
 def rollout(row: int) -> Rollout:
@@ -28,7 +20,7 @@ def rollout(row: int) -> Rollout:
 
 def test_contrastive_puts_each_demonstration_under_other_prompts() -> None:
     config = load_config(None, ["discriminator.loss=contrastive", "discriminator.contrastive_prompts=6"])
-    draws = drawn_from(config, Pairs())
+    draws = drawn_from(config, FakeTask(PROMPTS, contrast=()))
     rollouts = [rollout(row) for row in (3, 4, 0, 1)]
     real = draws.real(rollouts)
     contrast = draws.contrast(rollouts)
@@ -40,8 +32,7 @@ def test_contrastive_puts_each_demonstration_under_other_prompts() -> None:
 
 
 def test_demonstrations_of_the_unwanted_kind_are_drawn_only_where_they_have_a_weight() -> None:
-    task = Pairs()
-    task.contrast = [Demonstration(np.array([number], np.int32), np.array([200], np.int32)) for number in range(5)]
+    task = FakeTask(PROMPTS, contrast=range(5))
     rollouts = [rollout(row) for row in range(4)]
     batch = "discriminator.batch_size=10"
     assert drawn_from(load_config(None, [batch, "discriminator.contrast_weight=0"]), task).contrast(rollouts) == []

@@ -1,21 +1,19 @@
-"""Decisions by hand; then the whole loop over pretended roles, whose KL runs away unless the run was healed."""
+"""Decisions by hand; then the whole loop over fake roles, whose KL runs away unless the run was healed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import numpy as np
 import pytest
 
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.guard import GuardSection, HealSection
-from rlgaf_ray.data.storage import Place
+from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.loop.adversarial import AdversarialLoop
-from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import Kind, TrainingStopped, Verdict
 from rlgaf_ray.loop.healing import (
@@ -30,71 +28,49 @@ from rlgaf_ray.loop.healing import (
     update_rate,
 )
 from rlgaf_ray.loop.outcome import Outcome
+from rlgaf_ray.loop.roles import Pending, Roles
+from rlgaf_ray.testing import FakeRoles, FakeTask, RecordingCallback
 from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+from rlgaf_ray.types import (
+    Demonstration,
+    Metrics,
+    PolicyNetwork,
+    Prompt,
+    Rollout,
+    SamplingSettings,
+    ScoredRollout,
+    TextBlocks,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-class PretendedRoles:
-    """KL is 0.02 up to update ``onset``; then it grows by 0.4 an update, unless the coefficient is ``enough``."""
+class SickRoles(FakeRoles):
+    """KL runs away from update 14 on; more goes wrong in the iterations that a test names."""
 
-    def __init__(self, *, onset: int = 14, enough: float = 0.1, coefficient: float = 0.0) -> None:
-        self.onset, self.enough = onset, enough
-        self.state: dict[str, Any] = {"kl": 0.02, "coefficient": coefficient, "moments": 0, "draws": []}
-        self.learning_rate_factor = 1.0
-        self.version = 0
+    def __init__(self, *, onset: int | None = 14, enough: float = 0.1, coefficient: float = 0.0) -> None:
+        super().__init__(onset=onset, enough=enough, coefficient=coefficient)
+        self.state["draws"] = []
         self.broken_at: int | None = None
         self.skips: tuple[int, ...] = ()
         self.lost_at = 0
         self.discriminator_skips: list[float] = []
-        self.needs = BatchNeeds(contrast=True)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         self.state["draws"].append(prompts[0].prompt_id)
-        return [
-            Rollout(
-                prompts[index // sampling.samples_per_prompt].prompt_id,
-                np.array([1], np.int32),
-                np.array([seed % 97, seed % 89, seed % 83], np.int32),
-                np.zeros(3, np.float32),
-                "length",
-                self.version,
-            )
-            for index, seed in enumerate(seeds)
-        ]
+        return super().generate(prompts, sampling, seeds)
 
-    def start_generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]):
-        rollouts = self.generate(prompts, sampling, seeds)
-        return lambda: (rollouts, 1.0)
-
-    def drop_rollouts(self) -> None: ...
-
-    def recovered(self) -> tuple[int, int, int]:
-        return 0, 0, 0
-
-    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
-        scored = self.score(rollouts)
-        logits = [0.5 if index % 2 else -0.5 for index, _ in enumerate(demonstrations)]
-        return lambda: (scored, logits)
-
-    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        return [ScoredRollout(rollout, -0.5, 0) for rollout in rollouts]
-
-    def batch_needs(self) -> BatchNeeds:
-        return self.needs
-
-    def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ) -> Pending:
         skipped = self.discriminator_skips.pop(0) if self.discriminator_skips else 0.0
         return lambda: {"discriminator/skipped_steps": skipped}
 
-    def update_generator(self, scored: Any, *, iteration: int, pretraining: Any):
-        held = self.state["coefficient"] >= self.enough
-        self.state["kl"] += 0.0 if held or iteration < self.onset else 0.4
-        self.state["moments"] += 1
-        metrics = {
-            "reward/mean": 0.0,
-            "generator/kl": self.state["kl"],
-            "generator/kl_coefficient": self.state["coefficient"],
-        }
+    def update_generator(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+    ) -> Pending:
+        metrics = super().update_generator(scored, iteration=iteration, pretraining=pretraining)()
         if iteration + 1 == self.broken_at:
             self.broken_at = None
             metrics["generator/kl"] = float("nan")
@@ -102,60 +78,7 @@ class PretendedRoles:
             metrics |= {"generator/loss": float("nan"), "generator/skipped_steps": 1.0}
         if iteration + 1 == self.lost_at:
             metrics["generator/weight_norm"] = float("inf")
-        return lambda: metrics | {"generator/moments": float(self.state["moments"])}
-
-    def push_weights(self, policy_version: int, *, averaged: bool = False):
-        self.version = policy_version
-        return lambda: {}
-
-    def adjust(
-        self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
-    ) -> None:
-        self.learning_rate_factor = learning_rate_factor
-        if kl_coefficient is not None:
-            self.state["coefficient"] = kl_coefficient
-        if refresh:
-            self.state["moments"] = 0
-
-    def save(self, folder: Path) -> None:
-        (folder / "roles.json").write_text(json.dumps(self.state))
-
-    def rescue(self, folder: Path) -> None:
-        self.save(folder)
-
-    def load(self, folder: Path, *, discriminator_version: int) -> None:
-        self.state = json.loads((folder / "roles.json").read_text())
-
-
-class Screen(Callback):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.verdicts: list[tuple[int, str]] = []
-        self.checkpoints: list[int] = []
-        self.evaluations: list[int] = []
-        self.stop_after: int | None = None
-
-    def on_iteration(self, iteration: int, metrics: Metrics) -> None:
-        self.stop_requested = iteration == self.stop_after
-
-    def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
-        self.evaluations.append(iteration)
-
-    def on_verdict(self, iteration: int, verdict: Verdict) -> None:
-        self.verdicts.append((iteration, verdict.kind))
-
-    def on_checkpoint(self, iteration: int, folder: Place) -> None:
-        self.checkpoints.append(iteration)
-
-    def on_message(self, text: str) -> None:
-        self.messages.append(text)
-
-
-class PretendedTask:
-    def __init__(self) -> None:
-        rows = [Demonstration(np.array([row], np.int32), np.array([1], np.int32)) for row in range(40)]
-        self.demonstrations, self.contrast = rows, rows[:7]
-        self.checksum = "0"
+        return lambda: metrics
 
 
 class Unmeasured:
@@ -224,30 +147,31 @@ def settings(*more: str) -> Config:
 
 def run(
     config: Config,
-    roles: PretendedRoles,
+    roles: Roles,
     folder: Path,
     *,
     resume: bool = False,
     stop_after: int | None = None,
     kind: type[Loop] = Loop,
 ) -> tuple[Outcome, list[str], AdversarialLoop]:
-    loop, screen = ready(config, roles, folder, resume=resume, kind=kind)
-    screen.stop_after = stop_after
-    return loop.run(), screen.messages, loop
+    loop, callback = ready(config, roles, folder, resume=resume, kind=kind)
+    callback.stop_after = stop_after
+    return loop.run(), callback.messages, loop
 
 
 def ready(
-    config: Config, roles: PretendedRoles, folder: Path, *, resume: bool = False, kind: type[Loop] = Loop
-) -> tuple[AdversarialLoop, Screen]:
+    config: Config, roles: Roles, folder: Path, *, resume: bool = False, kind: type[Loop] = Loop
+) -> tuple[AdversarialLoop, RecordingCallback]:
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     path, state, _ = checkpoints.newest_usable() if resume else (None, {"iteration": 0}, [])
     trackers = open_trackers(config, folder, start=state["iteration"])
-    screen = Screen()
-    loop = kind(config, roles, PretendedTask(), None, Unmeasured(), trackers, checkpoints, [screen])  # type: ignore[arg-type]
+    callback = RecordingCallback()
+    tokenizer, evaluator = cast("PreTrainedTokenizerBase", None), cast(Evaluator, Unmeasured())  # not used by Loop
+    loop = kind(config, roles, FakeTask(), tokenizer, evaluator, trackers, checkpoints, [callback])
     if path is not None:
         loop.resume(path, state)
-    return loop, screen
+    return loop, callback
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -324,23 +248,25 @@ def test_learning_rates_and_kl_coefficient_after_heals_by_hand() -> None:
 def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    class Roles(PretendedRoles):
-        def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+    class Counting(FakeRoles):
+        def update_discriminator(
+            self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+        ) -> Pending:
             seen.append((self.version, len(fake)))
             return super().update_discriminator(real, fake, contrast)
 
     words = ["warmup.discriminator.steps=5", "run.iterations=2", "discriminator.updates_per_generator_update=1"]
-    _, _, loop = run(settings(*words), Roles(), tmp_path / "rollouts")
+    _, _, loop = run(settings(*words), Counting(), tmp_path / "rollouts")
     assert seen == [(0, 8)] * 5 + [(0, 8), (1, 8)]  # version of the policy that sampled, number of rollouts
     assert loop.discriminator_version == 7
     seen.clear()
-    run(settings(*words, "warmup.discriminator.type=labels"), Roles(), tmp_path / "labels")
+    run(settings(*words, "warmup.discriminator.type=labels"), Counting(), tmp_path / "labels")
     assert len(seen) == 2
 
 
 def test_quick_evaluations_stand_between_the_full_ones_and_choose_nothing(tmp_path: Path) -> None:
     config = settings("run.iterations=12", "evaluation.every=6", "evaluation.quick_every=3")
-    _, _, loop = run(config, PretendedRoles(), tmp_path)
+    _, _, loop = run(config, SickRoles(), tmp_path)
     logged = rows(tmp_path)
     assert [row["iteration"] for row in logged if "quick/judge_share" in row] == [3, 9]  # 6 and 12 are full ones
     assert [row["iteration"] for row in logged if "eval/closeness" in row] == [0, 6, 12]
@@ -353,7 +279,7 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
 
     Sound until 17 - 4 = 13, so it goes back to the checkpoint of 12, although 15 and 18 are there and newer.
     """
-    roles = PretendedRoles()
+    roles = SickRoles()
     config = settings("discriminator.updates_per_generator_update=10", "evaluation.every=10")
     outcome, messages, loop = run(config, roles, tmp_path)
     assert outcome.iteration == 40 and not outcome.interrupted
@@ -372,27 +298,28 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
     assert [at for at, _, _ in loop.guard.evaluations] == [20, 30, 40]  # not 10, which came before the heal
     draws = roles.state["draws"]
     assert len(draws) == 40  # prompts go on from where the checkpoint was, none skipped
-    calm = PretendedRoles(onset=1000)
+    calm = SickRoles(onset=None)
     run(config, calm, tmp_path / "calm")
     assert draws == calm.state["draws"]
 
 
 def test_callbacks_follow_the_loop_through_a_heal(tmp_path: Path) -> None:
     config = settings("discriminator.updates_per_generator_update=10", "evaluation.every=10")
-    loop, screen = ready(config, PretendedRoles(), tmp_path)
+    loop, callback = ready(config, SickRoles(), tmp_path)
     loop.run()
-    assert screen.verdicts == [(19, "kl_runaway")]
-    assert screen.evaluations == [0, 10, 20, 30, 40]
-    assert screen.checkpoints[:9] == [0, 3, 6, 9, 10, 12, 15, 18, 12]  # 10 is the best; 12 anew, after the heal
-    assert screen.checkpoints[-1] == 40
+    assert [(at, verdict.kind) for at, verdict in callback.verdicts] == [(19, "kl_runaway")]
+    assert list(callback.evaluations) == [0, 10, 20, 30, 40]
+    checkpoints = [at for at, _ in callback.checkpoints]
+    assert checkpoints[:9] == [0, 3, 6, 9, 10, 12, 15, 18, 12]  # 10 is the best; 12 anew, after the heal
+    assert checkpoints[-1] == 40
 
 
 @pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "ill", "healed"])
 def test_a_resumed_run_equals_an_uninterrupted_one_through_its_heal(tmp_path: Path, stop_after: int) -> None:
     config = settings("discriminator.updates_per_generator_update=10")
-    run(config, PretendedRoles(), tmp_path / "whole")
-    run(config, PretendedRoles(), tmp_path / "cut", stop_after=stop_after)
-    resumed = PretendedRoles()
+    run(config, SickRoles(), tmp_path / "whole")
+    run(config, SickRoles(), tmp_path / "cut", stop_after=stop_after)
+    resumed = SickRoles()
     _, _, loop = run(config, resumed, tmp_path / "cut", resume=True)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
     assert (loop.healed, resumed.learning_rate_factor, loop.update_ratio.rate) == (["kl_runaway"], 0.5, 0.5)
@@ -404,13 +331,13 @@ def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
-    roles = PretendedRoles()
+    roles = SickRoles()
     push = roles.push_weights
 
-    def killed(policy_version: int, *, averaged: bool = False):
+    def killed(policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
         if roles.learning_rate_factor < 1:
             raise Killed
-        return push(policy_version, averaged=averaged)
+        return push(policy_version, network=network)
 
     roles.push_weights = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
@@ -419,7 +346,7 @@ def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
     path, state, _ = checkpoints.newest_usable()
     assert (path.name, state["healed"]) == ("step_000012", ["kl_runaway"])
     assert checkpoints.named("latest") == path
-    resumed = PretendedRoles()
+    resumed = SickRoles()
     outcome, _, loop = run(settings(), resumed, tmp_path, resume=True)
     assert (outcome.iteration, len(loop.healed), resumed.state["coefficient"]) == (40, 1, 0.1)
 
@@ -428,7 +355,7 @@ def test_heals_get_stronger_and_come_to_an_end(tmp_path: Path) -> None:
     """The KL coefficient doubles from 0.1 on, learning and update rates halve; the third verdict stops the run."""
     config = settings("guard.max_heals=2", "discriminator.updates_per_generator_update=0.4")
     with pytest.raises(TrainingStopped, match=r"kl_runaway.*after 2 heals, guard.max_heals.*is intact"):
-        run(config, PretendedRoles(enough=9.0), tmp_path)
+        run(config, SickRoles(enough=9.0), tmp_path)
     found = events(tmp_path)
     assert [event["action"] for event in found] == ["heal", "heal", "stop"]
     assert [event["kl_coefficient"] for event in found[:2]] == [0.1, 0.2]
@@ -439,7 +366,7 @@ def test_heals_get_stronger_and_come_to_an_end(tmp_path: Path) -> None:
 
 def test_before_the_first_checkpoint_it_goes_back_to_the_start(tmp_path: Path) -> None:
     """Ill from update 4 on, before the first window's average is known: the start is a checkpoint too."""
-    outcome, _, _ = run(settings("checkpoint.every=30"), PretendedRoles(onset=4), tmp_path)
+    outcome, _, _ = run(settings("checkpoint.every=30"), SickRoles(onset=4), tmp_path)
     assert outcome.iteration == 40
     assert [event["back_to"] for event in events(tmp_path)] == [0]
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(41))
@@ -447,21 +374,21 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_start(tmp_path: Path) -
 
 def test_the_checkpoint_that_a_heal_needs_is_not_pruned(tmp_path: Path) -> None:
     """One is kept and one written each iteration, but the verdict of 19 finds sound what was there at 13."""
-    outcome, _, _ = run(settings("checkpoint.every=1", "checkpoint.keep=1"), PretendedRoles(), tmp_path)
+    outcome, _, _ = run(settings("checkpoint.every=1", "checkpoint.keep=1"), SickRoles(), tmp_path)
     assert outcome.iteration == 40
     assert [event["back_to"] for event in events(tmp_path)] == [13]
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    run(settings(), PretendedRoles(), tmp_path, stop_after=16)
+    run(settings(), SickRoles(), tmp_path, stop_after=16)
     (tmp_path / "checkpoints/step_000012/roles.json").write_text("{}")
-    _, messages, _ = run(settings(), PretendedRoles(), tmp_path, resume=True)
+    _, messages, _ = run(settings(), SickRoles(), tmp_path, resume=True)
     assert "damaged checkpoint passed over" in messages[0]
     assert [event["back_to"] for event in events(tmp_path)] == [9]
 
 
 def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) -> None:
-    roles = PretendedRoles(onset=1000)
+    roles = SickRoles(onset=None)
     roles.broken_at = 17
     run(settings("guard.non_finite=heal", "guard.action=warn"), roles, tmp_path)
     (event,) = events(tmp_path)
@@ -470,7 +397,7 @@ def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) 
 
 
 def test_skipped_steps_are_borne_and_logged_until_there_are_too_many(tmp_path: Path) -> None:
-    roles = PretendedRoles(onset=1000)
+    roles = SickRoles(onset=None)
     roles.skips = (5, 6, 21, 22, 23, 24)
     with pytest.raises(TrainingStopped, match=r"iteration 23: non_finite: generator/loss is nan; .*step_000021"):
         run(settings("guard.action=warn", "checkpoint.keep=20"), roles, tmp_path)
@@ -485,16 +412,16 @@ def test_skipped_steps_are_borne_and_logged_until_there_are_too_many(tmp_path: P
 
 
 def test_too_many_skipped_steps_are_healed_from_before_the_first(tmp_path: Path) -> None:
-    roles = PretendedRoles(onset=1000)
+    roles = SickRoles(onset=None)
     roles.skips = (21, 22, 23)
-    with pytest.raises(TrainingStopped, match="after 3 heals"):  # they come again: pretended roles learn nothing
+    with pytest.raises(TrainingStopped, match="after 3 heals"):  # they come again: fake roles learn nothing
         run(settings("guard.non_finite=heal", "guard.action=warn"), roles, tmp_path)
     assert [event.get("back_to") for event in events(tmp_path)] == [18, 18, 18, None]
 
 
 def test_weights_that_are_lost_are_never_kept_whatever_else_was_found(tmp_path: Path) -> None:
     """A verdict that is only warned of stands since 19; the last iteration leaves weights that are not finite."""
-    roles = PretendedRoles(enough=1000.0)
+    roles = SickRoles(enough=1000.0)
     roles.lost_at = 40
     with pytest.raises(TrainingStopped, match=r"iteration 40: non_finite: generator/weight_norm is inf"):
         run(settings("guard.action=warn", "checkpoint.every=20"), roles, tmp_path)
@@ -503,7 +430,7 @@ def test_weights_that_are_lost_are_never_kept_whatever_else_was_found(tmp_path: 
 
 
 def test_skipped_updates_of_the_discriminator_are_summed_over_an_iteration(tmp_path: Path) -> None:
-    roles = PretendedRoles(onset=1000)
+    roles = SickRoles(onset=None)
     roles.discriminator_skips = [1.0, 0.0, 1.0, 0.0]
     run(settings("discriminator.updates_per_generator_update=4", "run.iterations=2"), roles, tmp_path)
     assert [row.get("discriminator/skipped_steps") for row in rows(tmp_path)] == [None, 2.0, 0.0]
@@ -511,7 +438,7 @@ def test_skipped_updates_of_the_discriminator_are_summed_over_an_iteration(tmp_p
 
 def test_an_adaptive_rate_is_lowered_and_stays_adaptive(tmp_path: Path) -> None:
     config = settings("discriminator.update_ratio.mode=adaptive", "discriminator.updates_per_generator_update=2.0")
-    run(config, PretendedRoles(), tmp_path)
+    run(config, SickRoles(), tmp_path)
     """The accuracy stands at 0.75, the band's upper edge: the rate falls by a step of 0.1 each iteration."""
     rates = [row["discriminator/update_rate"] for row in rows(tmp_path)[1:]]
     assert rates[11] == pytest.approx(2.0 * np.exp(-0.1 * 12))
@@ -525,7 +452,7 @@ READ = ("evaluation.quick_every=5", "checkpoint.every=1", "checkpoint.keep=1")
 
 def test_an_uninformative_discriminator_is_updated_more_and_nothing_else_changes(tmp_path: Path) -> None:
     """A frozen one is at chance at 5, 10 and 15: back to 5, the first, which was kept for it, and on with 1 update."""
-    roles = PretendedRoles(onset=1000, coefficient=0.03)
+    roles = SickRoles(onset=None, coefficient=0.03)
     config = settings(*READ, "discriminator.updates_per_generator_update=0")
     outcome, messages, loop = run(config, roles, tmp_path, kind=Uninformed)
     assert outcome.iteration == 40 and loop.healed == ["discriminator_uninformative"]
@@ -543,7 +470,7 @@ def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
     ratio = ["discriminator.update_ratio.mode=adaptive", "discriminator.update_ratio.maximum=3"]
     config = settings(*READ, *ratio, "discriminator.updates_per_generator_update=3", "guard.max_heals=1")
     with pytest.raises(TrainingStopped, match="discriminator_uninformative"):
-        run(config, PretendedRoles(onset=1000), tmp_path, kind=Insatiable)
+        run(config, SickRoles(onset=None), tmp_path, kind=Insatiable)
     assert events(tmp_path)[0]["update_rate"] == 3.0
     assert rows(tmp_path)[6]["discriminator/update_rate"] == pytest.approx(3.0 * np.exp(-0.1))
 
@@ -551,9 +478,9 @@ def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "ill", "healed"])
 def test_a_raised_rate_survives_a_resume(tmp_path: Path, stop_after: int) -> None:
     config = settings(*READ, "discriminator.updates_per_generator_update=0.2")
-    run(config, PretendedRoles(onset=1000), tmp_path / "whole", kind=Uninformed)
-    run(config, PretendedRoles(onset=1000), tmp_path / "cut", stop_after=stop_after, kind=Uninformed)
-    resumed = PretendedRoles(onset=1000)
+    run(config, SickRoles(onset=None), tmp_path / "whole", kind=Uninformed)
+    run(config, SickRoles(onset=None), tmp_path / "cut", stop_after=stop_after, kind=Uninformed)
+    resumed = SickRoles(onset=None)
     _, _, loop = run(config, resumed, tmp_path / "cut", resume=True, kind=Uninformed)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
     assert (loop.update_ratio.rate, resumed.learning_rate_factor) == (1.0, 1.0)
@@ -561,7 +488,7 @@ def test_a_raised_rate_survives_a_resume(tmp_path: Path, stop_after: int) -> Non
 
 def test_a_hacked_reward_is_healed_by_a_gentler_generator_and_as_many_updates(tmp_path: Path) -> None:
     """Read at 5, 10, ...: the mean of 20, 25 and 30 is 0.13 above that of the first three; before them lies 15."""
-    roles = PretendedRoles(onset=1000, coefficient=0.1)
+    roles = SickRoles(onset=None, coefficient=0.1)
     config = settings(*READ, "discriminator.updates_per_generator_update=2")
     outcome, _, _ = run(config, roles, tmp_path, kind=Hacking)
     assert outcome.iteration == 40
@@ -573,7 +500,7 @@ def test_a_hacked_reward_is_healed_by_a_gentler_generator_and_as_many_updates(tm
 
 
 def test_warn_says_it_once_and_goes_on(tmp_path: Path) -> None:
-    outcome, messages, _ = run(settings("guard.action=warn"), PretendedRoles(), tmp_path)
+    outcome, messages, _ = run(settings("guard.action=warn"), SickRoles(), tmp_path)
     assert outcome.iteration == 40
     assert len(messages) == 1
     assert messages[0].startswith("iteration 19: kl_runaway: generator/kl is ")
@@ -585,29 +512,31 @@ def test_warn_says_it_once_and_goes_on(tmp_path: Path) -> None:
 
 def test_stop_ends_the_run_and_keeps_its_row(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match=r"^iteration 19: kl_runaway: .*; the last checkpoint, step_000018, is"):
-        run(settings("guard.action=stop"), PretendedRoles(), tmp_path)
+        run(settings("guard.action=stop"), SickRoles(), tmp_path)
     assert rows(tmp_path)[-1]["iteration"] == 19
 
 
 def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
     seen: set[int] = set()
 
-    class Watched(PretendedRoles):
-        def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+    class Watched(FakeRoles):
+        def update_discriminator(
+            self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+        ) -> Pending:
             seen.update(int(item.prompt_ids[0]) for item in (*real, *contrast))
             seen.update(item.prompt_id for item in fake)
             return lambda: {}
 
     words = ["discriminator.updates_per_generator_update=1", "discriminator.contrast_weight=1"]
-    _, _, loop = run(settings(*words), Watched(onset=1000), tmp_path)
+    _, _, loop = run(settings(*words), Watched(), tmp_path)
     assert loop.held_out is not None
     assert len(seen) == 32 and not seen & set(loop.held_out.rows.tolist())
 
 
 def test_the_guards_tell_what_they_cost_the_engines_check_of_weights_included(tmp_path: Path) -> None:
-    class Checking(PretendedRoles):
-        def push_weights(self, policy_version: int, *, averaged: bool = False):
-            super().push_weights(policy_version)
+    class Checking(FakeRoles):
+        def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
+            super().push_weights(policy_version, network=network)
             return lambda: {"check_seconds": 5.0}
 
     run(settings("run.iterations=3"), Checking(), tmp_path)

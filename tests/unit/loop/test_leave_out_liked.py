@@ -1,23 +1,24 @@
-"""The loop over pretended roles: rollouts that the discriminator likes are no part of its updates."""
+"""The loop over fake roles: rollouts that the discriminator likes are no part of its updates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rlgaf_ray.types import Rollout, ScoredRollout
-from tests.unit.loop.test_healing import PretendedRoles, run, settings
+from rlgaf_ray.loop.roles import Pending
+from rlgaf_ray.testing import FakeRoles
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
+from tests.unit.loop.test_healing import run, settings
 
 SCORES = [0.5, -1.0, 3.0, 0.0, 2.0, -2.0, 1.0, 1.5]  # of an iteration's rollouts
 LEARNED = [0, 1, 3, 5, 6, 7]  # all but the two highest
 
 
-class Recording(PretendedRoles):
+class Recording(FakeRoles):
     def __init__(self) -> None:
-        super().__init__(onset=10**6)
+        super().__init__()
         self.scored: list[list[Rollout]] = []
         self.updates: list[tuple[list[int], int, bool]] = []  # rollouts by their place, contrast, are they pairs
         self.num_taught: list[int] = []  # to the generator
@@ -26,15 +27,19 @@ class Recording(PretendedRoles):
         self.scored.append(list(rollouts))
         return [ScoredRollout(rollout, score, 0) for rollout, score in zip(rollouts, SCORES, strict=True)]
 
-    def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ) -> Pending:
         places = [index for index, rollout in enumerate(self.scored[-1]) if any(rollout is each for each in fake)]
         pairs = [int(item.prompt_ids[0]) for item in real] == [rollout.prompt_id for rollout in fake]
         self.updates.append((places, len(contrast), pairs))
         return lambda: {}
 
-    def update_generator(self, scored: Any, **more: Any):
+    def update_generator(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+    ) -> Pending:
         self.num_taught.append(len(scored))
-        return super().update_generator(scored, **more)
+        return super().update_generator(scored, iteration=iteration, pretraining=pretraining)
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])

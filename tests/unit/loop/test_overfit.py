@@ -1,29 +1,31 @@
-"""The loop over pretended roles: updates are skipped while the discriminator knows its demonstrations by heart."""
+"""The loop over fake roles: updates are skipped while the discriminator knows its demonstrations by heart."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from rlgaf_ray.config import Config
+from rlgaf_ray.loop.roles import Pending, PendingScores
+from rlgaf_ray.testing import FakeRoles
 from rlgaf_ray.types import Demonstration, Rollout
-from tests.unit.loop.test_healing import PretendedRoles, rows, run, settings
+from tests.unit.loop.test_healing import rows, run, settings
 
 HELD_OUT = 8
 RATE = "discriminator.updates_per_generator_update=1.5"
 
 
-class Memorising(PretendedRoles):
+class Memorising(FakeRoles):
     """Demonstrations are known by heart as long as it was trained at all in one of the last four iterations."""
 
     def __init__(self) -> None:
-        super().__init__(onset=10**6)
+        super().__init__()
         self.updates: list[int] = []  # of each iteration
         self.asked: list[list[int]] = []
 
-    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         self.asked.append([int(item.prompt_ids[0]) for item in demonstrations])
         overfit = any(self.updates[-4:])
         self.updates.append(0)
@@ -31,12 +33,14 @@ class Memorising(PretendedRoles):
         logits = [-0.5] * HELD_OUT + [1.0 if overfit else -0.5] * (len(demonstrations) - HELD_OUT)
         return lambda: (scored, logits)
 
-    def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ) -> Pending:
         self.updates[-1] += 1
         return lambda: {}
 
 
-def configured(*more: str):
+def configured(*more: str) -> Config:
     base = [f"discriminator.held_out={HELD_OUT}", "guard.action=warn", "run.iterations=12", "checkpoint.every=0"]
     return settings(*base, RATE, *more)
 
@@ -69,10 +73,10 @@ def test_no_update_is_skipped_at_the_limit_or_without_one(tmp_path: Path, limit:
 
 
 def test_a_resumed_run_skips_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    class Numbered(PretendedRoles):
+    class Numbered(FakeRoles):
         """The gap of iteration i is 0.5 or 0, by a pattern that a window of three iterations blurs."""
 
-        def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+        def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
             scored = self.score(rollouts)
             high = self.version % 5 < 2
             half = len(demonstrations) // 2
@@ -81,9 +85,9 @@ def test_a_resumed_run_skips_as_an_uninterrupted_one(tmp_path: Path) -> None:
     config = settings(
         "discriminator.held_out=20", "guard.action=warn", "run.iterations=12", "discriminator.overfit_gap=0.2", RATE
     )
-    run(config, Numbered(onset=10**6), tmp_path / "whole")
-    run(config, Numbered(onset=10**6), tmp_path / "cut", stop_after=5)
-    run(config, Numbered(onset=10**6), tmp_path / "cut", resume=True)
+    run(config, Numbered(), tmp_path / "whole")
+    run(config, Numbered(), tmp_path / "cut", stop_after=5)
+    run(config, Numbered(), tmp_path / "cut", resume=True)
     names = ("discriminator/overfit_gap", "discriminator/skipped_updates", "discriminator/updates")
     whole, cut = ([[row[name] for name in names] for row in rows(tmp_path / each)[1:]] for each in ("whole", "cut"))
     assert whole == cut and {row[1] > 0 for row in whole} == {True, False}

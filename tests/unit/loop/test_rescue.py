@@ -8,24 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
-from tests.unit.loop.test_healing import PretendedRoles, ready, rows, run, settings
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.loop.roles import Pending, PendingScores
+from rlgaf_ray.testing import FakeRoles
+from rlgaf_ray.types import Demonstration, PolicyNetwork, Rollout, ScoredRollout
+from tests.unit.loop.test_healing import ready, rows, run, settings
 
 ITERATIONS = 8
 NAMES = ("hurt", "whole")
 SMALL = ("guard.action=warn", f"run.iterations={ITERATIONS}", "discriminator.updates_per_generator_update=0.5")
 
 
-class Losing(PretendedRoles):
+class Losing(FakeRoles):
     """Loses an actor in iteration 5, where ``checkpoint.every=3``; ``where``: before or after the updates began."""
 
     def __init__(self, where: str, *, everything_is_left: bool = True) -> None:
-        super().__init__(onset=1000)
+        super().__init__()
         self.where = where
         self.everything_is_left = everything_is_left
         self.num_scored = 0
 
-    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         self.num_scored += 1
         lost = self.where == "before" and self.num_scored == 5
         return self._lose if lost else super().start_score(rollouts, demonstrations)
@@ -33,12 +36,12 @@ class Losing(PretendedRoles):
     def _lose(self) -> tuple[list[ScoredRollout], list[float]]:
         raise RuntimeError("rollout worker 0 died")
 
-    def push_weights(self, policy_version: int, *, averaged: bool = False):
+    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
         if self.where == "after" and policy_version == 5:
             raise RuntimeError("rollout worker 0 died")
-        return super().push_weights(policy_version)
+        return super().push_weights(policy_version, network=network)
 
-    def rescue(self, folder: Path) -> None:
+    def rescue(self, folder: Place) -> None:
         if not self.everything_is_left:
             raise RuntimeError("nobody answers who has all of the learner")
         super().rescue(folder)
@@ -49,14 +52,14 @@ def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had
     tmp_path: Path, mode: str
 ) -> None:
     config = settings(*SMALL, f"schedule.mode={mode}", "schedule.max_staleness=1")
-    run(config, PretendedRoles(onset=1000), tmp_path / "whole")
-    loop, screen = ready(config, Losing("before"), tmp_path / "hurt")
+    run(config, FakeRoles(), tmp_path / "whole")
+    loop, callback = ready(config, Losing("before"), tmp_path / "hurt")
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
         loop.run()
     loop.rescue()
-    assert screen.messages == ["iteration 4 was saved"]
+    assert callback.messages == ["iteration 4 was saved"]
     assert (tmp_path / "hurt/checkpoints/latest").read_text() == "step_000004\n"
-    run(config, PretendedRoles(onset=1000), tmp_path / "hurt", resume=True)
+    run(config, FakeRoles(), tmp_path / "hurt", resume=True)
     assert without_staleness(tmp_path / "hurt") == without_staleness(tmp_path / "whole")
     ends = [json.loads((tmp_path / name / "checkpoints/step_000008/state.json").read_text()) for name in NAMES]
     assert ends[0]["streams"] == ends[1]["streams"] and ends[0]["held_out"] == ends[1]["held_out"]
@@ -65,12 +68,12 @@ def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had
 @pytest.mark.parametrize("everything_is_left, where", [(True, "after"), (False, "before")])
 def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
     losing = Losing(where, everything_is_left=everything_is_left)
-    loop, screen = ready(settings(*SMALL), losing, tmp_path)
+    loop, callback = ready(settings(*SMALL), losing, tmp_path)
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
         loop.run()
     loop.rescue()
     told = "iteration 4 could not be saved: nobody answers"
-    assert len(screen.messages) == (where == "before") and all(text.startswith(told) for text in screen.messages)
+    assert len(callback.messages) == (where == "before") and all(text.startswith(told) for text in callback.messages)
     assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
 
 
@@ -82,16 +85,16 @@ def without_staleness(folder: Path) -> list[dict[str, float]]:
 def test_what_was_being_saved_is_saved_by_those_that_are_left(tmp_path: Path) -> None:
     """A rank is lost while the checkpoint of an iteration, the best so far, is written."""
 
-    class LosingARank(PretendedRoles):
-        def save(self, folder: Path) -> None:
+    class LosingARank(FakeRoles):
+        def save(self, folder: Place) -> None:
             raise RuntimeError("rank 1 of the learner died")
 
-        def rescue(self, folder: Path) -> None:
+        def rescue(self, folder: Place) -> None:
             super().save(folder)
 
-    loop, screen = ready(settings(*SMALL, "evaluation.every=3"), LosingARank(onset=1000), tmp_path)
+    loop, callback = ready(settings(*SMALL, "evaluation.every=3"), LosingARank(), tmp_path)
     with pytest.raises(RuntimeError, match="rank 1 of the learner died"):
         loop.run()
     loop.rescue()
-    assert screen.messages == ["iteration 3 was saved"]
+    assert callback.messages == ["iteration 3 was saved"]
     assert [(tmp_path / "checkpoints" / name).read_text() for name in ("latest", "best")] == ["step_000003\n"] * 2

@@ -1,4 +1,4 @@
-"""The whole loop over roles that pretend to work, each at its own pace, behind the dispatcher of the real ones."""
+"""The whole loop over fake roles that work, each at its own pace, behind the dispatcher of the real ones."""
 
 from __future__ import annotations
 
@@ -15,19 +15,31 @@ import pytest
 
 from rlgaf_ray.actors.dispatch import Dispatcher, Part
 from rlgaf_ray.config import Config
-from rlgaf_ray.types import Demonstration, Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
+from rlgaf_ray.testing import FakeRoles
+from rlgaf_ray.types import (
+    Demonstration,
+    Metrics,
+    PolicyNetwork,
+    Prompt,
+    Rollout,
+    SamplingSettings,
+    ScoredRollout,
+    TextBlocks,
+)
 from tests.patience import HANGS_AFTER
-from tests.unit.loop.test_healing import PretendedRoles, rows, run, settings
+from tests.unit.loop.test_healing import rows, run, settings
 
 
-class BusyRoles(PretendedRoles):
+class BusyRoles(FakeRoles):
     """A learner, a discriminator and three engines, each a thread that works in the order it was asked.
 
     Weights are the number of updates that they have had: what an engine says of its version is what it was given.
     """
 
-    def __init__(self, *, longest: float = 0.0, **pretended: Any) -> None:
-        super().__init__(**pretended)
+    def __init__(self, *, longest: float = 0.0, onset: int | None = None) -> None:
+        super().__init__(onset=onset)
         self.longest = longest
         self.delays = random.Random(0)
         self.learner, self.judge = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -78,13 +90,15 @@ class BusyRoles(PretendedRoles):
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.start_generate(prompts, sampling, seeds)()[0]
 
-    def start_generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]):
+    def start_generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
+    ) -> PendingRollouts:
         return self.dispatcher.start(prompts, sampling, seeds)
 
     def drop_rollouts(self) -> None:
         self.dispatcher.drop()
 
-    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+    def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         def score() -> tuple[list[ScoredRollout], list[float]]:
             self.event(f"score {rollouts[0].policy_version}").set()
             self.work()
@@ -92,14 +106,18 @@ class BusyRoles(PretendedRoles):
 
         return self.judge.submit(score).result
 
-    def update_discriminator(self, real: Any, fake: Any, contrast: Any):
+    def update_discriminator(
+        self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
+    ) -> Pending:
         def update() -> Metrics:
             self.work()
             return {}
 
         return self.judge.submit(update).result
 
-    def update_generator(self, scored: Any, *, iteration: int, pretraining: Any):
+    def update_generator(
+        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+    ) -> Pending:
         answer = super().update_generator(scored, iteration=iteration, pretraining=pretraining)
         self.learned.append([item.rollout.prompt_id for item in scored])
 
@@ -113,14 +131,14 @@ class BusyRoles(PretendedRoles):
 
     def during_update(self, iteration: int) -> None: ...
 
-    def push_weights(self, policy_version: int, *, network: str = "policy"):
+    def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
         def weights() -> int:
             assert self.updates == policy_version
             return policy_version
 
         return self.dispatcher.push(self.learner.submit(weights))
 
-    def load(self, folder: Path, *, discriminator_version: int) -> None:
+    def load(self, folder: Place, *, discriminator_version: int) -> None:
         super().load(folder, discriminator_version=discriminator_version)
         self.updates = self.state["moments"]
 
@@ -139,7 +157,7 @@ def train(config: Config, roles: BusyRoles, folder: Path, **more: Any) -> list[d
 
 def prompts_in_order(folder: Path, iterations: int) -> list[list[int]]:
     """What a synchronous run learns from."""
-    roles = BusyRoles(onset=10**6)
+    roles = BusyRoles()
     train(settings(f"run.iterations={iterations}", "guard.action=warn"), roles, folder)
     return roles.learned
 
@@ -147,7 +165,7 @@ def prompts_in_order(folder: Path, iterations: int) -> list[list[int]]:
 @pytest.mark.parametrize("max_staleness", [1, 2, 4])
 def test_no_rollout_is_ever_older_than_allowed(tmp_path: Path, max_staleness: int) -> None:
     """200 iterations, every piece of work of another length: the versions are those of the slots, whatever happens."""
-    roles = BusyRoles(longest=0.006, onset=10**6)
+    roles = BusyRoles(longest=0.006)
     config = asynchronous(
         max_staleness, "run.iterations=200", "checkpoint.every=50", "discriminator.updates_per_generator_update=0.4"
     )
@@ -166,7 +184,7 @@ def test_the_learners_update_goes_on_beside_the_next_rollouts_and_their_scores(t
                 assert self.event(f"score {iteration - 1}").wait(HANGS_AFTER)
 
     config = asynchronous(1, "run.iterations=12", "discriminator.updates_per_generator_update=1")
-    assert len(train(config, Waiting(onset=10**6), tmp_path)) == 12
+    assert len(train(config, Waiting(), tmp_path)) == 12
 
 
 @pytest.mark.parametrize("stop_after", [4, 7])
@@ -175,7 +193,7 @@ def test_no_prompt_is_lost_or_learned_from_twice_over_a_resume(
     tmp_path: Path, max_staleness: int, stop_after: int
 ) -> None:
     config = asynchronous(max_staleness, "run.iterations=12", "checkpoint.every=0")
-    first, second = BusyRoles(longest=0.002, onset=10**6), BusyRoles(longest=0.002, onset=10**6)
+    first, second = BusyRoles(longest=0.002), BusyRoles(longest=0.002)
     train(config, first, tmp_path / "cut", stop_after=stop_after)
     logged = train(config, second, tmp_path / "cut", resume=True)
     assert len(first.learned) == stop_after
@@ -187,7 +205,7 @@ def test_no_prompt_is_lost_or_learned_from_twice_over_a_resume(
 
 def test_a_heal_drops_what_the_ill_policy_had_made_ahead(tmp_path: Path) -> None:
     """Sound until 13, so back to the checkpoint of 12 from iteration 19, with two batches made ahead."""
-    roles = BusyRoles(longest=0.002)
+    roles = BusyRoles(longest=0.002, onset=14)
     logged = train(asynchronous(2, "guard.action=heal", "run.iterations=24"), roles, tmp_path / "ill")
     order = prompts_in_order(tmp_path / "calm", 24)
     assert roles.learned == order[:19] + order[12:]
@@ -200,22 +218,22 @@ def test_engines_that_miss_a_version_are_found_out(tmp_path: Path) -> None:
             return 0 if version == 3 else version
 
     with pytest.raises(AssertionError, match="rollouts are 4 versions old, at most 1 allowed"):
-        train(asynchronous(1), Deaf(onset=10**6), tmp_path)
+        train(asynchronous(1), Deaf(), tmp_path)
 
 
 def test_roles_that_work_at_once_give_the_same_versions(tmp_path: Path) -> None:
-    run(asynchronous(2, "run.iterations=6"), PretendedRoles(onset=10**6), tmp_path)
+    run(asynchronous(2, "run.iterations=6"), FakeRoles(), tmp_path)
     assert [row["rollout/staleness"] for row in rows(tmp_path)[1:]] == [0, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_each_iteration_scores_its_own_held_out_demonstrations_over_a_resume(tmp_path: Path, mode: str) -> None:
-    class Recording(PretendedRoles):
+    class Recording(FakeRoles):
         def __init__(self) -> None:
-            super().__init__(onset=10**6)
+            super().__init__()
             self.asked: list[list[int]] = []
 
-        def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]):
+        def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
             self.asked.append([int(item.prompt_ids[0]) for item in demonstrations])
             return super().start_score(rollouts, demonstrations)
 

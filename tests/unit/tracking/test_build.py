@@ -9,8 +9,9 @@ import pytest
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.testing import RecordingTracker
 from rlgaf_ray.tracking import build
-from rlgaf_ray.tracking.base import TrackedRun, Tracker
+from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import TRACKERS, make_trackers, open_trackers
 
 OWN = """
@@ -74,17 +75,13 @@ def test_a_module_path_is_announced_and_a_name_is_not() -> None:
     assert config.tracking.risks == ["tracking.to=own_tracker:Lines: the Python code there will run"]
 
 
-class Seen(Tracker):
-    def start(self, run: TrackedRun) -> None:
-        self.run = run
-
-
 def test_the_config_reaches_a_tracker_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAM_SERVICE_TOKEN", "0123456789abcdef")
     keys = ["run.root=s3://user:pass@bucket/runs", "model.generator=org/0123456789abcdef"]
     config = load_config(None, [*keys, "tracking.to=[]"])
-    seen = Seen()
+    seen = RecordingTracker()
     open_trackers(config, tmp_path, [seen]).close()
+    assert seen.run is not None
     assert seen.run.config["run"]["root"] == "s3://bucket/runs"
     assert seen.run.config["model"]["generator"] == "org/***"
     assert seen.run.config["generator"]["learning_rate"] == config.generator.learning_rate
