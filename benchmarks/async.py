@@ -137,7 +137,8 @@ class Theirs:
         from versus_trl import Trl
 
         environment = {"env_vars": {"OMP_NUM_THREADS": str(cluster_resources()[2]), "HF_HUB_OFFLINE": "1"}}
-        self.actor = ray.remote(Trl).options(num_cpus=0, runtime_env=environment).remote(setup)
+        actor: Any = ray.remote(Trl)
+        self.actor = actor.options(num_cpus=0, runtime_env=environment).remote(setup)
         self.seconds: list[float] = []
 
     def round(self, turn: int) -> None:

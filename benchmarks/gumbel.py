@@ -17,7 +17,9 @@ import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Bench, bench, seconds, spread
@@ -46,7 +48,9 @@ def learner_of(config: Config, folders: tuple[Path, Path], mode: str, pad: int, 
     gumbel = config.generator.gumbel.model_copy(update={"mode": mode})
     generator = config.generator.model_copy(update={"algorithm": "gumbel", "gumbel": gumbel})
     learner = Learner(folders[0], config.model_copy(update={"generator": generator}), pad_token_id=pad, device=device)
-    learner.load_discriminator(NeuralDiscriminator(folders[1], config, pad_token_id=pad).weights())
+    update = NeuralDiscriminator(folders[1], config, pad_token_id=pad).weights()
+    assert update is not None
+    learner.load_discriminator(update)
     return learner
 
 
@@ -91,7 +95,7 @@ def peak(device: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def measured_peak(*arguments) -> int:
+def measured_peak(*arguments: Any) -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as fresh:
         return fresh.submit(peak_bytes, *arguments).result()
@@ -181,7 +185,7 @@ def main() -> int:
         times: dict[str, list[float]] = {mode: [] for mode in MODES}
         for turn in range(ROUNDS + 1):
             for mode, learner in learners.items():
-                taken = seconds(lambda learner=learner, turn=turn: learner.update(scored, iteration=turn))
+                taken = seconds(partial(learner.update, scored, iteration=turn))
                 if turn:  # the first allocates
                     times[mode].append(taken)
         sizes = sorted({config.learner.micro_batch_size, 16}, reverse=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import statistics
 import sys
+from functools import partial
+from typing import Any
 
 import ray
 from common import Bench, bench, seconds, spread
@@ -60,9 +62,7 @@ class Bare:
         ]
         for _ in range(loop.update_ratio.due()):
             real, contrast = loop.draws.real(results["rollouts"]), loop.draws.contrast(results["rollouts"])
-            times[-1] += seconds(
-                lambda real=real, contrast=contrast: roles.update_discriminator(real, results["rollouts"], contrast)
-            )
+            times[-1] += seconds(partial(roles.update_discriminator, real, results["rollouts"], contrast))
         return times
 
 
@@ -71,7 +71,8 @@ def main() -> int:
     with bench(*sys.argv[1:]) as setup:
         threads = cluster_resources()[2]
         environment = {"env_vars": actor_environment(threads)}
-        bare = ray.remote(Bare).options(num_cpus=0, runtime_env=environment).remote(setup, threads)
+        actor: Any = ray.remote(Bare)
+        bare = actor.options(num_cpus=0, runtime_env=environment).remote(setup, threads)
         loop = setup.loop(setup.ray_roles(), "ray")
         ray.get(bare.round.remote(1, UNTIMED))  # first calls allocate and compile
         for _ in range(UNTIMED):

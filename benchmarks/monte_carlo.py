@@ -28,12 +28,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from rlgaf_ray.actors.placement import actor_environment
@@ -92,7 +93,7 @@ class GenerateSide:
         self.best: tuple[str, int] | None = None
 
     @staticmethod
-    def load(folder: Path, attention: str) -> GPT2LMHeadModel:
+    def load(folder: Path, attention: str) -> PreTrainedModel:
         model = load_generator(folder)
         model.set_attn_implementation(attention)
         return model
@@ -130,7 +131,8 @@ class GenerateSide:
             rows = [row for length in lengths[start : start + lengths_a_batch] for row in by_length[length]]
             token_ids, mask = pad_left([parts[row].token_ids for row in rows], model.device)
             room = max(parts[row].max_new_tokens or 0 for row in rows)
-            output = model.generate(
+            generate: Any = model.generate
+            output = generate(
                 input_ids=token_ids,
                 attention_mask=mask,
                 do_sample=True,
@@ -173,16 +175,19 @@ class Worker:
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self.pool.submit(_start, make, arguments).result()
 
-    def call(self, method: str, *arguments: object):
+    def call(self, method: str, *arguments: object) -> Any:
         return self.pool.submit(_call, method, arguments).result()
 
 
-def _start(make: type, arguments: tuple) -> None:
+_side: Any = None  # of a worker's process
+
+
+def _start(make: type, arguments: tuple[object, ...]) -> None:
     global _side
     _side = make(*arguments)
 
 
-def _call(method: str, arguments: tuple):
+def _call(method: str, arguments: tuple[object, ...]) -> Any:
     return getattr(_side, method)(*arguments)
 
 

@@ -85,7 +85,7 @@ def sampled(pids: dict[Role, int]) -> Iterator[dict[Role, float]]:
         thread.join()
 
 
-def iterate(roles: RayRoles, config, vocab_size: int) -> None:
+def iterate(roles: RayRoles, config: Config, vocab_size: int) -> None:
     """Some iterations on random tokens: what is measured does not depend on them."""
     draw = np.random.default_rng(0)
     task, batch = config.task, config.discriminator.batch_size

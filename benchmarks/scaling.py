@@ -23,6 +23,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +47,7 @@ from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.figures import save
 from rlgaf_ray.run.preparation import Data, prepare_data
 from rlgaf_ray.tracking.build import open_trackers
-from rlgaf_ray.types import Metrics, Rollout, WeightUpdate
+from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout, WeightUpdate
 
 WORKERS = (1, 2, 4, 8, 16)
 ROLLOUTS_A_WORKER, ITERATIONS, UNTIMED = 16, 5, 1
@@ -81,7 +82,7 @@ class SleepingRollouts:
     def start(self, transfer: str) -> None:
         pass
 
-    def generate(self, prompts, sampling, seeds) -> list[Rollout]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         time.sleep(self.sleeps.rollout * len(seeds))
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
         return [
@@ -105,7 +106,7 @@ class SleepingDiscriminator:
     def __init__(self) -> None:
         self.version = 0
 
-    def token_scores(self, rollouts) -> tuple[np.ndarray, int]:
+    def token_scores(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, int]:
         return np.zeros(sum(len(rollout.response_ids) for rollout in rollouts), np.float32), self.version
 
     def update_after(self, task: object, *batches: Any) -> Metrics:
@@ -117,7 +118,7 @@ class SleepingLearner:
     def __init__(self, sleeps: Sleeps) -> None:
         self.sleeps = sleeps
 
-    def update(self, scored, *, iteration: int, pretraining) -> Metrics:
+    def update(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: object) -> Metrics:
         time.sleep(self.sleeps.of_update(len(scored)))
         return {"generator/loss": 0.0, "generator/kl": 0.0, "generator/entropy": 1.0}
 
@@ -135,10 +136,10 @@ def stand_in(monkey: Any, sleeps: Sleeps, tokens: int) -> None:
     monkey.LearnerActor = ray.remote(_taking(SleepingLearner, sleeps))
 
 
-def _taking(kind: type, *own: Any) -> type:
+def _taking(kind: Any, *own: Any) -> type:
     """The class, with a constructor that lets the real one's arguments pass by."""
 
-    class Actor(kind):  # type: ignore[valid-type,misc]
+    class Actor(kind):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*own)
 

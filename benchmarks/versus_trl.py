@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -42,7 +43,7 @@ class Clock(TrainerCallback):
     def __init__(self) -> None:
         self.marks: list[float] = []
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         self.marks.append(time.perf_counter())
 
 
@@ -51,7 +52,9 @@ def trl_seconds(setup: Bench, folder: Path) -> float:
     config, tokenizer = setup.config, setup.data.tokenizer
     discriminator = NeuralDiscriminator(setup.warmups.discriminator, config, pad_token_id=tokenizer.pad_token_id)
 
-    def score(prompts, completions, completion_ids, **kwargs) -> list[float]:
+    def score(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **kwargs: object
+    ) -> list[float | None]:
         rollouts = [
             Rollout(
                 prompt_id=0,
@@ -111,11 +114,13 @@ def main() -> int:
     console = Console()
     with bench(*SAME_KL, *sys.argv[1:]) as setup:
         environment = {"env_vars": {"OMP_NUM_THREADS": str(cluster_resources()[2]), "HF_HUB_OFFLINE": "1"}}
-        trl = ray.remote(Trl).options(num_cpus=0, runtime_env=environment).remote(setup)
+        actor: Any = ray.remote(Trl)
+        trl = actor.options(num_cpus=0, runtime_env=environment).remote(setup)
         loop = setup.loop(setup.ray_roles(), "ours")
         for _ in range(5):
             loop.step()
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for turn in range(ROUNDS):
             theirs.append(ray.get(trl.seconds.remote(turn)))
             ours.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))

@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import ray
@@ -62,7 +64,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 def measure(model: PreTrainedModel, folder: Path) -> Times:
     model.save_pretrained(folder)
-    engine = ray.remote(num_cpus=1)(Receiver).remote(folder, max_model_len=32, kv_cache_mib=64, threads=1)
+    actor: Any = ray.remote(num_cpus=1)(Receiver)
+    engine = actor.remote(folder, max_model_len=32, kv_cache_mib=64, threads=1)
     update = to_arrays(model.state_dict(), 0)
     arrays = list({id(array): array for array in update.arrays.values()}.values())
     copies = [np.ones_like(array) for array in arrays]
@@ -82,7 +85,7 @@ def measure(model: PreTrainedModel, folder: Path) -> Times:
 
     for version in range(1, 1 + WARMUP_ROUNDS + ROUNDS):
         times.handover.append(seconds(handover))
-        times.push.append(seconds(lambda version=version: push(version)))
+        times.push.append(seconds(partial(push, version)))
         times.memcpy.append(seconds(memcpy))
     ray.get(engine.close.remote())
     ray.kill(engine)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from trainings import OLD_DEFAULT, Training, trained
+from trainings import OLD_DEFAULT, Training, last, trained
 
 from rlgaf_ray.report.runs import Run
 
@@ -52,7 +52,7 @@ BARS = {
 
 def trainings(groups: list[str]) -> list[tuple[str, Training]]:
     """Each with the group that it counts for."""
-    found = []
+    found: list[tuple[str, Training]] = []
     for group in groups:
         match group:
             case "plain":
@@ -82,8 +82,8 @@ def figures(run: Run) -> dict[str, float]:
     values = [
         statistics.mean(settled),
         min(settled),
-        run.last("eval/perplexity_ratio"),
-        run.last("eval/distinct_2_ratio"),
+        last(run, "eval/perplexity_ratio"),
+        last(run, "eval/distinct_2_ratio"),
         losses[-1] - losses[0],
         float(min(healthy) < 1),
     ]

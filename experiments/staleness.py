@@ -20,7 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from trainings import OLD_DEFAULT, Training, trained
+from trainings import OLD_DEFAULT, Training, last, trained
 
 SHARE, ERROR = "eval/judge_share", "eval/judge_share_stderr"
 COLUMNS = {
@@ -88,8 +88,8 @@ def main() -> int:
     ]
     results: dict[str, list[Row]] = {}
     for name, run in zip(names, trained(todo, asked.out, jobs=asked.jobs), strict=True):
-        results.setdefault(name, []).append({column: run.last(column) for column in (*COLUMNS, ERROR)})
-        console.print(f"{run.folder.name}: judged share {run.last(SHARE):.3f}")
+        results.setdefault(name, []).append({column: last(run, column) for column in (*COLUMNS, ERROR)})
+        console.print(f"{run.folder.name}: judged share {last(run, SHARE):.3f}")
     (asked.out / "staleness.json").write_text(json.dumps(results, indent=1))
     return 0 if show(results, console) else 1
 

@@ -57,6 +57,14 @@ def _train(training: Training, root: Path, threads: list[str]) -> Run:
     return load_run(folder)
 
 
+def last(run: Run, name: str) -> float:
+    """The newest value of a metric; ends where the run has none."""
+    value = run.last(name)
+    if value is None:
+        raise SystemExit(f"{run.folder} has no {name}")
+    return value
+
+
 def _complete(folder: Path) -> bool:
     """Exported, which is the last thing that a run does, but which an interrupted run does, too."""
     if not (folder / "generator").is_dir():

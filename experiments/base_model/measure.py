@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from train import PROMPT_TOKENS, RESPONSE_TOKENS, nats
@@ -35,7 +36,8 @@ def main() -> None:
         print(f"{name}: {value:.4f}")
     torch.manual_seed(0)
     prompts = torch.tensor([ids[:PROMPT_TOKENS] for ids in texts[: arguments.samples]])
-    sampled = model.generate(
+    generate: Any = model.generate
+    sampled = generate(
         prompts, do_sample=True, top_k=0, max_length=arguments.tokens, attention_mask=torch.ones_like(prompts)
     )
     for number, row in enumerate(sampled, start=1):

@@ -100,7 +100,7 @@ def nats(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[list[
             total += float(
                 nn.functional.cross_entropy(logits.flatten(0, 1), part[:, PROMPT_TOKENS:].flatten(), reduction="sum")
             )
-        learned = [tokenizer.decode(row) for row in rows[:, PROMPT_TOKENS:]]
+        learned = [str(tokenizer.decode(row)) for row in rows[:, PROMPT_TOKENS:]]
         measured[f"{name}_nats_per_token"] = total / rows[:, PROMPT_TOKENS:].numel()
         measured[f"{name}_nats_per_byte"] = total / sum(len(text.encode()) for text in learned)
     model.train()
@@ -176,7 +176,7 @@ def main() -> None:
 
     for name in ("resid_pdrop", "embd_pdrop"):
         setattr(model.config, name, 0.0)
-    model.to(torch.bfloat16).save_pretrained(arguments.out)
+    model.bfloat16().save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class LstmSampler:
 
     @torch.no_grad()
     def __init__(self, model: LstmForCausalLM, *, temperature: float = 1.0) -> None:
-        lstm = model.lstm
+        lstm: Any = model.lstm  # its weights are no attributes of the type
         self.inputs = model.embedding.weight @ lstm.weight_ih_l0.T + lstm.bias_ih_l0 + lstm.bias_hh_l0  # [V, 4H]
         self.recurrent = lstm.weight_hh_l0.T.clone()  # [H, 4H]
         self.output = (model.lm_head.weight * (BITS / temperature)).T  # [H, V]
@@ -92,9 +93,12 @@ class LstmSampler:
             state = self.advance(tokens[:, step], state)
         for step in range(positions[0] if positions else length, length):
             if joined < len(positions) and positions[joined] == step:
-                fresh = tuple(part.repeat_interleave(num_completions, 0) for part in state)
-                running = fresh if running is None else tuple(map(torch.cat, zip(running, fresh, strict=True)))
+                hidden, cell = (part.repeat_interleave(num_completions, 0) for part in state)
+                if running is not None:
+                    hidden, cell = torch.cat([running[0], hidden]), torch.cat([running[1], cell])
+                running = hidden, cell
                 joined += 1
+            assert running is not None
             drawn = self.draw(running[0], generator)
             whole[:joined, :, :, step] = drawn.view(joined, size, num_completions)
             running = self.advance(drawn, running)
@@ -106,7 +110,7 @@ class _VocabularyLogprobs(torch.autograd.Function):
     """log softmax(hidden @ weight.T + bias) of the targets, [N]; the backward pass computes the logits again."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         logprobs, normalisers = torch.empty(len(hidden)), torch.empty(len(hidden))
         for rows, logits in _slices(hidden, weight, bias):
             chosen = logits.gather(1, targets[rows, None])[:, 0]
@@ -117,9 +121,9 @@ class _VocabularyLogprobs(torch.autograd.Function):
         return logprobs
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
-        gradients = tuple(torch.zeros_like(part) for part in (hidden, weight, bias))
+        gradients = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         for rows, logits in _slices(hidden, weight, bias):
             shares = logits.sub_(normalisers[rows, None]).exp2_().mul_(-gradient[rows, None])
             shares.scatter_add_(1, targets[rows, None], gradient[rows, None])
@@ -131,7 +135,7 @@ class _MeanNll(torch.autograd.Function):
     """Minus the mean of the above, whose gradient is known on the way forward: no logits are computed twice."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         gradients = tuple(torch.zeros_like(part) for part in (hidden, weight, bias))
         total, each = torch.zeros(()), torch.full((ROWS, 1), -1.0 / len(hidden))
         for rows, logits in _slices(hidden, weight, bias):
@@ -145,7 +149,7 @@ class _MeanNll(torch.autograd.Function):
         return total / (BITS * len(hidden))
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         to_hidden, to_weight, to_bias = (part * gradient for part in ctx.saved_tensors)
         return to_hidden, to_weight, to_bias, None
 

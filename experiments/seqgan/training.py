@@ -96,7 +96,7 @@ def load_oracle(path: Path | None, settings: Settings, seed: int) -> LstmForCaus
     oracle = new_lstm(settings, seed=1_000_000 + seed, deviation=1.0)
     if path is not None:
         weights = load_file(path)
-        weights.setdefault("lstm.bias_hh_l0", torch.zeros_like(oracle.lstm.bias_hh_l0))
+        weights.setdefault("lstm.bias_hh_l0", torch.zeros_like(oracle.state_dict()["lstm.bias_hh_l0"]))
         expected = {name: tuple(tensor.shape) for name, tensor in oracle.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if found != expected:

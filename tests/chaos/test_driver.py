@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from tests.chaos.program import SMALL, lost, reached
+from tests.chaos.program import SMALL, Run, lost, reached
 
 KILLS, EVERY = 20, 3
 IN_STARTUP = (2, 7, 12, 17)  # kills that do not wait for an iteration
@@ -24,7 +24,10 @@ def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_o
     words = small_under(tmp_path, "run.name=hurt", *settings)
     folder = tmp_path / "hurt"
     moments = random.Random(5)
-    runs, gone, recovered, repeated, killed = [], [], [], 0, 0.0
+    runs: list[Run] = []
+    gone: list[float] = []
+    recovered: list[float] = []
+    repeated, killed = 0, 0.0
     for kill in range(KILLS):
         before = reached(folder)
         run = start([*words, *(["--resume"] if kill else [])], folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ def of_a_worker(cluster: Cluster) -> Any:
     raise AssertionError("no rollout worker beside the head")
 
 
+def replaced(run: Run, number: int) -> Callable[[], bool]:
+    return lambda: run.replaced() == number
+
+
 def test_a_run_goes_on_when_nodes_leave_and_others_come(
     start, small_under, record, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -60,7 +64,7 @@ def test_a_run_goes_on_when_nodes_leave_and_others_come(
         detected = run.says("rollout worker . died", times=told + 1) - moment
         added = run.hit([])
         add_node(cluster)
-        recovered = run.wait(lambda number=number: run.replaced() == number, "row that counts the worker") - added
+        recovered = run.wait(replaced(run, number), "row that counts the worker") - added
         how = "gracefully" if graceful else "hard"
         name = f"node of a rollout worker removed {how} (recovered: since another came)"
         record(name, detected=[detected], recovered=[recovered], lost=lost(run.folder))

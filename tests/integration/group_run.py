@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -46,7 +47,7 @@ class Job:
 
     name: str
     role: str = "learner"
-    strategy: str = "ddp"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     overrides: tuple[str, ...] = ()
     steps: int = 1
     start: int = 0  # number of the first step
@@ -102,6 +103,11 @@ def demonstrations(seed: int, count: int) -> list[Demonstration]:
     ]
 
 
+def sgd(model: torch.nn.Module) -> Any:
+    """In place of AdamW."""
+    return torch.optim.SGD(model.parameters(), lr=1.0)
+
+
 def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
     """The weights before and after the job's updates, whole, and its losses."""
     config = load_config(None, [*SMALL, *job.overrides, *(UNIT_RATES if job.exact else [])])
@@ -117,15 +123,15 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
     else:
         networks = {"discriminator": role.model.network}
     if job.exact and isinstance(role, Learner):
-        role.policy.optimizer = torch.optim.SGD(role.policy.model.parameters(), lr=1.0)
+        role.policy.optimizer = sgd(role.policy.model)
         for each in role.algorithm.networks().values():
-            each.optimizer = torch.optim.SGD(each.model.parameters(), lr=1.0)
-    elif job.exact:
-        role.optimizer = torch.optim.SGD(role.model.parameters(), lr=1.0)
+            each.optimizer = sgd(each.model)
+    elif job.exact and isinstance(role, NeuralDiscriminator):
+        role.optimizer = sgd(role.model)
     saved = folder / f"{job.load}-{job.role}"
     if job.load and isinstance(role, Learner):
         role.load(saved)
-    elif job.load:
+    elif job.load and isinstance(role, NeuralDiscriminator):
         role.load(saved, version=job.start)
     found: dict[str, np.ndarray] = {}
 
@@ -178,7 +184,7 @@ def rank(number: int, size: int, port: int, jobs: list[Job], folder: Path) -> No
     for job in jobs:
         found = run(job, replace(member, strategy=job.strategy), folder)
         if member.first:
-            np.savez(folder / f"{job.name}-{size}.npz", **found)
+            np.savez(folder / f"{job.name}-{size}.npz", allow_pickle=False, **found)
     destroy_process_group()
 
 

@@ -16,7 +16,6 @@ from rlgaf_ray.errors import UserError
 MISTAKE = UserError("discriminator.frozen_layers=5, but the model has 4: freeze at most so many")
 
 
-@ray.remote(num_cpus=0)
 class Worker:
     def __init__(self, error: Exception | None = None) -> None:
         if error is not None:
@@ -24,6 +23,9 @@ class Worker:
 
     def work(self, error: Exception) -> None:
         raise error
+
+
+RemoteWorker = ray.remote(num_cpus=0)(Worker)
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +42,17 @@ def call(worker: object, *arguments: object) -> None:
 
 def test_a_users_mistake_is_raised_as_it_was(session) -> None:
     with pytest.raises(UserError) as caught:
-        call(Worker.remote(), MISTAKE)
+        call(RemoteWorker.remote(), MISTAKE)
     assert type(caught.value) is UserError and str(caught.value) == str(MISTAKE)
     with pytest.raises(UserError) as caught:
-        call(Worker.remote(MISTAKE))
+        call(RemoteWorker.remote(MISTAKE))
     assert type(caught.value) is UserError and str(caught.value) == str(MISTAKE)
 
 
 def test_a_bug_keeps_its_remote_traceback(session) -> None:
     with pytest.raises(RayTaskError, match="in work") as caught:
-        call(Worker.remote(), ValueError("unexpected"))
+        call(RemoteWorker.remote(), ValueError("unexpected"))
     assert not isinstance(caught.value, UserError)
     with pytest.raises(ActorNotStarted, match="the learner could not be built: ValueError: unexpected") as failure:
-        call(Worker.remote(ValueError("unexpected")))
+        call(RemoteWorker.remote(ValueError("unexpected")))
     assert isinstance(failure.value.__cause__, RayActorError) and "in __init__" in str(failure.value.__cause__)

@@ -110,7 +110,8 @@ def test_weights_in_mid_flight_serve_the_rest_of_the_rollouts(
     rollouts: list[Rollout] = []
     running = threading.Thread(target=lambda: rollouts.extend(engine.generate(prompts(), SAMPLING, seeds=SEEDS)))
     all_began = threading.Event()
-    processor, begun = engine._async_llm.output_processor, set()
+    processor = engine._async_llm.output_processor
+    begun: set[str] = set()
     process = processor.process_outputs
 
     def watch(outputs, *args, **options):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def address() -> Iterator[str]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     with module.local_cluster(NODES) as address:
-        ray.init(address, logging_level="ERROR", log_to_driver=False)
+        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
         yield address
         ray.shutdown()
 
@@ -81,7 +82,7 @@ def test_colocated_roles_share_each_gpu(granted) -> None:
     assert len(set(nodes)) == 2  # packed: two GPUs a node
 
     @ray.remote(num_cpus=0.5, num_gpus=placement.gpus_per_actor)
-    def where() -> tuple[str, list[int]]:
+    def where() -> tuple[str, list[str]]:
         time.sleep(0.5)  # so that all three are there at once
         context = ray.get_runtime_context()
         return context.get_node_id(), context.get_accelerator_ids()["GPU"]

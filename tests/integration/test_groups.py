@@ -6,6 +6,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -170,6 +171,9 @@ MORE = [
 ]
 
 
+PASSES: dict[Literal["ddp", "fsdp"], tuple[str, ...]] = {"ddp": BUCKETED, "fsdp": ("learner.micro_batch_size=2",)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_objective_has_the_gradient_of_one_worker(folder: Path, launch: Launch, size: int) -> None:
@@ -177,7 +181,7 @@ def test_every_objective_has_the_gradient_of_one_worker(folder: Path, launch: La
     jobs = [
         replace(job, name=f"{job.name}-{strategy}", strategy=strategy, exact=True, overrides=(*job.overrides, *passes))
         for job in MORE
-        for strategy, passes in (("ddp", BUCKETED), ("fsdp", ("learner.micro_batch_size=2",)))
+        for strategy, passes in PASSES.items()
         if (job.name, strategy) != ("penalised", "fsdp")
     ]
     launch(size, jobs)
@@ -191,7 +195,7 @@ def test_a_checkpoint_moves_between_sizes_and_strategies(folder: Path, launch: L
     overrides = ("generator.algorithm=ppo", "generator.learning_rate=1e-3", "generator.average_decay=0.9")
     step = Job("start", overrides=overrides, steps=2, save=True)
     launch(1, [step])
-    travels = [(2, "fsdp"), (4, "ddp"), (4, "fsdp"), (2, "ddp")]
+    travels: list[tuple[int, Literal["ddp", "fsdp"]]] = [(2, "fsdp"), (4, "ddp"), (4, "fsdp"), (2, "ddp")]
     previous = step
     for number, (size, strategy) in enumerate(travels):
         job = replace(step, name=f"stop-{number}", strategy=strategy, load=previous.name, start=2 + 2 * number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,10 +44,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, ray
         torch.manual_seed(0)
         GPT2LMHeadModel(config).save_pretrained(folder)
     with ray_session(Config()):
+        actor: Any = ray.remote(num_cpus=0)(Counting)
         yield {
-            caching: ray.remote(num_cpus=0)(Counting).remote(
-                folder, max_model_len=POSITIONS, kv_cache_mib=64, threads=1, prefix_caching=caching
-            )
+            caching: actor.remote(folder, max_model_len=POSITIONS, kv_cache_mib=64, threads=1, prefix_caching=caching)
             for caching in (True, False)
         }
 
@@ -61,6 +61,11 @@ def complete(engine: ray.actor.ActorHandle, prompts: list[Prompt], samples: int)
     return ray.get(engine.generate.remote(prompts, sampling, seeds=list(range(len(prompts) * samples))))
 
 
+def counts(engines: dict[bool, ray.actor.ActorHandle]) -> list[tuple[int, int]]:
+    """With the cache and without."""
+    return ray.get([engines[caching].counts.remote() for caching in (True, False)])
+
+
 def assert_same(ours: list[Rollout], theirs: list[Rollout]) -> None:
     """The same rollouts, but for draws so close to a tie that rounding decides them."""
     same = [np.array_equal(a.response_ids, b.response_ids) for a, b in zip(ours, theirs, strict=True)]
@@ -72,9 +77,9 @@ def assert_same(ours: list[Rollout], theirs: list[Rollout]) -> None:
 
 def test_completions_share_the_blocks_of_their_prefix(engines: dict[bool, ray.actor.ActorHandle]) -> None:
     prompts = prompts_of(2 * CPU_BLOCK_TOKENS + 6, 3)
-    before = ray.get([engines[caching].counts.remote() for caching in (True, False)])
+    before = counts(engines)
     assert_same(complete(engines[True], prompts, 4), complete(engines[False], prompts, 4))
-    after = ray.get([engines[caching].counts.remote() for caching in (True, False)])
+    after = counts(engines)
     asked, cached = np.subtract(after, before).T.tolist()
     assert asked == [3 * 4 * len(prompts[0].token_ids)] * 2
     # The first sample of each prompt fills two blocks, the other three find them.

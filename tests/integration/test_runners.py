@@ -169,7 +169,7 @@ def exhaust(worker: RolloutWorker) -> None:
     def ask_for_too_much(*arguments: Any, **options: Any) -> torch.Tensor:
         return torch.empty(2**60)
 
-    worker.engine.generate = ask_for_too_much  # type: ignore[method-assign]
+    worker.engine.generate = ask_for_too_much  # type: ignore[assignment, method-assign]
 
 
 @pytest.mark.slow
@@ -223,12 +223,12 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
     try:
         roles.push_weights(0)()
         rollouts = roles.generate(draws.prompts(), sampling_settings(config), rollout_seeds(config, 1, 16))
-        update = {"scored": roles.score(rollouts), "pretraining": draws.pretraining()}
-        roles.update_generator(**update, iteration=0)()
+        scored, pretraining = roles.score(rollouts), draws.pretraining()
+        roles.update_generator(scored, iteration=0, pretraining=pretraining)()
         roles.save(folders[0])
         roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(ActorFailure, match="rank 0 of the learner died"):
-            roles.update_generator(**update, iteration=1)
+            roles.update_generator(scored, iteration=1, pretraining=pretraining)
         if strategy == "fsdp":
             with pytest.raises(ActorFailure, match="nobody answers who has all of the learner"):
                 roles.rescue(folders[1])

@@ -138,10 +138,11 @@ def test_a_killed_upload_leaves_the_checkpoint_before(bucket: str) -> None:
     assert [path.name for path in checkpoints.all()] == ["step_000002", "step_000003-1"]
     assert checkpoints.named("latest") == folder / "step_000003-1"
     (folder / "step_000003-1" / "learner" / "weights").write_text("weights of 4")
-    path, state, (damage,) = checkpoints.newest_usable()
+    path, state, found = checkpoints.newest_usable()
+    (damaged,) = found
     assert (path.name, state) == ("step_000002", {"iteration": 2})
-    assert damage.endswith("learner/weights is not what was written (its checksum differs)")
-    assert KEY not in damage and SECRET not in damage
+    assert damaged.endswith("learner/weights is not what was written (its checksum differs)")
+    assert KEY not in damaged and SECRET not in damaged
 
 
 class HangAt(Callback):

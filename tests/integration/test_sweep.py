@@ -150,7 +150,7 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     donor, theirs = trial("donor", config)
     donor.run()
     source = theirs.named("latest")
-    assert source is not None
+    assert isinstance(source, Path)
     changed = config.model_copy(update={"generator": config.generator.model_copy(update={"learning_rate": 1e-5})})
     taker, ours = trial("taker", changed)
     assert ours.take_over(source) == "donor"

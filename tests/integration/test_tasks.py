@@ -80,10 +80,13 @@ def test_a_task_with_its_own_measure(
 
 
 def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, example: dict[str, Any]) -> None:
-    class Plain(example["CountingTask"]):  # type: ignore[misc]
+    task_class: Any = example["CountingTask"]
+    source_class: Any = example["Counting"]
+
+    class Plain(task_class):
         measure = rl.Task.measure
 
-    class Source(example["Counting"]):  # type: ignore[misc]
+    class Source(source_class):
         quality = rl.TaskSource.quality
 
         def tokenized(self, tokenizer: object, cache_folder: Path) -> rl.Task:

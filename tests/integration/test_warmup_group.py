@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,14 +28,14 @@ ROLES = ("generator", "sft", "discriminator")
 
 def warm_up(role: str, model_folder: Path, out: Path, worker: Worker) -> None:
     """Two steps of which the first is saved: Adam's first moment is then a tenth of its gradient."""
-    shared = {"steps": 2, "batch_size": len(LEARNED), "max_grad_norm": 1e9}
-    common = {"precision": "float32", "seed": 0, "checkpoint_every": 1, "worker": worker}
+    shared: dict[str, Any] = {"steps": 2, "batch_size": len(LEARNED), "max_grad_norm": 1e9}
+    common: dict[str, Any] = {"precision": "float32", "seed": 0, "checkpoint_every": 1, "worker": worker}
     generator = np.random.default_rng(0)
     if role == "generator":
         token_ids = generator.integers(1, VOCABULARY, (len(LEARNED), 14)).astype(np.int32)
         learned = (np.arange(14) >= 1) & (np.arange(14) < 1 + np.array(LEARNED)[:, None])
         model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
-        warm_up_generator(model, TextBlocks(token_ids, learned), GeneratorWarmup(**shared), **common)  # type: ignore[arg-type]
+        warm_up_generator(model, TextBlocks(token_ids, learned), GeneratorWarmup(**shared), **common)
     elif role == "sft":  # two prompts: the other one is the only one to draw, whatever the rank
         demonstrations = [
             Demonstration(np.array([3, row % 2], np.int32), generator.integers(1, VOCABULARY, count).astype(np.int32))
@@ -42,7 +43,7 @@ def warm_up(role: str, model_folder: Path, out: Path, worker: Worker) -> None:
         ]
         model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
         settings = SftWarmup(**shared, dropout=0.0, contrastive_weight=1.0, contrastive_prompts=2)
-        fine_tune(model, demonstrations, settings, **common)  # type: ignore[arg-type]
+        fine_tune(model, demonstrations, settings, **common)
     else:
         windows = [
             Demonstration(np.array([3], np.int32), generator.integers(1, VOCABULARY, count).astype(np.int32))
@@ -56,7 +57,7 @@ def warm_up(role: str, model_folder: Path, out: Path, worker: Worker) -> None:
             labels,
             DiscriminatorWarmup(**shared),
             pad_token_id=0,
-            **common,  # type: ignore[arg-type]
+            **common,
         )
 
 

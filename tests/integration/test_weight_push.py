@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory):
             torch.manual_seed(0)
             kind(config).save_pretrained(folders[name])
     with ray_session(Config()):
-        actor = ray.remote(num_cpus=0)(VLLMEngine)
+        actor: Any = ray.remote(num_cpus=0)(VLLMEngine)
         engines = {
             name: actor.remote(folder, max_model_len=POSITIONS, kv_cache_mib=64, threads=1)
             for name, folder in folders.items()
@@ -200,8 +201,9 @@ def test_a_seed_gives_its_rollout_in_any_company(pair: Pair) -> None:
 
 def test_end_of_text_stops_or_cannot_be_sampled(pairs: dict[str, Pair]) -> None:
     pair = pairs["tied"]
+    gpt2: Any = pair.model
     with torch.no_grad():
-        pair.model.transformer.ln_f.bias.copy_(pair.model.transformer.wte.weight[END] * 20)  # make it likely
+        gpt2.transformer.ln_f.bias.copy_(gpt2.transformer.wte.weight[END] * 20)  # make it likely
     pair.push(pair.model)
     stopping = SamplingSettings(max_new_tokens=20, samples_per_prompt=16)
     rollouts = pair.generate(prompts(3, 4), stopping, range(32))

@@ -15,8 +15,8 @@ SCRIPTS = sorted(path for folder in ("benchmarks", "experiments") for path in (R
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imported_names_exist(path: Path):
     imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    wanted = [node for node in imports if node.module and node.module.startswith("rlgaf_ray")]
-    for node in wanted:
-        module = importlib.import_module(node.module)
-        missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
-        assert not missing, f"{node.module} has no {', '.join(missing)}"
+    wanted = [(node.module, node.names) for node in imports if node.module and node.module.startswith("rlgaf_ray")]
+    for name, names in wanted:
+        module = importlib.import_module(name)
+        missing = [alias.name for alias in names if not hasattr(module, alias.name)]
+        assert not missing, f"{name} has no {', '.join(missing)}"

@@ -24,7 +24,7 @@ def lines(name: str) -> list[str]:
 
 def pins(name: str) -> dict[str, Version]:
     pairs = [line.split()[0].split("==") for line in lines(name)]
-    found = {canonicalize_name(package): Version(version) for package, version in pairs}
+    found: dict[str, Version] = {canonicalize_name(package): Version(version) for package, version in pairs}
     assert len(found) == len(pairs), f"{name} names a package twice"
     return found
 

@@ -302,7 +302,7 @@ def test_a_ray_of_the_runs_own_asks_for_a_token(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_AUTH_MODE", "left by a test")  # so that it is put back
     monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.setattr(setup, "Config", SimpleNamespace(initialize=lambda text: None))
-    seen = []
+    seen: list[object] = []
 
     def init(*words: str, **settings: object) -> None:
         seen.append((words, "RAY_AUTH_MODE" in os.environ, worker.enable_token_auth_by_default()))

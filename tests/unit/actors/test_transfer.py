@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.transfer import GpuTransfer
 from rlgaf_ray.config import load_config
-from rlgaf_ray.types import SamplingSettings
+from rlgaf_ray.types import Rollout, SamplingSettings
 from rlgaf_ray.weights.nccl import Rendezvous
 
 
@@ -152,7 +153,7 @@ def test_workers_take_weights_when_they_come_to_what_needs_them(num_parts: int, 
 def test_parts_for_workers_that_wait_take_turns() -> None:
     push, workers, answers, log, dispatcher = pushing(3)
     slowest = push.push(4, "policy", dispatcher)
-    loads = [(f"worker {index}", "update_weights", ("learner.weights_after",), {}) for index in range(2)]
+    loads: list[Any] = [(f"worker {index}", "update_weights", ("learner.weights_after",), {}) for index in range(2)]
     both = ("worker 0.update_weights", "worker 1.update_weights")
     assert log == [
         ("learner", "weights_after", (4, 0, "policy"), {}),
@@ -184,9 +185,17 @@ def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> 
     did: list[str] = []
     roles.workers = [MockActor("worker", [], {})]
     roles.answers = SimpleNamespace(of_all=lambda calls: did.append("sleep"))  # type: ignore[assignment]
-    roles.dispatcher = SimpleNamespace(  # type: ignore[assignment]
-        start=lambda *request: did.append("start") or (lambda: did.append("rollouts") or ([], 0.0))
-    )
+
+    def start(*request: object) -> Callable[[], tuple[list[Rollout], float]]:
+        did.append("start")
+
+        def wait() -> tuple[list[Rollout], float]:
+            did.append("rollouts")
+            return [], 0.0
+
+        return wait
+
+    roles.dispatcher = SimpleNamespace(start=start)  # type: ignore[assignment]
 
     def push(version: int, network: str, dispatcher: object):
         did.append(f"push {network} {version}")

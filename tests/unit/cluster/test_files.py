@@ -66,6 +66,12 @@ def test_gpu_nodes_are_there_for_each_role(name: str) -> None:
 # KubeRay.
 
 RESOURCES = {"type": "object", "additionalProperties": {"type": "string"}}
+CONTAINER_RESOURCES = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["requests", "limits"],
+    "properties": {"requests": RESOURCES, "limits": RESOURCES},
+}
 CONTAINER = {
     "type": "object",
     "additionalProperties": False,
@@ -83,12 +89,7 @@ CONTAINER = {
                 "capabilities": {"const": {"drop": ["ALL"]}},
             },
         },
-        "resources": {
-            "type": "object",
-            "additionalProperties": False,
-            "required": ["requests", "limits"],
-            "properties": {"requests": RESOURCES, "limits": RESOURCES},
-        },
+        "resources": CONTAINER_RESOURCES,
         "volumeMounts": {"type": "array", "items": {"type": "object", "required": ["name", "mountPath"]}},
     },
 }
@@ -131,7 +132,7 @@ RAY_CLUSTER = {
             "properties": {
                 "version": {"enum": ["v1", "v2"]},
                 "idleTimeoutSeconds": {"type": "integer", "minimum": 1},
-                "resources": CONTAINER["properties"]["resources"],
+                "resources": CONTAINER_RESOURCES,
             },
         },
         "headGroupSpec": {

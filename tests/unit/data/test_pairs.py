@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_prompts_and_responses_as_tokens(
 
 @pytest.mark.parametrize("loss", ["response", "all"])
 def test_warmup_learns_responses_or_all_text(
-    source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: str
+    source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: Literal["response", "all"]
 ) -> None:
     source.settings.warmup_loss = loss
     task = source.tokenized(tokenizer, tmp_path)
@@ -89,7 +90,7 @@ def test_warmup_learns_responses_or_all_text(
     blocks = task.warmup_blocks(7)
     assert blocks.token_ids.shape == blocks.learned.shape == (len(source.parts["base"]), 60)
     for row, text in enumerate(source.parts["base"]):
-        learned = tokenizer.decode(blocks.token_ids[row, blocks.learned[row]].tolist())
+        learned = str(tokenizer.decode(blocks.token_ids[row, blocks.learned[row]].tolist()))
         whole = text.response + tokenizer.eos_token
         assert learned == whole if loss == "response" else learned.endswith(whole)
         start = blocks.learned[row].argmax()
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_left_out_and_contexts_are_cut(tokenizer: PreTraine
     items = [item for name in PARTS for item in tokenized._parts[name]]
     assert len(items) == 37
     assert {len(item.prompt_ids) for item in items} == {40}
-    assert all(tokenizer.decode(item.prompt_ids.tolist()).endswith("?") for item in items)
+    assert all(str(tokenizer.decode(item.prompt_ids.tolist())).endswith("?") for item in items)
     with pytest.raises(UserError, match=r"none of the .* pairs of the part .* fits task\.prompt_tokens=2 and task"):
         PairSource.split(task.model_copy(update={"prompt_tokens": 2}), PairSettings(), texts, base=True).tokenized(
             tokenizer, tmp_path

@@ -77,7 +77,7 @@ def test_chats_go_through_the_tokenizers_template(
         for item, row in zip(task.demonstrations, task.rows, strict=True)
     )
     blocks = task.warmup_blocks(8)
-    learned = chat.decode(blocks.token_ids[0, blocks.learned[0]].tolist())
+    learned = str(chat.decode(blocks.token_ids[0, blocks.learned[0]].tolist()))
     assert learned.startswith("answer ")
     assert learned.endswith(chat.eos_token)
 

@@ -39,6 +39,9 @@ def test_an_engine_defines_what_its_traits_say(name: EngineName) -> None:
 class Echo(RolloutEngine):
     """Answers every prompt with nothing; knows how it was built."""
 
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
     @classmethod
     def from_config(cls, *arguments: Any, **options: Any) -> Echo:
         engine = cls()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,8 +94,9 @@ def test_a_masked_end_of_text_gives_full_length(engine: TransformersEngine) -> N
 def test_new_weights_change_samples_and_version(gpt2_folder: Path) -> None:
     engine, model = TransformersEngine(gpt2_folder), load_generator(gpt2_folder)
     sampling = SamplingSettings(max_new_tokens=8, stop_at_end_of_text=False)
+    gpt2: Any = model
     with torch.no_grad():
-        weight = model.transformer.h[0].mlp.c_proj.weight
+        weight = gpt2.transformer.h[0].mlp.c_proj.weight
         weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     before = engine.generate(PROMPTS, sampling, seeds=range(4))
     engine.update_weights(to_arrays(model.state_dict(), policy_version=3))

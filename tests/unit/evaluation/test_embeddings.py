@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ INSTALLED = importlib.util.find_spec(embeddings.PACKAGE) is not None
 WORDS = ["awful", "dull", "lovely", "superb", "film", "story", "music", "night"]
 
 
-def counts(texts: list[str]) -> np.ndarray:
+def counts(texts: Sequence[str]) -> np.ndarray:
     """Stands in for the encoder: normalised word counts."""
     rows = np.array([[text.split().count(word) for word in WORDS] for text in texts], np.float32).reshape(
         -1, len(WORDS)
@@ -48,7 +49,7 @@ def test_no_part_of_a_held_out_review_is_trained_on_and_windows_are_limited(monk
     texts = [" ".join([f"r{row}"] * 30) for row in range(40)]
     trained: list[int] = []
 
-    def encode(pieces: list[str]) -> np.ndarray:
+    def encode(pieces: Sequence[str]) -> np.ndarray:
         return np.array([[float(piece.split()[0][1:])] for piece in pieces])
 
     class Recorded(embedding_judge.LogisticRegression):
@@ -123,6 +124,7 @@ def test_the_encoder_pools_and_normalises_as_its_files_say(encode: Encode) -> No
     """By hand, for one text without padding: the mean of the last hidden states, divided by its length."""
     import torch
 
+    assert isinstance(encode, embeddings.SentenceEncoder)
     text = "A slow start, but a moving end."
     token_ids = torch.tensor([encode._tokenizer(text)["input_ids"]])
     with torch.inference_mode():
@@ -132,7 +134,9 @@ def test_the_encoder_pools_and_normalises_as_its_files_say(encode: Encode) -> No
 
 @pytest.mark.skipif(not INSTALLED, reason=f"no sentence embeddings: {INSTALL}")
 def test_damaged_files_in_the_cache_are_extracted_again(encode: Encode, tmp_path: Path) -> None:
-    archive = Path(importlib.util.find_spec(embeddings.PACKAGE).submodule_search_locations[0]) / "model.zip"
+    package = importlib.util.find_spec(embeddings.PACKAGE)
+    assert package is not None and package.submodule_search_locations
+    archive = Path(package.submodule_search_locations[0]) / "model.zip"
     embeddings._unzip(archive, tmp_path / "encoder")
     config = tmp_path / "encoder" / "config.json"
     before = config.read_text()

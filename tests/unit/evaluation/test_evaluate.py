@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_real_text_is_closest_to_real_text() -> None:
 
 
 def test_embeddings_add_a_judge_and_a_two_sample_test(judge: SentimentJudge) -> None:
-    def encode(texts: list[str]) -> np.ndarray:
+    def encode(texts: Sequence[str]) -> np.ndarray:
         return np.array([[float("great" in text)] for text in texts], np.float32)
 
     embedded = EmbeddingJudge(encode, np.array([2.0]), -1.0, accuracy_window=0.6)

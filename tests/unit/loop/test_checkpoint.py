@@ -72,7 +72,8 @@ def test_one_that_is_half_removed_is_none_any_more(tmp_path: Path, monkeypatch: 
 def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     save(checkpoints, 1)
-    file = save(checkpoints, 2) / "learner" / "weights"
+    save(checkpoints, 2)
+    file = tmp_path / "step_000002" / "learner" / "weights"
     match damage:
         case "truncate":
             file.write_text("weights")
@@ -92,7 +93,8 @@ def test_nothing_usable(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     with pytest.raises(UserError, match=r"no usable checkpoint to resume from \(.* holds none\)"):
         checkpoints.newest_usable()
-    (save(checkpoints, 1) / "learner" / "weights").unlink()
+    save(checkpoints, 1)
+    (tmp_path / "step_000001" / "learner" / "weights").unlink()
     with pytest.raises(UserError, match=r"learner/weights is missing.*another run.name"):
         checkpoints.newest_usable()
     with pytest.raises(DamagedCheckpoint):

@@ -77,12 +77,12 @@ def length(completions: list[str], **columns: object) -> list[float]:
 @pytest.mark.parametrize("kind", ["logit", "probability_centered", "zero"])
 def test_without_functions_it_is_the_discriminators(rewards, kind: str) -> None:
     found = rewards((), f"reward.kind={kind}")(scored("ab", "c", scores=[0.1, -3.3]), 1)
-    expected = {
-        "logit": np.float32([0.1, -3.3]),
+    expected: list[float] = {
+        "logit": np.array([0.1, -3.3], np.float32).tolist(),
         "probability_centered": [1 / (1 + math.exp(-0.1)) - 0.5, 1 / (1 + math.exp(3.3)) - 0.5],
-        "zero": [0, 0],
+        "zero": [0.0, 0.0],
     }[kind]
-    assert values(found) == (pytest.approx(expected) if kind == "probability_centered" else list(expected))
+    assert values(found) == (pytest.approx(expected) if kind == "probability_centered" else expected)
     assert (found.metrics, found.columns) == ({}, {})
 
 
@@ -357,7 +357,7 @@ class Completing:
         return [
             Rollout(prompt.prompt_id, prompt.token_ids, ids, zeros[: len(ids)], "length", 0)
             for prompt in prompts
-            for ids in [np.full(prompt.max_new_tokens, 4, np.int32)] * sampling.samples_per_prompt
+            for ids in [np.full(prompt.max_new_tokens or 0, 4, np.int32)] * sampling.samples_per_prompt
         ]
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def batch(tokens: torch.Tensor, padding: int = 0, *, filler: int = 0) -> Sequenc
 
 def test_the_logit_is_that_of_the_equations() -> None:
     """Two tokens, shorter than the widest window, every window by hand."""
-    network = cnn().network
+    network: Any = cnn().network
     with torch.no_grad():
         embedded = network.embedding.weight[[3, 9]]
         reach = torch.cat([embedded, torch.zeros(3, 8)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_logits_are_those_of_the_equations() -> None:
     """One token by hand: gates, cell, hidden, output, from a zero state."""
-    model = lstm()
+    model: Any = lstm()
     with torch.no_grad():
         gates = model.lstm.weight_ih_l0 @ model.embedding.weight[7] + model.lstm.bias_ih_l0
         enter, _, new, out = gates.chunk(4)

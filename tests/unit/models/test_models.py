@@ -15,7 +15,7 @@ from rlgaf_ray.models.generator import (
     predicted_logprobs,
     sampled_logprobs,
 )
-from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.models.scalar import Pooling, ScalarModel
 from rlgaf_ray.types import SequenceBatch
 
 
@@ -65,7 +65,7 @@ def test_a_response_needs_a_prompt(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_pooling_reads_the_response_alone(folder: Path, pooling: str) -> None:
+def test_pooling_reads_the_response_alone(folder: Path, pooling: Pooling) -> None:
     model, batch = ScalarModel.load(folder, pooling=pooling, pad_token_id=0, seed=1), ragged()
     with torch.no_grad():
         scores, logits = model.token_scores(batch), model(batch)
@@ -74,7 +74,7 @@ def test_pooling_reads_the_response_alone(folder: Path, pooling: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_the_logit_is_the_sum_of_what_its_tokens_add(folder: Path, pooling: str) -> None:
+def test_the_logit_is_the_sum_of_what_its_tokens_add(folder: Path, pooling: Pooling) -> None:
     model, batch = ScalarModel.load(folder, pooling=pooling, pad_token_id=0, seed=1), ragged()
     with torch.no_grad():
         parts, logits = model.token_logits(batch), model(batch)

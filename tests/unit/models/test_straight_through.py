@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(folder: Path):
-    network = load_generator(folder)
+    network: Any = load_generator(folder)
     with torch.no_grad():  # sharper than an untrained model: its choices should matter
         network.transformer.wte.weight.mul_(2)
     return network
@@ -112,7 +113,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     scale = max(float(value.abs().max()) for value in expected.values())
     assert scale > 1e-3
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=2e-3 * scale, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], value, atol=2e-3 * scale, rtol=1e-3, msg=f"{name}: {{}}".format)
 
 
 def test_alignment_moves_every_response_to_the_same_column() -> None:

@@ -1,9 +1,16 @@
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from rlgaf_ray.objectives.discriminator import discriminator_loss
+
+
+def gradient_of(leaf: torch.Tensor) -> float:
+    assert leaf.grad is not None
+    return leaf.grad.item()
+
 
 LOG3 = math.log(3.0)  # probability 3/4
 
@@ -59,7 +66,7 @@ class TestHandWorkedValues:
         contrast = torch.tensor([-LOG3], requires_grad=True)
         loss, metrics = discriminator_loss(real, fake, contrast_logits=contrast, contrast_weight=2.0)
         loss.backward()
-        gradients = [leaf.grad.item() for leaf in (real, fake, contrast)]
+        gradients = [gradient_of(leaf) for leaf in (real, fake, contrast)]
         assert gradients == pytest.approx([-0.25 / 2, 0.75 / 6, 2 * 0.25 / 6])
         assert not any(value.requires_grad for value in metrics.values())
 
@@ -68,7 +75,7 @@ class TestHandWorkedValues:
         loss, _ = discriminator_loss(real, torch.tensor([1e4]))
         loss.backward()
         assert loss.item() == 1e4
-        assert real.grad.item() == -0.5
+        assert gradient_of(real) == -0.5
 
     def test_an_undecided_discriminator_is_right_half_of_the_time(self):
         loss, metrics = discriminator_loss(torch.zeros(3), torch.zeros(5))
@@ -216,7 +223,7 @@ class TestPositiveUnlabelled:
     RISK = (1.1552453 - 0.25 * 0.8369882) / 0.75
 
     def loss(self, real=REAL, fake=FAKE, **more):
-        settings = {"kind": "positive_unlabelled", "positive_share": 0.25} | more
+        settings: dict[str, Any] = {"kind": "positive_unlabelled", "positive_share": 0.25} | more
         loss, metrics = discriminator_loss(real, fake, **settings)
         return loss, {name: value.item() for name, value in metrics.items()}
 
@@ -240,14 +247,14 @@ class TestPositiveUnlabelled:
         assert metrics["negative_risk"] == pytest.approx((0.2876821 - 0.25 * 1.3862944) / 0.75, abs=1e-6)
         assert loss.item() == pytest.approx(0.2876821 / 2, abs=1e-6)
         loss.backward()
-        assert (real.grad.item(), fake.grad.item()) == pytest.approx((-0.25 / 2, 0.0))
+        assert (gradient_of(real), gradient_of(fake)) == pytest.approx((-0.25 / 2, 0.0))
 
     def test_gradient_of_a_positive_risk(self):
         real = torch.tensor([LOG3], requires_grad=True)
         fake = torch.tensor([LOG3], requires_grad=True)
         self.loss(real, fake)[0].backward()
-        assert fake.grad.item() == pytest.approx(0.75 / 0.75 / 2)
-        assert real.grad.item() == pytest.approx((-0.25 - 0.25 * 0.75 / 0.75) / 2)
+        assert gradient_of(fake) == pytest.approx(0.75 / 0.75 / 2)
+        assert gradient_of(real) == pytest.approx((-0.25 - 0.25 * 0.75 / 0.75) / 2)
 
     def test_the_whole_batch_may_have_decided(self):
         kept, _ = self.loss(torch.tensor([LOG3]), torch.tensor([-LOG3]), clipped=False)

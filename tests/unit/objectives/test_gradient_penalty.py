@@ -38,7 +38,7 @@ def test_a_quadratic_scorer_against_the_formula():
     penalty = r1_penalty(squared_gradient_norms(logits, embeddings, MASK))  # |e|^2: 1 + 4 + 1 = 6, and 9
     assert penalty.item() == pytest.approx(4 * 7.5 / 2)
     penalty.backward()
-    assert slope.grad.item() == pytest.approx(2 * 7.5)
+    assert slope.grad is not None and slope.grad.item() == pytest.approx(2 * 7.5)
 
 
 def test_a_flat_scorer_has_finite_gradients():
@@ -47,4 +47,4 @@ def test_a_flat_scorer_has_finite_gradients():
     norms = squared_gradient_norms(((embeddings @ weight) * MASK).sum(1), embeddings, MASK)
     assert unit_norm_penalty(norms).item() == pytest.approx(1.0, abs=1e-5)
     unit_norm_penalty(norms).backward()
-    assert bool(weight.grad.isfinite().all())
+    assert weight.grad is not None and bool(weight.grad.isfinite().all())

@@ -109,7 +109,7 @@ class TestStraightThroughEmbeddings:
                 rows = [soft_embedding(one_hot, matrix) for matrix in inputs[1:]]
             for row, matrix in zip(rows, matrices, strict=True):
                 assert torch.equal(row.detach(), matrix[perturbed.argmax(-1)])
-            total = sum((row * weight).sum() for row, weight in zip(rows, weights, strict=True))
+            total = torch.stack([(row * weight).sum() for row, weight in zip(rows, weights, strict=True)]).sum()
             return list(torch.autograd.grad(total, inputs))
 
         for fused, plain in zip(gradients(True), gradients(False), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ def test_activations_of_a_block(shape: ModelShape, element: int, fused: bool, pe
 
 
 def test_activations_of_all_blocks() -> None:
-    settings = {"rows": 2, "length": 5, "element": 4, "fused_attention": False}
+    settings: dict[str, Any] = {"rows": 2, "length": 5, "element": 4, "fused_attention": False}
     assert activations(TOY, **settings) == (3 + 1) * 5520
     assert activations(TOY, **settings, checkpointing=True) == 3 * (4 * 8 * 10) + 2 * 5520
 

@@ -186,4 +186,4 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
 )
 def test_a_run_says_first_which_labels_it_reads(words: list[str], expected: str) -> None:
     task = SimpleNamespace(demonstrations=[None] * 3, unwanted="reviews of the other sentiment")
-    assert preparation.what_is_learned_from(load_config(None, words), task).startswith(expected)  # type: ignore[arg-type]
+    assert preparation.what_is_learned_from(load_config(None, words), task).startswith(expected)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, TrialCheckpoints
 
 
@@ -78,11 +79,12 @@ def test_a_roll_back_takes_its_evaluations_with_it() -> None:
 
 
 def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Path) -> None:
-    reported: list[Path] = []
+    reported: list[Place] = []
     donor = after((0, evaluated(0.0)), (2, evaluated(0.5)))
     donor.evaluated = lambda history, folder: reported.append(folder)
     theirs = TrialCheckpoints(tmp_path / "one", donor)
     source = theirs.save(2, lambda folder: (folder / "weights").write_text("good"), {"iteration": 2}, best=True)
+    assert isinstance(source, Path)
     donor.on_checkpoint(2, source)
     assert reported == [source]
     donor.on_checkpoint(1, theirs.save(1, lambda folder: None, {"iteration": 1}, best=False))
@@ -99,6 +101,7 @@ def test_a_checkpoint_carries_weights_and_history_to_another_trial(tmp_path: Pat
     assert history.report()["sweep/score"] == 0.5
 
     own = ours.save(4, lambda folder: None, {"iteration": 4}, best=False)
+    assert isinstance(own, Path)
     assert ours.take_over(own) is None  # what Tune holds of this trial itself is never newer than its folder
     assert ours.newest_usable()[1] == {"iteration": 4}
 
@@ -107,6 +110,7 @@ def test_a_lost_folder_is_filled_from_what_tune_kept(tmp_path: Path) -> None:
     history = after((0, evaluated(0.0)), (2, evaluated(0.5)))
     kept = TrialCheckpoints(tmp_path / "tune", history)
     source = kept.save(2, lambda folder: None, {"iteration": 2}, best=False)
+    assert isinstance(source, Path)
     fresh = TrialCheckpoints(tmp_path / "fresh", history)
     assert fresh.take_over(source) is None
     assert fresh.newest_usable()[1] == {"iteration": 2}

@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 from rich.console import Console
 
 from rlgaf_ray.config import Config, load_config
@@ -48,10 +50,15 @@ def results(config: Config) -> list[TrialResult]:
     return made
 
 
+def points(line: Line2D) -> list[list[float]]:
+    """[P, 2]"""
+    return np.asarray(line.get_xydata()).tolist()
+
+
 def test_the_score_against_a_knob(config: Config, results: list[TrialResult]) -> None:
     (axes,) = knob_figure(results, RATE, config.sweep.space[RATE], by=SPEED, metric="sweep/score").axes
     assert axes.get_xscale() == "log"
-    lines = [(line.get_xydata().tolist(), line.get_marker()) for line in axes.lines if len(line.get_xdata())]
+    lines = [(points(line), line.get_marker()) for line in axes.lines if points(line)]
     assert ([[0.1, 0.6], [1.0, 0.3]], "None") in lines  # joins the finished trials of one learning rate
     assert ([[0.1, 0.6], [1.0, 0.3]], "o") in lines
     assert ([[0.1, 0.2]], "x") in lines and ([[1.0, 0.0]], "s") in lines
@@ -63,7 +70,7 @@ def test_words_are_places_on_the_axis() -> None:
     result = TrialResult("a", {"reward.kind": "log_probability"}, "finished", 4, 0.6, {})
     (axes,) = knob_figure([result], "reward.kind", config.sweep.space["reward.kind"], by=None, metric="m").axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["logit", "log_probability"]
-    assert [line.get_xydata().tolist() for line in axes.lines if len(line.get_xdata())] == [[[1.0, 0.6]]]
+    assert [points(line) for line in axes.lines if points(line)] == [[[1.0, 0.6]]]
 
 
 def test_curves_end_with_a_mark(config: Config, results: list[TrialResult]) -> None:
@@ -71,7 +78,7 @@ def test_curves_end_with_a_mark(config: Config, results: list[TrialResult]) -> N
     assert [result.trial_id for result, _ in runs] == ["a", "b", "c", "d"]
     figure = curve_figure("Score", "sweep/score", runs, key=RATE, best="a", quality="eval/closeness")
     assert figure is not None
-    lines = [(line.get_xydata().tolist(), line.get_marker()) for line in figure.axes[0].lines if len(line.get_xdata())]
+    lines = [(points(line), line.get_marker()) for line in figure.axes[0].lines if points(line)]
     assert lines[0] == ([[2.0, pytest.approx(0.2)], [4.0, pytest.approx(0.4)]], "None")
     assert [marker for _, marker in lines] == ["None", "None", "None", "x", "None", "s"]
     assert curve_figure("F1", "eval/f1", runs, key=RATE, best=None, quality="eval/closeness") is None

@@ -124,5 +124,9 @@ def test_a_tracker_that_hangs_delays_only_the_end_and_that_by_the_limit(tmp_path
 
 @pytest.mark.parametrize("name", ["start", "log", "log_table", "close"])
 def test_every_method_of_the_protocol_has_a_default(name: str, tmp_path: Path) -> None:
-    arguments = {"start": [TrackedRun("run", tmp_path, {})], "log": [0, {}], "log_table": [0, "rollouts", []]}
+    arguments: dict[str, list[Any]] = {
+        "start": [TrackedRun("run", tmp_path, {})],
+        "log": [0, {}],
+        "log_table": [0, "rollouts", []],
+    }
     assert getattr(type("Silent", (Tracker,), {})(), name)(*arguments.get(name, [])) is None

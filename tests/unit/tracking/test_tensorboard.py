@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -52,7 +53,8 @@ def test_a_table_is_shown_as_text(tmp_path: Path) -> None:
 def test_a_write_that_fails_in_tensorboards_thread_is_raised_and_not_printed(tmp_path: Path, capsys) -> None:
     found = TensorBoardTracker()
     found.start(TrackedRun("run", tmp_path, {}))
-    found.writer.file_writer.event_writer._async_writer._writer._writer = Full()
+    event_writer: Any = found.writer.file_writer.event_writer  # type: ignore[attr-defined]  # set by its first value
+    event_writer._async_writer._writer._writer = Full()
     with pytest.raises(OSError, match="No space left on device"):
         for iteration in range(1000):
             found.log(iteration, {"loss": 0.0})

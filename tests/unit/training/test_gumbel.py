@@ -17,7 +17,7 @@ from rlgaf_ray.objectives.kl import exact_kl
 from rlgaf_ray.training.gumbel import GumbelSoftmax, check_embedding
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
-from rlgaf_ray.types import Rollout, ScoredRollout
+from rlgaf_ray.types import Rollout, ScoredRollout, WeightUpdate
 
 VOCABULARY = 64
 MODES = ["autoregressive", "conditional"]
@@ -35,12 +35,18 @@ def config(mode: str, *overrides: str) -> Config:
     return load_config(None, [*small, *overrides])
 
 
+def weights(discriminator: NeuralDiscriminator) -> WeightUpdate:
+    update = discriminator.weights()
+    assert update is not None
+    return update
+
+
 def pair(folder: Path, settings: Config) -> tuple[Learner, NeuralDiscriminator]:
     discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
     with torch.no_grad():
         discriminator.model.network.score.weight.mul_(20)  # a fresh head hardly tells anything
     learner = Learner(folder, settings, pad_token_id=0)
-    learner.load_discriminator(discriminator.weights())
+    learner.load_discriminator(weights(discriminator))
     return learner, discriminator
 
 
@@ -151,7 +157,7 @@ def test_a_learner_taken_up_again_goes_on_alike(folder: Path, tmp_path: Path) ->
     learner.save(tmp_path)
     again, _ = pair(folder, settings)
     again.load(tmp_path)
-    again.load_discriminator(discriminator.weights())
+    again.load_discriminator(weights(discriminator))
     assert learner.update(items, iteration=2) == again.update(items, iteration=2)
     assert np.array_equal(learner.weights(1).arrays[WEIGHT], again.weights(1).arrays[WEIGHT])
 
@@ -163,17 +169,17 @@ def test_the_copy_must_be_there_and_of_the_scores_version(folder: Path) -> None:
     with pytest.raises(AssertionError, match="not of discriminator None"):
         Learner(folder, settings, pad_token_id=0).update(items, iteration=0)
     discriminator.version = 1
-    learner.load_discriminator(discriminator.weights())
+    learner.load_discriminator(weights(discriminator))
     with pytest.raises(AssertionError, match="not of discriminator 1"):
         learner.update(items, iteration=0)
     reinforce = Learner(folder, load_config(None, ["learner.precision=float32"]), pad_token_id=0)
     with pytest.raises(AssertionError, match="Reinforce holds no discriminator"):
-        reinforce.load_discriminator(discriminator.weights())
+        reinforce.load_discriminator(weights(discriminator))
 
 
 def test_the_copy_stays_frozen_and_the_discriminator_untouched(folder: Path) -> None:
     learner, discriminator = pair(folder, config("autoregressive"))
-    before = discriminator.weights().arrays
+    before = weights(discriminator).arrays
     learner.update(scored(discriminator), iteration=0)
     assert isinstance(learner.algorithm, GumbelSoftmax)
     for name, value in learner.algorithm.discriminator.network.state_dict().items():

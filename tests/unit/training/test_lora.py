@@ -59,7 +59,9 @@ def test_an_update_moves_the_policy_and_not_its_base(folder: Path, algorithm: st
     settings = [f"generator.algorithm={algorithm}", "generator.ppo.critic_warmup_iterations=0"]
     learner = Learner(folder, config(*settings), pad_token_id=0)
     if algorithm == "gumbel":
-        learner.load_discriminator(NeuralDiscriminator(folder, config(), pad_token_id=0).weights())
+        update = NeuralDiscriminator(folder, config(), pad_token_id=0).weights()
+        assert update is not None
+        learner.load_discriminator(update)
     items = rollouts()
     start = learner.mean_nll(items, model="policy")
     frozen = {n: p.detach().clone() for n, p in learner.policy.model.named_parameters() if not p.requires_grad}
@@ -74,7 +76,7 @@ def test_an_update_moves_the_policy_and_not_its_base(folder: Path, algorithm: st
 
 def test_the_reference_is_no_second_copy(folder: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
-    assert learner.policy.network("reference").network is learner.policy.model  # type: ignore[union-attr]
+    assert learner.policy.network("reference").network is learner.policy.model
 
 
 def test_a_push_is_a_whole_plain_state(folder: Path) -> None:
@@ -128,31 +130,31 @@ def test_log_probs_in_chunks_are_the_same_with_and_without_adapters(folder: Path
 
 
 def test_checkpoints_hold_adapters_and_optimisers_and_resume_exactly(folder: Path, tmp_path: Path) -> None:
-    learner, discriminator = (kind(folder, config(), pad_token_id=0) for kind in (Learner, NeuralDiscriminator))
+    learner = Learner(folder, config(), pad_token_id=0)
+    discriminator = NeuralDiscriminator(folder, config(), pad_token_id=0)
     learner.update(scored(), iteration=0)
     discriminator.update(demonstrations(), rollouts())
     learner.save(tmp_path / "learner")
     discriminator.save(tmp_path / "discriminator")
     assert [path.name for path in (tmp_path / "learner" / "generator").iterdir()] == [ADAPTERS]
     assert not (tmp_path / "discriminator" / "model.safetensors").exists()
-    again, once_more = (kind(folder, config(), pad_token_id=0) for kind in (Learner, NeuralDiscriminator))
+    again = Learner(folder, config(), pad_token_id=0)
+    once_more = NeuralDiscriminator(folder, config(), pad_token_id=0)
     again.load(tmp_path / "learner")
     once_more.load(tmp_path / "discriminator", version=1)
-    for one, other in ((learner, again), (discriminator, once_more)):
-        if isinstance(one, Learner):
-            one.update(scored(), iteration=1)
-            other.update(scored(), iteration=1)
-            states = one.weights(2).arrays, other.weights(2).arrays
-        else:
-            one.update(demonstrations(), rollouts(seed=2))
-            other.update(demonstrations(), rollouts(seed=2))
-            states = one.weights().arrays, other.weights().arrays
-        for name, array in states[0].items():
-            np.testing.assert_array_equal(array, states[1][name])
+    for one in (learner, again):
+        one.update(scored(), iteration=1)
+    for other in (discriminator, once_more):
+        other.update(demonstrations(), rollouts(seed=2))
+    for ours, theirs in ((learner.weights(2), again.weights(2)), (discriminator.weights(), once_more.weights())):
+        assert ours is not None and theirs is not None
+        for name, array in ours.arrays.items():
+            np.testing.assert_array_equal(array, theirs.arrays[name])
 
 
 def test_the_end_of_a_run_exports_plain_models(folder: Path, tmp_path: Path) -> None:
-    learner, discriminator = (kind(folder, config(), pad_token_id=0) for kind in (Learner, NeuralDiscriminator))
+    learner = Learner(folder, config(), pad_token_id=0)
+    discriminator = NeuralDiscriminator(folder, config(), pad_token_id=0)
     learner.update(scored(), iteration=0)
     discriminator.update(demonstrations(), rollouts())
     learner.save(tmp_path / "learner")

@@ -41,7 +41,9 @@ def build(folder: Path, base_folder: Path):
         config = load_config(None, [*small, "task.response_tokens=3", *overrides])
         learner = Learner(folder, config, pad_token_id=0, base_folder=base_folder)
         if config.generator.algorithm == "gumbel":
-            learner.load_discriminator(NeuralDiscriminator(folder, config, pad_token_id=0).weights())
+            update = NeuralDiscriminator(folder, config, pad_token_id=0).weights()
+            assert update is not None
+            learner.load_discriminator(update)
         return learner
 
     return make

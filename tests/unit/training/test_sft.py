@@ -110,15 +110,18 @@ def test_the_contrastive_term_asks_which_prompt_a_response_belongs_to() -> None:
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(model.lm_head.weight.grad, gradient, rtol=1e-4, atol=1e-6)
     shares = [loss(rows[part], rows) for part in (slice(0, 1), slice(1, 4))]
-    assert float(sum(shares).detach()) == pytest.approx(float(found.detach()), rel=1e-5)
+    assert float(torch.stack(shares).sum().detach()) == pytest.approx(float(found.detach()), rel=1e-5)
 
 
 def test_a_response_is_never_held_against_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = SftLoss(MODEL(), texts(40, noise=0.5), CONTRASTIVE, torch.device("cpu"))
     asked: list[np.ndarray] = []
-    monkeypatch.setattr(
-        loss, "_likelihoods", lambda rows, prompts: asked.append(prompts) or torch.zeros(len(rows), requires_grad=True)
-    )
+
+    def likelihoods(rows: np.ndarray, prompts: np.ndarray) -> torch.Tensor:
+        asked.append(prompts)
+        return torch.zeros(len(rows), requires_grad=True)
+
+    monkeypatch.setattr(loss, "_likelihoods", likelihoods)
     rows = np.arange(40)
     for _ in range(20):
         loss(rows, rows)

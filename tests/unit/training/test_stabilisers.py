@@ -13,6 +13,7 @@ from rlgaf_ray.config import load_config
 from rlgaf_ray.data.lengths import View
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of
+from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
@@ -85,11 +86,13 @@ def test_instance_noise_is_of_training_alone_seeded_and_fades(build) -> None:
 
 def slope(discriminator: NeuralDiscriminator, items: list) -> float:
     """Mean squared norm of the logit's gradient in the response's embeddings, one response at a time."""
+    scalar = discriminator.model
+    assert isinstance(scalar, ScalarModel)
     norms = []
     for item in items:
         sequences = discriminator.collate([item])
-        points = discriminator.model.embed(sequences).detach().requires_grad_()
-        discriminator.model.logits_of(sequences, points).backward()
+        points = scalar.embed(sequences).detach().requires_grad_()
+        scalar.logits_of(sequences, points).backward()
         assert points.grad is not None
         norms.append(float(points.grad[sequences.response_mask].square().sum()))
     discriminator.model.zero_grad()
@@ -249,9 +252,8 @@ def test_more_frozen_layers_than_there_are(build) -> None:
 
 
 def test_the_blocks_of_another_architecture_are_found() -> None:
-    config = LlamaConfig(
-        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, num_labels=1
-    )
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = LlamaConfig.from_dict({"vocab_size": 20, "num_labels": 1, **sizes})
     network = LlamaForSequenceClassification(config)
     freeze_lower_layers(network, 1)
     learning = {

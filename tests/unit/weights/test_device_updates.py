@@ -171,8 +171,13 @@ def test_the_sender_broadcasts_every_entry_in_the_announced_order(monkeypatch: p
     from vllm.distributed.weight_transfer import nccl_engine
 
     broadcast = MockBroadcast()
-    met = []
-    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", lambda info: met.append(info) or "group")
+    met: list[Any] = []
+
+    def meet(info: Any) -> str:
+        met.append(info)
+        return "group"
+
+    monkeypatch.setattr(nccl_engine, "open_trainer_endpoint", meet)
     monkeypatch.setattr(nccl_engine, "packed_nccl_broadcast_producer", broadcast)
     sender = nccl.NcclSender(Rendezvous("10.0.0.1", 4000, num_engines=2, gpus_per_engine=1), rank=0)
     assert (met[0].master_address, met[0].master_port, met[0].world_size) == ("10.0.0.1", 4000, 3)
