@@ -57,7 +57,7 @@ def branches(source: str) -> Iterator[tuple[int, str]]:
     """Line and key of every comparison with one of the values or classes."""
     for node in ast.walk(ast.parse(source)):
         for key in _class_tests(node):
-            assert isinstance(node, ast.expr | ast.stmt)
+            assert isinstance(node, ast.expr | ast.stmt | ast.pattern)
             yield node.lineno, key
         match node:
             case ast.Compare(left=left, comparators=comparators):
