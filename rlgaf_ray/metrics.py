@@ -106,7 +106,6 @@ _TABLE = [
     *_plain("nats", *(f"discriminator/loss_{rows}" for rows in ("real", "fake", "contrast")), form="{:.3f}"),
     *_plain("logit", *(f"discriminator/logit_{rows}" for rows in ("real", "fake", "contrast")), form="{:.3f}"),
     *_plain("nats", "discriminator/negative_risk", form="{:.3f}"),
-    *_plain("", "discriminator/instance_noise", "discriminator/gradient_penalty", "discriminator/spectral_norm"),
     *_plain("", "discriminator/grad_norm", "discriminator/learning_rate"),
     *_plain("share", "discriminator/replayed_share", form="{:.3f}"),
     Metric("discriminator/response_tokens", "tokens", "{:.1f}"),

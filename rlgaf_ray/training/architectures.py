@@ -68,7 +68,6 @@ def _load_scalar(folder: str | Path, config: Config, *, pad_token_id: int, devic
     model = ScalarModel.load(
         folder,
         pooling=config.discriminator.pooling,
-        head_dropout=config.discriminator.head_dropout,
         pad_token_id=pad_token_id,
         seed=config.run.seed,
         trust_remote_code=config.model.trust_remote_code,
