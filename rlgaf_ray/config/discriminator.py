@@ -158,8 +158,10 @@ class DiscriminatorSection(Section):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
     )
-    frozen_layers: NonNegative = Field(
-        4, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
+    frozen_layers: NonNegative | None = Field(
+        None,
+        description="so many of the lowest blocks, and the embeddings, stay as they were; 0: all learn; null: four "
+        "fifths of the blocks",
     )
     replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
@@ -205,7 +207,7 @@ class DiscriminatorSection(Section):
                 "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"
             )
         for name, without in self.traits.lacks.items():
-            if getattr(self, name) != without:
+            if getattr(self, name) not in (without, None):
                 raise ValueError(
                     f"discriminator.architecture={self.architecture} has no {name}: set "
                     f"discriminator.{name}={str(without).lower()}, or discriminator.architecture=generator"
@@ -241,6 +243,10 @@ class DiscriminatorSection(Section):
                 "discriminator.held_out=0 keeps none: raise it, or leave it out"
             )
         return self
+
+    def num_frozen(self, num_blocks: int) -> int:
+        """How many of the blocks do not learn."""
+        return num_blocks * 4 // 5 if self.frozen_layers is None else self.frozen_layers
 
     @property
     def traits(self) -> ArchitectureTraits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -12,16 +12,18 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of
 
 
-def freeze_lower_layers(network: PreTrainedModel, num_blocks: int) -> None:
-    """Stop the lowest blocks of a transformer, and the embeddings below them, from learning.
+def freeze_lower_layers(network: PreTrainedModel, num_frozen: Callable[[int], int]) -> None:
+    """Stop the lowest blocks of a transformer, and the embeddings below them, from learning: ``num_frozen(of all)``.
 
     What warm-up taught them is kept, and fewer weights can follow the newest batch (Mo et al. 2020, "Freeze the
     discriminator", arXiv 2002.10964). Zero freezes nothing, the embeddings neither.
     Raises ``UserError`` where the network has fewer blocks.
     """
+    total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
+    num_blocks = num_frozen(total)  # of a network without blocks, none
     if num_blocks == 0:
         return
-    check_frozen_layers(num_blocks, network.config.get_text_config().num_hidden_layers)
+    check_frozen_layers(num_blocks, total)
     embeddings = [part for part in network.base_model.children() if isinstance(part, nn.Embedding)]
     for part in (*blocks_of(network)[:num_blocks], *embeddings):
         part.requires_grad_(False)

@@ -124,12 +124,17 @@ def test_more_frozen_layers_than_there_are(build) -> None:
         build("discriminator.frozen_layers=5")
 
 
+@pytest.mark.parametrize(("total", "frozen"), [(0, 0), (1, 0), (2, 1), (5, 4), (12, 9)])
+def test_by_default_four_fifths_of_the_blocks_are_frozen(total: int, frozen: int) -> None:
+    assert load_config(None, []).discriminator.num_frozen(total) == frozen
+
+
 def test_the_blocks_of_another_architecture_are_found() -> None:
     config = LlamaConfig(
         vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2, num_labels=1
     )
     network = LlamaForSequenceClassification(config)
-    freeze_lower_layers(network, 1)
+    freeze_lower_layers(network, lambda total: total - 2)
     learning = {
         name.split(".")[2] for name, weight in network.named_parameters() if ".layers." in name and weight.requires_grad
     }
