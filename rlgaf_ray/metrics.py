@@ -77,6 +77,7 @@ _TABLE = [
     #
     Metric("reward/mean", "of `reward.kind`", "{:+.2f}", "higher", "reward", "reward of the rollouts"),
     Metric("reward/deviation", "of `reward.kind`", "{:.3f}", "higher"),
+    Metric("reward/discriminator", "of `reward.kind`", "{:+.2f}", "higher"),
     Metric("reward/clipped_share", "share", "{:.3f}", "lower"),
     *_plain("nats/token", "reward/base_logprob", form="{:.3f}"),
     #
@@ -106,7 +107,6 @@ _TABLE = [
     *_plain("nats", *(f"discriminator/loss_{rows}" for rows in ("real", "fake", "contrast")), form="{:.3f}"),
     *_plain("logit", *(f"discriminator/logit_{rows}" for rows in ("real", "fake", "contrast")), form="{:.3f}"),
     *_plain("nats", "discriminator/negative_risk", form="{:.3f}"),
-    *_plain("", "discriminator/instance_noise", "discriminator/gradient_penalty", "discriminator/spectral_norm"),
     *_plain("", "discriminator/grad_norm", "discriminator/learning_rate"),
     *_plain("share", "discriminator/replayed_share", form="{:.3f}"),
     Metric("discriminator/response_tokens", "tokens", "{:.1f}"),
@@ -189,8 +189,14 @@ _TABLE = [
     *_plain("nats/row", "quick/information_interval", form="{:.3f}"),
     #
     Metric(SCORE, "", "{:.3f}", "higher", "score", "score so far"),
-    *_plain("s", *(f"time/{part}" for part in ("iteration", "rollout", "score", "monte_carlo", "generator_update"))),
-    *_plain("s", *(f"time/{part}" for part in ("push", "discriminator_wait", "evaluation", "checkpoint", "guards"))),
+    *_plain("s", *(f"time/{part}" for part in ("iteration", "rollout", "score", "reward", "monte_carlo"))),
+    *_plain(
+        "s",
+        *(
+            f"time/{part}"
+            for part in ("generator_update", "push", "discriminator_wait", "evaluation", "checkpoint", "guards")
+        ),
+    ),
 ]
 
 

@@ -20,8 +20,6 @@ from rlgaf_ray.config.section import (
 )
 from rlgaf_ray.config.task import TaskSection
 
-Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
-
 DiscriminatorLoss = Literal[
     "binary_cross_entropy", "least_squares", "hinge", "positive_unlabelled", "bradley_terry", "contrastive"
 ]
@@ -33,12 +31,10 @@ class LossTraits:
 
     pairwise: bool = False  # row i of every set answers the same prompt
     other_prompts: bool = False  # its contrast rows are the demonstrations under other prompts
-    smoothed: bool = False  # takes label smoothing
     clipped: bool = False  # one of its terms is clipped at zero, by the mean over the whole batch
 
 
 LOSS_TRAITS: dict[DiscriminatorLoss, LossTraits] = {
-    "binary_cross_entropy": LossTraits(smoothed=True),
     "positive_unlabelled": LossTraits(clipped=True),
     "bradley_terry": LossTraits(pairwise=True),
     "contrastive": LossTraits(pairwise=True, other_prompts=True),
@@ -67,17 +63,12 @@ class ArchitectureTraits:
     scalar_head: bool = False  # its logit is a sum over tokens, and it reads soft ones
 
 
-EMBEDDING_NOISE = {"instance_noise": 0.0, "gradient_penalty": "none"}
 ARCHITECTURE_TRAITS: dict[DiscriminatorArchitecture, ArchitectureTraits] = {
     "generator": ArchitectureTraits({}, scalar_head=True),
     "cnn": ArchitectureTraits(
-        EMBEDDING_NOISE
-        | {"head_dropout": 0.0, "dropout": 0.0, "frozen_layers": 0, "match_lengths": False, "view": "response"},
-        transformer=False,
+        {"dropout": 0.0, "frozen_layers": 0, "match_lengths": False, "view": "response"}, transformer=False
     ),
-    "generative": ArchitectureTraits(
-        EMBEDDING_NOISE | {"head_dropout": 0.0, "spectral_norm": False, "pooling": "mean"},
-    ),
+    "generative": ArchitectureTraits({"pooling": "mean"}),
 }
 
 
@@ -164,31 +155,13 @@ class DiscriminatorSection(Section):
     betas: Pair = (0.5, 0.99)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
-    label_smoothing_real: Smoothing = Field(0.0, description="binary_cross_entropy: demonstrations are labelled 1 - a")
-    label_smoothing_fake: Smoothing = Field(
-        0.0, description="binary_cross_entropy: rollouts and contrast are labelled b; above 0 is two-sided"
-    )
-    instance_noise: NonNegativeRate = Field(
-        0.0, description="Gaussian noise on the response's embeddings while it trains, in units of their size; 0: off"
-    )
-    instance_noise_steps: Positive = Field(60, description="updates over which the noise falls to 0, in a line")
-    gradient_penalty: Literal["none", "r1", "interpolated"] = Field(
-        "none", description="of its logit in the response's embeddings: r1 at real ones, interpolated between both"
-    )
-    gradient_penalty_weight: Rate = Field(
-        0.1, description="the slope's size depends on that of the embeddings: see discriminator/gradient_penalty first"
-    )
-    spectral_norm: bool = Field(
-        False, description="the head is scaled to a largest singular value of at most 1, at the start and each update"
-    )
-    head_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="share of the hidden states' entries that the head does not see while it trains"
-    )
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.1, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
     )
-    frozen_layers: NonNegative = Field(
-        4, description="so many of the lowest blocks, and the embeddings, stay as the warm-up left them; 0: all learn"
+    frozen_layers: NonNegative | None = Field(
+        None,
+        description="so many of the lowest blocks, and the embeddings, stay as they were; 0: all learn; null: four "
+        "fifths of the blocks",
     )
     replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
@@ -228,20 +201,13 @@ class DiscriminatorSection(Section):
 
     @model_validator(mode="after")
     def _stabilisers_fit(self) -> DiscriminatorSection:
-        if not self.loss_traits.smoothed:
-            for name in ("label_smoothing_real", "label_smoothing_fake"):
-                if getattr(self, name) > 0:
-                    raise ValueError(
-                        f"discriminator.{name} is of the labels of binary_cross_entropy: "
-                        f"set it to 0 with discriminator.loss={self.loss}"
-                    )
         if self.loss_traits.other_prompts and self.replay_share > 0:
             raise ValueError(
                 f"discriminator.loss={self.loss} compares the answers to the prompts of one iteration: "
                 "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"
             )
         for name, without in self.traits.lacks.items():
-            if getattr(self, name) != without:
+            if getattr(self, name) not in (without, None):
                 raise ValueError(
                     f"discriminator.architecture={self.architecture} has no {name}: set "
                     f"discriminator.{name}={str(without).lower()}, or discriminator.architecture=generator"
@@ -277,6 +243,10 @@ class DiscriminatorSection(Section):
                 "discriminator.held_out=0 keeps none: raise it, or leave it out"
             )
         return self
+
+    def num_frozen(self, num_blocks: int) -> int:
+        """How many of the blocks do not learn."""
+        return num_blocks * 4 // 5 if self.frozen_layers is None else self.frozen_layers
 
     @property
     def traits(self) -> ArchitectureTraits:

@@ -60,10 +60,3 @@ def check_workers(learner: LearnerSection, discriminator: DiscriminatorSection, 
             f"learner.num_workers={learners} is more than rollout.batch_size={rollout.batch_size}: "
             "some would have no sequence to learn from"
         )
-    if learner.strategy == "fsdp" and discriminators > 1:
-        for name, off in (("gradient_penalty", "none"), ("instance_noise", 0.0)):
-            if getattr(discriminator, name) != off:
-                raise ValueError(
-                    f"discriminator.{name} works on embeddings outside the network, whose weights "
-                    "learner.strategy=fsdp cuts: set learner.strategy=ddp, or discriminator.num_workers=1"
-                )

@@ -127,7 +127,15 @@ class AdversarialLoop:
                 )
 
     def resume(self, path: Place, state: dict[str, Any]) -> None:
-        """Take up the run where this checkpoint left it, down to the order of the prompts."""
+        """Take up the run where this checkpoint left it, down to the order of the prompts.
+
+        Raises ``UserError`` where the data are not those of the checkpoint: its streams count their rows.
+        """
+        if state["data_checksum"] != self.task.checksum:
+            raise UserError(
+                f"{path} was trained on other data than the task has now: bring them back to resume this run, or start "
+                "a new one"
+            )
         self.iteration = state["iteration"]
         self.discriminator_version = state["discriminator_version"]
         self.best = state["best"]
@@ -527,7 +535,6 @@ class AdversarialLoop:
     def _state(self) -> dict[str, Any]:
         return {
             "iteration": self.iteration,
-            "policy_version": self.iteration,
             "discriminator_version": self.discriminator_version,
             "best": self.best,
             "first": self.first,

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.errors import UserError
@@ -28,7 +27,7 @@ class ScalarModel(DiscriminatorNetwork):
     response token, as ``AutoModelForSequenceClassification`` does.
     """
 
-    def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean", head_dropout: float = 0.0) -> None:
+    def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean") -> None:
         super().__init__()
         if not isinstance(getattr(network, "score", None), nn.Linear):
             raise UserError(
@@ -36,7 +35,6 @@ class ScalarModel(DiscriminatorNetwork):
             )
         self.network = network.eval()
         self.pooling = pooling
-        self.head_dropout = head_dropout
 
     @classmethod
     def load(
@@ -46,7 +44,6 @@ class ScalarModel(DiscriminatorNetwork):
         pooling: Pooling,
         pad_token_id: int,
         seed: int,
-        head_dropout: float = 0.0,
         dtype: str = "float32",
         trust_remote_code: bool = False,
         device: torch.device = torch.device("cpu"),
@@ -63,7 +60,7 @@ class ScalarModel(DiscriminatorNetwork):
                 use_safetensors=True,
                 attn_implementation=attention_for(device),
             )
-        return cls(network, pooling=pooling, head_dropout=head_dropout).to(device).eval()
+        return cls(network, pooling=pooling).to(device).eval()
 
     def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
         """The head's output at every position, float32 [B, T]."""
@@ -118,14 +115,14 @@ class ScalarModel(DiscriminatorNetwork):
         )
 
     def head(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time"]:
-        """Hidden states to scores, float32 [B, T]; ``head_dropout`` of their entries are dropped while it trains.
+        """Hidden states to scores, float32 [B, T].
 
         The product is taken in float32 under autocast, too: in bfloat16 it would cost 0.009 of a reward whose spread is
         1.5.
         """
         score = self.network.score
         with torch.autocast(hidden.device.type, enabled=False):
-            scores = score(dropout(hidden.to(score.weight.dtype), self.head_dropout, self.training)).squeeze(-1)
+            scores = score(hidden.to(score.weight.dtype)).squeeze(-1)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     @property

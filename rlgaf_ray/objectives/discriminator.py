@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from rlgaf_ray.config.discriminator import LOSS_TRAITS, DiscriminatorLoss, LossTraits
+from rlgaf_ray.config.discriminator import DiscriminatorLoss
 from rlgaf_ray.objectives.policy import TensorMetrics
 
 Parts = dict[str, Tensor]  # the logits of "real", "fake" and, where there are such rows, "contrast"
@@ -21,7 +21,6 @@ class LossOptions:
     """The arguments of ``discriminator_loss`` beside the logits."""
 
     contrast_weight: float
-    smoothing: dict[str, float]  # of the labels of each part
     positive_share: float
     clipped: bool | None
 
@@ -36,8 +35,6 @@ def discriminator_loss(
     kind: DiscriminatorLoss = "binary_cross_entropy",
     contrast_logits: Float[Tensor, " contrast"] | None = None,
     contrast_weight: float = 0.0,
-    label_smoothing_real: float = 0.0,
-    label_smoothing_fake: float = 0.0,
     positive_share: float = 0.0,
     clipped: bool | None = None,
 ) -> tuple[Float[Tensor, ""], TensorMetrics]:
@@ -52,11 +49,7 @@ def discriminator_loss(
     - binary_cross_entropy: r = softplus(-D) = -log sigmoid(D), f = softplus(D); without contrast the two are averaged,
       as in RLGAF (arXiv 2305.06176), section 2. The optimum is D = log p_real / p_fake (Goodfellow et al. 2014, arXiv
       1406.2661, proposition 1), and with contrast log p_real (1 + w) / (p_fake + w p_contrast): what is unwanted keeps
-      a low score even once the rollouts match the demonstrations. With label smoothing the labels are 1 - a and b in
-      place of 1 and 0: r = softplus(-D) + a D, f = softplus(D) - b D. The optimum, log ((1 - a) p_real + b p_fake) /
-      (a p_real + (1 - b) p_fake), lies between log b / (1 - b) and log (1 - a) / a: a sure discriminator is held back.
-      One-sided, b = 0: Salimans et al. 2016 (arXiv 1606.03498), section 3.4; with b > 0, they warn, rollouts where
-      there is nothing real have no reason to move.
+      a low score even once the rollouts match the demonstrations.
     - least_squares: r = (D - 1)^2, f = D^2 (Mao et al. 2017, arXiv 1611.04076, eq. 2 with a = 0, b = 1). The optimum is
       D = p_real / (p_real + p_fake), a score between 0 and 1.
     - hinge: r = max(0, 1 - D), f = max(0, 1 + D) (Lim & Ye 2017, arXiv 1705.02894). Sequences beyond the margin teach
@@ -91,19 +84,12 @@ def discriminator_loss(
     ``accuracy_fake`` (share not above it); ``accuracy_contrast`` likewise, not part of ``accuracy``; pointwise also
     ``loss_real``, ``loss_fake`` and ``loss_contrast``; positive_unlabelled also ``negative_risk``, R.
     Raises ValueError for an empty set of logits, a negative weight, a weight without contrast, unequal pairs, a share
-    of positives outside [0, 1), or labels smoothed by another loss than binary cross-entropy or to one half and beyond.
-    Left out: penalties on the gradient (see ``gradient_penalty``).
+    of positives outside [0, 1).
     """
     if contrast_weight < 0:
         raise ValueError(f"contrast_weight={contrast_weight} must not be negative")
     if contrast_weight > 0 and contrast_logits is None:
         raise ValueError(f"contrast_weight={contrast_weight} needs contrast_logits: give them, or set the weight to 0")
-    smoothing = {"real": label_smoothing_real, "fake": label_smoothing_fake, "contrast": label_smoothing_fake}
-    if any(smoothing.values()) and not LOSS_TRAITS.get(kind, LossTraits()).smoothed:
-        raise ValueError(f"label smoothing is of binary_cross_entropy's labels, {kind} has none")
-    for name, value in smoothing.items():
-        if not 0.0 <= value < 0.5:
-            raise ValueError(f"label_smoothing_{name}={value} must lie in [0, 0.5): at one half all labels are alike")
     parts = {"real": real_logits, "fake": fake_logits}
     if contrast_logits is not None:
         parts["contrast"] = contrast_logits
@@ -113,12 +99,12 @@ def discriminator_loss(
     metrics: TensorMetrics = {f"logit_{name}": logits.detach().mean() for name, logits in parts.items()}
     if kind not in LOSSES:
         raise ValueError(f"unknown discriminator loss {kind!r}: choose {', '.join(LOSSES)}")
-    loss, more = LOSSES[kind](parts, LossOptions(contrast_weight, smoothing, positive_share, clipped))
+    loss, more = LOSSES[kind](parts, LossOptions(contrast_weight, positive_share, clipped))
     return loss, metrics | more
 
 
-def _pointwise(term: Callable[[Tensor, bool, float], Tensor], *, middle: float = 0.0) -> LossFunction:
-    """A loss of the mean ``term(logits, is_real, smoothing)`` of every part; above ``middle`` a logit says real."""
+def _pointwise(term: Callable[[Tensor, bool], Tensor], *, middle: float = 0.0) -> LossFunction:
+    """A loss of the mean ``term(logits, is_real)`` of every part; above ``middle`` a logit says real."""
 
     def loss_of(parts: Parts, options: LossOptions) -> tuple[Tensor, TensorMetrics]:
         negative = 0.5 / (1.0 + options.contrast_weight)
@@ -127,7 +113,7 @@ def _pointwise(term: Callable[[Tensor, bool, float], Tensor], *, middle: float =
         weighted = []
         for name, logits in parts.items():
             is_real = name == "real"
-            mean = term(logits, is_real, options.smoothing[name]).mean()
+            mean = term(logits, is_real).mean()
             weighted.append(weights[name] * mean)
             metrics[f"loss_{name}"] = mean.detach()
             metrics[f"accuracy_{name}"] = ((logits > middle) == is_real).float().mean()
@@ -137,17 +123,15 @@ def _pointwise(term: Callable[[Tensor, bool, float], Tensor], *, middle: float =
     return loss_of
 
 
-def _cross_entropy(logits: Tensor, is_real: bool, smoothing: float) -> Tensor:
-    wrong = -logits if is_real else logits
-    terms = softplus(wrong)
-    return terms - smoothing * wrong if smoothing else terms
+def _cross_entropy(logits: Tensor, is_real: bool) -> Tensor:
+    return softplus(-logits if is_real else logits)
 
 
-def _squares(logits: Tensor, is_real: bool, smoothing: float) -> Tensor:
+def _squares(logits: Tensor, is_real: bool) -> Tensor:
     return (logits - float(is_real)).square()
 
 
-def _hinge(logits: Tensor, is_real: bool, smoothing: float) -> Tensor:
+def _hinge(logits: Tensor, is_real: bool) -> Tensor:
     return relu(1.0 - logits if is_real else 1.0 + logits)
 
 

@@ -90,9 +90,9 @@ def check_before_start(config: Config) -> None:
         require_vllm()
     check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
-    if config.discriminator.frozen_layers > 0:
+    if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-        check_frozen_layers(config.discriminator.frozen_layers, total)
+        check_frozen_layers(frozen, total)
 
 
 def check_lengths(config: Config, asked: int) -> None:

@@ -68,14 +68,13 @@ def _load_scalar(folder: str | Path, config: Config, *, pad_token_id: int, devic
     model = ScalarModel.load(
         folder,
         pooling=config.discriminator.pooling,
-        head_dropout=config.discriminator.head_dropout,
         pad_token_id=pad_token_id,
         seed=config.run.seed,
         trust_remote_code=config.model.trust_remote_code,
         device=device,
     )
     add_adapters(model.network, config.model.lora, seed=config.run.seed, trained=[model.network.score])
-    freeze_lower_layers(model.network, config.discriminator.frozen_layers)
+    freeze_lower_layers(model.network, config.discriminator.num_frozen)
     return model
 
 
@@ -109,7 +108,7 @@ def _load_generative(
 ) -> GenerativeCritic:
     model = GenerativeCritic.load(folder, trust_remote_code=config.model.trust_remote_code, device=device)
     add_adapters(model.network, config.model.lora, seed=config.run.seed)
-    freeze_lower_layers(model.network, config.discriminator.frozen_layers)
+    freeze_lower_layers(model.network, config.discriminator.num_frozen)
     return model
 
 

@@ -16,15 +16,12 @@ from rlgaf_ray.data.handover import loads_from_storage, saves_to_storage
 from rlgaf_ray.data.lengths import Response, View, match_lengths
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.lora import has_adapters, load_adapters, save_adapters
-from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.objectives.discriminator import discriminator_loss
-from rlgaf_ray.objectives.instance_noise import add_instance_noise, instance_noise_scale
 from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
-from rlgaf_ray.training.gradient_penalty import penalise_gradients
 from rlgaf_ray.training.labels import shuffled
 from rlgaf_ray.training.optimizer import (
     build_optimizer,
@@ -36,7 +33,7 @@ from rlgaf_ray.training.optimizer import (
 )
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.training.randomness import seeded, update_generator
-from rlgaf_ray.training.regularization import bound_spectral_norm, dropout_of
+from rlgaf_ray.training.regularization import dropout_of
 from rlgaf_ray.training.replay import ReplayBuffer
 from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, SequenceBatch, WeightUpdate
 from rlgaf_ray.weights.state import to_arrays
@@ -60,8 +57,6 @@ class NeuralDiscriminator:
         self.dtype = resolve_precision(config.learner.precision, self.device)
         architecture = DISCRIMINATORS[self.settings.architecture]
         self.model = architecture.load(folder, config, pad_token_id=pad_token_id, device=self.device)
-        if self.settings.spectral_norm:
-            bound_spectral_norm(self.model.network.score)
         prepare(self.model.network, config.learner, group, dropout=self.settings.dropout > 0)
         self.optimizer = build_optimizer(
             self.model.parameters(),
@@ -81,18 +76,10 @@ class NeuralDiscriminator:
                 paired=self.needs.pairs,
             )
 
-    def logits(self, items: Sequence[Response], *, noise: float = 0.0) -> torch.Tensor:
-        """float32 [B] on the model's device, in one forward pass, with the gradient of the surrounding mode.
-
-        ``noise``: the relative deviation of instance noise on the response's embeddings.
-        """
-        sequences = self.collate(items)
+    def logits(self, items: Sequence[Response]) -> torch.Tensor:
+        """float32 [B] on the model's device, in one forward pass, with the gradient of the surrounding mode."""
         with autocast(self.dtype, self.device):
-            if noise == 0:
-                return self.model(sequences)
-            assert isinstance(self.model, ScalarModel), "instance noise needs embeddings"
-            embeddings = add_instance_noise(self.model.embed(sequences), sequences.response_mask, scale=noise)
-            return self.model.logits_of(sequences, embeddings)
+            return self.model(self.collate(items))
 
     def _lengths(self, items: Sequence[Response]) -> list[int]:
         return [num_tokens(item) + self.model.added_tokens for item in items]
@@ -129,8 +116,8 @@ class NeuralDiscriminator:
         """One AdamW step of the configured loss; for paired ones row i of each kind belongs to the same prompt.
 
         The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
-        kind, and summed over the group. What is drawn (noise, dropout) depends on the seed, the number of this update
-        and the rank: there a group differs from a process alone, elsewhere only by rounding.
+        kind, and summed over the group. Dropout depends on the seed, the number of this update and the rank: there a
+        group differs from a process alone, elsewhere only by rounding.
         """
         shown: Sequence[Response] = fake
         more: Metrics = {}
@@ -167,8 +154,6 @@ class NeuralDiscriminator:
             group=self.group,
         )
         totals["skipped_steps"] = skipped(totals["grad_norm"])
-        if self.settings.spectral_norm:
-            totals["spectral_norm"] = bound_spectral_norm(self.model.network.score)
         self.version += 1
         return {f"discriminator/{name}": value for name, value in totals.items()}
 
@@ -178,9 +163,6 @@ class NeuralDiscriminator:
         """This rank's part of the whole loss's gradient, and the loss's metrics without their prefix."""
         settings, items = self.settings, [*real, *fake, *contrast]
         counts = [len(part) for part in (real, fake, contrast) if part]
-        noise = instance_noise_scale(
-            self.version, start=settings.instance_noise, num_steps=settings.instance_noise_steps
-        )
 
         def loss_of(logits: torch.Tensor, clipped: bool | None = None) -> tuple[torch.Tensor, TensorMetrics]:
             real_logits, fake_logits, *rest = logits.split(counts)
@@ -190,8 +172,6 @@ class NeuralDiscriminator:
                 kind=settings.loss,
                 contrast_logits=rest[0] if rest else None,
                 contrast_weight=settings.contrast_weight if rest else 0.0,
-                label_smoothing_real=settings.label_smoothing_real,
-                label_smoothing_fake=settings.label_smoothing_fake,
                 positive_share=settings.positive_share,
                 clipped=clipped,
             )
@@ -200,7 +180,7 @@ class NeuralDiscriminator:
             """Logits of all items, float [B]; 0 for the items that these forward passes do not cover."""
             # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
             with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
-                parts = [self.logits([items[row] for row in rows or [0]], noise=noise) for rows in forwards]
+                parts = [self.logits([items[row] for row in rows or [0]]) for rows in forwards]
             logits = torch.zeros(len(items), dtype=parts[0].dtype, device=self.device)
             for rows, part in zip(forwards, parts, strict=True):
                 if rows:
@@ -225,22 +205,7 @@ class NeuralDiscriminator:
             loss.backward()
             seen = seen + logits.detach()
         loss, metrics = loss_of(self.group.sum(seen))
-        totals = {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
-        if settings.gradient_penalty != "none":
-            assert isinstance(self.model, ScalarModel), "the penalty needs embeddings"
-            totals["gradient_penalty"] = penalise_gradients(
-                self.model,
-                real,
-                fake,
-                kind=settings.gradient_penalty,
-                weight=settings.gradient_penalty_weight,
-                batching=self.batching,
-                pad_token_id=self.pad_token_id,
-                device=self.device,
-            )
-        if settings.instance_noise > 0:
-            totals["instance_noise"] = noise
-        return totals
+        return {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
 
     def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
         """Rows of each forward pass of each backward pass: like lengths together; pairs stay together.

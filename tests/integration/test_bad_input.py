@@ -63,7 +63,7 @@ def test_more_frozen_layers_than_there_are(refused) -> None:
 
 def test_out_of_range(refused) -> None:
     assert refused("reward.kind=smile", code=2) == (
-        "reward.kind=smile: must be 'logit', 'probability_centered', 'log_probability' or 'zero'"
+        "reward.kind=smile: must be 'logit', 'probability', 'probability_centered', 'log_probability' or 'zero'"
     )
 
 

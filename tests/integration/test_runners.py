@@ -57,11 +57,6 @@ AVERAGE = ["generator.average_decay=0.9"]
 STABILISED = [
     "generator.reinforce.credit=sequence",
     "discriminator.updates_per_generator_update=0.5",
-    "discriminator.label_smoothing_real=0.1",
-    "discriminator.instance_noise=0.5",
-    "discriminator.gradient_penalty=interpolated",
-    "discriminator.spectral_norm=true",
-    "discriminator.head_dropout=0.1",
     "discriminator.dropout=0.1",
     "discriminator.frozen_layers=1",
     "discriminator.replay_share=0.25",

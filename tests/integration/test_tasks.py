@@ -48,7 +48,10 @@ def small_run(folder: Path, *more: str) -> rl.Config:
 
 
 def test_a_task_with_its_own_measure(
-    tmp_path: Path, example: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    example: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.set_num_threads(1)
     config = small_run(tmp_path)
@@ -77,6 +80,11 @@ def test_a_task_with_its_own_measure(
     assert "error: task.name=python stands for a task" in capsys.readouterr().err
     again = rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
     assert again.last == outcome.last
+    monkeypatch.setattr(example["CountingTask"], "checksum", "other numbers")
+    with pytest.raises(
+        rl.UserError, match=r"step_\d+ was trained on other data than the task has now: bring them back"
+    ):
+        rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
 
 
 def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, example: dict[str, Any]) -> None:

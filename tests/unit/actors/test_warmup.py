@@ -22,7 +22,8 @@ LAST_TWO = "discriminator={view: last_tokens, view_tokens: 2}"
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(warmup, "_made", lambda *arguments: True)
-    task = SimpleNamespace(checksum="data", demonstrations=[], discriminator_warmup=None, warmup_blocks=len)
+    keys = {"base_key": (), "warmup_key": ()}
+    task = SimpleNamespace(checksum="data", demonstrations=[], discriminator_warmup=None, warmup_blocks=len, **keys)
     tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"))
 
     def make(*overrides: str) -> Warmups:

@@ -111,13 +111,6 @@ def write(tmp_path: Path):
         ),
         ("model.generator=seqgan-lstm",
          "model.generator=seqgan-lstm is unknown to rollout.engine=vllm: set rollout.engine=transformers"),
-        ("discriminator={loss: hinge, label_smoothing_real: 0.1}",
-         "discriminator.label_smoothing_real is of the labels of binary_cross_entropy: "
-         "set it to 0 with discriminator.loss=hinge"),
-        ("discriminator.label_smoothing_fake=0.5", "discriminator.label_smoothing_fake=0.5: must be less than 0.5"),
-        ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, instance_noise: 0.5}",
-         "discriminator.architecture=cnn has no instance_noise: set discriminator.instance_noise=0.0, or "
-         "discriminator.architecture=generator"),
         ("discriminator={loss: contrastive, replay_share: 0.5}",
          "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
          "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
@@ -132,9 +125,6 @@ def write(tmp_path: Path):
          "discriminator.architecture=generator"),
         ("discriminator={architecture: generative, pooling: last}",
          "discriminator.architecture=generative has no pooling: set discriminator.pooling=mean, or "
-         "discriminator.architecture=generator"),
-        ("discriminator={architecture: generative, spectral_norm: true}",
-         "discriminator.architecture=generative has no spectral_norm: set discriminator.spectral_norm=false, or "
          "discriminator.architecture=generator"),
         ("discriminator.architecture=generative",
          "generator.reinforce.credit=token needs a reward that is a sum over tokens: set "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import threading
 import time
@@ -270,7 +271,9 @@ def test_a_mirror_works_in_the_background_and_outlives_failures(
     local.mkdir()
     failing(monkeypatch, 3)
     (local / "metrics.jsonl").write_text("{}\n")
-    (local / "half.parquet").write_text("ro")  # just changed: it may be in the middle of being written
+    half = local / "half.parquet"  # just changed: it may be in the middle of being written
+    half.write_text("ro")
+    os.utime(half, (time.time() + 300,) * 2)  # however slow the machine is
     with Mirror(local, remote, every=0.02) as mirror:
         wait_until(lambda: "metrics.jsonl" in remote.files(), "first line", pause=0.02)
     assert set(remote.files()) == {"metrics.jsonl"}

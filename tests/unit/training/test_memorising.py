@@ -113,7 +113,7 @@ def test_the_risk_is_decided_with_the_draws_that_are_learned_from(build, monkeyp
         return discriminator_loss(real, fake, **options)
 
     monkeypatch.setattr("rlgaf_ray.training.neural_discriminator.discriminator_loss", watched)
-    discriminator = build("loss=positive_unlabelled", "dropout=0.3", "instance_noise=0.3")
+    discriminator = build("loss=positive_unlabelled", "dropout=0.3")
     discriminator.batching = Batching(1)
     discriminator.update(REAL, FAKE)
     assert len(seen) == 1 + 6 + 1  # all rows; three in each pass; the metrics

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.lengths import View
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of
-from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training.discriminator import with_scores
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
-from rlgaf_ray.training.regularization import bound_spectral_norm, freeze_lower_layers
+from rlgaf_ray.training.regularization import freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Rollout
 
 VOCABULARY = 64
@@ -68,132 +67,6 @@ def test_embeddings_given_as_they_are_change_nothing(build) -> None:
     )
 
 
-def test_instance_noise_is_of_training_alone_seeded_and_fades(build) -> None:
-    noisy, again, plain = build("discriminator.instance_noise=0.5"), build("discriminator.instance_noise=0.5"), build()
-    assert logits(noisy) == logits(plain)
-    for number, one in enumerate((noisy, again, plain)):
-        torch.manual_seed(number)  # the process's own random state has no part in it, and is left alone
-        before = torch.get_rng_state()
-        metrics = one.update(REAL, FAKE, CONTRAST)
-        assert torch.equal(torch.get_rng_state(), before)
-        if one is not plain:
-            assert metrics["discriminator/instance_noise"] == 0.5
-    assert equal(state_of(noisy), state_of(again)) and not equal(state_of(noisy), state_of(plain))
-
-    noisy.version = 60
-    assert noisy.update(REAL, FAKE, CONTRAST)["discriminator/instance_noise"] == 0.0
-
-
-def slope(discriminator: NeuralDiscriminator, items: list) -> float:
-    """Mean squared norm of the logit's gradient in the response's embeddings, one response at a time."""
-    scalar = discriminator.model
-    assert isinstance(scalar, ScalarModel)
-    norms = []
-    for item in items:
-        sequences = discriminator.collate([item])
-        points = scalar.embed(sequences).detach().requires_grad_()
-        scalar.logits_of(sequences, points).backward()
-        assert points.grad is not None
-        norms.append(float(points.grad[sequences.response_mask].square().sum()))
-    discriminator.model.zero_grad()
-    return float(np.mean(norms))
-
-
-def test_r1_is_measured_at_real_responses_and_flattens_them(build) -> None:
-    learning = ["discriminator.learning_rate=1e-3"]
-    penalised = build(*learning, "discriminator.gradient_penalty=r1", "discriminator.gradient_penalty_weight=30")
-    plain = build(*learning)
-    metrics = penalised.update(REAL, FAKE, CONTRAST)
-    assert metrics["discriminator/gradient_penalty"] == pytest.approx(slope(build(), REAL) / 2, rel=1e-4)
-    plain.update(REAL, FAKE, CONTRAST)
-    for _ in range(5):
-        penalised.update(REAL, FAKE, CONTRAST)
-        plain.update(REAL, FAKE, CONTRAST)
-    assert slope(penalised, REAL) < 0.5 * slope(plain, REAL)
-
-
-def test_the_interpolated_penalty_between_a_thing_and_itself_is_that_at_the_thing(build) -> None:
-    discriminator = build("discriminator.gradient_penalty=interpolated")
-    metrics = discriminator.update(REAL[:1], REAL[:1])
-    norm = slope(build(), REAL[:1]) ** 0.5
-    assert metrics["discriminator/gradient_penalty"] == pytest.approx((norm - 1) ** 2, rel=1e-4)
-    # other prompts, other lengths, unequal counts
-    long = Demonstration(np.array([5], np.int32), np.arange(1, 10, dtype=np.int32))
-    assert np.isfinite(discriminator.update([*REAL, long], FAKE, CONTRAST)["discriminator/gradient_penalty"])
-
-
-@pytest.mark.parametrize("kind", ["r1", "interpolated"])
-def test_micro_batches_do_not_change_what_is_penalised(build, kind: str) -> None:
-    found = []
-    for size in (64, 3):
-        discriminator = build(f"discriminator.gradient_penalty={kind}", f"learner.micro_batch_size={size}")
-        found.append(discriminator.update(REAL[:6], FAKE[:6], CONTRAST[:6])["discriminator/gradient_penalty"])
-    tolerance = 1e-5 if kind == "r1" else 0.2  # the mixtures' weights are drawn slice by slice
-    assert found[0] == pytest.approx(found[1], rel=tolerance)
-
-
-@pytest.mark.parametrize(
-    ("rows", "largest"), [([[3.0, 4.0]], 5.0), ([[2.0, 0.0], [0.0, 0.5]], 2.0), ([[0.3, 0.4]], 0.5)]
-)
-def test_the_largest_singular_value_is_bounded(rows: list[list[float]], largest: float) -> None:
-    layer = torch.nn.Linear(2, len(rows), bias=False)
-    layer.weight.data = torch.tensor(rows)
-    assert bound_spectral_norm(layer) == pytest.approx(largest)
-    torch.testing.assert_close(layer.weight.data, torch.tensor(rows) / max(1.0, largest))
-    assert torch.linalg.svdvals(layer.weight)[0] <= 1.0 + 1e-6
-
-
-def test_a_bounded_head_stays_so_and_is_exported_plainly(build, tmp_path: Path) -> None:
-    def head(discriminator: NeuralDiscriminator) -> torch.Tensor:
-        return discriminator.model.network.score.weight.detach()
-
-    discriminator = build("discriminator.spectral_norm=true", "discriminator.learning_rate=0.1")
-    for _ in range(3):
-        metrics = discriminator.update(REAL, FAKE, CONTRAST)
-        assert metrics["discriminator/spectral_norm"] > 1.0  # the step goes beyond, each time
-        assert float(head(discriminator).norm()) == pytest.approx(1.0, abs=1e-6)
-    discriminator.save(tmp_path)
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert torch.equal(plain.score.weight, head(discriminator))
-    assert not [name for name in plain.state_dict() if "parametrizations" in name]
-
-    again = build("discriminator.spectral_norm=true", "discriminator.learning_rate=0.1")
-    again.load(tmp_path, version=3)
-    assert logits(again) == logits(discriminator)
-    for one in (discriminator, again):
-        one.update(REAL, FAKE, CONTRAST)
-    assert equal(state_of(discriminator), state_of(again))
-
-
-def test_a_steep_head_is_bounded_before_it_scores(build, tmp_path: Path) -> None:
-    steep = build()
-    steep.model.network.score.weight.data.mul_(1e4)
-    steep.model.export(tmp_path)
-    settings = load_config(None, ["learner.precision=float32", "discriminator.spectral_norm=true"])
-    bounded = NeuralDiscriminator(tmp_path, settings, pad_token_id=0)
-    norm = float(steep.model.network.score.weight.detach().norm())
-    assert logits(bounded) == pytest.approx([score / norm for score in logits(steep)], rel=1e-4)
-
-
-def test_head_dropout_is_of_training_alone_and_seeded(build) -> None:
-    first, second, plain = build("discriminator.head_dropout=0.5"), build("discriminator.head_dropout=0.5"), build()
-    assert logits(first) == logits(plain)
-    for one in (first, second, plain):
-        one.update(REAL, FAKE, CONTRAST)
-    assert equal(state_of(first), state_of(second)) and not equal(state_of(first), state_of(plain))
-    assert logits(first) == logits(first)
-
-
-def test_head_dropout_keeps_the_mean(build) -> None:
-    model = build("discriminator.head_dropout=0.25").model.train()
-    torch.manual_seed(0)
-    model.network.score.weight.data.fill_(1.0)
-    scores = model.head(torch.ones(100, 20, 192)).detach() / 192  # entries are 0 or 1 / 0.75
-    deviation = (0.25 / 0.75 / 192) ** 0.5
-    assert float(scores.mean()) == pytest.approx(1.0, abs=4 * deviation / 2000**0.5)
-    assert float(scores.std()) == pytest.approx(deviation, rel=4 / (2 * 2000) ** 0.5)
-
-
 def test_frozen_layers_stay_and_the_others_learn(build, tmp_path: Path) -> None:
     discriminator = build("discriminator.frozen_layers=2", "discriminator.weight_decay=0.1")
     before = state_of(discriminator)
@@ -211,7 +84,7 @@ def test_frozen_layers_stay_and_the_others_learn(build, tmp_path: Path) -> None:
 
 
 def test_below_the_frozen_layers_no_gradient_is_kept(build) -> None:
-    discriminator = build("discriminator.frozen_layers=2", "discriminator.instance_noise=0.1")
+    discriminator = build("discriminator.frozen_layers=2")
     kept: list[bool] = []
     for block in blocks_of(discriminator.model.network):
         block.register_forward_pre_hook(lambda block, inputs: kept.append(inputs[0].requires_grad))
@@ -251,11 +124,16 @@ def test_more_frozen_layers_than_there_are(build) -> None:
         build("discriminator.frozen_layers=5")
 
 
+@pytest.mark.parametrize(("total", "frozen"), [(0, 0), (1, 0), (2, 1), (5, 4), (12, 9)])
+def test_by_default_four_fifths_of_the_blocks_are_frozen(total: int, frozen: int) -> None:
+    assert load_config(None, []).discriminator.num_frozen(total) == frozen
+
+
 def test_the_blocks_of_another_architecture_are_found() -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
     config = LlamaConfig.from_dict({"vocab_size": 20, "num_labels": 1, **sizes})
     network = LlamaForSequenceClassification(config)
-    freeze_lower_layers(network, 1)
+    freeze_lower_layers(network, lambda total: total - 2)
     learning = {
         name.split(".")[2] for name, weight in network.named_parameters() if ".layers." in name and weight.requires_grad
     }
