@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,8 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
     try:
         roles.push_weights(0)()
         rollouts = roles.generate(draws.prompts(), sampling_settings(config), rollout_seeds(config, 1, 16))
-        scored, pretraining = roles.score(rollouts), draws.pretraining()
+        scored = [replace(item, reward=item.score) for item in roles.score(rollouts)]
+        pretraining = draws.pretraining()
         roles.update_generator(scored, iteration=0, pretraining=pretraining)()
         roles.save(folders[0])
         roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
