@@ -27,7 +27,7 @@ class TrainedNetwork:
     model: DiscriminatorNetwork
     optimizer: torch.optim.Optimizer
     learning_rate_factor: float = 1.0
-    """Of the config's learning rate; the guard lowers it. The algorithm has to apply it."""
+    """Multiplies the configured learning rate. The guard lowers it, and the algorithm has to apply it."""
 
     def save(self, folder: Path, group: Group) -> None:
         """Write weights and moments as full tensors; every rank takes part, rank 0 writes."""

@@ -133,13 +133,11 @@ class NeuralDiscriminator:
         else:
             kinds = match_lengths(*kinds, view=self.view)
             more["response_tokens"] = sum(len(item.response_ids) for item in kinds[1]) / len(fake)
-        self.model.train()  # which leaves dropout below the head off
         with (
             seeded(self.seed, self.version, self.device, rank=self.group.rank),
             dropout_of(self.model.network, self.settings.dropout),
         ):
             totals = more | self._accumulate_gradients(*kinds)
-        self.model.eval()
         totals["learning_rate"] = self.settings.learning_rate * schedule_factor(
             self.version,
             num_steps=self.num_updates,

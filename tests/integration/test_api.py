@@ -17,6 +17,22 @@ from rlgaf_ray.testing import FakeDiscriminator, RecordingCallback, RecordingTra
 from rlgaf_ray.training.policy import KLController, Policy
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
+TINY = [
+    "model.generator=tiny-gpt2",
+    "task.response_tokens=8",
+    "warmup.generator.steps=2",
+    "warmup.sft.steps=2",
+    "warmup.discriminator.steps=2",
+    "rollout.engine=transformers",
+    "rollout.batch_size=8",
+    "discriminator.batch_size=8",
+    "learner.precision=float32",
+    "evaluation.num_prompts=10",
+    "evaluation.num_samples=2",
+    "evaluation.embeddings=false",
+]
+"""A run of seconds without Ray."""
+
 
 def small_run(folder: Path, *more: str) -> rl.Config:
     """Four iterations on pairs."""
@@ -26,26 +42,14 @@ def small_run(folder: Path, *more: str) -> rl.Config:
         "run.name=api",
         f"run.root={folder}",
         "run.iterations=4",
-        "model.generator=tiny-gpt2",
         "task.name=jsonl",
         f"task.jsonl.path={folder}/pairs.jsonl",
         "task.prompt_tokens=16",
-        "task.response_tokens=8",
-        "warmup.generator.steps=2",
-        "warmup.sft.steps=2",
-        "warmup.discriminator.steps=2",
         f"warmup.cache={folder}/cache",
-        "rollout.engine=transformers",
-        "rollout.batch_size=8",
-        "discriminator.batch_size=8",
-        "learner.precision=float32",
-        "evaluation.num_prompts=10",
-        "evaluation.num_samples=2",
         "evaluation.every=2",
-        "evaluation.embeddings=false",
         "checkpoint.every=2",
     ]
-    return rl.load_config(None, [*words, *more])
+    return rl.load_config(None, [*TINY, *words, *more])
 
 
 def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

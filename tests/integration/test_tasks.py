@@ -11,6 +11,7 @@ import torch
 
 import rlgaf_ray as rl
 from rlgaf_ray.main import main
+from tests.integration.test_api import TINY
 
 PAGE = Path(__file__).parents[2] / "docs" / "tasks.md"
 
@@ -27,24 +28,12 @@ def small_run(folder: Path, *more: str) -> rl.Config:
     words = [
         f"run.root={folder}",
         "run.iterations=2",
-        "model.generator=tiny-gpt2",
         "task.prompt_tokens=24",
-        "task.response_tokens=8",
-        "warmup.generator.steps=2",
-        "warmup.sft.steps=2",
-        "warmup.discriminator.steps=2",
         f"warmup.cache={folder}/cache",
-        "rollout.engine=transformers",
-        "rollout.batch_size=8",
-        "discriminator.batch_size=8",
-        "learner.precision=float32",
-        "evaluation.num_prompts=10",
-        "evaluation.num_samples=2",
         "evaluation.every=1",
         "evaluation.quick_every=0",
-        "evaluation.embeddings=false",
     ]
-    return rl.load_config(None, [*words, *more])
+    return rl.load_config(None, [*TINY, *words, *more])
 
 
 def test_a_task_with_its_own_measure(

@@ -40,7 +40,7 @@ def test_one_evaluation(metrics: dict[str, float], quality: str, expected: float
 def test_the_last_third_counts() -> None:
     qualities = {0: 0.0, 75: -0.8, 150: -0.6, 200: -0.1, 225: -0.4, 300: -0.2}
     evaluations = [(iteration, sentiment(quality)) for iteration, quality in qualities.items()]
-    # Of 225 and 300; 200 is two thirds, and before them.
+    # The mean over iterations 225 and 300: iteration 200 ends the second third.
     assert sweep_score(evaluations, "eval/closeness") == pytest.approx(-0.3)
     assert sweep_score(evaluations[:3], "eval/closeness") == pytest.approx(-0.6)  # of 150: 75 lies in the first half
     assert sweep_score(evaluations[:2], "eval/closeness") == pytest.approx(-0.8)

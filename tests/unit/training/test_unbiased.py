@@ -122,7 +122,7 @@ def test_credit_of_tokens_with_both_left_out_of_three() -> None:
 
 
 WHOLE_REWARDS = 5.0 * torch.rand(len(SEQUENCES), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-"""Of a reward function: any number for each response."""
+"""Arbitrary sequence-level rewards, one per response."""
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
