@@ -109,6 +109,9 @@ def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
                 quantile_fraction=sweep.pbt.quantile,
                 resample_probability=sweep.pbt.resample,
                 custom_explore_fn=Bounded({key: sweep.space[key] for key in mutated}),
+                # Trials wait for one another at each exploit. Otherwise a bad trial that came there first, because not
+                # all fit on the cluster at once, is compared with nobody and goes on.
+                synch=True,
                 log_config=False,
             )
 
