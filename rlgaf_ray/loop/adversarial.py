@@ -31,25 +31,23 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.data.task import Task, evaluation_set
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.engines.build import sampling_settings
-from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
+from rlgaf_ray.engines.seeds import WARMUP
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop import healing
 from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 from rlgaf_ray.loop.draws import Draws
+from rlgaf_ray.loop.evaluation import Evaluation
 from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
@@ -62,9 +60,7 @@ from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.update_ratio import UpdateRatio
 from rlgaf_ray.metrics import metric
 from rlgaf_ray.tracking.base import Trackers
-from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
-
-TRACKED_ROLLOUTS = 16  # of an evaluation, as a table
+from rlgaf_ray.types import Metrics, Rollout
 
 
 class AdversarialLoop:
@@ -86,6 +82,7 @@ class AdversarialLoop:
         self.task = task
         self.tokenizer = tokenizer
         self.evaluator = evaluator
+        self.evaluation = Evaluation(config, roles, task, tokenizer, evaluator, trackers)
         self.trackers = trackers
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
@@ -327,71 +324,10 @@ class AdversarialLoop:
         return metrics
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
-        """Measure both networks on the validation part; the same prompts and random draws every time.
-
-        With ``generator.average_decay`` its moving average is measured, which the engines hold meanwhile.
-        """
-        settings = self.config.evaluation
-        real = evaluation_set(self.task, settings.num_prompts)
-        rollouts = self._sample(real)
-        metrics, scores = self._discrimination(rollouts, real)
-        self._log_rollouts(rollouts[:TRACKED_ROLLOUTS], scores[:TRACKED_ROLLOUTS])
-        metrics |= self.evaluator(
-            [rollout.response_ids for rollout in rollouts],
-            self._evaluated_texts(rollouts),
-            sample_nll=self.roles.mean_nll(rollouts, "reference"),
-            real_nll=self.roles.mean_nll(real, self._evaluated_network),
-        )
-        return metrics, whole_texts(rollouts[: settings.num_samples], self.tokenizer)
+        return self.evaluation.full(self.iteration)
 
     def quick_evaluation(self) -> Metrics:
-        """The cheap measures, on the first of the evaluation's prompts."""
-        settings = self.config.evaluation
-        real = evaluation_set(self.task, min(settings.quick_prompts, settings.num_prompts))
-        rollouts = self._sample(real)
-        told_apart, _ = self._discrimination(rollouts, real)
-        quick = {name.replace("discriminator/", "quick/"): value for name, value in told_apart.items()}
-        return quick | self.evaluator.quick(self._evaluated_texts(rollouts))
-
-    def _discrimination(
-        self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]
-    ) -> tuple[Metrics, list[float]]:
-        """How well the discriminator tells these rollouts from the real answers, which it has never trained on.
-
-        The list has the score of each rollout.
-        """
-        scored, real_logits = self.roles.start_score(rollouts, real)()
-        scores = [item.score for item in scored]
-        return discrimination(np.array(real_logits), np.array(scores)), scores
-
-    def _log_rollouts(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> None:
-        """A table of an evaluation's rollouts, which are on the same prompts each time."""
-        prompts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
-        responses = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
-        rows = [
-            {"prompt": prompt, "response": response, "score": float(score), "finish_reason": rollout.finish_reason}
-            for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=True)
-        ]
-        self.trackers.log_table(self.iteration, "rollouts", rows)
-
-    @property
-    def _evaluated_network(self) -> PolicyNetwork:
-        return "average" if self.config.generator.average_decay > 0 else "policy"
-
-    def _sample(self, real: Sequence[Demonstration]) -> list[Rollout]:
-        """One sample for each prompt; the engines hold the policy again afterwards."""
-        network = self._evaluated_network
-        if network != "policy":
-            self.roles.push_weights(self.iteration, network=network)()
-        prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
-        sampling = sampling_settings(self.config, samples_per_prompt=1)
-        rollouts = self.roles.generate(prompts, sampling, rollout_seeds(self.config, EVALUATION, len(prompts)))
-        if network != "policy":
-            self.roles.push_weights(self.iteration)()
-        return rollouts
-
-    def _evaluated_texts(self, rollouts: Sequence[Rollout]) -> list[str]:
-        return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tokenizer)
+        return self.evaluation.quick(self.iteration)
 
     def _start_rollouts(self, iteration: int) -> PendingRollouts:
         seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)
