@@ -185,10 +185,10 @@ def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_lear
             rollout_seeds(config, 1, 16),
         )
         before = roles.generate(*asked)
-        spent = roles.workers[0]
+        spent = roles.pool.workers[0]
         ray.get(spent.__ray_call__.remote(exhaust))
         after = roles.generate(*asked)
-        assert roles.workers[0] is not spent
+        assert roles.pool.workers[0] is not spent
         assert roles.recovered()[0] == 1
         (sentence,) = told
         assert sentence.startswith("rollout worker 0 ran out of memory during generate: ")
