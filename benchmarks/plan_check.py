@@ -107,7 +107,7 @@ def iterate(roles: RayRoles, config: Config, vocab_size: int) -> None:
         seeds = list(range(config.rollout.batch_size))
         scored = roles.score(roles.generate(prompts, sampling, seeds))
         rewarded = [replace(item, reward=item.score) for item in scored]
-        learned = roles.update_generator(rewarded, iteration=iteration, pretraining=None)
+        learned = roles.update_generator(rewarded, iteration=iteration, text=None)
         told = roles.update_discriminator(demonstrations(), [item.rollout for item in scored], demonstrations())
         pushed = roles.push_weights(iteration + 1)
         learned(), told(), pushed()

@@ -89,6 +89,8 @@ _TABLE = [
     Metric("generator/engine_logprob_gap", "nats/token", "{:.1e}", "lower"),
     *_plain("nats/token", "generator/demonstration_loss", "generator/pretraining_loss", form="{:.3f}"),
     *_plain("nats/token", "generator/approximate_kl", form="{:.3f}"),
+    Metric("generator/preference_accuracy", "share", "{:.2f}", "higher"),
+    *_plain("nats", *(f"generator/preference_{name}" for name in ("margin", "chosen_reward", "rejected_reward"))),
     *_plain("", "generator/policy_loss", "generator/kl_coefficient", "generator/advantage_deviation"),
     *_plain("", "generator/grad_norm", "generator/weight_norm", "generator/critic_grad_norm"),
     *_plain("", "generator/learning_rate", "generator/critic_learning_rate"),

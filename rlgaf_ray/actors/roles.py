@@ -211,12 +211,12 @@ class RayRoles:
         return lambda: self.answers.of_ranks(self.discriminators, "update", refs)
 
     def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+        self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None
     ) -> Callable[[], Metrics]:
         if self.in_step:
             self._meet_ranks()
         self.pushed = None
-        refs = call_all(self.learners, "update", scored, iteration=iteration, pretraining=pretraining)
+        refs = call_all(self.learners, "update", scored, iteration=iteration, text=text)
         if self.shared_cores:
             self.updates_wait_for = refs[0]
         return lambda: self.answers.of_ranks(self.learners, "update", refs)

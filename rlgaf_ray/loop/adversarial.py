@@ -277,7 +277,7 @@ class AdversarialLoop:
                     scored = search(roles, settings, self.rewards, scored, iteration)
             with timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
-                    scored, iteration=iteration - 1, pretraining=self.draws.pretraining()
+                    scored, iteration=iteration - 1, text=self.draws.text_beside(rollouts)
                 )
                 self.unsaved = None
                 num_updates = self.update_ratio.due()

@@ -27,6 +27,7 @@ class Draws:
         self.trained_rows, self.held_out_rows = set_apart(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
         self.text: TextBlocks | None = None
+        self.answers = config.generator.active.text == "answers"
         match config.generator.active.text:
             case "pretraining":
                 self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
@@ -82,8 +83,10 @@ class Draws:
                 moved.append(Demonstration(other, item.response_ids))
         return moved
 
-    def pretraining(self) -> TextBlocks | None:
-        """Real text for one PPO-ptx update, or demonstrations that are learned beside the reward."""
+    def text_beside(self, rollouts: Sequence[Rollout]) -> TextBlocks | None:
+        """What the algorithm reads beside these rollouts (``AlgorithmSettings.text``)."""
+        if self.answers:
+            return demonstration_blocks([self.task.demonstrations[rollout.prompt_id] for rollout in rollouts])
         return None if self.text is None else self.text[self._next("pretraining", self.config.rollout.batch_size)]
 
     def _next(self, stream: str, count: int) -> np.ndarray:

@@ -82,7 +82,7 @@ def write(tmp_path: Path):
         ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
         ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
         ("reward.combine=max", "reward.combine=max: must be 'sum' or 'product'"),
-        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan' or 'gumbel'"),
+        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel' or 'dpo'"),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs
         ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
@@ -214,12 +214,12 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
         (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
             "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
-            "schedule.mode=sync, or generator.algorithm=reinforce or ppo",
+            "schedule.mode=sync, or generator.algorithm=reinforce or ppo or dpo",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=gumbel"],
             "generator.algorithm=gumbel learns from the newest policy's own samples: set schedule.mode=sync, or "
-            "generator.algorithm=reinforce or ppo",
+            "generator.algorithm=reinforce or ppo or dpo",
         ),
     ],
 )
