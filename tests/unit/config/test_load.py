@@ -82,7 +82,10 @@ def write(tmp_path: Path):
         ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
         ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
         ("reward.combine=max", "reward.combine=max: must be 'sum' or 'product'"),
-        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel' or 'dpo'"),
+        (
+            "generator.algorithm=ppo2",
+            "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel' or 'dpo'",
+        ),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs
         ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
