@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
-TaskName = Literal["imdb", "squad", "jsonl", "hub", "python"]
+TaskName = Literal["imdb", "squad", "jsonl", "hub", "bridge", "python"]
 ANSWER_QUALITY = "eval/f1"
 
 
@@ -40,6 +40,7 @@ TASKS: Mapping[TaskName, TaskTraits] = {
     "squad": TaskTraits("rlgaf_ray.data.squad:squad_source"),
     "jsonl": TaskTraits("rlgaf_ray.data.rows:jsonl_source"),
     "hub": TaskTraits("rlgaf_ray.data.rows:hub_source"),
+    "bridge": TaskTraits("rlgaf_ray.data.bridge:bridge_source", "eval/success", full_length=True),
     "python": TaskTraits(),
 }
 
@@ -165,6 +166,20 @@ class HubSettings(RowSettings):
             raise ValueError("task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)")
 
 
+class BridgeSettings(TaskSettings):
+    """Walks of a leaper from a start to a goal, made here: every answer has an exact verdict."""
+
+    board: Positive = Field(8, description="squares on a side")
+    leap: Annotated[tuple[NonNegative, NonNegative], Field(strict=False)] = Field(
+        (1, 2), description="a move goes so far one way and so far the other: [1, 2] is the knight"
+    )
+    moves: Positive = Field(8, description="of every walk; task.response_tokens must say the same")
+    legal_only: bool = Field(True, description="illegal moves have probability zero, in training and in sampling")
+    base_walks: Positive = Field(40_000, description="legal walks without a goal, for the base warm-up")
+    validation: Positive = Field(256, description="pairs of start and goal that settings are chosen by")
+    test: Positive = Field(512, description="pairs for final numbers; all others are for training")
+
+
 class TaskSection(Section):
     name: TaskName = Field(
         "imdb", description="which of the blocks below is read; python: none, the task is an argument of train"
@@ -186,6 +201,7 @@ class TaskSection(Section):
     squad: SquadSettings = SquadSettings()
     jsonl: JsonlSettings = JsonlSettings()
     hub: HubSettings = HubSettings()
+    bridge: BridgeSettings = BridgeSettings()
 
     @model_validator(mode="after")
     def _a_share_is_drawn(self) -> TaskSection:
