@@ -246,6 +246,11 @@ class DPOSettings(AlgorithmSettings):
 
     def check(self, others: OtherSections) -> None:
         self.check_without_rewards(others, "prefers demonstrations to samples")
+        if others.rollout.free_prompts > 0:
+            raise ValueError(
+                "generator.algorithm=dpo compares each rollout with the demonstration of its prompt: set "
+                "rollout.free_prompts=0"
+            )
         self.check_minibatches(self.minibatches, others.rollout)
         super().check(others)
 

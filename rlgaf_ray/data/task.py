@@ -55,6 +55,23 @@ class Task(Protocol):
     rows: Sequence[Row] = ()
     """What reward functions read beside prompt and response, of each demonstration; empty where nothing was kept."""
 
+    @property
+    def prompts(self) -> Sequence[np.ndarray]:
+        """Prompts without answers, for rollouts alone (``rollout.free_prompts``)."""
+        return ()
+
+    def other_prompts(self, row: int) -> Sequence[np.ndarray] | None:
+        """Prompts that the response of demonstration ``row`` is wrong for, in the order in which they are used.
+
+        None: the prompts of the other demonstrations, in turn.
+        """
+        return None
+
+    @property
+    def legal(self) -> np.ndarray | None:
+        """Which token may follow which, bool [V, V], for generators trained from nothing; None: any."""
+        return None
+
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
 
