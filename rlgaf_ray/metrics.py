@@ -89,6 +89,7 @@ _TABLE = [
     Metric("generator/engine_logprob_gap", "nats/token", "{:.1e}", "lower"),
     *_plain("nats/token", "generator/demonstration_loss", "generator/pretraining_loss", form="{:.3f}"),
     *_plain("nats/token", "generator/approximate_kl", form="{:.3f}"),
+    *_plain("of `reward.kind`", "generator/selection_gain", form="{:.3f}"),
     Metric("generator/preference_accuracy", "share", "{:.2f}", "higher"),
     *_plain("nats", *(f"generator/preference_{name}" for name in ("margin", "chosen_reward", "rejected_reward"))),
     *_plain("", "generator/policy_loss", "generator/kl_coefficient", "generator/advantage_deviation"),

@@ -112,7 +112,7 @@ class AlgorithmSettings(Section):
         key: its name in ``generator``.
         needs_discriminator: the learner holds a copy of the discriminator, refreshed after each of its updates.
         searches: the driver completes prefixes of the rollouts and gives their tokens action values.
-        sampled_rewards: learns from the rewards of sampled tokens.
+        rewards_tokens: sampled tokens have rewards, such as the entropy bonus.
         trains_critic: trains a value network beside the policy.
         sync_only: why it cannot learn from rollouts of an older policy; None: it can.
     """
@@ -120,7 +120,7 @@ class AlgorithmSettings(Section):
     key: ClassVar[str]
     needs_discriminator: ClassVar[bool] = False
     searches: ClassVar[bool] = False
-    sampled_rewards: ClassVar[bool] = True
+    rewards_tokens: ClassVar[bool] = True
     trains_critic: ClassVar[bool] = False
     sync_only: ClassVar[str | None] = None
 

@@ -34,7 +34,7 @@ from rlgaf_ray.config.section import (
     Section,
 )
 
-AlgorithmName = Literal["reinforce", "ppo", "seqgan", "gumbel", "dpo"]
+AlgorithmName = Literal["reinforce", "ppo", "seqgan", "gumbel", "dpo", "raft"]
 
 
 class ReinforceSettings(PolicyGradientSettings):
@@ -163,7 +163,7 @@ class PPOSettings(AlgorithmSettings):
 class GumbelSettings(AlgorithmSettings):
     key = "gumbel"
     needs_discriminator = True
-    sampled_rewards = False
+    rewards_tokens = False
     sync_only = "learns from the newest policy's own samples"
 
     mode: Literal["autoregressive", "conditional"] = Field(
@@ -209,7 +209,7 @@ class DPOSettings(AlgorithmSettings):
     """Demonstrations are preferred to the policy's own samples for the same prompts: no reward is read."""
 
     key = "dpo"
-    sampled_rewards = False
+    rewards_tokens = False
 
     epochs: Positive = 1
     minibatches: Positive = 1
@@ -255,6 +255,49 @@ class DPOSettings(AlgorithmSettings):
         super().check(others)
 
 
+class UnpenalisedKLSettings(ExactKLSettings):
+    coefficient: NonNegativeRate = 0.0
+
+
+class RaftSettings(AlgorithmSettings):
+    """Rejection fine-tuning: the best of each prompt's samples is learned like a demonstration."""
+
+    key = "raft"
+    rewards_tokens = False
+
+    epochs: Positive = Field(1, description="over the samples that are kept")
+    minibatches: Positive = 1
+    demonstration_coefficient: NonNegativeRate = Field(0.0, description=DEMONSTRATION_COEFFICIENT)
+    kl: UnpenalisedKLSettings = UnpenalisedKLSettings()
+
+    @model_validator(mode="after")
+    def _kl_in_the_loss(self) -> RaftSettings:
+        if not self.kl.exact:
+            raise ValueError("generator.raft.kl.estimator must be exact: it is a term of the loss")
+        return self
+
+    @property
+    def text(self) -> Text | None:
+        return "demonstrations" if self.demonstration_coefficient > 0 else None
+
+    @property
+    def passes(self) -> int:
+        return self.epochs
+
+    def check(self, others: OtherSections) -> None:
+        if others.rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "generator.algorithm=raft keeps the best of a prompt's samples, and rollout.samples_per_prompt=1: set "
+                "it to 2 or more"
+            )
+        if self.minibatches > others.rollout.prompts_per_iteration:
+            raise ValueError(
+                f"generator.raft.minibatches={self.minibatches} is more than the "
+                f"{others.rollout.prompts_per_iteration} prompts of a batch, of each of which one sample is kept"
+            )
+        super().check(others)
+
+
 class GeneratorSection(Section):
     algorithm: AlgorithmName = "reinforce"
     reinforce: ReinforceSettings = ReinforceSettings()
@@ -262,6 +305,7 @@ class GeneratorSection(Section):
     ppo: PPOSettings = PPOSettings()
     gumbel: GumbelSettings = GumbelSettings()
     dpo: DPOSettings = DPOSettings()
+    raft: RaftSettings = RaftSettings()
     learning_rate: Rate = 3e-5
     learning_rate_schedule: LearningRateSchedule = "linear"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
@@ -305,9 +349,10 @@ class GeneratorSection(Section):
     def check(self, others: OtherSections) -> None:
         """Raise ``ValueError`` for what the algorithm in use cannot use, here or in the other sections."""
         active, rollout = self.active, others.rollout
-        if self.entropy_bonus > 0 and not active.sampled_rewards:
+        if self.entropy_bonus > 0 and not active.rewards_tokens:
             raise ValueError(
-                f"generator.algorithm={self.algorithm} learns from no sampled reward: leave out generator.entropy_bonus"
+                f"generator.algorithm={self.algorithm} learns from no reward of single tokens: leave out "
+                "generator.entropy_bonus"
             )
         active.check(others)
         if (rollout.top_p < 1.0 or rollout.top_k > 0) and not active.samples_again:

@@ -11,6 +11,7 @@ from rlgaf_ray.training.dpo import DirectPreference
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.policy import Policy
 from rlgaf_ray.training.ppo import PPO
+from rlgaf_ray.training.raft import RejectionFineTuning
 from rlgaf_ray.training.reinforce import Reinforce
 
 
@@ -28,6 +29,7 @@ ALGORITHMS: dict[AlgorithmName, AlgorithmFactory] = {
     "ppo": PPO,
     "gumbel": GumbelSoftmax,
     "dpo": DirectPreference,
+    "raft": RejectionFineTuning,
 }
 
 

@@ -84,7 +84,7 @@ def write(tmp_path: Path):
         ("reward.combine=max", "reward.combine=max: must be 'sum' or 'product'"),
         (
             "generator.algorithm=ppo2",
-            "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel' or 'dpo'",
+            "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel', 'dpo' or 'raft'",
         ),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs
@@ -141,7 +141,7 @@ def write(tmp_path: Path):
          "discriminator.view_tokens=29 is more than task.response_tokens=28: lower it, or set "
          "discriminator.view=response"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
-         "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"),
+         "generator.algorithm=gumbel learns from no reward of single tokens: leave out generator.entropy_bonus"),
         (
             "discriminator.update_ratio.band=[0.8, 0.6]",
             "discriminator.update_ratio.band=[0.8, 0.6] must rise",
@@ -217,12 +217,12 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
         (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
             "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
-            "schedule.mode=sync, or generator.algorithm=reinforce or ppo or dpo",
+            "schedule.mode=sync, or generator.algorithm=reinforce or ppo or dpo or raft",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=gumbel"],
             "generator.algorithm=gumbel learns from the newest policy's own samples: set schedule.mode=sync, or "
-            "generator.algorithm=reinforce or ppo or dpo",
+            "generator.algorithm=reinforce or ppo or dpo or raft",
         ),
     ],
 )
