@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -143,6 +144,12 @@ class BridgeTask(Task):
     def measure(self, part: EvaluationPart, num_prompts: int) -> Measure:  # type: ignore[override]
         return BridgeMeasure(self.board, self.pairs[part][:num_prompts], self._settings.moves)
 
+    def verdict(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        """1 for a walk that keeps to the rules and ends on the goal, else 0: a reward function."""
+        names = {self.board.name(square): square for square in range(self.board.num_squares)}
+        pairs = np.array([[names[word] for word in reversed(prompt.split())] for prompt in prompts])
+        return BridgeMeasure(self.board, pairs, self._settings.moves).each(completions).tolist()
+
     @property
     def checksum(self) -> str:
         settings = self._settings
@@ -186,6 +193,9 @@ class BridgeMeasure(Measure):
             if len(words) == self.num_moves:
                 rows[row] = [self.squares.get(word, -1) for word in words]
         return rows
+
+    def each(self, texts: Sequence[str]) -> np.ndarray:
+        return judge(self.board, self.pairs, self.walks(texts)).success.astype(float)
 
     def __call__(self, texts: Sequence[str]) -> Metrics:
         verdict = judge(self.board, self.pairs, self.walks(texts))

@@ -37,6 +37,10 @@ class Measure(Protocol):
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Metrics: ...
 
+    def each(self, texts: Sequence[str]) -> np.ndarray | None:
+        """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""
+        return None
+
     def quick(self, texts: Sequence[str]) -> Metrics:
         """The cheapest measures of answers to the first prompts, named without a group."""
         return {}
@@ -157,6 +161,11 @@ class TaskSource(Protocol):
     def warmup_texts(self) -> Sequence[str]:
         """The text of the generator's warm-up; read only by a model from scratch, which trains a tokenizer on it."""
         return ()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Of a model that is trained from nothing; None: it is trained on ``warmup_texts``."""
+        return None
 
     @abstractmethod
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task:

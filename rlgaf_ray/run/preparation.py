@@ -126,7 +126,10 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
     source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
     if config.model.generator == FILM_REVIEWS:
         refuse_base_reviews(source.texts)
-    if config.model.generator in FROM_SCRATCH:
+    tokenizer: PreTrainedTokenizerBase
+    if config.model.generator in FROM_SCRATCH and (own := getattr(source, "tokenizer", None)) is not None:
+        tokenizer = own
+    elif config.model.generator in FROM_SCRATCH:
         texts = source.warmup_texts
         if not texts:
             raise UserError(
@@ -137,7 +140,7 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
         if not path.is_file():
             bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
-        tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
+        tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
         tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     return Data(source.tokenized(tokenizer, cache), tokenizer)
