@@ -112,17 +112,20 @@ def _through_fsspec(pattern: str) -> list[DataFile]:
                 content: bytes = stream.read()
                 return content
 
-        return _reading(read, public(pattern))
+        return read
 
-    files = fsspec.open_files(pattern, "rb")
-    return [DataFile(f"{urlsplit(pattern).scheme}://{file.path}", reading(file)) for file in files]
+    try:
+        files = fsspec.open_files(pattern, "rb")
+    except Exception as error:  # each of its file systems raises what its own client does
+        raise OSError(_one_line(error)) from error
+    return [DataFile(public(file.full_name), _reading(reading(file), public(file.full_name))) for file in files]
 
 
 def _reading(read: Callable[[], bytes], name: str) -> Callable[[], bytes]:
     def guarded() -> bytes:
         try:
             return read()
-        except OSError as error:
+        except Exception as error:  # likewise
             raise UserError(f"{name} cannot be read: {_one_line(error)}") from error
 
     return guarded
@@ -132,5 +135,7 @@ def _is_glob(text: str) -> bool:
     return any(character in text for character in "*[")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(public(str(getattr(error, "strerror", None) or error) or type(error).__name__).split())[:300]
+def _one_line(error: BaseException) -> str:
+    error = error.__cause__ or error
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(public(text).split())[:300]

@@ -81,7 +81,7 @@ def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         numbers("s3:///a.jsonl")
 
 
-def test_what_fsspec_reaches() -> None:
+def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     """hf:// among others, which needs a network."""
     files = fsspec.filesystem("memory")
     for name, number in (("b", 2), ("a", 1)):
@@ -94,3 +94,15 @@ def test_what_fsspec_reaches() -> None:
         numbers("memory://rows/none.jsonl")
     with pytest.raises(UserError, match=r"task.jsonl.path=nowhere://a.jsonl cannot be read: Protocol not known"):
         numbers("nowhere://a.jsonl")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the client's own error\nin two lines")
+
+    monkeypatch.setattr(type(files), "_open", unreachable)
+    with pytest.raises(
+        UserError, match=r"^memory:///rows/b.jsonl cannot be read: the client's own error in two lines$"
+    ):
+        numbers("memory://rows/b.jsonl")
+    monkeypatch.setattr(type(files), "glob", unreachable)
+    with pytest.raises(UserError, match=r"^task.jsonl.path=.*jsonl cannot be read: the client's own error"):
+        numbers("memory://rows/*.jsonl")
