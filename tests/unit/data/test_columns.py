@@ -68,7 +68,7 @@ def read(row: dict[str, Any], **columns: str) -> Example:
 )  # fmt: skip
 def test_usual_columns_are_found(row: dict[str, Any], prompt: Any, response: Any, rejected: Any) -> None:
     place = "a.jsonl, line 7"
-    other = None if rejected is None else Example(*rejected, place=place)
+    other = None if rejected is None else Example(rejected[0], rejected[1], place=place)
     assert read(row) == Example(prompt, response, other, place)
 
 

