@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from rlgaf_ray.config.task import ANSWER_QUALITY, TaskSection
+from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Demonstration, EvaluationPart, Metrics, Rollout, Row, TextBlocks
 
@@ -86,6 +87,9 @@ class Task(Protocol):
         By default F1 and exact match against the real response.
         """
         return "responses"
+
+    counts: RowCounts | None = None
+    """What became of the rows that were read, for the run's record; None where nothing is known."""
 
     @property
     def unwanted(self) -> str:

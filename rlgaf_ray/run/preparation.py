@@ -150,7 +150,11 @@ def what_is_learned_from(config: Config, task: Task) -> str:
     """The number of demonstrations, and which labels the discriminator reads beside them."""
     read = f"{len(task.demonstrations):,} demonstrations"
     if not config.labels_read:
-        return f"learning from {read}, without labels"
+        unread = task.counts.rejected if task.counts else 0
+        hint = (
+            f"; {unread:,} rejected answers are not read (discriminator.contrast=labels reads them)" if unread else ""
+        )
+        return f"learning from {read}, without labels{hint}"
     return f"learning from {read}, and the discriminator from {task.unwanted} in {' and '.join(config.labels_read)}"
 
 

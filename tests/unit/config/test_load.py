@@ -17,6 +17,7 @@ TASKS = [
     ["task.imdb.target=both"],
     ["task.name=squad"],
     ["task.name=jsonl", "task.jsonl.path=pairs.jsonl"],
+    ["task.name=jsonl", "task.jsonl.path=['a.csv', 's3://bucket/*.parquet']", "task.jsonl.test_path=b.json"],
     ["task.name=hub", "task.hub.dataset=some/pairs"],
 ]
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -101,7 +102,11 @@ def write(tmp_path: Path):
         ("task.imdb.instruction=Go on", "task.imdb.instruction='Go on' must hold {sentiment}"),
         ("task.squad.path=a.json",
          "task.squad.source=path and task.squad.path=FILE (an official SQuAD file) go together"),
-        ("task.name=jsonl", "task.name=jsonl needs task.jsonl.path=FILE (one JSON object a line)"),
+        ("task.name=jsonl", "task.name=jsonl needs task.jsonl.path=FILE (JSON Lines, JSON, CSV or Parquet)"),
+        ("task.jsonl.path=3", "task.jsonl.path: must be a path, glob or URI, or a list of them"),
+        ("task.jsonl.test_path=[a, 3]", "task.jsonl.test_path: must be a path, glob or URI, or a list of them"),
+        ("task.jsonl.validation_path=[]", "task.jsonl.validation_path: must be a path, glob or URI, or a list of them"),
+        ("task.max_dropped_share=2", "task.max_dropped_share=2: must be less than or equal to 1"),
         ("task.name=hub", "task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)"),
         (
             "generator.reinforce.kl.estimator=k1",
