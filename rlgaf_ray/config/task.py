@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
 TaskName = Literal["imdb", "squad", "jsonl", "hub", "python"]
 ANSWER_QUALITY = "eval/f1"
+CHAT_ARGUMENTS = (
+    frozenset(  # of apply_chat_template: what the run sets by itself, or what would change the result's type
+        (
+            *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+            *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+            *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
+        )
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +155,35 @@ class RowSettings(PairSettings):
     messages_column: str = Field(
         "messages", description="a list of {role, content}; the last is the response (read where the prompt is absent)"
     )
+    messages_train: Literal["last", "all"] = Field(
+        "last", description="all: every answer of a chat is a demonstration, after the conversation so far"
+    )
+    system_prompt: str | None = Field(None, description="the first message of each chat that has no system message")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="passed to the chat template, such as {enable_thinking: false}"
+    )
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="JSON schemas of the tools that a chat template shows; a row's own column goes first"
+    )
+    tools_column: str = Field("tools", description="a row's tools: a list of JSON schemas, or its JSON as text")
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_the_chat_alone(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(CHAT_ARGUMENTS & values.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by the run: leave it out")
+        return values
+
+    @property
+    def for_chats(self) -> str:
+        """The settings that only a chat template reads and that are given."""
+        given = {
+            "system_prompt": self.system_prompt is not None,
+            "chat_template_kwargs": bool(self.chat_template_kwargs),
+            "tools": bool(self.tools),
+            "messages_train": self.messages_train != "last",
+        }
+        return ", ".join(name for name, is_given in given.items() if is_given)
 
 
 class JsonlSettings(RowSettings):
@@ -182,10 +221,25 @@ class TaskSection(Section):
     draw_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="with draw_seed: use this share of the demonstrations, such as 0.8 for a replicate"
     )
+    date: str | None = Field(
+        None, description="what chat templates take for today, such as 2026-11-30; null: when the run starts (recorded)"
+    )
     imdb: ImdbSettings = ImdbSettings()
     squad: SquadSettings = SquadSettings()
     jsonl: JsonlSettings = JsonlSettings()
     hub: HubSettings = HubSettings()
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        if isinstance(value, date):  # YAML reads one without quotes
+            return value.isoformat()
+        if isinstance(value, str):
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("give a date such as 2026-11-30 or 2026-11-30T09:00:00") from None
+        return value
 
     @model_validator(mode="after")
     def _a_share_is_drawn(self) -> TaskSection:

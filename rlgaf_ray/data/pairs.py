@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -11,10 +11,13 @@ import numpy as np
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.encoder import Encoder
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pair_tokens import spelled_controls, tokenize_pairs
 from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.data.task import Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Row, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,20 +25,7 @@ if TYPE_CHECKING:
 # Not run.seed: seeds are compared on the same parts.
 SPLIT_SEED = 20230601
 PARTS = ("base", "demonstrations", *EVALUATION_PARTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One demonstration as text. The prompt is ``before + context + after``, of which only the context is ever cut."""
-
-    before: str
-    context: str
-    after: str
-    response: str
-    group: str  # pairs of one group stay in one part
-    references: tuple[str, ...]  # what an answer is compared with; none: the right answer is to give none
-    kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
-    row: Row = field(default_factory=dict, repr=False, compare=False)  # no part of the checksum
+FORMAT = "pairs 2"  # raise it when the same rows and tokenizer must give other tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +36,8 @@ class PairSource(TaskSource):
     settings: PairSettings
     parts: dict[str, list[Pair]]
     no_answer: str | None = None
+    ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
+    rendering: str = ""  # what decides the pairs' turns beside the rows
 
     @classmethod
     def split(
@@ -79,10 +71,11 @@ class PairSource(TaskSource):
         """Raises ``UserError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
+        encoder = Encoder(tokenizer, self.ends)
         kept: dict[str, list[Pair]] = {}
         demonstrations: dict[str, list[Demonstration]] = {}
         for name in PARTS:
-            items = tokenize_pairs(self.parts[name], tokenizer, self.task)
+            items = tokenize_pairs(self.parts[name], encoder, self.task, end_of_text=tokenizer.eos_token_id)
             fitting = [row for row, item in enumerate(items) if item is not None]
             if items and not fitting:
                 raise UserError(
@@ -99,7 +92,12 @@ class PairSource(TaskSource):
             demonstrations,
             end_of_text=tokenizer.eos_token_id,
             no_answer=self.no_answer,
+            rendering=self.rendering,
+            notes=spelled_controls(encoder, kept),
         )
+
+    def with_ends(self, token_ids: Collection[int]) -> PairSource:
+        return replace(self, ends=token_ids)
 
 
 class PairTask(Task):
@@ -121,8 +119,13 @@ class PairTask(Task):
         *,
         end_of_text: int,
         no_answer: str | None = None,
+        rendering: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
         self.no_answer = no_answer
+        self.notes = notes
+        self.end_ids = frozenset(int(item.response_ids[-1]) for items in demonstrations.values() for item in items)
+        self._rendering = rendering
         self._task = task
         self._settings = settings
         self._pairs = pairs
@@ -148,7 +151,8 @@ class PairTask(Task):
 
     @property
     def base_key(self) -> Sequence[str]:
-        return str(self._task.prompt_tokens), str(self._task.response_tokens), self._settings.warmup_loss
+        lengths = str(self._task.prompt_tokens), str(self._task.response_tokens)
+        return FORMAT, *lengths, self._settings.warmup_loss, self._rendering
 
     @property
     def max_tokens(self) -> int:
@@ -201,50 +205,6 @@ def split_by_group(
                 f"{name}; give more data"
             )
     return parts
-
-
-def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, task: TaskSection
-) -> list[Demonstration | None]:
-    """Token ids of each pair, end-of-text after the response; None where response or uncut prompt are too long."""
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-
-    if not pairs:
-        return []
-    texts = list(dict.fromkeys(pair.context for pair in pairs))  # questions share them
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    contexts = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
-    before = dict(zip(names := sorted({pair.before for pair in pairs}), encode(names), strict=True))
-    rows = zip(pairs, encode([pair.after for pair in pairs]), encode([pair.response for pair in pairs]), strict=True)
-    items: list[Demonstration | None] = []
-    for pair, after, response in rows:
-        response = [*response, tokenizer.eos_token_id]
-        room = task.prompt_tokens - len(before[pair.before]) - len(after)
-        if len(response) > task.response_tokens or room < 0:
-            items.append(None)
-            continue
-        ids, offsets = contexts[pair.context]
-        window = cut(offsets, pair.kept_span, max_tokens=room)
-        prompt = [*before[pair.before], *ids[window], *after]
-        items.append(Demonstration(np.array(prompt, np.int32), np.array(response, np.int32)) if prompt else None)
-    return items
-
-
-def cut(offsets: Sequence[tuple[int, int]], kept_span: tuple[int, int] | None, *, max_tokens: int) -> slice:
-    """At most ``max_tokens`` of a text's tokens, with the characters to keep near their middle where that is possible.
-
-    ``offsets`` are the tokens' first and last characters. Without a span the beginning is kept; where the span alone
-    is longer than the window, the window starts with it.
-    """
-    if len(offsets) <= max_tokens or kept_span is None:
-        return slice(0, max_tokens)
-    begin, end = kept_span
-    held = [row for row, (left, right) in enumerate(offsets) if right > begin and left < end]
-    spare = max(0, max_tokens - len(held))
-    first = min(max(0, held[0] - spare // 2), len(offsets) - max_tokens)
-    return slice(first, first + max_tokens)
 
 
 def mismatched(pairs: Sequence[Pair], items: Sequence[Demonstration]) -> list[Demonstration]:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlgaf_ray.config.task import RowSettings, TaskSection
-from rlgaf_ray.data.pairs import Pair, PairSource, PairTask
+from rlgaf_ray.data.chat import ChatTemplate, Message, Messages, as_messages, as_tools
+from rlgaf_ray.data.encoder import RESERVED
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pairs import PairSource, PairTask
 from rlgaf_ray.data.task import TaskSource
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Messages = list[dict[str, str]]
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -65,9 +67,11 @@ class RowSource(TaskSource):
 
     task: TaskSection
     settings: RowSettings
-    rows: list[tuple[str | Messages, str]]  # prompt, response
+    rows: list[tuple[str | Messages, str | Message]]  # prompt, response
+    tools: list[list[dict[str, Any]] | None]  # of each row's chat
     base: bool  # a part is kept for the base warm-up
     kept: list[Row]  # the whole rows, for reward functions; empty unless asked for
+    ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
 
     @classmethod
     def load(
@@ -79,41 +83,49 @@ class RowSource(TaskSource):
         base: bool,
         keep_rows: bool = False,
     ) -> RowSource:
-        rows: list[tuple[str | Messages, str]] = []
+        rows: list[tuple[str | Messages, str | Message]] = []
+        tools: list[list[dict[str, Any]] | None] = []
         kept: list[Row] = []
         for number, row in enumerate(raw, start=1):
             rows.append(prompt_and_response(row, settings, number))
+            tools.append(as_tools(row.get(settings.tools_column), f"task: row {number}") or settings.tools)
             if keep_rows:
                 kept.append({**row, "prompt": rows[-1][0]})
-        return cls(task, settings, rows, base, kept)
+        return cls(task, settings, rows, tools, base, kept)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and response of every row, before a chat template."""
-        return [(_plain(prompt), response) for prompt, response in self.rows]
+        return [(_plain(prompt), _content(response)) for prompt, response in self.rows]
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        pairs = [_pair(_plain(prompt), response) for prompt, response in self.rows]
+        pairs = [_pair(prompt, response) for prompt, response in self.texts]
         return PairSource.split(self.task, self.settings, pairs, base=self.base).warmup_texts
 
+    def with_ends(self, token_ids: Collection[int]) -> RowSource:
+        return replace(self, ends=token_ids)
+
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
-        """Chats through the tokenizer's template; ``UserError`` where it has none."""
-        if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt, _ in self.rows):
-            raise UserError(
-                "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
-                "or give plain prompt and response"
-            )
-
-        def rendered(prompt: str | Messages) -> str:
+        """Chats through the tokenizer's template; ``UserError`` naming the row where that is not possible."""
+        template = None
+        if any(not isinstance(prompt, str) for prompt, _ in self.rows):
+            now = datetime.fromisoformat(self.task.date) if self.task.date else datetime.now()
+            template = ChatTemplate(tokenizer, self.settings, ends=self.ends, now=now)
+        elif self.settings.for_chats:
+            raise UserError(f"task: {self.settings.for_chats} is read for chats, and all rows are plain: leave it out")
+        pairs: list[Pair] = []
+        for row, (prompt, response) in enumerate(self.rows):
+            kept = self.kept[row] if self.kept else {}
             if isinstance(prompt, str):
-                return prompt
-            return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-
-        pairs = [_pair(rendered(prompt), response) for prompt, response in self.rows]
-        if self.kept:
-            pairs = [replace(pair, row=row) for pair, row in zip(pairs, self.kept, strict=True)]
-        return PairSource.split(self.task, self.settings, pairs, base=self.base).tokenized(tokenizer, cache_folder)
+                pairs.append(replace(_pair(prompt, _content(response)), row=kept))
+                continue
+            assert template is not None
+            answer = {"role": "assistant", "content": response} if isinstance(response, str) else response
+            pairs += template.pairs([*prompt, answer], self.tools[row], kept, f"task: row {row + 1}")
+        source = PairSource.split(self.task, self.settings, pairs, base=self.base)
+        rendering = template.key if template else ""
+        return replace(source, ends=self.ends, rendering=rendering).tokenized(tokenizer, cache_folder)
 
 
 def jsonl_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> RowSource:
@@ -127,19 +139,23 @@ def hub_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> Row
     return RowSource.load(task, task.hub, raw, base=base, keep_rows=keep_rows)
 
 
-def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:
+def prompt_and_response(
+    row: Mapping[str, Any], settings: RowSettings, number: int
+) -> tuple[str | Messages, str | Message]:
     """Text, or the messages before the last, and the response. ``UserError`` naming the row."""
     where = f"task: row {number}"
     check_encodable(list(row.values()), where)
     prompt, response = row.get(settings.prompt_column), row.get(settings.response_column)
     if prompt is None and settings.messages_column in row:
-        messages = row[settings.messages_column]
-        if not _are_messages(messages) or len(messages) < 2 or messages[-1]["role"] != "assistant":
+        messages = as_messages(row[settings.messages_column])
+        if messages is None or len(messages) < 2 or messages[-1]["role"] != "assistant":
             raise UserError(
                 f"{where}: {settings.messages_column} must be a list of {{role, content}}, the last of role assistant"
             )
-        return messages[:-1], messages[-1]["content"]
-    if not isinstance(response, str) or not (isinstance(prompt, str) or (prompt and _are_messages(prompt))):
+        return messages[:-1], messages[-1]
+    if not isinstance(prompt, str):
+        prompt = as_messages(prompt) or None
+    if prompt is None or not isinstance(response, str):
         raise UserError(
             f"{where} has no {settings.prompt_column} (text or messages) with a {settings.response_column} (text), and "
             f"no {settings.messages_column}: name the columns by prompt_column, response_column, messages_column"
@@ -152,6 +168,8 @@ def check_encodable(value: Any, where: str) -> None:
     match value:
         case str() if any("\ud800" <= character <= "\udfff" for character in value):
             raise UserError(f"{where}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+        case str() if not RESERVED.isdisjoint(value):
+            raise UserError(f"{where}: a text holds one of U+FDD0 to U+FDD2, which are no characters: remove it")
         case dict():
             check_encodable(list(value.values()), where)
         case list():
@@ -159,15 +177,12 @@ def check_encodable(value: Any, where: str) -> None:
                 check_encodable(item, where)
 
 
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-        for item in value
-    )
-
-
 def _plain(prompt: str | Messages) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def _content(response: str | Message) -> str:
+    return response if isinstance(response, str) else str(response["content"])
 
 
 def _pair(prompt: str, response: str) -> Pair:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlgaf_ray.config.task import SquadSettings, TaskSection
-from rlgaf_ray.data.pairs import Pair, PairSource
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pairs import PairSource
 from rlgaf_ray.data.rows import check_encodable, hub_rows
 from rlgaf_ray.errors import UserError
 

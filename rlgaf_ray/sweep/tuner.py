@@ -27,7 +27,14 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import cache_folder, check_before_start, check_lengths, prepare_data, with_name
+from rlgaf_ray.run.preparation import (
+    cache_folder,
+    check_before_start,
+    check_lengths,
+    prepare_data,
+    with_date,
+    with_name,
+)
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
@@ -57,6 +64,7 @@ def sweep(config: Config, *, resume: bool) -> int:
     config = with_absolute_paths(with_name(config))
     folder = RunFolder(config.run)
     open_sweep_folder(config, folder, resume=resume)
+    config = with_date(config, folder.local / "config.yaml")  # one for all trials
     check_sweep(config)
     for variant in single_variants(config):
         check_before_start(variant)
@@ -120,7 +128,8 @@ def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> Non
     folder.fetch()
     folder.fetch_trials()
     begun = load_config(folder.local / "config.yaml")
-    if config.model_copy(update={"cluster": begun.cluster}) != begun:
+    same_day = with_values(config, {"task.date": config.task.date or begun.task.date})
+    if same_day.model_copy(update={"cluster": begun.cluster}) != begun:
         raise UserError(
             f"{folder.shown} was begun with another config: a resumed sweep may change cluster.* only; choose another "
             "run.name"
