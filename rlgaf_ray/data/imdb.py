@@ -54,7 +54,7 @@ class ImdbTask:
         self._tokens = tokens
         self._end_of_text = end_of_text
         self._instructions = instructions  # before a negative and before a positive review, with ``begin``
-        self._begin = list(begin)  # what the tokenizer puts before a text by itself (BOS)
+        self._begin = np.array(begin, np.int32)  # what the tokenizer puts before a text by itself (BOS)
         self._both = task.imdb.target == "both"
         self.demonstrations, self.contrast = (
             [items[row] for row in drawn_rows(len(items), task)]
@@ -78,7 +78,7 @@ class ImdbTask:
 
     @property
     def base_key(self) -> Sequence[str]:
-        return [f"begin {self._begin}"] if self._begin else ()
+        return [f"begin {self._begin.tolist()}"] if len(self._begin) else ()
 
     @property
     def warmup_key(self) -> Sequence[str]:
