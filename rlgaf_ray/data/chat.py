@@ -43,12 +43,12 @@ def as_tools(value: Any, where: str) -> list[dict[str, Any]] | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
-            raise UserError(f"{where}: the tools are no JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: the tools (tools_column) are no JSON: {error}") from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        raise UserError(f"{where}: the tools must be a list of JSON schemas, or its JSON as text")
+        raise UserError(f"{where}: the tools (tools_column) must be a list of JSON schemas, or its JSON as text")
     return [_without_nulls(item) for item in value]
 
 

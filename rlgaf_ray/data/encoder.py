@@ -55,6 +55,7 @@ class Encoder:
 
         self._fast = fast_copy(tokenizer)
         added = dict(sorted(tokenizer.added_tokens_decoder.items()))
+        added = {each: token for each, token in added.items() if token.special or each in ends or _marks(token.content)}
         self.special = {token_id for token_id, token in added.items() if token.special or token_id in ends}
         self._fast.add_special_tokens([AddedToken(added[each].content, special=True) for each in self.special])
         self._ids = {token.content: token_id for token_id, token in added.items()}
@@ -130,6 +131,11 @@ class Encoder:
             if all(ids[: len(alone)] == alone for ids in self([anchor + head for head in heads])):
                 return anchor, len(alone)
         return "", 0
+
+
+def _marks(content: str) -> bool:
+    """Whether an added token is one that templates write, though it is not special: a tag, not a word or a space."""
+    return len(content) > 2 and content[0] in "<[" and content[-1] in ">]" and not content[1].isspace()
 
 
 def _pattern(contents: Iterable[str]) -> re.Pattern[str] | None:

@@ -17,7 +17,7 @@ from rlgaf_ray.data.pair_tokens import spelled_controls, tokenize_pairs
 from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.data.task import Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +85,7 @@ class PairSource(TaskSource):
                 )
             kept[name] = [self.parts[name][row] for row in fitting]
             demonstrations[name] = [item for item in items if item is not None]
+        ends = {int(item.response_ids[-1]) for items in demonstrations.values() for item in items} | {*self.ends}
         return PairTask(
             self.task,
             self.settings,
@@ -94,6 +95,7 @@ class PairSource(TaskSource):
             no_answer=self.no_answer,
             rendering=self.rendering,
             notes=spelled_controls(encoder, kept),
+            shown_ends=[each for each in ends if tokenizer.decode([each], skip_special_tokens=True)],
         )
 
     def with_ends(self, token_ids: Collection[int]) -> PairSource:
@@ -121,11 +123,13 @@ class PairTask(Task):
         no_answer: str | None = None,
         rendering: str = "",
         notes: Sequence[str] = (),
+        shown_ends: Collection[int] = (),
     ) -> None:
         self.no_answer = no_answer
         self.notes = notes
         self.end_ids = frozenset(int(item.response_ids[-1]) for items in demonstrations.values() for item in items)
         self._rendering = rendering
+        self._shown_ends = frozenset(shown_ends)  # that the tokenizer does not call special
         self._task = task
         self._settings = settings
         self._pairs = pairs
@@ -139,6 +143,11 @@ class PairTask(Task):
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
         return self._parts[part]
+
+    def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
+        """The response, without an end that would be read as text."""
+        ids = item.response_ids
+        return ids[:-1] if len(ids) and int(ids[-1]) in self._shown_ends else ids
 
     def evaluation_pairs(self, part: EvaluationPart) -> list[Pair]:
         """The same as text, with their contexts and references."""

@@ -88,7 +88,9 @@ class RowSource(TaskSource):
         kept: list[Row] = []
         for number, row in enumerate(raw, start=1):
             rows.append(prompt_and_response(row, settings, number))
-            tools.append(as_tools(row.get(settings.tools_column), f"task: row {number}") or settings.tools)
+            chat = not isinstance(rows[-1][0], str)
+            own = as_tools(row.get(settings.tools_column), f"task: row {number}") if chat else None
+            tools.append(own or settings.tools)
             if keep_rows:
                 kept.append({**row, "prompt": rows[-1][0]})
         return cls(task, settings, rows, tools, base, kept)

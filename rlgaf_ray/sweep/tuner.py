@@ -141,6 +141,8 @@ def make_warmups(config: Config, terminal: Terminal) -> None:
     cache = cache_folder(config)
     for variant in warmup_variants(config):
         data = prepare_data(variant, cache)
+        for note in data.notes:
+            terminal.on_message(note)
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
         DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)

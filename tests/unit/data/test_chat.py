@@ -157,9 +157,9 @@ def test_system_prompt_tools_and_arguments_reach_the_template(tmp_path: Path) ->
         *(prompt(number) for number in range(3, 20)),
     }
     assert as_tools("", "row") is None
-    with pytest.raises(UserError, match="row: the tools must be a list"):
+    with pytest.raises(UserError, match=r"row: the tools \(tools_column\) must be a list"):
         as_tools({"name": "add"}, "row")
-    with pytest.raises(UserError, match="row: the tools are no JSON"):
+    with pytest.raises(UserError, match=r"row: the tools \(tools_column\) are no JSON"):
         as_tools("[", "row")
 
 
@@ -170,6 +170,30 @@ def test_settings_of_chats_are_refused_for_plain_rows(settings: dict[str, Any], 
     rows = [{"prompt": f"{number} ", "response": "so"} for number in range(20)]
     with pytest.raises(UserError, match=f"^task: {next(iter(settings))} is read for chats, and all rows are plain"):
         made(tmp_path, rows, tokenizer_with(CHATML), **settings)
+
+
+def test_a_column_that_happens_to_be_called_tools_is_nothing_to_plain_rows(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(CHATML)
+    rows = [{"prompt": f"{number} ", "response": "so", "tools": "hammer"} for number in range(20)]
+    assert len(texts(made(tmp_path, rows, tokenizer), tokenizer)) == 20
+    for row in (rows := chats()):
+        row["tools"] = "hammer"
+    with pytest.raises(UserError, match=r"^task: row 1: the tools \(tools_column\) are no JSON"):
+        made(tmp_path, rows, tokenizer)
+
+
+def test_an_end_that_is_not_special_ends_answers_and_is_no_part_of_their_text(tmp_path: Path) -> None:
+    """As in tokenizers to which a fine-tune has added its chat tokens as ordinary ones."""
+    bpe = train_bpe(["What is it? It is so."], 300)
+    bpe.add_tokens([AddedToken(name, special=False, normalized=False) for name in ("<|im_start|>", "<|im_end|>")])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHATML
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    task = made(tmp_path, chats(), tokenizer)
+    assert task.end_ids == {end}
+    for item, pair in zip(task.evaluation("test"), task.evaluation_pairs("test"), strict=True):
+        assert item.response_ids[-1] == end
+        assert tokenizer.decode(task.evaluated_ids(item).tolist(), skip_special_tokens=True) == pair.response
 
 
 @pytest.mark.parametrize("name", ["messages", "tokenize", "strftime_now", "add_generation_prompt"])
