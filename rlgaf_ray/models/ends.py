@@ -16,15 +16,16 @@ from rlgaf_ray.models.generator import read_config
 def model_ends(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> list[int]:
     """Those of the tokenizer, of config.json and of generation_config.json, in this order; each may name others.
 
-    Base models often have a tokenizer that ends a turn and a config that ends a document, and chat models name their
+    Ids outside of the vocabulary are left out: no rollout can have them. Base models often have a tokenizer that ends a turn and a config that ends a document, and chat models name their
     further ends in generation_config.json alone.
     """
-    named: list[int | Sequence[int] | None] = [tokenizer.eos_token_id]
-    if source not in FROM_SCRATCH:
-        named.append(read_config(source, trust_remote_code=trust_remote_code).get_text_config().eos_token_id)
-        with suppress(OSError, ValueError):  # no such file, or one that is of no use
-            named.append(GenerationConfig.from_pretrained(model_source(source)).eos_token_id)
-    return merged(*named)
+    if source in FROM_SCRATCH:
+        return merged(tokenizer.eos_token_id)
+    config = read_config(source, trust_remote_code=trust_remote_code).get_text_config()
+    named: list[int | Sequence[int] | None] = [tokenizer.eos_token_id, config.eos_token_id]
+    with suppress(OSError, ValueError):  # no such file, or one that is of no use
+        named.append(GenerationConfig.from_pretrained(model_source(source)).eos_token_id)
+    return [token_id for token_id in merged(*named) if 0 <= token_id < config.vocab_size]
 
 
 def merged(*named: int | Collection[int] | None) -> list[int]:

@@ -38,6 +38,7 @@ def folder_with(path: Path, config: Any, generation: Any) -> Path:
         (7, None, [0, 7]),  # a base model whose tokenizer ends a turn
         (0, [0, 9], [0, 9]),  # a chat model with its further end in generation_config.json alone
         ([7, 8], [8, 9], [0, 7, 8, 9]),
+        (7, [9, 300, -1], [0, 7, 9]),  # 300 tokens
         (None, None, [0]),
         (5, "none", [0, 5]),
         (5, "damaged", [0, 5]),
