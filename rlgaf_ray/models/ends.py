@@ -16,8 +16,8 @@ from rlgaf_ray.models.generator import read_config
 def model_ends(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> list[int]:
     """Those of the tokenizer, of config.json and of generation_config.json, in this order; each may name others.
 
-    Ids outside of the vocabulary are left out: no rollout can have them. Base models often have a tokenizer that ends a turn and a config that ends a document, and chat models name their
-    further ends in generation_config.json alone.
+    Base models often have a tokenizer that ends a turn and a config that ends a document, and chat models name their
+    further ends in generation_config.json alone. Ids outside of the vocabulary are left out: no rollout has them.
     """
     if source in FROM_SCRATCH:
         return merged(tokenizer.eos_token_id)
