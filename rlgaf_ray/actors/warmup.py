@@ -31,6 +31,7 @@ from rlgaf_ray.data.storage import writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
+from rlgaf_ray.models.ends import merged, model_ends, set_ends
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
@@ -73,14 +74,16 @@ def prepare_warmups(
     run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
-    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source]
-    if source == FILM_REVIEWS and config.base_warmup.steps == 0:
+    own_ends = model_ends(source, tokenizer, trust_remote_code=config.model.trust_remote_code)
+    ends = merged(own_ends, task.end_ids)
+    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source, str(ends)]
+    if source == FILM_REVIEWS and config.base_warmup.steps == 0 and ends == own_ends:
         generator, key, cached = FOLDER, SHA256, True
     else:
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        payload = {"stage": "generator", "source": source}
+        payload = {"stage": "generator", "source": source, "ends": ends}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
@@ -88,7 +91,7 @@ def prepare_warmups(
     cut += task.warmup_key
     if config.warmup.sft.steps:
         key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(base)}
+        payload = {"stage": "sft", "source": str(base), "ends": ends}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         cached &= _made(generator, _sft_worker, lambda: task.demonstrations, payload, config, tokenizer, report, run)
 
@@ -225,6 +228,7 @@ def _sft_worker(payload: dict[str, Any]) -> None:
 def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[str, Any], worker: Worker) -> None:
     if worker.rank == 0:
         result = Path(payload["folder"]) / "result"
+        set_ends(model, payload["ends"])
         with writing(result):
             model.save_pretrained(result)
             (result / "warmup.json").write_text(json.dumps({"steps": steps}))

@@ -6,7 +6,7 @@ The protocols are also base classes: what has a body here is the default of a cl
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -79,6 +79,12 @@ class Task(Protocol):
 
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
+
+    notes: Sequence[str] = ()
+    """Sentences to report before the run starts."""
+
+    end_ids: Collection[int] = ()
+    """Token ids that end a demonstration; rollouts end there too, beside those that the model's files name."""
 
     @property
     def measure(self) -> str | Callable[[EvaluationPart, int], Measure]:
@@ -170,6 +176,10 @@ class TaskSource(Protocol):
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Of a model that is trained from nothing; None: it is trained on ``warmup_texts``."""
         return None
+
+    def with_ends(self, token_ids: Collection[int]) -> TaskSource:
+        """For sources that ask which token ids end a rollout, as far as the model's files name them."""
+        return self
 
     @abstractmethod
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task:

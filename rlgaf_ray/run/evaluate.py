@@ -98,7 +98,7 @@ def _evaluate(
     if len({run.name for run in runs}) < len(runs):
         raise UserError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
     for run, config in zip(runs, configs, strict=True):
-        if config.task != configs[0].task:
+        if config.task.model_copy(update={"date": configs[0].task.date}) != configs[0].task:
             raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
     for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
         console.print(risk)

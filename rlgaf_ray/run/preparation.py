@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.warmup import Warmups
-from rlgaf_ray.config.load import with_values
+from rlgaf_ray.config.load import load_config, with_values
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
@@ -26,6 +27,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.models.ends import merged, model_ends
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
@@ -46,6 +48,7 @@ from rlgaf_ray.types import EvaluationPart
 class Data:
     task: Task
     tokenizer: PreTrainedTokenizerBase
+    notes: Sequence[str] = ()  # sentences about the data, for the run to report
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,40 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
         tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
         tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    return Data(source.tokenized(tokenizer, cache), tokenizer)
+    ends = model_ends(config.model.generator, tokenizer, trust_remote_code=config.model.trust_remote_code)
+    task = source.with_ends(ends).tokenized(tokenizer, cache)
+    return Data(task, tokenizer, [*task.notes, *notes_on_ends(task, ends, tokenizer)])
+
+
+def notes_on_ends(task: Task, ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Sentences where demonstrations end as no file of the model says, or hold an end before their last token."""
+    notes = []
+    if new := sorted(set(task.end_ids) - set(ends)):
+        names = ", ".join(repr(tokenizer.decode([token_id])) for token_id in new)
+        notes.append(
+            f"demonstrations end with {names} (token {', '.join(map(str, new))}), which eos_token_id names neither in "
+            "the tokenizer nor in config.json or generation_config.json: rollouts of this run and the exported model "
+            "end there too; other copies of the model need the token named"
+        )
+    every = merged(ends, task.end_ids)
+    early = sum(bool(np.isin(item.response_ids[:-1], every).any()) for item in task.demonstrations)
+    if early:
+        notes.append(
+            f"{early:,} of {len(task.demonstrations):,} demonstrations hold a token that ends a rollout before their "
+            "end: no rollout can be like them"
+        )
+    return notes
+
+
+def with_date(config: Config, recorded: Path) -> Config:
+    """The config with the date that chat templates show: the run's own where it is resumed, else the present.
+
+    ``recorded``: the config.yaml of the run; it may not be there.
+    """
+    if config.task.date is not None:
+        return config
+    begun = load_config(recorded).task.date if recorded.is_file() else None
+    return with_values(config, {"task.date": begun or time.strftime("%Y-%m-%dT%H:%M:%S")})
 
 
 def what_is_learned_from(config: Config, task: Task) -> str:

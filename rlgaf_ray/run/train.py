@@ -22,7 +22,7 @@ from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.loop.reward_functions import RewardFunction, reward_functions, with_rewards
 from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.loop.run_folder import CONFIG, RunFolder
 from rlgaf_ray.run.preparation import (
     Prepared,
     cache_folder,
@@ -30,6 +30,7 @@ from rlgaf_ray.run.preparation import (
     check_lengths,
     prepare_data,
     what_is_learned_from,
+    with_date,
     with_name,
     with_task,
 )
@@ -93,6 +94,7 @@ def train(
     if resumed:
         report_damaged_checkpoints(resumed, calls.on_message)
         calls.on_message(f"resuming from {resumed[0]}")
+    config = with_date(config, folder.local / CONFIG)
     cache = cache_folder(config)
     with explain_storage_errors(config, checkpoints):
         data = prepare_data(config, cache, task)
@@ -102,6 +104,8 @@ def train(
     check_demonstrations(config, data.task)
     check_lengths(config, data.task.max_tokens)
     DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
+    for note in data.notes:
+        calls.on_message(note)
     calls.on_message(what_is_learned_from(config, data.task))
 
     started = time.perf_counter()

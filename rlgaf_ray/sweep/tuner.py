@@ -27,7 +27,14 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import cache_folder, check_before_start, check_lengths, prepare_data, with_name
+from rlgaf_ray.run.preparation import (
+    cache_folder,
+    check_before_start,
+    check_lengths,
+    prepare_data,
+    with_date,
+    with_name,
+)
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
@@ -62,6 +69,7 @@ def sweep(config: Config, *, resume: bool) -> int:
     config = with_absolute_paths(with_name(config))
     folder = RunFolder(config.run)
     open_sweep_folder(config, folder, resume=resume)
+    config = with_date(config, folder.local / "config.yaml")  # one for all trials
     check_sweep(config)
     for variant in single_variants(config):
         check_before_start(variant)
@@ -129,7 +137,8 @@ def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> Non
     folder.fetch()
     folder.fetch_trials()
     begun = load_config(folder.local / "config.yaml")
-    if config.model_copy(update={"cluster": begun.cluster}) != begun:
+    same_day = with_values(config, {"task.date": config.task.date or begun.task.date})
+    if same_day.model_copy(update={"cluster": begun.cluster}) != begun:
         raise UserError(
             f"{folder.shown} was begun with another config: a resumed sweep may change cluster.* only; choose another "
             "run.name"
@@ -141,6 +150,8 @@ def make_warmups(config: Config, terminal: Terminal) -> None:
     cache = cache_folder(config)
     for variant in warmup_variants(config):
         data = prepare_data(variant, cache)
+        for note in data.notes:
+            terminal.on_message(note)
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
         DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
