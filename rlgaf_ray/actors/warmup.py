@@ -31,7 +31,9 @@ from rlgaf_ray.data.storage import writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
+from rlgaf_ray.models.folder import read_config, save_network
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
+from rlgaf_ray.models.vocabulary import UNUSED, unused_token_ids
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
@@ -73,14 +75,16 @@ def prepare_warmups(
     run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
+    unused = _unused(config, tokenizer)
     data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source]
+    data += map(str, unused)
     if source == FILM_REVIEWS and config.base_warmup.steps == 0:
         generator, key, cached = FOLDER, SHA256, True
     else:
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        payload = {"stage": "generator", "source": source}
+        payload = {"stage": "generator", "source": source, "unused": unused}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
@@ -113,6 +117,15 @@ def prepare_warmups(
 
         cached &= _made(contrast, _contrast_worker, prompts, payload, config, tokenizer, report, run)
     return Warmups(base, generator, discriminator, contrast, cached)
+
+
+def _unused(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids of the model that its tokenizer has no token for."""
+    source = config.model.generator
+    if source in FROM_SCRATCH:
+        return []
+    described = read_config(source, trust_remote_code=config.model.trust_remote_code)
+    return unused_token_ids(tokenizer, described.get_text_config().vocab_size)
 
 
 def _made(
@@ -195,6 +208,8 @@ def _generator_worker(payload: dict[str, Any]) -> None:
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
     )
+    if payload["unused"]:
+        setattr(model.config, UNUSED, payload["unused"])
     _write_generator(model, settings.steps, payload, worker)
 
 
@@ -226,7 +241,7 @@ def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[st
     if worker.rank == 0:
         result = Path(payload["folder"]) / "result"
         with writing(result):
-            model.save_pretrained(result)
+            save_network(model, result)
             (result / "warmup.json").write_text(json.dumps({"steps": steps}))
 
 

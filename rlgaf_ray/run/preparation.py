@@ -19,6 +19,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
+from rlgaf_ray.data.vocabulary import check_special_tokens, check_token_ids
 from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
@@ -26,10 +27,11 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.models.families import check_soft_family, scoring_class
+from rlgaf_ray.models.folder import check_model, read_config
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
-    check_model_source,
     max_positions,
     num_layers,
 )
@@ -88,11 +90,24 @@ def check_before_start(config: Config) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
     if config.rollout.traits.vllm:
         require_vllm()
-    check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
+    check_networks(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
         check_frozen_layers(frozen, total)
+
+
+def check_networks(config: Config) -> None:
+    """Raise ``UserError`` for a model that cannot be trained, or has no scalar head that the config asks for."""
+    model, algorithm = config.model, config.generator.active
+    check_model(model.generator, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
+    scalar = config.discriminator.traits.scalar_head or algorithm.trains_critic or algorithm.needs_discriminator
+    if model.generator in FROM_SCRATCH or not scalar:
+        return
+    described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
+    scoring_class(described)
+    if algorithm.needs_discriminator:
+        check_soft_family(model.generator, described)
 
 
 def check_lengths(config: Config, asked: int) -> None:
@@ -100,7 +115,7 @@ def check_lengths(config: Config, asked: int) -> None:
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
-    if max(asked, block_tokens) > limit:
+    if limit is not None and max(asked, block_tokens) > limit:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
         raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
@@ -137,10 +152,22 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
         if not path.is_file():
             bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
-        tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
+        tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
-        tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+        return _with_the_models_tokenizer(config, cache, source)
     return Data(source.tokenized(tokenizer, cache), tokenizer)
+
+
+def _with_the_models_tokenizer(config: Config, cache: Path, source: TaskSource) -> Data:
+    """Raises ``UserError`` where the model has no embedding for a token of the task."""
+    model, trusted = config.model.generator, config.model.trust_remote_code
+    num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
+    tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+    check_special_tokens(tokenizer, num_embeddings, model)
+    task = source.tokenized(tokenizer, cache)
+    block_tokens = config.base_warmup.block_tokens if config.base_warmup.steps != 0 else None
+    check_token_ids(task, tokenizer, num_embeddings, model, block_tokens=block_tokens)
+    return Data(task, tokenizer)
 
 
 def what_is_learned_from(config: Config, task: Task) -> str:

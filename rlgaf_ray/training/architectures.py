@@ -116,7 +116,7 @@ def _check_question(config: Config, tokenizer: PreTrainedTokenizerBase, max_toke
     settings = config.discriminator
     question_ids, _ = encode_question(tokenizer, settings.question, settings.verdicts)
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    if (asked := max_tokens + len(question_ids) + 1) > limit:
+    if limit is not None and (asked := max_tokens + len(question_ids) + 1) > limit:
         raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but prompt, response, "
             f"discriminator.question and verdict have {asked}: shorten them, or take another model"
