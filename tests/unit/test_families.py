@@ -1,0 +1,111 @@
+"""Each family of docs/models.md: a whole run without Ray, what it exports, and tokens that carry gradients."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rlgaf_ray as rl
+from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.loop.local import LocalRoles
+from rlgaf_ray.models.generator import load_generator, policy_logprobs
+from rlgaf_ray.models.scalar import ScalarModel
+from rlgaf_ray.models.straight_through import align, soft_logits
+from rlgaf_ray.run.preparation import Prepared
+from rlgaf_ray.run.session import local_roles
+from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
+from tests.families import FAMILIES, Family, save_family
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
+RUN = [
+    "run.name=run",
+    "run.iterations=2",
+    "task.name=jsonl",
+    "task.prompt_tokens=400",  # a template can write a page before the first message
+    "task.response_tokens=24",
+    "warmup.generator.steps=1",
+    "warmup.generator.batch_size=2",
+    "warmup.sft.steps=1",
+    "warmup.sft.batch_size=2",
+    "warmup.discriminator.steps=1",
+    "rollout.engine=transformers",
+    "rollout.batch_size=4",
+    "rollout.samples_per_prompt=2",
+    "discriminator.batch_size=4",
+    "discriminator.frozen_layers=1",
+    "learner.precision=float32",
+    "evaluation.num_prompts=10",
+    "evaluation.num_samples=1",
+    "evaluation.embeddings=false",
+    "evaluation.every=0",
+    "generator.average_decay=0",
+    "checkpoint.every=2",
+]
+
+
+def config(family: Family, folder: Path, *more: str) -> rl.Config:
+    """A run on sums, as chats where the family has a template."""
+    chat = bool(family.template)
+    rows = []
+    for n in range(150):
+        question, answer = f"what is {n} and {n}?", f"it is {2 * n}"
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append({"messages": messages} if chat else {"prompt": question, "response": answer})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save_family(family, folder / "model")
+    places = [f"run.root={folder}", f"warmup.cache={folder}/cache", f"task.jsonl.path={folder}/rows.jsonl"]
+    return rl.load_config(None, [*RUN, *places, f"model.generator={model}", *more])
+
+
+@families
+def test_a_run_trains_and_exports_what_it_trained(family: Family, tmp_path: Path) -> None:
+    kept: list[LocalRoles] = []
+
+    def roles(prepared: Prepared) -> LocalRoles:
+        kept.append(local_roles(prepared))
+        return kept[-1]
+
+    outcome = rl.train(config(family, tmp_path), roles=roles)
+    assert outcome.iteration == 2
+    (played,) = kept
+    learner, pad = played.learner, played.learner.pad_token_id
+    prompts = [Prompt(row, np.arange(5, 8 + 3 * row, dtype=np.int32)) for row in range(2)]  # of 3 and 6 tokens
+    rollouts = TransformersEngine(outcome.folder / "generator").generate(
+        prompts, SamplingSettings(max_new_tokens=12, samples_per_prompt=2), seeds=range(4)
+    )
+    sequences = collate_sequences(rollouts, pad)
+    with torch.no_grad():
+        trained = learner.policy.logprobs(sequences)
+        exported = policy_logprobs(load_generator(outcome.folder / "generator"), sequences)
+        before = policy_logprobs(load_generator(tmp_path / "model"), sequences)
+    torch.testing.assert_close(exported, trained, atol=1e-5, rtol=0)
+    assert float((exported - before).abs().max()) > 1e-4
+    for row, rollout in enumerate(rollouts):
+        sampled = trained[row][sequences.response_mask[row]]
+        np.testing.assert_allclose(rollout.behaviour_logprobs, sampled, atol=1e-4, rtol=0)
+
+    scores = [item.score for item in played.score(rollouts)]
+    judge = ScalarModel.load(outcome.folder / "discriminator", pooling="mean", pad_token_id=pad, seed=9)
+    with torch.no_grad():
+        np.testing.assert_allclose(judge(sequences), scores, atol=1e-5, rtol=0)
+
+
+@families
+def test_soft_tokens_read_as_the_tokens_themselves(family: Family, tmp_path: Path) -> None:
+    """One-hots times ``embedding`` score as token ids do: Gemma's embedding scales what it looks up."""
+    model = ScalarModel.load(save_family(family, tmp_path), pooling="mean", pad_token_id=0, seed=1)
+    rows = [([5, 50, 60], [70, 80, 2]), ([5, 50], [70, 80, 90, 91])]
+    items = [Demonstration(np.array(prompt, np.int32), np.array(answer, np.int32)) for prompt, answer in rows]
+    sequences = collate_sequences(items, 0)
+    aligned = align(sequences)
+    with torch.no_grad():
+        torch.nn.init.normal_(model.network.score.weight, generator=torch.Generator().manual_seed(1))
+        hard = model(sequences)
+        soft = soft_logits(model, aligned, model.embedding[aligned.response_ids])
+    torch.testing.assert_close(soft, hard, atol=1e-4, rtol=1e-4)
+    assert float(hard.std()) > 1e-3
