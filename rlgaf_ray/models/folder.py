@@ -21,21 +21,19 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_lengt
 
 
 @contextmanager
-def reading(source: str | Path) -> Iterator[None]:
-    """Turn whatever transformers raises for a folder that is missing, damaged or unknown to it into one sentence."""
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever transformers raises for files that are missing, damaged or unknown to it into one sentence."""
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:
+    except Exception as error:  # of many types: what is wrong is the files that it reads
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
-        raise UserError(f"model.generator={source} cannot be read: {reason}") from error
+        reason = lines[0][:300] if lines else type(error).__name__
+        raise UserError(f"{what} cannot be read: {reason}") from error
 
 
 def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """A model's config.json. Raises ``UserError`` where there is none, it is damaged, or it wants code to be run."""
-    with reading(source):
+    with reading(f"model.generator={source}"):
         return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
 
 
@@ -48,7 +46,7 @@ def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options:
     Raises:
         UserError: it cannot be read, or a weight is missing or of another shape than config.json says.
     """
-    with reading(source):
+    with reading(f"model.generator={source}"):
         model, found = AutoModelForCausalLM.from_pretrained(
             model_source(source),
             use_safetensors=None if allow_pickle else True,  # None: where they are there
@@ -136,6 +134,6 @@ def check_model(source: str, *, trust_remote_code: bool = False, allow_pickle: b
     check_family(source, config)
     if is_folder(source):
         if (Path(source).expanduser() / GENERATION_CONFIG_NAME).is_file():
-            with reading(source):
+            with reading(f"model.generator={source}"):
                 GenerationConfig.from_pretrained(model_source(source))
         read_causal_lm(source, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, device_map="meta")
