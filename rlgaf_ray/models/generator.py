@@ -123,8 +123,10 @@ def load_generator(
 def blocks_of(network: PreTrainedModel) -> list[nn.Module]:
     """A transformer's blocks, the lowest first; none of a network that has no such stack."""
     total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
-    stacks = [part for part in network.base_model.children() if isinstance(part, nn.ModuleList) and len(part) == total]
-    return list(stacks[0]) if stacks else []
+    lists = (
+        part for part in network.base_model.modules() if isinstance(part, nn.ModuleList)
+    )  # OPT's lies a level down
+    return list(next((part for part in lists if len(part) == total > 0), []))
 
 
 def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"]:

@@ -13,11 +13,12 @@ import rlgaf_ray as rl
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.models.generator import load_generator, policy_logprobs
+from rlgaf_ray.models.generator import blocks_of, load_generator, policy_logprobs
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import align, soft_logits
 from rlgaf_ray.run.preparation import Prepared
 from rlgaf_ray.run.session import local_roles
+from rlgaf_ray.training.regularization import freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 from tests.families import FAMILIES, Family, save_family
 
@@ -93,6 +94,17 @@ def test_a_run_trains_and_exports_what_it_trained(family: Family, tmp_path: Path
     judge = ScalarModel.load(outcome.folder / "discriminator", pooling="mean", pad_token_id=pad, seed=9)
     with torch.no_grad():
         np.testing.assert_allclose(judge(sequences), scores, atol=1e-5, rtol=0)
+
+
+@families
+def test_lower_layers_are_frozen(family: Family, tmp_path: Path) -> None:
+    network = ScalarModel.load(save_family(family, tmp_path), pooling="mean", pad_token_id=0, seed=1).network
+    freeze_lower_layers(network, lambda total: total // 2)
+    lower, upper = blocks_of(network)
+    assert not any(
+        parameter.requires_grad for parameter in (*lower.parameters(), network.get_input_embeddings().weight)
+    )
+    assert all(parameter.requires_grad for parameter in (*upper.parameters(), network.score.weight))
 
 
 @families
