@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+BOS, EOS, PAD, EOT = "<s>", "</s>", "<pad>", "<|eot_id|>"
 POSITIONS = 512
 MARKER = re.compile(r"<\|[A-Za-z_]+\|>|<(?:start|end)_of_turn>")
 """The special tokens that a chat template writes."""
@@ -47,25 +47,27 @@ SMALL = {
 }
 SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
 
-ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-GRANITE = {
-    "embedding_multiplier": 12.0,
-    "residual_multiplier": 0.22,
-    "logits_scaling": 8.0,
-    "attention_multiplier": 0.1,
+LLAMA_3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+GEMMA = {**SLIDING, "query_pre_attn_scalar": 32}
+VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 32}
+IMAGES = {
+    "text_config": GEMMA,
+    "vision_config": {**VISION, "image_size": 28, "patch_size": 14},
+    **{"mm_tokens_per_image": 4, "image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7},
 }
+GRANITE = {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0}
+TIED = {"tie_word_embeddings": True}
 
 FAMILIES = [
     Family("GPT-2", "gpt2"),
-    Family(
-        "Llama 3", "llama", {"rope_parameters": ROPE | {"original_max_position_embeddings": 64}}, "llama3", "<|eot_id|>"
-    ),
-    Family("Qwen2.5", "qwen2", {"tie_word_embeddings": True}, "qwen2_5", "<|im_end|>"),
-    Family("Qwen3", "qwen3", {"tie_word_embeddings": True}, "qwen3", "<|im_end|>"),
-    Family("Gemma 2", "gemma2", {**SLIDING, "query_pre_attn_scalar": 32}, "gemma", "<end_of_turn>"),
-    Family("Gemma 3", "gemma3_text", {**SLIDING, "query_pre_attn_scalar": 32}, "gemma3", "<end_of_turn>"),
+    Family("Llama 3", "llama", {"rope_parameters": LLAMA_3 | {"original_max_position_embeddings": 64}}, "llama3", EOT),
+    Family("Qwen2.5", "qwen2", TIED, "qwen2_5", "<|im_end|>"),
+    Family("Qwen3", "qwen3", TIED, "qwen3", "<|im_end|>"),
+    Family("Gemma 2", "gemma2", GEMMA, "gemma", "<end_of_turn>"),
+    Family("Gemma 3", "gemma3_text", GEMMA, "gemma3", "<end_of_turn>"),
+    Family("Gemma 3 with images", "gemma3", IMAGES, "gemma3", "<end_of_turn>"),
     Family("Phi-3", "phi3", {}, "phi3", "<|end|>"),
-    Family("SmolLM2", "llama", {"tie_word_embeddings": True}),
+    Family("SmolLM2", "llama", TIED),
     Family("OPT", "opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
     Family("Mistral", "mistral", {"sliding_window": 16}),
     Family("Granite", "granite", GRANITE),
@@ -109,9 +111,10 @@ def save_family(family: Family, folder: Path, *, seed: int = 0, spare_embeddings
     words = tokenizer(family)
     small = dict(SMALL)
     ids = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
-    config = AutoConfig.for_model(
-        family.model_type, vocab_size=len(words) + spare_embeddings, **small | ids | dict(family.settings) | settings
-    )
+    small |= ids | {"vocab_size": len(words) + spare_embeddings}
+    more = dict(family.settings) | settings
+    nested = ids | more | {"text_config": small | more["text_config"]} if "text_config" in more else small | more
+    config = AutoConfig.for_model(family.model_type, **nested)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)

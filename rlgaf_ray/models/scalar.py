@@ -53,13 +53,14 @@ class ScalarModel(DiscriminatorNetwork):
     ) -> ScalarModel:
         """From a causal LM's folder (the head is then drawn from ``seed``) or from an exported one."""
         config = read_config(folder, trust_remote_code=trust_remote_code)
+        config.num_labels = 1
+        config.get_text_config().pad_token_id = pad_token_id
         kind: Any = scoring_class(config) or AutoModelForSequenceClassification
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network, found = kind.from_pretrained(
                 model_source(folder),
-                num_labels=1,
-                pad_token_id=pad_token_id,
+                config=config,
                 dtype=getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,

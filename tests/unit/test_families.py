@@ -19,7 +19,7 @@ from rlgaf_ray.models.straight_through import align, soft_logits
 from rlgaf_ray.run.preparation import Prepared
 from rlgaf_ray.run.session import local_roles
 from rlgaf_ray.training.regularization import freeze_lower_layers
-from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
+from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings, SequenceBatch
 from tests.families import FAMILIES, Family, save_family
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
@@ -96,24 +96,30 @@ def test_a_run_trains_and_exports_what_it_trained(family: Family, tmp_path: Path
         np.testing.assert_allclose(judge(sequences), scores, atol=1e-5, rtol=0)
 
 
+def batch() -> SequenceBatch:
+    """Two prompts and responses of different lengths."""
+    rows = [([5, 50, 60], [70, 80, 2]), ([5, 50], [70, 80, 90, 91])]
+    items = [Demonstration(np.array(prompt, np.int32), np.array(answer, np.int32)) for prompt, answer in rows]
+    return collate_sequences(items, 0)
+
+
 @families
 def test_lower_layers_are_frozen(family: Family, tmp_path: Path) -> None:
-    network = ScalarModel.load(save_family(family, tmp_path), pooling="mean", pad_token_id=0, seed=1).network
-    freeze_lower_layers(network, lambda total: total // 2)
-    lower, upper = blocks_of(network)
-    assert not any(
-        parameter.requires_grad for parameter in (*lower.parameters(), network.get_input_embeddings().weight)
-    )
-    assert all(parameter.requires_grad for parameter in (*upper.parameters(), network.score.weight))
+    model = ScalarModel.load(save_family(family, tmp_path), pooling="mean", pad_token_id=0, seed=1)
+    freeze_lower_layers(model.network, lambda total: total // 2)
+    model(batch()).sum().backward()
+    lower, upper = blocks_of(model.network)
+    assert any(parameter.grad is not None for parameter in upper.parameters())
+    frozen = [*lower.parameters(), model.network.get_input_embeddings().weight]
+    assert not any(parameter.requires_grad for parameter in frozen)
+    assert model.network.score.weight.grad is not None
 
 
 @families
 def test_soft_tokens_read_as_the_tokens_themselves(family: Family, tmp_path: Path) -> None:
     """One-hots times ``embedding`` score as token ids do: Gemma's embedding scales what it looks up."""
     model = ScalarModel.load(save_family(family, tmp_path), pooling="mean", pad_token_id=0, seed=1)
-    rows = [([5, 50, 60], [70, 80, 2]), ([5, 50], [70, 80, 90, 91])]
-    items = [Demonstration(np.array(prompt, np.int32), np.array(answer, np.int32)) for prompt, answer in rows]
-    sequences = collate_sequences(items, 0)
+    sequences = batch()
     aligned = align(sequences)
     with torch.no_grad():
         torch.nn.init.normal_(model.network.score.weight, generator=torch.Generator().manual_seed(1))
