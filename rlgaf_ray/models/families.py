@@ -22,6 +22,9 @@ from transformers.models.auto.modeling_auto import (
 
 from rlgaf_ray.errors import UserError
 
+SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""What families call what they do to the output layer's result."""
+
 
 def check_family(source: str, config: PreTrainedConfig) -> None:
     """Refuse a model that is quantized, or no decoder that reads its past from keys and values.
@@ -65,6 +68,18 @@ def check_soft_family(source: str, config: PreTrainedConfig) -> None:
             f"generator.algorithm=gumbel feeds mixtures of embeddings, and model.generator={source} "
             f"({config.model_type}) reads token ids in every layer: take another model, or another generator.algorithm"
         )
+
+
+def check_linear_logits(source: str, config: PreTrainedConfig, key: str, remedy: str) -> None:
+    """Raise ``UserError`` where ``key`` needs logits that are a linear layer of the last hidden states, and they are
+    scaled or soft-capped. ``models.generator.check_output_layer`` finds it of any network, once it is loaded."""
+    text = config.get_text_config()
+    for name in SCALED_LOGITS:
+        if getattr(text, name, None) not in (None, 0, 1):
+            raise UserError(
+                f"{key} needs logits that are a linear layer of the last hidden states, and model.generator={source} "
+                f"({config.model_type}) has {name}={getattr(text, name)}: {remedy}"
+            )
 
 
 def quantization(config: PreTrainedConfig) -> str | None:

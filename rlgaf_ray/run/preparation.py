@@ -27,7 +27,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
-from rlgaf_ray.models.families import check_soft_family, scoring_class
+from rlgaf_ray.models.families import check_linear_logits, check_soft_family, scoring_class
 from rlgaf_ray.models.folder import check_model, read_config
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
@@ -102,10 +102,13 @@ def check_networks(config: Config) -> None:
     model, algorithm = config.model, config.generator.active
     check_model(model.generator, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
     scalar = config.discriminator.traits.scalar_head or algorithm.trains_critic or algorithm.needs_discriminator
-    if model.generator in FROM_SCRATCH or not scalar:
+    if model.generator in FROM_SCRATCH:
         return
     described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
-    scoring_class(described)
+    if config.learner.logprob_chunk_tokens is not None:
+        check_linear_logits(model.generator, described, "learner.logprob_chunk_tokens", "set it to null")
+    if scalar:
+        scoring_class(described)
     if algorithm.needs_discriminator:
         check_soft_family(model.generator, described)
 

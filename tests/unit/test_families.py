@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,19 @@ import torch
 import rlgaf_ray as rl
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.models.generator import blocks_of, load_generator, policy_logprobs
+from rlgaf_ray.models.families import scoring_class
+from rlgaf_ray.models.generator import blocks_of, check_output_layer, load_generator, policy_logprobs
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import align, soft_logits
-from rlgaf_ray.run.preparation import Prepared
+from rlgaf_ray.run.preparation import Prepared, check_networks
 from rlgaf_ray.run.session import local_roles
 from rlgaf_ray.training.regularization import freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings, SequenceBatch
 from tests.families import FAMILIES, Family, save_family
 
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 families = pytest.mark.parametrize("family", FAMILIES, ids=[family.name for family in FAMILIES])
 RUN = [
     "run.name=run",
@@ -127,3 +131,24 @@ def test_soft_tokens_read_as_the_tokens_themselves(family: Family, tmp_path: Pat
         soft = soft_logits(model, aligned, model.embedding[aligned.response_ids])
     torch.testing.assert_close(soft, hard, atol=1e-4, rtol=1e-4)
     assert float(hard.std()) > 1e-3
+
+
+@families
+def test_the_page_lists_it(family: Family, tmp_path: Path) -> None:
+    model = load_generator(save_family(family, tmp_path))
+    head = "transformers" if scoring_class(model.config) is None else "our own"
+    chunks = "yes"
+    try:
+        check_output_layer(model)
+    except UserError:
+        chunks = "no"
+    chunked = rl.load_config(None, [f"model.generator={tmp_path}", "learner.logprob_chunk_tokens=8"])
+    with nullcontext() if chunks == "yes" else pytest.raises(UserError, match="logprob_chunk_tokens needs logits that"):
+        check_networks(chunked)
+    row = f"| {family.name} | `{family.model_type}` | {head} | {chunks} | {family.vllm or 'yes'} |"
+    assert row in PAGE.splitlines()
+
+
+def test_the_page_lists_no_other_family() -> None:
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in PAGE.splitlines() if line.count(" | ") == 4]
+    assert rows[1:] == [family.name for family in FAMILIES]
