@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.families import attention_for
 from rlgaf_ray.models.folder import longest_sequence, read_causal_lm, read_config
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
 from rlgaf_ray.objectives.logprobs import Head, chunked_logprobs, chunked_logprobs_and_kl, log_probabilities
@@ -92,11 +93,6 @@ def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
     return [token_ids] if isinstance(token_ids, int) else list(token_ids)
 
 
-def attention_for(device: torch.device) -> str:
-    """On CPU plain matrix products train a fifth faster than fused attention at lengths up to 128 (measured)."""
-    return "eager" if device.type == "cpu" else "sdpa"
-
-
 def load_generator(
     source: str | Path,
     *,
@@ -115,7 +111,7 @@ def load_generator(
         allow_pickle=allow_pickle,
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
-        attn_implementation=attention_for(device),
+        attn_implementation=attention_for(read_config(source, trust_remote_code=trust_remote_code), device),
     )
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped
 

@@ -13,9 +13,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import model_source
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
-from rlgaf_ray.models.families import scoring_class
+from rlgaf_ray.models.families import attention_for, scoring_class
 from rlgaf_ray.models.folder import read_config
-from rlgaf_ray.models.generator import attention_for, embedding_matrix
+from rlgaf_ray.models.generator import embedding_matrix
 from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
@@ -64,7 +64,7 @@ class ScalarModel(DiscriminatorNetwork):
                 dtype=getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
-                attn_implementation=attention_for(device),
+                attn_implementation=attention_for(config, device),
                 output_loading_info=True,
             )
         if missing := sorted(name for name in found["missing_keys"] if not name.startswith("score.")):

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from rlgaf_ray.config import load_config
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.families import check_soft_family, scoring_class
+from rlgaf_ray.models.families import attention_for, check_soft_family, scoring_class
 from rlgaf_ray.models.folder import check_model, longest_sequence
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.lora import export_network
@@ -236,6 +236,31 @@ def test_a_recurrent_layer_that_reads_padding_is_refused(tmp_path: Path) -> None
     check_model(str(tmp_path))
     with pytest.raises(UserError, match="its logits change with a cache or with padding on the left: set rollout"):
         TransformersEngine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [(name, "sdpa") for name in ("llama", "gpt2", "gemma3")] + [(name, "eager") for name in ("gemma2", "gpt_oss", "bloom")],
+)  # fmt: skip
+def test_attention_is_fused_where_it_computes_the_same(model_type: str, expected: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    assert attention_for(config, torch.device("cuda")) == expected
+    assert attention_for(config, torch.device("cpu")) == "eager"
+
+
+def test_fused_attention_forgets_gemma_2s_cap(tmp_path: Path) -> None:
+    """The reason for ``attention_for``'s exception: once this fails, transformers does not forget it any more."""
+    gemma = next(family for family in FAMILIES if family.name == "Gemma 2")
+    source = save_family(gemma, tmp_path, attn_logit_softcapping=0.5)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        logits = [
+            AutoModelForCausalLM.from_pretrained(source, attn_implementation=name).eval()(ids).logits
+            for name in ("eager", "sdpa")
+        ]
+        ours = load_generator(source)(ids).logits
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+    torch.testing.assert_close(ours, logits[0])
 
 
 def test_soft_tokens_need_embeddings_at_the_first_layer_alone() -> None:
