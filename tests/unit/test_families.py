@@ -100,6 +100,31 @@ def test_a_run_trains_and_exports_what_it_trained(family: Family, tmp_path: Path
         np.testing.assert_allclose(judge(sequences), scores, atol=1e-5, rtol=0)
 
 
+def named(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "conditional"])
+def test_gumbel_softmax_trains_a_model_whose_embedding_scales(mode: str, tmp_path: Path) -> None:
+    more = ["generator.algorithm=gumbel", f"generator.gumbel.mode={mode}", "discriminator.frozen_layers=0"]
+    outcome = rl.train(config(named("Gemma 3"), tmp_path, *more), roles="local")
+    rows = [json.loads(line) for line in (outcome.folder / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "generator/grad_norm" in row]
+    assert len(trained) == 2 and all(row["generator/grad_norm"] > 0 for row in trained)
+    if mode == "conditional":  # the soft response's logit beside the score that the discriminator gave its tokens
+        assert all(row["generator/score_gap"] < 1e-4 for row in trained)
+
+
+def test_a_run_keeps_what_the_folder_says_of_generation(tmp_path: Path) -> None:
+    """transformers reads a temperature without do_sample, and refuses to write it."""
+    prepared = config(named("SmolLM2"), tmp_path)
+    settings = {"bos_token_id": 1, "eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    outcome = rl.train(prepared, roles="local")
+    written = json.loads((outcome.folder / "generator" / "generation_config.json").read_text())
+    assert {name: written.get(name) for name in settings} == settings
+
+
 def batch() -> SequenceBatch:
     """Two prompts and responses of different lengths."""
     rows = [([5, 50, 60], [70, 80, 2]), ([5, 50], [70, 80, 90, 91])]

@@ -240,8 +240,11 @@ def test_a_recurrent_layer_that_reads_padding_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("model_type", "expected"),
-    [(name, "sdpa") for name in ("llama", "gpt2", "gemma3")] + [(name, "eager") for name in ("gemma2", "gpt_oss", "bloom")],
-)  # fmt: skip
+    [
+        *((name, "sdpa") for name in ("llama", "gpt2", "gemma3")),
+        *((name, "eager") for name in ("gemma2", "gpt_oss", "bloom")),
+    ],
+)
 def test_attention_is_fused_where_it_computes_the_same(model_type: str, expected: str) -> None:
     config = AutoConfig.for_model(model_type)
     assert attention_for(config, torch.device("cuda")) == expected
