@@ -32,7 +32,10 @@ from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.ends import merged, model_ends, set_ends
+from rlgaf_ray.models.folder import read_config, save_network
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
+from rlgaf_ray.models.legal import constrain
+from rlgaf_ray.models.vocabulary import UNUSED, unused_token_ids
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
@@ -75,15 +78,16 @@ def prepare_warmups(
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
     own_ends = model_ends(source, tokenizer, trust_remote_code=config.model.trust_remote_code)
-    ends = merged(own_ends, task.end_ids)
+    ends, unused, legal = merged(own_ends, task.end_ids), _unused(config, tokenizer), task.legal
     data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source, str(ends)]
+    data += map(str, unused)
     if source == FILM_REVIEWS and config.base_warmup.steps == 0 and ends == own_ends:
         generator, key, cached = FOLDER, SHA256, True
     else:
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        payload = {"stage": "generator", "source": source, "ends": ends}
+        payload = {"stage": "generator", "source": source, "ends": ends, "unused": unused, "legal": legal}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
@@ -116,6 +120,15 @@ def prepare_warmups(
 
         cached &= _made(contrast, _contrast_worker, prompts, payload, config, tokenizer, report, run)
     return Warmups(base, generator, discriminator, contrast, cached)
+
+
+def _unused(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids of the model that its tokenizer has no token for."""
+    source = config.model.generator
+    if source in FROM_SCRATCH:
+        return []
+    described = read_config(source, trust_remote_code=config.model.trust_remote_code)
+    return unused_token_ids(tokenizer, described.get_text_config().vocab_size)
 
 
 def _made(
@@ -198,6 +211,8 @@ def _generator_worker(payload: dict[str, Any]) -> None:
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
     )
+    if payload["unused"]:
+        setattr(model.config, UNUSED, payload["unused"])
     _write_generator(model, settings.steps, payload, worker)
 
 
@@ -230,7 +245,7 @@ def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[st
         result = Path(payload["folder"]) / "result"
         set_ends(model, payload["ends"])
         with writing(result):
-            model.save_pretrained(result)
+            save_network(model, result)
             (result / "warmup.json").write_text(json.dumps({"steps": steps}))
 
 
@@ -239,6 +254,8 @@ def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel
     if payload["source"] in FROM_SCRATCH:
         vocab_size, end_of_text_id = payload["vocabulary"]
         new = build_from_scratch(payload["source"], vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        if payload["legal"] is not None:
+            constrain(new, torch.from_numpy(payload["legal"]))
         return new.to(device)  # type: ignore[arg-type]  # transformers wraps it untyped
     return load_generator(
         payload["source"],

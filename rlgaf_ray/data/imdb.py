@@ -14,6 +14,7 @@ from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, Row, TextBlocks
@@ -25,7 +26,7 @@ SENTIMENTS = ("negative", "positive")
 CUT = ("demonstrations", *EVALUATION_PARTS)  # the parts whose reviews are cut into demonstrations
 
 
-class ImdbTask:
+class ImdbTask(Task):
     """The demonstrations and evaluation sets that are made of the parts of the reviews.
 
     A demonstration is the beginning of a review: ``task.prompt_tokens`` tokens of prompt and exactly

@@ -30,6 +30,12 @@ def constrain(model: PreTrainedModel, legal: Tensor) -> None:
     model.register_forward_hook(_mask, with_kwargs=True)
 
 
+def legal_of(model: PreTrainedModel) -> Tensor | None:
+    """The table that a model is constrained by."""
+    found = getattr(model, "legal_tokens", None)
+    return found if isinstance(found, Tensor) else None
+
+
 def _mask(model: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
     token_ids = options.get("input_ids", arguments[0] if arguments else None)
     assert token_ids is not None, "a grammar is of tokens, and the network was given embeddings"
@@ -40,7 +46,7 @@ def _mask(model: Any, arguments: tuple[Any, ...], options: dict[str, Any], outpu
 
 
 def save_legal(folder: str | Path, legal: Tensor) -> None:
-    save_file({"legal": legal.contiguous()}, Path(folder) / FILE)
+    save_file({"legal": legal.contiguous().cpu()}, Path(folder) / FILE)
 
 
 def load_legal(folder: str | Path) -> Tensor | None:

@@ -20,6 +20,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
+from rlgaf_ray.data.vocabulary import check_special_tokens, check_token_ids
 from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
@@ -28,10 +29,11 @@ from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
 from rlgaf_ray.models.ends import merged, model_ends
+from rlgaf_ray.models.families import check_linear_logits, check_soft_family, scoring_class
+from rlgaf_ray.models.folder import check_model, read_config
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
-    check_model_source,
     max_positions,
     num_layers,
 )
@@ -91,11 +93,27 @@ def check_before_start(config: Config) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
     if config.rollout.traits.vllm:
         require_vllm()
-    check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
+    check_networks(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
         check_frozen_layers(frozen, total)
+
+
+def check_networks(config: Config) -> None:
+    """Raise ``UserError`` for a model that cannot be trained, or has no scalar head that the config asks for."""
+    model, algorithm = config.model, config.generator.active
+    check_model(model.generator, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
+    scalar = config.discriminator.traits.scalar_head or algorithm.trains_critic or algorithm.needs_discriminator
+    if model.generator in FROM_SCRATCH:
+        return
+    described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
+    if config.learner.logprob_chunk_tokens is not None:
+        check_linear_logits(model.generator, described, "learner.logprob_chunk_tokens", "set it to null")
+    if scalar:
+        scoring_class(described)
+    if algorithm.needs_discriminator:
+        check_soft_family(model.generator, described)
 
 
 def check_lengths(config: Config, asked: int) -> None:
@@ -103,7 +121,7 @@ def check_lengths(config: Config, asked: int) -> None:
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
-    if max(asked, block_tokens) > limit:
+    if limit is not None and max(asked, block_tokens) > limit:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
         raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
@@ -123,20 +141,23 @@ def cache_folder(config: Config) -> Path:
 def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) -> Data:
     """The task and its tokenizer; the built-in model's tokenizer is trained on the warm-up's part alone.
 
-    ``source``: replaces the one that ``task.name`` names.
+    ``source``: replaces the one that ``task.name`` names. Raises ``UserError`` where model and task do not fit, such as
+    a model without an embedding for a token of the task.
     """
     keep_rows = bool(config.reward.functions)
     source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
     if config.model.generator == FILM_REVIEWS:
         refuse_base_reviews(source.texts)
+    model, trusted = config.model.generator, config.model.trust_remote_code
     tokenizer: PreTrainedTokenizerBase
-    if config.model.generator in FROM_SCRATCH and (own := getattr(source, "tokenizer", None)) is not None:
+    num_embeddings: int | None = None  # of a model that brings its own tokenizer
+    if model in FROM_SCRATCH and (own := getattr(source, "tokenizer", None)) is not None:
         tokenizer = own
-    elif config.model.generator in FROM_SCRATCH:
+    elif model in FROM_SCRATCH:
         texts = source.warmup_texts
         if not texts:
             raise UserError(
-                f"model.generator={config.model.generator} trains a tokenizer on the task's text, and "
+                f"model.generator={model} trains a tokenizer on the task's text, and "
                 f"{type(source).__name__}.warmup_texts is empty: give text, or take a model with a tokenizer"
             )
         path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
@@ -145,10 +166,32 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
         tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
-        tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    ends = model_ends(config.model.generator, tokenizer, trust_remote_code=config.model.trust_remote_code)
+        tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+        num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
+        check_special_tokens(tokenizer, num_embeddings, model)
+    ends = model_ends(model, tokenizer, trust_remote_code=trusted)
     task = source.with_ends(ends).tokenized(tokenizer, cache)
+    if num_embeddings is not None:
+        block_tokens = config.base_warmup.block_tokens if config.base_warmup.steps != 0 else None
+        check_token_ids(task, tokenizer, num_embeddings, model, block_tokens=block_tokens)
+    check_grammar(config, task)
     return Data(task, tokenizer, [*task.notes, *notes_on_ends(task, ends, tokenizer)])
+
+
+def check_grammar(config: Config, task: Task) -> None:
+    """Raise ``UserError`` where a task's grammar would not be kept to."""
+    if task.legal is None:
+        return
+    if config.model.generator not in FROM_SCRATCH:
+        raise UserError(
+            f"task.name={config.task.name} says which tokens are legal, to a model that is trained from nothing: set "
+            f"model.generator to one of {', '.join(FROM_SCRATCH)}"
+        )
+    if config.rollout.traits.vllm:
+        raise UserError(
+            f"task.name={config.task.name} says which tokens are legal, and vLLM would sample others: set "
+            "rollout.engine=transformers"
+        )
 
 
 def notes_on_ends(task: Task, ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

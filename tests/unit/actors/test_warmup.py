@@ -22,9 +22,14 @@ LAST_TWO = "discriminator={view: last_tokens, view_tokens: 2}"
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(warmup, "_made", lambda *arguments: True)
-    keys = {"base_key": (), "warmup_key": (), "end_ids": ()}
+    keys = {"base_key": (), "warmup_key": (), "end_ids": (), "legal": None}
     task = SimpleNamespace(checksum="data", demonstrations=[], discriminator_warmup=None, warmup_blocks=len, **keys)
-    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"), eos_token_id=0)
+    tokenizer = SimpleNamespace(
+        backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"),
+        eos_token_id=0,
+        get_vocab=lambda: {str(token_id): token_id for token_id in range(4096)},
+        all_special_ids=[0],
+    )
 
     def make(*overrides: str) -> Warmups:
         return prepare_warmups(load_config(None, overrides), task, tokenizer, tmp_path, lambda *_: None)  # type: ignore[arg-type]
