@@ -51,15 +51,20 @@ class ChatTemplate:
     @property
     def key(self) -> str:
         """What decides how rows are rendered, but for the date."""
-        return content_hash(
-            [str(self._tokenizer.chat_template), json.dumps(self._settings.chat_template_kwargs, sort_keys=True)]
-        )
+        arguments = json.dumps(self._settings.chat_template_kwargs, default=str)
+        return content_hash([str(self._tokenizer.chat_template), arguments])
 
     def pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
         """The last answer, or with ``messages_train: all`` every one, each after the conversation so far.
 
         Raises ``UserError`` beginning with ``where``, the row's number.
         """
+        try:
+            yield from self._pairs(messages, tools, row, where)
+        except RecursionError as error:
+            raise UserError(f"{where}: its values are nested too deeply for a chat: flatten them") from error
+
+    def _pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
         if self._settings.system_prompt is not None and messages[0]["role"] not in INSTRUCTING:
             messages = [{"role": "system", "content": self._settings.system_prompt}, *messages]
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]

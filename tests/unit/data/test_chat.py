@@ -251,6 +251,14 @@ def test_a_template_that_cannot_be_used_is_reported_with_the_row(template: str, 
         made(tmp_path, chats(), tokenizer_with(template))
 
 
+def test_a_row_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    rows = chats()
+    for _ in range(700):
+        rows[3]["messages"][0]["note"] = [rows[3]["messages"][0].get("note")]
+    with pytest.raises(UserError, match=r"^task: row 4: its values are nested too deeply for a chat: flatten them$"):
+        made(tmp_path, rows, tokenizer_with(CHATML))
+
+
 def test_a_slow_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     class Slow(PreTrainedTokenizerBase):
         chat_template = None
