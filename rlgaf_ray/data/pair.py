@@ -19,6 +19,4 @@ class Pair:
     references: tuple[str, ...]  # what an answer is compared with; none: the right answer is to give none
     kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
     row: Row = field(default_factory=dict, repr=False, compare=False)  # no part of the checksum
-    rejected: Pair | None = field(
-        default=None, repr=False
-    )  # an answer that is not wanted, as a rule to the same prompt
+    rejected: Pair | None = field(default=None, repr=False)  # an unwanted answer, as a rule to the same prompt

@@ -155,7 +155,7 @@ class PairTask(Task):
         counts: RowCounts,
         no_answer: str | None = None,
     ) -> None:
-        self.counts = counts
+        self._counts = counts
         self.no_answer = no_answer
         self._task = task
         self._settings = settings
@@ -183,11 +183,14 @@ class PairTask(Task):
         return content_hash(f"{name} {pair}" for name, pair in (*rows, *rejected))
 
     @property
+    def counts(self) -> RowCounts:
+        return self._counts
+
+    @property
     def unwanted(self) -> str:
-        kinds = {item is not None for item in self._rejected["demonstrations"]}
-        return " and ".join(
-            {True: "rejected answers", False: "answers to other prompts"}[kind] for kind in sorted(kinds)[::-1]
-        )
+        has_rejected = {item is not None for item in self._rejected["demonstrations"]}
+        names = {True: "rejected answers", False: "answers to other prompts"}
+        return " and ".join(name for kind, name in names.items() if kind in has_rejected)
 
     @property
     def base_key(self) -> Sequence[str]:

@@ -99,9 +99,7 @@ def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("the client's own error\nin two lines")
 
     monkeypatch.setattr(type(files), "_open", unreachable)
-    with pytest.raises(
-        UserError, match=r"^memory:///rows/b.jsonl cannot be read: the client's own error in two line"
-    ):
+    with pytest.raises(UserError, match=r"^memory:///rows/b.jsonl cannot be read: the client's own error in two line"):
         numbers("memory://rows/b.jsonl")
     monkeypatch.setattr(type(files), "glob", unreachable)
     with pytest.raises(UserError, match=r"^task.jsonl.path=.*jsonl cannot be read: the client's own error"):
