@@ -21,7 +21,8 @@ Message = dict[str, Any]
 Messages = list[Message]
 
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
-RESPONSES = ("response", "completion", CHOSEN)
+COMPLETION = "completion"  # of TRL's unpaired preferences too, where a label says whether it is wanted
+RESPONSES = ("response", COMPLETION, CHOSEN)
 QUESTION, ANSWER = "question", "answer"
 CONVERSATIONS = ("messages", "conversations")
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {from, value}; others are called as in {role, content}
@@ -77,10 +78,8 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
     if columns.messages is not None:
         return _example(None, as_messages(row[columns.messages], columns.messages, place), place, columns.messages)
     assert columns.response is not None, "find_columns refuses rows without a response"
-    if row.get("label") is False and columns.response != settings.response_column:  # TRL's unpaired preferences
-        raise UserError(
-            f"{place}: its label is false, so that its {columns.response} is no demonstration: remove such rows"
-        )
+    if columns.response == COMPLETION != settings.response_column and str(row.get("label")).lower() == "false":
+        raise UserError(f"{place}: its label is false, so that its completion is no demonstration: remove such rows")
     response = _text_or_messages(row[columns.response], columns.response, place)
     prompt = None if columns.prompt is None else row.get(columns.prompt)
     if prompt is not None:
@@ -168,6 +167,8 @@ def _message(item: Mapping[str, Any], name: str, place: str) -> Message:
     message = {key: value for key, value in item.items() if value is not None}
     if message.get("tool_calls"):  # they may have no content
         message.setdefault("content", "")
+    if isinstance(content := message.get("content"), list):
+        message["content"] = _joined(content)
     if "from" in message and "role" not in message:
         speaker = message.pop("from")
         message = {"role": SPEAKERS.get(str(speaker), speaker), "content": message.pop("value", None), **message}
@@ -189,6 +190,13 @@ def as_tools(value: Any, place: str) -> list[dict[str, Any]] | None:
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise UserError(f"{place}: the tools (tools_column) must be a list of JSON schemas, or its JSON as text")
     return [_without_nulls(item) for item in value]
+
+
+def _joined(content: list[Any]) -> Any:
+    """The text of a content that is a list of ``{type: text, text: ...}``; any other content as it is."""
+    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    whole = content and len(parts) == len(content) and all(isinstance(part, str) for part in parts)
+    return "".join(map(str, parts)) if whole else content
 
 
 def _text_or_messages(value: Any, name: str, place: str) -> str | Messages:

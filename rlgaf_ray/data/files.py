@@ -34,7 +34,7 @@ class DataFile:
     def rows(self) -> Iterator[PlacedRow]:
         """Raises ``UserError`` naming the file, and the line or row where there is one."""
         path = urlsplit(self.name).path if uris.is_uri(self.name) else self.name
-        stem = path.removesuffix(".gz")
+        stem = path[:-3] if path.lower().endswith(".gz") else path
         reader = READERS.get(os.path.splitext(stem)[1].lower())
         if reader is None:
             raise UserError(f"{self.name} has an unknown suffix: the formats are {', '.join(READERS)}, and .gz of each")

@@ -20,8 +20,7 @@ class Pair:
     kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
     row: Row = field(default_factory=dict, repr=False, compare=False)  # no part of the checksum
     turn: Turn | None = field(default=None, repr=False, compare=False)  # as rendered by a chat template
-    rejected: Pair | None = field(default=None, repr=False)
-    """An answer that is not wanted, as a rule to the same prompt."""
+    rejected: Pair | None = field(default=None, repr=False)  # an unwanted answer, as a rule to the same prompt
 
 
 @dataclass(frozen=True, slots=True)

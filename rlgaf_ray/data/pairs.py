@@ -175,7 +175,7 @@ class PairTask(Task):
         notes: Sequence[str] = (),
         shown_ends: Collection[int] = (),
     ) -> None:
-        self.counts = counts
+        self._counts = counts
         self.no_answer = no_answer
         self.notes = notes
         self.end_ids = frozenset(int(item.response_ids[-1]) for items in demonstrations.values() for item in items)
@@ -212,11 +212,14 @@ class PairTask(Task):
         return content_hash(f"{name} {pair}" for name, pair in (*rows, *rejected))
 
     @property
+    def counts(self) -> RowCounts:
+        return self._counts
+
+    @property
     def unwanted(self) -> str:
-        kinds = {item is not None for item in self._rejected["demonstrations"]}
-        return " and ".join(
-            {True: "rejected answers", False: "answers to other prompts"}[kind] for kind in sorted(kinds)[::-1]
-        )
+        has_rejected = {item is not None for item in self._rejected["demonstrations"]}
+        names = {True: "rejected answers", False: "answers to other prompts"}
+        return " and ".join(name for kind, name in names.items() if kind in has_rejected)
 
     @property
     def base_key(self) -> Sequence[str]:

@@ -94,8 +94,10 @@ class Task(Protocol):
         """
         return "responses"
 
-    counts: RowCounts | None = None
-    """What became of the rows that were read, for the run's record; None where nothing is known."""
+    @property
+    def counts(self) -> RowCounts | None:
+        """What became of the rows that were read, for the run's record; None where nothing is known."""
+        return None
 
     @property
     def unwanted(self) -> str:

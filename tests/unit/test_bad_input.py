@@ -144,10 +144,13 @@ def test_damaged_data_files(tmp_path: Path, name: str, damage: Any) -> None:
     refused_or_done(lambda: read(path))
 
 
+ROLES = st.sampled_from(["user", "assistant", "system"]) | JSON
+CHATS = st.lists(st.fixed_dictionaries({"role": ROLES, "content": st.text(max_size=5) | JSON}))
 SOME_COLUMNS = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(("text", "label", "prompt", "response", "messages"), JSON)
+    {},
+    optional=dict.fromkeys(("text", "label", "prompt", "response", "messages"), JSON)
+    | dict.fromkeys(("completion", "chosen", "rejected", "conversations", "question", "answer"), JSON | CHATS),
 )
-CHATS = st.lists(st.fixed_dictionaries({"role": JSON, "content": JSON}))
 
 
 @cases(few=80, full=500)
@@ -187,6 +190,9 @@ COLUMNS = st.sampled_from(
 def test_parquet_of_wrong_types(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
     path = write(tmp_path / "reviews.parquet", parquet(columns))
     refused_or_done(lambda: read(path))
+    names = {"text": "prompt", "label": "completion", "other": "rejected"}
+    pairs = write(tmp_path / "pairs.parquet", parquet({names[name]: column for name, column in columns.items()}))
+    refused_or_done(lambda: read(pairs))
 
 
 DEEP, HUGE = "[" * 200_000 + "]" * 200_000, "x" * 3_000_000

@@ -15,6 +15,13 @@ USER, YES, NO = (
     {"role": "user", "content": "Is it?"},
     *({"role": "assistant", "content": text} for text in ("Yes.", "No.")),
 )
+
+
+def parts(*texts: str) -> list[dict[str, Any]]:
+    """As exports of OpenAI's API and Parquet write them."""
+    return [{"type": "text", "text": text, "image_url": None} for text in texts]
+
+
 MORE = {"role": "user", "content": "Sure?"}
 
 
@@ -28,6 +35,7 @@ def read(row: dict[str, Any], **columns: str) -> Example:
         ({"prompt": "a", "response": " b"}, "a", " b", None),
         ({"prompt": "a", "completion": " b"}, "a", " b", None),
         ({"prompt": "a", "completion": " b", "label": True}, "a", " b", None),
+        ({"prompt": "a", "completion": " b", "label": 0}, "a", " b", None),  # a class of some kind
         ({"question": "a", "answer": "b", "id": 3}, "a", "b", None),
         ({"prompt": "a", "response": "b", "answer": "42"}, "a", "b", None),  # for a reward function
         ({"prompt": "a", "chosen": " b", "rejected": " c"}, "a", " b", ("a", " c")),
@@ -45,6 +53,7 @@ def read(row: dict[str, Any], **columns: str) -> Example:
         ({"messages": [{**USER, "name": None}, {**YES, "tool_calls": None}]}, [USER], YES, None),
         ({"messages": json.dumps([USER, YES])}, [USER], YES, None),
         ({"conversations": [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "No."}]}, [USER], NO, None),
+        ({"messages": [{"role": "user", "content": parts("Is", " it?")}, YES]}, [USER], YES, None),
         ({"prompt": [USER], "response": "Yes."}, [USER], YES, None),
         ({"prompt": [USER], "completion": [YES]}, [USER], YES, None),
         ({"prompt": "Is it?", "completion": [YES]}, [USER], YES, None),
@@ -107,6 +116,8 @@ def test_named_columns_go_first() -> None:
         ({"prompt": "a", "response": "b", "completion": "c"}, "has response and completion: name the one to read"),
         ({"prompt": "a", "response": "b", "messages": [USER, YES]}, "has response and messages: name the one to read"),
         ({"prompt": "a", "completion": "b", "label": False}, "its label is false, so that its completion is no demons"),
+        ({"prompt": "a", "completion": "b", "label": "False"}, "its label is false, so that its completion is no"),
+        ({"messages": [{"role": "user", "content": [*parts("a"), {"type": "image"}]}, YES]}, "messages must be a li"),
         ({"prompt": "a", "chosen": "b", "rejected": [NO]}, "chosen and rejected"),
         ({"chosen": "Yes.", "rejected": "No."}, "has no prompt, and its chosen and rejected share no beginning"),
         ({"chosen": "It is so.", "rejected": "It is so."}, "has no prompt, and its chosen and rejected share no beg"),

@@ -46,6 +46,7 @@ FILES = {
     "rows.jsonl": json_lines(ROWS),
     "windows.jsonl": b"\xef\xbb\xbf" + json_lines(ROWS, "\r\n") + b"\r\n\r\n",
     "rows.ndjson": json_lines(ROWS),
+    "ROWS.JSONL.GZ": gzip.compress(json_lines(ROWS)),
     "rows.jsonl.gz": gzip.compress(json_lines(ROWS)),
     "ROWS.JSON": json.dumps(ROWS, indent=2).encode(),
     "lines.json": json_lines(ROWS),
@@ -78,7 +79,7 @@ def test_rows_know_their_place(tmp_path: Path) -> None:
 
 def test_keys_that_a_table_adds_to_nested_values_are_left_out(tmp_path: Path) -> None:
     call = {"x": None, "id": 1}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]},
         {"messages": [{"role": "user", "content": "c", "name": "d"}], "other": 1},
     ]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -109,7 +110,7 @@ def test_rows_without_a_rejected_answer_have_that_to_another_prompt(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     """Equal or too long rejected answers leave their row without contrast, and are reported."""
-    rows = [dict(row) for row in PREFERENCES]
+    rows: list[dict[str, Any]] = [dict(row) for row in PREFERENCES]
     for number in range(0, 30, 3):
         rows[number]["rejected"] = None
         rows[number + 1]["rejected"] = rows[number + 1]["chosen"] if number % 2 else " far too long" * 20

@@ -206,7 +206,7 @@ def test_rows_left_out_are_reported_before_the_warmups(
     words += ["task.prompt_tokens=40", "model.generator=tiny-gpt2", "evaluation.num_prompts=10", "run.name=a"]
     words += [f"run.root={tmp_path}", f"warmup.cache={tmp_path}/cache"]
     recording = RecordingCallback()
-    made: list[session.Prepared] = []
+    made: list[Any] = []
 
     def prepare_warmups(config: Any, task: Any, tokenizer: Any, *_: Any, **__: Any) -> Any:
         made.append(SimpleNamespace(config=config, data=SimpleNamespace(task=task)))
