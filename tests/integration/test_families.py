@@ -59,7 +59,9 @@ def test_vllm_and_the_learner_give_the_same_logprobs(
 ) -> None:
     model = load_generator(save_family(family, tmp_path / "before"))
     pushed = load_generator(save_family(family, tmp_path / "after", seed=1))
-    found = ray.get(process.answers.remote(tmp_path / "before", [to_arrays(pushed.state_dict(), 1)]))
+    found: list[list[Rollout]] = ray.get(
+        process.answers.remote(tmp_path / "before", [to_arrays(pushed.state_dict(), 1)])
+    )
     assert [rollouts[0].policy_version for rollouts in found] == [0, 1]
     for network, rollouts in zip((model, pushed), found, strict=True):
         assert max(len(rollout.response_ids) for rollout in rollouts) == SAMPLING.max_new_tokens
