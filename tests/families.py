@@ -65,18 +65,18 @@ FAMILIES = [
     Family("Qwen3", "qwen3", TIED, "qwen3", "<|im_end|>"),
     Family("Gemma 2", "gemma2", GEMMA, "gemma", "<end_of_turn>"),
     Family("Gemma 3", "gemma3_text", GEMMA, "gemma3", "<end_of_turn>"),
-    Family("Gemma 3 with images", "gemma3", IMAGES, "gemma3", "<end_of_turn>"),
+    Family("Gemma 3 with images", "gemma3", IMAGES, "gemma3", "<end_of_turn>", vllm="not tested"),
     Family("Phi-3", "phi3", {}, "phi3", "<|end|>"),
     Family("SmolLM2", "llama", TIED),
     Family("OPT", "opt", {"ffn_dim": 96, "word_embed_proj_dim": 64}),
     Family("Mistral", "mistral", {"sliding_window": 16}),
     Family("Granite", "granite", GRANITE),
     Family("OLMo 2", "olmo2"),
-    Family("GPT-OSS", "gpt_oss", {**SLIDING, **EXPERTS}, "gptoss", "<|return|>"),
-    Family("BLOOM", "bloom"),
-    Family("OLMoE", "olmoe", EXPERTS),
+    Family("GPT-OSS", "gpt_oss", {**SLIDING, **EXPERTS}, "gptoss", "<|return|>", "no: experts"),
+    Family("BLOOM", "bloom", vllm="no: its output layer"),
+    Family("OLMoE", "olmoe", EXPERTS, vllm="no: experts"),
     Family("Cohere", "cohere", {}, "cohere", "<|END_OF_TURN_TOKEN|>"),
-    Family("LFM2", "lfm2", {"layer_types": ["conv", "full_attention"]}, "lfm2", "<|im_end|>"),
+    Family("LFM2", "lfm2", {"layer_types": ["conv", "full_attention"]}, "lfm2", "<|im_end|>", "no: convolutions"),
 ]
 """The rows of docs/models.md."""
 

@@ -24,6 +24,8 @@ from rlgaf_ray.errors import UserError
 
 SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """What families call what they do to the output layer's result."""
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""What families call the number of a layer's experts."""
 
 
 def check_family(source: str, config: PreTrainedConfig) -> None:
@@ -53,7 +55,7 @@ def check_family(source: str, config: PreTrainedConfig) -> None:
         raise UserError(
             f"{name} is no causal language model ({config.model_type}): take a decoder such as Llama or Qwen"
         )
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise UserError(
             f"{name} cannot be sampled from here: {model.__name__} keeps no keys and values of the tokens before "
@@ -80,6 +82,26 @@ def check_linear_logits(source: str, config: PreTrainedConfig, key: str, remedy:
                 f"{key} needs logits that are a linear layer of the last hidden states, and model.generator={source} "
                 f"({config.model_type}) has {name}={getattr(text, name)}: {remedy}"
             )
+
+
+def check_vllm(source: str, config: PreTrainedConfig, *, on_cpu: bool) -> None:
+    """Raise ``UserError`` for a family that vLLM 0.32 does not start, or whose new weights it does not use."""
+    text = config.get_text_config()
+    layers = set(getattr(text, "layer_types", None) or ())
+    reasons = {
+        "has experts, whose new weights do not take effect in vLLM": any(
+            (getattr(text, name, None) or 0) > 1 for name in EXPERTS
+        ),
+        "has a tied output layer that vLLM takes no weights for": config.model_type == "bloom",
+        "has layers without keys and values, which vLLM on CPU does not start with": on_cpu
+        and any(layer == "linear_attention" or not layer.endswith("attention") for layer in layers),
+        "reads images, and was not tested with vLLM": text is not config,
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        raise UserError(
+            f"model.generator={source} ({config.model_type}) {reason}: set rollout.engine=transformers, or take "
+            "another model"
+        )
 
 
 def quantization(config: PreTrainedConfig) -> str | None:
@@ -114,7 +136,7 @@ def scoring_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """
     if "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
         return None
-    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if known is not None and _has_score(known, config):
         return None
     if type(config) not in MODEL_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -122,7 +144,7 @@ def scoring_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
             f"transformers has no base model of {config.model_type} to put a scalar head on: "
             "set discriminator.architecture=generative or cnn, or take a decoder such as Llama or Qwen"
         )
-    return _scoring_class(type(config))
+    return _scoring_class(type(config))  # type: ignore[arg-type]  # a class is hashable
 
 
 def _has_score(kind: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
@@ -135,7 +157,7 @@ def _has_score(kind: type[PreTrainedModel], config: PreTrainedConfig) -> bool:
 @cache
 def _scoring_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
     """As transformers itself makes the classifiers of most decoders."""
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
     family = next(each for each in causal.__mro__ if not issubclass(each, GenerationMixin))
     name = f"{causal.__name__.removesuffix('ForCausalLM')}ForSequenceClassification"
     names = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}

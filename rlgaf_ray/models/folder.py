@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -47,8 +47,9 @@ def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options:
     Raises:
         UserError: it cannot be read, or a weight is missing or of another shape than config.json says.
     """
+    load: Any = AutoModelForCausalLM.from_pretrained
     with reading(f"model.generator={source}"):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = load(
             model_source(source),
             use_safetensors=None if allow_pickle else True,  # None: where they are there
             ignore_mismatched_sizes=True,  # reported below, by name
@@ -66,7 +67,7 @@ def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options:
             f"model.generator={source} does not hold {missing[0]}{more}, which {type(model).__name__} has: "
             "save the bare model with save_pretrained"
         )
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def longest_sequence(config: PreTrainedConfig) -> int | None:

@@ -29,7 +29,7 @@ from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
 from rlgaf_ray.models.ends import merged, model_ends
-from rlgaf_ray.models.families import check_linear_logits, check_soft_family, scoring_class
+from rlgaf_ray.models.families import check_linear_logits, check_soft_family, check_vllm, scoring_class
 from rlgaf_ray.models.folder import check_model, read_config
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
@@ -108,6 +108,8 @@ def check_networks(config: Config) -> None:
     if model.generator in FROM_SCRATCH:
         return
     described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
+    if config.rollout.traits.vllm:
+        check_vllm(model.generator, described, on_cpu=config.cluster.gpus_per_actor == 0)
     if config.learner.logprob_chunk_tokens is not None:
         check_linear_logits(model.generator, described, "learner.logprob_chunk_tokens", "set it to null")
     if scalar:

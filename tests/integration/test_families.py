@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,6 @@ PROMPTS = [Prompt(row, np.arange(5, 10 + 3 * row, dtype=np.int32)) for row in ra
 SAMPLING = SamplingSettings(max_new_tokens=24, samples_per_prompt=2)  # beyond the sliding windows of 16
 
 
-@ray.remote(num_cpus=1)
 class Process:
     """vLLM engines one after the other in one process, which imports vLLM once."""
 
@@ -37,7 +37,7 @@ class Process:
         """The rollouts of the folder's weights, then those after each update."""
         engine = VLLMEngine(folder, max_model_len=64, kv_cache_mib=64, threads=1)
         try:
-            found = [engine.generate(PROMPTS, SAMPLING, seeds=range(6))]
+            found: list[list[Rollout]] = [engine.generate(PROMPTS, SAMPLING, seeds=range(6))]
             for update in updates:
                 engine.update_weights(update)
                 found.append(engine.generate(PROMPTS, SAMPLING, seeds=range(6)))
@@ -49,7 +49,8 @@ class Process:
 @pytest.fixture(scope="module")
 def process() -> Iterator[ray.actor.ActorHandle]:
     with ray_session(Config()):
-        yield Process.remote()
+        actor: Any = ray.remote(num_cpus=1)(Process)
+        yield actor.remote()
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not family.vllm], ids=lambda family: family.name)
@@ -58,7 +59,9 @@ def test_vllm_and_the_learner_give_the_same_logprobs(
 ) -> None:
     model = load_generator(save_family(family, tmp_path / "before"))
     pushed = load_generator(save_family(family, tmp_path / "after", seed=1))
-    found = ray.get(process.answers.remote(tmp_path / "before", [to_arrays(pushed.state_dict(), 1)]))
+    found: list[list[Rollout]] = ray.get(
+        process.answers.remote(tmp_path / "before", [to_arrays(pushed.state_dict(), 1)])
+    )
     assert [rollouts[0].policy_version for rollouts in found] == [0, 1]
     for network, rollouts in zip((model, pushed), found, strict=True):
         assert max(len(rollout.response_ids) for rollout in rollouts) == SAMPLING.max_new_tokens

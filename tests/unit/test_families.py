@@ -15,7 +15,7 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.models.families import scoring_class
+from rlgaf_ray.models.families import check_vllm, scoring_class
 from rlgaf_ray.models.generator import blocks_of, check_output_layer, load_generator, policy_logprobs
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import align, soft_logits
@@ -76,17 +76,18 @@ def test_a_run_trains_and_exports_what_it_trained(family: Family, tmp_path: Path
         return kept[-1]
 
     outcome = rl.train(config(family, tmp_path), roles=roles)
-    assert outcome.iteration == 2
+    folder = tmp_path / "run"
+    assert (outcome.iteration, outcome.folder) == (2, folder)
     (played,) = kept
     learner, pad = played.learner, played.learner.pad_token_id
     prompts = [Prompt(row, np.arange(5, 8 + 3 * row, dtype=np.int32)) for row in range(2)]  # of 3 and 6 tokens
-    rollouts = TransformersEngine(outcome.folder / "generator").generate(
+    rollouts = TransformersEngine(folder / "generator").generate(
         prompts, SamplingSettings(max_new_tokens=12, samples_per_prompt=2), seeds=range(4)
     )
     sequences = collate_sequences(rollouts, pad)
     with torch.no_grad():
         trained = learner.policy.logprobs(sequences)
-        exported = policy_logprobs(load_generator(outcome.folder / "generator"), sequences)
+        exported = policy_logprobs(load_generator(folder / "generator"), sequences)
         before = policy_logprobs(load_generator(tmp_path / "model"), sequences)
     torch.testing.assert_close(exported, trained, atol=1e-5, rtol=0)
     assert float((exported - before).abs().max()) > 1e-4
@@ -95,7 +96,7 @@ def test_a_run_trains_and_exports_what_it_trained(family: Family, tmp_path: Path
         np.testing.assert_allclose(rollout.behaviour_logprobs, sampled, atol=1e-4, rtol=0)
 
     scores = [item.score for item in played.score(rollouts)]
-    judge = ScalarModel.load(outcome.folder / "discriminator", pooling="mean", pad_token_id=pad, seed=9)
+    judge = ScalarModel.load(folder / "discriminator", pooling="mean", pad_token_id=pad, seed=9)
     with torch.no_grad():
         np.testing.assert_allclose(judge(sequences), scores, atol=1e-5, rtol=0)
 
@@ -167,11 +168,15 @@ def test_the_page_lists_it(family: Family, tmp_path: Path) -> None:
         check_output_layer(model)
     except UserError:
         chunks = "no"
-    chunked = rl.load_config(None, [f"model.generator={tmp_path}", "learner.logprob_chunk_tokens=8"])
-    with nullcontext() if chunks == "yes" else pytest.raises(UserError, match="logprob_chunk_tokens needs logits that"):
-        check_networks(chunked)
     row = f"| {family.name} | `{family.model_type}` | {head} | {chunks} | {family.vllm or 'yes'} |"
     assert row in PAGE.splitlines()
+    chunked = rl.load_config(
+        None, [f"model.generator={tmp_path}", "rollout.engine=transformers", "learner.logprob_chunk_tokens=8"]
+    )
+    with nullcontext() if chunks == "yes" else pytest.raises(UserError, match="logprob_chunk_tokens needs logits that"):
+        check_networks(chunked)
+    with pytest.raises(UserError, match=r"rollout\.engine=transformers") if family.vllm else nullcontext():
+        check_vllm(str(tmp_path), model.config, on_cpu=True)
 
 
 def test_the_page_lists_no_other_family() -> None:

@@ -37,7 +37,7 @@ def add_to_tokenizer(folder: Path, *tokens: str, **special: str) -> None:
     """As somebody who forgets ``resize_token_embeddings``."""
     words = AutoTokenizer.from_pretrained(folder)
     words.add_tokens(list(tokens))
-    words.add_special_tokens(special)
+    words.add_special_tokens({**special})
     words.save_pretrained(folder)
 
 
