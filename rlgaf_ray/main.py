@@ -1,8 +1,9 @@
 """The command line.
 
-``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume] [--print-config]``
+``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume [--other-versions]]
+[--print-config]``
 ``python -m rlgaf_ray.main --resume s3://BUCKET/PREFIX/NAME [key=value ...]``
-``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume]``
+``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume [--other-versions]]``
 ``python -m rlgaf_ray.main plan [CONFIG.yaml] [key=value ...] [--nodes N] [--gpus-per-node G] [--gpu-memory GiB]
 [--cpus-per-node C]``
 ``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--test]
@@ -71,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(uri.public(risk), file=sys.stderr)
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)
-    return (_tune if tuned else _train)(config, resume=arguments.resume)
+    return (_tune if tuned else _train)(config, resume=arguments.resume, other_versions=arguments.other_versions)
 
 
 def _check_packages() -> None:
@@ -79,7 +80,7 @@ def _check_packages() -> None:
         raise UserError(sentence)
 
 
-def _train(config: Config, *, resume: bool) -> int:
+def _train(config: Config, *, resume: bool, other_versions: bool) -> int:
     from rlgaf_ray.report.console import Terminal  # torch and ray load only now
     from rlgaf_ray.run.signals import Stop, stop_on_signals
     from rlgaf_ray.run.train import train
@@ -87,15 +88,15 @@ def _train(config: Config, *, resume: bool) -> int:
     _quiet_transformers()
     stop = Stop()
     with stop_on_signals(stop):
-        outcome = train(config, resume=resume, callbacks=[Terminal(), stop])
+        outcome = train(config, resume=resume, other_versions=other_versions, callbacks=[Terminal(), stop])
     return stop.exit_code if outcome.interrupted else 0
 
 
-def _tune(config: Config, *, resume: bool) -> int:
+def _tune(config: Config, *, resume: bool, other_versions: bool) -> int:
     from rlgaf_ray.sweep.tuner import sweep
 
     _quiet_transformers()
-    return sweep(config, resume=resume)
+    return sweep(config, resume=resume, other_versions=other_versions)
 
 
 def _quiet_transformers() -> None:
@@ -174,6 +175,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run (or sweep) that run.root and run.name say"
+    )
+    parser.add_argument(
+        "--other-versions",
+        action="store_true",
+        help="resume although the package or its libraries have other versions than the run began with",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(

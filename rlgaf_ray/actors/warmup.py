@@ -1,7 +1,7 @@
 """The supervised warm-ups under Ray Train: in the driver's process for one worker on CPU, distributed for more.
 
-What they make is kept under the cache folder by a hash of data, model and settings; a warm-up that was cut off goes on
-from its last checkpoint.
+What they make is kept under the cache folder by a hash of the data, the model's content and the settings; a warm-up
+that was cut off goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
 from rlgaf_ray.training.architectures import DISCRIMINATORS
+from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
@@ -73,7 +74,9 @@ def prepare_warmups(
     run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
-    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source]
+    # the model by its content: a path can lead to another one tomorrow
+    model = model_fingerprint(source, trust_remote_code=config.model.trust_remote_code)
+    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), model]
     if source == FILM_REVIEWS and config.base_warmup.steps == 0:
         generator, key, cached = FOLDER, SHA256, True
     else:

@@ -87,6 +87,7 @@ class AdversarialLoop:
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
         self.rewards = Rewards(config, task, tokenizer, rewards)
+        self.provenance: Mapping[str, str] = {}  # what the checkpoints record of data, models and versions
         self.iteration = 0
         self.discriminator_version = 0
         self.best: float | None = None
@@ -124,15 +125,7 @@ class AdversarialLoop:
                 )
 
     def resume(self, path: Place, state: dict[str, Any]) -> None:
-        """Take up the run where this checkpoint left it, down to the order of the prompts.
-
-        Raises ``UserError`` where the data are not those of the checkpoint: its streams count their rows.
-        """
-        if state["data_checksum"] != self.task.checksum:
-            raise UserError(
-                f"{path} was trained on other data than the task has now: bring them back to resume this run, or start "
-                "a new one"
-            )
+        """Take up the run where this checkpoint left it, down to the order of the prompts."""
         self.iteration = state["iteration"]
         self.discriminator_version = state["discriminator_version"]
         self.best = state["best"]
@@ -484,7 +477,7 @@ class AdversarialLoop:
             "samples_before": self.samples_before,
             "evaluator": self.evaluator.state_dict(),
             "streams": self.draws.state_dict() | {"prompts": self.schedule.prompts_state()},
-            "data_checksum": self.task.checksum,
+            "provenance": dict(self.provenance),
         }
 
 

@@ -33,6 +33,7 @@ from rlgaf_ray.run.preparation import (
     with_name,
     with_task,
 )
+from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
 from rlgaf_ray.run.session import (
     explain_storage_errors,
     export,
@@ -55,6 +56,7 @@ def train(
     config: Config,
     *,
     resume: bool = False,
+    other_versions: bool = False,
     task: TaskSource | None = None,
     rewards: Mapping[Any, float] | Iterable[RewardFunction] = (),
     discriminator: DiscriminatorFactory = NeuralDiscriminator,
@@ -66,7 +68,9 @@ def train(
     """Train as configured, in any thread.
 
     Args:
-        resume: go on with the run that ``run.root`` and ``run.name`` say.
+        resume: go on with the run that ``run.root`` and ``run.name`` say. Other data, another model or other versions
+            of the package and its libraries than the run began with are a ``UserError``.
+        other_versions: resume with other versions all the same; results may differ from an uninterrupted run's.
         task: replaces the data that ``task.name`` names (docs/tasks.md); the lengths in ``task`` still hold.
         rewards: weights of ``"discriminator"``, of functions in ``reward.functions`` by name, and of functions with
             TRL's signature (``RewardFunction``); or functions alone, of weight 1. A reward that is not mentioned keeps
@@ -100,6 +104,8 @@ def train(
     check_demonstrations(config, data.task)
     check_lengths(config, data.task.max_tokens)
     DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
+    if resumed:
+        check_provenance(resumed[0], resumed[1], of_inputs(config, data.task), other_versions=other_versions)
     calls.on_message(what_is_learned_from(config, data.task))
 
     started = time.perf_counter()
@@ -113,6 +119,8 @@ def train(
             calls.on_message(
                 f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
             )
+            if resumed:
+                check_provenance(resumed[0], resumed[1], of_warmups(warmups))
             prepared = Prepared(config, data, warmups, discriminator, algorithm, functions)
 
             def build_roles(recoveries: Recoveries) -> Roles:

@@ -20,6 +20,7 @@ from rlgaf_ray.loop.callback import Callbacks
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_data
+from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
 from rlgaf_ray.run.session import export, open_loop, ray_roles
 from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, Report, TrialCheckpoints
 from rlgaf_ray.sweep.schedulers import REPORTS
@@ -43,19 +44,27 @@ def trial_config(config: Config, values: Mapping[str, Any], trial_id: str) -> Co
     )
 
 
-def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -> None:
+def run_trial(values: Mapping[str, Any], config: Config, placement: Placement, *, other_versions: bool = False) -> None:
     """Train with these values and report to Tune after each evaluation; a trial that was cut off goes on.
 
+    ``other_versions``: also with other versions of the package and its libraries than it began with.
     Ends quietly where the guard stops the run. ``ConfigError`` where the values do not fit one another.
     """
     run = trial_config(config, values, tune.get_context().get_trial_id())
     folder = RunFolder(run.run)
     folder.fetch()
     with folder.mirrored():
-        _run(values, run, config, placement, folder)
+        _run(values, run, config, placement, folder, other_versions)
 
 
-def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Placement, place: RunFolder) -> None:
+def _run(
+    values: Mapping[str, Any],
+    run: Config,
+    config: Config,
+    placement: Placement,
+    place: RunFolder,
+    other_versions: bool,
+) -> None:
     assert run.run.name is not None
     trial_id, folder = run.run.name, place.local
     population = config.sweep.scheduler == "pbt"
@@ -90,7 +99,11 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
         history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text()))
     cache = cache_folder(run)
     data = prepare_data(run, cache)
+    if resumed:
+        check_provenance(resumed[0], resumed[1], of_inputs(run, data.task), other_versions=other_versions)
     warmups = prepare_warmups(run, data.task, data.tokenizer, cache, history.on_warmup)
+    if resumed:
+        check_provenance(resumed[0], resumed[1], of_warmups(warmups))
     prepared, callbacks = Prepared(run, data, warmups), Callbacks([history])
     torch.set_num_threads(1)  # this process only evaluates, while its actors hold the cores
     try:

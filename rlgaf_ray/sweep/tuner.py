@@ -49,7 +49,7 @@ PATHS = (
 )
 
 
-def sweep(config: Config, *, resume: bool) -> int:
+def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
     """Run the trials; returns the exit code: 0, or 128 + n when signal n asked for an early end.
 
     Raises ``UserError`` for a user's mistake, before anything expensive starts, and where no trial finished.
@@ -72,7 +72,7 @@ def sweep(config: Config, *, resume: bool) -> int:
         folder.local.mkdir(parents=True, exist_ok=True)
         (folder.local / "config.yaml").write_text(dump_config(config))
         with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
-            tuner = build_tuner(config, folder, placement, concurrent, resume=resume)
+            tuner = build_tuner(config, folder, placement, concurrent, resume=resume, other_versions=other_versions)
             grid = tuner.fit()
         results = [_result(config, grid[index]) for index in range(len(grid))]
         folder.fetch_trials()
@@ -162,14 +162,20 @@ def tune_place(place: Place) -> dict[str, Any]:
 
 
 def build_tuner(
-    config: Config, folder: RunFolder, placement: Placement, concurrent: int, *, resume: bool
+    config: Config,
+    folder: RunFolder,
+    placement: Placement,
+    concurrent: int,
+    *,
+    resume: bool,
+    other_versions: bool = False,
 ) -> tune.Tuner:
     state = folder.place / STATE
     begun: Iterable[Place] = state.glob("*") if isinstance(state, Path) else state.children()
     storage = tune_place(folder.place)
 
     def trial(values: dict[str, Any]) -> None:
-        run_trial(values, config, placement)
+        run_trial(values, config, placement, other_versions=other_versions)
 
     # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
     bundles = tune.PlacementGroupFactory([{}, *placement.bundles], strategy=placement.strategy)
