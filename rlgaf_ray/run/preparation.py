@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -65,8 +66,12 @@ def with_name(config: Config) -> Config:
     """A run without a name is called after its task and the time of its start."""
     if config.run.name is not None:
         return config
-    name = f"{config.task.label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": new_name(config.task.label)})})
+
+
+def new_name(label: str) -> str:
+    """With the time, and a few random digits, as other runs may start in the same second."""
+    return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def with_task(config: Config, source: TaskSource) -> Config:
@@ -76,7 +81,7 @@ def with_task(config: Config, source: TaskSource) -> Config:
     """
     values: dict[str, Any] = {
         "task.name": "python",
-        "run.name": config.run.name or f"{type(source).__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}",
+        "run.name": config.run.name or new_name(type(source).__name__.strip("_")),
         "evaluation.best_metric": config.evaluation.best_metric or source.quality,
     }
     if config.rollout.stop_at_end_of_text is None:

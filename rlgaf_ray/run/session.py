@@ -206,7 +206,7 @@ def explain_storage_errors(config: Config, checkpoints: Checkpoints) -> Iterator
     try:
         yield
     except StorageError as error:
-        if not config.run.folder.is_dir():  # the run has not begun: only the cache was written
+        if not RunFolder(config.run).written:  # the run has not begun: only the cache was written
             raise StorageError(f"{error}: once it can be, start the run again") from error
         remote = isinstance(checkpoints.folder, Remote)  # it may not answer now
         left = "the checkpoints before are intact" if remote else checkpoints.intact()

@@ -56,6 +56,11 @@ def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
     """
     config = with_absolute_paths(with_name(config))
     folder = RunFolder(config.run)
+    with folder.claimed():
+        return _sweep(config, folder, resume=resume, other_versions=other_versions)
+
+
+def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: bool) -> int:
     open_sweep_folder(config, folder, resume=resume)
     check_sweep(config)
     for variant in single_variants(config):

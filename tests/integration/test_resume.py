@@ -12,6 +12,7 @@ import torch
 
 import rlgaf_ray as rl
 from rlgaf_ray.config import with_values
+from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
 from rlgaf_ray.run import provenance
@@ -115,3 +116,14 @@ def test_a_fingerprint_follows_content_and_not_the_path(tmp_path: Path) -> None:
     assert folder_fingerprint(tmp_path / "two") != first
     (tmp_path / "one/chat_template.jinja").write_text("{{ messages }}")
     assert folder_fingerprint(tmp_path / "one") != first
+
+
+def test_a_run_that_is_in_use_is_refused_before_its_checkpoint_is_read(begun: Path) -> None:
+    kept = sorted(path for path in (begun / "api").rglob("*"))
+    for resumed in (True, False):
+        with (
+            RunFolder(config_of(begun, 3).run).claimed(),
+            pytest.raises(rl.UserError, match=r"api is in use by process \d+ on .*: wait for that run or stop it"),
+        ):
+            rl.train(config_of(begun, 3), roles="local", resume=resumed)
+    assert sorted(path for path in (begun / "api").rglob("*")) == kept
