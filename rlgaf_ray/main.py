@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tempfile
 import traceback
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: failed; 2: wrong usage or config; 130: interrupted; 128 + n: stopped by signal n, with a checkpoint.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")  # "?" stands for what its encoding does not have
     try:
         return _run(_parse(argv))
     except UserError as error:

@@ -230,7 +230,7 @@ def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[st
         result = Path(payload["folder"]) / "result"
         with writing(result):
             model.save_pretrained(result)
-            (result / "warmup.json").write_text(json.dumps({"steps": steps}))
+            (result / "warmup.json").write_text(json.dumps({"steps": steps}), encoding="utf-8")
 
 
 def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel:

@@ -57,7 +57,7 @@ def writing(place: Place) -> Iterator[None]:
 def replace_text(path: Path, text: str) -> None:
     """A kill or a full disk leaves all of the new text or all of the old one."""
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
@@ -134,8 +134,8 @@ class Remote:
         """Raises ``FileNotFoundError`` where there is no such file."""
         return self._try("read", lambda: self._stream().read())
 
-    def read_text(self) -> str:
-        return self.read_bytes().decode()
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
 
     def sha256(self) -> str:
         """In hex, of a file that may be too large to be held."""
@@ -153,8 +153,8 @@ class Remote:
         """All of it or, where this fails, what was there before: an object appears when it is complete."""
         self._try("written", lambda: self._fill(io.BytesIO(content)))
 
-    def write_text(self, content: str) -> None:
-        self.write_bytes(content.encode())
+    def write_text(self, content: str, encoding: str = "utf-8") -> None:
+        self.write_bytes(content.encode(encoding))
 
     def upload(self, file: Path) -> None:
         def send() -> None:
@@ -220,8 +220,8 @@ class Remote:
 
         def try_all() -> None:
             probe._list(recursive=False)
-            probe.write_text("can files be written here?")
-            probe.read_text()
+            probe.write_text("can files be written here?", encoding="utf-8")
+            probe.read_text(encoding="utf-8")
             probe.remove()
 
         self._refuse_unless(try_all)

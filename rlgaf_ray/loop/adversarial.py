@@ -58,7 +58,7 @@ from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.update_ratio import UpdateRatio
-from rlgaf_ray.metrics import metric
+from rlgaf_ray.metrics import metric, suggestion
 from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Metrics, Rollout
 
@@ -192,6 +192,7 @@ class AdversarialLoop:
             self.callbacks.on_evaluation(0, self.first)
             if settings.guard.heals:
                 self.save(best=False)
+        self._check_best_metric()
         carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
         while self.iteration < settings.run.iterations and not self.stop_requested:
             metrics = carried | self.step()
@@ -330,13 +331,14 @@ class AdversarialLoop:
         rows = [] if self.held_out is None else self.held_out.rows_of(iteration)
         return self.roles.start_score(rollouts, [self.task.demonstrations[row] for row in rows])
 
+    def _check_best_metric(self) -> None:
+        """Raise ``UserError`` before any training where no evaluation has the metric that marks the best checkpoint."""
+        name, known = self.config.best_metric, [each for each in self.first if each.startswith("eval/")]
+        if name not in self.first:
+            raise UserError(f"evaluation.best_metric={name} is not measured: {suggestion(name, known)}")
+
     def _is_best(self, metrics: Metrics) -> bool:
         name = self.config.best_metric
-        if name not in metrics:
-            raise UserError(
-                f"evaluation.best_metric={name} is not measured: set it to one of "
-                f"{', '.join(known for known in metrics if known.startswith('eval/'))}"
-            )
         value = metric(name).sign * metrics[name]
         if self.best is not None and value <= self.best:
             return False

@@ -74,7 +74,8 @@ def load_run(folder: str | Path) -> Run:
 def save_samples(path: Path, before: list[str], after: list[str]) -> None:
     """The same prompts answered before and after, one JSON object a line."""
     pairs = zip(before, after, strict=False)
-    path.write_text("".join(json.dumps({"before": first, "after": last}) + "\n" for first, last in pairs))
+    lines = (json.dumps({"before": first, "after": last}) + "\n" for first, last in pairs)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_samples(path: Path) -> list[tuple[str, str]]:

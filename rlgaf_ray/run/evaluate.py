@@ -77,10 +77,10 @@ def evaluate(
 def note_test_reading(run: Place) -> None:
     """Add the time and the version to the run's list of readings of the test part."""
     file = run / TEST_READINGS
-    earlier = file.read_text() if file.is_file() else ""
+    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "rlgaf_ray": __version__})
     with writing(file):
-        file.write_text(f"{earlier}{line}\n")
+        file.write_text(f"{earlier}{line}\n", encoding="utf-8")
 
 
 def _evaluate(

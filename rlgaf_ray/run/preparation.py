@@ -27,6 +27,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
@@ -94,10 +95,20 @@ def check_before_start(config: Config) -> None:
     if config.rollout.traits.vllm:
         require_vllm()
     check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
+    check_best_metric(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
         check_frozen_layers(frozen, total)
+
+
+def check_best_metric(config: Config) -> None:
+    """Raise ``UserError`` where no evaluation of the tasks that the package knows has the metric."""
+    name = config.evaluation.best_metric
+    measured = [each for each in METRICS if each.startswith(("eval/", "discriminator/"))]
+    if name is None or config.task.settings is None or VARIANT.sub("", name) in measured:
+        return
+    raise UserError(f"evaluation.best_metric={name} is not measured by evaluations: {suggestion(name, measured)}")
 
 
 def check_lengths(config: Config, asked: int) -> None:

@@ -74,7 +74,8 @@ def versions() -> Provenance:
 def _source_hash() -> str:
     folder = Path(rlgaf_ray.__file__).parent
     files = sorted(folder.rglob("*.py"))
-    return content_hash(part for file in files for part in (str(file.relative_to(folder)), file.read_text("utf-8")))[:8]
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return content_hash([*names, *(file.read_text(encoding="utf-8") for file in files)])[:8]
 
 
 def _version(names: tuple[str, ...]) -> str:

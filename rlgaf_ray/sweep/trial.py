@@ -74,18 +74,18 @@ def _run(
             tell(history.report(), checkpoint if population else None)
 
     def tell(row: Report, checkpoint: Place | None = None) -> None:
-        with (folder / REPORTS).open("a") as file:
+        with (folder / REPORTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         place.flush()  # Tune may end this process on the report
         tune.report(row, checkpoint=None if checkpoint is None else shared_checkpoint(checkpoint))
 
     def end(row: Report) -> None:
         row |= {"done": True}  # no scheduler is asked about it any more: an ended trial cannot exploit another
-        (folder / ENDED).write_text(json.dumps(row))
+        (folder / ENDED).write_text(json.dumps(row), encoding="utf-8")
         tell(row)
 
     if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
-        tune.report(json.loads((folder / ENDED).read_text()))
+        tune.report(json.loads((folder / ENDED).read_text(encoding="utf-8")))
         return
     history = History(
         trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode, quality=run.task.traits.quality
@@ -96,7 +96,7 @@ def _run(
             _exploit(checkpoints, Path(source), values, folder)
     resumed = checkpoints.newest_usable() if checkpoints.all() else None
     if resumed:
-        history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text()))
+        history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text(encoding="utf-8")))
     cache = cache_folder(run)
     data = prepare_data(run, cache)
     if resumed:
@@ -136,5 +136,5 @@ def _exploit(checkpoints: TrialCheckpoints, source: Path, values: Mapping[str, A
         return
     iteration = checkpoints.newest_usable()[1]["iteration"]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / EXPLOITS).open("a") as file:
+    with (folder / EXPLOITS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"iteration": iteration, "from": donor, "values": dict(values)}) + "\n")

@@ -75,7 +75,7 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
         make_warmups(config, terminal)
         terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
-        (folder.local / "config.yaml").write_text(dump_config(config))
+        (folder.local / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
             tuner = build_tuner(config, folder, placement, concurrent, resume=resume, other_versions=other_versions)
             grid = tuner.fit()
@@ -261,7 +261,7 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
     command = None
     if best is not None:
         again = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})
-        (folder / BEST).write_text(dump_config(again))
+        (folder / BEST).write_text(dump_config(again), encoding="utf-8")
         place = str(folder / BEST) if config.run.remote is None else uri.child(config.run.shown, BEST)
         command = f"python -m rlgaf_ray.main {shlex.quote(place)}"
         terminal.on_message(f"best: {describe(best.values)}; to train it alone:\n{command}")

@@ -67,6 +67,15 @@ def test_out_of_range(refused) -> None:
     )
 
 
+def test_a_best_metric_that_no_evaluation_has(refused) -> None:
+    assert refused("evaluation.best_metric=eval/judge_shares") == (
+        "evaluation.best_metric=eval/judge_shares is not measured by evaluations: did you mean eval/judge_share?"
+    )
+    assert refused("evaluation.best_metric=reward/mean").startswith(
+        "evaluation.best_metric=reward/mean is not measured by evaluations: "
+    )
+
+
 def test_batch_not_divisible(refused) -> None:
     assert refused("rollout.batch_size=18", code=2) == (
         "rollout.batch_size=18 is not divisible by rollout.samples_per_prompt=4"

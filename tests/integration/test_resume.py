@@ -12,6 +12,7 @@ import torch
 
 import rlgaf_ray as rl
 from rlgaf_ray.config import with_values
+from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
@@ -102,6 +103,13 @@ def test_other_versions_are_refused_unless_they_are_accepted(
     assert outcome.iteration == 3
     state = json.loads((tmp_path / "api/checkpoints/step_000003/state.json").read_text())
     assert state["provenance"]["torch"] == "9.9"
+
+
+def test_a_best_metric_of_other_tasks_is_refused_before_training(begun: Path) -> None:
+    message = r"^evaluation\.best_metric=eval/judge_share is not measured: "
+    with pytest.raises(rl.UserError, match=message):
+        resume(begun, {"evaluation.best_metric": "eval/judge_share"})
+    assert [path.name for path in Checkpoints(begun / "api/checkpoints", keep=9).all()] == ["step_000002"]
 
 
 def test_a_fingerprint_follows_content_and_not_the_path(tmp_path: Path) -> None:

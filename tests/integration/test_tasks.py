@@ -107,7 +107,7 @@ def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, ex
         ),
         (
             {"quality": "eval/absent"},
-            "evaluation.best_metric=eval/absent is not measured: set it to one of eval/",
+            "evaluation.best_metric=eval/absent is not measured: ",
         ),
     ],
 )
@@ -121,3 +121,5 @@ def test_mistakes_of_a_task_are_one_line(
     with pytest.raises(rl.UserError) as caught:
         rl.train(small_run(tmp_path), roles="local", task=example["Counting"]())
     assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+    (rows,) = [len(path.read_text().splitlines()) for path in tmp_path.glob("*/metrics.jsonl")] or [0]
+    assert rows <= 1, "the evaluation before training finds it"
