@@ -20,7 +20,7 @@ NO_BASELINE = {"baseline": "none", "advantage_scale": "none"}
     "algorithm",
     [
         [f"generator.reinforce.{name}={value}" for name, value in NO_BASELINE.items()],
-        ["generator.algorithm=ppo"],
+        ["generator.algorithm=ppo", "generator.ppo.minibatches=1"],
         pytest.param(["generator.algorithm=gumbel"], marks=pytest.mark.slow),
         pytest.param(
             [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,7 @@ def test_a_warm_up_is_found_by_the_models_content(prepared, tmp_path: Path) -> N
     (tmp_path / "model").mkdir()
 
     def folders(weights: bytes, settings: str = "{}", name: str = "model") -> list[Path | None]:
+        shutil.copy(FOLDER / "config.json", tmp_path / name)
         (tmp_path / name / "model.safetensors").write_bytes(weights)
         (tmp_path / name / "tokenizer_config.json").write_text(settings)
         made = prepared(f"model.generator={tmp_path / name}", "warmup.generator.steps=0", "warmup.sft.steps=3")
