@@ -65,6 +65,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.resume and not config_path
         else _load_config(config_path, overrides, small=arguments.small)
     )
+    if arguments.other_versions and not arguments.resume:
+        raise UsageError("--other-versions goes on with a run: add --resume")
     if tuned and not arguments.resume:
         check_sweep(config)
     if arguments.print_config:

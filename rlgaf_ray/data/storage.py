@@ -61,6 +61,14 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
+def expanded(path: str | Path, what: str) -> Path:
+    """With the user's home for ``~``. Raises ``UserError``, which names ``what``, where there is no such home."""
+    found = Path(os.path.expanduser(path))
+    if found.parts[:1] and found.parts[0].startswith("~"):
+        raise UserError(f"{what}={path} is in a home folder that this machine does not know: give an absolute path")
+    return found
+
+
 class StorageRefused(UsageError):
     """A URI that no run can be kept at, found before anything was started."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Run:
 
 def load_run(folder: str | Path) -> Run:
     """Read a run folder, finished or not. Raises ``UserError`` where it is none."""
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def evaluate(
     given, if they were. Raises ``UserError`` for folders that hold no finished run, or runs of different warm-ups.
     """
     absolute = [
-        each if isinstance(each, str) and uri.is_uri(each) else str(Path(each).expanduser().absolute())
+        each if isinstance(each, str) and uri.is_uri(each) else os.path.abspath(os.path.expanduser(each))
         for each in folders
     ]
     console = console or Console(quiet=True)

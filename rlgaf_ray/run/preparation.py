@@ -19,6 +19,7 @@ from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.data.storage import expanded
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
 from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
@@ -130,7 +131,8 @@ def check_lengths(config: Config, asked: int) -> None:
 
 
 def cache_folder(config: Config) -> Path:
-    return Path(config.warmup.cache).expanduser().absolute() if config.warmup.cache else user_cache_path("rlgaf_ray")
+    """``warmup.cache``, by default in the user's home. Raises ``UserError`` where there is none."""
+    return expanded(config.warmup.cache or user_cache_path("rlgaf_ray"), "warmup.cache").absolute()
 
 
 def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) -> Data:

@@ -40,6 +40,8 @@ REFUSED = {
     "contrast": "warmup.cache has other contrast samples than the run began with: set it to the run's own cache",
 }
 """What to say where an entry differs; all other entries are versions."""
+BY_NAME = ("discriminator-", "contrast-")
+"""Folders whose names follow from the config too: compared where a resumed run asks for the same ones."""
 
 
 def of_inputs(config: Config, task: Task) -> Provenance:
@@ -55,13 +57,9 @@ def of_inputs(config: Config, task: Task) -> Provenance:
 
 def of_warmups(warmups: Warmups) -> Provenance:
     """The content of the folders that the cache gave."""
-    folders = {
-        "base_model": warmups.base,
-        "sft_model": warmups.generator,
-        "discriminator": warmups.discriminator,
-        "contrast": warmups.contrast,
-    }
-    return {name: folder_fingerprint(folder) for name, folder in folders.items() if folder is not None}
+    found = {"base_model": folder_fingerprint(warmups.base), "sft_model": folder_fingerprint(warmups.generator)}
+    asked = [folder for folder in (warmups.discriminator, warmups.contrast) if folder is not None]
+    return found | {folder.name: folder_fingerprint(folder) for folder in asked}
 
 
 def versions() -> Provenance:
@@ -95,8 +93,10 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
     begun = state.get(KEY)
     if not isinstance(begun, dict):
         raise UserError(f"{place} does not record what it was trained on, so it cannot be resumed: start a new run")
-    changed = [name for name in now if begun.get(name) != now[name]]
-    if refused := [REFUSED[name] for name in changed if name in REFUSED]:
+    compared = [name for name in now if name in begun or not name.startswith(BY_NAME)]
+    changed = [name for name in compared if begun.get(name) != now[name]]
+    kinds = [name.partition("-")[0] for name in changed]
+    if refused := [REFUSED[kind] for kind in kinds if kind in REFUSED]:
         raise UserError(f"{place} cannot be resumed: {'; '.join(refused)}, or start a new run")
     if changed and not other_versions:
         were = ", ".join(f"{name} {begun.get(name)}" for name in changed)

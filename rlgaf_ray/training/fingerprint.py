@@ -28,7 +28,7 @@ def model_fingerprint(source: str, *, trust_remote_code: bool = False) -> str:
         return SHA256
     if source in FROM_SCRATCH:
         return source
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if folder.is_dir():
         return folder_fingerprint(folder)
     config = read_config(source, trust_remote_code=trust_remote_code)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +85,13 @@ def test_another_cache_is_refused_unless_it_gives_the_same_models(begun: Path, t
     (sft,) = (path for path in (other / "warmups").iterdir() if path.name.startswith("sft-") and path.is_dir())
     build_tiny_gpt2(vocab_size=264, end_of_text_id=0, seed=5).save_pretrained(sft)
     with pytest.raises(rl.UserError, match=r"warmup\.cache has another SFT model, the KL reference, than the run"):
+        resume(begun, {"warmup.cache": str(other)})
+    (found,) = (path for path in (other / "warmups").iterdir() if path.name.startswith("contrast-") and path.is_dir())
+    shutil.rmtree(sft)
+    shutil.copytree(begun / "cache" / "warmups" / sft.name, sft)
+    with np.load(found / "contrast.npz") as stored:
+        np.savez(found / "contrast.npz", token_ids=stored["token_ids"][::-1], lengths=stored["lengths"])
+    with pytest.raises(rl.UserError, match=r"warmup\.cache has other contrast samples than the run began with: set it"):
         resume(begun, {"warmup.cache": str(other)})
     shutil.copytree(begun / "api", tmp_path / "api")
     made_again = {"warmup.cache": str(tmp_path / "empty"), "run.root": str(tmp_path)}
