@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ RAY_SOCKET = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 NO_PROXY = ("no_proxy", "NO_PROXY")
+TEMPORARY = ("/tmp", f"/tmp/rlgaf-{os.getuid()}")
 UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 JOBS_API = ("http", "https")
@@ -77,24 +78,25 @@ def without_proxy(environment: Mapping[str, str], hosts: tuple[str, ...]) -> dic
     return dict.fromkeys(NO_PROXY, listed)
 
 
-def short_temporary_folder(environment: Mapping[str, str], fallback: str = "/tmp") -> dict[str, str]:
-    """Where ``TMPDIR`` is too long for the names of Ray's sockets, or cannot be used, a folder for Ray and vLLM."""
+def short_temporary_folder(environment: Mapping[str, str], others: Sequence[str] = TEMPORARY) -> dict[str, str]:
+    """Where ``TMPDIR``, or ``/tmp`` without it, does not take Ray's sockets, a folder for Ray and vLLM that does."""
     chosen = environment.get("RAY_TMPDIR")
-    if _takes_sockets(chosen or environment.get("TMPDIR") or fallback):
+    if _takes_sockets(chosen or environment.get("TMPDIR") or "/tmp"):
         return {}
-    if chosen or not _takes_sockets(fallback):
-        name = "RAY_TMPDIR" if chosen else "TMPDIR"
+    found = next(filter(_takes_sockets, others), None)
+    if chosen or found is None:
+        name = f"RAY_TMPDIR={chosen}" if chosen else f"TMPDIR={environment.get('TMPDIR') or '/tmp'}"
         raise UserError(
-            f"{name}={environment.get(name, '')} cannot hold Ray's sockets: set RAY_TMPDIR to a folder that can be "
-            f"written, with a name of at most {SOCKET_BYTES - RAY_SOCKET} bytes"
+            f"{name} cannot hold Ray's sockets: set RAY_TMPDIR to an absolute path of at most "
+            f"{SOCKET_BYTES - RAY_SOCKET} bytes where files can be written"
         )
-    return {"RAY_TMPDIR": fallback} | ({} if "VLLM_RPC_BASE_PATH" in environment else {"VLLM_RPC_BASE_PATH": fallback})
+    return {"RAY_TMPDIR": found} | ({} if "VLLM_RPC_BASE_PATH" in environment else {"VLLM_RPC_BASE_PATH": found})
 
 
 def _takes_sockets(folder: str) -> bool:
-    if len(os.fsencode(folder)) + RAY_SOCKET > SOCKET_BYTES:
+    place = Path(folder) / "ray"  # which Ray makes, and which may be another user's
+    if not place.is_absolute() or len(os.fsencode(folder)) + RAY_SOCKET > SOCKET_BYTES:
         return False
-    place = Path(folder).absolute() / "ray"  # which Ray makes, for all users
     existing = next(each for each in (place, *place.parents) if each.exists())
     try:
         with tempfile.TemporaryDirectory(dir=existing):

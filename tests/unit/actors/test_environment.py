@@ -111,9 +111,20 @@ def test_a_folder_that_is_too_long_for_sockets_is_replaced(tmp_path: Path) -> No
     assert short_temporary_folder({"TMPDIR": str(long), "RAY_TMPDIR": "/tmp"}) == {}
     assert short_temporary_folder({"TMPDIR": "/proc/none"}) == changes, "one that cannot be written"
     for name in ("RAY_TMPDIR", "TMPDIR"):
-        with pytest.raises(UserError, match=rf"^{name}=.*node_0001 cannot hold Ray's sockets: set RAY_TMPDIR to a"):
-            short_temporary_folder({name: str(long)}, fallback=str(long))
+        with pytest.raises(UserError, match=rf"^{name}=.*node_0001 cannot hold Ray's sockets: set RAY_TMPDIR to an"):
+            short_temporary_folder({name: str(long)}, others=[str(long)])
+    with pytest.raises(UserError, match=r"^RAY_TMPDIR=\.tmp cannot hold Ray's sockets: set RAY_TMPDIR to an absolute"):
+        short_temporary_folder({"RAY_TMPDIR": ".tmp"})
     assert not long.exists()
+
+
+def test_a_folder_of_another_user_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def made(folder: str) -> bool:
+        return folder != "/tmp"
+
+    monkeypatch.setattr(environment, "_takes_sockets", made)
+    own = f"/tmp/rlgaf-{os.getuid()}"
+    assert short_temporary_folder({}) == {"RAY_TMPDIR": own, "VLLM_RPC_BASE_PATH": own}
 
 
 def test_the_longest_folder_is_one_that_ray_takes() -> None:
