@@ -4,6 +4,7 @@
 [--print-config]``
 ``python -m rlgaf_ray.main --resume s3://BUCKET/PREFIX/NAME [key=value ...]``
 ``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume [--other-versions]]``
+``python -m rlgaf_ray.main compare CONFIG.yaml [key=value ...] [--resume]``
 ``python -m rlgaf_ray.main plan [CONFIG.yaml] [key=value ...] [--nodes N] [--gpus-per-node G] [--gpu-memory GiB]
 [--cpus-per-node C]``
 ``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--test]
@@ -28,7 +29,7 @@ from rlgaf_ray.data.storage import Remote
 from rlgaf_ray.errors import UsageError, UserError
 from rlgaf_ray.sweep.space import check_sweep
 
-COMMANDS = ("train", "tune", "plan", "evaluate", "report")
+COMMANDS = ("train", "tune", "compare", "plan", "evaluate", "report")
 EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
 BUG = "this is a bug in rlgaf_ray: please report it, with the lines above and rlgaf_ray's version"
 
@@ -65,8 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.resume and not config_path
         else _load_config(config_path, overrides, small=arguments.small)
     )
-    if arguments.other_versions and not arguments.resume:
-        raise UsageError("--other-versions goes on with a run: add --resume")
+    if arguments.other_versions and (not arguments.resume or arguments.words[:1] == ["compare"]):
+        raise UsageError("--other-versions goes on with a run or a sweep: add --resume")
     if tuned and not arguments.resume:
         check_sweep(config)
     if arguments.print_config:
@@ -78,6 +79,8 @@ def _run(arguments: argparse.Namespace) -> int:
         print(uri.public(risk), file=sys.stderr)
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)
+    if arguments.words[:1] == ["compare"]:
+        return _compare(config, resume=arguments.resume)
     return (_tune if tuned else _train)(config, resume=arguments.resume, other_versions=arguments.other_versions)
 
 
@@ -103,6 +106,13 @@ def _tune(config: Config, *, resume: bool, other_versions: bool) -> int:
 
     _quiet_transformers()
     return sweep(config, resume=resume, other_versions=other_versions)
+
+
+def _compare(config: Config, *, resume: bool) -> int:
+    from rlgaf_ray.compare.runner import compare
+
+    _quiet_transformers()
+    return compare(config, resume=resume)
 
 
 def _quiet_transformers() -> None:
@@ -174,9 +184,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | PRESET | key=value | RUN",
-        help="command, then its config file or preset and dotted overrides (train, tune, plan), or run folders "
-        "(evaluate, report)",
+        metavar="train | tune | compare | plan | evaluate | report | CONFIG.yaml | PRESET | key=value | RUN",
+        help="command, then its config file or preset and dotted overrides (train, tune, compare, plan), or run "
+        "folders (evaluate, report)",
     )
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
     parser.add_argument(

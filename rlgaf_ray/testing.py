@@ -99,9 +99,7 @@ class FakeRoles(Roles):
     ) -> Pending:
         return lambda: {}
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
-    ) -> Pending:
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
         held = self.state["coefficient"] >= self.enough
         if self.onset is not None and iteration >= self.onset and not held:
             self.state["kl"] += 0.4

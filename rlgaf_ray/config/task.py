@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
-from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
+from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Rate, Section
 
-TaskName = Literal["imdb", "squad", "jsonl", "hub", "python"]
+TaskName = Literal["imdb", "squad", "jsonl", "hub", "bridge", "python"]
 ANSWER_QUALITY = "eval/f1"
 
 
@@ -40,6 +40,7 @@ TASKS: Mapping[TaskName, TaskTraits] = {
     "squad": TaskTraits("rlgaf_ray.data.squad:squad_source"),
     "jsonl": TaskTraits("rlgaf_ray.data.rows:jsonl_source"),
     "hub": TaskTraits("rlgaf_ray.data.rows:hub_source"),
+    "bridge": TaskTraits("rlgaf_ray.data.bridge:bridge_source", "eval/success", full_length=True),
     "python": TaskTraits(),
 }
 
@@ -140,29 +141,67 @@ class SquadSettings(PairSettings):
 class RowSettings(PairSettings):
     """Demonstrations as rows: a prompt and a response, or the messages of a chat."""
 
-    prompt_column: str = "prompt"
-    response_column: str = "response"
-    messages_column: str = Field(
-        "messages", description="a list of {role, content}; the last is the response (read where the prompt is absent)"
+    prompt_column: str | None = Field(None, description="text or messages; null: prompt, or question beside answer")
+    response_column: str | None = Field(
+        None, description="text or messages; null: response, completion, chosen or answer"
+    )
+    rejected_column: str | None = Field(
+        None, description="an answer that is not wanted, for discriminator.contrast=labels; null: rejected"
+    )
+    messages_column: str | None = Field(
+        None, description="a list of {role, content}; the last is the response; null: messages or conversations"
     )
 
 
+def _paths(value: Any) -> Any:
+    some = value if isinstance(value, list) else [value]
+    if value is None or (some and all(isinstance(path, str) and path for path in some)):
+        return value
+    raise ValueError("must be a path, glob or URI, or a list of them")
+
+
+Paths = Annotated[str | list[str] | None, PlainValidator(_paths)]
+"""One or several paths, globs or URIs."""
+
+
 class JsonlSettings(RowSettings):
-    path: str | None = Field(None, description="one JSON object a line")
+    path: Paths = Field(
+        None,
+        description="JSON Lines, JSON, CSV or Parquet, by the suffix, or any of them with .gz; globs and s3://, "
+        "gs://, hf:// count",
+    )
+    validation_path: Paths = Field(None, description="the part validation, in place of its share of path")
+    test_path: Paths = Field(None, description="the part test, in place of its share of path")
 
     def check(self) -> None:
         if not self.path:
-            raise ValueError("task.name=jsonl needs task.jsonl.path=FILE (one JSON object a line)")
+            raise ValueError("task.name=jsonl needs task.jsonl.path=FILE (JSON Lines, JSON, CSV or Parquet)")
 
 
 class HubSettings(RowSettings):
     dataset: str | None = Field(None, description="id of a data set on the hub")
     subset: str | None = None
     split: str = "train"
+    validation_split: str | None = Field(None, description="the part validation, in place of its share of split")
+    test_split: str | None = Field(None, description="the part test, in place of its share of split")
 
     def check(self) -> None:
         if not self.dataset:
             raise ValueError("task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)")
+
+
+class BridgeSettings(TaskSettings):
+    """Walks of a leaper from a start to a goal, made here: every answer has an exact verdict."""
+
+    board: Positive = Field(8, description="squares on a side")
+    leap: Annotated[tuple[NonNegative, NonNegative], Field(strict=False)] = Field(
+        (1, 2), description="a move goes so far one way and so far the other: [1, 2] is the knight"
+    )
+    moves: Positive = Field(8, description="of every walk; task.response_tokens must say the same")
+    legal_only: bool = Field(True, description="illegal moves have probability zero, in training and in sampling")
+    base_walks: Positive = Field(40_000, description="legal walks without a goal, for the base warm-up")
+    validation: Positive = Field(256, description="pairs of start and goal that settings are chosen by")
+    test: Positive = Field(512, description="pairs for final numbers; all others are for training")
 
 
 class TaskSection(Section):
@@ -182,10 +221,14 @@ class TaskSection(Section):
     draw_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="with draw_seed: use this share of the demonstrations, such as 0.8 for a replicate"
     )
+    max_dropped_share: Fraction = Field(
+        0.5, description="refuse to start where a larger share of the rows is left out, by their lengths for instance"
+    )
     imdb: ImdbSettings = ImdbSettings()
     squad: SquadSettings = SquadSettings()
     jsonl: JsonlSettings = JsonlSettings()
     hub: HubSettings = HubSettings()
+    bridge: BridgeSettings = BridgeSettings()
 
     @model_validator(mode="after")
     def _a_share_is_drawn(self) -> TaskSection:

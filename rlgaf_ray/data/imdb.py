@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from rlgaf_ray.config.task import TASKS, TaskSection
+from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SENTIMENTS = ("negative", "positive")
+CUT = ("demonstrations", *EVALUATION_PARTS)  # the parts whose reviews are cut into demonstrations
 
 
 class ImdbTask:
@@ -58,6 +60,8 @@ class ImdbTask:
             for items in (self._wanted("demonstrations")[0], self._unwanted("demonstrations"))
         )
         self.rows: Sequence[Row] = ()
+        self.counts = self._counts()
+        self.counts.refuse_above(task.max_dropped_share, [CUT])
         self._evaluation = {part: self._wanted(part) for part in EVALUATION_PARTS}
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
@@ -136,6 +140,17 @@ class ImdbTask:
             return self._demonstrations(part, label, instruction=label)
         parts = [self._demonstrations(part, label, instruction=1 - label, whole=whole) for label in (0, 1)]
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
+
+    def _counts(self) -> RowCounts:
+        """Of both sentiments. The base warm-up and the judges read reviews of any length."""
+        asked = self._task.prompt_tokens + self._task.response_tokens
+        reason = f"shorter than task.prompt_tokens + task.response_tokens = {asked}"
+        lengths = {part: self._tokens.lengths[getattr(self._splits, part)] for part in CUT}
+        return RowCounts(
+            {part: int((tokens >= asked).sum()) for part, tokens in lengths.items()},
+            {part: {reason: int((tokens < asked).sum())} for part, tokens in lengths.items()},
+            self._reviews.left_out,
+        )
 
     def _demonstrations(self, part: str, label: int, *, instruction: int, whole: bool = False) -> list[Demonstration]:
         rows = getattr(self._splits, part)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,31 +12,19 @@ import numpy as np
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.contrast import SAME, contrast_rows
+from rlgaf_ray.data.counts import RowCounts
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.parts import shared_groups, split_by_group
 from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.data.task import Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Row, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Not run.seed: seeds are compared on the same parts.
-SPLIT_SEED = 20230601
 PARTS = ("base", "demonstrations", *EVALUATION_PARTS)
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One demonstration as text. The prompt is ``before + context + after``, of which only the context is ever cut."""
-
-    before: str
-    context: str
-    after: str
-    response: str
-    group: str  # pairs of one group stay in one part
-    references: tuple[str, ...]  # what an answer is compared with; none: the right answer is to give none
-    kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
-    row: Row = field(default_factory=dict, repr=False, compare=False)  # no part of the checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +35,8 @@ class PairSource(TaskSource):
     settings: PairSettings
     parts: dict[str, list[Pair]]
     no_answer: str | None = None
+    own: tuple[str, ...] = ()  # the parts with rows of their own
+    remarks: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def split(
@@ -56,18 +47,26 @@ class PairSource(TaskSource):
         *,
         base: bool,
         no_answer: str | None = None,
+        own: Mapping[str, Sequence[Pair]] | None = None,
+        remarks: Mapping[str, int] | None = None,
     ) -> PairSource:
         """Without ``base`` nothing is kept for a base warm-up: its share goes to the demonstrations.
 
-        ``no_answer``: the response that says that there is no answer, where there may be none.
+        Args:
+            no_answer: the response that says that there is no answer, where there may be none.
+            own: parts that have rows of their own; the others share ``pairs``.
+            remarks: of ``RowCounts``, on the rows that were read.
 
         Raises ``UserError`` where the groups are too few for the parts.
         """
+        own = own or {}
         shares = settings.shares.model_dump()
         if not base:
             shares["demonstrations"] += shares.pop("base")
+        shares = {name: share for name, share in shares.items() if name not in own}
         parts: dict[str, list[Pair]] = {"base": []} | split_by_group(pairs, shares, max_rows=settings.max_rows)
-        return cls(task, settings, parts, no_answer)
+        parts |= {name: list(rows) for name, rows in own.items()}
+        return cls(task, settings, parts, no_answer, tuple(own), {**(remarks or {}), **shared_groups(pairs, own)})
 
     @property
     def warmup_texts(self) -> Sequence[str]:
@@ -81,33 +80,65 @@ class PairSource(TaskSource):
             raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
         kept: dict[str, list[Pair]] = {}
         demonstrations: dict[str, list[Demonstration]] = {}
+        dropped: dict[str, Counter[str]] = {}
         for name in PARTS:
             items = tokenize_pairs(self.parts[name], tokenizer, self.task)
-            fitting = [row for row, item in enumerate(items) if item is not None]
-            if items and not fitting:
+            dropped[name] = Counter(item for item in items if isinstance(item, str))
+            kept[name] = [
+                pair for pair, item in zip(self.parts[name], items, strict=True) if isinstance(item, Demonstration)
+            ]
+            demonstrations[name] = [item for item in items if isinstance(item, Demonstration)]
+            if items and not kept[name]:
                 raise UserError(
                     f"none of the {len(items)} pairs of the part {name} fits "
                     f"task.prompt_tokens={self.task.prompt_tokens} and "
                     f"task.response_tokens={self.task.response_tokens}: raise these"
                 )
-            kept[name] = [self.parts[name][row] for row in fitting]
-            demonstrations[name] = [item for item in items if item is not None]
+        rejected = {name: self._rejected(kept[name], demonstrations[name], tokenizer) for name in PARTS[:2]}
+        unread = Counter(reason for items in rejected.values() for reason in items if isinstance(reason, str))
+        counts = RowCounts(
+            {name: len(pairs) for name, pairs in kept.items()},
+            dropped,
+            {**self.remarks, **unread},
+            sum(isinstance(item, Demonstration) for item in rejected["demonstrations"]),
+        )
+        counts.refuse_above(
+            self.task.max_dropped_share,
+            [[name for name in PARTS if name not in self.own], *([name] for name in self.own)],
+        )
         return PairTask(
             self.task,
             self.settings,
             kept,
             demonstrations,
+            rejected,
             end_of_text=tokenizer.eos_token_id,
             no_answer=self.no_answer,
+            counts=counts,
         )
+
+    def _rejected(
+        self, pairs: Sequence[Pair], items: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Demonstration | str | None]:
+        """The rejected answer of each pair, the reason where it is left out, or None where the pair has none."""
+        rows = [row for row, pair in enumerate(pairs) if pair.rejected is not None]
+        answers = tokenize_pairs([pair.rejected for pair in pairs if pair.rejected is not None], tokenizer, self.task)
+        found: list[Demonstration | str | None] = [None] * len(pairs)
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, str):
+                found[row] = f"rejected answers {answer}, left out"
+            else:
+                same = answer.response_ids.tobytes() == items[row].response_ids.tobytes()
+                found[row] = SAME if same else answer
+        return found
 
 
 class PairTask(Task):
     """Prompts of many lengths, and responses that end with end-of-text.
 
-    ``contrast`` has, for each demonstration, its prompt with the response of another prompt, of the same group where it
-    has one: what a discriminator that looks at responses alone would let pass (Reed et al. 2016, arXiv 1605.05396,
-    section 4.2, "matching-aware").
+    ``contrast`` has, for each demonstration, the answer that its row rejects. Where rows have none, it has the prompt
+    with the response of another prompt, of the same group where it has one: what a discriminator that looks at
+    responses alone would let pass (Reed et al. 2016, arXiv 1605.05396, section 4.2, "matching-aware").
     """
 
     measure: ClassVar[str] = "answers"
@@ -118,21 +149,25 @@ class PairTask(Task):
         settings: PairSettings,
         pairs: dict[str, list[Pair]],
         demonstrations: dict[str, list[Demonstration]],
+        rejected: dict[str, list[Demonstration | str | None]],
         *,
         end_of_text: int,
+        counts: RowCounts,
         no_answer: str | None = None,
     ) -> None:
+        self.counts = counts
         self.no_answer = no_answer
         self._task = task
         self._settings = settings
         self._pairs = pairs
         self._parts = demonstrations
+        self._rejected = rejected
         self._end_of_text = end_of_text
         self._base = "base" if demonstrations["base"] else "demonstrations"
         rows = drawn_rows(len(demonstrations["demonstrations"]), task)
         self.demonstrations = [demonstrations["demonstrations"][row] for row in rows]
         self.rows = [pairs["demonstrations"][row].row for row in rows]
-        self.contrast = mismatched([pairs["demonstrations"][row] for row in rows], self.demonstrations)
+        self.contrast = self._contrast("demonstrations", rows)
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
         return self._parts[part]
@@ -143,8 +178,16 @@ class PairTask(Task):
 
     @property
     def checksum(self) -> str:
-        rows = ((name, pair) for name in PARTS for pair in self._pairs[name])
-        return content_hash(f"{name} {pair}" for name, pair in rows)
+        rows = [(name, pair) for name in PARTS for pair in self._pairs[name]]
+        rejected = [("rejected", pair.rejected) for _, pair in rows if pair.rejected is not None]
+        return content_hash(f"{name} {pair}" for name, pair in (*rows, *rejected))
+
+    @property
+    def unwanted(self) -> str:
+        kinds = {item is not None for item in self._rejected["demonstrations"]}
+        return " and ".join(
+            {True: "rejected answers", False: "answers to other prompts"}[kind] for kind in sorted(kinds)[::-1]
+        )
 
     @property
     def base_key(self) -> Sequence[str]:
@@ -167,46 +210,23 @@ class PairTask(Task):
         )
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Pairs of part ``base``, or else the demonstrations, and the same prompts with other responses."""
+        """Pairs of part ``base``, or else the demonstrations, and contrast to them."""
         real = self._parts[self._base]
-        wrong = mismatched(self._pairs[self._base], real)
+        wrong = self._contrast(self._base, range(len(real)))
         return real + wrong, np.repeat(np.array([1, 0], np.int64), [len(real), len(wrong)])
 
-
-def split_by_group(
-    pairs: Sequence[Pair], shares: dict[str, float], *, max_rows: int | None = None
-) -> dict[str, list[Pair]]:
-    """Parts that share no group, so that no context or prompt of one part is known from another.
-
-    Whole groups, in an order drawn by lot (the same in every run), are dealt out until each part has its share of the
-    rows, in the order of ``shares``, which are relative to their sum; with ``max_rows`` only the first groups are used.
-    Raises ``UserError`` where the groups are too few for a part.
-    """
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.group, []).append(pair)
-    names = list(groups)
-    order = iter(np.random.default_rng(SPLIT_SEED).permutation(len(names)))
-    bounds = np.cumsum(list(shares.values())) / sum(shares.values()) * min(len(pairs), max_rows or len(pairs))
-    parts: dict[str, list[Pair]] = {}
-    count = 0
-    for name, bound in zip(shares, bounds, strict=True):
-        parts[name] = []
-        while count + 1e-6 < bound and (row := next(order, None)) is not None:
-            parts[name] += groups[names[row]]
-            count += len(groups[names[row]])
-        if not parts[name]:
-            raise UserError(
-                f"{len(names)} articles or prompts are too few for the parts {', '.join(shares)}: none is left for "
-                f"{name}; give more data"
-            )
-    return parts
+    def _contrast(self, part: str, rows: Sequence[int]) -> list[Demonstration]:
+        return contrast_rows(
+            [self._pairs[part][row].group for row in rows],
+            [self._parts[part][row] for row in rows],
+            [self._rejected[part][row] for row in rows],
+        )
 
 
 def tokenize_pairs(
     pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, task: TaskSection
-) -> list[Demonstration | None]:
-    """Token ids of each pair, end-of-text after the response; None where response or uncut prompt are too long."""
+) -> list[Demonstration | str]:
+    """Token ids of each pair, end-of-text after the response; or the reason why it is left out."""
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -218,17 +238,22 @@ def tokenize_pairs(
     contexts = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
     before = dict(zip(names := sorted({pair.before for pair in pairs}), encode(names), strict=True))
     rows = zip(pairs, encode([pair.after for pair in pairs]), encode([pair.response for pair in pairs]), strict=True)
-    items: list[Demonstration | None] = []
+    items: list[Demonstration | str] = []
     for pair, after, response in rows:
         response = [*response, tokenizer.eos_token_id]
         room = task.prompt_tokens - len(before[pair.before]) - len(after)
-        if len(response) > task.response_tokens or room < 0:
-            items.append(None)
+        if len(response) > task.response_tokens:
+            items.append(f"with a response longer than task.response_tokens={task.response_tokens}")
+            continue
+        if room < 0:
+            items.append(f"with a prompt longer than task.prompt_tokens={task.prompt_tokens}")
             continue
         ids, offsets = contexts[pair.context]
         window = cut(offsets, pair.kept_span, max_tokens=room)
         prompt = [*before[pair.before], *ids[window], *after]
-        items.append(Demonstration(np.array(prompt, np.int32), np.array(response, np.int32)) if prompt else None)
+        items.append(
+            Demonstration(np.array(prompt, np.int32), np.array(response, np.int32)) if prompt else "without a prompt"
+        )
     return items
 
 
@@ -245,25 +270,3 @@ def cut(offsets: Sequence[tuple[int, int]], kept_span: tuple[int, int] | None, *
     spare = max(0, max_tokens - len(held))
     first = min(max(0, held[0] - spare // 2), len(offsets) - max_tokens)
     return slice(first, first + max_tokens)
-
-
-def mismatched(pairs: Sequence[Pair], items: Sequence[Demonstration]) -> list[Demonstration]:
-    """Each prompt with the response of another pair: the next of its group whose response differs, else any such.
-
-    Fewer than the prompts where all responses are equal.
-    """
-    groups: dict[str, list[int]] = {}
-    for row, pair in enumerate(pairs):
-        groups.setdefault(pair.group, []).append(row)
-    position = {row: index for rows in groups.values() for index, row in enumerate(rows)}
-    wrong = []
-    for row, pair in enumerate(pairs):
-        rows = groups[pair.group]
-        after = (*rows[position[row] + 1 :], *rows[: position[row]])
-        anywhere = ((row + step) % len(pairs) for step in range(1, len(pairs)))
-        for others in (after, anywhere):
-            other = next((other for other in others if pairs[other].response != pair.response), None)
-            if other is not None:
-                wrong.append(Demonstration(items[row].prompt_ids, items[other].response_ids))
-                break
-    return wrong

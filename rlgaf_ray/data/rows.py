@@ -1,173 +1,154 @@
-"""The tasks ``jsonl`` and ``hub``: any {prompt, response} demonstrations, plain or as the messages of a chat."""
+"""The tasks ``jsonl`` and ``hub``: demonstrations as rows of files or of a data set, plain or as chats."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rlgaf_ray.config.task import RowSettings, TaskSection
-from rlgaf_ray.data.pairs import Pair, PairSource, PairTask
+from rlgaf_ray.config.task import Paths, RowSettings, TaskSection
+from rlgaf_ray.data.columns import Example, read_example
+from rlgaf_ray.data.files import read_rows
+from rlgaf_ray.data.formats import PlacedRow, without_nested_nulls
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pairs import PairSource, PairTask
 from rlgaf_ray.data.task import TaskSource
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import Row
+from rlgaf_ray.types import EvaluationPart, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = list[dict[str, str]]
 
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """One JSON object a line; blank lines are passed over. Raises ``UserError`` naming the line."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"task.jsonl.path={path} does not exist: give a file with one JSON object a line")
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # strings may hold U+2028 and its like as they are
-    except UnicodeDecodeError as error:
-        raise UserError(f"task.jsonl.path={path} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(f"task.jsonl.path={path}: line {number} is no JSON ({reason})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"task.jsonl.path={path}: line {number} is no JSON object")
-        rows.append(row)
-    if not rows:
-        raise UserError(f"task.jsonl.path={path} is empty: give a file with one JSON object a line")
-    return rows
-
-
-def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", key: str) -> Iterable[Mapping[str, Any]]:
-    """The rows of a data set of the hub; ``UserError`` naming ``key`` where it cannot be had."""
+def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", key: str) -> Iterable[PlacedRow]:
+    """The rows of a data set of the hub, or of a folder; ``UserError`` naming ``key`` where it cannot be had."""
     import datasets  # takes a second to import, and only this source needs it
+    from datasets.exceptions import DatasetsError
 
     try:
-        return datasets.load_dataset(dataset, subset, split=split)
-    except (ConnectionError, FileNotFoundError, ValueError) as error:
+        rows = datasets.load_dataset(dataset, subset, split=split)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(
-            f"{key}: cannot load {dataset} (split {split}) from the hub or its cache: {error}; check the name and the "
+            f"{key}: cannot load {dataset} (split {split}) from the hub or its cache: {reason}; check the name and the "
             "connection, or read a local file"
         ) from error
+    return (
+        (f"{dataset} ({split}), row {number}", without_nested_nulls(row)) for number, row in enumerate(rows, start=1)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class RowSource(TaskSource):
-    """Rows checked, before a chat template is known. Raises ``UserError`` for a row without prompt and response."""
+    """Rows checked, before a chat template is known."""
 
     task: TaskSection
     settings: RowSettings
-    rows: list[tuple[str | Messages, str]]  # prompt, response
+    examples: list[Example]  # of all parts but those of ``own``
+    own: dict[EvaluationPart, list[Example]]  # of the parts with rows of their own
     base: bool  # a part is kept for the base warm-up
-    kept: list[Row]  # the whole rows, for reward functions; empty unless asked for
+    kept: dict[str, Row]  # by place, the whole rows, for reward functions; empty unless asked for
 
     @classmethod
     def load(
         cls,
         task: TaskSection,
         settings: RowSettings,
-        raw: Iterable[Mapping[str, Any]],
+        rows: Iterable[PlacedRow],
+        own: Mapping[EvaluationPart, Iterable[PlacedRow]],
         *,
         base: bool,
         keep_rows: bool = False,
     ) -> RowSource:
-        rows: list[tuple[str | Messages, str]] = []
-        kept: list[Row] = []
-        for number, row in enumerate(raw, start=1):
-            rows.append(prompt_and_response(row, settings, number))
-            if keep_rows:
-                kept.append({**row, "prompt": rows[-1][0]})
-        return cls(task, settings, rows, base, kept)
+        """Raises ``UserError`` naming the place of a row that is no demonstration."""
+        kept: dict[str, Row] = {}
+
+        def examples(placed: Iterable[PlacedRow]) -> Iterator[Example]:
+            for place, row in placed:
+                example = read_example(row, settings, place)
+                if keep_rows:
+                    kept[place] = {**row, "prompt": example.prompt}
+                yield example
+
+        return cls(
+            task,
+            settings,
+            list(examples(rows)),
+            {part: list(examples(other)) for part, other in own.items()},
+            base,
+            kept,
+        )
 
     @property
     def texts(self) -> list[tuple[str, str]]:
         """Prompt and response of every row, before a chat template."""
-        return [(_plain(prompt), response) for prompt, response in self.rows]
+        return [(example.plain_prompt, example.answer) for example in self._all]
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        pairs = [_pair(_plain(prompt), response) for prompt, response in self.rows]
-        return PairSource.split(self.task, self.settings, pairs, base=self.base).warmup_texts
+        return self._split(lambda example: _pair(example.plain_prompt, example.answer)).warmup_texts
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
         """Chats through the tokenizer's template; ``UserError`` where it has none."""
-        if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt, _ in self.rows):
+        if tokenizer.chat_template is None and any(not isinstance(example.prompt, str) for example in self._all):
             raise UserError(
                 "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
                 "or give plain prompt and response"
             )
 
-        def rendered(prompt: str | Messages) -> str:
-            if isinstance(prompt, str):
-                return prompt
-            return str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        def rendered(example: Example) -> Pair:
+            prompt = example.prompt
+            if not isinstance(prompt, str):
+                prompt = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+            rejected = None if example.rejected is None else rendered(example.rejected)
+            return replace(_pair(prompt, example.answer), row=self.kept.get(example.place, {}), rejected=rejected)
 
-        pairs = [_pair(rendered(prompt), response) for prompt, response in self.rows]
-        if self.kept:
-            pairs = [replace(pair, row=row) for pair, row in zip(pairs, self.kept, strict=True)]
-        return PairSource.split(self.task, self.settings, pairs, base=self.base).tokenized(tokenizer, cache_folder)
+        return self._split(rendered).tokenized(tokenizer, cache_folder)
+
+    @property
+    def _all(self) -> list[Example]:
+        return [*self.examples, *(example for examples in self.own.values() for example in examples)]
+
+    def _split(self, pair: Callable[[Example], Pair]) -> PairSource:
+        return PairSource.split(
+            self.task,
+            self.settings,
+            list(map(pair, self.examples)),
+            base=self.base,
+            own={part: list(map(pair, examples)) for part, examples in self.own.items()},
+            remarks=_remarks(self._all),
+        )
 
 
 def jsonl_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> RowSource:
-    assert task.jsonl.path is not None, "the config refuses jsonl without a path"
-    return RowSource.load(task, task.jsonl, read_jsonl(task.jsonl.path), base=base, keep_rows=keep_rows)
+    settings = task.jsonl
+    paths: dict[EvaluationPart, Paths] = {"validation": settings.validation_path, "test": settings.test_path}
+    own = {part: read_rows(path, f"task.jsonl.{part}_path") for part, path in paths.items() if path}
+    rows = read_rows(settings.path, "task.jsonl.path")
+    return RowSource.load(task, settings, rows, own, base=base, keep_rows=keep_rows)
 
 
 def hub_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> RowSource:
-    assert task.hub.dataset is not None, "the config refuses hub without a data set"
-    raw = hub_rows(task.hub.dataset, subset=task.hub.subset, split=task.hub.split, key="task.hub.dataset")
-    return RowSource.load(task, task.hub, raw, base=base, keep_rows=keep_rows)
+    settings, dataset = task.hub, task.hub.dataset
+    assert dataset is not None, "the config refuses hub without a data set"
+    splits: dict[EvaluationPart, str | None] = {"validation": settings.validation_split, "test": settings.test_split}
+    own = {
+        part: hub_rows(dataset, subset=settings.subset, split=split, key=f"task.hub.{part}_split")
+        for part, split in splits.items()
+        if split
+    }
+    rows = hub_rows(dataset, subset=settings.subset, split=settings.split, key="task.hub.dataset")
+    return RowSource.load(task, settings, rows, own, base=base, keep_rows=keep_rows)
 
 
-def prompt_and_response(row: Mapping[str, Any], settings: RowSettings, number: int) -> tuple[str | Messages, str]:
-    """Text, or the messages before the last, and the response. ``UserError`` naming the row."""
-    where = f"task: row {number}"
-    check_encodable(list(row.values()), where)
-    prompt, response = row.get(settings.prompt_column), row.get(settings.response_column)
-    if prompt is None and settings.messages_column in row:
-        messages = row[settings.messages_column]
-        if not _are_messages(messages) or len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise UserError(
-                f"{where}: {settings.messages_column} must be a list of {{role, content}}, the last of role assistant"
-            )
-        return messages[:-1], messages[-1]["content"]
-    if not isinstance(response, str) or not (isinstance(prompt, str) or (prompt and _are_messages(prompt))):
-        raise UserError(
-            f"{where} has no {settings.prompt_column} (text or messages) with a {settings.response_column} (text), and "
-            f"no {settings.messages_column}: name the columns by prompt_column, response_column, messages_column"
-        )
-    return prompt, response
-
-
-def check_encodable(value: Any, where: str) -> None:
-    """Raise ``UserError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
-    match value:
-        case str() if any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{where}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
-        case dict():
-            check_encodable(list(value.values()), where)
-        case list():
-            for item in value:
-                check_encodable(item, where)
-
-
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-        for item in value
-    )
-
-
-def _plain(prompt: str | Messages) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+def _remarks(examples: Sequence[Example]) -> dict[str, int]:
+    """On rows that are used as they are, and may not be meant so."""
+    seen = {(repr(example.prompt), repr(example.response)) for example in examples}
+    return {
+        "rows that repeat an earlier one": len(examples) - len(seen),
+        "rows with an empty response": sum(not example.answer for example in examples),
+    }
 
 
 def _pair(prompt: str, response: str) -> Pair:

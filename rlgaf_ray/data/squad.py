@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rlgaf_ray.config.task import SquadSettings, TaskSection
-from rlgaf_ray.data.pairs import Pair, PairSource
-from rlgaf_ray.data.rows import check_encodable, hub_rows
+from rlgaf_ray.data.columns import check_encodable
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pairs import PairSource
+from rlgaf_ray.data.rows import hub_rows
 from rlgaf_ray.errors import UserError
 
 T = TypeVar("T", str, int)
@@ -116,7 +118,8 @@ def squad_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> P
     settings = task.squad
     questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)
     pairs = squad_pairs(questions, settings, keep_rows=keep_rows)
-    return PairSource.split(task, settings, pairs, base=base, no_answer=settings.no_answer)
+    left_out = {"questions left out by task.squad.unanswerable=drop": len(questions) - len(pairs)}
+    return PairSource.split(task, settings, pairs, base=base, no_answer=settings.no_answer, remarks=left_out)
 
 
 def _read_hub(version: str) -> list[Question]:
@@ -128,5 +131,5 @@ def _read_hub(version: str) -> list[Question]:
             answers=list(row["answers"]["text"]),
             answer_start=row["answers"]["answer_start"][0] if row["answers"]["text"] else None,
         )
-        for row in hub_rows(HUB_DATASETS[version], key="task.squad")
+        for _, row in hub_rows(HUB_DATASETS[version], key="task.squad")
     ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from rlgaf_ray.config.task import ANSWER_QUALITY, TaskSection
+from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Demonstration, EvaluationPart, Metrics, Rollout, Row, TextBlocks
 
@@ -37,6 +38,10 @@ class Measure(Protocol):
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Metrics: ...
 
+    def each(self, texts: Sequence[str]) -> np.ndarray | None:
+        """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""
+        return None
+
     def quick(self, texts: Sequence[str]) -> Metrics:
         """The cheapest measures of answers to the first prompts, named without a group."""
         return {}
@@ -55,6 +60,23 @@ class Task(Protocol):
     rows: Sequence[Row] = ()
     """What reward functions read beside prompt and response, of each demonstration; empty where nothing was kept."""
 
+    @property
+    def prompts(self) -> Sequence[np.ndarray]:
+        """Prompts without answers, for rollouts alone (``rollout.free_prompts``)."""
+        return ()
+
+    def other_prompts(self, row: int) -> Sequence[np.ndarray] | None:
+        """Prompts that the response of demonstration ``row`` is wrong for, in the order in which they are used.
+
+        None: the prompts of the other demonstrations, in turn.
+        """
+        return None
+
+    @property
+    def legal(self) -> np.ndarray | None:
+        """Which token may follow which, bool [V, V], for generators trained from nothing; None: any."""
+        return None
+
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
 
@@ -65,6 +87,9 @@ class Task(Protocol):
         By default F1 and exact match against the real response.
         """
         return "responses"
+
+    counts: RowCounts | None = None
+    """What became of the rows that were read, for the run's record; None where nothing is known."""
 
     @property
     def unwanted(self) -> str:
@@ -140,6 +165,11 @@ class TaskSource(Protocol):
     def warmup_texts(self) -> Sequence[str]:
         """The text of the generator's warm-up; read only by a model from scratch, which trains a tokenizer on it."""
         return ()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Of a model that is trained from nothing; None: it is trained on ``warmup_texts``."""
+        return None
 
     @abstractmethod
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task:

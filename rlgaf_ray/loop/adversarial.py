@@ -109,7 +109,7 @@ class AdversarialLoop:
         beside = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
         self.held_out = HeldOutAccuracy(held_out, beside) if len(held_out) else None
         self.pushes: deque[Pending] = deque()  # not waited for yet, oldest first
-        prompts = self.draws.streams["prompts"]
+        prompts = self.draws.prompt_stream
         self.schedule: Schedule
         match config.schedule.mode:
             case "sync":
@@ -160,7 +160,7 @@ class AdversarialLoop:
         total = self.config.discriminator_warmup_updates
         for update in range(1, total + 1):
             seeds = rollout_seeds(self.config, WARMUP + update, self.config.rollout.batch_size)
-            rollouts = self.roles.generate(self.draws.prompts(), sampling_settings(self.config), seeds)
+            rollouts = self.roles.generate(self.draws.warmup_prompts(), sampling_settings(self.config), seeds)
             if (liked := self.config.discriminator.leave_out_liked) > 0:
                 rollouts = without_liked(self.roles.score(rollouts), liked)
             real, contrast = self.draws.real(rollouts), self.draws.contrast(rollouts)
@@ -271,7 +271,7 @@ class AdversarialLoop:
                     scored = search(roles, settings, self.rewards, scored, iteration)
             with timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
-                    scored, iteration=iteration - 1, pretraining=self.draws.pretraining()
+                    scored, iteration=iteration - 1, text=self.draws.text_beside(rollouts)
                 )
                 self.unsaved = None
                 num_updates = self.update_ratio.due()
@@ -279,7 +279,7 @@ class AdversarialLoop:
                     num_skipped = num_updates if metrics.get("discriminator/overfit_gap", 0.0) > limit else 0
                     num_updates -= num_skipped
                     metrics["discriminator/skipped_updates"] = float(num_skipped)
-                fake = without_liked(batch.scored, settings.discriminator.leave_out_liked)
+                fake = without_liked(self.draws.comparable(batch.scored), settings.discriminator.leave_out_liked)
                 pending_discriminator = [
                     roles.update_discriminator(self.draws.real(fake), fake, self.draws.contrast(fake))
                     for _ in range(num_updates)

@@ -104,10 +104,11 @@ def check_before_start(config: Config) -> None:
 
 
 def check_best_metric(config: Config) -> None:
-    """Raise ``UserError`` where no evaluation of the tasks that the package knows has the metric."""
+    """Raise ``UserError`` where no evaluation has the metric; of tasks with metrics of their own the first one says."""
     name = config.evaluation.best_metric
     measured = [each for each in METRICS if each.startswith(("eval/", "discriminator/"))]
-    if name is None or config.task.settings is None or VARIANT.sub("", name) in measured:
+    own = config.task.settings is None or config.task.traits.quality not in METRICS
+    if name is None or own or VARIANT.sub("", name) in measured:
         return
     raise UserError(f"evaluation.best_metric={name} is not measured by evaluations: {suggestion(name, measured)}")
 
@@ -144,7 +145,10 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
     source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
     if config.model.generator == FILM_REVIEWS:
         refuse_base_reviews(source.texts)
-    if config.model.generator in FROM_SCRATCH:
+    tokenizer: PreTrainedTokenizerBase
+    if config.model.generator in FROM_SCRATCH and (own := getattr(source, "tokenizer", None)) is not None:
+        tokenizer = own
+    elif config.model.generator in FROM_SCRATCH:
         texts = source.warmup_texts
         if not texts:
             raise UserError(
@@ -155,7 +159,7 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
         if not path.is_file():
             bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
-        tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
+        tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
         tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     return Data(source.tokenized(tokenizer, cache), tokenizer)
@@ -165,7 +169,11 @@ def what_is_learned_from(config: Config, task: Task) -> str:
     """The number of demonstrations, and which labels the discriminator reads beside them."""
     read = f"{len(task.demonstrations):,} demonstrations"
     if not config.labels_read:
-        return f"learning from {read}, without labels"
+        unread = task.counts.rejected if task.counts else 0
+        hint = (
+            f"; {unread:,} rejected answers are not read (discriminator.contrast=labels reads them)" if unread else ""
+        )
+        return f"learning from {read}, without labels{hint}"
     return f"learning from {read}, and the discriminator from {task.unwanted} in {' and '.join(config.labels_read)}"
 
 

@@ -217,8 +217,10 @@ def write_run_files(prepared: Prepared) -> None:
     """Write the resolved config and a description of the data into the run's folder."""
     config = prepared.config
     folder = config.run.folder
-    task = public_values(config.task.model_dump(mode="json"))
+    task, counts = public_values(config.task.model_dump(mode="json")), prepared.data.task.counts
     described = {"splits_sha256": prepared.data.task.checksum, "task": task}
+    if counts is not None:
+        described["rows"] = counts.described()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.yaml", dump_config(config))

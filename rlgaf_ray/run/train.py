@@ -101,6 +101,8 @@ def train(
         cache = cache_folder(config)
         with explain_storage_errors(config, checkpoints):
             data = prepare_data(config, cache, task)
+        if data.task.counts is not None and (sentence := data.task.counts.sentence()):
+            calls.on_message(sentence)
         evaluation_set(data.task, config.evaluation.num_prompts)
         check_demonstrations(config, data.task)
         check_lengths(config, data.task.max_tokens)

@@ -45,7 +45,12 @@ WIDE = 180  # columns of the table where there is no terminal
 PATHS = (
     "run.root",
     "warmup.cache",
-    *(f"task.{name}.path" for name, section in TaskSection() if hasattr(section, "path")),
+    *(
+        f"task.{name}.{key}"
+        for name, section in TaskSection()
+        for key in ("path", "validation_path", "test_path")
+        if hasattr(section, key)
+    ),
 )
 
 
@@ -92,8 +97,8 @@ def with_absolute_paths(config: Config) -> Config:
         value: Any = tree
         for part in key.split("."):
             value = value[part]
-        if value is not None and not uri.is_uri(value):
-            changes[key] = os.path.abspath(os.path.expanduser(value))
+        if value is not None:
+            changes[key] = [_absolute(each) for each in value] if isinstance(value, list) else _absolute(value)
     if Path(config.model.generator).is_dir():
         changes["model.generator"] = os.path.abspath(config.model.generator)
     changes["reward.functions"] = [
@@ -102,6 +107,10 @@ def with_absolute_paths(config: Config) -> Config:
     ]
     changes["tracking.to"] = [os.path.abspath(name) if ".py:" in name else name for name in config.tracking.to]
     return with_values(config, changes)
+
+
+def _absolute(path: str) -> str:
+    return path if uri.is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 
 def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.algorithm import GumbelKLSettings, KLSettings
+from rlgaf_ray.config.algorithm import GumbelKLSettings, KLSettings, PreferenceKLSettings
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.models.generator import (
@@ -235,7 +235,7 @@ def mean_nll(
 class KLController:
     """The coefficient of the distance to the reference: fixed, or moved towards a target (Ziegler et al. 2019)."""
 
-    def __init__(self, settings: KLSettings | GumbelKLSettings) -> None:
+    def __init__(self, settings: KLSettings | GumbelKLSettings | PreferenceKLSettings) -> None:
         self.settings = settings
         self.coefficient = settings.coefficient
 

@@ -187,13 +187,10 @@ class Training:
         for step in range(start, self.num_steps):
             batch = self.stream.next(settings.batch_size)
             rows = batch[worker.rank :: worker.num_workers]
-            with (
-                autocast(self.dtype, worker.device),
-                seeded(self.seed, step, worker.device, rank=worker.rank),
-                dropout_of(self.trained, dropout),
-            ):
-                loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over them
-            loss.backward()
+            with dropout_of(self.trained, dropout):  # in the backward pass too, which may repeat a forward pass
+                with autocast(self.dtype, worker.device), seeded(self.seed, step, worker.device, rank=worker.rank):
+                    loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over them
+                loss.backward()
             optimizer_step(
                 self.optimizer,
                 self.model.parameters(),

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.load import _keys
 from rlgaf_ray.config.task import RowSettings, SquadSettings, TaskSection
+from rlgaf_ray.data.columns import read_example
+from rlgaf_ray.data.files import read_rows
 from rlgaf_ray.data.reviews import _read_path
-from rlgaf_ray.data.rows import prompt_and_response, read_jsonl
 from rlgaf_ray.data.splits import SHARES
 from rlgaf_ray.data.squad import load_squad, squad_pairs
 from rlgaf_ray.data.task import load_source
@@ -102,6 +103,10 @@ WHOLE = {
     "reviews.jsonl": lines(ROWS),
     "reviews.parquet": parquet({"text": [row["text"] for row in ROWS], "label": [row["label"] for row in ROWS]}),
     "pairs.jsonl": lines(PAIRS),
+    "pairs.jsonl.gz": gzip.compress(lines(PAIRS), mtime=0),
+    "pairs.json": json.dumps(PAIRS, indent=1).encode(),
+    "pairs.csv": ("prompt,response\n" + "".join(f'{row["prompt"]},"{row["response"]}"\n' for row in PAIRS)).encode(),
+    "pairs.parquet": parquet({name: [row[name] for row in PAIRS] for name in PAIRS[0]}),
     "squad.json": json.dumps(SQUAD).encode(),
     "squad.json.gz": gzip.compress(json.dumps(SQUAD).encode(), mtime=0),
 }
@@ -126,7 +131,7 @@ def test_the_whole_files_are_read(tmp_path: Path) -> None:
         if name.startswith("reviews"):
             assert len(_read_path(path)[0]) == len(ROWS)
         elif name.startswith("pairs"):
-            assert [row["response"] for row in read_jsonl(path)] == [row["response"] for row in PAIRS]
+            assert [row["response"] for _, row in read_rows(str(path), "key")] == [row["response"] for row in PAIRS]
         else:
             assert len(load_squad(path)) == 4
 
@@ -154,7 +159,7 @@ def test_rows_of_wrong_types(tmp_path: Path, rows: list[Any]) -> None:
         refused_or_done(lambda: read(path))  # noqa: B023
     for number, row in enumerate(rows):
         if isinstance(row, dict):
-            refused_or_done(lambda: prompt_and_response(row, RowSettings(), number))  # noqa: B023
+            refused_or_done(lambda: read_example(row, RowSettings(), f"row {number}"))  # noqa: B023
 
 
 @cases(few=80, full=500)

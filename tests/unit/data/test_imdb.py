@@ -170,3 +170,24 @@ def test_settings_that_leave_nothing_say_which(case: Case) -> None:
         case.task(response_tokens=500)
     with pytest.raises(UserError, match=r"fewer than one block: .*warmup\.generator\.block_tokens=100000"):
         case.task().warmup_blocks(100_000)
+
+
+def test_short_reviews_are_counted_and_refused_above_a_share(case: Case) -> None:
+    """Of the parts that are cut into demonstrations, of both sentiments."""
+    task = case.task()
+    for part in ("demonstrations", "validation", "test"):
+        used = len(case.beginnings(part, 0)) + len(case.beginnings(part, 1))
+        assert task.counts.used[part] == used
+        assert sum(task.counts.dropped[part].values()) == len(getattr(case.splits, part)) - used > 0
+    assert "shorter than task.prompt_tokens + task.response_tokens = 8; parts: demonstrations" in task.counts.sentence()
+    with pytest.raises(UserError, match=r"left out: .* shorter than .* = 18, a larger share than task.max_dr"):
+        case.task(response_tokens=16)
+
+
+def test_repeated_and_empty_reviews_are_counted(case: Case, tmp_path: Path) -> None:
+    once, path = Path(case.settings["path"]).read_text(), tmp_path / "again.jsonl"
+    path.write_text("\n".join([once, once, '{"text": " ", "label": 1}']))
+    assert dict(case.source(path=str(path)).reviews.left_out) == {
+        "reviews without text, left out": 1,
+        "reviews that repeat an earlier one, left out": 120,
+    }

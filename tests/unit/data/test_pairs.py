@@ -3,14 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
-from rlgaf_ray.data.pairs import PARTS, Pair, PairSource, cut, mismatched, split_by_group
+from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pairs import PARTS, PairSource, cut
+from rlgaf_ray.data.parts import split_by_group
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import Demonstration
 
 
 def pair(number: int, group: str | None = None, *, response: str | None = None, context: str = "") -> Pair:
@@ -47,14 +47,6 @@ def test_parts_are_dealt_by_whole_groups() -> None:
     assert [len(part) for part in split_by_group(pairs, shares, max_rows=100).values()] == [60, 20, 20]
     with pytest.raises(UserError, match="1 articles or prompts are too few for the parts train, judge, test: none"):
         split_by_group(pairs[:4], shares)
-
-
-def test_contrast_is_the_answer_to_another_prompt_of_the_group() -> None:
-    pairs = [pair(0, "a"), pair(1, "a"), pair(2, "b"), pair(3, "c", response="same"), pair(4, "c", response="same")]
-    items = [Demonstration(np.array([row]), np.array([10 + row])) for row in range(5)]
-    found = [(int(item.prompt_ids[0]), int(item.response_ids[0]) - 10) for item in mismatched(pairs, items)]
-    assert found == [(0, 1), (1, 0), (2, 3), (3, 0), (4, 0)]
-    assert mismatched(pairs[3:], items[3:]) == []
 
 
 @pytest.fixture

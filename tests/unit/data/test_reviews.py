@@ -40,8 +40,8 @@ def test_the_first_of_two_equal_texts_gives_the_label(tmp_path: Path) -> None:
     assert load(write_csv(tmp_path, "text,label\nsame,1\nsame,0\n")).labels.tolist() == [1]
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 1], ["neg", "pos", "POS"], ["negative", "Positive", "1"]])
-def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[int | str]) -> None:
+@pytest.mark.parametrize("labels", [[0, 1, 1], [0.0, 1.0, 1.0], ["neg", "pos", "POS"], ["negative", "Positive", "1"]])
+def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[float | str]) -> None:
     texts = ["dull \u2028 grey", "café, naïve", "NA"]
     csv = "\ufeffextra,label,text\n" + "".join(
         f'9,{label},"{text}"\n' for label, text in zip(labels, texts, strict=True)

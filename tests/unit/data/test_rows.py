@@ -7,7 +7,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import JsonlSettings, TaskSection
-from rlgaf_ray.data.rows import jsonl_source, prompt_and_response, read_jsonl
+from rlgaf_ray.data.rows import hub_source, jsonl_source
 from rlgaf_ray.errors import UserError
 
 TEMPLATE = (
@@ -82,34 +82,163 @@ def test_chats_go_through_the_tokenizers_template(
     assert learned.endswith(chat.eos_token)
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"prompt": "a"}, "row 7 has no prompt .* with a response"),
-        ({"prompt": 3, "response": "b"}, "row 7 has no prompt"),
-        ({"prompt": "a", "response": None}, "row 7 has no prompt"),
-        ({"messages": [{"role": "user", "content": "a"}]}, "row 7: messages must be a list"),
-        ({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}, "the last of role assis"),
-    ],
-)
-def test_a_row_that_is_no_demonstration_is_named(row: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        prompt_and_response(row, JsonlSettings(), 7)
+PREFERENCES = [
+    {"prompt": f"Question {number}?", "chosen": f" answer {number}", "rejected": f" nothing {number}"}
+    for number in range(30)
+]
 
 
+def test_rejected_answers_are_the_contrast(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    task = jsonl_source(jsonl(tmp_path, PREFERENCES), base=True).tokenized(tokenizer, tmp_path)
+    assert len(task.contrast) == len(task.demonstrations) == 10
+    for item, wrong in zip(task.demonstrations, task.contrast, strict=True):
+        number = str(tokenizer.decode(item.prompt_ids)).removeprefix("Question ").removesuffix("?")
+        assert tokenizer.decode(item.response_ids) == f" answer {number}{tokenizer.eos_token}"
+        assert tokenizer.decode(wrong.prompt_ids) == f"Question {number}?"
+        assert tokenizer.decode(wrong.response_ids) == f" nothing {number}{tokenizer.eos_token}"
+    items, labels = task.discriminator_warmup()
+    texts = [str(tokenizer.decode(item.response_ids)) for item in items]
+    assert [text.startswith(" answer") for text in texts] == labels.astype(bool).tolist()
+    assert task.unwanted == "rejected answers"
+    assert task.counts.rejected == len(task.demonstrations)
+    changed = [row | {"rejected": " other"} for row in PREFERENCES]
+    assert task.checksum != jsonl_source(jsonl(tmp_path, changed), base=True).tokenized(tokenizer, tmp_path).checksum
+
+
+def test_rows_without_a_rejected_answer_have_that_to_another_prompt(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Equal or too long rejected answers leave their row without contrast, and are reported."""
+    rows = [dict(row) for row in PREFERENCES]
+    for number in range(0, 30, 3):
+        rows[number]["rejected"] = None
+        rows[number + 1]["rejected"] = rows[number + 1]["chosen"] if number % 2 else " far too long" * 20
+    task = jsonl_source(jsonl(tmp_path, rows), base=False).tokenized(tokenizer, tmp_path)
+    found = {str(tokenizer.decode(item.prompt_ids)): str(tokenizer.decode(item.response_ids)) for item in task.contrast}
+    for item in task.demonstrations:
+        prompt = str(tokenizer.decode(item.prompt_ids))
+        number = int(prompt.removeprefix("Question ").removesuffix("?"))
+        match number % 3:
+            case 0:
+                assert found[prompt].startswith(" answer ") and f" {number}{tokenizer.eos_token}" not in found[prompt]
+            case 1:
+                assert prompt not in found
+            case 2:
+                assert found[prompt] == f" nothing {number}{tokenizer.eos_token}"
+    assert task.unwanted == "rejected answers and answers to other prompts"
+    sentence = task.counts.sentence()
+    assert "rejected answers that equal the wanted one, left out: " in sentence
+    assert "rejected answers with a response longer than task.response_tokens=30, left out: " in sentence
+
+
+def with_files(folder: Path, **files: list[dict]) -> TaskSection:
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = {"path" if name == "train" else f"{name}_path": str(folder / f"{name}.jsonl") for name in files}
+    return TaskSection(name="jsonl", prompt_tokens=60, response_tokens=30, jsonl=JsonlSettings.model_validate(names))
+
+
+def rows_of(*numbers: int) -> list[dict]:
+    return [{"prompt": f"Question {number}?", "completion": f" answer {number}"} for number in numbers]
+
+
+def test_parts_with_files_of_their_own(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """They are read whole and in order; the shares of the others hold among them, and overlap is reported."""
+    task = with_files(
+        tmp_path, train=rows_of(*range(90)), validation=rows_of(100, 101, 5, 6), test=rows_of(200, 100, 7)
+    )
+    made = jsonl_source(task, base=True).tokenized(tokenizer, tmp_path)
+    assert [pair.response for pair in made.evaluation_pairs("validation")] == [f" answer {n}" for n in (100, 101, 5, 6)]
+    assert [pair.response for pair in made.evaluation_pairs("test")] == [f" answer {n}" for n in (200, 100, 7)]
+    assert made.counts.used == {"base": 51, "demonstrations": 39, "validation": 4, "test": 3}
+    assert made.counts.sentence() == (
+        "rows that repeat an earlier one: 4; "
+        "prompts of the part validation (of 4) that are also in the rows for training: 2; "
+        "prompts of the part test (of 3) that are also in the rows for training: 1; "
+        "prompts of the part test (of 3) that are also in the part validation: 1"
+    )
+    made = jsonl_source(with_files(tmp_path, train=rows_of(*range(90)), test=rows_of(200)), base=False).tokenized(
+        tokenizer, tmp_path
+    )
+    assert made.counts.used == {"base": 0, "demonstrations": 80, "validation": 10, "test": 1}
+    assert made.counts.sentence() == ""
+
+
+def test_rows_left_out_are_counted_and_refused_above_a_share(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "word " * (300 if row % 10 else 2) + f"{row}?", "response": " it is"} for row in range(400)]
+    task = jsonl(tmp_path, rows)
+    source = jsonl_source(task, base=True)
+    with pytest.raises(
+        UserError,
+        match=r"^360 of 400 rows \(90%\) left out: 360 with a prompt longer than task.prompt_tokens=60",
+    ):
+        source.tokenized(tokenizer, tmp_path)
+    task.max_dropped_share = 0.9
+    counts = source.tokenized(tokenizer, tmp_path).counts
+    assert counts.sentence().startswith("360 of 400 rows (90%) left out: 360 with a prompt longer than task.prompt")
+    assert sum(counts.used.values()) == 40
+    rows = [{"prompt": "" if row < 3 else f"{row}?", "response": " it " * (40 * (row == 9))} for row in range(40)]
+    assert jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path).counts.reasons == {
+        "without a prompt": 3,
+        "with a response longer than task.response_tokens=30": 1,
+    }
+
+
+def test_repeated_rows_and_empty_answers_are_reported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{row % 20}?", "response": "" if row < 5 else " yes"} for row in range(40)]
+    sentence = jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path).counts.sentence()
+    assert sentence == "rows that repeat an earlier one: 15; rows with an empty response: 5"
+
+
+def test_an_error_names_file_and_line(tmp_path: Path) -> None:
+    task = with_files(tmp_path, train=rows_of(*range(9)), test=[*rows_of(1), {"prompt": "a", "completion": 4}])
+    with pytest.raises(UserError, match=r"test\.jsonl, line 2: completion is 4 \(int\): write text"):
+        jsonl_source(task, base=True)
+    task.jsonl.test_path = str(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"^task.jsonl.test_path=.*none.jsonl does not exist"):
+        jsonl_source(task, base=True)
+
+
+def hub(folder: Path, **settings: str) -> TaskSection:
+    values = {"dataset": str(folder), **settings}
+    return TaskSection.model_validate({"name": "hub", "prompt_tokens": 60, "response_tokens": 30, "hub": values})
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hub"))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_splits_of_a_data_set(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    with_files(folder, train=rows_of(*range(40)), validation=rows_of(50, 51), test=rows_of(60))
+    made = hub_source(hub(folder, validation_split="validation", test_split="test"), base=False).tokenized(
+        tokenizer, tmp_path
+    )
+    assert made.counts.used == {"base": 0, "demonstrations": 40, "validation": 2, "test": 1}
+    with pytest.raises(UserError, match=r'task.hub.test_split: cannot load .* Unknown split "dev"'):
+        hub_source(hub(folder, test_split="dev"), base=False)
+
+
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (b"{", "line 1 is no JSON"),
-        (b'{"a": 1}\n[2]', "line 2 is no JSON object"),
-        (b"\n\n", "is empty"),
-        (b"\xff", r"is not UTF-8 \(byte 0\)"),
+        ("train.jsonl", '{"prompt": "a", "response": "b"}\n{broken\n', "cannot load .* JSON"),
+        ("set.py", "# a loading script of old", "Dataset scripts are no longer supported|any.* data"),
+        ("train.jsonl", '{"prompt": "a", "response": 4}\n', r"\(train\), row 1: response is 4 \(int\)"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_jsonl(path)
-    with pytest.raises(UserError, match="does not exist"):
-        read_jsonl(tmp_path / "none.jsonl")
+def test_a_data_set_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        hub_source(hub(folder), base=False)
+    assert "\n" not in str(caught.value)

@@ -74,6 +74,18 @@ def test_parts_share_no_article(tmp_path: Path) -> None:
     assert squad_source(task, base=True).parts == source.parts
 
 
+def test_questions_left_out_are_counted(tmp_path: Path) -> None:
+    content = squad(*(f"T{index}" for index in range(50)))
+    for article in content["data"][:7]:
+        article["paragraphs"][0]["qas"][0] |= {"is_impossible": True, "answers": []}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    for choice, remarks in (("keep", 0), ("drop", 7)):
+        settings = SquadSettings.model_validate({"source": "path", "path": str(path), "unanswerable": choice})
+        source = squad_source(TaskSection(name="squad", squad=settings), base=True)
+        assert source.remarks == {"questions left out by task.squad.unanswerable=drop": remarks}
+
+
 def test_rows_are_kept_for_reward_functions() -> None:
     question = Question("T", "Paris is in France.", "Where is Paris?", ["France"], 12)
     (kept,), (bare,) = (squad_pairs([question], SquadSettings(), keep_rows=keep) for keep in (True, False))

@@ -17,11 +17,14 @@ from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
 from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.actors.recovery import TooManyLost
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING
 from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run import preparation, session
+from rlgaf_ray.run import train as train_module
+from rlgaf_ray.testing import RecordingCallback
 
 DEAD = ActorFailure("the learner died during update")
 SPENT = ActorSpent("the learner ran out of memory during update")
@@ -185,5 +188,44 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
     ],
 )
 def test_a_run_says_first_which_labels_it_reads(words: list[str], expected: str) -> None:
-    task = SimpleNamespace(demonstrations=[None] * 3, unwanted="reviews of the other sentiment")
+    task = SimpleNamespace(demonstrations=[None] * 3, unwanted="reviews of the other sentiment", counts=None)
     assert preparation.what_is_learned_from(load_config(None, words), task).startswith(expected)
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.9])
+def test_rows_left_out_are_reported_before_the_warmups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
+) -> None:
+    """Or refused; and the run's data.json has them. Rejected answers that nothing reads are named, too."""
+    rows = [
+        {"prompt": "w " * (200 if row % 5 else 2) + f"{row}?", "chosen": f" is {row % 7}", "rejected": " no"}
+        for row in range(1000)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["task.name=jsonl", f"task.jsonl.path={tmp_path}/rows.jsonl", f"task.max_dropped_share={limit}"]
+    words += ["task.prompt_tokens=40", "model.generator=tiny-gpt2", "evaluation.num_prompts=10", "run.name=a"]
+    words += [f"run.root={tmp_path}", f"warmup.cache={tmp_path}/cache"]
+    recording = RecordingCallback()
+    made: list[session.Prepared] = []
+
+    def prepare_warmups(config: Any, task: Any, tokenizer: Any, *_: Any, **__: Any) -> Any:
+        made.append(SimpleNamespace(config=config, data=SimpleNamespace(task=task)))
+        raise UserError("far enough")
+
+    monkeypatch.setattr(train_module, "prepare_warmups", prepare_warmups)
+    left_out = "800 of 1,000 rows (80%) left out: 800 with a prompt longer than task.prompt_tokens=40"
+    with pytest.raises(UserError) as caught:
+        train_module.train(load_config(None, words), callbacks=[recording], roles="local")
+    if limit == 0.5:
+        assert str(caught.value).startswith(left_out) and not made
+        return
+    assert str(caught.value) == "far enough"
+    assert recording.messages[0].startswith(f"{left_out}; parts: base ")
+    session.write_run_files(made[0])
+    described = json.loads((tmp_path / "a" / "data.json").read_text())["rows"]
+    assert described["dropped"] == {"with a prompt longer than task.prompt_tokens=40": 800}
+    used = {name: part["used"] for name, part in described["parts"].items()}
+    assert sum(used.values()) == described["used"] == 200
+    assert described["rejected"] == used["demonstrations"]
+    hint = f"; {described['rejected']} rejected answers are not read (discriminator.contrast=labels reads them)"
+    assert recording.messages[1].endswith(f"demonstrations, without labels{hint}")

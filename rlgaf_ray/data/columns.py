@@ -1,0 +1,214 @@
+"""A row of any of the usual forms as a demonstration: text or chat, with the answer that it rejects, if it has one.
+
+The columns are TRL's: ``prompt`` with ``completion``, ``chosen`` and ``rejected`` (the prompt may be in them), or
+``messages``; also ``prompt`` with ``response``, ``question`` with ``answer``, and ``conversations``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Any
+
+from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.errors import UserError
+
+Message = dict[str, Any]
+Messages = list[Message]
+
+PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
+RESPONSES = ("response", "completion", CHOSEN)
+QUESTION, ANSWER = "question", "answer"
+CONVERSATIONS = ("messages", "conversations")
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {from, value}; others are called as in {role, content}
+TURN = "\n\nAssistant:"  # of Anthropic/hh-rlhf
+SERIALISED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A demonstration before a chat template. In a chat the response is its last message."""
+
+    prompt: str | Messages
+    response: str | Message
+    rejected: Example | None = None  # another answer, to the same prompt as a rule
+    place: str = ""  # where its row is, for errors
+
+    @property
+    def answer(self) -> str:
+        """The response's text."""
+        return self.response if isinstance(self.response, str) else str(self.response["content"])
+
+    @property
+    def plain_prompt(self) -> str:
+        """The prompt's text without a template."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(str(message["content"]) for message in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which columns of a row are read: a conversation, or a prompt and its response."""
+
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+
+
+def read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> Example:
+    """Raises ``UserError`` naming the place for a row that is no demonstration."""
+    check_encodable(list(row.values()), place)
+    columns = find_columns(row, settings, place)
+    if columns.messages is not None:
+        return _example(None, as_messages(row[columns.messages], columns.messages, place), place, columns.messages)
+    assert columns.response is not None, "find_columns refuses rows without a response"
+    if row.get("label") is False and columns.response != settings.response_column:  # TRL's unpaired preferences
+        raise UserError(
+            f"{place}: its label is false, so that its {columns.response} is no demonstration: remove such rows"
+        )
+    response = _text_or_messages(row[columns.response], columns.response, place)
+    prompt = None if columns.prompt is None else row.get(columns.prompt)
+    if prompt is not None:
+        prompt = _text_or_messages(prompt, str(columns.prompt), place)
+    rejected_name = settings.rejected_column or REJECTED
+    rejected = row.get(rejected_name)
+    if rejected is None:
+        return _example(prompt, response, place, columns.response)
+    rejected = _text_or_messages(rejected, rejected_name, place)
+    if isinstance(rejected, str) != isinstance(response, str):
+        raise UserError(
+            f"{place}: of {columns.response} and {rejected_name} one is text, one messages: write both alike"
+        )
+    if prompt is None and isinstance(response, str) and isinstance(rejected, str):
+        prompt = common_beginning(response, rejected) if response != rejected else ""
+        if not prompt:
+            raise UserError(
+                f"{place} has no prompt, and its {columns.response} and {rejected_name} share no beginning that could "
+                "be one: give a column prompt"
+            )
+        response, rejected = response[len(prompt) :], rejected[len(prompt) :]
+    other = _example(prompt, rejected, place, rejected_name)
+    wanted = _example(prompt, response, place, columns.response)
+    return replace(wanted, rejected=other)
+
+
+def find_columns(row: Mapping[str, Any], settings: RowSettings, place: str) -> Columns:
+    """Those that the settings name, or else the usual ones; a column whose value is null counts as absent."""
+    there = {name for name, value in row.items() if value is not None}
+    prompt = settings.prompt_column or next((name for name in (PROMPT, QUESTION) if name in there), PROMPT)
+    pairs = [
+        Columns(prompt if prompt in there else None, name)
+        for name in ([settings.response_column] if settings.response_column else RESPONSES)
+        if name in there and (prompt in there or isinstance(row[name], list) or REJECTED in there)
+    ]
+    names = [settings.messages_column] if settings.messages_column else CONVERSATIONS
+    chats = [Columns(messages=name) for name in names if name in there]
+    if not (pairs or chats or settings.response_column) and {prompt, ANSWER} <= there and prompt != PROMPT:
+        pairs = [Columns(prompt, ANSWER)]
+    if settings.prompt_column or settings.response_column:
+        found = pairs or (chats if settings.messages_column else [])
+    elif settings.messages_column:
+        found = chats
+    elif {CHOSEN, REJECTED} <= there:  # the messages beside them are a copy of the chosen ones
+        found = pairs
+    else:
+        found = [*pairs, *chats]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = " and ".join(str(columns.response or columns.messages) for columns in found)
+        raise UserError(f"{place} has {several}: name the one to read by response_column or messages_column")
+    responses = settings.response_column or ", ".join(RESPONSES)
+    raise UserError(
+        f"{place} has no {settings.prompt_column or PROMPT} with a {responses}, and no "
+        f"{settings.messages_column or CONVERSATIONS[0]} (it has {_short(', '.join(sorted(there))) or 'nothing'}): "
+        "name its columns by prompt_column and response_column, or by messages_column"
+    )
+
+
+def common_beginning(first: str, second: str) -> str:
+    """The prompt that two texts share: up to the last turn of the assistant, or to the first word that differs."""
+    shared = first[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))]
+    if TURN in shared:
+        return shared[: shared.rindex(TURN) + len(TURN)]
+    end = len(shared)
+    while end and not shared[end - 1].isspace():
+        end -= 1
+    return shared[:end].rstrip()
+
+
+def as_messages(value: Any, name: str, place: str) -> Messages:
+    """Keys that are null are left out; {from, value} becomes {role, content}."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise UserError(f"{place}: {name} is text, not a list of messages: write it as JSON") from None
+    if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
+        raise UserError(f"{place}: {name} must be a list of {{role, content}}, and is {_short(value)}")
+    return [_message(item, name, place) for item in value]
+
+
+def _message(item: Mapping[str, Any], name: str, place: str) -> Message:
+    message = {key: value for key, value in item.items() if value is not None}
+    if "from" in message and "role" not in message:
+        speaker = message.pop("from")
+        message = {"role": SPEAKERS.get(str(speaker), speaker), "content": message.pop("value", None), **message}
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise UserError(f"{place}: {name} must be a list of {{role, content}}: {key} is {_short(message.get(key))}")
+    return message
+
+
+def _text_or_messages(value: Any, name: str, place: str) -> str | Messages:
+    match value:
+        case list():
+            return as_messages(value, name, place)
+        case str() if SERIALISED.match(value):
+            raise UserError(
+                f"{place}: {name} is a list of messages that was written as text: write it as a list, in JSON Lines or "
+                "Parquet"
+            )
+        case str():
+            return value
+    raise UserError(f"{place}: {name} is {_short(value)} ({type(value).__name__}): write text or a list of messages")
+
+
+def _example(prompt: str | Messages | None, answer: str | Messages, place: str, name: str) -> Example:
+    """``answer`` may repeat the prompt, as the conversations of a preference do."""
+    if isinstance(answer, str):
+        if prompt is None:
+            raise UserError(f"{place}: {name} is text and there is no prompt: give one as prompt")
+        return Example(
+            prompt, answer if isinstance(prompt, str) else {"role": "assistant", "content": answer}, place=place
+        )
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}] if answer[0]["role"] == "assistant" else []
+    prompt = prompt or []
+    conversation = answer if answer[: len(prompt)] == prompt else [*prompt, *answer]
+    if len(conversation) < 2 or conversation[-1]["role"] != "assistant":
+        raise UserError(
+            f"{place}: {name} must be a list of {{role, content}}, the last of role assistant, behind a prompt"
+        )
+    return Example(conversation[:-1], conversation[-1], place=place)
+
+
+def check_encodable(value: Any, place: str) -> None:
+    """Raise ``UserError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
+    match value:
+        case str() if any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{place}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+        case dict():
+            check_encodable(list(value.values()), place)
+        case list():
+            for item in value:
+                check_encodable(item, place)
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split()).encode(errors="replace").decode()
+    return text if len(text) <= 80 else text[:77] + "..."
