@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -219,6 +220,13 @@ def metric(name: str) -> Metric:
     if known is None:
         return _named(Metric(name))
     return known if known.name == name else _named(Metric(name, known.unit, known.form, known.better))
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What to give in place of a metric that is not measured."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"set it to one of {', '.join(names)}"
 
 
 def own(logged: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The supervised warm-ups under Ray Train: in the driver's process for one worker on CPU, distributed for more.
 
-What they make is kept under the cache folder by a hash of data, model and settings; a warm-up that was cut off goes on
-from its last checkpoint.
+What they make is kept under the cache folder by a hash of the data, the model's content and the settings; a warm-up
+that was cut off goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load
 from rlgaf_ray.models.legal import constrain
 from rlgaf_ray.models.vocabulary import UNUSED, unused_token_ids
 from rlgaf_ray.training.architectures import DISCRIMINATORS
+from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
@@ -79,7 +80,9 @@ def prepare_warmups(
     common = [config.learner.precision, str(config.warmup.num_workers)]
     own_ends = model_ends(source, tokenizer, trust_remote_code=config.model.trust_remote_code)
     ends, unused, legal = merged(own_ends, task.end_ids), _unused(config, tokenizer), task.legal
-    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source, str(ends)]
+    # the model by its content: a path can lead to another one tomorrow
+    model = model_fingerprint(source, trust_remote_code=config.model.trust_remote_code)
+    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), model, str(ends)]
     data += map(str, unused)
     if source == FILM_REVIEWS and config.base_warmup.steps == 0 and ends == own_ends:
         generator, key, cached = FOLDER, SHA256, True
@@ -246,7 +249,7 @@ def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[st
         set_ends(model, payload["ends"])
         with writing(result):
             save_network(model, result)
-            (result / "warmup.json").write_text(json.dumps({"steps": steps}))
+            (result / "warmup.json").write_text(json.dumps({"steps": steps}), encoding="utf-8")
 
 
 def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel:

@@ -93,9 +93,9 @@ def write_page(
     for name, figure in figures.items():
         for suffix in (".png", ".svg"):
             save(figure, folder / "figures" / f"{name}{suffix}")
-    (folder / "compare.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    (folder / "compare.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
     (folder / "compare.md").write_text(
-        markdown(HEADS, map(cells, rows)) + "\n" + markdown(BUDGET, map(budget_cells, rows))
+        markdown(HEADS, map(cells, rows)) + "\n" + markdown(BUDGET, map(budget_cells, rows)), encoding="utf-8"
     )
     path = folder / PAGE
     render(

@@ -21,6 +21,7 @@ from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
 from rlgaf_ray.run.signals import stop_on_signals
 from rlgaf_ray.sweep.tuner import tune_settings, with_absolute_paths
@@ -39,7 +40,11 @@ def compare(config: Config, *, resume: bool, console: Console | None = None) -> 
     config = with_absolute_paths(with_name(config))
     if config.run.remote:
         raise UserError("rlgaf compare writes to a local folder: set run.root to one")
-    folder = config.run.folder
+    with RunFolder(config.run).claimed():
+        return _compare(config, config.run.folder, console, resume=resume)
+
+
+def _compare(config: Config, folder: Path, console: Console, *, resume: bool) -> int:
     open_folder(config, folder, resume=resume)
     jobs = [(name, replicate) for replicate in config.compare.numbers for name in config.compare.methods]
     left = [job for job in jobs if not trial_file(folder, job).is_file()]
@@ -86,7 +91,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     if file.is_file():
         if not resume:
             raise UserError(f"{folder} exists: add --resume to go on with that comparison, or choose another run.name")
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         if before["data"] != settings["data"]:
             raise UserError(f"{folder} was begun with other data: bring them back, or choose another run.name")
         if changed := differing(before["settings"], own):
@@ -97,8 +102,8 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     elif resume:
         raise UserError(f"nothing to resume: {folder} holds no comparison")
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda temporary: temporary.write_text(json.dumps(settings)))
-    (folder / CONFIG).write_text(dump_config(config))
+    write_atomically(file, lambda temporary: temporary.write_text(json.dumps(settings), encoding="utf-8"))
+    (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
 def differing(before: Any, now: Any, key: str = "") -> list[str]:

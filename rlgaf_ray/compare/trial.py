@@ -55,11 +55,11 @@ class Trial:
     candidates: int  # sampled for each answer
 
     def save(self, path: Path) -> None:
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(asdict(self))))
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(asdict(self)), encoding="utf-8"))
 
     @classmethod
     def load(cls, path: Path) -> Trial:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
         parts = {part: [Measured(**each) for each in found] for part, found in tree.pop("parts").items()}
         return cls(parts=parts, **tree)
 

@@ -58,7 +58,7 @@ from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.update_ratio import UpdateRatio
-from rlgaf_ray.metrics import metric
+from rlgaf_ray.metrics import metric, suggestion
 from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Metrics, Rollout
 
@@ -87,6 +87,7 @@ class AdversarialLoop:
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
         self.rewards = Rewards(config, task, tokenizer, rewards)
+        self.provenance: Mapping[str, str] = {}  # what the checkpoints record of data, models and versions
         self.iteration = 0
         self.discriminator_version = 0
         self.best: float | None = None
@@ -124,15 +125,7 @@ class AdversarialLoop:
                 )
 
     def resume(self, path: Place, state: dict[str, Any]) -> None:
-        """Take up the run where this checkpoint left it, down to the order of the prompts.
-
-        Raises ``UserError`` where the data are not those of the checkpoint: its streams count their rows.
-        """
-        if state["data_checksum"] != self.task.checksum:
-            raise UserError(
-                f"{path} was trained on other data than the task has now: bring them back to resume this run, or start "
-                "a new one"
-            )
+        """Take up the run where this checkpoint left it, down to the order of the prompts."""
         self.iteration = state["iteration"]
         self.discriminator_version = state["discriminator_version"]
         self.best = state["best"]
@@ -199,6 +192,7 @@ class AdversarialLoop:
             self.callbacks.on_evaluation(0, self.first)
             if settings.guard.heals:
                 self.save(best=False)
+        self._check_best_metric()
         carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
         while self.iteration < settings.run.iterations and not self.stop_requested:
             metrics = carried | self.step()
@@ -337,13 +331,14 @@ class AdversarialLoop:
         rows = [] if self.held_out is None else self.held_out.rows_of(iteration)
         return self.roles.start_score(rollouts, [self.task.demonstrations[row] for row in rows])
 
+    def _check_best_metric(self) -> None:
+        """Raise ``UserError`` before any training where no evaluation has the metric that marks the best checkpoint."""
+        name, known = self.config.best_metric, [each for each in self.first if each.startswith("eval/")]
+        if name not in self.first:
+            raise UserError(f"evaluation.best_metric={name} is not measured: {suggestion(name, known)}")
+
     def _is_best(self, metrics: Metrics) -> bool:
         name = self.config.best_metric
-        if name not in metrics:
-            raise UserError(
-                f"evaluation.best_metric={name} is not measured: set it to one of "
-                f"{', '.join(known for known in metrics if known.startswith('eval/'))}"
-            )
         value = metric(name).sign * metrics[name]
         if self.best is not None and value <= self.best:
             return False
@@ -484,7 +479,7 @@ class AdversarialLoop:
             "samples_before": self.samples_before,
             "evaluator": self.evaluator.state_dict(),
             "streams": self.draws.state_dict() | {"prompts": self.schedule.prompts_state()},
-            "data_checksum": self.task.checksum,
+            "provenance": dict(self.provenance),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.data.storage import expanded
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
 from rlgaf_ray.data.vocabulary import check_special_tokens, check_token_ids
 from rlgaf_ray.engines.vllm_process import require_vllm
@@ -28,6 +30,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
 from rlgaf_ray.models.ends import merged, model_ends
 from rlgaf_ray.models.families import check_linear_logits, check_soft_family, check_vllm, scoring_class
 from rlgaf_ray.models.folder import check_model, read_config
@@ -70,8 +73,12 @@ def with_name(config: Config) -> Config:
     """A run without a name is called after its task and the time of its start."""
     if config.run.name is not None:
         return config
-    name = f"{config.task.label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": new_name(config.task.label)})})
+
+
+def new_name(label: str) -> str:
+    """With the time, and a few random digits, as other runs may start in the same second."""
+    return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def with_task(config: Config, source: TaskSource) -> Config:
@@ -81,7 +88,7 @@ def with_task(config: Config, source: TaskSource) -> Config:
     """
     values: dict[str, Any] = {
         "task.name": "python",
-        "run.name": config.run.name or f"{type(source).__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}",
+        "run.name": config.run.name or new_name(type(source).__name__.strip("_")),
         "evaluation.best_metric": config.evaluation.best_metric or source.quality,
     }
     if config.rollout.stop_at_end_of_text is None:
@@ -93,6 +100,7 @@ def check_before_start(config: Config) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
     if config.rollout.traits.vllm:
         require_vllm()
+    check_best_metric(config)
     check_networks(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
@@ -118,6 +126,16 @@ def check_networks(config: Config) -> None:
         check_soft_family(model.generator, described)
 
 
+def check_best_metric(config: Config) -> None:
+    """Raise ``UserError`` where no evaluation has the metric; of tasks with metrics of their own the first one says."""
+    name = config.evaluation.best_metric
+    measured = [each for each in METRICS if each.startswith(("eval/", "discriminator/"))]
+    own = config.task.settings is None or config.task.traits.quality not in METRICS
+    if name is None or own or VARIANT.sub("", name) in measured:
+        return
+    raise UserError(f"evaluation.best_metric={name} is not measured by evaluations: {suggestion(name, measured)}")
+
+
 def check_lengths(config: Config, asked: int) -> None:
     """Raise ``UserError`` where the model does not take a prompt and its response of ``asked`` tokens together."""
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
@@ -137,7 +155,8 @@ def check_lengths(config: Config, asked: int) -> None:
 
 
 def cache_folder(config: Config) -> Path:
-    return Path(config.warmup.cache).expanduser().absolute() if config.warmup.cache else user_cache_path("rlgaf_ray")
+    """``warmup.cache``, by default in the user's home. Raises ``UserError`` where there is none."""
+    return expanded(config.warmup.cache or user_cache_path("rlgaf_ray"), "warmup.cache").absolute()
 
 
 def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) -> Data:

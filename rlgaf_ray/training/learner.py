@@ -208,7 +208,7 @@ class Learner:
             "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
             "rewards": self.rewards.statistics.state_dict(),
         }
-        (folder / ALGORITHM_STATE).write_text(json.dumps(state))
+        (folder / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
 
     @loads_from_storage
     def load(self, folder: Path) -> None:
@@ -219,7 +219,7 @@ class Learner:
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         for name, trained in self.algorithm.networks().items():
             trained.load(folder / name)
-        state = json.loads((folder / ALGORITHM_STATE).read_text())
+        state = json.loads((folder / ALGORITHM_STATE).read_text(encoding="utf-8"))
         for name, average in self.policy.averages.items():
             if not (folder / name).is_dir():
                 raise UserError(

@@ -209,7 +209,7 @@ class Training:
     def run(self, checkpoint_every: int, *, tokens_per_row: int) -> None:
         start = 0
         if self.worker.resume_from is not None:
-            start = int((self.worker.resume_from / STEP).read_text())
+            start = int((self.worker.resume_from / STEP).read_text(encoding="utf-8"))
             load_model(self.trained, self.worker.resume_from / MODEL)
             load_optimizer(self.optimizer, self.worker.resume_from / OPTIMIZER)
         rows = self.settings.batch_size / self.worker.num_workers
@@ -228,4 +228,4 @@ class Training:
     def _write(self, done: int, folder: Path) -> None:
         save_model(self.trained, str(folder / MODEL))
         save_optimizer(self.optimizer, folder / OPTIMIZER)
-        (folder / STEP).write_text(str(done))
+        (folder / STEP).write_text(str(done), encoding="utf-8")
