@@ -15,8 +15,8 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.models.families import check_vllm, scoring_class
-from rlgaf_ray.models.generator import blocks_of, check_output_layer, load_generator, policy_logprobs
+from rlgaf_ray.models.families import check_output_layer, check_vllm, scoring_class
+from rlgaf_ray.models.generator import blocks_of, load_generator, policy_logprobs
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import align, soft_logits
 from rlgaf_ray.run.preparation import Prepared, check_networks
