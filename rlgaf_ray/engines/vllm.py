@@ -64,8 +64,7 @@ class VLLMEngine(RolloutEngine):
         prefix_caching: False computes every prompt afresh (the benchmark's other side).
         tensor_parallel_size: devices that share each layer, in processes that vLLM starts.
         transfer: how new weights come (``weights.choice``).
-        sleep_level: what ``sleep`` gives up of a GPU's memory: 1 moves the weights to the host's, 2 forgets them;
-            0 on CPU.
+        sleep_level: 1: ``sleep`` moves a GPU's weights to the host's memory, 2: it forgets them; 0 on CPU.
 
     Raises:
         UserError: vLLM is missing, or the model has fewer positions than ``max_model_len``.

@@ -74,7 +74,7 @@ def check_soft_family(source: str, config: PreTrainedConfig) -> None:
 
 def check_linear_logits(source: str, config: PreTrainedConfig, key: str, remedy: str) -> None:
     """Raise ``UserError`` where ``key`` needs logits that are a linear layer of the last hidden states, and they are
-    scaled or soft-capped. ``models.generator.check_output_layer`` finds it of any network, once it is loaded."""
+    scaled or soft-capped. ``check_output_layer`` finds it of any network, once it is loaded."""
     text = config.get_text_config()
     for name in SCALED_LOGITS:
         if getattr(text, name, None) not in (None, 0, 1):
@@ -82,6 +82,24 @@ def check_linear_logits(source: str, config: PreTrainedConfig, key: str, remedy:
                 f"{key} needs logits that are a linear layer of the last hidden states, and model.generator={source} "
                 f"({config.model_type}) has {name}={getattr(text, name)}: {remedy}"
             )
+
+
+@torch.no_grad()
+def check_output_layer(
+    model: PreTrainedModel, key: str = "learner.logprob_chunk_tokens", remedy: str = "set it to null"
+) -> None:
+    """Refuse a model whose logits are more than its output layer of its last hidden states, as ``key`` needs them."""
+    fits = model.base_model is not model
+    if fits:
+        token_ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=token_ids, use_cache=False).logits
+        fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
+    if not fits:
+        raise UserError(
+            f"{key} needs logits that are a linear layer of the last hidden states, and those of "
+            f"{type(model).__name__} are not: {remedy}"
+        )
 
 
 def check_vllm(source: str, config: PreTrainedConfig, *, on_cpu: bool) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
-from rlgaf_ray.models.generator import check_output_layer, gathered_hidden, load_generator
+from rlgaf_ray.models.families import check_output_layer
+from rlgaf_ray.models.generator import gathered_hidden, load_generator
 from rlgaf_ray.types import SequenceBatch
 
 

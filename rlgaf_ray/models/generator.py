@@ -282,21 +282,3 @@ def chunked_policy_logprobs_and_kl(
         at_response(reference_logprobs.detach(), sequences),
         at_response(distance, sequences),
     )
-
-
-@torch.no_grad()
-def check_output_layer(
-    model: PreTrainedModel, key: str = "learner.logprob_chunk_tokens", remedy: str = "set it to null"
-) -> None:
-    """Refuse a model whose logits are more than its output layer of its last hidden states, as ``key`` needs them."""
-    fits = model.base_model is not model
-    if fits:
-        token_ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        hidden = model.base_model(input_ids=token_ids, use_cache=False).last_hidden_state
-        logits = model(input_ids=token_ids, use_cache=False).logits
-        fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
-    if not fits:
-        raise UserError(
-            f"{key} needs logits that are a linear layer of the last hidden states, and those of "
-            f"{type(model).__name__} are not: {remedy}"
-        )

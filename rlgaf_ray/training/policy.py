@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from rlgaf_ray.config.algorithm import GumbelKLSettings, KLSettings, PreferenceKLSettings
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
+from rlgaf_ray.models.families import check_output_layer
 from rlgaf_ray.models.generator import (
-    check_output_layer,
     chunked_policy_logprobs_and_kl,
     load_generator,
     policy_logprobs,

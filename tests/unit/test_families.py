@@ -15,8 +15,8 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.local import LocalRoles
-from rlgaf_ray.models.families import check_vllm, scoring_class
-from rlgaf_ray.models.generator import blocks_of, check_output_layer, load_generator, policy_logprobs
+from rlgaf_ray.models.families import check_output_layer, check_vllm, scoring_class
+from rlgaf_ray.models.generator import blocks_of, load_generator, policy_logprobs
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import align, soft_logits
 from rlgaf_ray.run.preparation import Prepared, check_networks
@@ -32,7 +32,7 @@ RUN = [
     "run.iterations=2",
     "task.name=jsonl",
     "task.prompt_tokens=400",  # a template can write a page before the first message
-    "task.response_tokens=24",
+    "task.response_tokens=48",  # a template can write empty thoughts before the answer
     "warmup.generator.steps=1",
     "warmup.generator.batch_size=2",
     "warmup.sft.steps=1",
