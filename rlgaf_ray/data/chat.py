@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -150,7 +151,7 @@ class ChatTemplate:
         It is one of those that close the response: a known end, else the first special token, else the first.
         """
         body = response.rstrip()
-        closing = []
+        closing: list[re.Match[str]] = []
         for match in reversed(list(CONTROL.finditer(response))):
             if match.end() != len(body):
                 break
@@ -190,7 +191,11 @@ class ChatTemplate:
             messages = [{**item, "content": [{"type": "text", "text": item["content"]}]} for item in messages]
         return str(
             self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=prompting, **self._arguments
+                messages,
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompting,
+                **self._arguments,
             )
         )
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,8 @@ def test_rollouts_end_where_demonstrations_do(
     assert set(engine._end_of_text_ids) == {end, other}
 
     with torch.no_grad():  # a generator that says nothing but the template's end
-        last, rows = engine._model.transformer.ln_f, engine._model.lm_head.weight
+        network: Any = engine._model
+        last, rows = network.transformer.ln_f, network.lm_head.weight
         rows[end] *= 100
         last.weight.zero_()
         last.bias.copy_(rows[end])
