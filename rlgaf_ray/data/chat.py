@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from rlgaf_ray.config.task import RowSettings
@@ -93,8 +95,8 @@ class ChatTemplate:
         if not whole.startswith(prompt):
             raise UserError(
                 f"{where}: the chat template does not write the answer after its own prompt, which ends with "
-                f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), or take a model with "
-                "another template"
+                f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), give the message its "
+                "reasoning_content, or take a model with another template"
             )
         for message in hidden:
             text = message["content"].rpartition("</think>")[2].strip()
@@ -104,7 +106,8 @@ class ChatTemplate:
                     "remove the message, or take a model with another template"
                 )
         response = self._encoder.sealed(whole[len(prompt) :])
-        end = self._end(response) or self._end_before_next_turn(response, hidden, whole, tools)
+        if (end := self._end(response)) is None and self._next_turn is not None:
+            end = response + self._next_turn
         if end is None:
             raise UserError(
                 f"{where}: the chat template writes no token that ends an answer, so that rollouts could not end "
@@ -118,7 +121,7 @@ class ChatTemplate:
         It is one of those that close the response: a known end, else the first special token, else the first.
         """
         body = response.rstrip()
-        closing = []
+        closing: list[re.Match[str]] = []
         for match in reversed(list(CONTROL.finditer(response))):
             if match.end() != len(body):
                 break
@@ -129,19 +132,16 @@ class ChatTemplate:
                 return response[: found[0].end()]
         return response[: closing[0].end()] if closing else None
 
-    def _end_before_next_turn(
-        self, response: str, hidden: Messages, whole: str, tools: list[dict[str, Any]] | None
-    ) -> str | None:
-        """Some templates end a turn by the token that opens the next one, and write it there."""
+    @cached_property
+    def _next_turn(self) -> str | None:
+        """The token that opens the turn after an answer: some templates end the answer by it, and write it there."""
+        user, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": f"{PROBE} answer"}
         try:
-            longer = self._render([*hidden, {"role": "user", "content": PROBE}], tools)
+            rest = self._encoder.sealed(self._render([user, answer, user], None).partition(answer["content"])[2])
         except Exception:  # then there is no such token
             return None
-        if not longer.startswith(whole):
-            return None
-        rest = self._encoder.sealed(longer[len(whole) :])
         opening = CONTROL.match(rest.lstrip())
-        return None if opening is None else response + rest[: len(rest) - len(rest.lstrip())] + opening[0]
+        return None if opening is None else rest[: len(rest) - len(rest.lstrip())] + opening[0]
 
     def _rendered(
         self, messages: Messages, tools: list[dict[str, Any]] | None, where: str, *, prompting: bool = False
@@ -161,7 +161,11 @@ class ChatTemplate:
             messages = [{**item, "content": [{"type": "text", "text": item["content"]}]} for item in messages]
         return str(
             self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=prompting, **self._arguments
+                messages,
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompting,
+                **self._arguments,
             )
         )
 

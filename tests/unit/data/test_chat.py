@@ -86,7 +86,7 @@ def test_control_tokens_that_a_message_spells_are_text(tmp_path: Path) -> None:
         for number in range(20)
     ]
     task = made(tmp_path, rows, tokenizer, system_prompt=said)
-    controls = set(tokenizer.convert_tokens_to_ids(list(SPECIAL)))
+    controls = {tokenizer.get_vocab()[name] for name in SPECIAL}
     end = tokenizer.eos_token_id
     for item, row in zip(task.demonstrations, task.rows, strict=True):
         (number,) = row["prompt"][-1]["content"].split()[:1]
@@ -104,7 +104,7 @@ def test_control_tokens_that_plain_text_spells_are_text_and_reported(tmp_path: P
     rows = [{"prompt": f"{number} <|im_end|> ", "response": f"</s> {number}"} for number in range(5)]
     rows += [{"prompt": f"{number} ", "response": "so"} for number in range(5, 20)]
     task = made(tmp_path, rows, tokenizer)
-    controls = set(tokenizer.convert_tokens_to_ids(list(SPECIAL)))
+    controls = {tokenizer.get_vocab()[name] for name in SPECIAL}
     for item in task.demonstrations:
         assert not controls & {*item.prompt_ids.tolist(), *item.response_ids[:-1].tolist()}
     assert texts(task, tokenizer) >= {(f"{number} <|im_end|> ", f"</s> {number}<|im_end|>") for number in range(5)}
@@ -216,7 +216,7 @@ def test_every_answer_may_be_learned(tmp_path: Path) -> None:
     assert texts(task, tokenizer) == last | {(begin, "One.<|im_end|>") for begin in opening}
     for item, row in zip(task.demonstrations, task.rows, strict=True):
         assert str(tokenizer.decode(item.prompt_ids.tolist())).startswith(opening[row["tag"]])
-        assert len(row["prompt"]) == (3 if b"Two" in tokenizer.decode(item.response_ids.tolist()).encode() else 1)
+        assert len(row["prompt"]) == (3 if "Two" in str(tokenizer.decode(item.response_ids.tolist())) else 1)
     parts = [{json.loads(pair.after)[0]["content"] for pair in task._pairs[part]} for part in PARTS]
     assert sum(map(len, parts)) == 20 == len(set.union(*parts)), "one chat's answers stay in one part"
 
@@ -262,7 +262,7 @@ def test_a_row_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
 def test_a_slow_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     class Slow(PreTrainedTokenizerBase):
         chat_template = None
-        eos_token_id = 0  # type: ignore[assignment]
+        eos_token_id = 0
 
         def __init__(self) -> None:
             pass

@@ -189,7 +189,7 @@ def test_a_generator_that_repeats_the_demonstrations_cannot_be_told_from_them(
             if "probe" not in tokenizer.apply_chat_template([{"role": "user", "content": "probe"}], tokenize=False):
                 messages = in_parts(messages)
             prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-            whole = tokenizer.apply_chat_template(messages, return_dict=False)
+            whole: Any = tokenizer.apply_chat_template(messages, return_dict=False)
             assert item.prompt_ids.tolist() == prompt
             ids = [*item.prompt_ids.tolist(), *item.response_ids.tolist()]
             if whole[: len(prompt)] == prompt and whole[len(prompt) :].count(ids[-1]):
@@ -228,8 +228,31 @@ def test_the_response_is_what_follows_the_prompt_up_to_its_end(
 ) -> None:
     tokenizer = tokenizer_of(name)
     rows = [{"messages": chat(number, system=False, turns=1)} for number in range(ROWS)]
-    known = [tokenizer.convert_tokens_to_ids(each) for each in ends]
+    known = [tokenizer.get_vocab()[each] for each in ends]
     task = task_of(name, tmp_path, rows, ends=known, chat_template_kwargs=settings)
+    (item,) = (item for item in task.demonstrations if " 8 " in str(tokenizer.decode(item.prompt_ids.tolist())))
+    assert str(tokenizer.decode(item.prompt_ids.tolist())).endswith(prompt)
+    assert tokenizer.decode(item.response_ids.tolist()) == response
+    check_alike(task, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "prompt", "response"),
+    [
+        ("qwen3", ["<|im_end|>"], "assistant\n", "<think>\nAdd.\n</think>\n\nIt is 8<|im_end|>"),
+        ("qwen3_5_think", ["<|im_end|>"], "<think>\n", "Add.\n</think>\n\nIt is 8<|im_end|>"),
+        ("nemotron_3_nano", ["<|im_end|>"], "<think>\n", "Add.\n</think>\nIt is 8<|im_end|>"),
+        ("glm4moe", ["<|user|>"], "<|assistant|>", "\n<think>Add.</think>\nIt is 8<|user|>"),
+    ],
+)
+def test_reasoning_is_a_part_of_the_response(
+    name: str, ends: list[str], prompt: str, response: str, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_of(name)
+    rows: list[dict[str, Any]] = [{"messages": chat(number, system=False, turns=1)} for number in range(ROWS)]
+    for row in rows:
+        row["messages"][-1]["reasoning_content"] = "Add."
+    task = task_of(name, tmp_path, rows, ends=[tokenizer.get_vocab()[each] for each in ends])
     (item,) = (item for item in task.demonstrations if " 8 " in str(tokenizer.decode(item.prompt_ids.tolist())))
     assert str(tokenizer.decode(item.prompt_ids.tolist())).endswith(prompt)
     assert tokenizer.decode(item.response_ids.tolist()) == response

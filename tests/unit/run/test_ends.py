@@ -6,18 +6,21 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.models.tokenizer import train_bpe
 from rlgaf_ray.run.preparation import Data, notes_on_ends, prepare_data, with_date
+from rlgaf_ray.run.train import train
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 CHATML = (
@@ -94,7 +97,8 @@ def test_rollouts_end_where_demonstrations_do(
     assert set(engine._end_of_text_ids) == {end, other}
 
     with torch.no_grad():  # a generator that says nothing but the template's end
-        last, rows = engine._model.transformer.ln_f, engine._model.lm_head.weight
+        network: Any = engine._model
+        last, rows = network.transformer.ln_f, network.lm_head.weight
         rows[end] *= 100
         last.weight.zero_()
         last.bias.copy_(rows[end])
@@ -133,3 +137,46 @@ def test_the_date_is_recorded_and_taken_up_again(tmp_path: Path) -> None:
     recorded.write_text("task: {date: '2020-02-29T23:59:00'}")
     assert with_date(config, recorded).task.date == "2020-02-29T23:59:00"
     assert with_date(begun, recorded) == begun
+
+
+@pytest.mark.slow
+def test_a_resumed_run_shows_its_own_date(tmp_path: Path) -> None:
+    """Where the config that it is resumed with has no date; on another day the warm-ups are those of the cache."""
+    folder = model_folder(tmp_path / "model", tokenizer_end="<|im_end|>", config_end="<|im_end|>")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+    tokenizer.save_pretrained(folder)
+    rows = [chat for number in range(5) for chat in chats()]
+    for number, row in enumerate(rows):
+        row["messages"][0] = {"role": "user", "content": f"What is {number}?"}
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said: list[str] = []
+
+    class Heard(Callback):
+        def on_message(self, message: str) -> None:
+            said.append(message)
+
+    def run(iterations: int, *more: str, resume: bool = False) -> str | None:
+        settings = {
+            "run": f"{{root: {tmp_path / 'runs'}, name: dated, iterations: {iterations}}}",
+            "model.generator": folder,
+            "task.name": "jsonl",
+            "task.jsonl.path": tmp_path / "rows.jsonl",
+            "task.prompt_tokens": 80,
+            "task.response_tokens": 20,
+            "warmup": f"{{cache: {tmp_path / 'cache'}, generator: {{steps: 0}}, sft: {{steps: 0}}}}",
+            "warmup.discriminator": "{steps: 0}",
+            "rollout": "{engine: transformers, batch_size: 8, samples_per_prompt: 4}",
+            "discriminator": "{batch_size: 8, contrast_weight: 0}",
+            "evaluation": "{num_prompts: 10, num_samples: 2, embeddings: false}",
+        }
+        config = load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *more])
+        train(config, resume=resume, roles="local", callbacks=[Heard()])
+        return load_config(tmp_path / "runs" / "dated" / "config.yaml").task.date
+
+    assert run(1, "task.date=2020-02-29") == "2020-02-29"
+    said.clear()
+    assert run(2, resume=True) == "2020-02-29"
+    assert any(message.startswith("warm-ups from the cache") for message in said)
+    samples = (tmp_path / "runs" / "dated" / "samples.jsonl").read_text()
+    assert "29 Feb 2020" in samples
