@@ -72,7 +72,7 @@ class Contender:
 
 def pin(roles: RayRoles, sampling_core: int, learning_core: int) -> None:
     """Every thread of each actor to its core."""
-    cores = dict.fromkeys(roles.workers, sampling_core)
+    cores = dict.fromkeys(roles.pool.workers, sampling_core)
     cores |= dict.fromkeys([*roles.learners, *roles.discriminators], learning_core)
     ray.get([actor.__ray_call__.remote(_pin_threads, core) for actor, core in cores.items()])
 

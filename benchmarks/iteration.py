@@ -56,7 +56,7 @@ class Bare:
         times = [
             seconds(lambda: results.update(rollouts=roles.generate(prompts, sampling_settings(config), seeds))),
             seconds(lambda: results.update(scored=loop.rewards(roles.score(results["rollouts"]), iteration).scored)),
-            seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, pretraining=None)),
+            seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, text=None)),
             seconds(lambda: roles.push_weights(iteration)),
             0.0,
         ]

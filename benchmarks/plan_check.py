@@ -107,7 +107,7 @@ def iterate(roles: RayRoles, config: Config, vocab_size: int) -> None:
         seeds = list(range(config.rollout.batch_size))
         scored = roles.score(roles.generate(prompts, sampling, seeds))
         rewarded = [replace(item, reward=item.score) for item in scored]
-        learned = roles.update_generator(rewarded, iteration=iteration, pretraining=None)
+        learned = roles.update_generator(rewarded, iteration=iteration, text=None)
         told = roles.update_discriminator(demonstrations(), [item.rollout for item in scored], demonstrations())
         pushed = roles.push_weights(iteration + 1)
         learned(), told(), pushed()
@@ -130,7 +130,7 @@ def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, 
     vocab_size = model.config.vocab_size
     roles = RayRoles(folder, folder, config, placement, max_tokens=max_tokens, pad_token_id=0)
     try:
-        actors = dict(zip(ROLES, (roles.learners[0], roles.discriminators[0], roles.workers[0]), strict=True))
+        actors = dict(zip(ROLES, (roles.learners[0], roles.discriminators[0], roles.pool.workers[0]), strict=True))
         pids = {role: ray.get(actor.__ray_call__.remote(lambda self: os.getpid())) for role, actor in actors.items()}
         time.sleep(1.0)
         at_rest = {role: private_bytes(pid) for role, pid in pids.items()}

@@ -1,8 +1,10 @@
 """The command line.
 
-``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume] [--print-config]``
+``python -m rlgaf_ray.main [train] [CONFIG.yaml] [key=value ...] [--small] [--resume [--other-versions]]
+[--print-config]``
 ``python -m rlgaf_ray.main --resume s3://BUCKET/PREFIX/NAME [key=value ...]``
-``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume]``
+``python -m rlgaf_ray.main tune CONFIG.yaml [key=value ...] [--resume [--other-versions]]``
+``python -m rlgaf_ray.main compare CONFIG.yaml [key=value ...] [--resume]``
 ``python -m rlgaf_ray.main plan [CONFIG.yaml] [key=value ...] [--nodes N] [--gpus-per-node G] [--gpu-memory GiB]
 [--cpus-per-node C]``
 ``python -m rlgaf_ray.main evaluate RUN [RUN ...] [--temperatures T,T,...] [--sft-steps N,N,...] [--test]
@@ -13,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import tempfile
 import traceback
@@ -26,7 +29,7 @@ from rlgaf_ray.data.storage import Remote
 from rlgaf_ray.errors import UsageError, UserError
 from rlgaf_ray.sweep.space import check_sweep
 
-COMMANDS = ("train", "tune", "plan", "evaluate", "report")
+COMMANDS = ("train", "tune", "compare", "plan", "evaluate", "report")
 EXIT_FAILURE, EXIT_INTERRUPTED = 1, 130
 BUG = "this is a bug in rlgaf_ray: please report it, with the lines above and rlgaf_ray's version"
 
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done; 1: failed; 2: wrong usage or config; 130: interrupted; 128 + n: stopped by signal n, with a checkpoint.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")  # "?" stands for what its encoding does not have
     try:
         return _run(_parse(argv))
     except UserError as error:
@@ -60,6 +66,8 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.resume and not config_path
         else _load_config(config_path, overrides, small=arguments.small)
     )
+    if arguments.other_versions and (not arguments.resume or arguments.words[:1] == ["compare"]):
+        raise UsageError("--other-versions goes on with a run or a sweep: add --resume")
     if tuned and not arguments.resume:
         check_sweep(config)
     if arguments.print_config:
@@ -71,7 +79,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print(uri.public(risk), file=sys.stderr)
     if arguments.words[:1] == ["plan"]:
         return _plan(config, arguments)
-    return (_tune if tuned else _train)(config, resume=arguments.resume)
+    if arguments.words[:1] == ["compare"]:
+        return _compare(config, resume=arguments.resume)
+    return (_tune if tuned else _train)(config, resume=arguments.resume, other_versions=arguments.other_versions)
 
 
 def _check_packages() -> None:
@@ -79,7 +89,7 @@ def _check_packages() -> None:
         raise UserError(sentence)
 
 
-def _train(config: Config, *, resume: bool) -> int:
+def _train(config: Config, *, resume: bool, other_versions: bool) -> int:
     from rlgaf_ray.report.console import Terminal  # torch and ray load only now
     from rlgaf_ray.run.signals import Stop, stop_on_signals
     from rlgaf_ray.run.train import train
@@ -87,15 +97,22 @@ def _train(config: Config, *, resume: bool) -> int:
     _quiet_transformers()
     stop = Stop()
     with stop_on_signals(stop):
-        outcome = train(config, resume=resume, callbacks=[Terminal(), stop])
+        outcome = train(config, resume=resume, other_versions=other_versions, callbacks=[Terminal(), stop])
     return stop.exit_code if outcome.interrupted else 0
 
 
-def _tune(config: Config, *, resume: bool) -> int:
+def _tune(config: Config, *, resume: bool, other_versions: bool) -> int:
     from rlgaf_ray.sweep.tuner import sweep
 
     _quiet_transformers()
-    return sweep(config, resume=resume)
+    return sweep(config, resume=resume, other_versions=other_versions)
+
+
+def _compare(config: Config, *, resume: bool) -> int:
+    from rlgaf_ray.compare.runner import compare
+
+    _quiet_transformers()
+    return compare(config, resume=resume)
 
 
 def _quiet_transformers() -> None:
@@ -167,13 +184,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="train | tune | plan | evaluate | report | CONFIG.yaml | PRESET | key=value | RUN",
-        help="command, then its config file or preset and dotted overrides (train, tune, plan), or run folders "
-        "(evaluate, report)",
+        metavar="train | tune | compare | plan | evaluate | report | CONFIG.yaml | PRESET | key=value | RUN",
+        help="command, then its config file or preset and dotted overrides (train, tune, compare, plan), or run "
+        "folders (evaluate, report)",
     )
     parser.add_argument("--small", action="store_true", help="the preset as it runs on two cores without a hub")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the run (or sweep) that run.root and run.name say"
+    )
+    parser.add_argument(
+        "--other-versions",
+        action="store_true",
+        help="resume although the package or its libraries have other versions than the run began with",
     )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     parser.add_argument(

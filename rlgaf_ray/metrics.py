@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,6 +90,9 @@ _TABLE = [
     Metric("generator/engine_logprob_gap", "nats/token", "{:.1e}", "lower"),
     *_plain("nats/token", "generator/demonstration_loss", "generator/pretraining_loss", form="{:.3f}"),
     *_plain("nats/token", "generator/approximate_kl", form="{:.3f}"),
+    *_plain("of `reward.kind`", "generator/selection_gain", form="{:.3f}"),
+    Metric("generator/preference_accuracy", "share", "{:.2f}", "higher"),
+    *_plain("nats", *(f"generator/preference_{name}" for name in ("margin", "chosen_reward", "rejected_reward"))),
     *_plain("", "generator/policy_loss", "generator/kl_coefficient", "generator/advantage_deviation"),
     *_plain("", "generator/grad_norm", "generator/weight_norm", "generator/critic_grad_norm"),
     *_plain("", "generator/learning_rate", "generator/critic_learning_rate"),
@@ -216,6 +220,13 @@ def metric(name: str) -> Metric:
     if known is None:
         return _named(Metric(name))
     return known if known.name == name else _named(Metric(name, known.unit, known.form, known.better))
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What to give in place of a metric that is not measured."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"set it to one of {', '.join(names)}"
 
 
 def own(logged: Iterable[str]) -> list[str]:

@@ -99,9 +99,7 @@ class FakeRoles(Roles):
     ) -> Pending:
         return lambda: {}
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
-    ) -> Pending:
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
         held = self.state["coefficient"] >= self.enough
         if self.onset is not None and iteration >= self.onset and not held:
             self.state["kl"] += 0.4
@@ -134,13 +132,13 @@ class FakeRoles(Roles):
             self.state["moments"] = 0
 
     def save(self, folder: Place) -> None:
-        (folder / "roles.json").write_text(json.dumps(self.state))
+        (folder / "roles.json").write_text(json.dumps(self.state), encoding="utf-8")
 
     def rescue(self, folder: Place) -> None:
         self.save(folder)
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:
-        self.state = json.loads((folder / "roles.json").read_text())
+        self.state = json.loads((folder / "roles.json").read_text(encoding="utf-8"))
 
     def close(self) -> None:
         pass
@@ -176,7 +174,7 @@ class FakeDiscriminator(Discriminator):
     def save(self, folder: Place) -> None:
         if isinstance(folder, Path):
             folder.mkdir(exist_ok=True)
-        (folder / "updates.txt").write_text(str(self.version))
+        (folder / "updates.txt").write_text(str(self.version), encoding="utf-8")
 
     def load(self, folder: Place, *, version: int) -> None:
         self.version = version

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 from rows import HERE, lines_of
-from scipy import optimize, stats
+
+from rlgaf_ray.compare.statistics import LEVEL, POWER, Difference, bootstrap, holm
 
 JUDGES = {"judge": "linear judge", "vader": "VADER", "embedding": "embedding judge"}
 SHARES = {f"eval/{judge}_share": title for judge, title in JUDGES.items()}
@@ -34,8 +35,6 @@ MEASURES = {
     "eval/closeness": "closeness",
     "discriminator/held_out_auc": "AUC of D",
 }
-RESAMPLES = 2000
-LEVEL, POWER = 0.01, 0.8
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Row:
     def value(self, replicate: int, metric: str, temperature: float = 1.0) -> float:
         return float(self.lines[replicate]["final"][str(temperature)][metric])
 
-    def has(self, metric: str) -> bool:
+    def has(self, metric: str, temperature: float = 1.0) -> bool:
         """Rows without a trained discriminator have none of its measures."""
-        return all(metric in line["final"]["1.0"] for line in self.lines.values())
+        return all(metric in line["final"][str(temperature)] for line in self.lines.values())
 
     def temperatures(self) -> list[float]:
         return sorted(float(key) for key in next(iter(self.lines.values()))["final"])
@@ -66,70 +65,20 @@ class Row:
             return np.unpackbits(stored[f"{judge}@{temperature}"], axis=1).astype(bool)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences, its 95 % interval and p-value (t test), and their standard deviation."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    deviation: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Difference:
-        array = np.array(values, float)
-        mean, count = float(array.mean()), len(array)
-        if count < 2:
-            return cls(mean, np.nan, np.nan, np.nan, np.nan, count)
-        deviation = float(array.std(ddof=1))
-        half = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
-        p = float(stats.ttest_1samp(array, 0.0).pvalue) if deviation > 0 else float(mean == 0)
-        return cls(mean, mean - half, mean + half, p, deviation, count)
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-    def detectable(self, count: int) -> float:
-        """The smallest mean that a two-sided t test at LEVEL with so many replicates finds with probability POWER."""
-        critical = stats.t.ppf(1 - LEVEL / 2, count - 1)
-
-        def missed(size: float) -> float:
-            return float(stats.nct.cdf(critical, count - 1, size * count**0.5)) - (1 - POWER)
-
-        return float(optimize.brentq(missed, 0.01, 50.0)) * self.deviation
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): adjusted p-values in the order given."""
-    order = np.argsort(p_values)
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
 def paired(one: Row, other: Row, metric: str) -> Difference:
     shared = sorted(set(one.lines) & set(other.lines))
     return Difference.of([one.value(each, metric) - other.value(each, metric) for each in shared])
 
 
-def bootstrap(one: Row, other: Row, judge: str, temperature: float = 1.0, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the difference of a judge's shares: replicates are drawn again, then each one's prompts."""
+def bootstrapped(one: Row, other: Row, judge: str, temperature: float = 1.0) -> tuple[float, float]:
+    """95 % interval of the difference of a judge's shares."""
     shared = sorted(set(one.lines) & set(other.lines))
-    gaps = [
-        one.verdicts(each, judge).mean(axis=0) - other.verdicts(each, judge, temperature).mean(axis=0)
-        for each in shared
-    ]
-    draw = np.random.default_rng(seed)
-    means = []
-    for _ in range(RESAMPLES):
-        chosen = draw.integers(len(gaps), size=len(gaps))
-        means.append(np.mean([gaps[row][draw.integers(len(gaps[row]), size=len(gaps[row]))].mean() for row in chosen]))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return bootstrap(
+        [
+            one.verdicts(each, judge).mean(axis=0) - other.verdicts(each, judge, temperature).mean(axis=0)
+            for each in shared
+        ]
+    )
 
 
 def above_curve(row: Row, sft: Row, metric: str) -> Difference:
@@ -158,7 +107,7 @@ def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
     for metric, title in metrics.items():
         cells = []
         for _, row, temperature in rows:
-            values = [row.value(each, metric, temperature) for each in row.lines] if row.has(metric) else []
+            values = [row.value(each, metric, temperature) for each in row.lines] if row.has(metric, temperature) else []
             cells.append(f"{np.mean(values):.3f}" if values else "")
         first = next(iter(rows[0][1].lines.values()))["final"]["1.0"]
         real = first.get(f"{metric}_real")
@@ -179,7 +128,7 @@ def differences(row: Row, sft: Row, title: str, replicates: int | None = None) -
         "|---|---|---|---|",
     ]
     for judge, item in found.items():
-        low, high = bootstrap(row, sft, judge)
+        low, high = bootstrapped(row, sft, judge)
         lines.append(f"| {JUDGES[judge]} | {item} | [{low:+.3f}, {high:+.3f}] | {corrected[judge]:.2g} (Holm) |")
     shown = {metric: name for metric, name in MEASURES.items() if row.has(metric) and sft.has(metric)}
     for metric, name in shown.items():

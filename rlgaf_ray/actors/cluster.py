@@ -14,6 +14,7 @@ import ray
 from ray._private import ray_constants
 from ray.autoscaler.sdk import request_resources
 
+from rlgaf_ray.actors.environment import endpoint, named_address, prepare_environment
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.planning import totals
 from rlgaf_ray.config.schema import Config
@@ -40,7 +41,8 @@ def ray_session(config: Config) -> Iterator[None]:
     That one asks for a token, as Ray itself sees to unless ``RAY_AUTH_MODE`` says otherwise.
     Raises ``UserError`` where a named cluster does not answer.
     """
-    address = named_address(config)
+    address = named_address(config.cluster.address)
+    prepare_environment(address)
     handler = signal.getsignal(signal.SIGTERM)
     # Warnings of Ray's own start-up speak of metrics exporters and accelerators; errors come back as exceptions.
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
@@ -53,7 +55,7 @@ def ray_session(config: Config) -> Iterator[None]:
         try:
             probe(address)
             ray.init(address, **quiet)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no Ray cluster answers at {address} ({error}): start one with 'ray start --head', or unset "
                 "cluster.address and RAY_ADDRESS to run on this machine alone (RAY_AUTH_MODE=token where it asks)"
@@ -94,16 +96,11 @@ def on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def named_address(config: Config) -> str | None:
-    """Where the cluster is that the run joins, if it joins one."""
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
-
-
 def probe(address: str) -> None:
     """Raise ``OSError`` where nobody listens: Ray itself would wait for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if separator:
-        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
+    host, port = endpoint(address)
+    if host is not None and port is not None:
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
 
 
 def cluster_nodes() -> list[Node]:

@@ -9,7 +9,8 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from rlgaf_ray.actors.cluster import cluster_nodes, named_address
+from rlgaf_ray.actors.cluster import cluster_nodes
+from rlgaf_ray.actors.environment import named_address
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.planning import asked_by, nearest, share_out, shortage, smallest_node, totals
@@ -59,7 +60,7 @@ def find_placement(config: Config) -> Placement:
         time.sleep(min(1.0, left))
         nodes = cluster_nodes()
     placement = plan_on(config, nodes)
-    if named_address(config) is None:
+    if named_address(config.cluster.address) is None:
         return placement
     group = _granted(placement, timeout=FREE_SECONDS)
     if group is None:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSilent, ActorSpent, Answers, Asked, SourceLost
-from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
+from rlgaf_ray.actors.answers import ActorFailure, Answers
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
-from rlgaf_ray.actors.push import Load, WeightPush, in_their_own_time
-from rlgaf_ray.actors.recovery import Process, Recoveries, kill
+from rlgaf_ray.actors.pool import RolloutPool
+from rlgaf_ray.actors.push import WeightPush, in_their_own_time
+from rlgaf_ray.actors.recovery import Recoveries
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
@@ -41,7 +41,6 @@ from rlgaf_ray.types import (
 )
 from rlgaf_ray.weights.choice import Choice, Site, choose_transfer
 
-T = TypeVar("T")
 STARTUP_SECONDS = 120.0
 
 
@@ -80,15 +79,12 @@ class RayRoles:
         ``recoveries`` counts the workers that are replaced; by default nobody is told of them.
         """
         self.recoveries = recoveries or Recoveries(config.cluster)
-        self.closing = False
         # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
         self.shared_cores = placement.shared_cores
         self.updates_wait_for: Any = None
         self.pushed: tuple[int, PolicyNetwork] | None = None  # what the engines hold, while the learner holds it too
-        self.sleep_level = config.rollout.sleep_level
         self.sharded = config.learner.strategy == "fsdp"
         self.in_step = config.schedule.mode == "sync"  # all ranks are at rest between two updates
-        self.forgotten = False
         self.owns_group = group is None
         self.group = group or reserve(placement, timeout=min(config.cluster.timeout_seconds, STARTUP_SECONDS))
 
@@ -114,9 +110,10 @@ class RayRoles:
                 threads=placement.rollout_threads,
             )
 
-        self.new_worker = new_worker
-        # Any: the types of Ray's handles do not know what .remote adds to a method
-        self.workers: list[Any] = [new_worker(index) for index in range(len(placement.rollout_bundles))]
+        self.answers = Answers({}, timeout=config.cluster.timeout_seconds)
+        self.pool = RolloutPool(
+            new_worker, len(placement.rollout_bundles), self.answers, self.recoveries, config.rollout
+        )
 
         def ranks(actor: Any, bundles: Sequence[int], folder: Path, **more: Any) -> list[Any]:
             meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
@@ -142,32 +139,26 @@ class RayRoles:
         self.learners = ranks(
             LearnerActor, placement.learner_bundles, generator_folder, new_algorithm=new_algorithm, **before_sft
         )
-        names: dict[Any, str] = {}
         for name, actors in (("the learner", self.learners), ("the discriminator", self.discriminators)):
             for rank, actor in enumerate(actors):
-                names[actor] = name if len(actors) == 1 else f"rank {rank} of {name}"
-        names |= {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
-        self.answers = Answers(names, timeout=config.cluster.timeout_seconds)
+                self.answers.names[actor] = name if len(actors) == 1 else f"rank {rank} of {name}"
+        self.answers.names |= self.pool.names
         try:
             self.transfer = self._choose_transfer(config, placement)
-            size = 1 if placement.engines_start_in_turn else len(self.workers)
-            turns = (self._start_engines(self.workers[i : i + size]) for i in range(0, len(self.workers), size))
+            turns = self.pool.start(self.transfer.backend, in_turn=placement.engines_start_in_turn)
             starting = turns if placement.engines_start_last else list(turns)  # one by one, or all of them now
-            for actor in names:
+            for actor in list(self.answers.names):
                 self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
-            self.processes: list[Process] = [self._started(*call) for calls in starting for call in calls]
-            self.weights = WeightPush(self.transfer.backend, self.learners, self.workers, config, self.answers)
+            self.pool.wait(starting)
+            self.weights = WeightPush(self.transfer.backend, self.learners, self.pool.workers, config, self.answers)
         except BaseException:  # nobody gets this object, to close it
             self._end_actors()
             raise
-        self.dispatcher = Dispatcher(
-            [self._caller(index) for index in range(len(self.workers))],
-            requests_per_worker=config.rollout.requests_per_worker,
-        )
+        self.pool.open(self.weights)
 
     def _choose_transfer(self, config: Config, placement: Placement) -> Choice:
         """Before the engines start, which are built for one way. On CPU nobody has to be asked."""
-        members = [*self.learners, *self.workers]
+        members = [*self.learners, *self.pool.workers]
         sites = [Site("")] * len(members)
         if placement.device != "cpu":
             sites = self.answers.of_all([(actor, "site", actor.site.remote()) for actor in members])
@@ -179,94 +170,22 @@ class RayRoles:
             together=not in_their_own_time(config),
         )
 
-    def _start_engines(self, workers: Sequence[Any]) -> list[Asked]:
-        return [(worker, "start", worker.start.remote(self.transfer.backend)) for worker in workers]
-
-    def _started(self, worker: Any, method: str, ref: ray.ObjectRef[Process]) -> Process:
-        try:
-            return self.answers.get(worker, method, ref)
-        except RayTaskError as error:
-            name = self.answers.names[worker]
-            raise ActorNotStarted(f"{name} could not start its engine: {error.cause}") from error
-
-    def _caller(self, index: int) -> Call:
-        """Of the worker at this place: one that is lost is replaced, and the new one is asked again."""
-        held: Load | None = None
-
-        def ask(worker: Any, load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
-            loading = [] if load is None else load(worker)
-            if self.weights.mid_flight:  # a worker of two threads keeps no order
-                self.weights.loaded(worker, loading)
-            # Elsewhere all are sent at once: the worker samples as soon as it has loaded.
-            sampling = None if part is None else worker.generate.remote(part.prompts, part.sampling, part.seeds)
-            metrics = self.weights.loaded(worker, loading)
-            return metrics, [] if sampling is None else self.answers.get(worker, "generate", sampling)
-
-        def call(load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
-            nonlocal held
-            if self.weights.kept:
-                held = load or held
-            while True:
-                try:
-                    return ask(self.workers[index], load, part)
-                except SourceLost:  # a new worker would miss it as well
-                    raise
-                except ActorFailure as failure:
-                    self._replace(index, failure, 0 if part is None else len(part.prompts))
-                    load = held
-
-        return call
-
-    def _replace(self, index: int, failure: ActorFailure, num_prompts: int) -> None:
-        """Put a new worker where one was lost. Raises ``failure`` where it cannot be given the current weights.
-
-        One that does not start is another loss, and made good likewise: Ray may have sent it to a node that was gone
-        already.
-        """
-        if self.closing or not self.weights.kept:
-            raise failure
-        remedy = f"it is replaced, and {num_prompts} prompts are answered again"
-        self.recoveries.lost(failure, remedy)
-        lost = self.workers[index]
-        if isinstance(failure, ActorSilent | ActorSpent):
-            kill(lost, self.processes[index])
-        while True:
-            worker = self.workers[index] = self.new_worker(index)
-            self.answers.names[worker] = self.answers.names.pop(lost)
-            try:
-                self.processes[index] = self._started(worker, "start", worker.start.remote(self.transfer.backend))
-                break
-            except ActorFailure as another:
-                if self.closing:
-                    raise
-                ray.kill(worker)  # it may hold its place in the group still
-                self.recoveries.lost(another, remedy)
-                lost = worker
-        self.recoveries.worker_replaced(num_prompts)
-
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.start_generate(prompts, sampling, seeds)()[0]
 
     def start_generate(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> Callable[[], tuple[list[Rollout], float]]:
-        if self.forgotten:
+        if self.pool.forgotten:
             assert self.pushed is not None, "the engines forgot their weights, and the learner has others by now"
             self.push_weights(self.pushed[0], network=self.pushed[1])()
-        rollouts = self.dispatcher.start(prompts, sampling, seeds)
-        return rollouts if self.sleep_level == 0 else lambda: self._then_sleep(rollouts())
-
-    def _then_sleep(self, rollouts: T) -> T:
-        """Once a whole batch is there: between its parts, sleep level 2 would forget what the next is sampled from."""
-        self.answers.of_all([(worker, "sleep", worker.sleep.remote()) for worker in self.workers])
-        self.forgotten = self.sleep_level == 2
-        return rollouts
+        return self.pool.generate(prompts, sampling, seeds)
 
     def recovered(self) -> tuple[int, int, int]:
         return self.recoveries.take()
 
     def drop_rollouts(self) -> None:
-        self.dispatcher.drop()
+        self.pool.dispatcher.drop()
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
         return self.start_score(rollouts, ())()[0]
@@ -292,19 +211,19 @@ class RayRoles:
         return lambda: self.answers.of_ranks(self.discriminators, "update", refs)
 
     def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+        self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None
     ) -> Callable[[], Metrics]:
         if self.in_step:
             self._meet_ranks()
         self.pushed = None
-        refs = call_all(self.learners, "update", scored, iteration=iteration, pretraining=pretraining)
+        refs = call_all(self.learners, "update", scored, iteration=iteration, text=text)
         if self.shared_cores:
             self.updates_wait_for = refs[0]
         return lambda: self.answers.of_ranks(self.learners, "update", refs)
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Callable[[], Metrics]:
-        self.pushed, self.forgotten = (policy_version, network), False
-        return self.weights.push(policy_version, network, self.dispatcher)
+        self.pushed = (policy_version, network)
+        return self.pool.push(lambda dispatcher: self.weights.push(policy_version, network, dispatcher))
 
     def push_discriminator(self) -> Callable[[], Metrics]:
         update, *_ = call_all(self.discriminators, "weights")
@@ -362,9 +281,9 @@ class RayRoles:
         self.answers.of_ranks(self.discriminators, "load", discriminators)
 
     def close(self) -> None:
-        self.closing = True
+        self.pool.closing = True
         self._end_actors()
-        self.dispatcher.close()
+        self.pool.close()
 
     def _end_actors(self) -> None:
         """Removing their placement group kills what runs in it."""

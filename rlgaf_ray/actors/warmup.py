@@ -1,7 +1,7 @@
 """The supervised warm-ups under Ray Train: in the driver's process for one worker on CPU, distributed for more.
 
-What they make is kept under the cache folder by a hash of data, model and settings; a warm-up that was cut off goes on
-from its last checkpoint.
+What they make is kept under the cache folder by a hash of the data, the model's content and the settings; a warm-up
+that was cut off goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ from rlgaf_ray.data.storage import writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER, SHA256
+from rlgaf_ray.models.ends import merged, model_ends, set_ends
+from rlgaf_ray.models.folder import read_config, save_network
 from rlgaf_ray.models.generator import build_from_scratch, end_of_text_ids, load_generator
+from rlgaf_ray.models.legal import constrain
+from rlgaf_ray.models.vocabulary import UNUSED, unused_token_ids
 from rlgaf_ray.training.architectures import DISCRIMINATORS
+from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import keep_freed_memory, release_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
 from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
@@ -73,14 +78,19 @@ def prepare_warmups(
     run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
-    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), source]
-    if source == FILM_REVIEWS and config.base_warmup.steps == 0:
+    own_ends = model_ends(source, tokenizer, trust_remote_code=config.model.trust_remote_code)
+    ends, unused, legal = merged(own_ends, task.end_ids), _unused(config, tokenizer), task.legal
+    # the model by its content: a path can lead to another one tomorrow
+    model = model_fingerprint(source, trust_remote_code=config.model.trust_remote_code)
+    data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), model, str(ends)]
+    data += map(str, unused)
+    if source == FILM_REVIEWS and config.base_warmup.steps == 0 and ends == own_ends:
         generator, key, cached = FOLDER, SHA256, True
     else:
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        payload = {"stage": "generator", "source": source}
+        payload = {"stage": "generator", "source": source, "ends": ends, "unused": unused, "legal": legal}
         cached = _made(generator, _generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
@@ -88,7 +98,7 @@ def prepare_warmups(
     cut += task.warmup_key
     if config.warmup.sft.steps:
         key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
-        payload = {"stage": "sft", "source": str(base)}
+        payload = {"stage": "sft", "source": str(base), "ends": ends}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         cached &= _made(generator, _sft_worker, lambda: task.demonstrations, payload, config, tokenizer, report, run)
 
@@ -113,6 +123,15 @@ def prepare_warmups(
 
         cached &= _made(contrast, _contrast_worker, prompts, payload, config, tokenizer, report, run)
     return Warmups(base, generator, discriminator, contrast, cached)
+
+
+def _unused(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids of the model that its tokenizer has no token for."""
+    source = config.model.generator
+    if source in FROM_SCRATCH:
+        return []
+    described = read_config(source, trust_remote_code=config.model.trust_remote_code)
+    return unused_token_ids(tokenizer, described.get_text_config().vocab_size)
 
 
 def _made(
@@ -195,6 +214,8 @@ def _generator_worker(payload: dict[str, Any]) -> None:
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
     )
+    if payload["unused"]:
+        setattr(model.config, UNUSED, payload["unused"])
     _write_generator(model, settings.steps, payload, worker)
 
 
@@ -225,9 +246,10 @@ def _sft_worker(payload: dict[str, Any]) -> None:
 def _write_generator(model: PreTrainedModel, steps: int | None, payload: dict[str, Any], worker: Worker) -> None:
     if worker.rank == 0:
         result = Path(payload["folder"]) / "result"
+        set_ends(model, payload["ends"])
         with writing(result):
-            model.save_pretrained(result)
-            (result / "warmup.json").write_text(json.dumps({"steps": steps}))
+            save_network(model, result)
+            (result / "warmup.json").write_text(json.dumps({"steps": steps}), encoding="utf-8")
 
 
 def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel:
@@ -235,6 +257,8 @@ def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel
     if payload["source"] in FROM_SCRATCH:
         vocab_size, end_of_text_id = payload["vocabulary"]
         new = build_from_scratch(payload["source"], vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
+        if payload["legal"] is not None:
+            constrain(new, torch.from_numpy(payload["legal"]))
         return new.to(device)  # type: ignore[arg-type]  # transformers wraps it untyped
     return load_generator(
         payload["source"],

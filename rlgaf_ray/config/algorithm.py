@@ -25,7 +25,8 @@ LOSS_AVERAGE = (
     "sum, the unbiased policy gradient; constant: that sum / task.response_tokens (Dr. GRPO)"
 )
 RatioLevel = Literal["token", "sequence"]
-Text = Literal["pretraining", "demonstrations"]
+Text = Literal["pretraining", "demonstrations", "answers"]
+"""Of a stream of its own, or the demonstrations of the rollouts' prompts, one for each rollout."""
 
 MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could turn negative
 
@@ -77,6 +78,16 @@ class GumbelKLSettings(Section):
     exact: ClassVar[bool] = True
 
 
+class PreferenceKLSettings(Section):
+    """DPO's beta, the coefficient of the KL that its loss holds implicitly."""
+
+    reference: KLReference = Field("sft", description=KL_REFERENCE)
+    coefficient: Rate = Field(0.1, description="beta: how much of a change in likelihood makes a preference")
+    target: ClassVar[None] = None
+    horizon: ClassVar[int] = 10_000
+    exact: ClassVar[bool] = False
+
+
 class OtherSections(Protocol):
     """What the rules of algorithms read; ``Config`` has all of it."""
 
@@ -101,7 +112,7 @@ class AlgorithmSettings(Section):
         key: its name in ``generator``.
         needs_discriminator: the learner holds a copy of the discriminator, refreshed after each of its updates.
         searches: the driver completes prefixes of the rollouts and gives their tokens action values.
-        sampled_rewards: learns from the rewards of sampled tokens.
+        rewards_tokens: sampled tokens have rewards, such as the entropy bonus.
         trains_critic: trains a value network beside the policy.
         sync_only: why it cannot learn from rollouts of an older policy; None: it can.
     """
@@ -109,12 +120,12 @@ class AlgorithmSettings(Section):
     key: ClassVar[str]
     needs_discriminator: ClassVar[bool] = False
     searches: ClassVar[bool] = False
-    sampled_rewards: ClassVar[bool] = True
+    rewards_tokens: ClassVar[bool] = True
     trains_critic: ClassVar[bool] = False
     sync_only: ClassVar[str | None] = None
 
     if TYPE_CHECKING:  # each section declares it, as the last of its keys
-        kl: KLSettings | GumbelKLSettings
+        kl: KLSettings | GumbelKLSettings | PreferenceKLSettings
 
     @property
     def text(self) -> Text | None:
@@ -145,6 +156,23 @@ class AlgorithmSettings(Section):
                 f"{MAX_SAMPLES_PER_HORIZON} = {batch_size / MAX_SAMPLES_PER_HORIZON:g}: the adaptive coefficient could "
                 "turn negative"
             )
+
+    def check_without_rewards(self, others: OtherSections, why: str) -> None:
+        """Raise ``ValueError`` for rewards that nothing would learn from; ``why``: the algorithm's own way."""
+        if any(function.weight for function in others.reward.functions):
+            raise ValueError(
+                f"generator.algorithm={self.key} {why}, and would ignore reward.functions: give them the weight 0 to "
+                "log them, or take another algorithm"
+            )
+        reward = others.reward
+        unused = {
+            "reward.discriminator_weight": reward.discriminator_weight != 1,
+            "reward.whiten": reward.whiten,
+            "reward.clip": reward.clip is not None,
+            "reward.base_logprob": reward.base_logprob > 0,
+        }
+        for setting in (each for each, used in unused.items() if used):
+            raise ValueError(f"generator.algorithm={self.key} learns from no sampled reward: leave out {setting}")
 
     def check_minibatches(self, minibatches: int, rollout: RolloutSection) -> None:
         if minibatches > rollout.batch_size:

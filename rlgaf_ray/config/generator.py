@@ -17,6 +17,7 @@ from rlgaf_ray.config.algorithm import (
     KLSettings,
     LossAverage,
     OtherSections,
+    PreferenceKLSettings,
     RatioLevel,
     Text,
 )
@@ -33,7 +34,7 @@ from rlgaf_ray.config.section import (
     Section,
 )
 
-AlgorithmName = Literal["reinforce", "ppo", "seqgan", "gumbel"]
+AlgorithmName = Literal["reinforce", "ppo", "seqgan", "gumbel", "dpo", "raft"]
 
 
 class ReinforceSettings(PolicyGradientSettings):
@@ -162,7 +163,7 @@ class PPOSettings(AlgorithmSettings):
 class GumbelSettings(AlgorithmSettings):
     key = "gumbel"
     needs_discriminator = True
-    sampled_rewards = False
+    rewards_tokens = False
     sync_only = "learns from the newest policy's own samples"
 
     mode: Literal["autoregressive", "conditional"] = Field(
@@ -179,25 +180,13 @@ class GumbelSettings(AlgorithmSettings):
         return self.mode == "autoregressive"
 
     def check(self, others: OtherSections) -> None:
-        reward, discriminator = others.reward, others.discriminator
+        discriminator = others.discriminator
         if not discriminator.traits.scalar_head:
             raise ValueError(
                 "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
                 "set discriminator.architecture=generator"
             )
-        if any(function.weight for function in reward.functions):
-            raise ValueError(
-                "generator.algorithm=gumbel learns from the discriminator's gradient, and reward.functions have none: "
-                "give them the weight 0 to log them, or take another algorithm"
-            )
-        unused = {
-            "reward.discriminator_weight": reward.discriminator_weight != 1,
-            "reward.whiten": reward.whiten,
-            "reward.clip": reward.clip is not None,
-            "reward.base_logprob": reward.base_logprob > 0,
-        }
-        for setting in (each for each, used in unused.items() if used):
-            raise ValueError(f"generator.algorithm=gumbel learns from no sampled reward: leave out {setting}")
+        self.check_without_rewards(others, "learns from the discriminator's gradient")
         if others.learner.num_workers > 1:
             raise ValueError(
                 "generator.algorithm=gumbel trains in one process, which holds the discriminator too: "
@@ -216,12 +205,107 @@ class GumbelSettings(AlgorithmSettings):
         super().check(others)
 
 
+class DPOSettings(AlgorithmSettings):
+    """Demonstrations are preferred to the policy's own samples for the same prompts: no reward is read."""
+
+    key = "dpo"
+    rewards_tokens = False
+
+    epochs: Positive = 1
+    minibatches: Positive = 1
+    self_play: bool = Field(
+        False, description="the reference is the policy that sampled the batch, in place of kl.reference: SPIN"
+    )
+    replay_share: Fraction = Field(
+        0.0, description="of the pairs, have a sample of an earlier iteration as the rejected response (DITTO: 0.2)"
+    )
+    between_share: Fraction = Field(
+        0.0, description="of the pairs, prefer this iteration's sample to an earlier one's (DITTO: 0.1)"
+    )
+    replay_size: Positive = Field(4096, description="samples of earlier iterations that are kept")
+    demonstration_coefficient: NonNegativeRate = Field(
+        0.0, description="of the demonstrations' negative log-likelihood per token, added to the loss"
+    )
+    kl: PreferenceKLSettings = PreferenceKLSettings()
+
+    @model_validator(mode="after")
+    def _shares_of_one_batch(self) -> DPOSettings:
+        if self.replay_share + self.between_share > 1:
+            raise ValueError(
+                "generator.dpo.replay_share and generator.dpo.between_share are parts of one batch: at most 1"
+            )
+        return self
+
+    @property
+    def text(self) -> Text | None:
+        return "answers"
+
+    @property
+    def passes(self) -> int:
+        return 2 * self.epochs
+
+    def check(self, others: OtherSections) -> None:
+        self.check_without_rewards(others, "prefers demonstrations to samples")
+        if others.rollout.free_prompts > 0:
+            raise ValueError(
+                "generator.algorithm=dpo compares each rollout with the demonstration of its prompt: set "
+                "rollout.free_prompts=0"
+            )
+        self.check_minibatches(self.minibatches, others.rollout)
+        super().check(others)
+
+
+class UnpenalisedKLSettings(ExactKLSettings):
+    coefficient: NonNegativeRate = 0.0
+
+
+class RaftSettings(AlgorithmSettings):
+    """Rejection fine-tuning: the best of each prompt's samples is learned like a demonstration."""
+
+    key = "raft"
+    rewards_tokens = False
+
+    epochs: Positive = Field(1, description="over the samples that are kept")
+    minibatches: Positive = 1
+    demonstration_coefficient: NonNegativeRate = Field(0.0, description=DEMONSTRATION_COEFFICIENT)
+    kl: UnpenalisedKLSettings = UnpenalisedKLSettings()
+
+    @model_validator(mode="after")
+    def _kl_in_the_loss(self) -> RaftSettings:
+        if not self.kl.exact:
+            raise ValueError("generator.raft.kl.estimator must be exact: it is a term of the loss")
+        return self
+
+    @property
+    def text(self) -> Text | None:
+        return "demonstrations" if self.demonstration_coefficient > 0 else None
+
+    @property
+    def passes(self) -> int:
+        return self.epochs
+
+    def check(self, others: OtherSections) -> None:
+        if others.rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "generator.algorithm=raft keeps the best of a prompt's samples, and rollout.samples_per_prompt=1: set "
+                "it to 2 or more"
+            )
+        if self.minibatches > others.rollout.prompts_per_iteration:
+            raise ValueError(
+                f"generator.raft.minibatches={self.minibatches} is more than the "
+                f"{others.rollout.prompts_per_iteration} prompts of a batch, of each of which one sample is kept"
+            )
+        super().check(others)
+
+
 class GeneratorSection(Section):
     algorithm: AlgorithmName = "reinforce"
     reinforce: ReinforceSettings = ReinforceSettings()
     seqgan: SeqGANSettings = SeqGANSettings()
     ppo: PPOSettings = PPOSettings()
     gumbel: GumbelSettings = GumbelSettings()
+    dpo: DPOSettings = DPOSettings()
+    raft: RaftSettings = RaftSettings()
     learning_rate: Rate = 3e-5
     learning_rate_schedule: LearningRateSchedule = "linear"
     learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
@@ -265,9 +349,10 @@ class GeneratorSection(Section):
     def check(self, others: OtherSections) -> None:
         """Raise ``ValueError`` for what the algorithm in use cannot use, here or in the other sections."""
         active, rollout = self.active, others.rollout
-        if self.entropy_bonus > 0 and not active.sampled_rewards:
+        if self.entropy_bonus > 0 and not active.rewards_tokens:
             raise ValueError(
-                f"generator.algorithm={self.algorithm} learns from no sampled reward: leave out generator.entropy_bonus"
+                f"generator.algorithm={self.algorithm} learns from no reward of single tokens: leave out "
+                "generator.entropy_bonus"
             )
         active.check(others)
         if (rollout.top_p < 1.0 or rollout.top_k > 0) and not active.samples_again:

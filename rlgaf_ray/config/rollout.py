@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rlgaf_ray.config.cluster import ClusterSection
 from rlgaf_ray.config.engines import ENGINES, EngineName, EngineTraits, engines_with
-from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
+from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Rate, Section
 
 
 class RolloutSection(Section):
@@ -29,6 +29,9 @@ class RolloutSection(Section):
     )
     batch_size: Positive = Field(64, description="rollouts an iteration, over all workers")
     samples_per_prompt: Positive = 4
+    free_prompts: Fraction = Field(
+        0.0, description="share of each batch's prompts that have no demonstration, from the task's own"
+    )
     temperature: Rate = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,

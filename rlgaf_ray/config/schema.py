@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import model_validator
 
 from rlgaf_ray.config.cluster import ClusterSection
+from rlgaf_ray.config.compare import CompareSection
 from rlgaf_ray.config.discriminator import DiscriminatorSection, check_view
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.guard import GuardSection, check_rollback
@@ -45,6 +46,7 @@ class Config(Section):
     tracking: TrackingSection = TrackingSection()
     cluster: ClusterSection = ClusterSection()
     sweep: SweepSection = SweepSection()
+    compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

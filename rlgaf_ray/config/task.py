@@ -7,14 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Rate, Section
 
-TaskName = Literal["imdb", "squad", "jsonl", "hub", "python"]
+TaskName = Literal["imdb", "squad", "jsonl", "hub", "bridge", "python"]
 ANSWER_QUALITY = "eval/f1"
+CHAT_ARGUMENTS = (
+    frozenset(  # of apply_chat_template: what the run sets by itself, or what would change the result's type
+        (
+            *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+            *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+            *("return_assistant_tokens_mask", "tokenizer_kwargs", "strftime_now"),
+        )
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ TASKS: Mapping[TaskName, TaskTraits] = {
     "squad": TaskTraits("rlgaf_ray.data.squad:squad_source"),
     "jsonl": TaskTraits("rlgaf_ray.data.rows:jsonl_source"),
     "hub": TaskTraits("rlgaf_ray.data.rows:hub_source"),
+    "bridge": TaskTraits("rlgaf_ray.data.bridge:bridge_source", "eval/success", full_length=True),
     "python": TaskTraits(),
 }
 
@@ -150,6 +161,35 @@ class RowSettings(PairSettings):
     messages_column: str | None = Field(
         None, description="a list of {role, content}; the last is the response; null: messages or conversations"
     )
+    messages_train: Literal["last", "all"] = Field(
+        "last", description="all: every answer of a chat is a demonstration, after the conversation so far"
+    )
+    system_prompt: str | None = Field(None, description="the first message of each chat that has no system message")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="passed to the chat template, such as {enable_thinking: false}"
+    )
+    tools: list[dict[str, Any]] | None = Field(
+        None, description="JSON schemas of the tools that a chat template shows; a row's own column goes first"
+    )
+    tools_column: str = Field("tools", description="a row's tools: a list of JSON schemas, or its JSON as text")
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_the_chat_alone(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(CHAT_ARGUMENTS & values.keys()):
+            raise ValueError(f"{', '.join(taken)} is set by the run: leave it out")
+        return values
+
+    @property
+    def for_chats(self) -> str:
+        """The settings that only a chat template reads and that are given."""
+        given = {
+            "system_prompt": self.system_prompt is not None,
+            "chat_template_kwargs": bool(self.chat_template_kwargs),
+            "tools": bool(self.tools),
+            "messages_train": self.messages_train != "last",
+        }
+        return ", ".join(name for name, is_given in given.items() if is_given)
 
 
 def _paths(value: Any) -> Any:
@@ -189,6 +229,20 @@ class HubSettings(RowSettings):
             raise ValueError("task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)")
 
 
+class BridgeSettings(TaskSettings):
+    """Walks of a leaper from a start to a goal, made here: every answer has an exact verdict."""
+
+    board: Positive = Field(8, description="squares on a side")
+    leap: Annotated[tuple[NonNegative, NonNegative], Field(strict=False)] = Field(
+        (1, 2), description="a move goes so far one way and so far the other: [1, 2] is the knight"
+    )
+    moves: Positive = Field(8, description="of every walk; task.response_tokens must say the same")
+    legal_only: bool = Field(True, description="illegal moves have probability zero, in training and in sampling")
+    base_walks: Positive = Field(40_000, description="legal walks without a goal, for the base warm-up")
+    validation: Positive = Field(256, description="pairs of start and goal that settings are chosen by")
+    test: Positive = Field(512, description="pairs for final numbers; all others are for training")
+
+
 class TaskSection(Section):
     name: TaskName = Field(
         "imdb", description="which of the blocks below is read; python: none, the task is an argument of train"
@@ -209,10 +263,26 @@ class TaskSection(Section):
     max_dropped_share: Fraction = Field(
         0.5, description="refuse to start where a larger share of the rows is left out, by their lengths for instance"
     )
+    date: str | None = Field(
+        None, description="what chat templates take for today, such as 2026-11-30; null: when the run starts (recorded)"
+    )
     imdb: ImdbSettings = ImdbSettings()
     squad: SquadSettings = SquadSettings()
     jsonl: JsonlSettings = JsonlSettings()
     hub: HubSettings = HubSettings()
+    bridge: BridgeSettings = BridgeSettings()
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        if isinstance(value, date):  # YAML reads one without quotes
+            return value.isoformat()
+        if isinstance(value, str):
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("give a date such as 2026-11-30 or 2026-11-30T09:00:00") from None
+        return value
 
     @model_validator(mode="after")
     def _a_share_is_drawn(self) -> TaskSection:

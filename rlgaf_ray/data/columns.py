@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Any
 
 from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.data.encoder import RESERVED
 from rlgaf_ray.errors import UserError
 
 Message = dict[str, Any]
@@ -37,6 +38,7 @@ class Example:
     response: str | Message
     rejected: Example | None = None  # another answer, to the same prompt as a rule
     place: str = ""  # where its row is, for errors
+    tools: list[dict[str, Any]] | None = None  # that a chat's template shows
 
     @property
     def answer(self) -> str:
@@ -62,6 +64,15 @@ class Columns:
 
 def read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> Example:
     """Raises ``UserError`` naming the place for a row that is no demonstration."""
+    example = _read_example(row, settings, place)
+    if isinstance(example.prompt, str) or (tools := as_tools(row.get(settings.tools_column), place)) is None:
+        return example
+    return replace(
+        example, tools=tools, rejected=None if example.rejected is None else replace(example.rejected, tools=tools)
+    )
+
+
+def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> Example:
     check_encodable(list(row.values()), place)
     columns = find_columns(row, settings, place)
     if columns.messages is not None:
@@ -154,6 +165,8 @@ def as_messages(value: Any, name: str, place: str) -> Messages:
 
 def _message(item: Mapping[str, Any], name: str, place: str) -> Message:
     message = {key: value for key, value in item.items() if value is not None}
+    if message.get("tool_calls"):  # they may have no content
+        message.setdefault("content", "")
     if isinstance(content := message.get("content"), list):
         message["content"] = _joined(content)
     if "from" in message and "role" not in message:
@@ -163,6 +176,20 @@ def _message(item: Mapping[str, Any], name: str, place: str) -> Message:
         if not isinstance(message.get(key), str):
             raise UserError(f"{place}: {name} must be a list of {{role, content}}: {key} is {_short(message.get(key))}")
     return message
+
+
+def as_tools(value: Any, place: str) -> list[dict[str, Any]] | None:
+    """JSON schemas of tools, as a list or its JSON, without the nulls that Parquet adds. Raises ``UserError``."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: the tools (tools_column) are no JSON: {error}") from error
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise UserError(f"{place}: the tools (tools_column) must be a list of JSON schemas, or its JSON as text")
+    return [_without_nulls(item) for item in value]
 
 
 def _joined(content: list[Any]) -> Any:
@@ -212,6 +239,8 @@ def check_encodable(value: Any, place: str) -> None:
         match left.pop():
             case str() as text if any("\ud800" <= character <= "\udfff" for character in text):
                 raise UserError(f"{place}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+            case str() as text if not RESERVED.isdisjoint(text):
+                raise UserError(f"{place}: a text holds one of U+FDD0 to U+FDD2, which are no characters: remove it")
             case dict() as row:
                 left += [*row, *row.values()]
             case list() as items:
@@ -224,3 +253,13 @@ def _short(value: object) -> str:
     except RecursionError:
         return "nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _without_nulls(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        case list() | tuple():
+            return [_without_nulls(item) for item in value]
+        case _:
+            return value

@@ -72,7 +72,7 @@ def send(local: Path, folder: Remote) -> None:
     if sums:
         folder.upload_folder(local)
         text = json.dumps(sums, indent=1, sort_keys=True)
-        (folder / f"{CHECKSUMS}{hashlib.sha256(text.encode()).hexdigest()[:8]}.json").write_text(text)
+        (folder / f"{CHECKSUMS}{hashlib.sha256(text.encode()).hexdigest()[:8]}.json").write_text(text, encoding="utf-8")
 
 
 def checksums(folder: Place) -> dict[str, str]:
@@ -83,7 +83,8 @@ def checksums(folder: Place) -> dict[str, str]:
     names = set(folder.files())
     for name in [name for name in names if name.rpartition("/")[2].startswith(CHECKSUMS)]:
         prefix = name.removesuffix(name.rpartition("/")[2])
-        sums |= {prefix + file: digest for file, digest in json.loads((folder / name).read_text()).items()}
+        listed = json.loads((folder / name).read_text(encoding="utf-8"))
+        sums |= {prefix + file: digest for file, digest in listed.items()}
     return {name: sums.get(name) or checksum(folder / name) for name in sorted(names)}
 
 

@@ -11,8 +11,10 @@ import numpy as np
 
 from rlgaf_ray.config.task import TASKS, TaskSection
 from rlgaf_ray.data.counts import RowCounts
+from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, Row, TextBlocks
@@ -24,7 +26,7 @@ SENTIMENTS = ("negative", "positive")
 CUT = ("demonstrations", *EVALUATION_PARTS)  # the parts whose reviews are cut into demonstrations
 
 
-class ImdbTask:
+class ImdbTask(Task):
     """The demonstrations and evaluation sets that are made of the parts of the reviews.
 
     A demonstration is the beginning of a review: ``task.prompt_tokens`` tokens of prompt and exactly
@@ -47,13 +49,15 @@ class ImdbTask:
         *,
         end_of_text: int,
         instructions: tuple[np.ndarray, np.ndarray],
+        begin: Sequence[int] = (),
     ) -> None:
         self._task = task
         self._reviews = reviews
         self._splits = splits
         self._tokens = tokens
         self._end_of_text = end_of_text
-        self._instructions = instructions  # before a negative and before a positive review; empty for one sentiment
+        self._instructions = instructions  # before a negative and before a positive review, with ``begin``
+        self._begin = np.array(begin, np.int32)  # what the tokenizer puts before a text by itself (BOS)
         self._both = task.imdb.target == "both"
         self.demonstrations, self.contrast = (
             [items[row] for row in drawn_rows(len(items), task)]
@@ -79,7 +83,7 @@ class ImdbTask:
 
     @property
     def base_key(self) -> Sequence[str]:
-        return ()
+        return [f"begin {self._begin.tolist()}"] if len(self._begin) else ()
 
     @property
     def warmup_key(self) -> Sequence[str]:
@@ -101,7 +105,7 @@ class ImdbTask:
         The tail that fills no block is dropped. Labels play no part: an instruction is learned in SFT.
         Raises ``UserError`` where there is no full block.
         """
-        pieces = [piece for row in self._splits.base for piece in (self._tokens[row], [self._end_of_text])]
+        pieces = [piece for row in self._splits.base for piece in (self._begin, self._tokens[row], [self._end_of_text])]
         stream = np.concatenate(pieces, dtype=np.int32)
         num_blocks = len(stream) // block_tokens
         if num_blocks == 0:
@@ -207,7 +211,8 @@ class ImdbSource:
             raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
         both = self.task.imdb.target == "both"
         texts = [self.task.imdb.instruction.replace("{sentiment}", name) if both else "" for name in SENTIMENTS]
-        negative, positive = (np.array(tokenizer.encode(text, add_special_tokens=False), np.int32) for text in texts)
+        encoder = Encoder(tokenizer)
+        negative, positive = (np.array([*encoder.bos, *ids], np.int32) for ids in encoder(texts))
         return ImdbTask(
             self.task,
             self.reviews,
@@ -215,6 +220,7 @@ class ImdbSource:
             tokenize_once(self.reviews.texts, tokenizer, cache_folder),
             end_of_text=tokenizer.eos_token_id,
             instructions=(negative, positive),
+            begin=encoder.bos,
         )
 
 

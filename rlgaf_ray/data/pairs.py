@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,17 +14,20 @@ from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.contrast import SAME, contrast_rows
 from rlgaf_ray.data.counts import RowCounts
+from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pair_tokens import spelled_controls, tokenize_pairs
 from rlgaf_ray.data.parts import shared_groups, split_by_group
 from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.data.task import Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, TextBlocks
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PARTS = ("base", "demonstrations", *EVALUATION_PARTS)
+FORMAT = "pairs 2"  # raise it when the same rows and tokenizer must give other tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class PairSource(TaskSource):
     no_answer: str | None = None
     own: tuple[str, ...] = ()  # the parts with rows of their own
     remarks: Mapping[str, int] = field(default_factory=dict)
+    ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
+    rendering: str = ""  # what decides the pairs' turns beside the rows
 
     @classmethod
     def split(
@@ -78,11 +83,12 @@ class PairSource(TaskSource):
         """Raises ``UserError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
+        encoder = Encoder(tokenizer, self.ends)
         kept: dict[str, list[Pair]] = {}
         demonstrations: dict[str, list[Demonstration]] = {}
         dropped: dict[str, Counter[str]] = {}
         for name in PARTS:
-            items = tokenize_pairs(self.parts[name], tokenizer, self.task)
+            items = tokenize_pairs(self.parts[name], encoder, self.task, end_of_text=tokenizer.eos_token_id)
             dropped[name] = Counter(item for item in items if isinstance(item, str))
             kept[name] = [
                 pair for pair, item in zip(self.parts[name], items, strict=True) if isinstance(item, Demonstration)
@@ -94,7 +100,10 @@ class PairSource(TaskSource):
                     f"task.prompt_tokens={self.task.prompt_tokens} and "
                     f"task.response_tokens={self.task.response_tokens}: raise these"
                 )
-        rejected = {name: self._rejected(kept[name], demonstrations[name], tokenizer) for name in PARTS[:2]}
+        rejected = {
+            name: self._rejected(kept[name], demonstrations[name], encoder, tokenizer.eos_token_id)
+            for name in PARTS[:2]
+        }
         unread = Counter(reason for items in rejected.values() for reason in items if isinstance(reason, str))
         counts = RowCounts(
             {name: len(pairs) for name, pairs in kept.items()},
@@ -106,6 +115,7 @@ class PairSource(TaskSource):
             self.task.max_dropped_share,
             [[name for name in PARTS if name not in self.own], *([name] for name in self.own)],
         )
+        ends = {int(item.response_ids[-1]) for items in demonstrations.values() for item in items} | {*self.ends}
         return PairTask(
             self.task,
             self.settings,
@@ -115,14 +125,21 @@ class PairSource(TaskSource):
             end_of_text=tokenizer.eos_token_id,
             no_answer=self.no_answer,
             counts=counts,
+            rendering=self.rendering,
+            notes=spelled_controls(encoder, kept),
+            shown_ends=[each for each in ends if tokenizer.decode([each], skip_special_tokens=True)],
         )
 
+    def with_ends(self, token_ids: Collection[int]) -> PairSource:
+        return replace(self, ends=token_ids)
+
     def _rejected(
-        self, pairs: Sequence[Pair], items: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase
+        self, pairs: Sequence[Pair], items: Sequence[Demonstration], encoder: Encoder, end_of_text: int
     ) -> list[Demonstration | str | None]:
         """The rejected answer of each pair, the reason where it is left out, or None where the pair has none."""
         rows = [row for row, pair in enumerate(pairs) if pair.rejected is not None]
-        answers = tokenize_pairs([pair.rejected for pair in pairs if pair.rejected is not None], tokenizer, self.task)
+        given = [pair.rejected for pair in pairs if pair.rejected is not None]
+        answers = tokenize_pairs(given, encoder, self.task, end_of_text=end_of_text)
         found: list[Demonstration | str | None] = [None] * len(pairs)
         for row, answer in zip(rows, answers, strict=True):
             if isinstance(answer, str):
@@ -154,9 +171,16 @@ class PairTask(Task):
         end_of_text: int,
         counts: RowCounts,
         no_answer: str | None = None,
+        rendering: str = "",
+        notes: Sequence[str] = (),
+        shown_ends: Collection[int] = (),
     ) -> None:
         self._counts = counts
         self.no_answer = no_answer
+        self.notes = notes
+        self.end_ids = frozenset(int(item.response_ids[-1]) for items in demonstrations.values() for item in items)
+        self._rendering = rendering
+        self._shown_ends = frozenset(shown_ends)  # that the tokenizer does not call special
         self._task = task
         self._settings = settings
         self._pairs = pairs
@@ -171,6 +195,11 @@ class PairTask(Task):
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
         return self._parts[part]
+
+    def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
+        """The response, without an end that would be read as text."""
+        ids = item.response_ids
+        return ids[:-1] if len(ids) and int(ids[-1]) in self._shown_ends else ids
 
     def evaluation_pairs(self, part: EvaluationPart) -> list[Pair]:
         """The same as text, with their contexts and references."""
@@ -194,7 +223,8 @@ class PairTask(Task):
 
     @property
     def base_key(self) -> Sequence[str]:
-        return str(self._task.prompt_tokens), str(self._task.response_tokens), self._settings.warmup_loss
+        lengths = str(self._task.prompt_tokens), str(self._task.response_tokens)
+        return FORMAT, *lengths, self._settings.warmup_loss, self._rendering
 
     @property
     def max_tokens(self) -> int:
@@ -224,52 +254,3 @@ class PairTask(Task):
             [self._parts[part][row] for row in rows],
             [self._rejected[part][row] for row in rows],
         )
-
-
-def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, task: TaskSection
-) -> list[Demonstration | str]:
-    """Token ids of each pair, end-of-text after the response; or the reason why it is left out."""
-
-    def encode(texts: Sequence[str]) -> list[list[int]]:
-        return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-
-    if not pairs:
-        return []
-    texts = list(dict.fromkeys(pair.context for pair in pairs))  # questions share them
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    contexts = dict(zip(texts, zip(encoded["input_ids"], encoded["offset_mapping"], strict=True), strict=True))
-    before = dict(zip(names := sorted({pair.before for pair in pairs}), encode(names), strict=True))
-    rows = zip(pairs, encode([pair.after for pair in pairs]), encode([pair.response for pair in pairs]), strict=True)
-    items: list[Demonstration | str] = []
-    for pair, after, response in rows:
-        response = [*response, tokenizer.eos_token_id]
-        room = task.prompt_tokens - len(before[pair.before]) - len(after)
-        if len(response) > task.response_tokens:
-            items.append(f"with a response longer than task.response_tokens={task.response_tokens}")
-            continue
-        if room < 0:
-            items.append(f"with a prompt longer than task.prompt_tokens={task.prompt_tokens}")
-            continue
-        ids, offsets = contexts[pair.context]
-        window = cut(offsets, pair.kept_span, max_tokens=room)
-        prompt = [*before[pair.before], *ids[window], *after]
-        items.append(
-            Demonstration(np.array(prompt, np.int32), np.array(response, np.int32)) if prompt else "without a prompt"
-        )
-    return items
-
-
-def cut(offsets: Sequence[tuple[int, int]], kept_span: tuple[int, int] | None, *, max_tokens: int) -> slice:
-    """At most ``max_tokens`` of a text's tokens, with the characters to keep near their middle where that is possible.
-
-    ``offsets`` are the tokens' first and last characters. Without a span the beginning is kept; where the span alone
-    is longer than the window, the window starts with it.
-    """
-    if len(offsets) <= max_tokens or kept_span is None:
-        return slice(0, max_tokens)
-    begin, end = kept_span
-    held = [row for row, (left, right) in enumerate(offsets) if right > begin and left < end]
-    spare = max(0, max_tokens - len(held))
-    first = min(max(0, held[0] - spare // 2), len(offsets) - max_tokens)
-    return slice(first, first + max_tokens)

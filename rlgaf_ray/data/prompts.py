@@ -1,4 +1,4 @@
-"""An endless, seeded, resumable order of prompts."""
+"""Endless, seeded, resumable orders of prompts."""
 
 from __future__ import annotations
 
@@ -65,3 +65,45 @@ class PromptStream:
     def _permutation(self) -> np.ndarray:
         generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self._seed, self._epoch])))
         return generator.permutation(self._num_items)
+
+
+class MixedPromptStream:
+    """Row numbers below ``num_items`` from one stream, and a fixed share of each draw from another, numbered behind.
+
+    Without a share it draws, and saves, what a ``PromptStream`` of the same items and seed does.
+    """
+
+    def __init__(self, num_items: int, num_free: int, *, share: float, seed: int, free_seed: int) -> None:
+        self._num_items = num_items
+        self._share = share
+        self._own = PromptStream(num_items, seed)
+        self._free = PromptStream(num_free, free_seed) if share > 0 else None
+
+    def num_free(self, count: int) -> int:
+        """Of a draw of ``count``."""
+        return round(self._share * count)
+
+    def own(self, count: int) -> np.ndarray:
+        """None of the free ones: int64 [count]."""
+        return self._own.next(count)
+
+    def next(self, count: int) -> np.ndarray:
+        """int64 [count], the free ones last."""
+        num_free = self.num_free(count)
+        rows = self._own.next(count - num_free)
+        return rows if self._free is None else np.concatenate([rows, self._num_items + self._free.next(num_free)])
+
+    def state_dict(self) -> dict[str, int]:
+        free = {} if self._free is None else self._free.state_dict()
+        return self._own.state_dict() | {f"free_{name}": value for name, value in free.items()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Raises ``UserError`` as ``PromptStream`` does, and for a run that drew with free prompts or without."""
+        free = {name.removeprefix("free_"): value for name, value in state.items() if name.startswith("free_")}
+        if bool(free) != (self._free is not None):
+            raise UserError(
+                f"the run was saved {'with' if free else 'without'} free prompts: resume with its rollout.free_prompts"
+            )
+        self._own.load_state_dict({name: value for name, value in state.items() if not name.startswith("free_")})
+        if self._free is not None:
+            self._free.load_state_dict(free)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlgaf_ray.config.task import Paths, RowSettings, TaskSection
+from rlgaf_ray.data.chat import ChatTemplate
 from rlgaf_ray.data.columns import Example, read_example
 from rlgaf_ray.data.files import read_rows
 from rlgaf_ray.data.formats import PlacedRow, without_nested_nulls
@@ -49,6 +51,7 @@ class RowSource(TaskSource):
     own: dict[EvaluationPart, list[Example]]  # of the parts with rows of their own
     base: bool  # a part is kept for the base warm-up
     kept: dict[str, Row]  # by place, the whole rows, for reward functions; empty unless asked for
+    ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
 
     @classmethod
     def load(
@@ -87,36 +90,52 @@ class RowSource(TaskSource):
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        return self._split(lambda example: _pair(example.plain_prompt, example.answer)).warmup_texts
+        return self._split(lambda example: [_pair(example.plain_prompt, example.answer)]).warmup_texts
+
+    def with_ends(self, token_ids: Collection[int]) -> RowSource:
+        return replace(self, ends=token_ids)
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
-        """Chats through the tokenizer's template; ``UserError`` where it has none."""
-        if tokenizer.chat_template is None and any(not isinstance(example.prompt, str) for example in self._all):
-            raise UserError(
-                "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
-                "or give plain prompt and response"
-            )
+        """Chats through the tokenizer's template; ``UserError`` naming the row where that is not possible."""
+        template = None
+        if any(not isinstance(example.prompt, str) for example in self._all):
+            now = datetime.fromisoformat(self.task.date) if self.task.date else datetime.now()
+            template = ChatTemplate(tokenizer, self.settings, ends=self.ends, now=now)
+        elif self.settings.for_chats:
+            raise UserError(f"task: {self.settings.for_chats} is read for chats, and all rows are plain: leave it out")
 
-        def rendered(example: Example) -> Pair:
-            prompt = example.prompt
-            if not isinstance(prompt, str):
-                prompt = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-            rejected = None if example.rejected is None else rendered(example.rejected)
-            return replace(_pair(prompt, example.answer), row=self.kept.get(example.place, {}), rejected=rejected)
+        def rendered(example: Example) -> list[Pair]:
+            row = self.kept.get(example.place, {})
+            if isinstance(example.prompt, str):
+                pairs = [replace(_pair(example.prompt, example.answer), row=row)]
+            else:
+                assert template is not None
+                answer = example.response
+                assert not isinstance(answer, str), "the answer of a chat is a message"
+                tools = example.tools or self.settings.tools
+                pairs = list(template.pairs([*example.prompt, answer], tools, row, example.place))
+            if example.rejected is not None:  # of the last answer
+                pairs[-1] = replace(pairs[-1], rejected=rendered(example.rejected)[-1])
+            return pairs
 
-        return self._split(rendered).tokenized(tokenizer, cache_folder)
+        source = self._split(rendered)
+        rendering = template.key if template else ""
+        return replace(source, ends=self.ends, rendering=rendering).tokenized(tokenizer, cache_folder)
 
     @property
     def _all(self) -> list[Example]:
         return [*self.examples, *(example for examples in self.own.values() for example in examples)]
 
-    def _split(self, pair: Callable[[Example], Pair]) -> PairSource:
+    def _split(self, pairs: Callable[[Example], Sequence[Pair]]) -> PairSource:
+        def of(examples: Sequence[Example]) -> list[Pair]:
+            return [pair for example in examples for pair in pairs(example)]
+
         return PairSource.split(
             self.task,
             self.settings,
-            list(map(pair, self.examples)),
+            of(self.examples),
             base=self.base,
-            own={part: list(map(pair, examples)) for part, examples in self.own.items()},
+            own={part: of(examples) for part, examples in self.own.items()},
             remarks=_remarks(self._all),
         )
 

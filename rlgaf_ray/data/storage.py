@@ -57,8 +57,16 @@ def writing(place: Place) -> Iterator[None]:
 def replace_text(path: Path, text: str) -> None:
     """A kill or a full disk leaves all of the new text or all of the old one."""
     beside = path.with_name(path.name + ".partial")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
+
+
+def expanded(path: str | Path, what: str) -> Path:
+    """With the user's home for ``~``. Raises ``UserError``, which names ``what``, where there is no such home."""
+    found = Path(os.path.expanduser(path))
+    if found.parts[:1] and found.parts[0].startswith("~"):
+        raise UserError(f"{what}={path} is in a home folder that this machine does not know: give an absolute path")
+    return found
 
 
 class StorageRefused(UsageError):
@@ -134,8 +142,8 @@ class Remote:
         """Raises ``FileNotFoundError`` where there is no such file."""
         return self._try("read", lambda: self._stream().read())
 
-    def read_text(self) -> str:
-        return self.read_bytes().decode()
+    def read_text(self, encoding: str = "utf-8") -> str:
+        return self.read_bytes().decode(encoding)
 
     def sha256(self) -> str:
         """In hex, of a file that may be too large to be held."""
@@ -153,8 +161,8 @@ class Remote:
         """All of it or, where this fails, what was there before: an object appears when it is complete."""
         self._try("written", lambda: self._fill(io.BytesIO(content)))
 
-    def write_text(self, content: str) -> None:
-        self.write_bytes(content.encode())
+    def write_text(self, content: str, encoding: str = "utf-8") -> None:
+        self.write_bytes(content.encode(encoding))
 
     def upload(self, file: Path) -> None:
         def send() -> None:
@@ -220,8 +228,8 @@ class Remote:
 
         def try_all() -> None:
             probe._list(recursive=False)
-            probe.write_text("can files be written here?")
-            probe.read_text()
+            probe.write_text("can files be written here?", encoding="utf-8")
+            probe.read_text(encoding="utf-8")
             probe.remove()
 
         self._refuse_unless(try_all)

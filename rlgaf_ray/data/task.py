@@ -6,7 +6,7 @@ The protocols are also base classes: what has a body here is the default of a cl
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -38,6 +38,10 @@ class Measure(Protocol):
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Metrics: ...
 
+    def each(self, texts: Sequence[str]) -> np.ndarray | None:
+        """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""
+        return None
+
     def quick(self, texts: Sequence[str]) -> Metrics:
         """The cheapest measures of answers to the first prompts, named without a group."""
         return {}
@@ -56,8 +60,31 @@ class Task(Protocol):
     rows: Sequence[Row] = ()
     """What reward functions read beside prompt and response, of each demonstration; empty where nothing was kept."""
 
+    @property
+    def prompts(self) -> Sequence[np.ndarray]:
+        """Prompts without answers, for rollouts alone (``rollout.free_prompts``)."""
+        return ()
+
+    def other_prompts(self, row: int) -> Sequence[np.ndarray] | None:
+        """Prompts that the response of demonstration ``row`` is wrong for, in the order in which they are used.
+
+        None: the prompts of the other demonstrations, in turn.
+        """
+        return None
+
+    @property
+    def legal(self) -> np.ndarray | None:
+        """Which token may follow which, bool [V, V], for generators trained from nothing; None: any."""
+        return None
+
     contrast: list[Demonstration]
     """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
+
+    notes: Sequence[str] = ()
+    """Sentences to report before the run starts."""
+
+    end_ids: Collection[int] = ()
+    """Token ids that end a demonstration; rollouts end there too, beside those that the model's files name."""
 
     @property
     def measure(self) -> str | Callable[[EvaluationPart, int], Measure]:
@@ -146,6 +173,15 @@ class TaskSource(Protocol):
     def warmup_texts(self) -> Sequence[str]:
         """The text of the generator's warm-up; read only by a model from scratch, which trains a tokenizer on it."""
         return ()
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Of a model that is trained from nothing; None: it is trained on ``warmup_texts``."""
+        return None
+
+    def with_ends(self, token_ids: Collection[int]) -> TaskSource:
+        """For sources that ask which token ids end a rollout, as far as the model's files name them."""
+        return self
 
     @abstractmethod
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task:

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from rlgaf_ray.data.cache import content_hash, write_atomically
-from rlgaf_ray.errors import UserError
+from rlgaf_ray.data.encoder import fast_copy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Part of the cache key: raise it when the same texts and tokenizer must give another file.
-FORMAT = "tokens 1"
+FORMAT = "tokens 2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,20 +49,13 @@ class TokenizedTexts:
 
 
 def tokenize_once(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> TokenizedTexts:
-    """Tokenise without special tokens, or load what an earlier call wrote.
+    """Tokenise without special tokens, which are text where one spells them, or load what an earlier call wrote.
 
     The file is Parquet with one column ``token_ids`` (list<int32>), named by a hash of everything that decides its
     content: the texts, the tokenizer's JSON and the file's format. Other settings only cut what is read from it.
     Raises ``UserError`` for a tokenizer without a fast implementation.
     """
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer: give a model folder with tokenizer.json")
-    fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    fast.no_truncation()
-    fast.no_padding()
+    fast = fast_copy(tokenizer)
     key = content_hash([FORMAT, fast.to_str(), *texts])
     path = cache_folder / f"tokens-{key[:32]}.parquet"
     if not path.exists():

@@ -8,13 +8,13 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Prompt, SamplingSettings
 
 
-def check_length(num_tokens: int, limit: int, what: str) -> None:
-    """Refuse a prompt and response of ``num_tokens`` together where ``what`` takes only ``limit``.
+def check_length(num_tokens: int, limit: int | None, what: str) -> None:
+    """Refuse a prompt and response of ``num_tokens`` together where ``what`` takes only ``limit`` (None: any number).
 
     Raises:
         UserError: with what is too small, its limit and the two config keys that set the length.
     """
-    if num_tokens > limit:
+    if limit is not None and num_tokens > limit:
         raise UserError(
             f"{what} takes {limit} tokens, but prompt and response have {num_tokens}: "
             f"lower task.prompt_tokens + task.response_tokens to at most {limit}"
@@ -22,7 +22,7 @@ def check_length(num_tokens: int, limit: int, what: str) -> None:
 
 
 def check_request(
-    prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int], *, limit: int, what: str
+    prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int], *, limit: int | None, what: str
 ) -> None:
     """Hold a call of ``generate`` to the protocol: one seed a rollout, prompts that leave room for the response.
 

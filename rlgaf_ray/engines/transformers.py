@@ -10,13 +10,16 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.checks import check_request, room
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.folder import longest_sequence
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
+from rlgaf_ray.models.vocabulary import masked_token_ids
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights.choice import Backend
 from rlgaf_ray.weights.manifest import DeviceUpdate
@@ -46,6 +49,7 @@ class TransformersEngine(RolloutEngine):
         self._model = load_generator(
             model_folder, dtype=dtype, trust_remote_code=trust_remote_code, device=torch.device(device)
         )
+        check_cached_steps(self._model, self._name)
         self._end_of_text_ids = end_of_text_ids(self._model.config)
         self._receipt = Receipt({name: tuple(tensor.shape) for name, tensor in self._model.state_dict().items()})
         self.policy_version = 0
@@ -73,8 +77,7 @@ class TransformersEngine(RolloutEngine):
         Raises:
             UserError: a prompt and its response are longer than the model has positions.
         """
-        positions = self._model.config.get_text_config().max_position_embeddings
-        check_request(prompts, sampling, seeds, limit=positions, what=self._name)
+        check_request(prompts, sampling, seeds, limit=longest_sequence(self._model.config), what=self._name)
         if not prompts:
             return []
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
@@ -126,7 +129,7 @@ class TransformersEngine(RolloutEngine):
         limits = torch.tensor([room(prompt, sampling) for prompt in prompts], device=device)
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
         ends = torch.tensor(self._end_of_text_ids, device=device)
-        masked_ids = [] if sampling.stop_at_end_of_text else self._end_of_text_ids
+        masked_ids = masked_token_ids(self._model.config, stop_at_end_of_text=sampling.stop_at_end_of_text)
         cache = DynamicCache(config=self._model.config)
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)
         lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
@@ -156,6 +159,47 @@ class TransformersEngine(RolloutEngine):
             torch.stack(token_ids, 1).to("cpu", torch.int32).numpy(),
             torch.stack(logprobs, 1).cpu().numpy(),
             lengths.tolist(),
+        )
+
+
+@torch.inference_mode()
+def check_cached_steps(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose logits change with a cache or with padding on the left, as this engine samples.
+
+    A recurrent layer that reads padding is one, an encoder another. In bfloat16 rounding hides the difference.
+
+    Raises:
+        UserError: ``name`` cannot be sampled from.
+    """
+    if model.dtype != torch.float32:
+        return
+    token_ids = torch.tensor([[1, 2, 3], [0, 2, 3]], device=model.device)
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    try:
+        for columns in (slice(0, 2), slice(2, 3)):
+            stepped = model(
+                input_ids=token_ids[:, columns],
+                attention_mask=mask[:, : columns.stop],
+                position_ids=positions[:, columns],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+        whole = torch.stack(
+            [model(input_ids=row, use_cache=False).logits[0, -1] for row in (token_ids[:1], token_ids[1:, 1:])]
+        )
+        reason = "its logits change with a cache or with padding on the left"
+        said = whole.isfinite()  # a grammar leaves others without a logit
+        gap, spread = (stepped - whole)[said].abs().max(), whole[said].std(correction=0)
+        fits = torch.equal(said, stepped.isfinite()) and float(gap) <= 1e-2 * float(spread) + 1e-5
+    except Exception as error:
+        reason, fits = str(error), False
+    if not fits:
+        raise UserError(
+            f"{name} cannot be sampled from by rollout.engine=transformers: {reason}: set rollout.engine=vllm, or "
+            "take another model"
         )
 
 

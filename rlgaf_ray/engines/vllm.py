@@ -18,7 +18,9 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.checks import check_length, check_request, room
 from rlgaf_ray.engines.vllm_process import prepare_children, prepare_process, require_vllm
+from rlgaf_ray.models.folder import longest_sequence
 from rlgaf_ray.models.generator import end_of_text_ids
+from rlgaf_ray.models.vocabulary import masked_token_ids
 from rlgaf_ray.types import FinishReason, Metrics, Prompt, Rollout, SamplingSettings, WeightUpdate
 from rlgaf_ray.weights import nccl, receive
 from rlgaf_ray.weights.choice import Backend
@@ -92,7 +94,8 @@ class VLLMEngine(RolloutEngine):
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(model_folder, trust_remote_code=trust_remote_code)
-        check_length(max_model_len, config.get_text_config().max_position_embeddings, f"the model {model_folder}")
+        check_length(max_model_len, longest_sequence(config), f"the model {model_folder}")
+        self._config = config
         self._end_of_text_ids = end_of_text_ids(config)
         self._receipt = Receipt(expected_shapes(config, trust_remote_code=trust_remote_code))
         self._max_model_len = max_model_len
@@ -281,10 +284,7 @@ class VLLMEngine(RolloutEngine):
     def _sampling_params(self, sampling: SamplingSettings, seed: int, *, max_tokens: int) -> SamplingParams:
         from vllm import SamplingParams
 
-        if sampling.stop_at_end_of_text:
-            end_of_text: dict = {"stop_token_ids": self._end_of_text_ids}
-        else:
-            end_of_text = {"logit_bias": dict.fromkeys(self._end_of_text_ids, float("-inf"))}
+        masked = masked_token_ids(self._config, stop_at_end_of_text=sampling.stop_at_end_of_text)
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=sampling.temperature,
@@ -296,5 +296,6 @@ class VLLMEngine(RolloutEngine):
             flat_logprobs=True,  # lists instead of one object a token
             detokenize=False,
             skip_clone=True,  # not reused
-            **end_of_text,
+            stop_token_ids=self._end_of_text_ids if sampling.stop_at_end_of_text else None,
+            logit_bias=dict.fromkeys(masked, float("-inf")) or None,
         )

@@ -85,9 +85,12 @@ class AnswerMeasure:
     def __call__(self, texts: Sequence[str]) -> Metrics:
         return answer_metrics(self._read(texts), self._references, self._contexts)
 
+    def each(self, texts: Sequence[str]) -> np.ndarray:
+        """F1, in percent."""
+        return 100 * np.array([f1(*pair) for pair in zip(self._read(texts), self._references, strict=False)])
+
     def quick(self, texts: Sequence[str]) -> Metrics:
-        scores = [f1(*pair) for pair in zip(self._read(texts), self._references, strict=False)]
-        return {"f1": 100 * float(np.mean(scores))}
+        return {"f1": float(self.each(texts).mean())}
 
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
         start = sft["eval/length_distance"]

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from rlgaf_ray.data.pairs import Pair
+from rlgaf_ray.data.pair import Pair
 from rlgaf_ray.data.task import Measure, Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.answers import AnswerMeasure

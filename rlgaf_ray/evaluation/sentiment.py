@@ -79,6 +79,9 @@ class SentimentMeasure:
             metrics["eval/judge_share_asked_negative"] = float(as_asked[self._wanted == 0].mean())
         return metrics
 
+    def each(self, texts: Sequence[str]) -> None:
+        """Closeness is of all answers together."""
+
     def quick(self, texts: Sequence[str]) -> Metrics:
         real = self._real_verdicts["judge"][: len(texts)]
         return {

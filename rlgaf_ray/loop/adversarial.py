@@ -31,25 +31,23 @@ Held-out demonstrations (``discriminator.held_out``) are scored with them, in th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.data.task import Task, evaluation_set
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.engines.build import sampling_settings
-from rlgaf_ray.engines.seeds import EVALUATION, WARMUP
+from rlgaf_ray.engines.seeds import WARMUP
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop import healing
 from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 from rlgaf_ray.loop.draws import Draws
+from rlgaf_ray.loop.evaluation import Evaluation
 from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict, broken
 from rlgaf_ray.loop.held_out import HeldOutAccuracy
 from rlgaf_ray.loop.monte_carlo import search
@@ -60,11 +58,9 @@ from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_liked
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.update_ratio import UpdateRatio
-from rlgaf_ray.metrics import metric
+from rlgaf_ray.metrics import metric, suggestion
 from rlgaf_ray.tracking.base import Trackers
-from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
-
-TRACKED_ROLLOUTS = 16  # of an evaluation, as a table
+from rlgaf_ray.types import Metrics, Rollout
 
 
 class AdversarialLoop:
@@ -86,10 +82,12 @@ class AdversarialLoop:
         self.task = task
         self.tokenizer = tokenizer
         self.evaluator = evaluator
+        self.evaluation = Evaluation(config, roles, task, tokenizer, evaluator, trackers)
         self.trackers = trackers
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
         self.rewards = Rewards(config, task, tokenizer, rewards)
+        self.provenance: Mapping[str, str] = {}  # what the checkpoints record of data, models and versions
         self.iteration = 0
         self.discriminator_version = 0
         self.best: float | None = None
@@ -111,7 +109,7 @@ class AdversarialLoop:
         beside = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
         self.held_out = HeldOutAccuracy(held_out, beside) if len(held_out) else None
         self.pushes: deque[Pending] = deque()  # not waited for yet, oldest first
-        prompts = self.draws.streams["prompts"]
+        prompts = self.draws.prompt_stream
         self.schedule: Schedule
         match config.schedule.mode:
             case "sync":
@@ -127,15 +125,7 @@ class AdversarialLoop:
                 )
 
     def resume(self, path: Place, state: dict[str, Any]) -> None:
-        """Take up the run where this checkpoint left it, down to the order of the prompts.
-
-        Raises ``UserError`` where the data are not those of the checkpoint: its streams count their rows.
-        """
-        if state["data_checksum"] != self.task.checksum:
-            raise UserError(
-                f"{path} was trained on other data than the task has now: bring them back to resume this run, or start "
-                "a new one"
-            )
+        """Take up the run where this checkpoint left it, down to the order of the prompts."""
         self.iteration = state["iteration"]
         self.discriminator_version = state["discriminator_version"]
         self.best = state["best"]
@@ -170,7 +160,7 @@ class AdversarialLoop:
         total = self.config.discriminator_warmup_updates
         for update in range(1, total + 1):
             seeds = rollout_seeds(self.config, WARMUP + update, self.config.rollout.batch_size)
-            rollouts = self.roles.generate(self.draws.prompts(), sampling_settings(self.config), seeds)
+            rollouts = self.roles.generate(self.draws.warmup_prompts(), sampling_settings(self.config), seeds)
             if (liked := self.config.discriminator.leave_out_liked) > 0:
                 rollouts = without_liked(self.roles.score(rollouts), liked)
             real, contrast = self.draws.real(rollouts), self.draws.contrast(rollouts)
@@ -202,6 +192,7 @@ class AdversarialLoop:
             self.callbacks.on_evaluation(0, self.first)
             if settings.guard.heals:
                 self.save(best=False)
+        self._check_best_metric()
         carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
         while self.iteration < settings.run.iterations and not self.stop_requested:
             metrics = carried | self.step()
@@ -280,7 +271,7 @@ class AdversarialLoop:
                     scored = search(roles, settings, self.rewards, scored, iteration)
             with timed(metrics, "time/generator_update"):
                 pending_generator = roles.update_generator(
-                    scored, iteration=iteration - 1, pretraining=self.draws.pretraining()
+                    scored, iteration=iteration - 1, text=self.draws.text_beside(rollouts)
                 )
                 self.unsaved = None
                 num_updates = self.update_ratio.due()
@@ -288,7 +279,7 @@ class AdversarialLoop:
                     num_skipped = num_updates if metrics.get("discriminator/overfit_gap", 0.0) > limit else 0
                     num_updates -= num_skipped
                     metrics["discriminator/skipped_updates"] = float(num_skipped)
-                fake = without_liked(batch.scored, settings.discriminator.leave_out_liked)
+                fake = without_liked(self.draws.comparable(batch.scored), settings.discriminator.leave_out_liked)
                 pending_discriminator = [
                     roles.update_discriminator(self.draws.real(fake), fake, self.draws.contrast(fake))
                     for _ in range(num_updates)
@@ -327,71 +318,10 @@ class AdversarialLoop:
         return metrics
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
-        """Measure both networks on the validation part; the same prompts and random draws every time.
-
-        With ``generator.average_decay`` its moving average is measured, which the engines hold meanwhile.
-        """
-        settings = self.config.evaluation
-        real = evaluation_set(self.task, settings.num_prompts)
-        rollouts = self._sample(real)
-        metrics, scores = self._discrimination(rollouts, real)
-        self._log_rollouts(rollouts[:TRACKED_ROLLOUTS], scores[:TRACKED_ROLLOUTS])
-        metrics |= self.evaluator(
-            [rollout.response_ids for rollout in rollouts],
-            self._evaluated_texts(rollouts),
-            sample_nll=self.roles.mean_nll(rollouts, "reference"),
-            real_nll=self.roles.mean_nll(real, self._evaluated_network),
-        )
-        return metrics, whole_texts(rollouts[: settings.num_samples], self.tokenizer)
+        return self.evaluation.full(self.iteration)
 
     def quick_evaluation(self) -> Metrics:
-        """The cheap measures, on the first of the evaluation's prompts."""
-        settings = self.config.evaluation
-        real = evaluation_set(self.task, min(settings.quick_prompts, settings.num_prompts))
-        rollouts = self._sample(real)
-        told_apart, _ = self._discrimination(rollouts, real)
-        quick = {name.replace("discriminator/", "quick/"): value for name, value in told_apart.items()}
-        return quick | self.evaluator.quick(self._evaluated_texts(rollouts))
-
-    def _discrimination(
-        self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]
-    ) -> tuple[Metrics, list[float]]:
-        """How well the discriminator tells these rollouts from the real answers, which it has never trained on.
-
-        The list has the score of each rollout.
-        """
-        scored, real_logits = self.roles.start_score(rollouts, real)()
-        scores = [item.score for item in scored]
-        return discrimination(np.array(real_logits), np.array(scores)), scores
-
-    def _log_rollouts(self, rollouts: Sequence[Rollout], scores: Sequence[float]) -> None:
-        """A table of an evaluation's rollouts, which are on the same prompts each time."""
-        prompts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
-        responses = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
-        rows = [
-            {"prompt": prompt, "response": response, "score": float(score), "finish_reason": rollout.finish_reason}
-            for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=True)
-        ]
-        self.trackers.log_table(self.iteration, "rollouts", rows)
-
-    @property
-    def _evaluated_network(self) -> PolicyNetwork:
-        return "average" if self.config.generator.average_decay > 0 else "policy"
-
-    def _sample(self, real: Sequence[Demonstration]) -> list[Rollout]:
-        """One sample for each prompt; the engines hold the policy again afterwards."""
-        network = self._evaluated_network
-        if network != "policy":
-            self.roles.push_weights(self.iteration, network=network)()
-        prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
-        sampling = sampling_settings(self.config, samples_per_prompt=1)
-        rollouts = self.roles.generate(prompts, sampling, rollout_seeds(self.config, EVALUATION, len(prompts)))
-        if network != "policy":
-            self.roles.push_weights(self.iteration)()
-        return rollouts
-
-    def _evaluated_texts(self, rollouts: Sequence[Rollout]) -> list[str]:
-        return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tokenizer)
+        return self.evaluation.quick(self.iteration)
 
     def _start_rollouts(self, iteration: int) -> PendingRollouts:
         seeds = rollout_seeds(self.config, iteration, self.config.rollout.batch_size)
@@ -401,13 +331,14 @@ class AdversarialLoop:
         rows = [] if self.held_out is None else self.held_out.rows_of(iteration)
         return self.roles.start_score(rollouts, [self.task.demonstrations[row] for row in rows])
 
+    def _check_best_metric(self) -> None:
+        """Raise ``UserError`` before any training where no evaluation has the metric that marks the best checkpoint."""
+        name, known = self.config.best_metric, [each for each in self.first if each.startswith("eval/")]
+        if name not in self.first:
+            raise UserError(f"evaluation.best_metric={name} is not measured: {suggestion(name, known)}")
+
     def _is_best(self, metrics: Metrics) -> bool:
         name = self.config.best_metric
-        if name not in metrics:
-            raise UserError(
-                f"evaluation.best_metric={name} is not measured: set it to one of "
-                f"{', '.join(known for known in metrics if known.startswith('eval/'))}"
-            )
         value = metric(name).sign * metrics[name]
         if self.best is not None and value <= self.best:
             return False
@@ -548,7 +479,7 @@ class AdversarialLoop:
             "samples_before": self.samples_before,
             "evaluator": self.evaluator.state_dict(),
             "streams": self.draws.state_dict() | {"prompts": self.schedule.prompts_state()},
-            "data_checksum": self.task.checksum,
+            "provenance": dict(self.provenance),
         }
 
 

@@ -114,9 +114,9 @@ class Checkpoints:
         else:
             final = partial = self._free(iteration)
         write(partial)
-        (partial / STATE).write_text(json.dumps(state))
+        (partial / STATE).write_text(json.dumps(state), encoding="utf-8")
         self.flush()
-        (partial / MANIFEST).write_text(json.dumps(checksums(partial), indent=1))
+        (partial / MANIFEST).write_text(json.dumps(checksums(partial), indent=1), encoding="utf-8")
         if isinstance(partial, Path) and isinstance(final, Path):
             if final.is_dir():  # of this iteration, from before a rollback
                 self._remove(final)
@@ -134,7 +134,7 @@ class Checkpoints:
         Raises ``DamagedCheckpoint`` naming the first file that is missing or changed.
         """
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(f"{path}: {MANIFEST} cannot be read ({error})") from error
         if not isinstance(manifest, dict) or STATE not in manifest or not all(map(_stays_inside, manifest)):
@@ -149,7 +149,7 @@ class Checkpoints:
 
     def _state(self, path: Place) -> dict[str, Any]:
         try:
-            state = json.loads((path / STATE).read_text())
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(f"{path}: {STATE} cannot be read ({error})") from error
         if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
@@ -181,7 +181,7 @@ class Checkpoints:
         if isinstance(self.folder, Path):
             replace_text(self.folder / name, text)
         else:
-            (self.folder / name).write_text(text)
+            (self.folder / name).write_text(text, encoding="utf-8")
 
     def _prune(self, spared: Sequence[Place]) -> None:
         best = self.named("best")

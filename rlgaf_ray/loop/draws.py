@@ -10,10 +10,11 @@ import numpy as np
 from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import demonstration_blocks
-from rlgaf_ray.data.prompts import PromptStream
+from rlgaf_ray.data.prompts import MixedPromptStream, PromptStream
 from rlgaf_ray.data.task import Task
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.held_out import contrast_without, set_apart
-from rlgaf_ray.types import Demonstration, Prompt, Rollout, TextBlocks
+from rlgaf_ray.types import Demonstration, Prompt, Rollout, ScoredRollout, TextBlocks
 
 
 class Draws:
@@ -27,6 +28,7 @@ class Draws:
         self.trained_rows, self.held_out_rows = set_apart(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
         self.text: TextBlocks | None = None
+        self.answers = config.generator.active.text == "answers"
         match config.generator.active.text:
             case "pretraining":
                 self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
@@ -39,17 +41,56 @@ class Draws:
             "pretraining": 1 if self.text is None else len(self.text),
             "others": len(self.trained_rows),
         }
-        self.streams = {
-            name: PromptStream(
-                num_items, seed=int(np.random.SeedSequence([config.run.seed, index]).generate_state(1)[0])
+        seeds = [
+            int(np.random.SeedSequence([config.run.seed, index]).generate_state(1)[0])
+            for index in range(len(sizes) + 1)
+        ]
+        share = config.rollout.free_prompts
+        if share > 0 and not len(task.prompts):
+            raise UserError(
+                f"rollout.free_prompts={share:g}, but the task has no prompts without demonstrations: set it to 0"
             )
-            for index, (name, num_items) in enumerate(sizes.items())
+        self.prompt_stream = MixedPromptStream(
+            sizes.pop("prompts"), len(task.prompts), share=share, seed=seeds[0], free_seed=seeds[-1]
+        )
+        if share > 0:
+            self._check_free_prompts()
+        self.streams = {
+            name: PromptStream(num_items, seed)
+            for (name, num_items), seed in zip(sizes.items(), seeds[1:-1], strict=True)
         }
 
+    def _check_free_prompts(self) -> None:
+        share, count = self.config.rollout.free_prompts, self.config.rollout.prompts_per_iteration
+        num_free = self.prompt_stream.num_free(count)
+        if num_free == 0:
+            raise UserError(
+                f"rollout.free_prompts={share:g} of {count} prompts a batch is none: raise it, or rollout.batch_size"
+            )
+        if self.needs.pairs and num_free == count:
+            raise UserError(
+                f"rollout.free_prompts={share:g} leaves no prompt with a demonstration, which "
+                f"discriminator.loss={self.config.discriminator.loss} compares the rollouts with: lower it"
+            )
+
     def prompts(self) -> list[Prompt]:
-        """Of the next batch of rollouts."""
-        rows = self.trained_rows[self._next("prompts", self.config.rollout.prompts_per_iteration)].tolist()
-        return [Prompt(prompt_id=row, token_ids=self.task.demonstrations[row].prompt_ids) for row in rows]
+        """Of the next batch of rollouts; free ones come last, numbered after the demonstrations."""
+        rows = self.prompt_stream.next(self.config.rollout.prompts_per_iteration)
+        own, free = rows[rows < len(self.trained_rows)], rows[rows >= len(self.trained_rows)] - len(self.trained_rows)
+        demonstrations, prompts = self.task.demonstrations, self.task.prompts
+        asked = [Prompt(row, demonstrations[row].prompt_ids) for row in self.trained_rows[own].tolist()]
+        return asked + [Prompt(len(demonstrations) + row, prompts[row]) for row in free.tolist()]
+
+    def warmup_prompts(self) -> list[Prompt]:
+        """Of a batch of rollouts for the discriminator's warm-up: demonstrations' prompts alone."""
+        rows = self.trained_rows[self.prompt_stream.own(self.config.rollout.prompts_per_iteration)].tolist()
+        return [Prompt(row, self.task.demonstrations[row].prompt_ids) for row in rows]
+
+    def comparable(self, scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
+        """Those that an update of the discriminator can read: a loss of pairs needs the prompt's demonstration."""
+        if not self.needs.pairs:
+            return scored
+        return [item for item in scored if item.rollout.prompt_id < len(self.task.demonstrations)]
 
     def real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
         """Demonstrations for one discriminator update beside these rollouts."""
@@ -75,23 +116,32 @@ class Draws:
         own = [demonstrations[rollout.prompt_id] for rollout in rollouts]
         moved = []
         for _ in range(num_prompts):
-            for item, row in zip(own, self._next("others", len(own)), strict=True):
-                following = (demonstrations[each] for each in np.roll(self.trained_rows, -row))
-                prompts = (other.prompt_ids for other in following)
-                other = next(ids for ids in prompts if ids.tobytes() != item.prompt_ids.tobytes())
-                moved.append(Demonstration(other, item.response_ids))
+            for rollout, item, row in zip(rollouts, own, self._next("others", len(own)), strict=True):
+                moved.append(Demonstration(self._wrong_prompt(rollout.prompt_id, int(row)), item.response_ids))
         return moved
 
-    def pretraining(self) -> TextBlocks | None:
-        """Real text for one PPO-ptx update, or demonstrations that are learned beside the reward."""
+    def _wrong_prompt(self, own: int, drawn: int) -> np.ndarray:
+        """One that the response of demonstration ``own`` does not answer."""
+        if (others := self.task.other_prompts(own)) is not None:
+            return others[drawn % len(others)]
+        demonstrations = self.task.demonstrations
+        prompts = (demonstrations[row].prompt_ids for row in np.roll(self.trained_rows, -drawn))
+        return next(ids for ids in prompts if ids.tobytes() != demonstrations[own].prompt_ids.tobytes())
+
+    def text_beside(self, rollouts: Sequence[Rollout]) -> TextBlocks | None:
+        """What the algorithm reads beside these rollouts (``AlgorithmSettings.text``)."""
+        if self.answers:
+            return demonstration_blocks([self.task.demonstrations[rollout.prompt_id] for rollout in rollouts])
         return None if self.text is None else self.text[self._next("pretraining", self.config.rollout.batch_size)]
 
     def _next(self, stream: str, count: int) -> np.ndarray:
         return self.streams[stream].next(count)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: stream.state_dict() for name, stream in self.streams.items()}
+        streams = {name: stream.state_dict() for name, stream in self.streams.items()}
+        return {"prompts": self.prompt_stream.state_dict()} | streams
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.prompt_stream.load_state_dict(state["prompts"])
         for name, stream in self.streams.items():
             stream.load_state_dict(state[name])

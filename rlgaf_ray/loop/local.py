@@ -93,10 +93,8 @@ class LocalRoles:
         metrics = self.discriminator.update(real, fake, contrast)
         return lambda: metrics
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
-    ) -> Pending:
-        metrics = self.learner.update(scored, iteration=iteration, pretraining=pretraining)
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
+        metrics = self.learner.update(scored, iteration=iteration, text=text)
         return lambda: metrics
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:

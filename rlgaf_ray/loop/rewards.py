@@ -217,7 +217,8 @@ class Rewards:
         from transformers import TrainerState  # takes seconds to import
 
         rollouts = [item.rollout for item in scored]
-        rows: list[Row] = [self.task.rows[rollout.prompt_id] if self.task.rows else {} for rollout in rollouts]
+        known = self.task.rows  # none where nothing was kept, and none of free prompts
+        rows: list[Row] = [known[item.prompt_id] if item.prompt_id < len(known) else {} for item in rollouts]
         texts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
         prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
         completions = [

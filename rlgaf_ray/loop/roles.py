@@ -69,7 +69,7 @@ class Roles(Protocol):
     ) -> Pending: ...
 
     def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
+        self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None
     ) -> Pending: ...
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:

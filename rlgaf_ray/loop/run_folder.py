@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from rlgaf_ray.config.run import RunSection
 from rlgaf_ray.data.mirror import Mirror
-from rlgaf_ray.data.storage import Place, Remote, StorageError
+from rlgaf_ray.data.storage import Place, Remote, StorageError, writing
+from rlgaf_ray.errors import UserError
 
 CONFIG = "config.yaml"
+LOCK = "run.lock"  # held while a process uses the folder; the system gives it back when that process dies
 TRIALS = "trials"  # in a sweep's folder: a run folder each, which each trial stores by itself
 
 
@@ -36,9 +42,47 @@ class RunFolder:
     def exists(self) -> bool:
         """Raises ``StorageRefused`` where a storage cannot be used."""
         if self.root is None or self.remote is None:
-            return self.local.exists() or self.local.is_symlink()  # one that leads nowhere is in the way too
+            in_the_way = not self.local.is_dir() and (self.local.exists() or self.local.is_symlink())
+            return in_the_way or self.written
         self.root.check()
         return bool(self.remote.files())
+
+    @property
+    def written(self) -> bool:
+        """Whether the folder on this machine has anything but its lock, which a run that was killed early leaves."""
+        return self.local.is_dir() and any(path.name != LOCK for path in self.local.iterdir())
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """No other process of this machine uses the folder meanwhile; one that stays empty is removed again.
+
+        Raises ``UserError`` where another process has it. Two machines exclude each other where they share the folder
+        as a file system with locks, not in an object store.
+        """
+        path = self.local / LOCK if self.remote is None else self.local.with_name(f"{self.local.name}.lock")
+        folder = path.parent
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+            raise UserError(f"{self.shown} exists and is no folder: choose another run.name")
+        lock = FileLock(path)
+        with writing(folder), suppress(Timeout):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+            with suppress(OSError):  # a disk without room: what to say to others is no reason to end
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        if not lock.is_locked:
+            holder = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "another process"
+            raise UserError(
+                f"{self.shown} is in use by {holder}: wait for that run or stop it, or choose another run.name"
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone
+            for each in made:
+                with suppress(OSError):  # not empty
+                    each.rmdir()
+            lock.release()
 
     def fetch(self, only: str | None = None) -> None:
         """Make ``local`` hold what the run stored right in its folder (or one file of it); subfolders stay there."""

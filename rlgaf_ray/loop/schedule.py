@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rlgaf_ray.data.prompts import PromptStream
+from rlgaf_ray.data.prompts import MixedPromptStream
 from rlgaf_ray.loop.roles import PendingRollouts, PendingScores, Roles
 from rlgaf_ray.types import Metrics, Rollout, ScoredRollout
 
@@ -65,7 +65,7 @@ class Schedule(Protocol):
 class Sync:
     """A batch is asked for when it is needed, from the newest policy."""
 
-    def __init__(self, start: Start, score: Score, prompts: PromptStream) -> None:
+    def __init__(self, start: Start, score: Score, prompts: MixedPromptStream) -> None:
         self.start = start
         self.score = score
         self.prompts = prompts
@@ -104,7 +104,7 @@ class Async:
         self,
         start: Start,
         score: Score,
-        prompts: PromptStream,
+        prompts: MixedPromptStream,
         roles: Roles,
         *,
         max_staleness: int,

@@ -15,12 +15,12 @@ SHA256 = "e3e7b81198f3531e2ac0186846d6244f06a4dab42d6547b233c3a5197a6c22b4"
 
 
 def model_source(source: str | Path) -> str | Path:
-    """The folder of the built-in model for its name; any other source as it is.
+    """The folder of the built-in model for its name; any other source as it is, its ``~`` expanded.
 
     Raises ``UserError`` where the weights are not those that the package was released with.
     """
     if source != FILM_REVIEWS:
-        return source
+        return Path(source).expanduser() if str(source).startswith("~") else source
     _check_weights()
     return FOLDER
 

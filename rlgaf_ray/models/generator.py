@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 
-from rlgaf_ray.config.model import FROM_SCRATCH
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.built_in import FILM_REVIEWS, model_source
+from rlgaf_ray.models.built_in import model_source
+from rlgaf_ray.models.families import attention_for
+from rlgaf_ray.models.folder import longest_sequence, read_causal_lm, read_config
+from rlgaf_ray.models.legal import constrain, load_legal
 from rlgaf_ray.models.lstm import LstmConfig, build_lstm
 from rlgaf_ray.objectives.logprobs import Head, chunked_logprobs, chunked_logprobs_and_kl, log_probabilities
 from rlgaf_ray.types import SequenceBatch
@@ -70,34 +64,13 @@ def build_tiny_gpt2(
         return GPT2LMHeadModel._from_config(config, attn_implementation="eager")
 
 
-def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
-    """Refuse a path that is not a model folder or holds a pickle alone, before anything expensive starts."""
-    if source == FILM_REVIEWS:
-        model_source(source)
-        return
-    looks_like_a_path = source.startswith((".", "/", "~")) or Path(source).exists()
-    if source in FROM_SCRATCH or not looks_like_a_path:
-        return
-    folder = Path(source).expanduser()
-    if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "does not exist"
-        names = ", ".join((FILM_REVIEWS, *FROM_SCRATCH))
-        raise UserError(f"model.generator={source} {what}: give {names}, a Hugging Face model folder or a hub id")
-    if not allow_pickle and not any(folder.glob("*.safetensors")):
-        raise UserError(
-            f"model.generator={source} holds no safetensors, and a pickle such as pytorch_model.bin can run code "
-            "when it is read: convert it, or set model.allow_pickle=true where you trust its author"
-        )
-
-
-def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int:
-    """The longest sequence that a model takes, in tokens."""
+def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int | None:
+    """The longest sequence that a model takes, in tokens; None where nothing bounds it."""
     if source == TINY_GPT2:
         return TINY_GPT2_POSITIONS
     if source == SEQGAN_LSTM:
         return LstmConfig().max_position_embeddings
-    config = read_config(source, trust_remote_code=trust_remote_code)
-    return int(config.get_text_config().max_position_embeddings)
+    return longest_sequence(read_config(source, trust_remote_code=trust_remote_code))
 
 
 def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
@@ -106,21 +79,6 @@ def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
         return TINY_GPT2_LAYERS
     config = read_config(source, trust_remote_code=trust_remote_code)
     return int(config.get_text_config().num_hidden_layers)
-
-
-def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """A model's config.json. Raises ``UserError`` where there is none, it is damaged, or it wants code to be run."""
-    with _reading(source):
-        return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
-
-
-@contextmanager
-def _reading(source: str | Path) -> Iterator[None]:
-    """transformers raises these for a model that is missing, damaged or unknown to it."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.generator={source} cannot be read: {error}") from error
 
 
 def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
@@ -137,11 +95,6 @@ def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
     return [token_ids] if isinstance(token_ids, int) else list(token_ids)
 
 
-def attention_for(device: torch.device) -> str:
-    """On CPU plain matrix products train a fifth faster than fused attention at lengths up to 128 (measured)."""
-    return "eager" if device.type == "cpu" else "sdpa"
-
-
 def load_generator(
     source: str | Path,
     *,
@@ -152,32 +105,43 @@ def load_generator(
 ) -> PreTrainedModel:
     """Load a causal LM with its dropout off: sampling and learning must see the same distribution.
 
+    A grammar in its folder holds (``models.legal``).
+
     With ``allow_pickle`` from pytorch_model.bin where there is no safetensors, read with ``weights_only`` all the same.
     Raises ``UserError`` where it cannot be read.
     """
-    with _reading(source):
-        model = AutoModelForCausalLM.from_pretrained(
-            model_source(source),
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            use_safetensors=None if allow_pickle else True,  # None: where they are there
-            attn_implementation=attention_for(device),
-        )
+    model = read_causal_lm(
+        source,
+        allow_pickle=allow_pickle,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attention_for(read_config(source, trust_remote_code=trust_remote_code), device),
+    )
+    if (legal := load_legal(model_source(source))) is not None:
+        constrain(model, legal)
     return model.to(device).eval()  # type: ignore[arg-type]  # transformers wraps it untyped
 
 
 def blocks_of(network: PreTrainedModel) -> list[nn.Module]:
     """A transformer's blocks, the lowest first; none of a network that has no such stack."""
     total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
-    stacks = [part for part in network.base_model.children() if isinstance(part, nn.ModuleList) and len(part) == total]
-    return list(stacks[0]) if stacks else []
+    embedding = network.get_input_embeddings()  # beside it: below the model in OPT, and a vision tower has blocks, too
+    owner = next((part for part in network.base_model.modules() if embedding in part.children()), network.base_model)
+    lists = (part for part in owner.modules() if isinstance(part, nn.ModuleList))
+    return list(next((part for part in lists if len(part) == total > 0), []))
 
 
 def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"]:
-    """The rows that tokens are looked up from."""
-    weight = model.get_input_embeddings().weight
+    """What the network reads for each token: the rows of its embedding, times its scale where it has one (Gemma).
+
+    A mixture of these rows is a soft token; the matrix itself of an embedding that only looks up, else a new tensor.
+    """
+    module = model.get_input_embeddings()
+    weight = module.weight
     assert isinstance(weight, Tensor)
-    return weight
+    if type(module) is nn.Embedding:
+        return weight
+    return module(torch.arange(len(weight), device=weight.device))
 
 
 def sampling_logits(

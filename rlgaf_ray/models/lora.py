@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlgaf_ray.config.lora import LoraSettings
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.folder import save_network
 from rlgaf_ray.models.generator import response_hidden
 from rlgaf_ray.types import SequenceBatch
 
@@ -158,7 +159,7 @@ def export_network(network: PreTrainedModel, folder: str | Path, state: dict[str
     """A plain Hugging Face folder, adapters merged. ``state``: its whole content, where the network holds a part."""
     if state is None and has_adapters(network):
         state = merged_state(network)
-    network.save_pretrained(folder, state_dict=state)
+    save_network(network, folder, state)
 
 
 def save_adapters(network: PreTrainedModel, folder: Path) -> None:

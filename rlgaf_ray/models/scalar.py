@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.built_in import model_source
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
-from rlgaf_ray.models.generator import attention_for, embedding_matrix
+from rlgaf_ray.models.families import attention_for, scoring_class
+from rlgaf_ray.models.folder import read_config
+from rlgaf_ray.models.generator import embedding_matrix
 from rlgaf_ray.objectives.rewards import at_the_end
 from rlgaf_ray.types import SequenceBatch
 
@@ -49,17 +52,23 @@ class ScalarModel(DiscriminatorNetwork):
         device: torch.device = torch.device("cpu"),
     ) -> ScalarModel:
         """From a causal LM's folder (the head is then drawn from ``seed``) or from an exported one."""
+        config = read_config(folder, trust_remote_code=trust_remote_code)
+        config.num_labels = 1
+        config.get_text_config().pad_token_id = pad_token_id
+        kind: Any = scoring_class(config) or AutoModelForSequenceClassification
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                num_labels=1,
-                pad_token_id=pad_token_id,
+            network, found = kind.from_pretrained(
+                model_source(folder),
+                config=config,
                 dtype=getattr(torch, dtype),
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
-                attn_implementation=attention_for(device),
+                attn_implementation=attention_for(config, device),
+                output_loading_info=True,
             )
+        if missing := sorted(name for name in found["missing_keys"] if not name.startswith("score.")):
+            raise UserError(f"{folder} holds no {missing[0]}, which {type(network).__name__} needs")
         return cls(network, pooling=pooling).to(device).eval()
 
     def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:

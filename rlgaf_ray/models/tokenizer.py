@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import model_source
+from rlgaf_ray.models.folder import reading
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -45,10 +46,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
 
     Raises ``UserError`` for a model without a tokenizer, or a tokenizer without end-of-text.
     """
-    try:
+    with reading(f"the tokenizer of {source}"):
         tokenizer = AutoTokenizer.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of {source} cannot be read: {error}") from error
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {source} has no end-of-text token: set eos_token in its tokenizer_config.json"

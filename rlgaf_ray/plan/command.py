@@ -10,7 +10,7 @@ from rich.console import Console
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.models.generator import check_model_source
+from rlgaf_ray.models.folder import check_model_source
 from rlgaf_ray.plan.estimate import GIB, Hardware, estimate
 from rlgaf_ray.plan.model import generator_shape
 from rlgaf_ray.plan.page import show

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, SEQGAN_LSTM, TINY_GPT2, build_tiny_gpt2, read_config
+from rlgaf_ray.models.folder import read_config
+from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, SEQGAN_LSTM, TINY_GPT2, build_tiny_gpt2
 from rlgaf_ray.plan.shape import ModelShape
 
 

@@ -247,4 +247,4 @@ def write_samples(path: Path, before: Sequence[str], after: Sequence[str], itera
         longest = max(map(len, re.findall("~+", f"{first} {last}")), default=0)
         fence = "~" * max(4, longest + 1)  # an answer cannot end it
         parts.append(f"## {number}\n\n{fence}text\nbefore: {first}\n\nafter:  {last}\n{fence}\n")
-    path.write_text("\n".join(parts))
+    path.write_text("\n".join(parts), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,4 +70,4 @@ def _fetch(folder: str, into: Path, subfolders: Sequence[str]) -> Path:
 
 
 def _here(place: str) -> Path:
-    return uri.local_path(place) if uri.is_uri(place) else Path(place).expanduser()
+    return uri.local_path(place) if uri.is_uri(place) else Path(os.path.expanduser(place))

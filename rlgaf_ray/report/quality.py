@@ -62,11 +62,11 @@ class Comparison:
         return quality_of(self.rows[0].metrics)
 
     def save(self, folder: Path) -> None:
-        (folder / FILES[self.part]).write_text(json.dumps(asdict(self), indent=1))
+        (folder / FILES[self.part]).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, part: EvaluationPart = "validation") -> Comparison:
-        tree = json.loads((folder / FILES[part]).read_text())
+        tree = json.loads((folder / FILES[part]).read_text(encoding="utf-8"))
         real = None if tree["real"] is None else QualityPoint(**tree["real"])
         return cls([Evaluated(**row) for row in tree["rows"]], tree["adversarial"], real, tree["part"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Run:
 
 def load_run(folder: str | Path) -> Run:
     """Read a run folder, finished or not. Raises ``UserError`` where it is none."""
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")
@@ -74,7 +75,8 @@ def load_run(folder: str | Path) -> Run:
 def save_samples(path: Path, before: list[str], after: list[str]) -> None:
     """The same prompts answered before and after, one JSON object a line."""
     pairs = zip(before, after, strict=False)
-    path.write_text("".join(json.dumps({"before": first, "after": last}) + "\n" for first, last in pairs))
+    lines = (json.dumps({"before": first, "after": last}) + "\n" for first, last in pairs)
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_samples(path: Path) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def evaluate(
     given, if they were. Raises ``UserError`` for folders that hold no finished run, or runs of different warm-ups.
     """
     absolute = [
-        each if isinstance(each, str) and uri.is_uri(each) else str(Path(each).expanduser().absolute())
+        each if isinstance(each, str) and uri.is_uri(each) else os.path.abspath(os.path.expanduser(each))
         for each in folders
     ]
     console = console or Console(quiet=True)
@@ -77,10 +78,10 @@ def evaluate(
 def note_test_reading(run: Place) -> None:
     """Add the time and the version to the run's list of readings of the test part."""
     file = run / TEST_READINGS
-    earlier = file.read_text() if file.is_file() else ""
+    earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "rlgaf_ray": __version__})
     with writing(file):
-        file.write_text(f"{earlier}{line}\n")
+        file.write_text(f"{earlier}{line}\n", encoding="utf-8")
 
 
 def _evaluate(
@@ -98,7 +99,7 @@ def _evaluate(
     if len({run.name for run in runs}) < len(runs):
         raise UserError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
     for run, config in zip(runs, configs, strict=True):
-        if config.task != configs[0].task:
+        if config.task.model_copy(update={"date": configs[0].task.date}) != configs[0].task:
             raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
     for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
         console.print(risk)

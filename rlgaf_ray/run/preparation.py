@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.warmup import Warmups
-from rlgaf_ray.config.load import with_values
+from rlgaf_ray.config.load import load_config, with_values
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.base_reviews import refuse_base_reviews
 from rlgaf_ray.data.cache import content_hash, write_atomically
+from rlgaf_ray.data.storage import expanded
 from rlgaf_ray.data.task import Task, TaskSource, evaluation_set, load_source
+from rlgaf_ray.data.vocabulary import check_special_tokens, check_token_ids
 from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
@@ -26,10 +30,13 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.measures import Evaluated, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
+from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
+from rlgaf_ray.models.ends import merged, model_ends
+from rlgaf_ray.models.families import check_linear_logits, check_soft_family, check_vllm, scoring_class
+from rlgaf_ray.models.folder import check_model, read_config
 from rlgaf_ray.models.generator import (
     FROM_SCRATCH_VOCABULARY,
     TINY_GPT2,
-    check_model_source,
     max_positions,
     num_layers,
 )
@@ -46,6 +53,7 @@ from rlgaf_ray.types import EvaluationPart
 class Data:
     task: Task
     tokenizer: PreTrainedTokenizerBase
+    notes: Sequence[str] = ()  # sentences about the data, for the run to report
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +73,12 @@ def with_name(config: Config) -> Config:
     """A run without a name is called after its task and the time of its start."""
     if config.run.name is not None:
         return config
-    name = f"{config.task.label}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": new_name(config.task.label)})})
+
+
+def new_name(label: str) -> str:
+    """With the time, and a few random digits, as other runs may start in the same second."""
+    return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def with_task(config: Config, source: TaskSource) -> Config:
@@ -76,7 +88,7 @@ def with_task(config: Config, source: TaskSource) -> Config:
     """
     values: dict[str, Any] = {
         "task.name": "python",
-        "run.name": config.run.name or f"{type(source).__name__.strip('_')}-{time.strftime('%Y%m%d-%H%M%S')}",
+        "run.name": config.run.name or new_name(type(source).__name__.strip("_")),
         "evaluation.best_metric": config.evaluation.best_metric or source.quality,
     }
     if config.rollout.stop_at_end_of_text is None:
@@ -88,11 +100,40 @@ def check_before_start(config: Config) -> None:
     """Raise ``UserError`` for what can be known to fail without loading data or models."""
     if config.rollout.traits.vllm:
         require_vllm()
-    check_model_source(config.model.generator, allow_pickle=config.model.allow_pickle)
+    check_best_metric(config)
+    check_networks(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
         check_frozen_layers(frozen, total)
+
+
+def check_networks(config: Config) -> None:
+    """Raise ``UserError`` for a model that cannot be trained, or has no scalar head that the config asks for."""
+    model, algorithm = config.model, config.generator.active
+    check_model(model.generator, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
+    scalar = config.discriminator.traits.scalar_head or algorithm.trains_critic or algorithm.needs_discriminator
+    if model.generator in FROM_SCRATCH:
+        return
+    described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
+    if config.rollout.traits.vllm:
+        check_vllm(model.generator, described, on_cpu=config.cluster.gpus_per_actor == 0)
+    if config.learner.logprob_chunk_tokens is not None:
+        check_linear_logits(model.generator, described, "learner.logprob_chunk_tokens", "set it to null")
+    if scalar:
+        scoring_class(described)
+    if algorithm.needs_discriminator:
+        check_soft_family(model.generator, described)
+
+
+def check_best_metric(config: Config) -> None:
+    """Raise ``UserError`` where no evaluation has the metric; of tasks with metrics of their own the first one says."""
+    name = config.evaluation.best_metric
+    measured = [each for each in METRICS if each.startswith(("eval/", "discriminator/"))]
+    own = config.task.settings is None or config.task.traits.quality not in METRICS
+    if name is None or own or VARIANT.sub("", name) in measured:
+        return
+    raise UserError(f"evaluation.best_metric={name} is not measured by evaluations: {suggestion(name, measured)}")
 
 
 def check_lengths(config: Config, asked: int) -> None:
@@ -100,7 +141,7 @@ def check_lengths(config: Config, asked: int) -> None:
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
-    if max(asked, block_tokens) > limit:
+    if limit is not None and max(asked, block_tokens) > limit:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
         raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
@@ -114,33 +155,95 @@ def check_lengths(config: Config, asked: int) -> None:
 
 
 def cache_folder(config: Config) -> Path:
-    return Path(config.warmup.cache).expanduser().absolute() if config.warmup.cache else user_cache_path("rlgaf_ray")
+    """``warmup.cache``, by default in the user's home. Raises ``UserError`` where there is none."""
+    return expanded(config.warmup.cache or user_cache_path("rlgaf_ray"), "warmup.cache").absolute()
 
 
 def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) -> Data:
     """The task and its tokenizer; the built-in model's tokenizer is trained on the warm-up's part alone.
 
-    ``source``: replaces the one that ``task.name`` names.
+    ``source``: replaces the one that ``task.name`` names. Raises ``UserError`` where model and task do not fit, such as
+    a model without an embedding for a token of the task.
     """
     keep_rows = bool(config.reward.functions)
     source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
     if config.model.generator == FILM_REVIEWS:
         refuse_base_reviews(source.texts)
-    if config.model.generator in FROM_SCRATCH:
+    model, trusted = config.model.generator, config.model.trust_remote_code
+    tokenizer: PreTrainedTokenizerBase
+    num_embeddings: int | None = None  # of a model that brings its own tokenizer
+    if model in FROM_SCRATCH and (own := getattr(source, "tokenizer", None)) is not None:
+        tokenizer = own
+    elif model in FROM_SCRATCH:
         texts = source.warmup_texts
         if not texts:
             raise UserError(
-                f"model.generator={config.model.generator} trains a tokenizer on the task's text, and "
+                f"model.generator={model} trains a tokenizer on the task's text, and "
                 f"{type(source).__name__}.warmup_texts is empty: give text, or take a model with a tokenizer"
             )
         path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
         if not path.is_file():
             bpe = train_bpe(texts, FROM_SCRATCH_VOCABULARY)
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
-        tokenizer: PreTrainedTokenizerBase = wrap_bpe(Tokenizer.from_file(str(path)))
+        tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
-        tokenizer = load_tokenizer(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    return Data(source.tokenized(tokenizer, cache), tokenizer)
+        tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+        num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
+        check_special_tokens(tokenizer, num_embeddings, model)
+    ends = model_ends(model, tokenizer, trust_remote_code=trusted)
+    task = source.with_ends(ends).tokenized(tokenizer, cache)
+    if num_embeddings is not None:
+        block_tokens = config.base_warmup.block_tokens if config.base_warmup.steps != 0 else None
+        check_token_ids(task, tokenizer, num_embeddings, model, block_tokens=block_tokens)
+    check_grammar(config, task)
+    return Data(task, tokenizer, [*task.notes, *notes_on_ends(task, ends, tokenizer)])
+
+
+def check_grammar(config: Config, task: Task) -> None:
+    """Raise ``UserError`` where a task's grammar would not be kept to."""
+    if task.legal is None:
+        return
+    if config.model.generator not in FROM_SCRATCH:
+        raise UserError(
+            f"task.name={config.task.name} says which tokens are legal, to a model that is trained from nothing: set "
+            f"model.generator to one of {', '.join(FROM_SCRATCH)}"
+        )
+    if config.rollout.traits.vllm:
+        raise UserError(
+            f"task.name={config.task.name} says which tokens are legal, and vLLM would sample others: set "
+            "rollout.engine=transformers"
+        )
+
+
+def notes_on_ends(task: Task, ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Sentences where demonstrations end as no file of the model says, or hold an end before their last token."""
+    notes = []
+    if new := sorted(set(task.end_ids) - set(ends)):
+        names = ", ".join(repr(tokenizer.decode([token_id])) for token_id in new)
+        notes.append(
+            f"demonstrations end with {names} (token {', '.join(map(str, new))}), which eos_token_id names neither in "
+            "the tokenizer nor in config.json or generation_config.json: rollouts of this run and the exported model "
+            "end there too; other copies of the model need the token named"
+        )
+    every = merged(ends, task.end_ids)
+    early = sum(bool(np.isin(item.response_ids[:-1], every).any()) for item in task.demonstrations)
+    if early:
+        notes.append(
+            f"{early:,} of {len(task.demonstrations):,} demonstrations hold a token that ends a rollout before their "
+            "end: no rollout can be like them"
+        )
+    return notes
+
+
+def with_date(config: Config, recorded: Path) -> Config:
+    """The config with the date that chat templates show: the run's own where it is resumed, else the present.
+
+    ``recorded``: the config.yaml of the run; it may not be there.
+    """
+    if config.task.date is not None:
+        return config
+    begun = load_config(recorded).task.date if recorded.is_file() else None
+    return with_values(config, {"task.date": begun or time.strftime("%Y-%m-%dT%H:%M:%S")})
 
 
 def what_is_learned_from(config: Config, task: Task) -> str:

@@ -31,6 +31,7 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
+from rlgaf_ray.run.provenance import of_inputs, of_warmups
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
@@ -126,6 +127,7 @@ def open_loop(
         loop = build_loop(
             config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards
         )
+        loop.provenance = {**of_inputs(config, data.task), **of_warmups(warmups)}
         with closing(loop.rewards):
             if resumed:
                 with calls.waiting(f"loading iteration {start} into the actors"):
@@ -204,7 +206,7 @@ def explain_storage_errors(config: Config, checkpoints: Checkpoints) -> Iterator
     try:
         yield
     except StorageError as error:
-        if not config.run.folder.is_dir():  # the run has not begun: only the cache was written
+        if not RunFolder(config.run).written:  # the run has not begun: only the cache was written
             raise StorageError(f"{error}: once it can be, start the run again") from error
         remote = isinstance(checkpoints.folder, Remote)  # it may not answer now
         left = "the checkpoints before are intact" if remote else checkpoints.intact()

@@ -22,7 +22,7 @@ from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.loop.reward_functions import RewardFunction, reward_functions, with_rewards
 from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.loop.run_folder import CONFIG, RunFolder
 from rlgaf_ray.run.preparation import (
     Prepared,
     cache_folder,
@@ -30,9 +30,11 @@ from rlgaf_ray.run.preparation import (
     check_lengths,
     prepare_data,
     what_is_learned_from,
+    with_date,
     with_name,
     with_task,
 )
+from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
 from rlgaf_ray.run.session import (
     explain_storage_errors,
     export,
@@ -55,6 +57,7 @@ def train(
     config: Config,
     *,
     resume: bool = False,
+    other_versions: bool = False,
     task: TaskSource | None = None,
     rewards: Mapping[Any, float] | Iterable[RewardFunction] = (),
     discriminator: DiscriminatorFactory = NeuralDiscriminator,
@@ -66,7 +69,9 @@ def train(
     """Train as configured, in any thread.
 
     Args:
-        resume: go on with the run that ``run.root`` and ``run.name`` say.
+        resume: go on with the run that ``run.root`` and ``run.name`` say. Other data, another model or other versions
+            of the package and its libraries than the run began with are a ``UserError``.
+        other_versions: resume with other versions all the same; results may differ from an uninterrupted run's.
         task: replaces the data that ``task.name`` names (docs/tasks.md); the lengths in ``task`` still hold.
         rewards: weights of ``"discriminator"``, of functions in ``reward.functions`` by name, and of functions with
             TRL's signature (``RewardFunction``); or functions alone, of weight 1. A reward that is not mentioned keeps
@@ -89,46 +94,53 @@ def train(
     check_before_start(config)
     make_trackers([*config.tracking.to, *trackers])  # a bad one fails before anything expensive starts
     functions = reward_functions(config.reward, functions)
-    resumed = open_run_folder(folder, checkpoints, resume=resume)
-    if resumed:
-        report_damaged_checkpoints(resumed, calls.on_message)
-        calls.on_message(f"resuming from {resumed[0]}")
-    cache = cache_folder(config)
-    with explain_storage_errors(config, checkpoints):
-        data = prepare_data(config, cache, task)
-    if data.task.counts is not None and (sentence := data.task.counts.sentence()):
-        calls.on_message(sentence)
-    evaluation_set(data.task, config.evaluation.num_prompts)
-    check_demonstrations(config, data.task)
-    check_lengths(config, data.task.max_tokens)
-    DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
-    calls.on_message(what_is_learned_from(config, data.task))
+    with folder.claimed():
+        resumed = open_run_folder(folder, checkpoints, resume=resume)
+        if resumed:
+            report_damaged_checkpoints(resumed, calls.on_message)
+            calls.on_message(f"resuming from {resumed[0]}")
+        config = with_date(config, folder.local / CONFIG)
+        cache = cache_folder(config)
+        with explain_storage_errors(config, checkpoints):
+            data = prepare_data(config, cache, task)
+        if data.task.counts is not None and (sentence := data.task.counts.sentence()):
+            calls.on_message(sentence)
+        evaluation_set(data.task, config.evaluation.num_prompts)
+        check_demonstrations(config, data.task)
+        check_lengths(config, data.task.max_tokens)
+        DISCRIMINATORS[config.discriminator.architecture].check(config, data.tokenizer, data.task.max_tokens)
+        if resumed:
+            check_provenance(resumed[0], resumed[1], of_inputs(config, data.task), other_versions=other_versions)
+        for note in data.notes:
+            calls.on_message(note)
+        calls.on_message(what_is_learned_from(config, data.task))
 
-    started = time.perf_counter()
-    with folder.mirrored(), explain_storage_errors(config, checkpoints):
-        with ray_session(config) if roles is None else nullcontext():
-            placement = find_placement(config) if roles is None else None
-            with calls.warming_up():
-                warmups = prepare_warmups(
-                    config, data.task, data.tokenizer, cache, calls.on_warmup, with_ray=roles is None
-                )
-            calls.on_message(
-                f"warm-ups {'from the cache' if warmups.cached else 'made'} in {time.perf_counter() - started:.0f} s"
-            )
-            prepared = Prepared(config, data, warmups, discriminator, algorithm, functions)
+        started = time.perf_counter()
+        with folder.mirrored(), explain_storage_errors(config, checkpoints):
+            with ray_session(config) if roles is None else nullcontext():
+                placement = find_placement(config) if roles is None else None
+                with calls.warming_up():
+                    warmups = prepare_warmups(
+                        config, data.task, data.tokenizer, cache, calls.on_warmup, with_ray=roles is None
+                    )
+                seconds = time.perf_counter() - started
+                calls.on_message(f"warm-ups {'from the cache' if warmups.cached else 'made'} in {seconds:.0f} s")
+                if resumed:
+                    check_provenance(resumed[0], resumed[1], of_warmups(warmups))
+                prepared = Prepared(config, data, warmups, discriminator, algorithm, functions)
 
-            def build_roles(recoveries: Recoveries) -> Roles:
-                if placement is not None:
-                    return ray_roles(prepared, placement, calls, recoveries=recoveries)
-                assert roles is not None
-                return local_roles(prepared) if isinstance(roles, str) else roles(prepared)
+                def build_roles(recoveries: Recoveries) -> Roles:
+                    if placement is not None:
+                        return ray_roles(prepared, placement, calls, recoveries=recoveries)
+                    assert roles is not None
+                    return local_roles(prepared) if isinstance(roles, str) else roles(prepared)
 
-            try:
-                outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
-            except (TooManyLost, RewardFailed) as error:
-                left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
-                raise UserError(f"{error}; {left}") from error
-        with writing(folder.local):
-            export(prepared, checkpoints, outcome)
-        calls.on_end(outcome)
-    return outcome
+                try:
+                    outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
+                except (TooManyLost, RewardFailed) as error:
+                    left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
+                    raise UserError(f"{error}; {left}") from error
+            with writing(folder.local):
+                export(prepared, checkpoints, outcome)
+            calls.on_end(outcome)
+        return outcome

@@ -112,7 +112,7 @@ class TrialCheckpoints(Checkpoints):
     def save(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any], **settings: Any) -> Place:
         def write_all(folder: Place) -> None:
             write(folder)
-            (folder / TRIAL).write_text(json.dumps(self.history.state_dict(iteration)))
+            (folder / TRIAL).write_text(json.dumps(self.history.state_dict(iteration)), encoding="utf-8")
 
         return super().save(iteration, write_all, state, **settings)
 
@@ -121,7 +121,7 @@ class TrialCheckpoints(Checkpoints):
 
         Generator, discriminator, both optimisers, streams and history come from there; what stood here is removed.
         """
-        trial = json.loads((source / TRIAL).read_text())
+        trial = json.loads((source / TRIAL).read_text(encoding="utf-8"))
         if trial["trial_id"] == self.history.trial_id and self.all():
             return None
         remove(self.folder)

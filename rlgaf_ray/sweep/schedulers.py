@@ -48,7 +48,7 @@ class RecallingMedian(MedianStoppingRule):
 def read_reports(folder: Path) -> list[dict[str, Any]]:
     """None where the trial has not reported yet; a last line that a kill cut off does not count."""
     path = folder / REPORTS
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

@@ -20,6 +20,7 @@ from rlgaf_ray.loop.callback import Callbacks
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_data
+from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
 from rlgaf_ray.run.session import export, open_loop, ray_roles
 from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, Report, TrialCheckpoints
 from rlgaf_ray.sweep.schedulers import REPORTS
@@ -43,19 +44,27 @@ def trial_config(config: Config, values: Mapping[str, Any], trial_id: str) -> Co
     )
 
 
-def run_trial(values: Mapping[str, Any], config: Config, placement: Placement) -> None:
+def run_trial(values: Mapping[str, Any], config: Config, placement: Placement, *, other_versions: bool = False) -> None:
     """Train with these values and report to Tune after each evaluation; a trial that was cut off goes on.
 
+    ``other_versions``: also with other versions of the package and its libraries than it began with.
     Ends quietly where the guard stops the run. ``ConfigError`` where the values do not fit one another.
     """
     run = trial_config(config, values, tune.get_context().get_trial_id())
     folder = RunFolder(run.run)
     folder.fetch()
     with folder.mirrored():
-        _run(values, run, config, placement, folder)
+        _run(values, run, config, placement, folder, other_versions)
 
 
-def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Placement, place: RunFolder) -> None:
+def _run(
+    values: Mapping[str, Any],
+    run: Config,
+    config: Config,
+    placement: Placement,
+    place: RunFolder,
+    other_versions: bool,
+) -> None:
     assert run.run.name is not None
     trial_id, folder = run.run.name, place.local
     population = config.sweep.scheduler == "pbt"
@@ -65,18 +74,18 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
             tell(history.report(), checkpoint if population else None)
 
     def tell(row: Report, checkpoint: Place | None = None) -> None:
-        with (folder / REPORTS).open("a") as file:
+        with (folder / REPORTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         place.flush()  # Tune may end this process on the report
         tune.report(row, checkpoint=None if checkpoint is None else shared_checkpoint(checkpoint))
 
     def end(row: Report) -> None:
         row |= {"done": True}  # no scheduler is asked about it any more: an ended trial cannot exploit another
-        (folder / ENDED).write_text(json.dumps(row))
+        (folder / ENDED).write_text(json.dumps(row), encoding="utf-8")
         tell(row)
 
     if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
-        tune.report(json.loads((folder / ENDED).read_text()))
+        tune.report(json.loads((folder / ENDED).read_text(encoding="utf-8")))
         return
     history = History(
         trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode, quality=run.task.traits.quality
@@ -87,10 +96,14 @@ def _run(values: Mapping[str, Any], run: Config, config: Config, placement: Plac
             _exploit(checkpoints, Path(source), values, folder)
     resumed = checkpoints.newest_usable() if checkpoints.all() else None
     if resumed:
-        history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text()))
+        history.load_state_dict(json.loads((resumed[0] / TRIAL).read_text(encoding="utf-8")))
     cache = cache_folder(run)
     data = prepare_data(run, cache)
+    if resumed:
+        check_provenance(resumed[0], resumed[1], of_inputs(run, data.task), other_versions=other_versions)
     warmups = prepare_warmups(run, data.task, data.tokenizer, cache, history.on_warmup)
+    if resumed:
+        check_provenance(resumed[0], resumed[1], of_warmups(warmups))
     prepared, callbacks = Prepared(run, data, warmups), Callbacks([history])
     torch.set_num_threads(1)  # this process only evaluates, while its actors hold the cores
     try:
@@ -123,5 +136,5 @@ def _exploit(checkpoints: TrialCheckpoints, source: Path, values: Mapping[str, A
         return
     iteration = checkpoints.newest_usable()[1]["iteration"]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / EXPLOITS).open("a") as file:
+    with (folder / EXPLOITS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"iteration": iteration, "from": donor, "values": dict(values)}) + "\n")

@@ -27,7 +27,14 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import cache_folder, check_before_start, check_lengths, prepare_data, with_name
+from rlgaf_ray.run.preparation import (
+    cache_folder,
+    check_before_start,
+    check_lengths,
+    prepare_data,
+    with_date,
+    with_name,
+)
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
@@ -54,14 +61,20 @@ PATHS = (
 )
 
 
-def sweep(config: Config, *, resume: bool) -> int:
+def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
     """Run the trials; returns the exit code: 0, or 128 + n when signal n asked for an early end.
 
     Raises ``UserError`` for a user's mistake, before anything expensive starts, and where no trial finished.
     """
     config = with_absolute_paths(with_name(config))
     folder = RunFolder(config.run)
+    with folder.claimed():
+        return _sweep(config, folder, resume=resume, other_versions=other_versions)
+
+
+def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: bool) -> int:
     open_sweep_folder(config, folder, resume=resume)
+    config = with_date(config, folder.local / "config.yaml")  # one for all trials
     check_sweep(config)
     for variant in single_variants(config):
         check_before_start(variant)
@@ -75,9 +88,9 @@ def sweep(config: Config, *, resume: bool) -> int:
         make_warmups(config, terminal)
         terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
-        (folder.local / "config.yaml").write_text(dump_config(config))
+        (folder.local / "config.yaml").write_text(dump_config(config), encoding="utf-8")
         with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
-            tuner = build_tuner(config, folder, placement, concurrent, resume=resume)
+            tuner = build_tuner(config, folder, placement, concurrent, resume=resume, other_versions=other_versions)
             grid = tuner.fit()
         results = [_result(config, grid[index]) for index in range(len(grid))]
         folder.fetch_trials()
@@ -129,7 +142,8 @@ def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> Non
     folder.fetch()
     folder.fetch_trials()
     begun = load_config(folder.local / "config.yaml")
-    if config.model_copy(update={"cluster": begun.cluster}) != begun:
+    same_day = with_values(config, {"task.date": config.task.date or begun.task.date})
+    if same_day.model_copy(update={"cluster": begun.cluster}) != begun:
         raise UserError(
             f"{folder.shown} was begun with another config: a resumed sweep may change cluster.* only; choose another "
             "run.name"
@@ -141,6 +155,8 @@ def make_warmups(config: Config, terminal: Terminal) -> None:
     cache = cache_folder(config)
     for variant in warmup_variants(config):
         data = prepare_data(variant, cache)
+        for note in data.notes:
+            terminal.on_message(note)
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
         DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
@@ -171,14 +187,20 @@ def tune_place(place: Place) -> dict[str, Any]:
 
 
 def build_tuner(
-    config: Config, folder: RunFolder, placement: Placement, concurrent: int, *, resume: bool
+    config: Config,
+    folder: RunFolder,
+    placement: Placement,
+    concurrent: int,
+    *,
+    resume: bool,
+    other_versions: bool = False,
 ) -> tune.Tuner:
     state = folder.place / STATE
     begun: Iterable[Place] = state.glob("*") if isinstance(state, Path) else state.children()
     storage = tune_place(folder.place)
 
     def trial(values: dict[str, Any]) -> None:
-        run_trial(values, config, placement)
+        run_trial(values, config, placement, other_versions=other_versions)
 
     # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
     bundles = tune.PlacementGroupFactory([{}, *placement.bundles], strategy=placement.strategy)
@@ -259,7 +281,7 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
     command = None
     if best is not None:
         again = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})
-        (folder / BEST).write_text(dump_config(again))
+        (folder / BEST).write_text(dump_config(again), encoding="utf-8")
         place = str(folder / BEST) if config.run.remote is None else uri.child(config.run.shown, BEST)
         command = f"python -m rlgaf_ray.main {shlex.quote(place)}"
         terminal.on_message(f"best: {describe(best.values)}; to train it alone:\n{command}")

@@ -35,19 +35,19 @@ class MlflowTracker(Tracker):
         self.client = mlflow.MlflowClient()
         self.tables: dict[str, list[dict[str, Any]]] = {}
         note = run.folder / NOTE
-        logged = self._logged(note.read_text()) if note.is_file() else None
+        logged = self._logged(note.read_text(encoding="utf-8")) if note.is_file() else None
         kept = [row["iteration"] for row in run.rows]
         if logged and logged == kept[: len(logged)]:
-            self.run_id, after = note.read_text(), logged[-1]
+            self.run_id, after = note.read_text(encoding="utf-8"), logged[-1]
             self.client.update_run(self.run_id, status="RUNNING")
             for table in run.tables:
                 if table["iteration"] <= after:
                     self._add(table["iteration"], table["name"], table["rows"])
         else:
             if logged is not None:
-                self.client.delete_run(note.read_text())
+                self.client.delete_run(note.read_text(encoding="utf-8"))
             self.run_id, after = self._create(run), -1
-            note.write_text(self.run_id)
+            note.write_text(self.run_id, encoding="utf-8")
         run.replay(self, after=after)
 
     def log(self, iteration: int, metrics: Metrics) -> None:

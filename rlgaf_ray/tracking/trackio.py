@@ -21,7 +21,7 @@ class TrackioTracker(Tracker):
 
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
         note = run.folder / NOTE
-        replaced = note.read_text() if note.is_file() else None
+        replaced = note.read_text(encoding="utf-8") if note.is_file() else None
         with suppress(ValueError):  # no such project yet
             for other in trackio.Api().runs(project):
                 if other.id == replaced:
@@ -30,7 +30,7 @@ class TrackioTracker(Tracker):
         self.run = trackio.init(
             project, name=run.name, config=run.config, embed=False, auto_log_gpu=False, auto_log_cpu=False
         )
-        note.write_text(self.run.id)
+        note.write_text(self.run.id, encoding="utf-8")
         run.replay(self)
 
     def log(self, iteration: int, metrics: Metrics) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from rlgaf_ray.config.generator import AlgorithmName
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.training.algorithm import Algorithm, AlgorithmFactory
+from rlgaf_ray.training.dpo import DirectPreference
 from rlgaf_ray.training.gumbel import GumbelSoftmax
 from rlgaf_ray.training.policy import Policy
 from rlgaf_ray.training.ppo import PPO
+from rlgaf_ray.training.raft import RejectionFineTuning
 from rlgaf_ray.training.reinforce import Reinforce
 
 
@@ -26,6 +28,8 @@ ALGORITHMS: dict[AlgorithmName, AlgorithmFactory] = {
     "seqgan": _seqgan,
     "ppo": PPO,
     "gumbel": GumbelSoftmax,
+    "dpo": DirectPreference,
+    "raft": RejectionFineTuning,
 }
 
 

@@ -11,10 +11,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config.discriminator import DiscriminatorArchitecture
+from rlgaf_ray.config.model import FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.cnn import CnnDiscriminator, build_cnn
 from rlgaf_ray.models.discriminator import DiscriminatorNetwork
+from rlgaf_ray.models.families import check_linear_logits
+from rlgaf_ray.models.folder import read_config
 from rlgaf_ray.models.generative_critic import GenerativeCritic, encode_question
 from rlgaf_ray.models.generator import max_positions
 from rlgaf_ray.models.lora import add_adapters
@@ -113,10 +116,14 @@ def _load_generative(
 
 
 def _check_question(config: Config, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-    settings = config.discriminator
+    settings, model = config.discriminator, config.model
+    if model.generator not in FROM_SCRATCH:
+        described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
+        key = f"discriminator.architecture={settings.architecture}"
+        check_linear_logits(model.generator, described, key, "take another architecture")
     question_ids, _ = encode_question(tokenizer, settings.question, settings.verdicts)
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    if (asked := max_tokens + len(question_ids) + 1) > limit:
+    if limit is not None and (asked := max_tokens + len(question_ids) + 1) > limit:
         raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but prompt, response, "
             f"discriminator.question and verdict have {asked}: shorten them, or take another model"

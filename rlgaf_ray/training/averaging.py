@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from rlgaf_ray.models.folder import save_network
 from rlgaf_ray.training.distributed import ALONE, Group, local, reshard, restore_whole, whole_state
 
 
@@ -44,7 +45,7 @@ class MovingAverage:
     def save(self, folder: Path, group: Group = ALONE) -> None:
         state = whole_state(self.network, group)
         if state is not None:
-            self.network.save_pretrained(folder, state_dict=state)
+            save_network(self.network, folder, state)
 
     def load(self, folder: Path, *, num_steps: int) -> None:
         restore_whole(self.network, folder)

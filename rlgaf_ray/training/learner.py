@@ -70,10 +70,8 @@ class Learner:
         self.algorithm = new_algorithm(Path(folder), config, self.policy, pad_token_id=pad_token_id)
         self.discriminator_version: int | None = None  # of the algorithm's copy, if it holds one
 
-    def update(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None = None
-    ) -> Metrics:
-        """One update of the policy. ``pretraining`` is real text: for PPO-ptx, or demonstrations for REINFORCE.
+    def update(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None = None) -> Metrics:
+        """One update of the policy. ``text``: real text, if the algorithm asks for some (``AlgorithmSettings.text``).
 
         Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
         a gradient (the weights then stay as they were) or the stepped weights are not finite.
@@ -91,13 +89,13 @@ class Learner:
         rewards, batch, more = self.rewards(rewards, batch)
         batch, of_base = self._with_base_logprobs(batch)
         shared |= more | of_base
-        text = None if pretraining is None else self._whole_text(pretraining)
+        beside = None if text is None else self._whole_text(text)
         if self.config.generator.active.needs_discriminator:
             held = self.discriminator_version
             assert all(item.discriminator_version == held for item in scored), (
                 f"the scores are not of discriminator {held}, the learner's copy"
             )
-        metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text)
+        metrics = self.algorithm.update(self.policy, batch, rewards, iteration, beside)
         finite = all(math.isfinite(value) for value in metrics.values())
         return (
             shared
@@ -210,7 +208,7 @@ class Learner:
             "averages": {name: average.num_steps for name, average in self.policy.averages.items()},
             "rewards": self.rewards.statistics.state_dict(),
         }
-        (folder / ALGORITHM_STATE).write_text(json.dumps(state))
+        (folder / ALGORITHM_STATE).write_text(json.dumps(state), encoding="utf-8")
 
     @loads_from_storage
     def load(self, folder: Path) -> None:
@@ -221,7 +219,7 @@ class Learner:
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         for name, trained in self.algorithm.networks().items():
             trained.load(folder / name)
-        state = json.loads((folder / ALGORITHM_STATE).read_text())
+        state = json.loads((folder / ALGORITHM_STATE).read_text(encoding="utf-8"))
         for name, average in self.policy.averages.items():
             if not (folder / name).is_dir():
                 raise UserError(

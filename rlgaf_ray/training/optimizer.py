@@ -81,7 +81,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = 
                 tensors[f"{index}.{name}"] = full.cpu() if isinstance(tensor, DTensor) else full.contiguous()
     if group.first:
         save_file(tensors, path)
-        path.with_suffix(".json").write_text(json.dumps(state["param_groups"]))
+        path.with_suffix(".json").write_text(json.dumps(state["param_groups"]), encoding="utf-8")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
@@ -92,5 +92,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
         index, name = key.split(".", 1)
         moment = name != "step"
         state.setdefault(int(index), {})[name] = cut_like(tensor, parameters[int(index)]) if moment else tensor
-    groups = json.loads(path.with_suffix(".json").read_text())
+    groups = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -10,19 +10,19 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from rlgaf_ray.config.algorithm import GumbelKLSettings, KLSettings
+from rlgaf_ray.config.algorithm import GumbelKLSettings, KLSettings, PreferenceKLSettings
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.models.generator import (
     check_output_layer,
     chunked_policy_logprobs_and_kl,
-    end_of_text_ids,
     load_generator,
     policy_logprobs,
     predicted_logprobs,
     sampled_logprobs,
 )
 from rlgaf_ray.models.lora import add_adapters, frozen_start
+from rlgaf_ray.models.vocabulary import masked_token_ids
 from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
 from rlgaf_ray.objectives.policy import language_model_loss, masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
@@ -60,7 +60,7 @@ class Policy:
         self.max_tokens = config.task.response_tokens
         self.model = self.load(folder, frozen=False)
         add_adapters(self.model, config.model.lora, seed=config.run.seed)
-        self.masked_token_ids = [] if config.stop_at_end_of_text else end_of_text_ids(self.model.config)
+        self.masked_token_ids = masked_token_ids(self.model.config, stop_at_end_of_text=config.stop_at_end_of_text)
         self.reference = frozen_start(self.model, lambda: self.load(folder))
         self.base = self.reference
         if config.needs_base_model:
@@ -235,7 +235,7 @@ def mean_nll(
 class KLController:
     """The coefficient of the distance to the reference: fixed, or moved towards a target (Ziegler et al. 2019)."""
 
-    def __init__(self, settings: KLSettings | GumbelKLSettings) -> None:
+    def __init__(self, settings: KLSettings | GumbelKLSettings | PreferenceKLSettings) -> None:
         self.settings = settings
         self.coefficient = settings.coefficient
 

@@ -24,8 +24,17 @@ def freeze_lower_layers(network: PreTrainedModel, num_frozen: Callable[[int], in
     if num_blocks == 0:
         return
     check_frozen_layers(num_blocks, total)
-    embeddings = [part for part in network.base_model.children() if isinstance(part, nn.Embedding)]
-    for part in (*blocks_of(network)[:num_blocks], *embeddings):
+    blocks = blocks_of(network)
+    if not blocks:
+        raise UserError(
+            f"discriminator.frozen_layers={num_blocks}, but {type(network).__name__} has no list of layers: "
+            "set discriminator.frozen_layers=0"
+        )
+    inside = {part for block in blocks for part in block.modules()}
+    embeddings = [
+        part for part in network.base_model.modules() if isinstance(part, nn.Embedding) and part not in inside
+    ]
+    for part in (*blocks[:num_blocks], *embeddings):
         part.requires_grad_(False)
 
 

@@ -187,13 +187,10 @@ class Training:
         for step in range(start, self.num_steps):
             batch = self.stream.next(settings.batch_size)
             rows = batch[worker.rank :: worker.num_workers]
-            with (
-                autocast(self.dtype, worker.device),
-                seeded(self.seed, step, worker.device, rank=worker.rank),
-                dropout_of(self.trained, dropout),
-            ):
-                loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over them
-            loss.backward()
+            with dropout_of(self.trained, dropout):  # in the backward pass too, which may repeat a forward pass
+                with autocast(self.dtype, worker.device), seeded(self.seed, step, worker.device, rank=worker.rank):
+                    loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over them
+                loss.backward()
             optimizer_step(
                 self.optimizer,
                 self.model.parameters(),
@@ -212,7 +209,7 @@ class Training:
     def run(self, checkpoint_every: int, *, tokens_per_row: int) -> None:
         start = 0
         if self.worker.resume_from is not None:
-            start = int((self.worker.resume_from / STEP).read_text())
+            start = int((self.worker.resume_from / STEP).read_text(encoding="utf-8"))
             load_model(self.trained, self.worker.resume_from / MODEL)
             load_optimizer(self.optimizer, self.worker.resume_from / OPTIMIZER)
         rows = self.settings.batch_size / self.worker.num_workers
@@ -231,4 +228,4 @@ class Training:
     def _write(self, done: int, folder: Path) -> None:
         save_model(self.trained, str(folder / MODEL))
         save_optimizer(self.optimizer, folder / OPTIMIZER)
-        (folder / STEP).write_text(str(done))
+        (folder / STEP).write_text(str(done), encoding="utf-8")

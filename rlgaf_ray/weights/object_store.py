@@ -76,6 +76,17 @@ def _waiting(policy_version: int, file: str | None) -> dict[str, torch.Tensor]:
     return to_tensors(_inbox[policy_version]) if file is None else read_shared(file)
 
 
+def without_absent_ties(tensors: dict[str, torch.Tensor], model: object) -> dict[str, torch.Tensor]:
+    """Leave out a tied copy of an entry that vLLM's model has no module for: its Gemma 2 has no output layer."""
+    memory: set[int] = set()
+    kept: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() not in memory or hasattr(model, name.partition(".")[0]):
+            kept[name] = tensor
+        memory.add(tensor.data_ptr())
+    return kept
+
+
 def _engine_class() -> type[WeightTransferEngine]:
     """The engine's class, made here because its base class exists only where vLLM is installed."""
     from vllm.distributed.weight_transfer.base import (
@@ -117,7 +128,7 @@ def _engine_class() -> type[WeightTransferEngine]:
             dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
             arrived = entries_checksum(update_info.policy_version, shapes, dtypes)
             assert arrived == update_info.checksum, "there wait other weights than the message names"
-            cast(Any, self.model).load_weights(tensors.items())
+            cast(Any, self.model).load_weights(without_absent_ties(tensors, self.model).items())
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)

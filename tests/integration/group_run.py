@@ -147,7 +147,7 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
             blocks = TextBlocks(np.arange(30, dtype=np.int32).reshape(3, 10) + 1, np.arange(30).reshape(3, 10) % 10 > 2)
             ptx = config.generator.ppo.pretraining_coefficient > 0
             items = scored(config.generator.algorithm)
-            metrics = role.update(items, iteration=step, pretraining=blocks if ptx else None)
+            metrics = role.update(items, iteration=step, text=blocks if ptx else None)
             assert metrics["generator/non_finite"] == 0
             losses.append(metrics.get("generator/loss", 0.0))
         else:

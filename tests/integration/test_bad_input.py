@@ -67,6 +67,25 @@ def test_out_of_range(refused) -> None:
     )
 
 
+def test_a_best_metric_that_no_evaluation_has(refused) -> None:
+    assert refused("evaluation.best_metric=eval/judge_shares") == (
+        "evaluation.best_metric=eval/judge_shares is not measured by evaluations: did you mean eval/judge_share?"
+    )
+    assert refused("evaluation.best_metric=reward/mean").startswith(
+        "evaluation.best_metric=reward/mean is not measured by evaluations: "
+    )
+
+
+def test_a_home_that_is_not_there(refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refused("warmup.cache=~nobody-of-that-name/cache") == (
+        "warmup.cache=~nobody-of-that-name/cache is in a home folder that this machine does not know: "
+        "give an absolute path"
+    )
+    monkeypatch.setattr("rlgaf_ray.run.preparation.user_cache_path", lambda name: Path("~/.cache") / name)
+    monkeypatch.setattr("os.path.expanduser", str)  # neither HOME nor an entry for the user id
+    assert refused("warmup.cache=null").startswith("warmup.cache=~/.cache/rlgaf_ray is in a home folder that")
+
+
 def test_batch_not_divisible(refused) -> None:
     assert refused("rollout.batch_size=18", code=2) == (
         "rollout.batch_size=18 is not divisible by rollout.samples_per_prompt=4"

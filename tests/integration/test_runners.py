@@ -185,10 +185,10 @@ def test_a_worker_without_memory_is_replaced_and_those_that_wait_for_a_dead_lear
             rollout_seeds(config, 1, 16),
         )
         before = roles.generate(*asked)
-        spent = roles.workers[0]
+        spent = roles.pool.workers[0]
         ray.get(spent.__ray_call__.remote(exhaust))
         after = roles.generate(*asked)
-        assert roles.workers[0] is not spent
+        assert roles.pool.workers[0] is not spent
         assert roles.recovered()[0] == 1
         (sentence,) = told
         assert sentence.startswith("rollout worker 0 ran out of memory during generate: ")
@@ -220,12 +220,12 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
         roles.push_weights(0)()
         rollouts = roles.generate(draws.prompts(), sampling_settings(config), rollout_seeds(config, 1, 16))
         scored = [replace(item, reward=item.score) for item in roles.score(rollouts)]
-        pretraining = draws.pretraining()
-        roles.update_generator(scored, iteration=0, pretraining=pretraining)()
+        text = draws.text_beside(rollouts)
+        roles.update_generator(scored, iteration=0, text=text)()
         roles.save(folders[0])
         roles.learners[0].__ray_call__.remote(lambda learner: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(ActorFailure, match="rank 0 of the learner died"):
-            roles.update_generator(scored, iteration=1, pretraining=pretraining)
+            roles.update_generator(scored, iteration=1, text=text)
         if strategy == "fsdp":
             with pytest.raises(ActorFailure, match="nobody answers who has all of the learner"):
                 roles.rescue(folders[1])

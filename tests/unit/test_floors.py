@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "rlgaf_ray"
 
 FLOORS = {
-    **dict.fromkeys(("main", "run", "doctor", "plan", "report", "sweep", "testing"), 5),
+    **dict.fromkeys(("main", "run", "doctor", "plan", "report", "sweep", "compare", "testing"), 5),
     **dict.fromkeys(("loop", "actors"), 4),
     **dict.fromkeys(("training", "engines", "weights", "evaluation", "tracking"), 3),
     **dict.fromkeys(("models", "data"), 2),
@@ -24,7 +24,7 @@ FLOORS = {
     **dict.fromkeys(("errors", "metrics"), -1),
 }
 NEIGHBOURS_MAY_IMPORT = {3, 5}  # elsewhere parts of one floor are siblings that do not know each other
-RAY_IN = ("rlgaf_ray.actors.", "rlgaf_ray.sweep.", "rlgaf_ray.main")
+RAY_IN = ("rlgaf_ray.actors.", "rlgaf_ray.sweep.", "rlgaf_ray.compare.runner", "rlgaf_ray.main")
 VLLM_IN = ("rlgaf_ray.engines.vllm", "rlgaf_ray.weights.")
 
 

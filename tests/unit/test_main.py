@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,24 @@ def test_what_a_user_can_act_on_is_one_line(ended, error: UserError, code: int) 
     found, lines = ended(error)
     assert found == code and len(lines) == 1
     assert lines[0].startswith("error: ") and "SECRET" not in lines[0]
+
+
+def test_other_versions_are_accepted_by_a_flag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def train(config: object, **options: object) -> object:
+        asked.append(options)
+        return SimpleNamespace(interrupted=False)
+
+    monkeypatch.setattr("rlgaf_ray.run.train.train", train)
+    path = tmp_path / "config.yaml"
+    path.write_text("rollout: {engine: transformers}")
+    assert main([str(path), "--resume"]) == main([str(path), "--resume", "--other-versions"]) == 0
+    assert [options["other_versions"] for options in asked] == [False, True]
+    assert main([str(path), "--other-versions"]) == 2
+    assert capsys.readouterr().err == "error: --other-versions goes on with a run: add --resume\n"
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, AssertionError])

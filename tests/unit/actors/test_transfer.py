@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from rlgaf_ray.actors.pool import RolloutPool
 from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.actors.transfer import GpuTransfer
 from rlgaf_ray.config import load_config
+from rlgaf_ray.config.rollout import RolloutSection
 from rlgaf_ray.types import Rollout, SamplingSettings
 from rlgaf_ray.weights.nccl import Rendezvous
 
@@ -183,8 +185,9 @@ def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> 
     """Sleep level 2, whose engines lose their weights."""
     roles = RayRoles.__new__(RayRoles)
     did: list[str] = []
-    roles.workers = [MockActor("worker", [], {})]
-    roles.answers = SimpleNamespace(of_all=lambda calls: did.append("sleep"))  # type: ignore[assignment]
+    roles.pool = pool = RolloutPool.__new__(RolloutPool)
+    pool.workers = [MockActor("worker", [], {})]
+    pool.answers = SimpleNamespace(of_all=lambda calls: did.append("sleep"))  # type: ignore[assignment]
 
     def start(*request: object) -> Callable[[], tuple[list[Rollout], float]]:
         did.append("start")
@@ -195,14 +198,15 @@ def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> 
 
         return wait
 
-    roles.dispatcher = SimpleNamespace(start=start)  # type: ignore[assignment]
+    pool.dispatcher = SimpleNamespace(start=start)  # type: ignore[assignment]
 
     def push(version: int, network: str, dispatcher: object):
         did.append(f"push {network} {version}")
         return lambda: did.append("loaded")
 
     roles.weights = SimpleNamespace(push=push)  # type: ignore[assignment]
-    roles.sleep_level, roles.forgotten, roles.pushed = 2, False, None
+    pool.settings = RolloutSection(engine="vllm", sleep_level=2)
+    pool.forgotten, roles.pushed = False, None
     roles.push_weights(3, network="average")()
     did.clear()
     sampling = SamplingSettings(max_new_tokens=1)

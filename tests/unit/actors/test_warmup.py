@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +23,14 @@ LAST_TWO = "discriminator={view: last_tokens, view_tokens: 2}"
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(warmup, "_made", lambda *arguments: True)
-    keys = {"base_key": (), "warmup_key": ()}
+    keys = {"base_key": (), "warmup_key": (), "end_ids": (), "legal": None}
     task = SimpleNamespace(checksum="data", demonstrations=[], discriminator_warmup=None, warmup_blocks=len, **keys)
-    tokenizer = SimpleNamespace(backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"))
+    tokenizer = SimpleNamespace(
+        backend_tokenizer=SimpleNamespace(to_str=lambda: "tokenizer"),
+        eos_token_id=0,
+        get_vocab=lambda: {str(token_id): token_id for token_id in range(4096)},
+        all_special_ids=[0],
+    )
 
     def make(*overrides: str) -> Warmups:
         return prepare_warmups(load_config(None, overrides), task, tokenizer, tmp_path, lambda *_: None)  # type: ignore[arg-type]
@@ -56,6 +62,27 @@ def test_another_view_is_another_warm_up(prepared) -> None:
     views.append([LAST_TWO, "discriminator.match_lengths=true"])
     folders = {prepared(shared, *view).discriminator for view in views}
     assert len(folders) == len(views)
+
+
+def test_a_warm_up_is_found_by_the_models_content(prepared, tmp_path: Path) -> None:
+    """Two projects with a ./model each share no entry, and one model at two paths shares it."""
+    (tmp_path / "model").mkdir()
+
+    def folders(weights: bytes, settings: str = "{}", name: str = "model") -> list[Path | None]:
+        shutil.copy(FOLDER / "config.json", tmp_path / name)
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        (tmp_path / name / "tokenizer_config.json").write_text(settings)
+        made = prepared(f"model.generator={tmp_path / name}", "warmup.generator.steps=0", "warmup.sft.steps=3")
+        return [made.generator, made.discriminator, made.contrast]
+
+    first = folders(b"one")
+    ends = folders(b"one", '{"eos_token": "<end>", "pad_token": "<pad>"}')
+    template = folders(b"one", '{"chat_template": "{{ messages }}"}')
+    other = folders(b"two")
+    assert len({path for made in (first, ends, template, other) for path in made}) == 4 * len(first)
+    assert folders(b"one") == first
+    (tmp_path / "elsewhere").mkdir()
+    assert folders(b"one", name="elsewhere") == first
 
 
 @pytest.mark.parametrize(

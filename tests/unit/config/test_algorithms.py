@@ -11,7 +11,7 @@ from rlgaf_ray.config import ConfigError, load_config
 PLAIN = {
     "needs_discriminator": False,
     "searches": False,
-    "sampled_rewards": True,
+    "rewards_tokens": True,
     "trains_critic": False,
     "text": None,
     "passes": 1,
@@ -41,11 +41,11 @@ PLAIN = {
         ),
         (
             ["generator.algorithm=gumbel"],
-            {"needs_discriminator": True, "sampled_rewards": False, "samples_again": True},
+            {"needs_discriminator": True, "rewards_tokens": False, "samples_again": True},
         ),
         (
             ["generator.algorithm=gumbel", "generator.gumbel.mode=conditional"],
-            {"needs_discriminator": True, "sampled_rewards": False},
+            {"needs_discriminator": True, "rewards_tokens": False},
         ),
         (["generator.seqgan.rollout_policy_rate=0.8"], {"text": "demonstrations"}),  # not of the algorithm in use
     ],
@@ -73,7 +73,7 @@ def test_a_setting_that_an_algorithm_cannot_use_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["generator.algorithm=gumbel", "generator.entropy_bonus=0.1", "reward.clip=1.0"])
     assert str(caught.value) == (
-        "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"
+        "generator.algorithm=gumbel learns from no reward of single tokens: leave out generator.entropy_bonus"
     )
 
 

@@ -83,7 +83,10 @@ def write(tmp_path: Path):
         ("generator.learning_rate=0", "generator.learning_rate=0: must be greater than 0"),
         ("generator.learning_rate=.inf", "generator.learning_rate=.inf: must be a finite number"),
         ("reward.combine=max", "reward.combine=max: must be 'sum' or 'product'"),
-        ("generator.algorithm=ppo2", "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan' or 'gumbel'"),
+        (
+            "generator.algorithm=ppo2",
+            "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel', 'dpo' or 'raft'",
+        ),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
         # pairs
         ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
@@ -143,7 +146,7 @@ def write(tmp_path: Path):
          "discriminator.view_tokens=29 is more than task.response_tokens=28: lower it, or set "
          "discriminator.view=response"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
-         "generator.algorithm=gumbel learns from no sampled reward: leave out generator.entropy_bonus"),
+         "generator.algorithm=gumbel learns from no reward of single tokens: leave out generator.entropy_bonus"),
         (
             "discriminator.update_ratio.band=[0.8, 0.6]",
             "discriminator.update_ratio.band=[0.8, 0.6] must rise",
@@ -219,12 +222,12 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
         (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
             "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
-            "schedule.mode=sync, or generator.algorithm=reinforce or ppo",
+            "schedule.mode=sync, or generator.algorithm=reinforce or ppo or dpo or raft",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=gumbel"],
             "generator.algorithm=gumbel learns from the newest policy's own samples: set schedule.mode=sync, or "
-            "generator.algorithm=reinforce or ppo",
+            "generator.algorithm=reinforce or ppo or dpo or raft",
         ),
     ],
 )

@@ -22,7 +22,10 @@ FUNCTION = "reward.functions=[{path: 'rewards.py:short', weight: 0.2}]"
         ),
         (["reward={combine: product, kind: probability}"], "credit=token needs a reward that is a sum over tokens"),
         (["reward.kind=probability"], "credit=token needs a reward that is a sum over tokens: set reward.kind=logit"),
-        (["generator.algorithm=gumbel", FUNCTION], "learns from the discriminator's gradient, and reward.functions"),
+        (
+            ["generator.algorithm=gumbel", FUNCTION],
+            "learns from the discriminator's gradient, and would ignore reward.functions",
+        ),
         (["generator.algorithm=gumbel", "reward.discriminator_weight=0.5"], "leave out reward.discriminator_weight"),
         (["reward.discriminator_weight=-1"], "must be greater than or equal to 0"),
         (["reward.functions=[{path: 'a.py:f'}, {path: 'b.py:f'}]"], "has two of the name f: give one another name"),

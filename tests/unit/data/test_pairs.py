@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import PairSettings, TaskSection
 from rlgaf_ray.data.pair import Pair
-from rlgaf_ray.data.pairs import PARTS, PairSource, cut
+from rlgaf_ray.data.pair_tokens import cut
+from rlgaf_ray.data.pairs import PARTS, PairSource
 from rlgaf_ray.data.parts import split_by_group
 from rlgaf_ray.errors import UserError
 
@@ -27,6 +28,8 @@ def pair(number: int, group: str | None = None, *, response: str | None = None, 
         ((8, 14), 5, (3, 8)),  # tokens 4 to 6
         ((4, 20), 3, (2, 5)),  # longer than the window: it starts there
         (None, 5, (0, 5)),
+        ((30, 32), 5, (0, 5)),  # outside of the text
+        ((-4, -2), 5, (0, 5)),
         ((10, 12), 10, (0, 10)),
         ((10, 12), 12, (0, 12)),
     ],
@@ -78,7 +81,7 @@ def test_warmup_learns_responses_or_all_text(
 ) -> None:
     source.settings.warmup_loss = loss
     task = source.tokenized(tokenizer, tmp_path)
-    assert task.base_key == ("40", "20", loss)
+    assert task.base_key == ("pairs 2", "40", "20", loss, "")
     blocks = task.warmup_blocks(7)
     assert blocks.token_ids.shape == blocks.learned.shape == (len(source.parts["base"]), 60)
     for row, text in enumerate(source.parts["base"]):

@@ -12,7 +12,7 @@ from rlgaf_ray.data.rows import hub_source, jsonl_source
 from rlgaf_ray.errors import UserError
 
 TEMPLATE = (
-    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{{ eos_token if m.role == 'assistant' }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 

@@ -7,6 +7,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from rlgaf_ray.evaluation.distance import Copying, auc_stderr, two_sample_embeddings, two_sample_texts
+from rlgaf_ray.evaluation.text import self_bleu
 
 
 def random_texts(count: int, num_words: int, seed: int, vocabulary: int = 500) -> list[str]:
@@ -17,6 +18,25 @@ def random_texts(count: int, num_words: int, seed: int, vocabulary: int = 500) -
 def test_two_samples_from_one_source_cannot_be_told_apart() -> None:
     accuracy = two_sample_texts(random_texts(300, 12, seed=1), random_texts(300, 12, seed=2)).accuracy
     assert abs(accuracy - 0.5) < 3 * np.sqrt(0.25 / 600)
+
+
+@pytest.mark.parametrize(
+    ("real", "generated"),
+    [
+        ([str(100 + row) for row in range(20)], [""] * 20),
+        ([str(100 + row) for row in range(20)], [str(200 + row) for row in range(20)]),
+        ([""] * 20, [""] * 20),
+        ([chr(0x4E00 + row) * 3 for row in range(20)], [chr(0x5E00 + row) * 3 for row in range(20)]),
+        (["\U0001f600 \u200d"] * 20, [" \n\t"] * 20),
+    ],
+)
+def test_texts_without_a_shared_word_are_measured(real: list[str], generated: list[str]) -> None:
+    """Short unique answers, scripts without spaces, a generator that has collapsed to empty answers."""
+    found = two_sample_texts(real, generated)
+    if real[0] != real[1] or real == generated:
+        assert (found.accuracy, found.auc) == (0.5, 0.5)
+    assert 0 < found.auc_stderr < 0.2 or found.auc == 1
+    assert 0 <= self_bleu(generated) <= 1
 
 
 def test_two_samples_with_a_tell_are_told_apart() -> None:

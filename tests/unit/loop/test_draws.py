@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.testing import FakeTask
-from rlgaf_ray.types import Rollout
+from rlgaf_ray.types import Rollout, ScoredRollout
 
 PROMPTS = (0, 0, 1, 2, 3)
 
@@ -39,3 +41,79 @@ def test_demonstrations_of_the_unwanted_kind_are_drawn_only_where_they_have_a_we
     labelled = load_config(None, [batch, "discriminator.contrast_weight=1.3"])
     drawn = drawn_from(labelled, task).contrast(rollouts)
     assert sorted(int(item.prompt_ids[0]) for item in drawn) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+class FreePrompts(FakeTask):
+    """Ten prompts without answers, and wrong prompts of its own."""
+
+    @property
+    def prompts(self) -> list[np.ndarray]:
+        return [np.array([50 + row], np.int32) for row in range(10)]
+
+    def other_prompts(self, row: int) -> list[np.ndarray]:
+        return [np.array([1000 * (row + 1) + number], np.int32) for number in range(3)]
+
+
+def answered(ids: list[int]) -> list[ScoredRollout]:
+    return [ScoredRollout(rollout(row), 0.0, 0) for row in ids]
+
+
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry", "contrastive"])
+def test_free_prompts_are_asked_for_and_never_stand_on_the_real_side(loss: str) -> None:
+    keys = [f"discriminator.loss={loss}", "rollout.free_prompts=0.75", "rollout.batch_size=32"]
+    config = load_config(None, [*keys, "discriminator.batch_size=32"])
+    draws = drawn_from(config, FreePrompts(PROMPTS, contrast=()))
+    asked = set()
+    for _ in range(20):
+        prompts = draws.prompts()
+        numbers = [prompt.prompt_id for prompt in prompts]
+        assert sum(number >= len(PROMPTS) for number in numbers) == 6
+        assert all(prompt.token_ids[0] == 50 + prompt.prompt_id - len(PROMPTS) for prompt in prompts[2:])
+        asked |= {number for number in numbers if number >= len(PROMPTS)}
+        scored = answered(numbers)
+        usable = draws.comparable(scored)
+        assert usable == (scored if loss == "binary_cross_entropy" else scored[:2])
+        fake = [item.rollout for item in usable]
+        for item in [*draws.real(fake), *draws.contrast(fake)]:
+            assert item.response_ids[0] >= 100 and item.prompt_ids[0] not in range(50, 60)
+    assert asked == set(range(len(PROMPTS), len(PROMPTS) + 10))
+    assert all(prompt.prompt_id < len(PROMPTS) for prompt in draws.warmup_prompts())
+
+
+def test_wrong_prompts_are_the_tasks_own() -> None:
+    draws = drawn_from(load_config(None, ["discriminator.loss=contrastive"]), FreePrompts(PROMPTS, contrast=()))
+    contrast = draws.contrast([rollout(3)] * 4)
+    assert {int(item.prompt_ids[0]) for item in contrast} <= {4000, 4001, 4002} and len(contrast) == 32
+
+
+def test_free_prompts_go_on_where_they_were_and_change_nothing_else() -> None:
+    plain, mixed = (load_config(None, [f"rollout.free_prompts={share}"]) for share in (0, 0.5))
+    task = FreePrompts(PROMPTS, contrast=())
+    first = drawn_from(mixed, task)
+    first.prompts()
+    state = first.state_dict()
+    expected = [first.prompts() for _ in range(3)]
+    again = drawn_from(mixed, task)
+    again.load_state_dict(state)
+    found = [again.prompts() for _ in range(3)]
+    assert [[item.prompt_id for item in batch] for batch in found] == [[i.prompt_id for i in b] for b in expected]
+    with pytest.raises(UserError, match=r"saved with free prompts: resume with its rollout.free_prompts"):
+        drawn_from(plain, task).load_state_dict(state)
+    assert drawn_from(plain, task).state_dict().keys() == drawn_from(mixed, task).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (["rollout.free_prompts=0.01"], "of 16 prompts a batch is none"),
+        (["rollout.free_prompts=1.0", "discriminator.loss=bradley_terry"], "leaves no prompt with a demonstration"),
+    ],
+)
+def test_shares_that_cannot_be_used_are_refused(keys: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        drawn_from(load_config(None, keys), FreePrompts(PROMPTS, contrast=()))
+
+
+def test_a_task_without_free_prompts_is_named() -> None:
+    with pytest.raises(UserError, match="the task has no prompts without demonstrations"):
+        drawn_from(load_config(None, ["rollout.free_prompts=0.5"]), FakeTask(PROMPTS, contrast=()))

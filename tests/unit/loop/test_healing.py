@@ -67,10 +67,8 @@ class SickRoles(FakeRoles):
         skipped = self.discriminator_skips.pop(0) if self.discriminator_skips else 0.0
         return lambda: {"discriminator/skipped_steps": skipped}
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
-    ) -> Pending:
-        metrics = super().update_generator(scored, iteration=iteration, pretraining=pretraining)()
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
+        metrics = super().update_generator(scored, iteration=iteration, text=text)()
         if iteration + 1 == self.broken_at:
             self.broken_at = None
             metrics["generator/kl"] = float("nan")

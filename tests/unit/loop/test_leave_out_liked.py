@@ -35,11 +35,9 @@ class Recording(FakeRoles):
         self.updates.append((places, len(contrast), pairs))
         return lambda: {}
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
-    ) -> Pending:
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
         self.num_taught.append(len(scored))
-        return super().update_generator(scored, iteration=iteration, pretraining=pretraining)
+        return super().update_generator(scored, iteration=iteration, text=text)
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])

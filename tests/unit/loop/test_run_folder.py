@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,10 @@ from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
 from rlgaf_ray.data.storage import Remote, StorageError
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder, config_file
 from rlgaf_ray.main import _split
+from rlgaf_ray.run.preparation import with_name
 
 ROOT = "s3://KEY:SECRET@bucket/runs"
 
@@ -38,6 +43,65 @@ def test_a_path_is_not_mirrored(tmp_path: Path) -> None:
     with folder.mirrored():
         (folder.local / "metrics.jsonl").write_text("{}\n")
     assert folder.exists() and (folder.local / "metrics.jsonl").is_file()
+
+
+def local_folder(root: Path, name: str = "one") -> RunFolder:
+    return RunFolder(load_config(None, [f"run.name={name}", f"run.root={root}"]).run)
+
+
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = local_folder(tmp_path / "runs")
+    in_use = rf"runs/one is in use by process {os.getpid()} on .+: wait for that run or stop it, or choose another"
+    with folder.claimed():
+        with pytest.raises(UserError, match=in_use), local_folder(tmp_path / "runs").claimed():
+            pass
+        with local_folder(tmp_path / "runs", "two").claimed():
+            pass
+        assert not folder.exists(), "its lock alone is no run"
+        (folder.local / "config.yaml").write_text("")
+        assert folder.exists()
+    with local_folder(tmp_path / "runs").claimed():
+        assert folder.exists(), "for a run that goes on"
+
+
+def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    folder = local_folder(tmp_path / "deep" / "runs")
+    with pytest.raises(UserError, match="bad data"), folder.claimed():
+        raise UserError("bad data")
+    assert list(tmp_path.iterdir()) == []
+    folder.local.mkdir(parents=True)
+    with folder.claimed():
+        pass
+    assert folder.local.is_dir() and list(folder.local.iterdir()) == [], "who made it keeps it"
+    (tmp_path / "deep" / "runs" / "file").write_text("precious")
+    with (
+        pytest.raises(UserError, match="runs/file exists and is no folder"),
+        local_folder(tmp_path / "deep" / "runs", "file").claimed(),
+    ):
+        pass
+
+
+def test_a_killed_process_gives_its_folder_back(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from rlgaf_ray.config import load_config; from rlgaf_ray.loop.run_folder import RunFolder\n"
+        "claim = RunFolder(load_config(None, ['run.name=one', 'run.root=' + sys.argv[1]]).run).claimed()\n"
+        "claim.__enter__(); print('claimed', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"claimed\n"
+        folder = local_folder(tmp_path)
+        with pytest.raises(UserError, match=f"in use by process {process.pid} on"), folder.claimed():
+            pass
+        process.kill()
+    assert folder.local.is_dir()
+    with folder.claimed():
+        assert not folder.exists(), "a new run may have it"
+
+
+def test_runs_without_a_name_get_different_ones_in_the_same_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    names = {with_name(load_config()).run.name for _ in range(3)}
+    assert len(names) == 3 and all(str(name).startswith("imdb-") for name in names), names
 
 
 def test_what_a_run_writes_is_stored_and_comes_back(store: Path) -> None:

@@ -115,10 +115,8 @@ class BusyRoles(FakeRoles):
 
         return self.judge.submit(update).result
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: TextBlocks | None
-    ) -> Pending:
-        answer = super().update_generator(scored, iteration=iteration, pretraining=pretraining)
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
+        answer = super().update_generator(scored, iteration=iteration, text=text)
         self.learned.append([item.rollout.prompt_id for item in scored])
 
         def update() -> Metrics:

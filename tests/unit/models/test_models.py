@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.folder import check_model_source
 from rlgaf_ray.models.generator import (
     build_tiny_gpt2,
-    check_model_source,
     load_generator,
     policy_logprobs,
     predicted_logprobs,

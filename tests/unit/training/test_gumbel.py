@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import softplus
+from transformers import GPT2LMHeadModel
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.collate import collate
@@ -14,7 +15,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.models.straight_through import align, response_logits
 from rlgaf_ray.objectives.kl import exact_kl
-from rlgaf_ray.training.gumbel import GumbelSoftmax, check_embedding
+from rlgaf_ray.training.gumbel import GumbelSoftmax, check_soft_tokens
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Rollout, ScoredRollout, WeightUpdate
@@ -189,14 +190,14 @@ def test_the_copy_stays_frozen_and_the_discriminator_untouched(folder: Path) -> 
     assert float(learner.algorithm.discriminator.network.score.weight.abs().sum()) > 0  # a copy, not a view
 
 
-def test_an_embedding_that_scales_is_refused() -> None:
-    class Scaled(torch.nn.Embedding):
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            return 2 * super().forward(ids)
+def test_a_model_that_reads_more_than_the_embedding_is_refused() -> None:
+    class WantsIds(GPT2LMHeadModel):
+        def forward(self, input_ids=None, **inputs):  # as Gemma 3n, which looks every layer's own embedding up
+            if input_ids is None:
+                raise ValueError("give input_ids")
+            return super().forward(input_ids, **inputs)
 
     model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=3)
-    check_embedding(model)
-    scaled = Scaled(VOCABULARY, 192)
-    model.set_input_embeddings(scaled)
-    with pytest.raises(UserError, match=r"plain input embedding, but Scaled scales its rows"):
-        check_embedding(model)
+    check_soft_tokens(model)
+    with pytest.raises(UserError, match="WantsIds reads token ids beside them"):
+        check_soft_tokens(WantsIds(model.config))

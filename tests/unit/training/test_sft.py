@@ -113,6 +113,21 @@ def test_the_contrastive_term_asks_which_prompt_a_response_belongs_to() -> None:
     assert float(torch.stack(shares).sum().detach()) == pytest.approx(float(found.detach()), rel=1e-5)
 
 
+def test_the_contrastive_term_learns_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its forward passes are repeated in the backward pass, where the same entries must be dropped."""
+    settings = CONTRASTIVE.model_copy(update={"dropout": 0.3, "steps": 3, "batch_size": 4})
+
+    def trained() -> torch.Tensor:
+        model = MODEL()
+        fine_tune(model, TWO_PROMPTS, settings, precision="float32", seed=0, checkpoint_every=10, worker=Worker())
+        return model.lm_head.weight.detach()
+
+    again = trained()
+    assert torch.equal(trained(), again)
+    monkeypatch.setattr("rlgaf_ray.training.sft.checkpoint", lambda function, *inputs, **_: function(*inputs))
+    torch.testing.assert_close(trained(), again, rtol=1e-4, atol=1e-6)
+
+
 def test_a_response_is_never_held_against_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = SftLoss(MODEL(), texts(40, noise=0.5), CONTRASTIVE, torch.device("cpu"))
     asked: list[np.ndarray] = []

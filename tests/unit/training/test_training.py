@@ -435,7 +435,7 @@ def test_demonstrations_are_learned_beside_the_reward(folder: Path) -> None:
     gradients = [each.grad for each in learner.policy.model.parameters() if each.grad is not None]
     expected = float(torch.nn.utils.get_total_norm(gradients))
     learner.policy.optimizer.zero_grad()
-    metrics = learner.update(scored([1.0] * 8), iteration=0, pretraining=text)
+    metrics = learner.update(scored([1.0] * 8), iteration=0, text=text)
     assert metrics["generator/demonstration_loss"] == pytest.approx(before, rel=1e-5)
     assert metrics["generator/grad_norm"] == pytest.approx(expected, rel=1e-4)
     assert learner.mean_nll(demonstrations, model="policy") < before

@@ -1,0 +1,128 @@
+"""Environment variables that keep Ray from starting, set right for this process and those that it starts."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ray._private import ray_constants
+
+from rlgaf_ray.errors import UserError
+
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest name of a Unix socket
+RAY_SOCKET = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+NO_PROXY = ("no_proxy", "NO_PROXY")
+TEMPORARY = ("/tmp", f"/tmp/rlgaf-{os.getuid()}")
+UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+JOBS_API = ("http", "https")
+
+
+def prepare_environment(address: str | None) -> None:
+    """Before Ray starts here, or before the cluster at ``address`` is joined. Raises ``UserError``."""
+    host = endpoint(address)[0] if address else None
+    changes = without_proxy(os.environ, (*LOOPBACK, *([host] if host else [])))
+    changes |= user_name()
+    if address is None:
+        changes |= short_temporary_folder(os.environ) | token(os.environ)
+    if UV_HOOK not in os.environ:
+        # Under `uv run` Ray would upload the working folder, with runs/ and cache/, to workers that have the package.
+        ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    os.environ.update(changes)
+
+
+def named_address(configured: str | None) -> str | None:
+    """Where the cluster is that the run joins, if it joins one; as for Ray itself, no value is none."""
+    address = (configured or os.environ.get("RAY_ADDRESS") or "").strip()
+    return None if address in ("", "local") else address
+
+
+def endpoint(address: str) -> tuple[str | None, int | None]:
+    """Host and port of a cluster's address; None of one that Ray finds by itself. Raises ``UserError``."""
+    scheme, separator, rest = address.rpartition("://")
+    if scheme in JOBS_API:
+        raise UserError(
+            f"{address} is the address of Ray's Jobs API, which takes submitted jobs only: run 'ray job submit "
+            f"--address {address} -- python -m rlgaf_ray.main ...', or set cluster.address or RAY_ADDRESS to HOST:6379"
+        )
+    if address == "auto" or (separator and scheme != "ray"):
+        return None, None
+    try:
+        parts = urlsplit(f"//{rest}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port:
+        raise UserError(
+            f"{address} is no address of a Ray cluster: set cluster.address or RAY_ADDRESS to HOST:PORT, [IPv6]:PORT, "
+            "ray://HOST:PORT or auto, or unset both to run on this machine alone"
+        )
+    return host, port
+
+
+def without_proxy(environment: Mapping[str, str], hosts: tuple[str, ...]) -> dict[str, str]:
+    """Where there is a proxy, the lists of hosts that are reached without it, with ``hosts`` in them."""
+    if not any(environment.get(name) or environment.get(name.upper()) for name in PROXIES):
+        return {}
+    given = [host.strip() for name in NO_PROXY for host in environment.get(name, "").split(",")]
+    listed = ",".join(dict.fromkeys(host for host in (*given, *hosts) if host))
+    return dict.fromkeys(NO_PROXY, listed)
+
+
+def short_temporary_folder(environment: Mapping[str, str], others: Sequence[str] = TEMPORARY) -> dict[str, str]:
+    """Where ``TMPDIR``, or ``/tmp`` without it, does not take Ray's sockets, a folder for Ray and vLLM that does."""
+    chosen = environment.get("RAY_TMPDIR")
+    if _takes_sockets(chosen or environment.get("TMPDIR") or "/tmp"):
+        return {}
+    found = next(filter(_takes_sockets, others), None)
+    if chosen or found is None:
+        name = f"RAY_TMPDIR={chosen}" if chosen else f"TMPDIR={environment.get('TMPDIR') or '/tmp'}"
+        raise UserError(
+            f"{name} cannot hold Ray's sockets: set RAY_TMPDIR to an absolute path of at most "
+            f"{SOCKET_BYTES - RAY_SOCKET} bytes where files can be written"
+        )
+    return {"RAY_TMPDIR": found} | ({} if "VLLM_RPC_BASE_PATH" in environment else {"VLLM_RPC_BASE_PATH": found})
+
+
+def _takes_sockets(folder: str) -> bool:
+    place = Path(folder) / "ray"  # which Ray makes, and which may be another user's
+    if not place.is_absolute() or len(os.fsencode(folder)) + RAY_SOCKET > SOCKET_BYTES:
+        return False
+    existing = next(each for each in (place, *place.parents) if each.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            return True
+    except OSError:
+        return False
+
+
+def token(environment: Mapping[str, str]) -> dict[str, str]:
+    """A token for Ray where it could not write one of its own into the user's home."""
+    if environment.get("RAY_AUTH_MODE", "token").lower() != "token" or any(environment.get(name) for name in TOKENS):
+        return {}
+    with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
+        folder = Path.home() / ".ray"
+        if (folder / "auth_token").is_file():
+            return {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return {}
+    return {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def user_name() -> dict[str, str]:
+    """A name for a user id that has none, as in containers: torch and vLLM name folders after it."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        return {"USER": f"user-{os.getuid()}"}
+    return {}

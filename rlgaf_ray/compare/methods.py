@@ -1,0 +1,170 @@
+"""The one table of the methods that ``rlgaf compare`` runs: what each changes of the config, and how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlgaf_ray.config import Config, with_values
+from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.errors import UserError
+
+Keys = Mapping[str, Any]
+REJECTION_ROUNDS, REJECTION_EPOCHS = 6, 4
+SELF_PLAY_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """``candidates`` are sampled for each answer, of which the discriminator's score chooses one."""
+
+    candidates: int = 1
+    by: Literal["best", "weight"] = "best"  # the highest score, or a draw in proportion to exp(score)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """``keys``: dotted keys on top of the config. ``trains``: what learns after the supervised warm-ups."""
+
+    title: str
+    source: str
+    keys: Callable[[Config], Keys] = lambda config: {}
+    trains: Literal["nothing", "discriminator", "generator"] = "generator"
+    answering: Answering = Answering()
+    verdict: bool = False  # the reward is the task's own verdict
+
+    @property
+    def scores(self) -> bool:
+        """A trained discriminator is there at the end."""
+        return self.trains != "nothing"
+
+
+def _without_discriminator(config: Config) -> dict[str, Any]:
+    """Nobody learns from its scores, so that it is not trained."""
+    return {
+        "warmup.discriminator.steps": 0,
+        "discriminator.updates_per_generator_update": 0.0,
+        "discriminator.overfit_gap": None,
+        "guard.action": "warn",
+    }
+
+
+def _num_rollouts(config: Config) -> int:
+    return config.run.iterations * config.rollout.batch_size
+
+
+def _rejection(config: Config) -> Keys:
+    """As many rollouts as the config's own method, in few large rounds."""
+    group = max(2, config.rollout.samples_per_prompt)
+    batch = max(1, _num_rollouts(config) // REJECTION_ROUNDS // group) * group
+    steps = max(1, batch // group // 32)  # of about 32 samples that are kept
+    return {
+        "generator.algorithm": "raft",
+        "generator.raft.epochs": REJECTION_EPOCHS,
+        "generator.raft.minibatches": steps,
+        "generator.raft.demonstration_coefficient": 1.0,
+        "run.iterations": REJECTION_ROUNDS,
+        "rollout.batch_size": batch,
+        "rollout.samples_per_prompt": group,
+        "discriminator.updates_per_generator_update": max(1.0, config.discriminator.updates_per_generator_update),
+        "generator.learning_rate_schedule": "constant",
+    }
+
+
+def _dpo(config: Config) -> dict[str, Any]:
+    return {**_without_discriminator(config), "generator.algorithm": "dpo", "rollout.free_prompts": 0.0}
+
+
+def _spin(config: Config) -> Keys:
+    batch = max(1, _num_rollouts(config) // SELF_PLAY_ROUNDS // config.rollout.samples_per_prompt)
+    batch *= config.rollout.samples_per_prompt
+    return {
+        **_dpo(config),
+        "generator.dpo.self_play": True,
+        "generator.dpo.minibatches": max(1, batch // config.rollout.batch_size),
+        "run.iterations": SELF_PLAY_ROUNDS,
+        "rollout.batch_size": batch,
+        "generator.learning_rate_schedule": "constant",
+    }
+
+
+def _gad(config: Config) -> Keys:
+    """Its discriminator's loss and GRPO; sizes and learning rates are the config's."""
+    reinforce = {
+        "credit": "sequence",
+        "baseline": "group_mean",
+        "advantage_scale": "group",
+        "clip_range": 0.2,
+        "loss_average": "token",
+        "demonstration_coefficient": 0.0,
+    }
+    return {
+        "generator.algorithm": "reinforce",
+        **{f"generator.reinforce.{key}": value for key, value in reinforce.items()},
+        "discriminator.loss": "bradley_terry",
+        "discriminator.contrast_weight": 0.0,
+        "discriminator.updates_per_generator_update": 1.0,
+    }
+
+
+METHODS: Mapping[MethodName, Method] = {
+    "sft": Method("SFT", "", trains="nothing"),
+    "contrastive_sft": Method(
+        "SFT with the contrastive term",
+        "InfoNCE on the policy's own likelihoods (arXiv 1807.03748)",
+        lambda config: {"warmup.sft.contrastive_weight": 3.0},
+        trains="nothing",
+    ),
+    "best_of_4": Method("best of 4 by D", "", trains="discriminator", answering=Answering(4)),
+    "best_of_16": Method("best of 16 by D", "", trains="discriminator", answering=Answering(16)),
+    "resampling_16": Method(
+        "one of 16 by exp(D)", "arXiv 1810.06758", trains="discriminator", answering=Answering(16, "weight")
+    ),
+    "rejection": Method("rejection fine-tuning", "RAFT (arXiv 2304.06767)", _rejection),
+    "dpo": Method("DPO over own samples", "arXiv 2305.18290", _dpo),
+    "spin": Method("SPIN", "arXiv 2401.01335", _spin),
+    "ditto": Method(
+        "DITTO",
+        "arXiv 2406.00888",
+        lambda config: {**_dpo(config), "generator.dpo.replay_share": 0.2, "generator.dpo.between_share": 0.1},
+    ),
+    "gad": Method("GAD", "arXiv 2511.10643", _gad),
+    "frozen": Method(
+        "frozen D",
+        "",
+        lambda config: {"discriminator.updates_per_generator_update": 0.0, "discriminator.overfit_gap": None},
+    ),
+    "zero_reward": Method("zero reward", "", lambda config: {**_without_discriminator(config), "reward.kind": "zero"}),
+    "rlgaf": Method("RLGAF", "arXiv 2305.06176"),
+    "verdict": Method(
+        "true verdict as the reward",
+        "the ceiling",
+        lambda config: {
+            **_without_discriminator(config),
+            "reward.discriminator_weight": 0.0,
+            "generator.reinforce.credit": "sequence",
+            "generator.reinforce.baseline": "leave_one_out",
+        },
+        verdict=True,
+    ),
+}
+
+
+def method_config(config: Config, name: MethodName, replicate: int) -> Config:
+    """The run of one method on one replicate. Raises ``UserError`` where the config does not allow the method."""
+    method = METHODS[name]
+    values = {
+        **method.keys(config),
+        "run.seed": replicate,
+        "rollout.engine": "transformers",  # in the trial's process, on its one thread
+        "cluster.threads": 1,
+        "task.draw_seed": replicate,
+        "tracking.to": [],
+        "tracking.rollout_share": 0.0,
+        "sweep": {},
+    }
+    try:
+        return with_values(config, values)
+    except UserError as error:
+        raise UserError(f"compare.methods: {name} is not possible with this config: {error}") from error

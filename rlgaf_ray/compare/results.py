@@ -1,0 +1,128 @@
+"""What the trials of a comparison say: each method at its best temperature and at the baseline's entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rlgaf_ray.compare.methods import METHODS
+from rlgaf_ray.compare.statistics import Difference, at_level, bootstrap, holm
+from rlgaf_ray.compare.trial import Measured, Trial
+from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.types import EvaluationPart
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over its replicates; all numbers are of the test prompts but the choice of the temperature."""
+
+    name: MethodName
+    count: int
+    best_temperature: float  # of the highest mean quality on the validation prompts
+    quality: float  # at the best temperature
+    at_one: float | None  # at temperature 1, if it was measured
+    entropy_at_one: float | None
+    distinct_2: float  # at the best temperature
+    best_difference: Difference  # to the baseline, each at its own best temperature
+    interval: tuple[float, float] | None  # of it, by bootstrap over replicates, then prompts
+    p: float  # of it, Holm's correction over the methods
+    level: str  # what the next one holds equal
+    level_difference: Difference | None  # to the baseline's curve over temperatures at the method's own level
+    level_p: float
+    rollouts: float
+    train_seconds: float
+    candidates: int
+
+    @property
+    def title(self) -> str:
+        return METHODS[self.name].title
+
+
+def table(trials: Sequence[Trial], methods: Sequence[MethodName], baseline: MethodName) -> list[Row]:
+    """A row for each method that has a trial, in the order given. Differences are paired over replicates."""
+    by_method: dict[MethodName, dict[int, Trial]] = {name: {} for name in methods}
+    for trial in trials:
+        by_method[trial.method][trial.replicate] = trial
+    rows = [_row(name, by_method[name], by_method[baseline]) for name in methods if by_method[name]]
+    tested = [row for row in rows if row.name != baseline]
+    best = dict(zip((row.name for row in tested), holm([row.best_difference.p for row in tested]), strict=True))
+    level = dict(zip((row.name for row in tested), holm([row.level_p for row in tested]), strict=True))
+    nan = float("nan")
+    return [replace(row, p=best.get(row.name, nan), level_p=level.get(row.name, nan)) for row in rows]
+
+
+def at(trial: Trial, part: EvaluationPart, temperature: float) -> Measured:
+    return next(each for each in trial.parts[part] if each.temperature == temperature)
+
+
+def best_temperature(trials: Mapping[int, Trial]) -> float:
+    """By validation prompts, over all replicates; the higher of equals."""
+    temperatures = [each.temperature for each in next(iter(trials.values())).parts["validation"]]
+    means = {t: np.mean([at(trial, "validation", t).quality for trial in trials.values()]) for t in temperatures}
+    return max(sorted(temperatures, reverse=True), key=lambda t: means[t])
+
+
+def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, Trial]) -> Row:
+    shared = sorted(set(trials) & set(baseline))
+    best = best_temperature(trials)
+    found = {replicate: at(trial, "test", best) for replicate, trial in trials.items()}
+    others: dict[int, Measured] = {}
+    if baseline:
+        own_best = best_temperature(baseline)
+        others = {replicate: at(baseline[replicate], "test", own_best) for replicate in shared}
+    differences = [found[replicate].quality - others[replicate].quality for replicate in shared]
+    gaps = [
+        np.array(found[replicate].each) - np.array(others[replicate].each)
+        for replicate in shared
+        if found[replicate].each is not None and others[replicate].each is not None
+    ]
+    level, at_equal = _at_equal_level(trials, baseline, shared)
+    ones = [each for trial in trials.values() for each in trial.parts["test"] if each.temperature == 1.0]
+    entropies = [each.entropy for each in ones if each.entropy is not None]
+    return Row(
+        name,
+        count=len(trials),
+        best_temperature=best,
+        quality=float(np.mean([each.quality for each in found.values()])),
+        at_one=float(np.mean([each.quality for each in ones])) if ones else None,
+        entropy_at_one=float(np.mean(entropies)) if entropies else None,
+        distinct_2=float(np.mean([each.distinct_2 for each in found.values()])),
+        best_difference=Difference.of(differences or [float("nan")]),
+        interval=bootstrap(gaps) if len(gaps) > 1 else None,
+        p=float("nan"),
+        level=level,
+        level_difference=Difference.of(at_equal) if at_equal else None,
+        level_p=Difference.of(at_equal).p if at_equal else float("nan"),
+        rollouts=float(np.mean([trial.rollouts for trial in trials.values()])),
+        train_seconds=float(np.mean([trial.seconds["training"] for trial in trials.values()])),
+        candidates=next(iter(trials.values())).candidates,
+    )
+
+
+def _at_equal_level(
+    trials: Mapping[int, Trial], baseline: Mapping[int, Trial], shared: Sequence[int]
+) -> tuple[str, list[float]]:
+    """The method at its highest temperature less the baseline's curve at the same entropy, or distinct-2.
+
+    Entropy where both have one; a method that chooses among candidates has none. A replicate whose level lies outside
+    of the baseline's curve is left out.
+    """
+    if not shared:
+        return "entropy", []
+
+    def curve(trial: Trial, level: str) -> list[tuple[float, float]]:
+        return [(getattr(each, level), each.quality) for each in trial.parts["test"]]
+
+    def warmest(trial: Trial) -> Measured:
+        return max(trial.parts["test"], key=lambda each: each.temperature)
+
+    level = "distinct_2" if warmest(trials[shared[0]]).entropy is None else "entropy"
+    found = []
+    for replicate in shared:
+        own = warmest(trials[replicate])
+        height = at_level(curve(baseline[replicate], level), getattr(own, level))
+        if height is not None:
+            found.append(own.quality - height)
+    return level, found

@@ -1,0 +1,170 @@
+"""``rlgaf compare``: all trials with Ray Tune, from the checks to the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from rich.console import Console
+
+from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.page import budget_table, results_table, write_page
+from rlgaf_ray.compare.results import table
+from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
+from rlgaf_ray.config import Config, dump_config
+from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.data.cache import write_atomically
+from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
+from rlgaf_ray.run.signals import stop_on_signals
+from rlgaf_ray.sweep.tuner import tune_settings, with_absolute_paths
+
+TRIALS, SETTINGS, CONFIG = "trials", "compare.json", "config.yaml"
+Job = tuple[MethodName, int]
+
+
+def compare(config: Config, *, resume: bool, console: Console | None = None) -> int:
+    """Run what is not there yet of every method on every replicate, and write tables and page.
+
+    Returns the exit code: 0, or 1 where a trial failed. Raises ``UserError`` for a user's mistake before anything
+    starts.
+    """
+    console = console or Console()
+    config = with_absolute_paths(with_name(config))
+    if config.run.remote:
+        raise UserError("rlgaf compare writes to a local folder: set run.root to one")
+    with RunFolder(config.run).claimed():
+        return _compare(config, config.run.folder, console, resume=resume)
+
+
+def _compare(config: Config, folder: Path, console: Console, *, resume: bool) -> int:
+    open_folder(config, folder, resume=resume)
+    jobs = [(name, replicate) for replicate in config.compare.numbers for name in config.compare.methods]
+    left = [job for job in jobs if not trial_file(folder, job).is_file()]
+    console.print(f"{len(jobs)} trials, {len(jobs) - len(left)} of them there already, in {folder}", highlight=False)
+    errors = run_trials(config, left, folder, console) if left else {}
+    trials = [Trial.load(trial_file(folder, job)) for job in jobs if trial_file(folder, job).is_file()]
+    for (name, replicate), error in errors.items():
+        console.print(f"{name} {replicate} failed: {error}", highlight=False, markup=False)
+    if trials:
+        rows = table(trials, config.compare.methods, config.compare.baseline)
+        console.print(results_table(rows))
+        console.print(budget_table(rows))
+        page = write_page(config, trials, rows, errors)
+        console.print(f"everything is in {page} and the folder around it", highlight=False, soft_wrap=True)
+    if not trials or len(trials) < len(jobs):
+        console.print(f"go on with compare --resume {config.run.again}", highlight=False, soft_wrap=True)
+    return 0 if len(trials) == len(jobs) else 1
+
+
+def trial_file(folder: Path, job: Job) -> Path:
+    name, replicate = job
+    return folder / TRIALS / f"{name}-{replicate}.json"
+
+
+def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
+    """Check every method, and that what is in the folder was made with these settings on these data."""
+    configs = [method_config(config, name, config.compare.first_replicate) for name in config.compare.methods]
+    for each in configs:
+        check_before_start(each)
+    cache = cache_folder(config)
+    checksums = []
+    for number in config.compare.numbers:
+        each = method_config(config, config.compare.baseline, number)
+        task = prepare_data(each, cache).task
+        checksums.append(task.checksum)
+    evaluation_set(task, config.evaluation.num_prompts)
+    if any(METHODS[name].verdict for name in config.compare.methods):
+        verdict_of(task)
+    # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
+    free = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
+    own = config.model_dump(mode="json", exclude={"run": {"root", "name"}, "cluster": True, "compare": free})
+    settings = {"settings": own, "data": sorted(set(checksums))}
+    file = folder / SETTINGS
+    if file.is_file():
+        if not resume:
+            raise UserError(f"{folder} exists: add --resume to go on with that comparison, or choose another run.name")
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before["data"] != settings["data"]:
+            raise UserError(f"{folder} was begun with other data: bring them back, or choose another run.name")
+        if changed := differing(before["settings"], own):
+            raise UserError(
+                f"{folder} was begun with another {changed[0]}: set it as it was (config.yaml there), or choose "
+                "another run.name"
+            )
+    elif resume:
+        raise UserError(f"nothing to resume: {folder} holds no comparison")
+    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda temporary: temporary.write_text(json.dumps(settings), encoding="utf-8"))
+    (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
+
+
+def differing(before: Any, now: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            found
+            for name in sorted({*before, *now})
+            for found in differing(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if before == now else [key]
+
+
+def run_trials(config: Config, jobs: Sequence[Job], folder: Path, console: Console) -> dict[Job, str]:
+    """Each in a process of its own on one core. Returns the error of each that failed."""
+    labels = {f"{name} {replicate}": (name, replicate) for name, replicate in jobs}
+
+    def trial(values: dict[str, Any]) -> None:
+        name, replicate = labels[values["trial"]]
+        found = run_trial(config, name, replicate, folder / "runs")
+        found.save(trial_file(folder, (name, replicate)))
+        best = max(each.quality for each in found.parts["test"])
+        tune.report({"quality": best, "seconds": sum(found.seconds.values())})
+
+    with ray_session(config):
+        concurrent = config.compare.concurrent or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        with tune_settings(), stop_on_signals(lambda number: None):
+            grid = tune.Tuner(
+                tune.with_resources(trial, {"CPU": 1}),
+                param_space={"trial": tune.grid_search(list(labels))},
+                tune_config=tune.TuneConfig(max_concurrent_trials=concurrent),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=str(folder),
+                    verbose=0,
+                    callbacks=[Lines(console, len(labels))],
+                    failure_config=tune.FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        return {
+            labels[result.config["trial"]]: " ".join(str(result.error).split())[-400:]
+            for result in grid
+            if result.error is not None and result.config is not None
+        }
+
+
+class Lines(tune.Callback):
+    """A line for each trial that ends."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total, self.done = console, total, 0
+
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.done += 1
+        result = trial.last_result
+        self.console.print(
+            f"{self.done}/{self.total} {trial.config['trial']}: {result.get('quality', float('nan')):.3f} at the best "
+            f"temperature, {result.get('seconds', 0):.0f} s",
+            highlight=False,
+        )
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.done += 1
+        self.console.print(f"{self.done}/{self.total} {trial.config['trial']}: failed", highlight=False)

@@ -1,0 +1,186 @@
+"""One method on one replicate: trained, then measured at every temperature on both parts, in one process."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.compare.methods import METHODS, Answering, method_config
+from rlgaf_ray.config import Config
+from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.data.cache import write_atomically
+from rlgaf_ray.data.task import Measure, Task, evaluation_set
+from rlgaf_ray.engines.build import sampling_settings
+from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.evaluation.measures import Evaluated, build_measure
+from rlgaf_ray.evaluation.text import decode, distinct_n
+from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.reward_functions import RewardFunction, with_rewards
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.session import local_roles, open_loop
+from rlgaf_ray.types import EVALUATION_PARTS, EvaluationPart, Metrics, PolicyNetwork, Prompt, Rollout
+
+PROMPTS_AT_ONCE = 64  # bounds the engine's cache
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Answers at one temperature."""
+
+    temperature: float
+    quality: float  # the task's own measure; higher is better
+    each: list[float] | None  # of every prompt, the mean over its answers; None where the measure gives none
+    entropy: float | None  # nats an answer, of the policy at this temperature; None where an answer is chosen
+    distinct_2: float
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Trial:
+    method: MethodName
+    replicate: int
+    parts: dict[EvaluationPart, list[Measured]]
+    rollouts: int  # sampled for training
+    seconds: dict[str, float]
+    candidates: int  # sampled for each answer
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(asdict(self)), encoding="utf-8"))
+
+    @classmethod
+    def load(cls, path: Path) -> Trial:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: [Measured(**each) for each in found] for part, found in tree.pop("parts").items()}
+        return cls(parts=parts, **tree)
+
+
+def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) -> Trial:
+    """With all roles in this process. ``folder``: for the run's own files."""
+    torch.set_num_threads(1)
+    method, started = METHODS[name], time.perf_counter()
+    config = method_config(config, name, replicate)
+    run = config.run.model_copy(update={"root": str(folder), "name": f"{name}-{replicate}"})
+    config = config.model_copy(update={"run": run})
+    check_before_start(config)
+    cache = cache_folder(config)
+    data = prepare_data(config, cache)
+    rewards: Mapping[str, RewardFunction] = {}
+    if method.verdict:
+        config, rewards = with_rewards(config, {verdict_of(data.task): 1.0})
+    warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda stage, progress: None, with_ray=False)
+    prepared = Prepared(config, data, warmups, rewards=rewards)
+    seconds = {"warm-ups": time.perf_counter() - started}
+    network: PolicyNetwork = "policy"
+    version = 0
+    with closing(local_roles(prepared)) as roles:
+        if method.trains != "nothing":
+            checkpoints = Checkpoints(config.run.folder / "checkpoints", keep=1)
+            quick = config.evaluation.model_copy(update={"embeddings": False})
+            evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
+            with open_loop(prepared, roles, checkpoints, evaluator=evaluator) as loop:
+                if method.trains == "generator":
+                    version = loop.run().iteration
+                    network = "average" if config.generator.average_decay > 0 else "policy"
+                else:
+                    loop.push()
+                    loop.warm_up_discriminator()
+        roles.push_weights(version, network=network)()
+        seconds["training"] = time.perf_counter() - started - sum(seconds.values())
+        measuring = Measuring(config, data, roles, method.answering)
+        parts = {part: [measuring(part, t) for t in config.compare.temperatures] for part in EVALUATION_PARTS}
+    seconds["measuring"] = time.perf_counter() - started - sum(seconds.values())
+    return Trial(name, replicate, parts, num_rollouts(config, method.trains), seconds, method.answering.candidates)
+
+
+def verdict_of(task: Task) -> RewardFunction:
+    """Raises ``UserError`` for a task whose answers have no exact verdict."""
+    verdict = getattr(task, "verdict", None)
+    if verdict is None:
+        raise UserError(
+            f"compare.methods: verdict needs a task with an exact verdict, and {type(task).__name__} has none"
+        )
+    return verdict
+
+
+def num_rollouts(config: Config, trains: str) -> int:
+    """Sampled for updates, the discriminator's warm-up included."""
+    warmup = config.discriminator_warmup_updates * config.rollout.batch_size
+    return {
+        "nothing": 0,
+        "discriminator": warmup,
+        "generator": warmup + config.run.iterations * config.rollout.batch_size,
+    }[trains]
+
+
+class Measuring:
+    """``compare.samples`` answers to every prompt of a part, with the same seeds for every method."""
+
+    def __init__(self, config: Config, data: Data, roles: Roles, answering: Answering) -> None:
+        self.config, self.data, self.roles, self.answering = config, data, roles, answering
+        self.quality = config.best_metric
+
+    def __call__(self, part: EvaluationPart, temperature: float) -> Measured:
+        task, config = self.data.task, self.config
+        real = evaluation_set(task, part_size(task, part), part)
+        real_texts = decode([task.evaluated_ids(item) for item in real], self.data.tokenizer)
+        measure = build_measure(Evaluated(task, part, real_texts, None, cache_folder(config)))
+        prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
+        answers = self.answers(prompts, temperature)  # of each prompt, one after the other
+        count = config.compare.samples
+        found = [self.measured(measure, answers[each::count]) for each in range(count)]
+        metrics = {key: float(np.mean([row[key] for row, _ in found])) for key in found[0][0]}
+        if self.quality not in metrics:
+            raise UserError(
+                f"evaluation.best_metric={self.quality} is not one of the task's own measures: set it to one of "
+                f"{', '.join(metrics)}"
+            )
+        singles = [each for _, each in found if each is not None]
+        entropy = float(np.mean([-answer.behaviour_logprobs.sum() for answer in answers]))
+        return Measured(
+            temperature,
+            quality=metrics[self.quality],
+            each=np.mean(singles, axis=0).tolist() if singles else None,
+            entropy=entropy if self.answering.candidates == 1 else None,
+            distinct_2=distinct_n([answer.response_ids for answer in answers], 2),
+            metrics=metrics,
+        )
+
+    def measured(self, measure: Measure, answers: Sequence[Rollout]) -> tuple[Metrics, np.ndarray | None]:
+        texts = decode([self.data.task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
+        return measure(texts), measure.each(texts)
+
+    def answers(self, prompts: Sequence[Prompt], temperature: float) -> list[Rollout]:
+        """``compare.samples`` of each prompt, adjacent; of candidates the one that the discriminator chooses."""
+        candidates, seed = self.answering.candidates, self.config.run.seed
+        per_prompt = self.config.compare.samples * candidates
+        sampling = replace(sampling_settings(self.config, samples_per_prompt=per_prompt), temperature=temperature)
+        answers: list[Rollout] = []
+        for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+            asked = prompts[start : start + PROMPTS_AT_ONCE]
+            first = start * per_prompt
+            seeds = [rollout_seed(seed, EVALUATION, first + row) for row in range(len(asked) * per_prompt)]
+            rollouts = self.roles.generate(asked, sampling, seeds)
+            answers += rollouts if candidates == 1 else self.chosen(rollouts, start)
+        return answers
+
+    def chosen(self, rollouts: Sequence[Rollout], start: int) -> list[Rollout]:
+        candidates = self.answering.candidates
+        scores = np.array([item.score for item in self.roles.score(rollouts)]).reshape(-1, candidates)
+        if self.answering.by == "weight":  # the largest of scores with Gumbel noise is a draw by exp(score)
+            scores = scores + np.random.default_rng([self.config.run.seed, start]).gumbel(size=scores.shape)
+        picked = scores.argmax(1) + np.arange(len(scores)) * candidates
+        return [rollouts[row] for row in picked]
+
+
+def part_size(task: Task, part: EvaluationPart) -> int:
+    return len(task.evaluation(part))

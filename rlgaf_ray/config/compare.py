@@ -1,0 +1,50 @@
+"""``rlgaf compare``: which methods, how often, and at which temperatures they are measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
+
+MethodName = Literal[
+    "sft",
+    "contrastive_sft",
+    "best_of_4",
+    "best_of_16",
+    "resampling_16",
+    "rejection",
+    "dpo",
+    "spin",
+    "ditto",
+    "gad",
+    "frozen",
+    "zero_reward",
+    "rlgaf",
+    "verdict",
+]
+CORE: tuple[MethodName, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "frozen", "zero_reward", "rlgaf")
+
+
+class CompareSection(Section):
+    methods: list[MethodName] = Field(list(CORE), min_length=1, description="what is compared; docs/compare.md")
+    baseline: MethodName = Field("sft", description="what all others are held against")
+    replicates: Positive = Field(3, description="of every method, each with demonstrations and seeds of its own")
+    first_replicate: NonNegative = Field(0, description="number, run.seed and task.draw_seed of the first one")
+    temperatures: list[Rate] = Field([1.0, 0.8, 0.6, 0.4], min_length=1, description="at which all are measured")
+    samples: Positive = Field(4, description="answers to every prompt at each temperature")
+    concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one a core")
+
+    @model_validator(mode="after")
+    def _the_baseline_is_compared(self) -> CompareSection:
+        if self.baseline not in self.methods:
+            raise ValueError(f"compare.baseline={self.baseline} is not in compare.methods: add it, or take another")
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError("compare.methods names a method twice")
+        return self
+
+    @property
+    def numbers(self) -> range:
+        """Of the replicates."""
+        return range(self.first_replicate, self.first_replicate + self.replicates)

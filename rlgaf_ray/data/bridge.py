@@ -1,0 +1,234 @@
+"""The task ``bridge``: walk a leaper, such as the knight, from one square to another in a given number of moves.
+
+The prompt is the goal and the start, the response a square for each move; each is one token. Every answer has an exact
+verdict, and the expert, who draws one of the walks that there are uniformly, has a known entropy. A goal needs
+planning, a legal move does not: with ``task.bridge.legal_only`` nobody can make an illegal one, in training or in
+sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from rlgaf_ray.config.task import TASKS, BridgeSettings, TaskSection
+from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.leaper import Board, distinct_successes, expert_walks, free_walks, judge
+from rlgaf_ray.data.splits import drawn_rows
+from rlgaf_ray.data.task import Measure, Task, TaskSource, text_blocks
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Metrics, TextBlocks
+
+SEED = 20230601  # of the parts, the expert's walks and the base model's: the same in every run
+END_OF_TEXT = "<|endoftext|>"
+
+
+def squares_tokenizer(board: Board) -> PreTrainedTokenizerFast:
+    """One token a square, numbered as on the board, and end of text."""
+    words = [board.name(square) for square in range(board.num_squares)] + [END_OF_TEXT]
+    plain = Tokenizer(WordLevel({word: row for row, word in enumerate(words)}, unk_token=END_OF_TEXT))
+    plain.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+
+
+@dataclass(frozen=True)
+class BridgeSource(TaskSource):
+    task: TaskSection
+    settings: BridgeSettings
+    quality = TASKS["bridge"].quality
+    full_length = TASKS["bridge"].full_length
+
+    @cached_property
+    def board(self) -> Board:
+        one, other = self.settings.leap
+        try:
+            return Board(self.settings.board, (one, other))
+        except ValueError as error:
+            raise UserError(f"task.bridge: {error}: raise task.bridge.board or change task.bridge.leap") from error
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return squares_tokenizer(self.board)
+
+    def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> BridgeTask:
+        """Raises ``UserError`` for a tokenizer that is not of this board's squares, or lengths that are not its own."""
+        names = [self.board.name(square) for square in range(self.board.num_squares)]
+        if [tokenizer.convert_tokens_to_ids(name) for name in names] != list(range(len(names))):
+            raise UserError(
+                f"task.name=bridge has a token for each of its {len(names)} squares, and the model's tokenizer has "
+                "others: take model.generator=tiny-gpt2, which learns them, or a model that was trained on this board"
+            )
+        lengths = {"prompt_tokens": 2, "response_tokens": self.settings.moves}
+        for key, value in lengths.items():
+            if getattr(self.task, key) != value:
+                raise UserError(f"task.name=bridge needs task.{key}={value}, not {getattr(self.task, key)}")
+        return BridgeTask(self.task, self.settings, self.board, end_of_text=len(names))
+
+
+class BridgeTask(Task):
+    """The pairs of squares that a walk joins, by lot: validation, test, and the rest for training.
+
+    Every pair of training is a free prompt; ``task.max_demonstrations`` of them, drawn with ``task.draw_seed``, have
+    the expert's walk. ``contrast``: each of these walks under another goal from the same start.
+    """
+
+    def __init__(self, task: TaskSection, settings: BridgeSettings, board: Board, *, end_of_text: int) -> None:
+        self._task, self._settings, self.board, self._end_of_text = task, settings, board, end_of_text
+        self._reached = board.counts(settings.moves)[-1] > 0
+        generator = np.random.default_rng(SEED)
+        pairs = generator.permutation(board.pairs(settings.moves))
+        held_out = settings.validation + settings.test
+        if len(pairs) <= held_out:
+            raise UserError(
+                f"task.bridge: {settings.moves} moves join {len(pairs)} pairs of squares, and task.bridge.validation + "
+                f"task.bridge.test = {held_out}: lower these or raise task.bridge.board"
+            )
+        validation, test, training = np.split(pairs, [settings.validation, held_out])
+        self.pairs: dict[EvaluationPart, np.ndarray] = {"validation": validation, "test": test}
+        self.training_pairs = training
+        walks = expert_walks(board, pairs, settings.moves, generator)
+        self._evaluation = {
+            part: _demonstrations(pairs[rows], walks[rows])
+            for part, rows in zip(
+                EVALUATION_PARTS,
+                (slice(settings.validation), slice(settings.validation, held_out)),
+                strict=True,
+            )
+        }
+        rows = np.asarray(drawn_rows(len(training), task))
+        self.demonstrations = _demonstrations(training[rows], walks[held_out:][rows])
+        self.contrast = [
+            Demonstration(self.other_prompts(row)[0], item.response_ids) for row, item in enumerate(self.demonstrations)
+        ]
+
+    @property
+    def prompts(self) -> list[np.ndarray]:
+        return [_prompt(pair) for pair in self.training_pairs]
+
+    def other_prompts(self, row: int) -> list[np.ndarray]:
+        """The same start and every other goal that as many moves reach, in an order drawn by lot."""
+        goal, start = self.demonstrations[row].prompt_ids
+        goals = np.flatnonzero(self._reached[start])
+        others = np.random.default_rng([SEED, row]).permutation(goals[goals != goal])
+        return [_prompt(np.array([start, other])) for other in others]
+
+    @property
+    def unwanted(self) -> str:
+        return "walks to other goals"
+
+    @property
+    def legal(self) -> np.ndarray | None:
+        """Which token may follow which: bool [S + 1, S + 1]; None where illegal moves can be made."""
+        if not self._settings.legal_only:
+            return None
+        size = self.board.num_squares
+        table = np.zeros((size + 1, size + 1), bool)
+        table[:size, :size] = self.board.moves
+        table[size] = True
+        return table
+
+    def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
+        return self._evaluation[part]
+
+    def measure(self, part: EvaluationPart, num_prompts: int) -> Measure:  # type: ignore[override]
+        return BridgeMeasure(self.board, self.pairs[part][:num_prompts], self._settings.moves)
+
+    def verdict(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        """1 for a walk that keeps to the rules and ends on the goal, else 0: a reward function."""
+        names = {self.board.name(square): square for square in range(self.board.num_squares)}
+        pairs = np.array([[names[word] for word in reversed(prompt.split())] for prompt in prompts])
+        return BridgeMeasure(self.board, pairs, self._settings.moves).each(completions).tolist()
+
+    @property
+    def checksum(self) -> str:
+        settings = self._settings
+        sizes = [settings.board, *settings.leap, settings.moves, settings.validation, settings.test, SEED]
+        return content_hash([str(size) for size in sizes])
+
+    @property
+    def base_key(self) -> Sequence[str]:
+        return str(self._settings.base_walks), str(self._settings.legal_only)
+
+    @property
+    def max_tokens(self) -> int:
+        return 2 + self._settings.moves
+
+    def warmup_blocks(self, block_tokens: int) -> TextBlocks:
+        """Legal walks from everywhere that head nowhere: their goals are drawn at random."""
+        generator = np.random.default_rng([SEED, 1])
+        starts, goals = generator.integers(self.board.num_squares, size=(2, self._settings.base_walks))
+        walks = free_walks(self.board, starts, self._settings.moves, generator)
+        items = _demonstrations(np.column_stack([starts, goals]), walks)
+        return text_blocks(items, num_tokens=self.max_tokens, pad_token_id=self._end_of_text)
+
+
+@dataclass(frozen=True)
+class BridgeMeasure(Measure):
+    """Shares of the answers that keep to the rules, that end on the goal, and that do both."""
+
+    board: Board
+    pairs: np.ndarray  # int64 [N, 2], start and goal
+    num_moves: int
+
+    @cached_property
+    def squares(self) -> dict[str, int]:
+        return {self.board.name(square): square for square in range(self.board.num_squares)}
+
+    def walks(self, texts: Sequence[str]) -> np.ndarray:
+        """int64 [N, moves]; -1 for what is no square, in a text that is too short or too long everywhere."""
+        rows = np.full((len(texts), self.num_moves), -1, np.int64)
+        for row, text in enumerate(texts):
+            words = text.split()
+            if len(words) == self.num_moves:
+                rows[row] = [self.squares.get(word, -1) for word in words]
+        return rows
+
+    def each(self, texts: Sequence[str]) -> np.ndarray:
+        return judge(self.board, self.pairs, self.walks(texts)).success.astype(float)
+
+    def __call__(self, texts: Sequence[str]) -> Metrics:
+        verdict = judge(self.board, self.pairs, self.walks(texts))
+        success = float(verdict.success.mean())
+        return {
+            "eval/success": success,
+            "eval/success_stderr": (success * (1 - success) / len(texts)) ** 0.5,
+            "eval/legal": float(verdict.legal.mean()),
+            "eval/arrives": float(verdict.arrives.mean()),
+        }
+
+    def quick(self, texts: Sequence[str]) -> Metrics:
+        verdict = judge(self.board, self.pairs[: len(texts)], self.walks(texts))
+        return {"success": float(verdict.success.mean())}
+
+    def distinct(self, samples: Sequence[Sequence[str]]) -> float:
+        """Mean number of different successful walks among the answers to each prompt: [N prompts][k]."""
+        walks = np.stack([self.walks(answers) for answers in samples])
+        success = np.stack(
+            [judge(self.board, self.pairs, walks[:, sample]).success for sample in range(walks.shape[1])], 1
+        )
+        return float(distinct_successes(walks, success).mean())
+
+
+def _prompt(pair: np.ndarray) -> np.ndarray:
+    """Goal and start: the first move follows the square that it starts from."""
+    return np.array([pair[1], pair[0]], np.int32)
+
+
+def _demonstrations(pairs: np.ndarray, walks: np.ndarray) -> list[Demonstration]:
+    return [Demonstration(_prompt(pair), walk.astype(np.int32)) for pair, walk in zip(pairs, walks, strict=True)]
+
+
+def bridge_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> BridgeSource:
+    """Made, not read. The parts are the same with a base warm-up; there are no further columns to keep."""
+    return BridgeSource(task, task.bridge)

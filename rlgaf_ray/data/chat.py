@@ -1,0 +1,196 @@
+"""Chats as the tokenizer's template writes them: the prompt of each answer, and the answer with its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.columns import Message, Messages
+from rlgaf_ray.data.encoder import CONTROL, Encoder
+from rlgaf_ray.data.pair import Pair, Turn
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.types import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+INSTRUCTING = ("system", "developer")
+PROBE = "probe"
+
+
+class ChatTemplate:
+    """The template of a tokenizer, with the settings of a task.
+
+    Args:
+        ends: token ids that end a rollout, as far as the model's files name them.
+        now: what the template takes for the present (``strftime_now``).
+
+    Raises:
+        UserError: the tokenizer has no template, or no fast implementation.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, settings: RowSettings, *, ends: Collection[int], now: datetime
+    ) -> None:
+        if tokenizer.chat_template is None:
+            raise UserError(
+                "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
+                "or give plain prompt and response"
+            )
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._ends = set(ends)
+        self._encoder = Encoder(tokenizer, ends)
+        self._arguments = {"strftime_now": now.strftime, **settings.chat_template_kwargs}
+        self._in_parts = self._reads_parts_alone()
+
+    @property
+    def key(self) -> str:
+        """What decides how rows are rendered, but for the date."""
+        arguments = json.dumps(self._settings.chat_template_kwargs, default=str)
+        return content_hash([str(self._tokenizer.chat_template), arguments])
+
+    def pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
+        """The last answer, or with ``messages_train: all`` every one, each after the conversation so far.
+
+        Raises ``UserError`` beginning with ``where``, the row's number.
+        """
+        try:
+            yield from self._pairs(messages, tools, row, where)
+        except RecursionError as error:
+            raise UserError(f"{where}: its values are nested too deeply for a chat: flatten them") from error
+
+    def _pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
+        if self._settings.system_prompt is not None and messages[0]["role"] not in INSTRUCTING:
+            messages = [{"role": "system", "content": self._settings.system_prompt}, *messages]
+        answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+        answers = [place for place in answers if place > 0]  # one that opens a chat answers nothing
+        every = self._settings.messages_train == "all"
+        for place in answers if every else answers[-1:]:
+            before, answer = messages[:place], messages[place]
+            spelled = _spelled_out(before, tools)
+            yield Pair(
+                before="",
+                context="",
+                after=spelled,
+                response=answer["content"],
+                group=_spelled_out(messages[: answers[0]], tools) if every else spelled,
+                references=(answer["content"],),
+                row={**row, "prompt": before} if row else {},
+                turn=self.turn(before, answer, tools, where),
+            )
+
+    def turn(self, before: Messages, answer: Message, tools: list[dict[str, Any]] | None, where: str) -> Turn:
+        """Raises ``UserError`` where the template refuses the conversation, loses a part of it, or has no end."""
+        hidden = _mapped([*before, answer], self._encoder.hidden)
+        tools = _mapped(tools, self._encoder.hidden)
+        prompt = self._rendered(hidden[:-1], tools, where, prompting=True)
+        whole = self._rendered(hidden, tools, where)
+        if not whole.startswith(prompt):
+            raise UserError(
+                f"{where}: the chat template does not write the answer after its own prompt, which ends with "
+                f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), or take a model with "
+                "another template"
+            )
+        for message in hidden:
+            text = message["content"].rpartition("</think>")[2].strip()
+            if message["role"] in ("user", "assistant", *INSTRUCTING) and text not in whole:
+                raise UserError(
+                    f"{where}: the chat template leaves out the content of a message of role {message['role']}: "
+                    "remove the message, or take a model with another template"
+                )
+        response = self._encoder.sealed(whole[len(prompt) :])
+        end = self._end(response) or self._end_before_next_turn(response, hidden, whole, tools)
+        if end is None:
+            raise UserError(
+                f"{where}: the chat template writes no token that ends an answer, so that rollouts could not end "
+                "where demonstrations do: write {{ eos_token }} after the assistant's content in the template"
+            )
+        return Turn(self._encoder.sealed(prompt), end)
+
+    def _end(self, response: str) -> str | None:
+        """The response up to the token that ends the turn; None where no control token closes it.
+
+        It is one of those that close the response: a known end, else the first special token, else the first.
+        """
+        body = response.rstrip()
+        closing = []
+        for match in reversed(list(CONTROL.finditer(response))):
+            if match.end() != len(body):
+                break
+            closing.insert(0, match)
+            body = body[: match.start()].rstrip()
+        for wanted in (self._ends, self._encoder.special):
+            if found := [match for match in closing if int(match[1]) in wanted]:
+                return response[: found[0].end()]
+        return response[: closing[0].end()] if closing else None
+
+    def _end_before_next_turn(
+        self, response: str, hidden: Messages, whole: str, tools: list[dict[str, Any]] | None
+    ) -> str | None:
+        """Some templates end a turn by the token that opens the next one, and write it there."""
+        try:
+            longer = self._render([*hidden, {"role": "user", "content": PROBE}], tools)
+        except Exception:  # then there is no such token
+            return None
+        if not longer.startswith(whole):
+            return None
+        rest = self._encoder.sealed(longer[len(whole) :])
+        opening = CONTROL.match(rest.lstrip())
+        return None if opening is None else response + rest[: len(rest) - len(rest.lstrip())] + opening[0]
+
+    def _rendered(
+        self, messages: Messages, tools: list[dict[str, Any]] | None, where: str, *, prompting: bool = False
+    ) -> str:
+        try:
+            return self._render(messages, tools, prompting=prompting)
+        except Exception as error:  # a template is a program: it raises whatever it pleases
+            roles = ", ".join(message["role"] for message in messages)
+            raise UserError(
+                f"{where}: the chat template refuses the conversation ({roles}): {error or type(error).__name__}"
+            ) from error
+
+    def _render(
+        self, messages: Messages, tools: list[dict[str, Any]] | None, *, prompting: bool = False, parts: bool = False
+    ) -> str:
+        if parts or self._in_parts:
+            messages = [{**item, "content": [{"type": "text", "text": item["content"]}]} for item in messages]
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=prompting, **self._arguments
+            )
+        )
+
+    def _reads_parts_alone(self) -> bool:
+        """Templates of some vision models read no text, only lists of parts."""
+        self._in_parts = False
+        asked = [{"role": "user", "content": PROBE}]
+
+        def shows(parts: bool) -> bool:
+            try:
+                return PROBE in self._render(asked, None, prompting=True, parts=parts)
+            except Exception:  # rows say what it refuses
+                return False
+
+        return not shows(parts=False) and shows(parts=True)
+
+
+def _spelled_out(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
+    """A conversation as text that depends on no tokenizer."""
+    return json.dumps([messages, tools] if tools else messages, ensure_ascii=False, default=str)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return change(value)
+        case Mapping():
+            return {key: _mapped(item, change) for key, item in value.items()}
+        case list() | tuple():
+            return [_mapped(item, change) for item in value]
+        case _:
+            return value

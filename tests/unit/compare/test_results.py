@@ -1,0 +1,91 @@
+"""Statistics and tables of a comparison, on numbers whose answer is known."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.compare.results import Row, best_temperature, table
+from rlgaf_ray.compare.statistics import Difference, at_level, bootstrap, holm
+from rlgaf_ray.compare.trial import Measured, Trial
+from rlgaf_ray.config.compare import MethodName
+
+
+def measured(temperature: float, quality: float, entropy: float | None, each: list[float] | None = None) -> Measured:
+    return Measured(temperature, quality, each, entropy, distinct_2=temperature / 2, metrics={})
+
+
+def trial(method: MethodName, replicate: int, lift: float, *, chosen: bool = False) -> Trial:
+    """Quality is 0.6 at temperature 0.5 and 0.4 at 1 on the test prompts, and the other way round on validation."""
+    noise = 0.01 * (replicate % 3 - 1)
+    test = [(1.0, 0.4 + lift + noise), (0.5, 0.6 + lift + noise)]
+    validation = [(1.0, 0.5 + lift), (0.5, 0.3 + lift)]
+    parts = {
+        "test": [measured(t, q, None if chosen else 10 * t, [q, q]) for t, q in test],
+        "validation": [measured(t, q, None if chosen else 10 * t) for t, q in validation],
+    }
+    return Trial(method, replicate, parts, 640, {"training": 2.0}, 4 if chosen else 1)  # type: ignore[arg-type]
+
+
+def test_differences_are_paired_and_corrected() -> None:
+    found = Difference.of([0.1, 0.2, 0.3])
+    assert (found.mean, found.count) == (pytest.approx(0.2), 3)
+    assert (found.low, found.high) == pytest.approx((0.2 - 4.303 * 0.1 / 3**0.5, 0.2 + 4.303 * 0.1 / 3**0.5), abs=1e-3)
+    assert found.p == pytest.approx(0.0742, abs=1e-4)
+    assert math.isnan(Difference.of([0.1]).p)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    corrected = holm([0.01, float("nan"), 0.03])
+    assert corrected[0] == pytest.approx(0.02) and math.isnan(corrected[1]) and corrected[2] == pytest.approx(0.03)
+
+
+def test_the_bootstrap_draws_replicates_and_prompts() -> None:
+    generator = np.random.default_rng(0)
+    gaps = [generator.normal(0.2, 1.0, 400) for _ in range(10)]
+    low, high = bootstrap(gaps)
+    assert low < 0.2 < high and high - low == pytest.approx(2 * 1.96 / 4000**0.5 * 2**0.5, rel=0.25)
+
+
+def test_a_curve_has_no_height_outside_of_it() -> None:
+    points = [(2.0, 0.4), (1.0, 0.6)]
+    assert at_level(points, 1.5) == pytest.approx(0.5)
+    assert at_level(points, 0.9) is None and at_level(points, 2.1) is None
+
+
+def test_the_temperature_is_chosen_on_validation_prompts() -> None:
+    assert best_temperature({0: trial("sft", 0, 0.0)}) == 1.0
+
+
+def rows(*trials: Trial, methods: list[MethodName]) -> dict[str, Row]:
+    return {row.name: row for row in table(trials, methods, "sft")}
+
+
+def test_methods_against_the_baseline() -> None:
+    numbers = range(6)
+    trials = [trial("sft", number, 0.0) for number in numbers] + [trial("rlgaf", number, 0.1) for number in numbers]
+    trials += [trial("best_of_4", number, 0.05, chosen=True) for number in numbers]
+    found = rows(*trials, methods=["sft", "best_of_4", "rlgaf"])
+    assert list(found) == ["sft", "best_of_4", "rlgaf"]
+    rlgaf, best = found["rlgaf"], found["best_of_4"]
+    assert (rlgaf.best_temperature, rlgaf.at_one, rlgaf.entropy_at_one) == (1.0, pytest.approx(0.5), 10.0)
+    assert rlgaf.best_difference.mean == pytest.approx(0.1) and rlgaf.p < 1e-6
+    assert rlgaf.interval == pytest.approx((0.1, 0.1))
+    assert rlgaf.level == "entropy" and rlgaf.level_difference is not None
+    assert rlgaf.level_difference.mean == pytest.approx(0.1)
+    assert best.level == "distinct_2" and best.entropy_at_one is None and best.candidates == 4
+    assert found["sft"].best_difference.mean == 0 and math.isnan(found["sft"].p)
+
+
+def test_what_is_missing_is_left_out() -> None:
+    found = rows(trial("rlgaf", 0, 0.1), methods=["sft", "rlgaf"])
+    assert list(found) == ["rlgaf"] and math.isnan(found["rlgaf"].best_difference.mean)
+    found = rows(trial("sft", 0, 0.0), trial("rlgaf", 1, 0.1), methods=["sft", "rlgaf"])
+    assert math.isnan(found["rlgaf"].best_difference.mean) and found["rlgaf"].level_difference is None
+
+
+def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
+    one = trial("rlgaf", 3, 0.1)
+    one.save(tmp_path / "trial.json")
+    assert Trial.load(tmp_path / "trial.json") == one

@@ -1,0 +1,111 @@
+"""The task of walks from square to square."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.data.bridge import BridgeMeasure, BridgeSource, BridgeTask, squares_tokenizer
+from rlgaf_ray.data.leaper import Board, judge
+from rlgaf_ray.data.task import load_source
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
+
+SIZES = ["task.name=bridge", "task.prompt_tokens=2", "task.response_tokens=8"]
+
+
+def source(*overrides: str) -> BridgeSource:
+    found = load_source(load_config(None, [*SIZES, *overrides]).task, base=True)
+    assert isinstance(found, BridgeSource)
+    return found
+
+
+def task(*overrides: str) -> BridgeTask:
+    found = source(*overrides)
+    return found.tokenized(found.tokenizer, Path())
+
+
+def test_the_parts_are_disjoint_and_every_demonstration_succeeds() -> None:
+    made = task("task.max_demonstrations=100", "task.draw_seed=3")
+    pairs = [*map(tuple, made.pairs["validation"]), *map(tuple, made.pairs["test"]), *map(tuple, made.training_pairs)]
+    assert len(pairs) == len(set(pairs)) == 2048  # each square and the 32 of its colour
+    assert (len(made.pairs["validation"]), len(made.pairs["test"]), len(made.prompts)) == (256, 512, 1280)
+    assert len(made.demonstrations) == len(made.contrast) == 100
+    for part in ("validation", "test"):
+        walks = np.stack([item.response_ids for item in made.evaluation(part)])
+        assert judge(made.board, made.pairs[part], walks).success.all()
+    training = set(map(tuple, made.training_pairs))
+    for item, wrong in zip(made.demonstrations, made.contrast, strict=True):
+        goal, start = item.prompt_ids.tolist()
+        assert (start, goal) in training
+        assert judge(made.board, np.array([[start, goal]]), item.response_ids[None]).success.all()
+        assert wrong.prompt_ids[1] == start and wrong.prompt_ids[0] != goal
+        assert np.array_equal(wrong.response_ids, item.response_ids)
+
+
+def test_draws_differ_and_repeat() -> None:
+    hundred = "task.max_demonstrations=100"
+    first, again, other = (task(hundred, f"task.draw_seed={seed}") for seed in (0, 0, 1))
+    keys = [{item.prompt_ids.tobytes() for item in made.demonstrations} for made in (first, again, other)]
+    assert keys[0] == keys[1] and len(keys[0] & keys[2]) < 30
+    assert first.checksum == other.checksum != task("task.bridge.board=9").checksum
+
+
+def test_other_prompts_have_every_other_goal_once() -> None:
+    made = task("task.max_demonstrations=5")
+    others = made.other_prompts(2)
+    goal, start = made.demonstrations[2].prompt_ids
+    assert len(others) == len({prompt.tobytes() for prompt in others}) == 31
+    assert all(prompt[1] == start and prompt[0] != goal for prompt in others)
+
+
+def test_the_base_model_learns_legal_moves_and_no_goal() -> None:
+    made = task("task.bridge.base_walks=2000")
+    blocks = made.warmup_blocks(64)
+    assert blocks.token_ids.shape == (2000, 10) and not blocks.learned[:, :2].any() and blocks.learned[:, 2:].all()
+    pairs, walks = blocks.token_ids[:, [1, 0]].astype(int), blocks.token_ids[:, 2:].astype(int)
+    verdict = judge(made.board, pairs, walks)
+    assert verdict.legal.all() and verdict.arrives.mean() < 0.05
+
+
+def test_the_grammar_is_the_board() -> None:
+    made = task()
+    assert made.legal is not None and made.legal.shape == (65, 65)
+    assert (made.legal[:64, :64] == made.board.moves).all() and not made.legal[:64, 64].any()
+    for item in made.demonstrations[:50]:
+        line = [item.prompt_ids[1], *item.response_ids]
+        assert made.legal[line[:-1], line[1:]].all()
+    assert task("task.bridge.legal_only=false").legal is None
+
+
+def test_texts_are_judged_as_they_are_written() -> None:
+    board = Board(8)
+    tokenizer = squares_tokenizer(board)
+    measure = BridgeMeasure(board, np.array([[0, 0], [0, 0], [0, 17], [0, 0]]), 2)
+    texts = [tokenizer.decode([10, 0]), "c2", "c2 b3", "c2 x9"]
+    assert texts[0] == "c2 a1"
+    metrics = measure(texts)
+    assert metrics["eval/success"] == metrics["eval/legal"] == 0.25 and metrics["eval/arrives"] == 0.5
+    assert measure.distinct([["c2 a1", "b3 a1", "c2 a1"], ["c2 a1"] * 3, ["c2 b3"] * 3, ["c2 a1"] * 3]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["task.response_tokens=7"], "needs task.response_tokens=8, not 7"),
+        (["task.bridge.board=3"], "cannot move from some square of a board of 3: raise task.bridge.board"),
+        (["task.bridge.board=4"], r"8 moves join 128 pairs of squares, and .* = 768: lower these"),
+    ],
+)
+def test_what_cannot_be_played_is_one_sentence(overrides: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        task(*overrides)
+
+
+def test_a_tokenizer_of_other_tokens_is_refused() -> None:
+    bpe = wrap_bpe(train_bpe(["a1 b3 c5"], 300))
+    with pytest.raises(UserError, match="a token for each of its 64 squares"):
+        source().tokenized(bpe, Path())

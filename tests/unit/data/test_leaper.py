@@ -1,0 +1,97 @@
+"""Counts, sampler and verdict of leapers' walks against enumeration on a 4 x 4 board."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from rlgaf_ray.data.leaper import (
+    Board,
+    distinct_successes,
+    expert_logprobs,
+    expert_walks,
+    free_walks,
+    judge,
+)
+
+SMALL = Board(4)
+MOVES = 4
+
+
+def all_walks(board: Board, start: int, num_moves: int) -> Iterator[tuple[int, ...]]:
+    if num_moves == 0:
+        yield ()
+        return
+    for square in np.flatnonzero(board.moves[start]):
+        for rest in all_walks(board, int(square), num_moves - 1):
+            yield (int(square), *rest)
+
+
+@pytest.fixture(scope="module")
+def walks() -> list[list[tuple[int, ...]]]:
+    """All walks of ``MOVES`` moves, by their start."""
+    return [list(all_walks(SMALL, start, MOVES)) for start in range(SMALL.num_squares)]
+
+
+def test_a_knight_in_the_corner_has_two_moves_and_in_the_middle_eight() -> None:
+    moves = Board(8).moves
+    assert [SMALL.name(square) for square in np.flatnonzero(SMALL.moves[0])] == ["c2", "b3"]
+    assert moves.sum(1).min() == 2 and moves.sum(1).max() == 8 and moves.sum() == 336
+    assert (moves == moves.T).all()
+
+
+def test_other_leapers() -> None:
+    assert Board(10, (1, 3)).moves[0].sum() == 2
+    assert Board(3, (0, 1)).moves[4].sum() == 4  # the wazir in the middle
+    with pytest.raises(ValueError, match="cannot move"):
+        Board(3)  # the knight's middle square
+
+
+def test_counts_are_those_of_enumeration(walks: list[list[tuple[int, ...]]]) -> None:
+    counts = SMALL.counts(MOVES)[-1]
+    for start, found in enumerate(walks):
+        ends = Counter(walk[-1] for walk in found)
+        assert [ends[goal] for goal in range(SMALL.num_squares)] == counts[start].tolist()
+
+
+def test_the_expert_draws_every_walk_alike(walks: list[list[tuple[int, ...]]]) -> None:
+    start, goal = max(SMALL.pairs(MOVES).tolist(), key=lambda pair: SMALL.counts(MOVES)[-1][tuple(pair)])
+    expected = {walk for walk in walks[start] if walk[-1] == goal}
+    num = 400 * len(expected)
+    drawn = expert_walks(SMALL, np.tile([start, goal], (num, 1)), MOVES, np.random.default_rng(0))
+    found = Counter(map(tuple, drawn.tolist()))
+    assert set(found) == expected
+    chi_square = sum((count - 400) ** 2 / 400 for count in found.values())
+    degrees = len(expected) - 1
+    assert abs(chi_square - degrees) < 4 * np.sqrt(2 * degrees)  # four standard deviations
+    logprobs = expert_logprobs(SMALL, np.array([[start, goal]]), MOVES)
+    assert logprobs == pytest.approx(-np.log(len(expected)))
+
+
+def test_expert_walks_succeed_and_free_ones_are_legal() -> None:
+    board, rng = Board(8), np.random.default_rng(1)
+    pairs = rng.permutation(board.pairs(8))[:500]
+    assert judge(board, pairs, expert_walks(board, pairs, 8, rng)).success.all()
+    free = judge(board, pairs, free_walks(board, pairs[:, 0], 8, rng))
+    assert free.legal.all() and 0 < free.arrives.mean() < 0.2
+
+
+def test_a_walk_that_leaps_elsewhere_or_leaves_the_board_is_no_success() -> None:
+    pairs = np.array([[0, 9], [0, 9], [0, 6], [0, 6]])
+    answers = np.array([[6, 0, 9], [1, 0, 9], [9, 0, 9], [6, 16, 6]])  # of the last, square 16 does not exist
+    verdict = judge(SMALL, pairs, answers)
+    assert verdict.legal.tolist() == [True, False, True, False]
+    assert verdict.arrives.tolist() == [True, True, False, True]
+    assert verdict.success.tolist() == [True, False, False, False]
+
+
+def test_a_pair_that_no_walk_joins_is_named() -> None:
+    with pytest.raises(ValueError, match="no walk of 3 moves leads from a1 to a1"):
+        expert_walks(SMALL, np.array([[0, 0]]), 3, np.random.default_rng(0))  # a knight changes colour at each move
+
+
+def test_distinct_successes_of_each_prompt() -> None:
+    walks = np.array([[[1, 2], [1, 2], [3, 4]], [[1, 2], [5, 6], [7, 8]]])
+    success = np.array([[True, True, True], [False, True, False]])
+    assert distinct_successes(walks, success).tolist() == [2, 1]

@@ -1,0 +1,285 @@
+"""A model folder before Ray starts: one sentence for each that cannot be trained, from its headers alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rlgaf_ray.config import load_config
+from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.families import attention_for, check_soft_family, scoring_class
+from rlgaf_ray.models.folder import check_model, longest_sequence
+from rlgaf_ray.models.generator import load_generator
+from rlgaf_ray.models.lora import export_network
+from rlgaf_ray.models.tokenizer import load_tokenizer
+from rlgaf_ray.run.preparation import check_before_start
+from tests.families import FAMILIES, save_family
+from tests.unit.fuzz import cases, damages, refused_or_done
+
+FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+LLAMA = next(family for family in FAMILIES if family.name == "SmolLM2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_family(LLAMA, tmp_path_factory.mktemp("whole"), tie_word_embeddings=False)
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "model"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | changes))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-99])
+
+
+def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+
+def without(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
+
+
+def refusal(folder: Path) -> str:
+    """What a run says of it before it starts."""
+    with pytest.raises(UserError) as error:
+        check_before_start(load_config(None, ["rollout.engine=transformers", f"model.generator={folder}"]))
+    assert str(error.value).startswith(f"model.generator={folder} ")
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"model.generator={folder} ")
+
+
+def test_a_whole_folder_passes_without_reading_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, ["rollout.engine=transformers", f"model.generator={folder}"])
+    check_before_start(config)
+    check_model("tiny-gpt2")
+    check_model("film-reviews")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    check_model("~/model")
+    assert load_generator("~/model").config.hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "no-such-method"}, "no-such-method"),
+        ({"bits": 4}, "quantization_config"),
+    ],
+)
+def test_quantized_weights(folder: Path, settings: dict[str, Any], method: str) -> None:
+    edit(folder / "config.json", quantization_config=settings)
+    assert refusal(folder).startswith(f"is quantized ({method}), and quantized weights cannot be trained: take")
+
+
+def test_adapters_beside_a_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "nowhere", "peft_type": "LORA"}))
+    assert refusal(folder).startswith("holds adapters (adapter_config.json): merge them into their base model")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("bert", "is an encoder (bert)"),
+        ("xlm-roberta", "is an encoder (xlm-roberta)"),
+        ("t5", "is an encoder-decoder (t5)"),
+        ("bart", "is an encoder-decoder (bart)"),
+        ("vit", "is no causal language model (vit)"),
+        ("qwen2_vl", "is no causal language model (qwen2_vl)"),
+        ("mamba", "cannot be sampled from here: MambaForCausalLM keeps no keys and values"),
+        ("rwkv", "cannot be sampled from here: RwkvForCausalLM keeps no keys and values"),
+        ("openai-gpt", "cannot be sampled from here: OpenAIGPTLMHeadModel keeps no keys and values"),
+    ],
+)
+def test_what_is_no_decoder_with_a_cache(folder: Path, model_type: str, reason: str) -> None:
+    AutoConfig.for_model(model_type).save_pretrained(folder)
+    assert refusal(folder).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda f: weights(f, without("model.norm.weight")), "does not hold model.norm.weight, which LlamaForCausalLM"),
+        (
+            lambda f: weights(f, lambda tensors: {f"_orig_mod.{name}": each for name, each in tensors.items()}),
+            "does not hold lm_head.weight (and 20 more), which LlamaForCausalLM has: save the bare model",
+        ),
+        (lambda f: edit(f / "config.json", vocab_size=500), ", 64], but its config.json asks for [500, 64]: make the"),
+        (lambda f: edit(f / "config.json", hidden_act="no such function"), "cannot be read: "),
+        (lambda f: edit(f / "config.json", hidden_size="wide"), "cannot be read: "),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read: "),
+        (lambda f: (f / "generation_config.json").write_text("{"), "cannot be read: "),
+        (
+            lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:"),
+            "cannot be read: ",
+        ),
+        (lambda f: truncate(f / "model.safetensors"), "cannot be read: "),
+        (lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"), "cannot be read: "),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_make_a_model(folder: Path, damage: Callable[[Path], object], reason: str) -> None:
+    damage(folder)
+    assert reason in refusal(folder)
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    load_generator(folder).save_pretrained(folder, max_shard_size="60KB")
+    (folder / "model.safetensors").unlink()
+    check_model(str(folder))
+    last = sorted(folder.glob("model-*.safetensors"))[-1]
+    last.unlink()
+    assert last.name in refusal(folder)
+
+
+def test_a_file_is_no_folder(folder: Path) -> None:
+    assert refusal(folder / "model.safetensors").startswith("is no folder: give film-reviews, tiny-gpt2,")
+
+
+@cases(few=60, full=1500)
+@given(st.sampled_from(FILES), damages())
+def test_damaged_model_folders(whole: Path, tmp_path: Path, name: str, damage: Any) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "damaged", dirs_exist_ok=True))
+    (folder / name).write_bytes(damage((whole / name).read_bytes()))
+
+    def work() -> None:
+        check_model(str(folder))
+        load_tokenizer(folder)
+
+    refused_or_done(work)
+
+
+@cases(few=60, full=1000)
+@given(st.data())
+def test_configs_of_wrong_values(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "changed", dirs_exist_ok=True))
+    content = json.loads((whole / "config.json").read_text())
+    values = st.sampled_from([None, True, False, 0, 1, -1, 3, 64, 0.5, "", "llama", "text", [], [1], {}, {"a": 1}])
+    content |= data.draw(st.dictionaries(st.sampled_from(sorted(content)), values, min_size=1, max_size=3))
+    (folder / "config.json").write_text(json.dumps(content))
+    refused_or_done(lambda: check_model(str(folder)))
+
+
+# Generation settings.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.9, "top_p": 0.6},  # without do_sample
+        {"num_beams": 1, "length_penalty": 2.0, "early_stopping": True},
+        {"do_sample": True, "temperature": 0.7, "eos_token_id": [2, 5]},
+    ],
+)
+def test_generation_settings_are_written_as_they_were_read(folder: Path, settings: dict[str, Any]) -> None:
+    edit(folder / "generation_config.json", **settings)
+    check_model(str(folder))
+    model = load_generator(folder)
+    export_network(model, folder / "export")
+    written = json.loads((folder / "export" / "generation_config.json").read_text())
+    assert {name: written[name] for name in settings} == settings
+    assert {name: getattr(load_generator(folder / "export").generation_config, name) for name in settings} == settings
+
+
+# Sequences.
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "expected"),
+    [
+        ("gpt2", {"n_positions": 77}, 77),
+        ("llama", {"max_position_embeddings": 99}, 99),
+        ("mpt", {"max_seq_len": 55}, 55),
+        ("bloom", {}, None),  # ALiBi alone
+        ("bloom", {"seq_length": 44}, 44),  # as BLOOM's own config.json has it
+        ("gemma3", {"text_config": {"max_position_embeddings": 88}}, 88),
+    ],
+)
+def test_the_longest_sequence(model_type: str, settings: dict[str, Any], expected: int | None) -> None:
+    assert longest_sequence(AutoConfig.for_model(model_type, **settings)) == expected
+
+
+def test_a_model_of_any_length_is_asked_for_any_length(tmp_path: Path) -> None:
+    bloom = next(family for family in FAMILIES if family.name == "BLOOM")
+    source = save_family(bloom, tmp_path, max_position_embeddings=None)
+    words = ["rollout.engine=transformers", f"model.generator={source}", "task.response_tokens=5000"]
+    check_before_start(load_config(None, words))
+
+
+# What a family is asked for.
+
+
+def test_a_recurrent_layer_that_reads_padding_is_refused(tmp_path: Path) -> None:
+    settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "lru_width": 32, "vocab_size": 40}
+    config = AutoConfig.for_model("recurrent_gemma", intermediate_size=64, eos_token_id=1, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    check_model(str(tmp_path))
+    with pytest.raises(UserError, match="its logits change with a cache or with padding on the left: set rollout"):
+        TransformersEngine(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        *((name, "sdpa") for name in ("llama", "gpt2", "gemma3")),
+        *((name, "eager") for name in ("gemma2", "gpt_oss", "bloom")),
+    ],
+)
+def test_attention_is_fused_where_it_computes_the_same(model_type: str, expected: str) -> None:
+    config = AutoConfig.for_model(model_type)
+    assert attention_for(config, torch.device("cuda")) == expected
+    assert attention_for(config, torch.device("cpu")) == "eager"
+
+
+def test_fused_attention_forgets_gemma_2s_cap(tmp_path: Path) -> None:
+    """The reason for ``attention_for``'s exception: once this fails, transformers does not forget it any more."""
+    gemma = next(family for family in FAMILIES if family.name == "Gemma 2")
+    source = save_family(gemma, tmp_path, attn_logit_softcapping=0.5)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        logits = [
+            AutoModelForCausalLM.from_pretrained(source, attn_implementation=name).eval()(ids).logits
+            for name in ("eager", "sdpa")
+        ]
+        ours = load_generator(source)(ids).logits
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+    torch.testing.assert_close(ours, logits[0])
+
+
+def test_soft_tokens_need_embeddings_at_the_first_layer_alone() -> None:
+    check_soft_family("a", AutoConfig.for_model("gemma3_text"))
+    with pytest.raises(
+        UserError, match=r"generator\.algorithm=gumbel feeds .*generator=a \(gemma3n_text\) reads token"
+    ):
+        check_soft_family("a", AutoConfig.for_model("gemma3n_text"))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2", "gemma3_text", "opt", "bloom", "falcon", "gpt_oss"])
+def test_a_family_with_a_classifier_keeps_it(model_type: str) -> None:
+    assert scoring_class(AutoConfig.for_model(model_type, num_hidden_layers=1)) is None
+
+
+def test_a_tokenizer_without_a_model_of_its_own_is_refused_as_a_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"model": {"type": "nothing"}}')
+    with pytest.raises(UserError, match=r"the tokenizer of .* cannot be read: "):
+        load_tokenizer(folder)

@@ -1,0 +1,135 @@
+"""One set of ends for demonstrations, engines, masks and exported files, from data to warm-ups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import AddedToken
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.models.tokenizer import train_bpe
+from rlgaf_ray.run.preparation import Data, notes_on_ends, prepare_data, with_date
+from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("</s>", "<|im_start|>", "<|im_end|>")
+Prepare = Callable[..., tuple[Config, Data, Warmups]]
+
+
+def model_folder(path: Path, *, tokenizer_end: str, config_end: str) -> Path:
+    bpe = train_bpe([f"user assistant What is {number}? It is {number}.\n" for number in range(50)], 320)
+    bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=tokenizer_end, pad_token="</s>")
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(path)
+    shape = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=1, n_head=2)
+    shape.bos_token_id = shape.pad_token_id = bpe.token_to_id("</s>")
+    shape.eos_token_id = bpe.token_to_id(config_end)
+    GPT2LMHeadModel(shape).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Prepare:
+    def make(folder: Path, rows: list[dict]) -> tuple[Config, Data, Warmups]:
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        config = load_config(
+            None,
+            [
+                f"model.generator={folder}",
+                "task.name=jsonl",
+                f"task.jsonl.path={tmp_path / 'rows.jsonl'}",
+                "task.prompt_tokens=60",
+                "task.response_tokens=30",
+                "warmup.generator.steps=0",
+                "warmup.sft.steps=2",
+                "warmup.discriminator.steps=0",
+            ],
+        )
+        data = prepare_data(config, tmp_path / "cache")
+        made = prepare_warmups(config, data.task, data.tokenizer, tmp_path / "cache", lambda *_: None, with_ray=False)
+        return config, data, made
+
+    return make
+
+
+def chats() -> list[dict]:
+    asked = [{"role": "user", "content": f"What is {number}?"} for number in range(20)]
+    return [{"messages": [each, {"role": "assistant", "content": "It is so."}]} for each in asked]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer_end", "config_end", "warned"),
+    [("<|im_end|>", "</s>", False), ("</s>", "<|im_end|>", False), ("</s>", "</s>", True)],
+)
+def test_rollouts_end_where_demonstrations_do(
+    tokenizer_end: str, config_end: str, warned: bool, prepare: Prepare, tmp_path: Path
+) -> None:
+    """Where the files name different ends, and where none names the one that the template writes."""
+    folder = model_folder(tmp_path / "model", tokenizer_end=tokenizer_end, config_end=config_end)
+    _, data, warmups = prepare(folder, chats())
+    end, other = (data.tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "</s>"))
+    assert {int(item.response_ids[-1]) for item in data.task.demonstrations} == {end}
+    assert all(end not in item.response_ids[:-1] for item in data.task.demonstrations)
+    assert [note for note in data.notes if f"end with '<|im_end|>' (token {end})" in note] == list(data.notes)
+    assert bool(data.notes) is warned
+
+    for made in (warmups.base, warmups.generator, warmups.discriminator):
+        config = json.loads((made / "config.json").read_text())
+        assert set(config["eos_token_id"]) == {end, other}
+    assert set(json.loads((warmups.generator / "generation_config.json").read_text())["eos_token_id"]) == {end, other}
+    engine = TransformersEngine(warmups.generator)
+    assert set(engine._end_of_text_ids) == {end, other}
+
+    with torch.no_grad():  # a generator that says nothing but the template's end
+        last, rows = engine._model.transformer.ln_f, engine._model.lm_head.weight
+        rows[end] *= 100
+        last.weight.zero_()
+        last.bias.copy_(rows[end])
+    prompts = [Prompt(prompt_id=0, token_ids=data.task.demonstrations[0].prompt_ids)]
+    sampling = SamplingSettings(max_new_tokens=9, samples_per_prompt=1)
+    (rollout,) = engine.generate(prompts, sampling, seeds=[0])
+    assert rollout.response_ids.tolist() == [end] and rollout.finish_reason == "stop"
+
+
+def test_plain_rows_end_with_the_tokenizers_end(prepare: Prepare, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", tokenizer_end="<|im_end|>", config_end="</s>")
+    rows = [{"prompt": f"What is {number}?", "response": " It is so."} for number in range(20)]
+    _, data, warmups = prepare(folder, rows)
+    end, other = (data.tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "</s>"))
+    assert {int(item.response_ids[-1]) for item in data.task.demonstrations} == {end}
+    assert TransformersEngine(warmups.generator)._end_of_text_ids == [end, other]
+    assert data.notes == []
+
+
+def test_demonstrations_that_go_on_after_an_end_are_reported(prepare: Prepare, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", tokenizer_end="<|im_end|>", config_end="</s>")
+    _, data, _ = prepare(folder, chats())
+    end = data.tokenizer.eos_token_id
+    first = data.task.demonstrations[0]
+    data.task.demonstrations[0] = Demonstration(first.prompt_ids, np.array([end, *first.response_ids], np.int32))
+    (note,) = notes_on_ends(data.task, [end], data.tokenizer)
+    assert note.startswith(f"1 of {len(data.task.demonstrations)} demonstrations hold a token that ends a rollout")
+
+
+def test_the_date_is_recorded_and_taken_up_again(tmp_path: Path) -> None:
+    config = load_config(None, [])
+    recorded = tmp_path / "config.yaml"
+    begun = with_date(config, recorded)
+    assert begun.task.date is not None
+    assert timedelta(0) <= datetime.now() - datetime.fromisoformat(begun.task.date) < timedelta(minutes=1)
+    recorded.write_text("task: {date: '2020-02-29T23:59:00'}")
+    assert with_date(config, recorded).task.date == "2020-02-29T23:59:00"
+    assert with_date(begun, recorded) == begun

@@ -1,0 +1,177 @@
+"""Updates from pairs: DPO on own samples, SPIN and DITTO."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.models.generator import policy_logprobs
+from rlgaf_ray.training.dpo import DirectPreference
+from rlgaf_ray.training.learner import Learner
+from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, TextBlocks
+from tests.unit.training.conftest import VOCABULARY
+
+NUM_PROMPTS = 4
+
+
+def config(*overrides: str) -> Config:
+    small = ["rollout.batch_size=8", "rollout.samples_per_prompt=2", "learner.precision=float32"]
+    small += ["rollout.stop_at_end_of_text=true", "generator.algorithm=dpo", "generator.average_decay=0"]
+    return load_config(None, [*small, *overrides])
+
+
+def responses(seed: int) -> list[np.ndarray]:
+    """Two for each prompt, of one to four tokens."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(1, VOCABULARY, 1 + row % 4).astype(np.int32) for row in range(2 * NUM_PROMPTS)]
+
+
+def prompt(row: int) -> np.ndarray:
+    """Of the pair of rows, in two lengths."""
+    pair = row // 2
+    return np.array([3, 4, 20 + pair] if pair % 2 else [3, 20 + pair], np.int32)
+
+
+def samples(seed: int) -> list[ScoredRollout]:
+    return [
+        ScoredRollout(
+            Rollout(
+                prompt_id=row // 2,
+                prompt_ids=prompt(row),
+                response_ids=ids,
+                behaviour_logprobs=np.full(len(ids), -4.0, np.float32),
+                finish_reason="stop",
+                policy_version=seed,
+            ),
+            score=0.0,
+            discriminator_version=0,
+            reward=0.0,
+        )
+        for row, ids in enumerate(responses(seed))
+    ]
+
+
+DEMONSTRATIONS = [Demonstration(prompt(row), ids) for row, ids in enumerate(responses(99))]
+
+
+def answers() -> TextBlocks:
+    return demonstration_blocks(DEMONSTRATIONS)
+
+
+def update(learner: Learner, iteration: int = 0) -> Metrics:
+    return learner.update(samples(iteration), iteration=iteration, text=answers())
+
+
+def by_hand(learner: Learner, beta: float, coefficient: float) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient of one step, pair after pair."""
+    policy, reference = learner.policy.model, learner.policy.reference
+
+    def logprob(model: torch.nn.Module, item: Demonstration | Rollout) -> torch.Tensor:
+        return policy_logprobs(model, collate_sequences([item], 0)).sum()  # type: ignore[arg-type]
+
+    losses = []
+    for real, sample in zip(DEMONSTRATIONS, samples(0), strict=True):
+        own = [logprob(policy, item) for item in (real, sample.rollout)]
+        with torch.no_grad():
+            anchors = [logprob(reference, item) for item in (real, sample.rollout)]
+        margin = beta * ((own[0] - anchors[0]) - (own[1] - anchors[1]))
+        losses.append(-torch.nn.functional.logsigmoid(margin) - coefficient * own[0] / len(real.response_ids))
+    loss = torch.stack(losses).mean()
+    names, weights = zip(*policy.named_parameters(), strict=True)
+    return loss.item(), dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
+
+
+@pytest.mark.parametrize("passes", ["micro_batch_size=64", "micro_batch_size=3", "micro_batch_tokens=24"])
+def test_one_step_is_the_loss_by_hand(folder: Path, passes: str) -> None:
+    beta = "generator.dpo.kl.coefficient=0.3"
+    settings = config(beta, "generator.dpo.demonstration_coefficient=0.2", f"learner.{passes}")
+    learner = Learner(folder, settings, pad_token_id=0)
+    with torch.no_grad():  # away from the reference
+        for weight in learner.policy.model.parameters():
+            weight.mul_(1.1)
+    loss, expected = by_hand(learner, beta=0.3, coefficient=0.2)
+    gradients: dict[str, torch.Tensor] = {}
+    learner.policy.step = lambda iteration: {  # type: ignore[method-assign]
+        "skipped_steps": float(
+            bool(gradients.update({n: w.grad.clone() for n, w in learner.policy.model.named_parameters()}))
+        )
+    }
+    assert update(learner)["generator/loss"] == pytest.approx(loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_demonstrations_come_to_be_preferred(folder: Path) -> None:
+    learner = Learner(folder, config("generator.learning_rate=1e-3"), pad_token_id=0)
+    first, *_, last = [update(learner) for _ in range(8)]
+    assert first["generator/loss"] == pytest.approx(math.log(2), abs=1e-5)  # policy and reference are equal
+    assert first["generator/preference_margin"] == pytest.approx(0, abs=1e-5)
+    assert last["generator/preference_accuracy"] == 1.0 and last["generator/loss"] < 0.5
+    assert last["generator/preference_chosen_reward"] > 0 > last["generator/preference_rejected_reward"]
+    assert last["generator/kl"] != 0
+
+
+def test_self_play_measures_from_the_policy_that_sampled(folder: Path) -> None:
+    """SPIN: every iteration starts at a margin of zero, and its later steps leave it."""
+    keys = ["generator.dpo.self_play=true", "generator.learning_rate=1e-3", "generator.learning_rate_schedule=constant"]
+    learner = Learner(folder, config(*keys), pad_token_id=0)
+    for iteration in range(3):
+        assert update(learner, iteration)["generator/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    several = Learner(folder, config(*keys, "generator.dpo.epochs=4"), pad_token_id=0)
+    assert update(several)["generator/loss"] < math.log(2) - 0.01
+
+
+def test_earlier_samples_are_rejected_and_left_behind(folder: Path, tmp_path: Path) -> None:
+    """DITTO: of many pairs the shares have the three kinds; the samples stand in the checkpoint."""
+    shares = ["generator.dpo.replay_share=0.3", "generator.dpo.between_share=0.2", "generator.dpo.replay_size=8"]
+    learner = Learner(folder, config(*shares), pad_token_id=0)
+    algorithm = learner.algorithm
+    assert isinstance(algorithm, DirectPreference)
+    now = [Demonstration(item.rollout.prompt_ids, item.rollout.response_ids) for item in samples(1)]
+    drawn = np.random.default_rng(0)
+    assert all(
+        pair.chosen in DEMONSTRATIONS and pair.rejected in now for pair in algorithm.pairs(DEMONSTRATIONS, now, drawn)
+    )
+    update(learner)
+    update(learner, iteration=7)
+    assert len(algorithm.earlier.samples) == 8
+    old = list(algorithm.earlier.samples)
+    kinds = {"online": 0, "replay": 0, "between": 0}
+    for _ in range(500):
+        for row, pair in enumerate(algorithm.pairs(DEMONSTRATIONS, now, drawn)):
+            if pair.rejected is now[row]:
+                kind, chosen = "online", DEMONSTRATIONS[row]
+            else:
+                assert pair.rejected in old and np.array_equal(pair.rejected.prompt_ids, prompt(row))
+                kind, chosen = ("between", now[row]) if pair.chosen is now[row] else ("replay", DEMONSTRATIONS[row])
+            assert pair.chosen is chosen
+            kinds[kind] += 1
+    assert [count / 4000 for count in kinds.values()] == pytest.approx([0.5, 0.3, 0.2], abs=0.04)
+
+    learner.save(tmp_path)
+    again = Learner(folder, config(*shares), pad_token_id=0)
+    again.load(tmp_path)
+    assert again.algorithm.state_dict() == algorithm.state_dict()
+    assert update(again, 8) == update(learner, 8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (["generator.dpo.replay_share=0.7", "generator.dpo.between_share=0.4"], "parts of one batch: at most 1"),
+        (["reward.discriminator_weight=0.5"], "leave out reward.discriminator_weight"),
+        (["reward.functions=[{path: 'my.py:f', weight: 1.0}]"], "prefers demonstrations to samples, and would ignore"),
+        (["generator.entropy_bonus=0.1"], "leave out generator.entropy_bonus"),
+        (["generator.dpo.minibatches=9"], "more than rollout.batch_size=8"),
+    ],
+)
+def test_what_dpo_would_ignore_is_refused(keys: list[str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        config(*keys)
