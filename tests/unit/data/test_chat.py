@@ -272,7 +272,7 @@ def test_a_row_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
     rows = chats()
     for _ in range(700):
         rows[3]["messages"][0]["note"] = [rows[3]["messages"][0].get("note")]
-    with pytest.raises(UserError, match=r"^task: row 4: its values are nested too deeply for a chat: flatten them$"):
+    with pytest.raises(UserError, match=r"rows.jsonl, line 4: its values are nested too deeply for a chat: flatten"):
         made(tmp_path, rows, tokenizer_with(CHATML))
 
 
