@@ -234,20 +234,24 @@ def _example(prompt: str | Messages | None, answer: str | Messages, place: str, 
 
 def check_encodable(value: Any, place: str) -> None:
     """Raise ``UserError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
-    match value:
-        case str() if any("\ud800" <= character <= "\udfff" for character in value):
-            raise UserError(f"{place}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
-        case str() if not RESERVED.isdisjoint(value):
-            raise UserError(f"{place}: a text holds one of U+FDD0 to U+FDD2, which are no characters: remove it")
-        case dict():
-            check_encodable(list(value.values()), place)
-        case list():
-            for item in value:
-                check_encodable(item, place)
+    left = [value]  # not by recursion: a row may be nested more deeply than Python calls
+    while left:
+        match left.pop():
+            case str() as text if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(f"{place}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+            case str() as text if not RESERVED.isdisjoint(text):
+                raise UserError(f"{place}: a text holds one of U+FDD0 to U+FDD2, which are no characters: remove it")
+            case dict() as row:
+                left += [*row, *row.values()]
+            case list() as items:
+                left += items
 
 
 def _short(value: object) -> str:
-    text = " ".join(str(value).split()).encode(errors="replace").decode()
+    try:
+        text = " ".join(str(value).split()).encode(errors="replace").decode()
+    except RecursionError:
+        return "nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -64,8 +64,8 @@ class ImdbTask(Task):
             for items in (self._wanted("demonstrations")[0], self._unwanted("demonstrations"))
         )
         self.rows: Sequence[Row] = ()
-        self.counts = self._counts()
-        self.counts.refuse_above(task.max_dropped_share, [CUT])
+        self._counts = self._counted()
+        self._counts.refuse_above(task.max_dropped_share, [CUT])
         self._evaluation = {part: self._wanted(part) for part in EVALUATION_PARTS}
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
@@ -75,6 +75,10 @@ class ImdbTask(Task):
     def asked_positive(self, part: EvaluationPart) -> np.ndarray:
         """int64, 1 = a positive review was asked for; in the order of ``evaluation``."""
         return self._evaluation[part][1]
+
+    @property
+    def counts(self) -> RowCounts:
+        return self._counts
 
     @property
     def checksum(self) -> str:
@@ -145,7 +149,7 @@ class ImdbTask(Task):
         parts = [self._demonstrations(part, label, instruction=1 - label, whole=whole) for label in (0, 1)]
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
 
-    def _counts(self) -> RowCounts:
+    def _counted(self) -> RowCounts:
         """Of both sentiments. The base warm-up and the judges read reviews of any length."""
         asked = self._task.prompt_tokens + self._task.response_tokens
         reason = f"shorter than task.prompt_tokens + task.response_tokens = {asked}"

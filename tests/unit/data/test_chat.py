@@ -221,6 +221,23 @@ def test_every_answer_may_be_learned(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == 20 == len(set.union(*parts)), "one chat's answers stay in one part"
 
 
+@pytest.mark.parametrize("train", ["last", "all"])
+def test_rejected_messages_are_written_by_the_template(tmp_path: Path, train: str) -> None:
+    """After the same prompt, with their end; the answers before the last have that to another prompt as contrast."""
+    tokenizer = tokenizer_with(STRICT)
+    rows = []
+    for number in range(20):
+        shared = [user(f"{number}?"), assistant(f"One {number}."), user("And?")]
+        chosen, rejected = [*shared, assistant("Yes.")], [*shared, assistant("No.")]
+        rows.append({"chosen": chosen, "rejected": rejected, "messages": chosen})
+    task = made(tmp_path, rows, tokenizer, messages_train=train)
+    found = {(item.prompt_ids.tobytes(), str(tokenizer.decode(item.response_ids.tolist()))) for item in task.contrast}
+    last = [item for item in task.demonstrations if "Yes" in str(tokenizer.decode(item.response_ids.tolist()))]
+    assert {(item.prompt_ids.tobytes(), "No.<|im_end|>") for item in last} <= found
+    assert len(last) == task.counts.rejected and len(task.contrast) == len(task.demonstrations)
+    assert task.unwanted == "rejected answers" + (" and answers to other prompts" if train == "all" else "")
+
+
 def test_one_bad_row_is_named(tmp_path: Path) -> None:
     rows = chats()
     rows[12]["messages"].insert(0, {"role": "system", "content": "No."})
@@ -255,7 +272,7 @@ def test_a_row_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
     rows = chats()
     for _ in range(700):
         rows[3]["messages"][0]["note"] = [rows[3]["messages"][0].get("note")]
-    with pytest.raises(UserError, match=r"^task: row 4: its values are nested too deeply for a chat: flatten them$"):
+    with pytest.raises(UserError, match=r"rows.jsonl, line 4: its values are nested too deeply for a chat: flatten"):
         made(tmp_path, rows, tokenizer_with(CHATML))
 
 

@@ -154,3 +154,13 @@ def test_a_row_that_is_no_demonstration_is_named(row: dict[str, Any], message: s
 def test_the_beginning_that_two_texts_share(first: str, second: str, expected: str | None) -> None:
     assert common_beginning(first, second) == (expected if expected is not None else first[:-2])
     assert common_beginning(second, first) == common_beginning(first, second)
+
+
+def test_rows_may_be_nested_deeply() -> None:
+    """As deep as the JSON parser reads; a value of that kind where text belongs is named."""
+    deep: Any = "end"
+    for _ in range(5000):
+        deep = {"a": [deep]}
+    assert read({"prompt": "a", "response": "b", "meta": deep}).response == "b"
+    with pytest.raises(UserError, match=r"response is nested too deeply \(dict\): write text"):
+        read({"prompt": "a", "response": deep})
