@@ -52,9 +52,9 @@ class Row:
     def value(self, replicate: int, metric: str, temperature: float = 1.0) -> float:
         return float(self.lines[replicate]["final"][str(temperature)][metric])
 
-    def has(self, metric: str) -> bool:
+    def has(self, metric: str, temperature: float = 1.0) -> bool:
         """Rows without a trained discriminator have none of its measures."""
-        return all(metric in line["final"]["1.0"] for line in self.lines.values())
+        return all(metric in line["final"][str(temperature)] for line in self.lines.values())
 
     def temperatures(self) -> list[float]:
         return sorted(float(key) for key in next(iter(self.lines.values()))["final"])
@@ -107,7 +107,7 @@ def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
     for metric, title in metrics.items():
         cells = []
         for _, row, temperature in rows:
-            values = [row.value(each, metric, temperature) for each in row.lines] if row.has(metric) else []
+            values = [row.value(each, metric, temperature) for each in row.lines] if row.has(metric, temperature) else []
             cells.append(f"{np.mean(values):.3f}" if values else "")
         first = next(iter(rows[0][1].lines.values()))["final"]["1.0"]
         real = first.get(f"{metric}_real")

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from rlgaf_ray.data.collate import collate_sequences
-from rlgaf_ray.models.generator import build_tiny_gpt2, policy_logprobs, predicted_logprobs
-from rlgaf_ray.models.legal import constrain, load_legal, save_legal
-from rlgaf_ray.types import Demonstration
+from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.models.folder import save_network
+from rlgaf_ray.models.generator import build_tiny_gpt2, load_generator, policy_logprobs, predicted_logprobs
+from rlgaf_ray.models.legal import constrain, load_legal
+from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 VOCABULARY = 12
 
@@ -57,10 +59,28 @@ def test_sampling_with_a_cache_keeps_to_it(legal: torch.Tensor) -> None:
 
 
 def test_the_table_stands_beside_the_weights(legal: torch.Tensor, tmp_path: Path) -> None:
-    assert load_legal(tmp_path) is None
-    save_legal(tmp_path, legal)
-    found = load_legal(tmp_path)
+    model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=0)
+    save_network(model, tmp_path / "free")
+    assert load_legal(tmp_path / "free") is None
+    constrain(model, legal)
+    save_network(model, tmp_path / "bound")
+    found = load_legal(tmp_path / "bound")
     assert found is not None and torch.equal(found, legal)
+    again = load_generator(tmp_path / "bound")
+    ids = torch.tensor([[3, 4, 6]])
+    assert torch.equal(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_the_engine_samples_what_is_legal(legal: torch.Tensor, tmp_path: Path) -> None:
+    model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=0)
+    constrain(model, legal)
+    save_network(model, tmp_path)
+    engine = TransformersEngine(tmp_path)
+    prompts = [Prompt(0, np.array([3], np.int32)), Prompt(1, np.array([5, 7], np.int32))]
+    sampling = SamplingSettings(max_new_tokens=8, samples_per_prompt=20, stop_at_end_of_text=True)
+    for rollout in engine.generate(prompts, sampling, seeds=list(range(40))):
+        line = [*rollout.prompt_ids[-1:], *rollout.response_ids]
+        assert legal[line[:-1], line[1:]].all() and np.isfinite(rollout.behaviour_logprobs).all()
 
 
 def test_tables_that_cannot_be_used_are_refused(legal: torch.Tensor) -> None:
