@@ -62,7 +62,7 @@ def test_other_versions_are_accepted_by_a_flag(
     assert main([str(path), "--resume"]) == main([str(path), "--resume", "--other-versions"]) == 0
     assert [options["other_versions"] for options in asked] == [False, True]
     assert main([str(path), "--other-versions"]) == 2
-    assert capsys.readouterr().err == "error: --other-versions goes on with a run: add --resume\n"
+    assert capsys.readouterr().err == "error: --other-versions goes on with a run or a sweep: add --resume\n"
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, AssertionError])

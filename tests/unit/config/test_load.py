@@ -23,7 +23,7 @@ TASKS = [
 CONFIGS = Path(__file__).parents[3] / "configs"
 SECTIONS = (
     "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
-    "evaluation, checkpoint, tracking, cluster, sweep"
+    "evaluation, checkpoint, tracking, cluster, sweep, compare"
 )
 AS_IT_IS = "generator.average_decay=0"
 MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", AS_IT_IS]
@@ -384,8 +384,8 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: 'tarin' is neither a command (train, tune, plan, evaluate, report) nor a .yaml file, a preset or "
-            "key=value\n",
+            "error: 'tarin' is neither a command (train, tune, compare, plan, evaluate, report) nor a .yaml file, a "
+            "preset or key=value\n",
         ),
         (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
         (
