@@ -107,7 +107,9 @@ def absolute(rows: Sequence[tuple[str, Row, float]]) -> str:
     for metric, title in metrics.items():
         cells = []
         for _, row, temperature in rows:
-            values = [row.value(each, metric, temperature) for each in row.lines] if row.has(metric, temperature) else []
+            values = (
+                [row.value(each, metric, temperature) for each in row.lines] if row.has(metric, temperature) else []
+            )
             cells.append(f"{np.mean(values):.3f}" if values else "")
         first = next(iter(rows[0][1].lines.values()))["final"]["1.0"]
         real = first.get(f"{metric}_real")

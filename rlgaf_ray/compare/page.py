@@ -16,6 +16,7 @@ from rlgaf_ray.compare.methods import METHODS
 from rlgaf_ray.compare.results import Row, at
 from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config import Config, dump_config
+from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.report.figures import save, svg
 from rlgaf_ray.report.page import render
 
@@ -85,7 +86,7 @@ def budget_table(rows: Sequence[Row]) -> Table:
 
 
 def write_page(
-    config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[str, int], str]
+    config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[MethodName, int], str]
 ) -> Path:
     folder = config.run.folder
     figures = {"temperature": temperature_figure(config, trials), "diversity": diversity_figure(config, trials)}

@@ -18,7 +18,6 @@ from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
 from rlgaf_ray.config import Config, dump_config
 from rlgaf_ray.config.compare import MethodName
-from rlgaf_ray.data.cache import write_atomically
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder
@@ -102,7 +101,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     elif resume:
         raise UserError(f"nothing to resume: {folder} holds no comparison")
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda temporary: temporary.write_text(json.dumps(settings), encoding="utf-8"))
+    file.write_text(json.dumps(settings), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
@@ -145,7 +144,7 @@ def run_trials(config: Config, jobs: Sequence[Job], folder: Path, console: Conso
             ).fit()
         return {
             labels[result.config["trial"]]: " ".join(str(result.error).split())[-400:]
-            for result in grid
+            for result in map(grid.__getitem__, range(len(grid)))
             if result.error is not None and result.config is not None
         }
 

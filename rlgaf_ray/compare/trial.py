@@ -55,7 +55,10 @@ class Trial:
     candidates: int  # sampled for each answer
 
     def save(self, path: Path) -> None:
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(asdict(self)), encoding="utf-8"))
+        def write(temporary: Path) -> None:
+            temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+        write_atomically(path, write)
 
     @classmethod
     def load(cls, path: Path) -> Trial:

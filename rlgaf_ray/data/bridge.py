@@ -141,7 +141,7 @@ class BridgeTask(Task):
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
         return self._evaluation[part]
 
-    def measure(self, part: EvaluationPart, num_prompts: int) -> Measure:  # type: ignore[override]
+    def measure(self, part: EvaluationPart, num_prompts: int) -> Measure:
         return BridgeMeasure(self.board, self.pairs[part][:num_prompts], self._settings.moves)
 
     def verdict(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:

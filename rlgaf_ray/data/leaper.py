@@ -98,7 +98,7 @@ class Verdict:
 
 def judge(board: Board, pairs: np.ndarray, walks: np.ndarray) -> Verdict:
     """``walks``: [N, moves], what was answered for each (start, goal); anything that is no square is illegal."""
-    inside = ((walks >= 0) & (walks < board.num_squares)).all(1)
+    inside: np.ndarray = np.all((walks >= 0) & (walks < board.num_squares), axis=1)
     squares = np.where(inside[:, None], walks, 0)
     steps = np.column_stack([pairs[:, 0], squares])
     legal = inside & board.moves[steps[:, :-1], steps[:, 1:]].all(1)

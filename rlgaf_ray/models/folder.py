@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 from torch import Tensor
@@ -26,6 +27,11 @@ def reading(what: str) -> Iterator[None]:
     """Turn whatever transformers raises for files that are missing, damaged or unknown to it into one sentence."""
     try:
         yield
+    except UnpicklingError as error:
+        raise UserError(
+            f"{what} cannot be read: its pytorch_model.bin holds more than weights, which is code that would run: "
+            "convert it to safetensors where you trust it"
+        ) from error
     except Exception as error:  # of many types: what is wrong is the files that it reads
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0][:300] if lines else type(error).__name__
@@ -47,9 +53,9 @@ def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options:
     Raises:
         UserError: it cannot be read, or a weight is missing or of another shape than config.json says.
     """
-    load: Any = AutoModelForCausalLM.from_pretrained
+    kind: Any = AutoModelForCausalLM  # its types know one of its two answers
     with reading(f"model.generator={source}"):
-        model, found = load(
+        model, found = kind.from_pretrained(
             model_source(source),
             use_safetensors=None if allow_pickle else True,  # None: where they are there
             ignore_mismatched_sizes=True,  # reported below, by name

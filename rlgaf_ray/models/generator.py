@@ -125,10 +125,12 @@ def load_generator(
 def blocks_of(network: PreTrainedModel) -> list[nn.Module]:
     """A transformer's blocks, the lowest first; none of a network that has no such stack."""
     total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
+    if not total:
+        return []
     embedding = network.get_input_embeddings()  # beside it: below the model in OPT, and a vision tower has blocks, too
     owner = next((part for part in network.base_model.modules() if embedding in part.children()), network.base_model)
     lists = (part for part in owner.modules() if isinstance(part, nn.ModuleList))
-    return list(next((part for part in lists if len(part) == total > 0), []))
+    return list(next((part for part in lists if len(part) == total), []))
 
 
 def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"]:

@@ -106,9 +106,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = wrap_bpe(train_bpe([json.dumps(row) for row in rows], 280))
     tokenizer.chat_template = TEMPLATES["plain"]
     tokenizer.save_pretrained(folder)
-    shape = {"n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 1}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, **ends)).save_pretrained(folder)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=8, n_layer=1, n_head=1)
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
+    GPT2LMHeadModel(config).save_pretrained(folder)
     write(folder / "pairs.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
     return folder
 

@@ -85,7 +85,7 @@ def test_texts_are_judged_as_they_are_written() -> None:
     board = Board(8)
     tokenizer = squares_tokenizer(board)
     measure = BridgeMeasure(board, np.array([[0, 0], [0, 0], [0, 17], [0, 0]]), 2)
-    texts = [tokenizer.decode([10, 0]), "c2", "c2 b3", "c2 x9"]
+    texts = [str(tokenizer.decode([10, 0])), "c2", "c2 b3", "c2 x9"]
     assert texts[0] == "c2 a1"
     metrics = measure(texts)
     assert metrics["eval/success"] == metrics["eval/legal"] == 0.25 and metrics["eval/arrives"] == 0.5

@@ -89,7 +89,7 @@ def by_hand(learner: Learner, beta: float, coefficient: float) -> tuple[float, d
 
 
 @pytest.mark.parametrize("passes", ["micro_batch_size=64", "micro_batch_size=3", "micro_batch_tokens=24"])
-def test_one_step_is_the_loss_by_hand(folder: Path, passes: str) -> None:
+def test_one_step_is_the_loss_by_hand(folder: Path, passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     beta = "generator.dpo.kl.coefficient=0.3"
     settings = config(beta, "generator.dpo.demonstration_coefficient=0.2", f"learner.{passes}")
     learner = Learner(folder, settings, pad_token_id=0)
@@ -98,12 +98,16 @@ def test_one_step_is_the_loss_by_hand(folder: Path, passes: str) -> None:
             weight.mul_(1.1)
     loss, expected = by_hand(learner, beta=0.3, coefficient=0.2)
     gradients: dict[str, torch.Tensor] = {}
-    learner.policy.step = lambda iteration: {  # type: ignore[method-assign]
-        "skipped_steps": float(
-            bool(gradients.update({n: w.grad.clone() for n, w in learner.policy.model.named_parameters()}))
-        )
-    }
+
+    def keep_gradients(iteration: int) -> Metrics:
+        for name, weight in learner.policy.model.named_parameters():
+            assert weight.grad is not None, name
+            gradients[name] = weight.grad.clone()
+        return {"skipped_steps": 0.0}
+
+    monkeypatch.setattr(learner.policy, "step", keep_gradients)
     assert update(learner)["generator/loss"] == pytest.approx(loss, rel=1e-5)
+    assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
 
