@@ -14,7 +14,7 @@ from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.reviews import Reviews, load_reviews
 from rlgaf_ray.data.splits import Splits, drawn_rows, split_reviews
-from rlgaf_ray.data.task import Task
+from rlgaf_ray.data.task import Task, TaskSource
 from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Rollout, Row, TextBlocks
@@ -186,7 +186,7 @@ def _shuffled(items: list[Demonstration], labels: np.ndarray) -> tuple[list[Demo
 
 
 @dataclass(frozen=True, slots=True)
-class ImdbSource:
+class ImdbSource(TaskSource):
     """The reviews and their splits."""
 
     task: TaskSection

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rlgaf_ray.actors import warmup
+from rlgaf_ray.actors import warmup, warmup_worker
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import load_config
 from rlgaf_ray.models.built_in import FOLDER
@@ -99,11 +99,11 @@ def test_the_labelled_warm_up_reads_what_training_reads(
 ) -> None:
     build_tiny_gpt2(vocab_size=16, end_of_text_id=0, seed=0).save_pretrained(tmp_path)
     read: list[Demonstration] = []
-    monkeypatch.setattr(warmup, "_worker", lambda name, payload: Worker(rank=1, num_workers=2))
-    monkeypatch.setattr(warmup, "warm_up_discriminator", lambda model, windows, *_, **__: read.extend(windows))
+    monkeypatch.setattr(warmup_worker, "_worker", lambda name, payload: Worker(rank=1, num_workers=2))
+    monkeypatch.setattr(warmup_worker, "warm_up_discriminator", lambda model, windows, *_, **__: read.extend(windows))
     prompt = np.array([3], np.int32)
     windows = [Demonstration(prompt, np.array(row, np.int32)) for row in ([5, 6, 7, 0], [8])]
-    warmup._discriminator_worker(
+    warmup_worker.discriminator_worker(
         {
             "stage": "discriminator",
             "config": load_config(None, overrides),
