@@ -144,6 +144,9 @@ _TABLE = [
     Metric("eval/exact_match", "%", "{:.1f}", "higher", "exact match, %", "exact match, %"),
     Metric("eval/exact_match_has_answer", "%", "{:.1f}", "higher"),
     Metric("eval/exact_match_no_answer", "%", "{:.1f}", "higher"),
+    Metric("eval/success", "share", "{:.3f}", "higher", "success", "answers that reach the goal"),
+    Metric("eval/legal", "share", "{:.3f}", "higher", "legal", "answers of legal moves alone"),
+    Metric("eval/arrives", "share", "{:.3f}", "higher", "arrives", "answers that end on the goal"),
     Metric("eval/f1", "%", "{:.1f}", "higher", "F1, %", "F1, %"),
     Metric("eval/f1_has_answer", "%", "{:.1f}", "higher", line="F1 where the context has an answer, %"),
     Metric("eval/f1_no_answer", "%", "{:.1f}", "higher", line="F1 where it has none, %"),
@@ -186,6 +189,7 @@ _TABLE = [
     #
     Metric("quick/judge_share", "share", "{:.3f}", head="quick judge"),
     Metric("quick/two_sample_auc", "0 to 1", "{:.3f}", "lower", "quick AUC", ideal=0.5),
+    Metric("quick/success", "share", "{:.3f}", "higher"),
     Metric("quick/f1", "%", "{:.1f}", "higher", "quick F1, %"),
     Metric("quick/held_out_auc", "share", "{:.3f}", "higher"),
     Metric("quick/information", "nats/row", "{:.3f}", "higher"),

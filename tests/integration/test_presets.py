@@ -40,6 +40,14 @@ IMDB = [
     "task.imdb.splits={base: 400, demonstrations: 600, judge_validation: 300, judge_test: 300, validation: 120, "
     "test: 120}",
 ]
+SIZES = {
+    "imdb": IMDB,
+    "bridge": [
+        "rollout.batch_size=32",
+        "task.bridge={base_walks: 100, validation: 40, test: 40}",
+        "evaluation.every=1",
+    ],
+}
 ANSWERS = ["task.squad.source=path", f"task.squad.path={SQUAD}", "task.squad.max_rows=8000"]
 
 
@@ -55,11 +63,11 @@ def ray_cluster():
     ids=lambda path: path.stem,
 )
 def test_a_preset_runs(path: Path, ray_cluster, cache: Path, tmp_path: Path) -> None:
-    preset = path.parent.name != "ablations" and path.stem not in ("default", "labelled")
+    preset = path.parent.name != "ablations" and path.stem not in ("default", "labelled", "bridge")
     task = load_config(path).task.name
     if task == "squad" and not SQUAD.is_file():
         pytest.skip("needs the official SQuAD files in ../shared/data/squad")
-    config = load_config(path, [*SHORT, *(IMDB if task == "imdb" else ANSWERS)], small=preset)
+    config = load_config(path, [*SHORT, *SIZES.get(task, ANSWERS)], small=preset)
     two_iterations(config, cache, tmp_path)
 
 
