@@ -51,6 +51,8 @@ def generator_worker(payload: dict[str, Any]) -> None:
     )
     if payload["unused"]:
         setattr(model.config, UNUSED, payload["unused"])
+    if payload["legal"] is not None:  # from here on: a model that never could err has no reason to learn the rules
+        constrain(model, torch.from_numpy(payload["legal"]))
     _write_generator(model, settings.steps, payload, worker)
 
 
@@ -92,8 +94,6 @@ def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel
     if payload["source"] in FROM_SCRATCH:
         vocab_size, end_of_text_id = payload["vocabulary"]
         new = build_from_scratch(payload["source"], vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=SEED)
-        if payload["legal"] is not None:
-            constrain(new, torch.from_numpy(payload["legal"]))
         return new.to(device)  # type: ignore[arg-type]  # transformers wraps it untyped
     return load_generator(
         payload["source"],

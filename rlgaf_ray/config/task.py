@@ -237,7 +237,9 @@ class BridgeSettings(TaskSettings):
         (1, 2), description="a move goes so far one way and so far the other: [1, 2] is the knight"
     )
     moves: Positive = Field(8, description="of every walk; task.response_tokens must say the same")
-    legal_only: bool = Field(True, description="illegal moves have probability zero, in training and in sampling")
+    legal_only: bool = Field(
+        True, description="after the base warm-up illegal moves have probability zero, in training and in sampling"
+    )
     base_walks: Positive = Field(40_000, description="legal walks without a goal, for the base warm-up")
     validation: Positive = Field(256, description="pairs of start and goal that settings are chosen by")
     test: Positive = Field(512, description="pairs for final numbers; all others are for training")

@@ -158,7 +158,7 @@ class BridgeTask(Task):
 
     @property
     def base_key(self) -> Sequence[str]:
-        return str(self._settings.base_walks), str(self._settings.legal_only)
+        return str(self._settings.base_walks), f"legal_only={self._settings.legal_only}"
 
     @property
     def max_tokens(self) -> int:
