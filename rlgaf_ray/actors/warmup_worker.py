@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train.torch
 import torch
 from transformers import PreTrainedModel
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config.model import FROM_SCRATCH
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import model_source
 from rlgaf_ray.models.generator import read_config
 
@@ -18,14 +19,21 @@ def model_ends(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, trust_
 
     Base models often have a tokenizer that ends a turn and a config that ends a document, and chat models name their
     further ends in generation_config.json alone. Ids outside of the vocabulary are left out: no rollout has them.
+    Raises ``UserError`` for one that is no number.
     """
     if source in FROM_SCRATCH:
         return merged(tokenizer.eos_token_id)
     config = read_config(source, trust_remote_code=trust_remote_code).get_text_config()
-    named: list[int | Sequence[int] | None] = [tokenizer.eos_token_id, config.eos_token_id]
+    named = {"the tokenizer": tokenizer.eos_token_id, "config.json": config.eos_token_id}
     with suppress(OSError, ValueError):  # no such file, or one that is of no use
-        named.append(GenerationConfig.from_pretrained(model_source(source)).eos_token_id)
-    return [token_id for token_id in merged(*named) if 0 <= token_id < config.vocab_size]
+        named["generation_config.json"] = GenerationConfig.from_pretrained(model_source(source)).eos_token_id
+    for place, value in named.items():
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token_id) is int for token_id in ids):
+            raise UserError(
+                f"model.generator={source}: eos_token_id of {place} is {value!r}: give a token id, or a list of them"
+            )
+    return [token_id for token_id in merged(*named.values()) if 0 <= token_id < config.vocab_size]
 
 
 def merged(*named: int | Collection[int] | None) -> list[int]:

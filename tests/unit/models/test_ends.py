@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.ends import merged, model_ends, set_ends
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
@@ -51,6 +52,13 @@ def test_the_ends_are_those_of_all_files(
     if generation == "damaged":
         (folder / "generation_config.json").write_text("{")
     assert model_ends(folder, tokenizer) == expected
+
+
+@pytest.mark.parametrize("value", ["</s>", 1.5, [0, "</s>"], True])
+def test_an_end_that_is_no_token_id_is_named(value: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, 0, value)
+    with pytest.raises(UserError, match=r"eos_token_id of generation_config\.json is .*: give a token id"):
+        model_ends(folder, tokenizer)
 
 
 def test_a_model_from_scratch_ends_as_its_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
