@@ -79,6 +79,8 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
         if found[replicate].each is not None and others[replicate].each is not None
     ]
     level, at_equal = _at_equal_level(trials, baseline, shared)
+    if trials is baseline:  # nothing to hold it against
+        gaps, at_equal = [], []
     ones = [each for trial in trials.values() for each in trial.parts["test"] if each.temperature == 1.0]
     entropies = [each.entropy for each in ones if each.entropy is not None]
     return Row(

@@ -23,9 +23,9 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
 from rlgaf_ray.run.signals import stop_on_signals
-from rlgaf_ray.sweep.tuner import tune_settings, with_absolute_paths
+from rlgaf_ray.sweep.tuner import WIDE, tune_settings, with_absolute_paths
 
-TRIALS, SETTINGS, CONFIG = "trials", "compare.json", "config.yaml"
+TRIALS, SETTINGS, CONFIG = "trials", "settings.json", "config.yaml"
 Job = tuple[MethodName, int]
 
 
@@ -36,6 +36,8 @@ def compare(config: Config, *, resume: bool, console: Console | None = None) -> 
     starts.
     """
     console = console or Console()
+    if not console.is_terminal:
+        console.width = WIDE
     config = with_absolute_paths(with_name(config))
     if config.run.remote:
         raise UserError("rlgaf compare writes to a local folder: set run.root to one")
@@ -48,7 +50,7 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
     jobs = [(name, replicate) for replicate in config.compare.numbers for name in config.compare.methods]
     left = [job for job in jobs if not trial_file(folder, job).is_file()]
     console.print(f"{len(jobs)} trials, {len(jobs) - len(left)} of them there already, in {folder}", highlight=False)
-    errors = run_trials(config, left, folder, console) if left else {}
+    errors = run_trials(config, left, folder) if left else {}
     trials = [Trial.load(trial_file(folder, job)) for job in jobs if trial_file(folder, job).is_file()]
     for (name, replicate), error in errors.items():
         console.print(f"{name} {replicate} failed: {error}", highlight=False, markup=False)
@@ -116,7 +118,7 @@ def differing(before: Any, now: Any, key: str = "") -> list[str]:
     return [] if before == now else [key]
 
 
-def run_trials(config: Config, jobs: Sequence[Job], folder: Path, console: Console) -> dict[Job, str]:
+def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> dict[Job, str]:
     """Each in a process of its own on one core. Returns the error of each that failed."""
     labels = {f"{name} {replicate}": (name, replicate) for name, replicate in jobs}
 
@@ -138,7 +140,7 @@ def run_trials(config: Config, jobs: Sequence[Job], folder: Path, console: Conso
                     name="tune",
                     storage_path=str(folder),
                     verbose=0,
-                    callbacks=[Lines(console, len(labels))],
+                    callbacks=[Lines(len(labels))],
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
@@ -150,20 +152,19 @@ def run_trials(config: Config, jobs: Sequence[Job], folder: Path, console: Conso
 
 
 class Lines(tune.Callback):
-    """A line for each trial that ends."""
+    """A line for each trial that ends. Ray Tune pickles it, which a console cannot be."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self.console, self.total, self.done = console, total, 0
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.done += 1
         result = trial.last_result
-        self.console.print(
-            f"{self.done}/{self.total} {trial.config['trial']}: {result.get('quality', float('nan')):.3f} at the best "
-            f"temperature, {result.get('seconds', 0):.0f} s",
-            highlight=False,
-        )
+        quality, seconds = result.get("quality", float("nan")), result.get("seconds", 0)
+        self._line(trial, f"{quality:.3f} at the best temperature, {seconds:.0f} s")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._line(trial, "failed")
+
+    def _line(self, trial: Any, what: str) -> None:
         self.done += 1
-        self.console.print(f"{self.done}/{self.total} {trial.config['trial']}: failed", highlight=False)
+        print(f"{self.done}/{self.total} {trial.config['trial']}: {what}", flush=True)

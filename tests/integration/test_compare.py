@@ -1,0 +1,49 @@
+"""``rlgaf compare`` from the command line: trials in parallel, a page, and what is there already is not run again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.main import main
+
+SMALL = [
+    "run.iterations=2",
+    "model.generator=tiny-gpt2",
+    "task.name=bridge",
+    "task.prompt_tokens=2",
+    "task.response_tokens=2",
+    "task.max_demonstrations=30",
+    "task.bridge={board: 5, moves: 2, base_walks: 200, validation: 20, test: 30}",
+    "warmup.generator={steps: 10, batch_size: 16}",
+    "warmup.sft={steps: 5, batch_size: 16}",
+    "warmup.discriminator.steps=2",
+    "rollout={engine: transformers, batch_size: 16, samples_per_prompt: 4}",
+    "discriminator={batch_size: 16, frozen_layers: 0}",
+    "evaluation={num_prompts: 20, every: 0, quick_every: 0, embeddings: false}",
+    "tracking.to=[]",
+    "compare={methods: [sft, best_of_4, rlgaf], replicates: 1, temperatures: [1.0, 0.5], samples: 2}",
+]
+
+
+@pytest.mark.slow
+def test_a_comparison_is_made_and_goes_on(tmp_path: Path, capsys) -> None:
+    arguments = ["compare", *SMALL, f"run.root={tmp_path}", "run.name=c", f"warmup.cache={tmp_path / 'cache'}"]
+    assert main(arguments) == 0
+    folder = tmp_path / "c"
+    trials = {path.name: path.read_bytes() for path in (folder / "trials").glob("*.json")}
+    assert trials.keys() == {f"{name}-0.json" for name in ("sft", "best_of_4", "rlgaf")}
+    assert all((folder / name).is_file() for name in ("compare.html", "compare.md", "config.yaml"))
+    rows = {row["name"]: row for row in json.loads((folder / "compare.json").read_text())}
+    assert rows["rlgaf"]["rollouts"] == 4 * 16 and rows["best_of_4"]["candidates"] == 4
+    assert "best of 4 by D" in capsys.readouterr().out
+
+    assert main(arguments) == 1
+    assert "add --resume to go on with that comparison" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "generator.learning_rate=1e-3"]) == 1
+    assert "was begun with another generator.learning_rate" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "compare.replicates=2"]) == 0
+    again = {path.name: path.read_bytes() for path in (folder / "trials").glob("*.json")}
+    assert len(again) == 6 and all(again[name] == content for name, content in trials.items())
