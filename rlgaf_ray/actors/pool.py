@@ -13,7 +13,7 @@ from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.recovery import Process, Recoveries, kill
 from rlgaf_ray.config.rollout import RolloutSection
-from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings
+from rlgaf_ray.types import Metrics, PolicyNetwork, Prompt, Rollout, SamplingSettings
 from rlgaf_ray.weights.choice import Backend
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class RolloutPool:
         recoveries: Recoveries,
         settings: RolloutSection,
     ) -> None:
-        """``new_worker`` makes the actor of a place, 0 to ``num_workers`` - 1, when its first is lost once more."""
+        """``new_worker(index)`` creates a rollout actor; it is called again for a replacement."""
         self.new_worker = new_worker
         # Any: the types of Ray's handles do not know what .remote adds to a method
         self.workers: list[Any] = [new_worker(index) for index in range(num_workers)]
@@ -73,10 +73,10 @@ class RolloutPool:
         rollouts = self.dispatcher.start(prompts, sampling, seeds)
         return rollouts if self.settings.sleep_level == 0 else lambda: self._then_sleep(rollouts())
 
-    def push(self, push: Callable[[Dispatcher], T]) -> T:
-        """``push`` has the weights loaded by the workers behind this queue."""
+    def push(self, policy_version: int, network: PolicyNetwork) -> Callable[[], Metrics]:
+        """As ``loop.roles.Roles.push_weights``."""
         self.forgotten = False
-        return push(self.dispatcher)
+        return self.weights.push(policy_version, network, self.dispatcher)
 
     def close(self) -> None:
         """The workers have ended, or are about to: none is replaced any more."""
@@ -96,7 +96,7 @@ class RolloutPool:
             raise ActorNotStarted(f"{name} could not start its engine: {error.cause}") from error
 
     def _caller(self, index: int) -> Call:
-        """Of the worker at this place: one that is lost is replaced, and the new one is asked again."""
+        """The call that serves worker ``index``. A lost worker is replaced, and the call repeated on the new one."""
         held: Load | None = None
 
         def ask(worker: Any, load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
@@ -126,8 +126,7 @@ class RolloutPool:
     def _replace(self, index: int, failure: ActorFailure, num_prompts: int) -> None:
         """Put a new worker where one was lost. Raises ``failure`` where it cannot be given the current weights.
 
-        One that does not start is another loss, and made good likewise: Ray may have sent it to a node that was gone
-        already.
+        If the replacement fails to start, it is replaced too: Ray may have placed it on a node that had just died.
         """
         if self.closing or not self.weights.kept:
             raise failure

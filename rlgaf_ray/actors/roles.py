@@ -223,7 +223,7 @@ class RayRoles:
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Callable[[], Metrics]:
         self.pushed = (policy_version, network)
-        return self.pool.push(lambda dispatcher: self.weights.push(policy_version, network, dispatcher))
+        return self.pool.push(policy_version, network)
 
     def push_discriminator(self) -> Callable[[], Metrics]:
         update, *_ = call_all(self.discriminators, "weights")

@@ -50,14 +50,15 @@ def _without_discriminator(config: Config) -> dict[str, Any]:
     }
 
 
-def _num_rollouts(config: Config) -> int:
+def loop_rollouts(config: Config) -> int:
+    """Rollouts of all iterations, without the discriminator's warm-up."""
     return config.run.iterations * config.rollout.batch_size
 
 
 def _rejection(config: Config) -> Keys:
     """As many rollouts as the config's own method, in few large rounds."""
     group = max(2, config.rollout.samples_per_prompt)
-    batch = max(1, _num_rollouts(config) // REJECTION_ROUNDS // group) * group
+    batch = max(1, loop_rollouts(config) // REJECTION_ROUNDS // group) * group
     steps = max(1, batch // group // 32)  # of about 32 samples that are kept
     return {
         "generator.algorithm": "raft",
@@ -77,7 +78,7 @@ def _dpo(config: Config) -> dict[str, Any]:
 
 
 def _spin(config: Config) -> Keys:
-    batch = max(1, _num_rollouts(config) // SELF_PLAY_ROUNDS // config.rollout.samples_per_prompt)
+    batch = max(1, loop_rollouts(config) // SELF_PLAY_ROUNDS // config.rollout.samples_per_prompt)
     batch *= config.rollout.samples_per_prompt
     return {
         **_dpo(config),

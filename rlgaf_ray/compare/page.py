@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def write_page(
     config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[MethodName, int], str]
 ) -> Path:
     folder = config.run.folder
-    figures = {"temperature": temperature_figure(config, trials), "diversity": diversity_figure(config, trials)}
+    figures = _figures(config, trials)
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         for suffix in (".png", ".svg"):
@@ -117,17 +117,18 @@ def write_page(
     return path
 
 
-TITLES = {"temperature": "Quality over temperatures", "diversity": "Quality against distinct-2"}
+TITLES = {"temperature": "Quality over temperatures", "distinct-2": "Quality against distinct-2"}
+"""By abscissa, in the order of a point's values."""
 
 
-def markdown(heads: Sequence[str], rows: object) -> str:
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]  # type: ignore[attr-defined]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def _curves(config: Config, trials: Sequence[Trial]) -> dict[str, list[tuple[float, float, float]]]:
-    """Of every method: temperature, mean distinct-2, mean quality over its replicates on the test prompts."""
+    """Each method's (temperature, mean distinct-2, mean quality) on the test prompts, averaged over replicates."""
     found: dict[str, list[tuple[float, float, float]]] = {}
     for name in config.compare.methods:
         own = [trial for trial in trials if trial.method == name]
@@ -140,12 +141,9 @@ def _curves(config: Config, trials: Sequence[Trial]) -> dict[str, list[tuple[flo
     return found
 
 
-def temperature_figure(config: Config, trials: Sequence[Trial]) -> Figure:
-    return _figure(_curves(config, trials), 0, "temperature", config.best_metric)
-
-
-def diversity_figure(config: Config, trials: Sequence[Trial]) -> Figure:
-    return _figure(_curves(config, trials), 1, "distinct-2", config.best_metric)
+def _figures(config: Config, trials: Sequence[Trial]) -> dict[str, Figure]:
+    curves = _curves(config, trials)
+    return {name: _figure(curves, across, name, config.best_metric) for across, name in enumerate(TITLES)}
 
 
 def _figure(curves: dict[str, list[tuple[float, float, float]]], across: int, label: str, quality: str) -> Figure:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlgaf_ray.compare.methods import METHODS
-from rlgaf_ray.compare.statistics import Difference, at_level, bootstrap, holm
+from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.report.quality import at_level
 from rlgaf_ray.types import EvaluationPart
 
 

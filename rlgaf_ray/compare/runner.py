@@ -75,19 +75,14 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     configs = [method_config(config, name, config.compare.first_replicate) for name in config.compare.methods]
     for each in configs:
         check_before_start(each)
-    cache = cache_folder(config)
-    checksums = []
-    for number in config.compare.numbers:
-        each = method_config(config, config.compare.baseline, number)
-        task = prepare_data(each, cache).task
-        checksums.append(task.checksum)
+    task = prepare_data(configs[0], cache_folder(config)).task  # its checksum is the same for every replicate
     evaluation_set(task, config.evaluation.num_prompts)
     if any(METHODS[name].verdict for name in config.compare.methods):
         verdict_of(task)
     # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
     free = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
     own = config.model_dump(mode="json", exclude={"run": {"root", "name"}, "cluster": True, "compare": free})
-    settings = {"settings": own, "data": sorted(set(checksums))}
+    settings = {"settings": own, "data": task.checksum}
     file = folder / SETTINGS
     if file.is_file():
         if not resume:

@@ -73,9 +73,3 @@ def bootstrap(gaps: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
         means.append(np.mean([gaps[row][draw.integers(len(gaps[row]), size=len(gaps[row]))].mean() for row in chosen]))
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def at_level(points: Sequence[tuple[float, float]], level: float) -> float | None:
-    """A curve's height where its abscissa is ``level``, by linear interpolation; None outside of it."""
-    across, up = zip(*sorted(points), strict=True)
-    return float(np.interp(level, across, up)) if across[0] <= level <= across[-1] else None

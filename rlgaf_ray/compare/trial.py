@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.compare.methods import METHODS, Answering, method_config
+from rlgaf_ray.compare.methods import METHODS, Answering, loop_rollouts, method_config
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
-from rlgaf_ray.data.task import Measure, Task, evaluation_set
+from rlgaf_ray.data.task import Measure, Task
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
@@ -121,7 +121,7 @@ def num_rollouts(config: Config, trains: str) -> int:
     return {
         "nothing": 0,
         "discriminator": warmup,
-        "generator": warmup + config.run.iterations * config.rollout.batch_size,
+        "generator": warmup + loop_rollouts(config),
     }[trains]
 
 
@@ -134,7 +134,7 @@ class Measuring:
 
     def __call__(self, part: EvaluationPart, temperature: float) -> Measured:
         task, config = self.data.task, self.config
-        real = evaluation_set(task, part_size(task, part), part)
+        real = task.evaluation(part)
         real_texts = decode([task.evaluated_ids(item) for item in real], self.data.tokenizer)
         measure = build_measure(Evaluated(task, part, real_texts, None, cache_folder(config)))
         prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
@@ -183,7 +183,3 @@ class Measuring:
             scores = scores + np.random.default_rng([self.config.run.seed, start]).gumbel(size=scores.shape)
         picked = scores.argmax(1) + np.arange(len(scores)) * candidates
         return [rollouts[row] for row in picked]
-
-
-def part_size(task: Task, part: EvaluationPart) -> int:
-    return len(task.evaluation(part))

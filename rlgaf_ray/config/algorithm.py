@@ -26,7 +26,7 @@ LOSS_AVERAGE = (
 )
 RatioLevel = Literal["token", "sequence"]
 Text = Literal["pretraining", "demonstrations", "answers"]
-"""Of a stream of its own, or the demonstrations of the rollouts' prompts, one for each rollout."""
+"""``answers``: the demonstration of each rollout's prompt; the others are drawn from a separate stream."""
 
 MAX_SAMPLES_PER_HORIZON = 5  # of the adaptive KL: at more its coefficient could turn negative
 

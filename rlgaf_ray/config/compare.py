@@ -46,5 +46,5 @@ class CompareSection(Section):
 
     @property
     def numbers(self) -> range:
-        """Of the replicates."""
+        """The replicates' numbers."""
         return range(self.first_replicate, self.first_replicate + self.replicates)

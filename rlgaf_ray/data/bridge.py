@@ -77,7 +77,7 @@ class BridgeSource(TaskSource):
 
 
 class BridgeTask(Task):
-    """The pairs of squares that a walk joins, by lot: validation, test, and the rest for training.
+    """A random split of the pairs of squares that a walk joins into validation, test and training.
 
     Every pair of training is a free prompt; ``task.max_demonstrations`` of them, drawn with ``task.draw_seed``, have
     the expert's walk. ``contrast``: each of these walks under another goal from the same start.
@@ -85,7 +85,7 @@ class BridgeTask(Task):
 
     def __init__(self, task: TaskSection, settings: BridgeSettings, board: Board, *, end_of_text: int) -> None:
         self._task, self._settings, self.board, self._end_of_text = task, settings, board, end_of_text
-        self._reached = board.counts(settings.moves)[-1] > 0
+        reached = board.counts(settings.moves)[-1] > 0
         generator = np.random.default_rng(SEED)
         pairs = generator.permutation(board.pairs(settings.moves))
         held_out = settings.validation + settings.test
@@ -108,18 +108,24 @@ class BridgeTask(Task):
         }
         rows = np.asarray(drawn_rows(len(training), task))
         self.demonstrations = _demonstrations(training[rows], walks[held_out:][rows])
+        self._prompts = [_prompt(pair) for pair in training]
+        self._other_prompts = [self._with_other_goals(row, reached) for row in range(len(self.demonstrations))]
         self.contrast = [
-            Demonstration(self.other_prompts(row)[0], item.response_ids) for row, item in enumerate(self.demonstrations)
+            Demonstration(others[0], item.response_ids)
+            for others, item in zip(self._other_prompts, self.demonstrations, strict=True)
         ]
 
     @property
     def prompts(self) -> list[np.ndarray]:
-        return [_prompt(pair) for pair in self.training_pairs]
+        return self._prompts
 
     def other_prompts(self, row: int) -> list[np.ndarray]:
-        """The same start and every other goal that as many moves reach, in an order drawn by lot."""
+        """The same start with every other reachable goal, shuffled."""
+        return self._other_prompts[row]
+
+    def _with_other_goals(self, row: int, reached: np.ndarray) -> list[np.ndarray]:
         goal, start = self.demonstrations[row].prompt_ids
-        goals = np.flatnonzero(self._reached[start])
+        goals = np.flatnonzero(reached[start])
         others = np.random.default_rng([SEED, row]).permutation(goals[goals != goal])
         return [_prompt(np.array([start, other])) for other in others]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlgaf_ray.config.task import RowSettings
 from rlgaf_ray.data.encoder import RESERVED
+from rlgaf_ray.data.formats import without_nulls
 from rlgaf_ray.errors import UserError
 
 Message = dict[str, Any]
@@ -189,7 +190,7 @@ def as_tools(value: Any, place: str) -> list[dict[str, Any]] | None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
         raise UserError(f"{place}: the tools (tools_column) must be a list of JSON schemas, or its JSON as text")
-    return [_without_nulls(item) for item in value]
+    return without_nulls(value)
 
 
 def _joined(content: list[Any]) -> Any:
@@ -253,13 +254,3 @@ def _short(value: object) -> str:
     except RecursionError:
         return "nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _without_nulls(value: Any) -> Any:
-    match value:
-        case Mapping():
-            return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-        case list() | tuple():
-            return [_without_nulls(item) for item in value]
-        case _:
-            return value

@@ -115,15 +115,16 @@ READERS: Mapping[str, Callable[[str, bytes], Iterator[PlacedRow]]] = {
 
 def without_nested_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a table with typed columns, whose structs hold the keys of all rows."""
-    return {name: _without_nulls(value) for name, value in row.items()}
+    return {name: without_nulls(value) for name, value in row.items()}
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """The value without the keys, at any depth, whose value is null."""
     match value:
-        case dict():
-            return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-        case list():
-            return [_without_nulls(item) for item in value]
+        case Mapping():
+            return {key: without_nulls(item) for key, item in value.items() if item is not None}
+        case list() | tuple():
+            return [without_nulls(item) for item in value]
     return value
 
 

@@ -150,7 +150,7 @@ class ImdbTask(Task):
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
 
     def _counted(self) -> RowCounts:
-        """Of both sentiments. The base warm-up and the judges read reviews of any length."""
+        """Counts for both sentiments. The base warm-up and the judges read reviews of any length."""
         asked = self._task.prompt_tokens + self._task.response_tokens
         reason = f"shorter than task.prompt_tokens + task.response_tokens = {asked}"
         lengths = {part: self._tokens.lengths[getattr(self._splits, part)] for part in CUT}

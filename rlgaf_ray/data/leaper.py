@@ -86,7 +86,7 @@ def free_walks(board: Board, starts: np.ndarray, num_moves: int, rng: np.random.
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of N answers; all are bool [N]."""
+    """Verdicts on N answers, each field bool [N]."""
 
     legal: np.ndarray  # every move is one of the piece's
     arrives: np.ndarray  # the last square is the goal

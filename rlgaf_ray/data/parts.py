@@ -26,8 +26,8 @@ def split_by_group(
 ) -> dict[str, list[T]]:
     """Parts that share no group, so that no context or prompt of one part is known from another.
 
-    Whole groups, in an order drawn by lot (the same in every run), are dealt out until each part has its share of the
-    rows, in the order of ``shares``, which are relative to their sum; with ``max_rows`` only the first groups are used.
+    Whole groups are shuffled with a fixed seed and assigned part by part, in the order of ``shares``, until each part
+    has its share of the rows. Shares are relative to their sum. With ``max_rows`` only the first groups are used.
     Raises ``UserError`` where the groups are too few for a part.
     """
     groups: dict[str, list[T]] = {}

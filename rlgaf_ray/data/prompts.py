@@ -80,7 +80,7 @@ class MixedPromptStream:
         self._free = PromptStream(num_free, free_seed) if share > 0 else None
 
     def num_free(self, count: int) -> int:
-        """Of a draw of ``count``."""
+        """The number of free prompts among ``count``."""
         return round(self._share * count)
 
     def own(self, count: int) -> np.ndarray:

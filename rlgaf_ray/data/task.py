@@ -176,7 +176,7 @@ class TaskSource(Protocol):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Of a model that is trained from nothing; None: it is trained on ``warmup_texts``."""
+        """The tokenizer of a model trained from scratch; None: one is trained on ``warmup_texts``."""
         return None
 
     def with_ends(self, token_ids: Collection[int]) -> TaskSource:

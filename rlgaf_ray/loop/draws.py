@@ -78,13 +78,15 @@ class Draws:
         rows = self.prompt_stream.next(self.config.rollout.prompts_per_iteration)
         own, free = rows[rows < len(self.trained_rows)], rows[rows >= len(self.trained_rows)] - len(self.trained_rows)
         demonstrations, prompts = self.task.demonstrations, self.task.prompts
-        asked = [Prompt(row, demonstrations[row].prompt_ids) for row in self.trained_rows[own].tolist()]
-        return asked + [Prompt(len(demonstrations) + row, prompts[row]) for row in free.tolist()]
+        return self._asked(own) + [Prompt(len(demonstrations) + row, prompts[row]) for row in free.tolist()]
 
     def warmup_prompts(self) -> list[Prompt]:
         """Of a batch of rollouts for the discriminator's warm-up: demonstrations' prompts alone."""
-        rows = self.trained_rows[self.prompt_stream.own(self.config.rollout.prompts_per_iteration)].tolist()
-        return [Prompt(row, self.task.demonstrations[row].prompt_ids) for row in rows]
+        return self._asked(self.prompt_stream.own(self.config.rollout.prompts_per_iteration))
+
+    def _asked(self, rows: np.ndarray) -> list[Prompt]:
+        """The prompts of these ``trained_rows``."""
+        return [Prompt(row, self.task.demonstrations[row].prompt_ids) for row in self.trained_rows[rows].tolist()]
 
     def comparable(self, scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
         """Those that an update of the discriminator can read: a loss of pairs needs the prompt's demonstration."""

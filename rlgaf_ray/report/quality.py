@@ -127,14 +127,19 @@ def advantage(row: Evaluated, curve: Sequence[Evaluated], quality: str) -> str:
     name = f"{row.model} at temperature {row.temperature:g} against {curve[0].model}"
     points = sorted((other.metrics["eval/distinct_2"], other.metrics[quality]) for other in curve)
     diversity = row.metrics["eval/distinct_2"]
-    if not points[0][0] <= diversity <= points[-1][0]:
+    level = at_level(points, diversity)
+    if level is None:
         return f"{name}: distinct-2 {diversity:.3f} lies outside the curve ({points[0][0]:.3f} to {points[-1][0]:.3f})"
-    across, up = zip(*points, strict=True)
-    level = float(np.interp(diversity, across, up))
     return (
         f"{name}, at equal distinct-2 {diversity:.3f}: {row.metrics[quality]:.3f} against {level:.3f} "
         f"({row.metrics[quality] - level:+.3f})"
     )
+
+
+def at_level(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """A curve's height where its abscissa is ``level``, by linear interpolation; None outside of it."""
+    across, up = zip(*sorted(points), strict=True)
+    return float(np.interp(level, across, up)) if across[0] <= level <= across[-1] else None
 
 
 def _point(metrics: Metrics, quality: str, *, label: str) -> QualityPoint:

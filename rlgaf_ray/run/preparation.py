@@ -172,7 +172,7 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
     model, trusted = config.model.generator, config.model.trust_remote_code
     tokenizer: PreTrainedTokenizerBase
     num_embeddings: int | None = None  # of a model that brings its own tokenizer
-    if model in FROM_SCRATCH and (own := getattr(source, "tokenizer", None)) is not None:
+    if model in FROM_SCRATCH and (own := source.tokenizer) is not None:
         tokenizer = own
     elif model in FROM_SCRATCH:
         texts = source.warmup_texts

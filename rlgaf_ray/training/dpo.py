@@ -22,7 +22,7 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.objectives.preference import dpo_loss
 from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.batching import MicroBatch, shuffled_minibatches
-from rlgaf_ray.training.policy import KLController, MetricSums, Policy, rollout_metrics
+from rlgaf_ray.training.policy import KLController, MetricSums, Policy
 from rlgaf_ray.types import Demonstration, Metrics, SequenceBatch, TrainBatch
 
 
@@ -78,9 +78,7 @@ class DirectPreference(Algorithm):
         reference = policy.frozen_logprobs(sequences, anchor).sum(1)
 
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
-        own = policy.frozen_logprobs(batch.sequences, policy.model)
-        distant = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
-        sums.add(rollout_metrics(own, distant, batch.behaviour_logprobs, batch.sequences.response_mask), 1.0)
+        sums.add(policy.rollout_metrics(batch), 1.0)
         for minibatch in shuffled_minibatches(
             len(pairs), epochs=settings.epochs, minibatches=settings.minibatches, seed=seed, device=policy.device
         ):

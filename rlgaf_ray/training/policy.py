@@ -30,7 +30,7 @@ from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.distributed import ALONE, Group, prepare, whole
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
 from rlgaf_ray.training.precision import autocast, resolve_precision
-from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch
+from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch, TrainBatch
 
 
 class Policy:
@@ -161,6 +161,11 @@ class Policy:
         start = sequences.response_mask.shape[1] - distributions.shape[1]
         distance = torch.nn.functional.pad(exact_kl(distributions, anchors), (start, 0))
         return logprobs, reference, distance.masked_fill(~sequences.response_mask, 0.0)
+
+    def rollout_metrics(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
+        """``rollout_metrics`` of the policy as it is, by two passes without gradients."""
+        own, reference = (self.frozen_logprobs(batch.sequences, model) for model in (self.model, self.kl_reference))
+        return rollout_metrics(own, reference, batch.behaviour_logprobs, batch.sequences.response_mask)
 
     def text_backward(self, text: SequenceBatch, coefficient: float, sums: MetricSums, *, name: str) -> None:
         """Add the gradient of ``coefficient`` times the loss on real text, and the loss to ``sums`` under ``name``."""

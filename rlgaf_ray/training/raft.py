@@ -13,7 +13,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.objectives.policy import language_model_loss, masked_average
 from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.batching import shuffled_minibatches
-from rlgaf_ray.training.policy import KLController, MetricSums, Policy, rollout_metrics
+from rlgaf_ray.training.policy import KLController, MetricSums, Policy
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
@@ -34,9 +34,7 @@ class RejectionFineTuning(Algorithm):
         settings, sequences = self.settings, batch.sequences
         kept = best_of_groups(sequence_rewards, batch.group_size)
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
-        own = policy.frozen_logprobs(sequences, policy.model)
-        distant = policy.frozen_logprobs(sequences, policy.kl_reference)
-        sums.add(rollout_metrics(own, distant, batch.behaviour_logprobs, sequences.response_mask), 1.0)
+        sums.add(policy.rollout_metrics(batch), 1.0)
         for minibatch in shuffled_minibatches(
             len(kept),
             epochs=settings.epochs,

@@ -204,7 +204,7 @@ def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> 
         did.append(f"push {network} {version}")
         return lambda: did.append("loaded")
 
-    roles.weights = SimpleNamespace(push=push)  # type: ignore[assignment]
+    pool.weights = SimpleNamespace(push=push)  # type: ignore[assignment]
     pool.settings = RolloutSection(engine="vllm", sleep_level=2)
     pool.forgotten, roles.pushed = False, None
     roles.push_weights(3, network="average")()

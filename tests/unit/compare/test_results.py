@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.compare.results import Row, best_temperature, table
-from rlgaf_ray.compare.statistics import Difference, at_level, bootstrap, holm
+from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.report.quality import at_level
 
 
 def measured(temperature: float, quality: float, entropy: float | None, each: list[float] | None = None) -> Measured:
