@@ -22,8 +22,8 @@ from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
-from rlgaf_ray.run.signals import stop_on_signals
-from rlgaf_ray.sweep.tuner import WIDE, tune_settings, with_absolute_paths
+from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
+from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
 
 TRIALS, SETTINGS, CONFIG = "trials", "settings.json", "config.yaml"
 Job = tuple[MethodName, int]
@@ -32,8 +32,8 @@ Job = tuple[MethodName, int]
 def compare(config: Config, *, resume: bool, console: Console | None = None) -> int:
     """Run what is not there yet of every method on every replicate, and write tables and page.
 
-    Returns the exit code: 0, or 1 where a trial failed. Raises ``UserError`` for a user's mistake before anything
-    starts.
+    Returns the exit code: 0, 1 if a trial failed, 128 + n after signal n. Raises ``UserError`` for a user's mistake
+    before anything starts.
     """
     console = console or Console()
     if not console.is_terminal:
@@ -50,7 +50,7 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
     jobs = [(name, replicate) for replicate in config.compare.numbers for name in config.compare.methods]
     left = [job for job in jobs if not trial_file(folder, job).is_file()]
     console.print(f"{len(jobs)} trials, {len(jobs) - len(left)} of them there already, in {folder}", highlight=False)
-    errors = run_trials(config, left, folder) if left else {}
+    errors, received = run_trials(config, left, folder) if left else ({}, [])
     trials = [Trial.load(trial_file(folder, job)) for job in jobs if trial_file(folder, job).is_file()]
     for (name, replicate), error in errors.items():
         console.print(f"{name} {replicate} failed: {error}", highlight=False, markup=False)
@@ -62,6 +62,8 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
         console.print(f"everything is in {page} and the folder around it", highlight=False, soft_wrap=True)
     if not trials or len(trials) < len(jobs):
         console.print(f"go on with compare --resume {config.run.again}", highlight=False, soft_wrap=True)
+    if received:
+        return SIGNAL_EXIT_OFFSET + received[0]
     return 0 if len(trials) == len(jobs) else 1
 
 
@@ -113,8 +115,8 @@ def differing(before: Any, now: Any, key: str = "") -> list[str]:
     return [] if before == now else [key]
 
 
-def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> dict[Job, str]:
-    """Each in a process of its own on one core. Returns the error of each that failed."""
+def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> tuple[dict[Job, str], list[int]]:
+    """Each in a process of its own on one core. Returns the error of each that failed, and the signals received."""
     labels = {f"{name} {replicate}": (name, replicate) for name, replicate in jobs}
 
     def trial(values: dict[str, Any]) -> None:
@@ -126,7 +128,7 @@ def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> dict[Job, s
 
     with ray_session(config):
         concurrent = config.compare.concurrent or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        with tune_settings(), stop_on_signals(lambda number: None):
+        with interruptible_tune() as received:
             grid = tune.Tuner(
                 tune.with_resources(trial, {"CPU": 1}),
                 param_space={"trial": tune.grid_search(list(labels))},
@@ -139,11 +141,12 @@ def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> dict[Job, s
                     failure_config=tune.FailureConfig(max_failures=0),
                 ),
             ).fit()
-        return {
+        errors = {
             labels[result.config["trial"]]: " ".join(str(result.error).split())[-400:]
             for result in map(grid.__getitem__, range(len(grid)))
             if result.error is not None and result.config is not None
         }
+    return errors, received
 
 
 class Lines(tune.Callback):

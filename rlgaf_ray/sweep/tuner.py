@@ -89,7 +89,7 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
         terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
         (folder.local / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
+        with interruptible_tune() as received:
             tuner = build_tuner(config, folder, placement, concurrent, resume=resume, other_versions=other_versions)
             grid = tuner.fit()
         results = [_result(config, grid[index]) for index in range(len(grid))]
@@ -230,6 +230,13 @@ def build_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
         ),
     )
+
+
+@contextmanager
+def interruptible_tune() -> Iterator[list[int]]:
+    """Inside, a signal ends Ray Tune early, which obeys SIGUSR1. Yields the signals received."""
+    with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
+        yield received
 
 
 @contextmanager
