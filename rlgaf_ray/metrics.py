@@ -55,6 +55,7 @@ class Metric:
         return self.head if self.unit in ("", "0 to 1") else self.unit.replace("`", "")
 
     def shown(self, value: float) -> str:
+        """The value as text, in the metric's format."""
         return self.form.format(value)
 
 

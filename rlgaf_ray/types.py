@@ -119,6 +119,7 @@ class SequenceBatch:
     response_mask: torch.Tensor  # bool [B, T], true on response tokens only
 
     def to(self, device: torch.device) -> SequenceBatch:
+        """A copy on this device."""
         return SequenceBatch(self.token_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
 
 
@@ -137,6 +138,7 @@ class TrainBatch:
     rewards: torch.Tensor | None = None  # float32 [B], of all reward sources, before whitening and clipping
 
     def to(self, device: torch.device) -> TrainBatch:
+        """A copy on this device."""
         return TrainBatch(
             self.sequences.to(device),
             self.behaviour_logprobs.to(device),
@@ -179,8 +181,10 @@ class WeightUpdate:
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the first part of its version."""
         return self.part == 0
 
     @property
     def is_last(self) -> bool:
+        """Whether this is the last part of its version."""
         return self.part == self.num_parts - 1

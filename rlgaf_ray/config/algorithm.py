@@ -60,6 +60,8 @@ class KLSettings(Section):
 
 
 class ExactKLSettings(KLSettings):
+    """Defaults of a KL penalty over the full vocabulary, as a term of the loss."""
+
     coefficient: NonNegativeRate = 2.0
     estimator: KLChoice = "exact"
     placement: Placement = "loss"

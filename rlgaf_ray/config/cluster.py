@@ -10,6 +10,8 @@ from rlgaf_ray.config.section import NonNegative, NonNegativeRate, Positive, Rat
 
 
 class ClusterSection(Section):
+    """The Ray cluster, and the CPUs and GPUs of each actor."""
+
     address: str | None = Field(
         None, description="Ray address, 'auto' for a running cluster; default: RAY_ADDRESS, else a Ray of its own"
     )

@@ -28,6 +28,8 @@ CORE: tuple[MethodName, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "
 
 
 class CompareSection(Section):
+    """Methods, replicates and temperatures of ``rlgaf compare``."""
+
     methods: list[MethodName] = Field(list(CORE), min_length=1, description="what is compared; docs/compare.md")
     baseline: MethodName = Field("sft", description="what all others are held against")
     replicates: Positive = Field(3, description="of every method, each with demonstrations and seeds of its own")

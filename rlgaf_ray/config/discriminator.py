@@ -97,6 +97,8 @@ class UpdateRatioSection(Section):
 
 
 class DiscriminatorSection(Section):
+    """Architecture, loss, regularization and update ratio of the discriminator."""
+
     num_workers: Positive = Field(1, description="processes that share its scoring and each of its updates")
     updates_per_generator_update: NonNegativeRate = Field(
         1.0, description="0.2: once every five generator updates; 2: twice each; 0: frozen"

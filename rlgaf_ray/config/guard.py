@@ -75,6 +75,8 @@ class HealSection(Section):
 
 
 class GuardSection(Section):
+    """Symptoms of an unstable run, and the action that follows."""
+
     action: Literal["warn", "stop", "heal"] = Field(
         "warn", description="on any verdict but non_finite; heal: back to the last healthy checkpoint, gentler"
     )

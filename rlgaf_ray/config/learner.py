@@ -23,6 +23,8 @@ class FsdpSection(Section):
 
 
 class LearnerSection(Section):
+    """Processes, sharding, precision and micro-batches of the learner."""
+
     num_workers: Positive = Field(1, description="processes that share each update of the generator")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",

@@ -10,6 +10,8 @@ from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Section
 
 
 class EvaluationSection(Section):
+    """How often and on how many prompts the generator is evaluated."""
+
     every: NonNegative = Field(75, description="iterations between evaluations; 0: before and after only")
     num_prompts: Annotated[int, Field(ge=10)] = Field(1000, description="of the validation part")
     num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
@@ -28,11 +30,15 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
+    """How often checkpoints are written, and how many are kept."""
+
     every: NonNegative = Field(50, description="iterations between checkpoints; 0: at the end only")
     keep: Positive = Field(3, description="newest checkpoints kept, beside the best and what guard.action=heal needs")
 
 
 class TrackingSection(Section):
+    """Trackers that receive metrics and tables."""
+
     to: list[str] = Field(
         ["tensorboard"],
         description="beside the run's own files: tensorboard, wandb, mlflow, trackio, or module:Class of your own",

@@ -89,6 +89,8 @@ class RewardFunctionSection(Section):
 
 
 class RewardSection(Section):
+    """Reward sources: the discriminator and functions of the user's, and how they combine."""
+
     kind: RewardKind = Field(
         "logit",
         description="from the discriminator's logit; zero: the control, which learns from everything but the "

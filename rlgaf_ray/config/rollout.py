@@ -12,6 +12,8 @@ from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Rate, Sect
 
 
 class RolloutSection(Section):
+    """The rollout engine, its workers, batch size and sampling."""
+
     engine: EngineName = Field(
         "vllm", description="vllm_async: vLLM in a process of its own, which weights.mid_flight needs"
     )
@@ -64,6 +66,8 @@ class RolloutSection(Section):
 
 
 class WeightsSection(Section):
+    """Weight transfer from the learner to the rollout engines."""
+
     transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
         "auto", description="how new weights reach the engines; auto: as the placement allows"
     )
@@ -74,6 +78,8 @@ class WeightsSection(Section):
 
 
 class ScheduleSection(Section):
+    """Synchronous or asynchronous rollouts, and the staleness allowed."""
+
     mode: Literal["sync", "async"] = Field(
         "sync", description="async: the next iterations' rollouts are made while learner and discriminator work"
     )

@@ -29,6 +29,8 @@ ASYNC_IMPORTANCE_CAP = 2.0
 
 
 class Config(Section):
+    """The resolved configuration of a run, one section for each component."""
+
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()

@@ -204,6 +204,8 @@ Paths = Annotated[str | list[str] | None, PlainValidator(_paths)]
 
 
 class JsonlSettings(RowSettings):
+    """Demonstrations from files: JSON Lines, JSON, CSV or Parquet."""
+
     path: Paths = Field(
         None,
         description="JSON Lines, JSON, CSV or Parquet, by the suffix, or any of them with .gz; globs and s3://, "
@@ -218,6 +220,8 @@ class JsonlSettings(RowSettings):
 
 
 class HubSettings(RowSettings):
+    """Demonstrations from a data set of the Hugging Face hub."""
+
     dataset: str | None = Field(None, description="id of a data set on the hub")
     subset: str | None = None
     split: str = "train"
@@ -246,6 +250,8 @@ class BridgeSettings(TaskSettings):
 
 
 class TaskSection(Section):
+    """The task, its token budgets and its data."""
+
     name: TaskName = Field(
         "imdb", description="which of the blocks below is read; python: none, the task is an argument of train"
     )

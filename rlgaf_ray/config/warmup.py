@@ -62,6 +62,8 @@ class DiscriminatorWarmup(Section):
 
 
 class WarmupSection(Section):
+    """Supervised warm-ups of generator and discriminator, before the first rollout."""
+
     generator: GeneratorWarmup = GeneratorWarmup()
     sft: SftWarmup = SftWarmup()
     discriminator: DiscriminatorWarmup = DiscriminatorWarmup()

@@ -36,7 +36,9 @@ class Measure(Protocol):
         return ()
 
     @abstractmethod
-    def __call__(self, texts: Sequence[str]) -> Metrics: ...
+    def __call__(self, texts: Sequence[str]) -> Metrics:
+        """Metrics of one answer to each prompt, in the order of ``Task.evaluation``."""
+        ...
 
     def each(self, texts: Sequence[str]) -> np.ndarray | None:
         """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""

@@ -56,13 +56,16 @@ class RolloutEngine(Protocol):
         """Load new weights, drop what was computed with the old ones, take the new version."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        ...
 
     def sleep(self) -> None:
         """Free GPU memory; the engine generates again after ``wake_up``."""
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
     def wake_up(self) -> None:
+        """Bring the engine back after ``sleep``."""
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
     def meet(self, rendezvous: Rendezvous, engine: int) -> None:

@@ -25,7 +25,9 @@ class RewardFunction(Protocol):
     None where the reward is not for that response. It may be ``async``.
     """
 
-    def __call__(self, *arguments: Any, **columns: Any) -> Values | Awaitable[Values]: ...
+    def __call__(self, *arguments: Any, **columns: Any) -> Values | Awaitable[Values]:
+        """One reward for each response of the batch."""
+        ...
 
 
 def reward_functions(

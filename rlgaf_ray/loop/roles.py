@@ -29,6 +29,8 @@ PendingScores = Callable[[], tuple[list[ScoredRollout], list[float]]]
 
 
 class Roles(Protocol):
+    """Rollout workers, discriminator and learner, as the loop calls them."""
+
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         """Samples of each prompt in the prompts' order, from the weights that were pushed last."""
         ...
@@ -51,7 +53,9 @@ class Roles(Protocol):
         often the run went back to a checkpoint because another actor was lost."""
         ...
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """Score rollouts with the current discriminator."""
+        ...
 
     def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         """``score`` without waiting, by the discriminator as it is after the updates asked for so far.
@@ -66,11 +70,13 @@ class Roles(Protocol):
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
-    ) -> Pending: ...
+    ) -> Pending:
+        """Start one update on demonstrations and rollouts; ``contrast``: rows that ``batch_needs`` asks for."""
+        ...
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None
-    ) -> Pending: ...
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
+        """Start one update on scored rollouts; ``text``: demonstrations for algorithms that read some."""
+        ...
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
         """Give every engine this network of the learner, after the updates asked for so far, under this version.
@@ -106,6 +112,10 @@ class Roles(Protocol):
         last one ended. Raises ``RuntimeError`` where they do not have everything."""
         ...
 
-    def load(self, folder: Place, *, discriminator_version: int) -> None: ...
+    def load(self, folder: Place, *, discriminator_version: int) -> None:
+        """Restore what ``save`` wrote; ``discriminator_version``: the number of its updates."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release engines and processes."""
+        ...

@@ -152,6 +152,7 @@ class RunningStatistics:
 
     @property
     def deviation(self) -> float:
+        """Standard deviation of all values so far, dividing by n."""
         assert self.count > 0, "update comes before deviation"
         return math.sqrt(self.sum_of_squares / self.count)
 
@@ -164,6 +165,7 @@ class RunningStatistics:
         return {"count": self.count, "mean": self.mean, "sum_of_squares": self.sum_of_squares}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what ``state_dict`` returned."""
         self.count = int(state["count"])
         self.mean = float(state["mean"])
         self.sum_of_squares = float(state["sum_of_squares"])
@@ -196,5 +198,6 @@ def in_groups(values: Tensor, group_size: int) -> Tensor:
 
 
 def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is in [0, 1]."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name}={value} must lie between 0 and 1")

@@ -37,6 +37,7 @@ class TrainedNetwork:
         save_optimizer(self.optimizer, folder / OPTIMIZER, group)
 
     def load(self, folder: Path) -> None:
+        """Restore what ``save`` wrote."""
         restore_whole(self.model.network, folder)
         load_optimizer(self.optimizer, folder / OPTIMIZER)
 
@@ -85,10 +86,13 @@ class Algorithm(Protocol):
         return {"kl_coefficient": self.kl.coefficient}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
         self.kl.coefficient = state["kl_coefficient"]
 
 
 class AlgorithmFactory(Protocol):
+    """Makes an algorithm; an ``Algorithm`` subclass is one."""
+
     def __call__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> Algorithm:
         """The algorithm of this policy, in the learner's process. On Ray the factory is pickled.
 
