@@ -76,7 +76,7 @@ def test_workers_that_fall_silent_are_replaced(start, small_under, record, tmp_p
 
 
 @pytest.mark.parametrize(
-    "role, process, overrides",
+    ("role", "process", "overrides"),
     [
         ("the discriminator", "DiscriminatorWorker", ()),
         ("rank . of the learner", "LearnerWorker", ("learner.num_workers=2",)),

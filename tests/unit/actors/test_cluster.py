@@ -30,7 +30,7 @@ def test_a_start_that_misses_rays_own_limits_is_tried_again(monkeypatch: pytest.
     assert calls == ["init", "shutdown", "init", "shutdown", "init"]
 
 
-@pytest.mark.parametrize("failures, expected", [([BUSY] * 3, 3), ([ValueError("num_cpus")], 1)])
+@pytest.mark.parametrize(("failures", "expected"), [([BUSY] * 3, 3), ([ValueError("num_cpus")], 1)])
 def test_other_failures_and_the_last_one_are_raised(
     monkeypatch: pytest.MonkeyPatch, failures: list[Exception], expected: int
 ) -> None:

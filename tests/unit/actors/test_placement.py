@@ -199,6 +199,7 @@ def test_nodes_may_join_before_a_plan_is_refused(monkeypatch: pytest.MonkeyPatch
     assert placement.total("GPU") == 3
     assert asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 3
     assert len(nodes) == 4  # one more request once there was enough: it keeps the nodes
+    nodes[:] = [Node(8)]
+    impatient = config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})})
     with pytest.raises(UserError, match="the cluster has 0"):
-        nodes[:] = [Node(8)]
-        find_placement(config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})}))
+        find_placement(impatient)

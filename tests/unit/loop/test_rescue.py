@@ -65,7 +65,7 @@ def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had
     assert ends[0]["streams"] == ends[1]["streams"] and ends[0]["held_out"] == ends[1]["held_out"]
 
 
-@pytest.mark.parametrize("everything_is_left, where", [(True, "after"), (False, "before")])
+@pytest.mark.parametrize(("everything_is_left", "where"), [(True, "after"), (False, "before")])
 def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
     losing = Losing(where, everything_is_left=everything_is_left)
     loop, callback = ready(settings(*SMALL), losing, tmp_path)

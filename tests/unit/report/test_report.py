@@ -33,8 +33,10 @@ def make_run(folder: Path, *, name: str, iterations: int = 40) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"run:\n  name: {name}\n  seed: 3\n")
     rows: list[dict[str, float | None]] = [{"iteration": 0, **evaluation(0.5)}]
-    for iteration in range(1, iterations + 1):
-        rows.append({"iteration": iteration, "reward/mean": iteration / 10, "generator/kl": 0.01 * iteration})
+    rows += [
+        {"iteration": iteration, "reward/mean": iteration / 10, "generator/kl": 0.01 * iteration}
+        for iteration in range(1, iterations + 1)
+    ]
     rows[-1] |= evaluation(0.7) | {"quick/judge_share": 0.1}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = [{"before": "a dull film", "after": SCRIPT}, {"before": "=1+1", "after": "fine & good"}]

@@ -127,7 +127,7 @@ def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
 
 
 @pytest.mark.parametrize(
-    "words, expected",
+    ("words", "expected"),
     [
         (["rollout.num_workers=2"], "2 rollout workers (vllm), the discriminator and the learner"),
         (

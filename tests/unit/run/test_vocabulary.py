@@ -71,8 +71,8 @@ def test_ids_of_a_task_from_python_are_checked(folder: Path) -> None:
     words: Any = tokenizer(LLAMA)
     check_token_ids(FakeTask(range(40)), words, 140, "m", block_tokens=None)  # 139 is the largest id
     for part in ("demonstrations", "contrast"):
+        task = FakeTask(range(40 if part == "demonstrations" else 3), range(40 if part == "contrast" else 3))
         with pytest.raises(UserError, match=rf"m has 139 embeddings .* \({part}\) has the id 139"):
-            task = FakeTask(range(40 if part == "demonstrations" else 3), range(40 if part == "contrast" else 3))
             check_token_ids(task, words, 139, "m", block_tokens=None)
     with pytest.raises(UserError, match="text of the base warm-up"):
         check_token_ids(Blocks(range(3), range(3)), words, 139, "m", block_tokens=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from rlgaf_ray.weights import object_store
@@ -41,8 +42,6 @@ def test_a_failed_load_leaves_no_file() -> None:
             raise RuntimeError("the worker died")
 
     control = MockBrokenControl()
-    try:
+    with pytest.raises(RuntimeError, match=r"^the worker died$"):
         object_store.push(control, to_arrays({"a": torch.ones(3)}, 1), same_process=False)  # type: ignore[arg-type]
-    except RuntimeError as error:
-        assert str(error) == "the worker died"
     assert not Path(control.file).exists()
