@@ -14,7 +14,7 @@ import torch
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FEW = [
     "task.max_demonstrations=48",
-    "task.imdb.splits={base: 400, demonstrations: 200, judge_validation: 300, judge_test: 300, validation: 120, test: 120}",
+    "task.imdb.splits={base: 9, demonstrations: 200, judge_validation: 300, judge_test: 300, validation: 120, test: 9}",
     "warmup.sft.steps=2",
     "warmup.discriminator.steps=1",
     "rollout.batch_size=8",
@@ -42,6 +42,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_loop_in_one_file(run_example) -> None:
     printed = run_example("local_loop.py")
     lines = re.findall(r"^iteration (\d): mean reward (\S+), KL (\S+), discriminator accuracy (\S+)$", printed, re.M)
