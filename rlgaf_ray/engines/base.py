@@ -57,7 +57,7 @@ class RolloutEngine(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop the engine and free its memory."""
+        """Free the engine's memory."""
         ...
 
     def sleep(self) -> None:
@@ -65,7 +65,7 @@ class RolloutEngine(Protocol):
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
     def wake_up(self) -> None:
-        """Bring the engine back after ``sleep``."""
+        """Reallocate GPU memory after ``sleep``."""
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
     def meet(self, rendezvous: Rendezvous, engine: int) -> None:

@@ -91,7 +91,7 @@ class Algorithm(Protocol):
 
 
 class AlgorithmFactory(Protocol):
-    """Makes an algorithm; an ``Algorithm`` subclass is one."""
+    """Builds an algorithm in the learner's process; with Ray the factory is pickled."""
 
     def __call__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> Algorithm:
         """The algorithm of this policy, in the learner's process. On Ray the factory is pickled.

@@ -62,7 +62,7 @@ class Discriminator(Protocol):
 
 
 class DiscriminatorFactory(Protocol):
-    """Makes a discriminator; a ``Discriminator`` subclass is one."""
+    """Builds a discriminator in its own process; with Ray the factory is pickled."""
 
     def __call__(self, folder: Path, config: Config, *, pad_token_id: int, device: str, group: Group) -> Discriminator:
         """A discriminator, in the process that it is to live in. On Ray the factory is pickled.

@@ -89,7 +89,7 @@ class Policy:
         return network
 
     def network(self, name: PolicyNetwork | Literal["reference"]) -> PreTrainedModel:
-        """The policy, its frozen reference or one of its moving averages."""
+        """Return the policy, its reference or an average by name."""
         match name:
             case "policy":
                 return self.model
@@ -120,7 +120,7 @@ class Policy:
             )
 
     def frozen_logprobs(self, sequences: SequenceBatch, model: PreTrainedModel) -> torch.Tensor:
-        """``logprobs`` under ``model`` without gradients, each rank computing its share: float32 [B, T]."""
+        """Compute log-probs [B, T] without gradients, split across ranks."""
         return self.frozen_pass(sequences, lambda part: self.logprobs(part, model))
 
     @torch.no_grad()
@@ -182,14 +182,14 @@ class Policy:
             sums.add({name: loss}, part.share)
 
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
-        """Truncated ratios of policy to behaviour probabilities; None where the config asks for none."""
+        """Compute truncated importance weights [B, T], or None if disabled."""
         cap, mode = self.config.importance_weight_cap, self.config.generator.importance_weight_mode
         if cap is None or mode == "none":
             return None
         return truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap, bound=mode)
 
     def step(self, iteration: int) -> Metrics:
-        """Clip the gradients, take one optimiser step, and update the moving averages."""
+        """Take an optimiser step, update the averages and return the step's metrics."""
         settings = self.config.generator
         learning_rate = settings.learning_rate * schedule_factor(
             iteration,
@@ -268,7 +268,7 @@ class MetricSums:
         self.shares: dict[str, float] = {}
 
     def add(self, metrics: dict[str, torch.Tensor], share: float) -> None:
-        """Add one micro-batch; ``share``: its part of the batch."""
+        """Add a micro-batch's metrics with its weight."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach() * share
             self.shares[name] = self.shares.get(name, 0.0) + share
