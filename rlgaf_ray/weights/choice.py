@@ -31,7 +31,7 @@ class Choice:
 
 
 def choose_transfer(
-    asked: Literal["auto", "object_store", "nccl", "ipc"],
+    requested: Literal["auto", "object_store", "nccl", "ipc"],
     *,
     learners: Sequence[Site],
     engines: Sequence[Site],
@@ -44,7 +44,7 @@ def choose_transfer(
     with one process per GPU. ``object_store`` goes through host memory and always works.
 
     Args:
-        asked: ``weights.transfer``.
+        requested: ``weights.transfer``.
         learners: site of each learner rank, the sending rank first.
         engines: site of each engine, with all of its GPUs.
         device_transfer: whether the engines support ``ipc`` and ``nccl``.
@@ -59,13 +59,13 @@ def choose_transfer(
         obstacles = dict.fromkeys(obstacles, "each engine updates its weights between its own requests")
     if not device_transfer:
         obstacles = dict.fromkeys(obstacles, "this rollout engine receives weights through host memory only")
-    match asked:
+    match requested:
         case "object_store":
             return Choice("object_store", "set by weights.transfer")
         case "ipc" | "nccl":
-            if obstacle := obstacles[asked]:
-                raise UserError(f"weights.transfer={asked} is not possible here, {obstacle}: set weights.transfer=auto")
-            return Choice(asked, "set by weights.transfer")
+            if obstacle := obstacles[requested]:
+                raise UserError(f"weights.transfer={requested} is not possible here, {obstacle}: set weights.transfer=auto")
+            return Choice(requested, "set by weights.transfer")
     if not obstacles["ipc"]:
         return Choice("ipc", "every engine shares its GPU with a learner")
     if not obstacles["nccl"]:
