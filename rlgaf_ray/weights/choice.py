@@ -64,7 +64,9 @@ def choose_transfer(
             return Choice("object_store", "set by weights.transfer")
         case "ipc" | "nccl":
             if obstacle := obstacles[requested]:
-                raise UserError(f"weights.transfer={requested} is not possible here, {obstacle}: set weights.transfer=auto")
+                raise UserError(
+                    f"weights.transfer={requested} is not possible here, {obstacle}: set weights.transfer=auto"
+                )
             return Choice(requested, "set by weights.transfer")
     if not obstacles["ipc"]:
         return Choice("ipc", "every engine shares its GPU with a learner")

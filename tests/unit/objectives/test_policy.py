@@ -302,7 +302,7 @@ class TestImportanceWeights:
     def test_hand_worked_correction(self):
         """Tokens sampled with probability 1/2 each, now 3/4 and 1/4: weights 1.5 and 0.5. Advantages 1 and -1.
 
-        loss = -(1.5 * log 3/4 - 0.5 * log 1/4) / 2; where the first is masked, its part is 0.
+        loss = -(1.5 * log 3/4 - 0.5 * log 1/4) / 2; masking the first token removes its term.
         """
         policy, behaviour = row(math.log(0.75), math.log(0.25)), row(math.log(0.5), math.log(0.5))
         mask, advantages = whole(policy), row(1.0, -1.0)

@@ -1,6 +1,6 @@
-"""The presets of configs/recipes/ against their papers: settings one by one, and losses by plain loops over tokens.
+"""The presets of configs/recipes/ against their papers: every setting, and losses from plain loops over tokens.
 
-Four responses of one, three, two and four tokens; two of each prompt, or for REINFORCE++ one.
+Four responses of one, three, two and four tokens; two per prompt, or one for REINFORCE++.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """REINFORCE with responses of varying length against exact enumeration: its expectation is the policy gradient.
 
-Responses over two tokens and an end of text, cut after three: fifteen of one to three tokens. Losses are averaged by
+Responses over two tokens and an end of text, truncated at three: fifteen of one to three tokens. Losses use
 ``sequence_sum``, the average of RLGAF's eq. 2.
 """
 
@@ -65,7 +65,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the estimate's expectation over all batches and the gradient of the expected reward.
 
-    ``parts``: what is known of the tokens' parts of the rewards [15], which are by default their sums.
+    ``parts``: token contributions to the score [15, 3]; by default the rewards [15] are their sums.
     """
     settings = load_config(None, ["generator.reinforce.advantage_scale=none", *overrides]).generator.reinforce
     algorithm = Reinforce(settings)
