@@ -40,7 +40,7 @@ def chosen(demonstrations: list[Demonstration], **settings) -> tuple[int, list[W
 
 
 def test_cross_validation_stops_on_noise_and_trains_on_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "EVERY", 5)
+    monkeypatch.setattr(sft, "MEASURE_EVERY", 5)
     nothing, seen = chosen(texts(24, noise=1.0), max_steps=60)
     rule, _ = chosen(texts(24, noise=0.0), max_steps=60)
     assert nothing <= 10 < 30 <= rule
