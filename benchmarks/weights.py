@@ -30,7 +30,7 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.engines.vllm import VLLMEngine
 from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2
 from rlgaf_ray.types import WeightUpdate
-from rlgaf_ray.weights.state import checksum, num_bytes, to_arrays, to_tensors
+from rlgaf_ray.weights.state import num_bytes, to_arrays, to_tensors, update_checksum
 
 WARMUP_ROUNDS, ROUNDS = 2, 7
 PUSH_BAR, HANDOVER_BAR = 0.1, 0.5
@@ -42,7 +42,7 @@ class Receiver(VLLMEngine):
     def receive(self, update: WeightUpdate) -> str:
         """Everything before vLLM's reload: the arrays are here, and viewed as tensors of their real types."""
         assert len(to_tensors(update)) == len(update.arrays)
-        return checksum(update)
+        return update_checksum(update)
 
 
 @dataclass
@@ -73,7 +73,7 @@ def measure(model: PreTrainedModel, folder: Path) -> Times:
 
     def handover() -> None:
         update = to_arrays(model.state_dict(), 0)
-        assert ray.get(engine.receive.remote(ray.put(update))) == checksum(update)
+        assert ray.get(engine.receive.remote(ray.put(update))) == update_checksum(update)
 
     def push(version: int) -> None:
         metrics = ray.get(engine.update_weights.remote(ray.put(to_arrays(model.state_dict(), version))))

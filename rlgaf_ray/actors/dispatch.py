@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rlgaf_ray.engines.checks import room
+from rlgaf_ray.engines.checks import max_response_tokens
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings
 
 FULL_ENGINE = 256
@@ -192,7 +192,10 @@ class Dispatcher:
 
 def expected_tokens(prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[int]:
     """Of each prompt: its own once, for its samples share them, and all that its samples may have."""
-    return [len(prompt.token_ids) + sampling.samples_per_prompt * room(prompt, sampling) for prompt in prompts]
+    return [
+        len(prompt.token_ids) + sampling.samples_per_prompt * max_response_tokens(prompt, sampling)
+        for prompt in prompts
+    ]
 
 
 def split(tokens: Sequence[int], num_parts: int) -> list[int]:

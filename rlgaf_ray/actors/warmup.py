@@ -35,7 +35,7 @@ from rlgaf_ray.models.vocabulary import unused_token_ids
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import release_freed_memory
-from rlgaf_ray.training.warmup import Progress
+from rlgaf_ray.training.warmup import WarmupProgress
 
 FORMAT = 3  # raise it when a change of the code changes what a warm-up makes
 
@@ -51,7 +51,7 @@ class Warmups:
     cached: bool  # nothing had to be trained
 
 
-Report = Callable[[str, Progress], None]
+Report = Callable[[str, WarmupProgress], None]
 Train = Callable[[dict[str, Any]], None]
 Run = Callable[[Train, dict[str, Any], Any, Path, Report], None]
 

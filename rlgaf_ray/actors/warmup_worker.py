@@ -30,7 +30,7 @@ from rlgaf_ray.models.vocabulary import UNUSED
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
-from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
+from rlgaf_ray.training.warmup import WarmupProgress, Worker, warm_up_discriminator, warm_up_generator
 
 SEED = 0  # runs of every seed share one warm-up
 
@@ -161,7 +161,7 @@ def _worker(name: str, payload: dict[str, Any]) -> Worker:
         device = torch.device(ray.train.torch.get_device())
     saved = Path(payload["folder"]) / "checkpoint"
 
-    def report(progress: Progress) -> None:
+    def report(progress: WarmupProgress) -> None:
         if "report" in payload:
             payload["report"](name, progress)
         elif rank == 0:

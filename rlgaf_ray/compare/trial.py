@@ -21,7 +21,7 @@ from rlgaf_ray.data.task import Measure, Task
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.measures import Evaluated, build_measure
+from rlgaf_ray.evaluation.measures import MeasureInputs, build_measure
 from rlgaf_ray.evaluation.text import decode, distinct_n
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.reward_functions import RewardFunction, with_rewards
@@ -136,7 +136,7 @@ class Measuring:
         task, config = self.data.task, self.config
         real = task.evaluation(part)
         real_texts = decode([task.evaluated_ids(item) for item in real], self.data.tokenizer)
-        measure = build_measure(Evaluated(task, part, real_texts, None, cache_folder(config)))
+        measure = build_measure(MeasureInputs(task, part, real_texts, None, cache_folder(config)))
         prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
         answers = self.answers(prompts, temperature)  # of each prompt, one after the other
         count = config.compare.samples

@@ -26,7 +26,7 @@ from rlgaf_ray.config.hidden import public
 from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.metrics import Metric, columns
-from rlgaf_ray.training.warmup import Progress as WarmupProgress
+from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Metrics
 
 PLAIN_EVERY = 10  # iterations between lines where there is no terminal

@@ -38,8 +38,7 @@ from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
-from rlgaf_ray.training.warmup import Progress as Made
-from rlgaf_ray.training.warmup import Worker
+from rlgaf_ray.training.warmup import WarmupProgress, Worker
 from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
 
@@ -213,7 +212,7 @@ def _sweep(
 
 
 def _shown(console: Console, steps: int) -> Worker:
-    def report(made: Made) -> None:
+    def report(made: WarmupProgress) -> None:
         if made.step % 100 == 0 or made.step == steps:
             console.print(f"SFT on demonstrations {made.step}/{steps}: loss {made.loss:.3f}", highlight=False)
 

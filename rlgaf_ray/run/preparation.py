@@ -27,7 +27,7 @@ from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.measures import Evaluated, build_measure
+from rlgaf_ray.evaluation.measures import MeasureInputs, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
 from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
@@ -277,7 +277,7 @@ def prepare_evaluator(
     real = evaluation_set(data.task, count, part)
     real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
     return Evaluator(
-        build_measure(Evaluated(data.task, part, real_texts, encode, cache)),
+        build_measure(MeasureInputs(data.task, part, real_texts, encode, cache)),
         [item.response_ids for item in real],
         real_texts,
         demonstrations=[item.response_ids for item in data.task.demonstrations],

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlgaf_ray.data.storage import replace_text, writing
-from rlgaf_ray.evaluation.text import whole_texts
+from rlgaf_ray.evaluation.text import full_texts
 from rlgaf_ray.types import Metrics, ScoredRollout
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Record:
             {
                 "iteration": pa.array([iteration] * len(scored), pa.int32()),
                 "prompt_id": [rollout.prompt_id for rollout in rollouts],
-                "text": whole_texts(rollouts, tokenizer),
+                "text": full_texts(rollouts, tokenizer),
                 "prompt_ids": pa.array([rollout.prompt_ids for rollout in rollouts], pa.list_(pa.int32())),
                 "response_ids": pa.array([rollout.response_ids for rollout in rollouts], pa.list_(pa.int32())),
                 "behaviour_logprobs": pa.array(

@@ -57,7 +57,7 @@ def test_wrong_type(refused) -> None:
 
 def test_more_frozen_layers_than_there_are(refused) -> None:
     assert refused("discriminator.frozen_layers=5") == (
-        "discriminator.frozen_layers=5, but the model has 4: freeze at most so many"
+        "discriminator.frozen_layers=5, but the model has 4: set at most 4"
     )
 
 

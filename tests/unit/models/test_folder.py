@@ -234,7 +234,7 @@ def test_a_recurrent_layer_that_reads_padding_is_refused(tmp_path: Path) -> None
     config = AutoConfig.for_model("recurrent_gemma", intermediate_size=64, eos_token_id=1, **settings)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     check_model(str(tmp_path))
-    with pytest.raises(UserError, match="its logits change with a cache or with padding on the left: set rollout"):
+    with pytest.raises(UserError, match="its logits change with a KV cache or with left padding: set rollout"):
         TransformersEngine(tmp_path)
 
 
