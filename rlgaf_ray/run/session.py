@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorUnusable
 from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.placement import Placement, PlacementGroup
-from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
@@ -145,7 +145,7 @@ def run_with_recovery(
 ) -> Outcome:
     """Run the loop; restart it from the last checkpoint when an actor fails that cannot be replaced in place.
 
-    Raises ``TooManyLost`` and ``RewardFailed``, and ``ActorFailure`` where a restart would not help.
+    Raises ``TooManyFailures`` and ``RewardFailed``, and ``ActorFailure`` where a restart would not help.
     """
     config = prepared.config
     recoveries = Recoveries(config.cluster, callbacks.on_message)
@@ -162,7 +162,7 @@ def run_with_recovery(
                 begun = True
                 try:
                     return loop.run()
-                except (ActorFailure, TooManyLost, RewardFailed):
+                except (ActorFailure, TooManyFailures, RewardFailed):
                     reached = loop.iteration
                     loop.rescue()
                     raise
@@ -171,7 +171,7 @@ def run_with_recovery(
                 raise failure.__cause__ or failure from None  # a bug, with the remote traceback
             if callbacks.stop_requested or not begun:
                 raise
-            if isinstance(failure, ActorSpent):
+            if isinstance(failure, ActorUnusable):
                 if reached <= out_of_memory_at:  # a second time at the same iteration: it would happen each time
                     raise
                 out_of_memory_at = reached
@@ -181,16 +181,16 @@ def run_with_recovery(
 def resume_after_failure(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:
     """The checkpoint to restart from after the learner or discriminator failed; None: from the beginning.
 
-    Raises ``TooManyLost``.
+    Raises ``TooManyFailures``.
     """
     if not checkpoints.all():
-        recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
+        recoveries.record(failure, "there is no checkpoint yet, so the run begins again")
         recoveries.rolled_back()
         return None
     resumed = checkpoints.newest_usable()
     report_damaged_checkpoints(resumed, recoveries.report)
     path, state, _ = resumed
-    recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
+    recoveries.record(failure, f"the run goes back to iteration {state['iteration']} ({path})")
     recoveries.rolled_back()
     return resumed
 

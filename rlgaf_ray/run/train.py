@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import find_placement
-from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import writing
@@ -137,7 +137,7 @@ def train(
 
                 try:
                     outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
-                except (TooManyLost, RewardFailed) as error:
+                except (TooManyFailures, RewardFailed) as error:
                     left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
                     raise UserError(f"{error}; {left}") from error
             with writing(folder.local):

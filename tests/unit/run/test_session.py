@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorUnusable
 from rlgaf_ray.actors.placement import plan_placement
-from rlgaf_ray.actors.recovery import TooManyLost
+from rlgaf_ray.actors.recovery import TooManyFailures
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING
@@ -27,8 +27,8 @@ from rlgaf_ray.run import train as train_module
 from rlgaf_ray.testing import RecordingCallback
 
 DEAD = ActorFailure("the learner died during update")
-SPENT = ActorSpent("the learner ran out of memory during update")
-End = tuple[int, ActorFailure | TooManyLost | None]  # the iteration it reached, and the loss there, if any
+SPENT = ActorUnusable("the learner ran out of memory during update")
+End = tuple[int, ActorFailure | TooManyFailures | None]  # the iteration it reached, and the loss there, if any
 
 
 class Failing:
@@ -109,7 +109,7 @@ def test_a_run_that_was_asked_to_stop_is_not_restarted(monkeypatch: pytest.Monke
 def test_an_actor_that_needs_too_much_memory_at_the_same_place_again_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, again: int
 ) -> None:
-    with pytest.raises(ActorSpent, match="ran out of memory"):
+    with pytest.raises(ActorUnusable, match="ran out of memory"):
         outcomes(monkeypatch, tmp_path, [(5, SPENT), (again, SPENT), (9, None)], [])
 
 
@@ -117,12 +117,12 @@ def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rescued: list[int] = []
-    with pytest.raises(TooManyLost, match="more than 2 actors were lost"):
+    with pytest.raises(TooManyFailures, match="more than 2 actors failed"):
         outcomes(monkeypatch, tmp_path, [(5, DEAD), (6, DEAD), (7, DEAD), (9, None)], rescued)
     assert rescued == [5, 6, 7]
     rescued.clear()
-    with pytest.raises(TooManyLost):  # of rollout workers, which the loop replaces by itself
-        outcomes(monkeypatch, tmp_path, [(5, TooManyLost("rollout worker 0 died"))], rescued)
+    with pytest.raises(TooManyFailures):  # of rollout workers, which the loop replaces by itself
+        outcomes(monkeypatch, tmp_path, [(5, TooManyFailures("rollout worker 0 died"))], rescued)
     assert rescued == [5]
 
 
