@@ -23,7 +23,7 @@ def test_a_run_that_is_told_to_end_saves_and_ends(start, small_under, record, tm
     output = run.ended(143)
     assert said < GRACE_SECONDS
     last = int(reached(run.folder))
-    assert f"stopped after iteration {last}; go on with --resume run.name=told" in output
+    assert f"stopped after iteration {last}; continue with --resume run.name=told" in output
     assert (run.folder / "checkpoints/latest").read_text() == f"step_{last:06d}\n"
     assert "Traceback" not in output
     record("program: SIGTERM (detected: until its checkpoint is written)", detected=[said], lost=lost(run.folder))

@@ -120,8 +120,6 @@ def test_command_exits_with_2_and_one_line() -> None:
 
 
 def test_bad_input_fails_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
-) -> None:
     monkeypatch.setattr("ray.init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("run: {name: run}\n")
