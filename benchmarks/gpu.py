@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from rlgaf_ray.actors.answers import Asked
+from rlgaf_ray.actors.answers import PendingCall
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.groups import LearnerWorker
 from rlgaf_ray.actors.rollout import RolloutWorker
@@ -65,7 +65,7 @@ def median_seconds(call: Callable[[], object]) -> float:
     return statistics.median(seconds[UNTIMED:])
 
 
-def wait(calls: Sequence[Asked]) -> list[Any]:
+def wait(calls: Sequence[PendingCall]) -> list[Any]:
     return [ray.get(ref, timeout=SECONDS) for _, _, ref in calls]
 
 

@@ -1,4 +1,4 @@
-"""How the command line ends a run on Ctrl-C or SIGTERM."""
+"""Stop a run on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 from rlgaf_ray.loop.callback import Callback
 
-SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
+SIGNAL_EXIT_OFFSET = 128  # exit code of a process ended by signal n: 128 + n
 
 
 class Stop(Callback):
-    """Ends a run after the current iteration, with a checkpoint; at once where the loop has not begun or has failed."""
+    """Stops a run after the current iteration, with a checkpoint; before or after the loop it exits immediately."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -42,7 +42,7 @@ class Stop(Callback):
 
 @contextmanager
 def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM calls ``stop_softly`` with its number; a second one ends the process at once."""
+    """Call ``stop_softly`` with the number of the first SIGINT or SIGTERM; a second one kills the process."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -55,7 +55,7 @@ def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
     try:
         yield received
     except SystemExit:
-        if received:  # a wait in Ray makes 1 of every exit code
+        if received:  # Ray turns the exit code into 1 if it was waiting
             raise SystemExit(SIGNAL_EXIT_OFFSET + received[0]) from None
         raise
     finally:

@@ -12,7 +12,7 @@ from rlgaf_ray.main import main
         (["evaluate", "nowhere"], "nowhere is no finished run (no config.yaml or generator/ in it)"),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) in (1, 2)
     assert expected in capsys.readouterr().err
