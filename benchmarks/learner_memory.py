@@ -82,7 +82,7 @@ def main() -> int:
             )
             found[name] = json.loads(process.stdout.splitlines()[-1])
     table = Table(title=f"One step on {ROWS} x {RESPONSE} tokens, vocabulary {VOCABULARY:,}")
-    for column in ("side", "step's own peak, MB", "whole process, MB", "CPU seconds a step"):
+    for column in ("side", "step's own peak, MB", "whole process, MB", "CPU seconds per step"):
         table.add_column(column, justify="left" if column == "side" else "right")
     for name, row in found.items():
         table.add_row(name, f"{row['step'] / 1e6:.0f}", f"{row['process'] / 1e6:.0f}", f"{row['seconds']:.2f}")

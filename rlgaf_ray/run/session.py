@@ -151,7 +151,7 @@ def run_with_recovery(
     """
     config = prepared.config
     recoveries = Recoveries(config.cluster, callbacks.on_message)
-    begun = False
+    started = False
     out_of_memory_at = -1
     while True:
         reached = 0
@@ -161,7 +161,7 @@ def run_with_recovery(
                 open_loop(prepared, roles, checkpoints, callbacks, resumed, trackers=trackers) as loop,
                 callbacks.training(start=loop.iteration, total=config.run.iterations, first=first_wait(config, loop)),
             ):
-                begun = True
+                started = True
                 try:
                     return loop.run()
                 except (ActorFailure, TooManyFailures, RewardFailed):
@@ -169,9 +169,9 @@ def run_with_recovery(
                     loop.rescue()
                     raise
         except ActorFailure as failure:
-            if not begun and isinstance(failure, ActorNotStarted):
+            if not started and isinstance(failure, ActorNotStarted):
                 raise failure.__cause__ or failure from None  # a bug, with the remote traceback
-            if callbacks.stop_requested or not begun:
+            if callbacks.stop_requested or not started:
                 raise
             if isinstance(failure, ActorUnusable):
                 if reached <= out_of_memory_at:  # a second time without progress: a restart would not help

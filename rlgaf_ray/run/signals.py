@@ -18,11 +18,11 @@ class Stop(Callback):
 
     def __init__(self) -> None:
         self.number = 0
-        self.begun = False
+        self.started = False
 
     def __call__(self, number: int) -> None:
         self.number = number
-        if not self.begun:
+        if not self.started:
             sys.exit(self.exit_code)
         self.stop_requested = True
 
@@ -32,11 +32,11 @@ class Stop(Callback):
 
     @contextmanager
     def training(self, *, start: int, total: int, first: str) -> Iterator[None]:
-        self.begun = True
+        self.started = True
         try:
             yield
         except BaseException:
-            self.begun = False
+            self.started = False
             raise
 
 

@@ -25,7 +25,7 @@ class Worker:
         self.parts: list[list[int]] = []  # prompt ids of each part
         self.gate = threading.Event()
         self.gate.set()
-        self.begun = threading.Event()
+        self.started = threading.Event()
 
     def __call__(self, update: Any | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
         if update is not None:
@@ -34,7 +34,7 @@ class Worker:
         if part is None:
             return {"load_seconds": float(self.version)}, []
         self.parts.append([prompt.prompt_id for prompt in part.prompts])
-        self.begun.set()
+        self.started.set()
         assert self.gate.wait(HANGS_AFTER)
         share = part.sampling.samples_per_prompt
         assert len(part.seeds) == share * len(part.prompts)
@@ -133,7 +133,7 @@ def test_the_longest_part_is_sampled_first(build) -> None:
     worker.gate.clear()
     dispatcher = build([worker], 3)
     first = dispatcher.start(prompts_of(1), SAMPLING, [0, 1])
-    assert worker.begun.wait(HANGS_AFTER)
+    assert worker.started.wait(HANGS_AFTER)
     # 21, 21, 80, 21, 21, 21, 21 tokens: the thirds end at 68.7 (third prompt) and 137.3 (fourth prompt)
     second = dispatcher.start(prompts_of(1, 1, 60, 1, 1, 1, 1), SAMPLING, list(range(14)))
     worker.gate.set()
@@ -155,7 +155,7 @@ def test_rollouts_use_the_weights_at_the_time_of_the_request(build) -> None:
     dispatcher = build([worker])
     dispatcher.push(0)()
     waits = [dispatcher.start(prompts_of(3), SAMPLING, [0, 1])]
-    assert worker.begun.wait(HANGS_AFTER)  # in the middle of a request
+    assert worker.started.wait(HANGS_AFTER)  # in the middle of a request
     pushes = [dispatcher.push(version) for version in (1, 2, 3)]
     waits.append(dispatcher.start(prompts_of(3), SAMPLING, [2, 3]))
     pushes.append(dispatcher.push(4))
@@ -170,7 +170,7 @@ def test_dropped_parts_are_not_sampled(build) -> None:
     worker.gate.clear()
     dispatcher = build([worker], 4)
     dispatcher.start(prompts_of(*[3] * 8), SAMPLING, list(range(16)))
-    assert worker.begun.wait(HANGS_AFTER)
+    assert worker.started.wait(HANGS_AFTER)
     dispatcher.drop()
     wait = dispatcher.start(prompts_of(9), SAMPLING, [70, 71])
     worker.gate.set()
@@ -188,7 +188,7 @@ def test_a_worker_failure_is_raised_in_every_waiting_caller(build) -> None:
 
     dispatcher = build([fails])
     wait = dispatcher.start(prompts_of(3), SAMPLING, [0, 1])
-    assert broken.begun.wait(HANGS_AFTER)
+    assert broken.started.wait(HANGS_AFTER)
     behind, push = dispatcher.start(prompts_of(3), SAMPLING, [2, 3]), dispatcher.push(1)
     broken.gate.set()
     for ask in (wait, behind, push, lambda: dispatcher.start(prompts_of(3), SAMPLING, [4, 5])):

@@ -76,7 +76,7 @@ def test_colocated_roles_share_each_gpu() -> None:
     assert [*placement.learner_bundles] == [*placement.rollout_bundles] == list(range(8))
     assert [*placement.discriminator_bundles] == list(range(4))
     assert (placement.gpus_per_actor, placement.strategy, placement.shares_gpus) == (0.333, "PACK", True)
-    assert placement.engines_start_last and not placement.engines_start_in_turn  # each on a GPU of its own
+    assert placement.engines_start_last and not placement.engines_start_in_turn  # each has its own GPU
 
 
 def test_separate_roles_get_their_own_gpus() -> None:
