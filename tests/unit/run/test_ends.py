@@ -125,7 +125,7 @@ def test_demonstrations_with_an_inner_end_token_are_reported(prepare: Prepare, t
     first = data.task.demonstrations[0]
     data.task.demonstrations[0] = Demonstration(first.prompt_ids, np.array([end, *first.response_ids], np.int32))
     (note,) = notes_on_ends(data.task, [end], data.tokenizer)
-    assert note.startswith(f"1 of {len(data.task.demonstrations)} demonstrations hold a token that ends a rollout")
+    assert note.startswith(f"1 of {len(data.task.demonstrations)} demonstrations contain a token that ends a rollout")
 
 
 def test_the_date_is_recorded_and_reused(tmp_path: Path) -> None:
