@@ -32,6 +32,7 @@ from rlgaf_ray.actors.groups import LearnerWorker
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.actors.transfer import GpuTransfer
 from rlgaf_ray.config import load_config
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 from rlgaf_ray.weights.choice import Backend, choose_transfer
 
@@ -93,7 +94,9 @@ def main() -> int:
         if arguments.model is None:
             GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
         vocabulary = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        learner: Any = ray.remote(num_gpus=share)(BenchLearner).remote(folder, config, pad_token_id=0, device="cuda")
+        learner: Any = ray.remote(num_gpus=share)(BenchLearner).remote(
+            folder, config, pad_token_id=0, device="cuda", new_algorithm=configured_algorithm
+        )
         table = Table(title=f"{count} x {device}, torch {torch.__version__}, {ROUNDS} rounds, medians")
         for column in ("what", "figure"):
             table.add_column(column)

@@ -40,6 +40,7 @@ from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import find_placement
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.figures import save
@@ -104,6 +105,9 @@ class SleepingDiscriminator:
     def __init__(self) -> None:
         self.version = 0
 
+    def batch_needs(self) -> BatchNeeds:
+        return BatchNeeds()
+
     def token_scores(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, int]:
         return np.zeros(sum(len(rollout.response_ids) for rollout in rollouts), np.float32), self.version
 
@@ -116,7 +120,7 @@ class SleepingLearner:
     def __init__(self, sleeps: Sleeps) -> None:
         self.sleeps = sleeps
 
-    def update(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: object) -> Metrics:
+    def update(self, scored: Sequence[ScoredRollout], *, iteration: int, text: object) -> Metrics:
         time.sleep(self.sleeps.of_update(len(scored)))
         return {"generator/loss": 0.0, "generator/kl": 0.0, "generator/entropy": 1.0}
 

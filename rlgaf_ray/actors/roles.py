@@ -53,7 +53,7 @@ class RayRoles:
     """Implements ``loop.roles.Roles`` with actors in one placement group.
 
     The learner puts new weights into the object store part by part; all rollout workers read the same object without a
-    copy. The discriminator's weights take the same way to a learner that back-propagates through it. Every rank of
+    copy. The discriminator's weights take the same route to a learner that back-propagates through it. Every rank of
     learner and discriminator receives the same calls; rank 0's result is returned.
     """
 
@@ -260,7 +260,7 @@ class RayRoles:
                 self._ask(actors, "__ray_ready__")
 
     def rescue(self, folder: Place) -> None:
-        """Save from the surviving ranks: one replica is enough, but sharded ranks are needed all.
+        """Save from the surviving ranks: one replica is enough; a sharded state needs all ranks.
 
         Raises ``ActorFailure`` if the surviving ranks do not hold the full state.
         """

@@ -14,7 +14,7 @@ SIGNAL_EXIT_OFFSET = 128  # exit code of a process ended by signal n: 128 + n
 
 
 class Stop(Callback):
-    """Stops a run after the current iteration, with a checkpoint; before or after the loop it exits immediately."""
+    """Stops a run after the current iteration, with a checkpoint; exits immediately before the loop or if it failed."""
 
     def __init__(self) -> None:
         self.number = 0
