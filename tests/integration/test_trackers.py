@@ -165,7 +165,7 @@ def test_an_mlflow_server_that_is_gone_is_reported_once(tmp_path: Path, monkeypa
     with trackers("mlflow", tmp_path, messages=messages) as found:
         log(found, range(3), 1.0)
     (message,) = messages
-    assert message.startswith("tracker mlflow failed and is off until the run is resumed (MlflowException: ")
+    assert message.startswith("tracker mlflow failed and is disabled until the run is resumed (MlflowException: ")
     assert [row["iteration"] for row in Record(tmp_path).rows()] == [0, 1, 2]
 
 

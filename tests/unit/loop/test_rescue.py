@@ -43,7 +43,7 @@ class Losing(FakeRoles):
 
     def rescue(self, folder: Place) -> None:
         if not self.everything_is_left:
-            raise RuntimeError("nobody answers who has all of the learner")
+            raise RuntimeError("no surviving rank holds the full learner")
         super().rescue(folder)
 
 
@@ -72,7 +72,7 @@ def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everyth
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
         loop.run()
     loop.rescue()
-    told = "iteration 4 could not be saved: nobody answers"
+    told = "iteration 4 could not be saved: no surviving rank"
     assert len(callback.messages) == (where == "before") and all(text.startswith(told) for text in callback.messages)
     assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
 

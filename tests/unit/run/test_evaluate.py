@@ -9,10 +9,10 @@ from rlgaf_ray.main import main
     ("words", "expected"),
     [
         (["evaluate"], "error: evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]\n"),
-        (["evaluate", "nowhere"], "nowhere is no finished run (no config.yaml or generator/ in it)"),
+        (["evaluate", "nowhere"], "nowhere is not a finished run (it has no config.yaml or no generator/)"),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) in (1, 2)
     assert expected in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a sweep changes in the config before its trials start in folders of their own."""
+"""Paths in the config are made absolute before the trials start in their own working directories."""
 
 from __future__ import annotations
 
