@@ -152,14 +152,19 @@ METHODS: Mapping[MethodName, Method] = {
 }
 
 
-def method_config(config: Config, name: MethodName, replicate: int) -> Config:
-    """The run of one method on one replicate. Raises ``UserError`` where the config does not allow the method."""
+IN_ONE_PROCESS: Keys = {"rollout.engine": "transformers", "cluster.threads": 1}
+
+
+def method_config(config: Config, name: MethodName, replicate: int, *, in_one_process: bool = True) -> Config:
+    """The run of one method on one replicate, in one process on one thread or, for a plan, with the config's engines.
+
+    Raises ``UserError`` where the config does not allow the method.
+    """
     method = METHODS[name]
     values = {
         **method.keys(config),
         "run.seed": replicate,
-        "rollout.engine": "transformers",  # in the trial's process, on its one thread
-        "cluster.threads": 1,
+        **(IN_ONE_PROCESS if in_one_process else {}),
         "task.draw_seed": replicate,
         "tracking.to": [],
         "tracking.rollout_share": 0.0,

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.compare.methods import METHODS, method_config
-from rlgaf_ray.compare.page import budget_table, results_table, write_page
+from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
-from rlgaf_ray.config import Config, dump_config
+from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder
@@ -56,8 +57,8 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
         console.print(f"{name} {replicate} failed: {error}", highlight=False, markup=False)
     if trials:
         rows = table(trials, config.compare.methods, config.compare.baseline)
-        console.print(results_table(rows))
-        console.print(budget_table(rows))
+        for each in grids(config, rows):
+            console.print(each.shown)
         page = write_page(config, trials, rows, errors)
         console.print(f"everything is in {page} and the folder around it", highlight=False, soft_wrap=True)
     if not trials or len(trials) < len(jobs):
@@ -83,16 +84,16 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
         verdict_of(task)
     # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
     free = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
-    own = config.model_dump(mode="json", exclude={"run": {"root", "name"}, "cluster": True, "compare": free})
-    settings = {"settings": own, "data": task.checksum}
+    unlike = {"run": {"root", "name"}, "cluster": True, "compare": free}
     file = folder / SETTINGS
     if file.is_file():
         if not resume:
             raise UserError(f"{folder} exists: add --resume to go on with that comparison, or choose another run.name")
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before["data"] != settings["data"]:
+        if json.loads(file.read_text(encoding="utf-8"))["data"] != task.checksum:
             raise UserError(f"{folder} was begun with other data: bring them back, or choose another run.name")
-        if changed := differing(before["settings"], own):
+        begun = load_config(folder / CONFIG)  # a key that is not there has its default
+        before, now = (public_values(each.model_dump(mode="json", exclude=unlike)) for each in (begun, config))
+        if changed := differing(before, now):
             raise UserError(
                 f"{folder} was begun with another {changed[0]}: set it as it was (config.yaml there), or choose "
                 "another run.name"
@@ -100,7 +101,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     elif resume:
         raise UserError(f"nothing to resume: {folder} holds no comparison")
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    file.write_text(json.dumps({"data": task.checksum}), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 

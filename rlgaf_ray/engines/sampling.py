@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rlgaf_ray.types import SamplingSettings
 
 
 def sampled_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: Sequence[int]) -> Tensor:
-    """Log-probs of the distribution that is sampled from: masked, tempered, then cut to top-k and to top-p.
+    """Log-probs of the distribution that is sampled from: masked, tempered, then cut by min-p, top-k, top-p.
 
     Args:
         logits: [B, V], any float type.
@@ -26,7 +26,9 @@ def sampled_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: 
     if masked_ids:
         logits = logits.index_fill(-1, torch.tensor(masked_ids, device=logits.device), float("-inf"))
     logits = logits / sampling.temperature
-    # The library's warpers take the prompt's ids, which these two do not read.
+    # The library's warpers take the prompt's ids, which these three do not read.
+    if sampling.min_p:
+        logits = MinPLogitsWarper(sampling.min_p)(None, logits)
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(None, logits)
     if sampling.top_p < 1.0:

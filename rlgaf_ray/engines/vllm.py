@@ -289,6 +289,7 @@ class VLLMEngine(RolloutEngine):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=seed,
             ignore_eos=True,  # end of text is what the model's config says, handled above
             logprobs=0,  # the sampled token's only
