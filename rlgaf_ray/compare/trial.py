@@ -19,7 +19,7 @@ from rlgaf_ray.compare.methods import METHODS, Answering, method_config
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
-from rlgaf_ray.data.task import Measure, Task
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
@@ -138,29 +138,31 @@ class Measuring:
         prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
         answers = self.answers(prompts, decoding)  # of each prompt, one after the other
         count = config.compare.samples
-        found = [self.measured(measure, answers[each::count]) for each in range(count)]
-        metrics = {key: float(np.mean([row[key] for row, _ in found])) for key in found[0][0]}
+        texts = decode([task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
+        found = [measure(texts[each::count]) for each in range(count)]
+        metrics = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
         if self.quality not in metrics:
             raise UserError(
                 f"evaluation.best_metric={self.quality} is not one of the task's own measures: set it to one of "
                 f"{', '.join(metrics)}"
             )
-        singles = [each for _, each in found if each is not None]
-        entropy = float(np.mean([-answer.behaviour_logprobs.sum() for answer in answers]))
+        singles = [each for row in range(count) if (each := measure.each(texts[row::count])) is not None]
+        logprobs = np.array([answer.behaviour_logprobs.sum(dtype=np.float64) for answer in answers])
+        sampled = self.answering.candidates == 1
+        metrics |= measure.repeated(
+            [texts[row : row + count] for row in range(0, len(texts), count)],
+            logprobs.reshape(-1, count) if sampled else None,
+        )
         return Measured(
             decoding.temperature,
             quality=metrics[self.quality],
             each=np.mean(singles, axis=0).tolist() if singles else None,
-            entropy=entropy if self.answering.candidates == 1 else None,
+            entropy=float(-logprobs.mean()) if sampled else None,
             distinct_2=distinct_n([answer.response_ids for answer in answers], 2),
             metrics=metrics,
             top_p=decoding.top_p,
             min_p=decoding.min_p,
         )
-
-    def measured(self, measure: Measure, answers: Sequence[Rollout]) -> tuple[Metrics, np.ndarray | None]:
-        texts = decode([self.data.task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
-        return measure(texts), measure.each(texts)
 
     def answers(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Rollout]:
         """``compare.samples`` of each prompt, adjacent; of candidates the one that the discriminator chooses."""
