@@ -33,7 +33,7 @@ def budget(config: Config, name: MethodName) -> Budget:
 
 def num_rollouts(config: Config, method: Method) -> int:
     """Sampled for updates, the discriminator's warm-up included."""
-    warmup = config.discriminator_warmup_updates * config.rollout.batch_size if method.scores else 0
+    warmup = config.discriminator_warmup_updates * config.discriminator_warmup_rollouts if method.scores else 0
     return warmup + (loop_rollouts(config) if method.trains == "generator" else 0)
 
 

@@ -68,6 +68,7 @@ def _rejection(config: Config) -> Keys:
         "run.iterations": REJECTION_ROUNDS,
         "rollout.batch_size": batch,
         "rollout.samples_per_prompt": group,
+        "warmup.discriminator.rollouts": config.discriminator_warmup_rollouts,
         "discriminator.updates_per_generator_update": max(1.0, config.discriminator.updates_per_generator_update),
         "generator.learning_rate_schedule": "constant",
     }

@@ -62,7 +62,8 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
         page = write_page(config, trials, rows, errors)
         console.print(f"everything is in {page} and the folder around it", highlight=False, soft_wrap=True)
     if not trials or len(trials) < len(jobs):
-        console.print(f"go on with compare --resume {config.run.again}", highlight=False, soft_wrap=True)
+        again = f"run.root={config.run.root} run.name={config.run.name}"
+        console.print(f"go on with compare --resume {again}", highlight=False, soft_wrap=True)
     if received:
         return SIGNAL_EXIT_OFFSET + received[0]
     return 0 if len(trials) == len(jobs) else 1
@@ -159,7 +160,7 @@ class Lines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         result = trial.last_result
         quality, seconds = result.get("quality", float("nan")), result.get("seconds", 0)
-        self._line(trial, f"{quality:.3f} at the best temperature, {seconds:.0f} s")
+        self._line(trial, f"{quality:.3f} with the best decoding, {seconds:.0f} s")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._line(trial, "failed")

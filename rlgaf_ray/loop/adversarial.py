@@ -154,12 +154,12 @@ class AdversarialLoop:
     def warm_up_discriminator(self) -> None:
         """Update the discriminator alone, on rollouts of the SFT model for the demonstrations' prompts.
 
-        The batches, the loss and its weights are those of training, and so is the batch of rollouts: what the
-        discriminator learns here is what it will judge.
+        The batches, the loss and its weights are those of training: what the discriminator learns here is what it will
+        judge.
         """
-        total = self.config.discriminator_warmup_updates
+        total, count = self.config.discriminator_warmup_updates, self.config.discriminator_warmup_rollouts
         for update in range(1, total + 1):
-            seeds = rollout_seeds(self.config, WARMUP + update, self.config.rollout.batch_size)
+            seeds = rollout_seeds(self.config, WARMUP + update, count)
             rollouts = self.roles.generate(self.draws.warmup_prompts(), sampling_settings(self.config), seeds)
             if (liked := self.config.discriminator.leave_out_liked) > 0:
                 rollouts = without_liked(self.roles.score(rollouts), liked)

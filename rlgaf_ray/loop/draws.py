@@ -82,7 +82,8 @@ class Draws:
 
     def warmup_prompts(self) -> list[Prompt]:
         """Of a batch of rollouts for the discriminator's warm-up: demonstrations' prompts alone."""
-        return self._asked(self.prompt_stream.own(self.config.rollout.prompts_per_iteration))
+        count = self.config.discriminator_warmup_rollouts // self.config.rollout.samples_per_prompt
+        return self._asked(self.prompt_stream.own(count))
 
     def _asked(self, rows: np.ndarray) -> list[Prompt]:
         """The prompts of these ``trained_rows``."""

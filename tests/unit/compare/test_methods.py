@@ -30,6 +30,7 @@ def test_rejection_has_as_many_rollouts_in_few_rounds() -> None:
     assert rejection.run.iterations == 6 and rejection.rollout.batch_size == 320
     assert num_rollouts(plain, METHODS["rlgaf"]) - num_rollouts(plain, METHODS["best_of_4"]) == 1920
     assert rejection.run.iterations * rejection.rollout.batch_size == 1920
+    assert rejection.discriminator_warmup_rollouts == plain.discriminator_warmup_rollouts == 32
 
 
 def test_frozen_and_zero_reward_differ_in_the_discriminator_alone() -> None:
