@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -171,7 +172,14 @@ def method_config(config: Config, name: MethodName, replicate: int, *, in_one_pr
         "tracking.rollout_share": 0.0,
         "sweep": {},
     }
-    try:
+    with named(name, "this config"):
         return with_values(config, values)
+
+
+@contextmanager
+def named(name: MethodName, what: str) -> Iterator[None]:
+    """A ``UserError`` within begins with the method that ``what`` does not allow."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"compare.methods: {name} is not possible with this config: {error}") from error
+        raise UserError(f"compare.methods: {name} is not possible with {what}: {error}") from error

@@ -12,7 +12,7 @@ from ray import tune
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
-from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.methods import METHODS, method_config, named
 from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
@@ -21,6 +21,7 @@ from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
@@ -81,6 +82,9 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
         check_before_start(each)
     task = prepare_data(configs[0], cache_folder(config)).task  # its checksum is the same for every replicate
     evaluation_set(task, config.evaluation.num_prompts)
+    for name, each in zip(config.compare.methods, configs, strict=True):
+        with named(name, "these data"):
+            check_demonstrations(each, task)
     if any(METHODS[name].verdict for name in config.compare.methods):
         verdict_of(task)
     # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
