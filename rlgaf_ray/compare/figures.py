@@ -29,7 +29,7 @@ def figures(config: Config, trials: Sequence[Trial]) -> dict[str, Figure]:
 def _figure(config: Config, trials: Sequence[Trial], across: str) -> Figure:
     names = [name for name in config.compare.methods if any(trial.method == name for trial in trials)]
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        figure = Figure(figsize=(5.4, 4.6), layout="constrained")
         axes = figure.subplots()
         for number, name in enumerate(names):
             own = [trial for trial in trials if trial.method == name]
@@ -39,7 +39,7 @@ def _figure(config: Config, trials: Sequence[Trial], across: str) -> Figure:
                     _draw(axes, own, curve, across, color=colour, line=line, label=METHODS[name].title)
         axes.set_xlabel(across.replace("_", "-"))
         axes.set_ylabel(metric(config.best_metric).head)
-        figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, handlelength=3.0)
         return figure
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from rlgaf_ray.compare.budget import budget
+from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.figures import TITLES, figures
 from rlgaf_ray.compare.methods import METHODS, method_config
 from rlgaf_ray.compare.results import Row
@@ -158,7 +159,7 @@ def write_page(
     config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[MethodName, int], str]
 ) -> Path:
     folder, tables = config.run.folder, grids(config, rows)
-    drawn = figures(config, trials)
+    drawn, truncated = figures(config, trials), any(each.truncated for each in decodings(config.compare))
     (folder / "figures").mkdir(exist_ok=True)
     for name, figure in drawn.items():
         for suffix in (".png", ".svg"):
@@ -174,6 +175,7 @@ def write_page(
         quality=metric(config.best_metric).head,
         baseline=METHODS[config.compare.baseline].title,
         tables=tables,
+        markers="; circles: temperatures, triangles: top-p, squares: min-p" if truncated else "",
         figures=[(title, svg(drawn[name])) for name, title in TITLES.items()],
         sources=[(METHODS[row.name].title, METHODS[row.name].source) for row in rows if METHODS[row.name].source],
         errors=[(f"{name} {replicate}", error) for (name, replicate), error in errors.items()],
