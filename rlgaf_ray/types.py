@@ -160,6 +160,7 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0  # the least probability of a token, as a share of the most probable one's; 0: all tokens
     samples_per_prompt: int = 1
     stop_at_end_of_text: bool = True  # False: end of text is masked and every response has max_new_tokens tokens
 

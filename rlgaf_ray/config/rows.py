@@ -113,6 +113,13 @@ class JsonlSettings(RowSettings):
         description="JSON Lines, JSON, CSV or Parquet, by the suffix, or any of them with .gz; globs and s3://, "
         "gs://, hf:// count",
     )
+    prompts: Paths = Field(
+        None, description="rows of prompts without answers, for rollouts alone: rollout.free_prompts is their share"
+    )
+    base: Paths = Field(
+        None,
+        description="rows for the base warm-up, in place of its share of path: pairs, chats, or texts (a column text)",
+    )
     validation_path: Paths = Field(None, description="the part validation, in place of its share of path")
     test_path: Paths = Field(None, description="the part test, in place of its share of path")
 
@@ -127,6 +134,18 @@ class HubSettings(RowSettings):
     dataset: str | None = Field(None, description="id of a data set on the hub")
     subset: str | None = None
     split: str = "train"
+    prompts: str | None = Field(
+        None,
+        description="id of a data set of prompts without answers, for rollouts alone: rollout.free_prompts is their "
+        "share",
+    )
+    prompts_split: str = "train"
+    base: str | None = Field(
+        None,
+        description="id of a data set for the base warm-up, in place of its share: pairs, chats, or texts (a column "
+        "text)",
+    )
+    base_split: str = "train"
     validation_split: str | None = Field(None, description="the part validation, in place of its share of split")
     test_split: str | None = Field(None, description="the part test, in place of its share of split")
 

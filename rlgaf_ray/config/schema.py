@@ -85,6 +85,13 @@ class Config(Section):
         return self.warmup.discriminator.steps if self.warmup.discriminator.type == "rollouts" else 0
 
     @property
+    def discriminator_warmup_rollouts(self) -> int:
+        """Of each of these updates: whole groups."""
+        group = self.rollout.samples_per_prompt
+        asked = self.warmup.discriminator.rollouts or self.rollout.batch_size
+        return max(1, asked // group) * group
+
+    @property
     def labels_read(self) -> list[str]:
         """Where the discriminator reads answers of the unwanted kind, which are labels that SFT does not have."""
         warmup, settings = self.warmup.discriminator, self.discriminator

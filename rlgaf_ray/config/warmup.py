@@ -54,6 +54,9 @@ class DiscriminatorWarmup(Section):
         "rate of training; labels: against demonstrations of the unwanted kind (RLGAF, section 3.3)",
     )
     steps: NonNegative = 100
+    rollouts: Positive | None = Field(
+        None, description="rollouts: of each update, in whole groups; null: rollout.batch_size"
+    )
     batch_size: Positive = Field(64, description="labels")
     learning_rate: Rate = Field(2e-4, description="labels")
     weight_decay: NonNegativeRate = 0.01

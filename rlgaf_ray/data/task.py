@@ -44,6 +44,13 @@ class Measure(Protocol):
         """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""
         return None
 
+    def repeated(self, samples: Sequence[Sequence[str]], logprobs: np.ndarray | None) -> Metrics:
+        """What follows from several answers to each prompt, [N][k], and their log-probs when sampled, float [N, k].
+
+        Without ``logprobs`` the answers were chosen among candidates.
+        """
+        return {}
+
     def quick(self, texts: Sequence[str]) -> Metrics:
         """The cheapest measures of answers to the first prompts, named without a group."""
         return {}

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rlgaf_ray.types import SamplingSettings
 
 
 def sampling_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: Sequence[int]) -> Tensor:
-    """Return log-probs of the sampling distribution: mask, temperature, top-k, then top-p.
+    """Return log-probs of the sampling distribution: mask, temperature, min-p, top-k, then top-p.
 
     Args:
         logits: [B, V], any float dtype.
@@ -26,7 +26,9 @@ def sampling_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids:
     if masked_ids:
         logits = logits.index_fill(-1, torch.tensor(masked_ids, device=logits.device), float("-inf"))
     logits = logits / sampling.temperature
-    # These two warpers ignore their input_ids argument.
+    # These three warpers ignore their input_ids argument.
+    if sampling.min_p:
+        logits = MinPLogitsWarper(sampling.min_p)(None, logits)
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(None, logits)
     if sampling.top_p < 1.0:

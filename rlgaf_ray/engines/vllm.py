@@ -290,6 +290,7 @@ class VLLMEngine(RolloutEngine):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=seed,
             ignore_eos=True,  # end-of-text ids come from the model's config, see stop_token_ids
             logprobs=0,  # of the sampled token only

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.prompts import num_free
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.held_out import contrast_without, set_apart
@@ -13,6 +15,7 @@ from rlgaf_ray.training.sft import FEWEST_ROWS
 
 def check_demonstrations(config: Config, task: Task) -> None:
     """Raise ``UserError`` for fewer demonstrations, contrast rows or prompts than the run needs."""
+    check_free_prompts(config, task, config.discriminator.needs)
     count, settings = len(task.demonstrations), config.discriminator
     trained, held_out = set_apart(count, config.held_out_demonstrations)
     if config.warmup.sft.steps == "auto" and count < FEWEST_ROWS:
@@ -29,6 +32,31 @@ def check_demonstrations(config: Config, task: Task) -> None:
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "
             f"task.name={config.task.name} has none to train on (for prompts and responses: other responses): set it "
             "to 0"
+        )
+
+
+def check_free_prompts(config: Config, task: Task, needs: BatchNeeds) -> None:
+    """Raise ``UserError`` for a share of prompts without answers that cannot be had, or that D cannot learn beside.
+
+    ``needs``: of the discriminator's updates.
+    """
+    share, count, settings = config.rollout.free_prompts, config.rollout.prompts_per_iteration, config.discriminator
+    if share == 0:
+        return
+    if not len(task.prompts):
+        raise UserError(
+            f"rollout.free_prompts={share:g}, but the task has no prompts without answers: give task.jsonl.prompts or "
+            "task.hub.prompts, or set it to 0"
+        )
+    free = num_free(share, count)
+    if free == 0:
+        raise UserError(
+            f"rollout.free_prompts={share:g} of {count} prompts a batch is none: raise it, or rollout.batch_size"
+        )
+    if needs.pairs and free == count and settings.updates_per_generator_update > 0:
+        raise UserError(
+            f"rollout.free_prompts={share:g} leaves no prompt with a demonstration, which "
+            f"discriminator.loss={settings.loss} compares the rollouts with: lower it, or take another loss"
         )
 
 

@@ -201,7 +201,7 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
         block_tokens = config.base_warmup.block_tokens if config.base_warmup.steps != 0 else None
         check_token_ids(task, tokenizer, num_embeddings, model, block_tokens=block_tokens)
     check_grammar(config, task)
-    return Data(task, tokenizer, [*task.notes, *notes_on_ends(task, ends, tokenizer)])
+    return Data(task, tokenizer, [*task.notes, *notes_on_prompts(config, task), *notes_on_ends(task, ends, tokenizer)])
 
 
 def check_grammar(config: Config, task: Task) -> None:
@@ -218,6 +218,17 @@ def check_grammar(config: Config, task: Task) -> None:
             f"task.name={config.task.name} restricts the legal tokens, which vLLM does not support: set "
             "rollout.engine=transformers"
         )
+
+
+def notes_on_prompts(config: Config, task: Task) -> list[str]:
+    """A sentence where prompts without answers were given, and none is sampled from."""
+    given = getattr(config.task.settings, "prompts", None)
+    if not given or config.rollout.free_prompts > 0:
+        return []
+    return [
+        f"the {len(task.prompts):,} prompts of task.{config.task.name}.prompts are not sampled from: "
+        "rollout.free_prompts, their share of each batch, is 0"
+    ]
 
 
 def notes_on_ends(task: Task, ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:

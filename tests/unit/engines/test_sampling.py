@@ -28,6 +28,10 @@ def settings(**changes) -> SamplingSettings:
         ({"top_p": 0.6}, [], [4 / 7, 3 / 7, 0, 0]),
         ({"top_p": 0.05}, [], [1, 0, 0, 0]),
         ({"top_k": 3, "top_p": 0.75}, [], [4 / 7, 3 / 7, 0, 0]),
+        ({"min_p": 0.6}, [], [4 / 7, 3 / 7, 0, 0]),  # at least 0.24
+        ({"min_p": 0.3}, [0], [0, 1 / 2, 1 / 3, 1 / 6]),  # 0.1 is a third of 0.3
+        ({"min_p": 0.5, "temperature": 0.5}, [], [16 / 25, 9 / 25, 0, 0]),  # 4 / 30 is a quarter of 16 / 30
+        ({"min_p": 0.3, "top_p": 0.6}, [], [4 / 7, 3 / 7, 0, 0]),
     ],
 )
 def test_the_sampling_distribution(changes: dict, masked: list[int], expected: list[float]) -> None:

@@ -115,5 +115,5 @@ def test_shares_that_cannot_be_used_are_refused(keys: list[str], named: str) -> 
 
 
 def test_a_task_without_free_prompts_is_named() -> None:
-    with pytest.raises(UserError, match="the task has no prompts without demonstrations"):
+    with pytest.raises(UserError, match="the task has no prompts without answers"):
         drawn_from(load_config(None, ["rollout.free_prompts=0.5"]), FakeTask(PROMPTS, contrast=()))
