@@ -81,11 +81,11 @@ def keys() -> set[str]:
     """Sections and keys of the config, dotted."""
 
     def walk(tree: object, prefix: str) -> set[str]:
-        children = tree.items() if isinstance(tree, dict) else ()
-        return {
-            prefix,
-            *(name for key, value in children for name in walk(value, f"{prefix}.{key}" if prefix else key)),
-        }
+        found = {prefix}
+        if isinstance(tree, dict):
+            for key, value in tree.items():
+                found |= walk(value, f"{prefix}.{key}" if prefix else str(key))
+        return found
 
     return walk(load_config(None, []).model_dump(), "") - {""}
 
