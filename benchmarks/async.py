@@ -29,12 +29,12 @@ import ray
 from common import Bench, bench, spread
 from rich.console import Console
 from rich.table import Table
-from rlgaf_ray.loop.train_step.schedule import Async
 
 from rlgaf_ray.actors.cluster import cluster_resources
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import with_values
 from rlgaf_ray.loop.adversarial import AdversarialLoop
+from rlgaf_ray.loop.schedule import Async
 
 ROUNDS, ITERATIONS, UNTIMED, BAR, TRL_BAR = 5, 15, 4, 1.6, 2.0
 SAME_KL = [f"generator.reinforce.kl.{setting}" for setting in ("estimator=k3", "placement=loss", "coefficient=0.05")]
