@@ -283,3 +283,16 @@ def test_a_tokenizer_without_a_model_of_its_own_is_refused_as_a_tokenizer(folder
     (folder / "tokenizer.json").write_text('{"model": {"type": "nothing"}}')
     with pytest.raises(UserError, match=r"the tokenizer of .* cannot be read: "):
         load_tokenizer(folder)
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(folder: Path) -> None:
+    """Llama 3's own has none."""
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token) == (tokenizer.eos_token_id, "</s>")
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(UserError, match=r"has no end-of-text token: set eos_token in its tokenizer_config\.json"):
+        load_tokenizer(folder)
