@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.engines.transformers import check_cached_steps
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.families import attention_for, check_soft_family, scoring_class
+from rlgaf_ray.models.families import NO_ENGINE, attention_for, check_soft_family, scoring_class
 from rlgaf_ray.models.folder import check_model, longest_sequence
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.lora import export_network
@@ -103,6 +103,7 @@ def test_adapters_beside_a_config(folder: Path) -> None:
     [
         ("bert", "is an encoder (bert)"),
         ("xlm-roberta", "is an encoder (xlm-roberta)"),
+        ("bert-generation", "is an encoder (bert-generation)"),
         ("t5", "is an encoder-decoder (t5)"),
         ("bart", "is an encoder-decoder (bart)"),
         ("vit", "is no causal language model (vit)"),
@@ -229,13 +230,48 @@ def test_a_model_of_any_length_is_asked_for_any_length(tmp_path: Path) -> None:
 # What a family is asked for.
 
 
-def test_a_recurrent_layer_that_reads_padding_is_refused(tmp_path: Path) -> None:
-    settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "lru_width": 32, "vocab_size": 40}
-    config = AutoConfig.for_model("recurrent_gemma", intermediate_size=64, eos_token_id=1, **settings)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    check_model(str(tmp_path))
-    with pytest.raises(UserError, match="its logits change with a cache or with padding on the left: set rollout"):
-        TransformersEngine(tmp_path)
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "is_decoder": True,
+}
+OF_TYPE = {
+    "cpmant": {"dim_head": 32},
+    "git": {"vision_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}},
+    "minimax": {"num_local_experts": 2},
+    "recurrent_gemma": {"lru_width": 64},
+    "trocr": {"d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("model_type", NO_ENGINE)
+def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: str, tmp_path: Path) -> None:
+    """Each of them fails what the engine tries when it starts."""
+    settings = SMALL | OF_TYPE.get(model_type, {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.1)
+    with pytest.raises(UserError, match=r"cannot be sampled from by rollout\.engine=transformers"):
+        check_cached_steps(model, "it")
+    model.config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    for engine in ("transformers", "vllm"):
+        with pytest.raises(UserError) as error:
+            check_before_start(load_config(None, [f"rollout.engine={engine}", f"model.generator={tmp_path}"]))
+        assert str(error.value) == (
+            f"model.generator={tmp_path} cannot be sampled from here ({model_type}): {NO_ENGINE[model_type]}: take a "
+            "transformer such as Llama or Qwen"
+        )
 
 
 @pytest.mark.parametrize(
