@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlgaf_ray.config import load_config
+from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.engines.transformers import check_cached_steps
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.families import NO_ENGINE, attention_for, check_soft_family, scoring_class
@@ -332,3 +333,74 @@ def test_a_tokenizer_without_an_end_of_text_is_refused(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(UserError, match=r"has no end-of-text token: set eos_token in its tokenizer_config\.json"):
         load_tokenizer(folder)
+
+
+def test_a_tokenizer_that_names_tokens_without_an_embedding_is_refused(folder: Path) -> None:
+    """Before anything is loaded, for every command."""
+    size = AutoConfig.from_pretrained(folder).vocab_size
+    words = load_tokenizer(folder)
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    words.save_pretrained(folder)
+    assert refusal(folder).startswith(f"has {size} embeddings and its tokenizer {size + 1} tokens: '[PAD]' (pad_token)")
+
+
+@pytest.mark.parametrize("home", ["~no-such-user", "~"])
+def test_a_home_that_is_not_there_holds_no_model(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=rf"^model\.generator={home}/model does not exist: give film-reviews"):
+        check_model(f"{home}/model")
+
+
+# The hub.
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub that does not answer, and in its cache org/model without weights."""
+    cached = tmp_path / "hub" / "models--org--model"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc" / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cached / "snapshots" / "abc"
+
+
+def of_the_hub(*more: str) -> Config:
+    return load_config(None, ["rollout.engine=transformers", "model.generator=org/model", *more])
+
+
+def answers(*names: str) -> Callable[..., list[str]]:
+    return lambda hub, source: [*names, "config.json"]
+
+
+def test_a_model_of_the_hub_is_checked_without_its_weights(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"org/model is without its weights in the cache of the hub, which does not answer: download it where"
+    with pytest.raises(UserError, match=message):
+        check_before_start(of_the_hub())
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("pytorch_model.bin"))
+    with pytest.raises(UserError, match=r"org/model has no \*\.safetensors on the hub: take a model with safetensors"):
+        check_before_start(of_the_hub())
+    check_before_start(of_the_hub("model.allow_pickle=true"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))
+    check_before_start(of_the_hub())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda f: edit(f / "config.json", hidden_act="no such function"), "cannot be read: "),
+        (lambda f: edit(f / "config.json", num_attention_heads=0), "cannot be read: "),
+        (lambda f: (f / "generation_config.json").write_text("{"), "cannot be read: "),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "the tokenizer of org/model cannot be read: "),
+        (lambda f: edit(f / "config.json", vocab_size=2), "has 2 embeddings and its tokenizer "),
+    ],
+)
+def test_files_of_the_hub_that_do_not_make_a_model(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], reason: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))
+    damage(hub)
+    with pytest.raises(UserError, match=reason):
+        check_before_start(of_the_hub())
