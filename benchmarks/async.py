@@ -59,11 +59,11 @@ class Contender:
 
     def round(self) -> None:
         for _ in range(UNTIMED):
-            self.loop.step()
-        rows = [self.loop.step() for _ in range(ITERATIONS)]
+            self.loop.train_step()
+        rows = [self.loop.train_step() for _ in range(ITERATIONS)]
         self.rounds.append({name: statistics.mean(row.get(name, 0.0) for row in rows) for name in rows[0]})
-        if isinstance(self.loop.schedule, Async):  # the next contender has the cores to itself
-            for slot in self.loop.schedule.slots:
+        if isinstance(self.loop.train_step.schedule, Async):  # the next contender has the cores to itself
+            for slot in self.loop.train_step.schedule.slots:
                 slot.rollouts()
 
     def seconds(self, *names: str) -> list[float]:

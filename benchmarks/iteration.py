@@ -49,19 +49,22 @@ class Bare:
         return [statistics.mean(column) for column in zip(*rows, strict=True)]
 
     def iteration(self, iteration: int) -> list[float]:
-        loop, roles, config = self.loop, self.roles, self.loop.config
-        prompts = loop.draws.prompts()
+        roles, config, step = self.roles, self.loop.config, self.loop.train_step
+        prompts = step.draws.prompts()
         seeds = rollout_seeds(config, iteration, config.rollout.batch_size)
         results: dict[str, list] = {}
         times = [
             seconds(lambda: results.update(rollouts=roles.generate(prompts, sampling_settings(config), seeds))),
-            seconds(lambda: results.update(scored=loop.rewards(roles.score(results["rollouts"]), iteration).scored)),
+            seconds(lambda: results.update(scored=step.rewards(roles.score(results["rollouts"]), iteration).scored)),
             seconds(lambda: roles.update_generator(results["scored"], iteration=iteration - 1, text=None)),
             seconds(lambda: roles.push_weights(iteration)),
             0.0,
         ]
-        for _ in range(loop.update_ratio.due()):
-            real, contrast = loop.draws.real(results["rollouts"]), loop.draws.contrast(results["rollouts"])
+        for _ in range(step.update_ratio.due()):
+            real, contrast = (
+                step.draws.real(results["rollouts"]),
+                step.draws.contrast(results["rollouts"]),
+            )
             times[-1] += seconds(partial(roles.update_discriminator, real, results["rollouts"], contrast))
         return times
 
@@ -76,10 +79,10 @@ def main() -> int:
         loop = setup.loop(setup.ray_roles(), "ray")
         ray.get(bare.round.remote(1, UNTIMED))  # first calls allocate and compile
         for _ in range(UNTIMED):
-            loop.step()
+            loop.train_step()
         on_ray, parts = [], []
         for turn in range(ROUNDS):
-            on_ray.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))
+            on_ray.append(statistics.mean(loop.train_step()["time/iteration"] for _ in range(ITERATIONS)))
             parts.append(ray.get(bare.round.remote(1 + UNTIMED + turn * ITERATIONS, ITERATIONS)))
         batch_size = setup.config.rollout.batch_size
     totals = [sum(row) for row in parts]

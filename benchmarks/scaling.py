@@ -198,11 +198,11 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
         loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints)
         loop.push()
         for _ in range(UNTIMED):
-            loop.step()
+            loop.train_step()
         times, driver, process = [], [], []
         for _ in range(ITERATIONS):
             started, computed, in_all = time.perf_counter(), time.thread_time(), time.process_time()
-            loop.step()
+            loop.train_step()
             times.append(time.perf_counter() - started)
             driver.append(time.thread_time() - computed)
             process.append(time.process_time() - in_all)

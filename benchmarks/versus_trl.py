@@ -118,12 +118,12 @@ def main() -> int:
         trl = actor.options(num_cpus=0, runtime_env=environment).remote(setup)
         loop = setup.loop(setup.ray_roles(), "ours")
         for _ in range(5):
-            loop.step()
+            loop.train_step()
         ours: list[float] = []
         theirs: list[float] = []
         for turn in range(ROUNDS):
             theirs.append(ray.get(trl.seconds.remote(turn)))
-            ours.append(statistics.mean(loop.step()["time/iteration"] for _ in range(ITERATIONS)))
+            ours.append(statistics.mean(loop.train_step()["time/iteration"] for _ in range(ITERATIONS)))
         batch_size, tokens = setup.config.rollout.batch_size, setup.config.task.response_tokens
     ratio = statistics.median(theirs) / statistics.median(ours)
     table = Table(title=f"{batch_size} x {tokens} tokens: median of {ROUNDS} rounds x {ITERATIONS} steps (min to max)")

@@ -91,11 +91,11 @@ class Loop(AdversarialLoop):
         if not state.is_file():
             super().warm_up_discriminator()
             roles.discriminator.save(self.kept / "discriminator")
-            state.write_text(json.dumps(self.draws.state_dict()))
+            state.write_text(json.dumps(self.train_step.draws.state_dict()))
             return
-        self.discriminator_version = self.config.discriminator_warmup_updates
-        roles.discriminator.load(self.kept / "discriminator", version=self.discriminator_version)
-        self.draws.load_state_dict(json.loads(state.read_text()))
+        self.train_step.discriminator_version = self.config.discriminator_warmup_updates
+        roles.discriminator.load(self.kept / "discriminator", version=self.train_step.discriminator_version)
+        self.train_step.draws.load_state_dict(json.loads(state.read_text()))
 
 
 def warmed_up(config: Config, warmups: Warmups, cache: Path) -> Path:

@@ -9,7 +9,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.config.rows import RowSettings
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.columns import Message, Messages
 from rlgaf_ray.data.encoder import CONTROL, Encoder

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
-from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.config.rows import RowSettings
 from rlgaf_ray.data.encoder import RESERVED
 from rlgaf_ray.data.formats import without_nulls
 from rlgaf_ray.errors import UserError

@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 from rlgaf_ray.config import uri as uris
 from rlgaf_ray.config.hidden import public
-from rlgaf_ray.config.task import Paths
+from rlgaf_ray.config.rows import Paths
 from rlgaf_ray.data.formats import READERS, PlacedRow
-from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.errors import UserError
 
 TIMEOUT = 20.0  # seconds that a failing read of s3:// or gs:// is tried again

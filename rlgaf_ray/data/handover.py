@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from rlgaf_ray.data.storage import Place, Remote, StorageError, writing
+from rlgaf_ray.data.remote import Remote, StorageError
+from rlgaf_ray.data.storage import Place, writing
 
 S = TypeVar("S")
 P = ParamSpec("P")

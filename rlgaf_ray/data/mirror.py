@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from rlgaf_ray.data.storage import Remote, StorageError
+from rlgaf_ray.data.remote import Remote, StorageError
 
 EVERY_SECONDS = 10.0
 LARGEST_SHARE = 0.05  # of the time that background passes take

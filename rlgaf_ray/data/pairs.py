@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from rlgaf_ray.config.task import PairSettings, TaskSection
+from rlgaf_ray.config.rows import PairSettings
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.contrast import SAME, contrast_rows
 from rlgaf_ray.data.counts import RowCounts

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlgaf_ray.config.task import Paths, RowSettings, TaskSection
+from rlgaf_ray.config.rows import Paths, RowSettings
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.chat import ChatTemplate
 from rlgaf_ray.data.columns import Example, read_example
 from rlgaf_ray.data.files import read_rows

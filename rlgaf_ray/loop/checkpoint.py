@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rlgaf_ray.data.handover import checksum, checksums
-from rlgaf_ray.data.storage import Place, Remote, remove, replace_text, writing
+from rlgaf_ray.data.remote import Remote
+from rlgaf_ray.data.storage import Place, remove, replace_text, writing
 from rlgaf_ray.errors import UserError
 
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -61,6 +62,16 @@ class Checkpoints:
     def healthy(self, until: int) -> list[Place]:
         """Those whose state says ``healthy``, of iterations up to this one, newest first."""
         return [path for path in reversed(self.all()) if _iteration(path) <= until and self._says_healthy(path)]
+
+    def newest_healthy(self, until: int) -> tuple[tuple[Place, dict[str, Any]] | None, list[DamagedCheckpoint]]:
+        """The newest undamaged checkpoint of ``healthy(until)`` with its state, and the errors of damaged ones."""
+        damage: list[DamagedCheckpoint] = []
+        for path in self.healthy(until):
+            try:
+                return (path, self.load_state(path)), damage
+            except DamagedCheckpoint as error:
+                damage.append(error)
+        return None, damage
 
     def cut(self, iteration: int) -> None:
         """Throw away what was written after this iteration; ``latest`` and ``best`` no longer name it."""

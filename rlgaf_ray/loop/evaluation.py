@@ -11,11 +11,13 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.task import Task, evaluation_set
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.text import decode, whole_texts
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.rollouts import rollout_seeds
+from rlgaf_ray.metrics import metric, suggestion
 from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
 
@@ -100,3 +102,25 @@ class Evaluation:
             for prompt, response, score, rollout in zip(prompts, responses, scores, rollouts, strict=True)
         ]
         self.trackers.log_table(iteration, "rollouts", rows)
+
+
+class BestMetric:
+    """Tracks the best value of the metric that marks the best checkpoint (``evaluation.best_metric``)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.value: float | None = None  # times the metric's sign, so that higher is better
+
+    def check(self, metrics: Metrics) -> None:
+        """Raise ``UserError``, before any training, if the evaluations do not measure this metric."""
+        if self.name not in metrics:
+            known = [each for each in metrics if each.startswith("eval/")]
+            raise UserError(f"evaluation.best_metric={self.name} is not measured: {suggestion(self.name, known)}")
+
+    def improves(self, metrics: Metrics) -> bool:
+        """Whether this evaluation beats all before it; then its value becomes the best one."""
+        value = metric(self.name).sign * metrics[self.name]
+        if self.value is not None and value <= self.value:
+            return False
+        self.value = value
+        return True

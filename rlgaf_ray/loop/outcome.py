@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.data.storage import Place, Remote
+from rlgaf_ray.data.remote import Remote
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.tokenizer import load_tokenizer

@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from rlgaf_ray.config.run import RunSection
 from rlgaf_ray.data.mirror import Mirror
-from rlgaf_ray.data.storage import Place, Remote, StorageError, writing
+from rlgaf_ray.data.remote import Remote, StorageError
+from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.errors import UserError
 
 CONFIG = "config.yaml"

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.guard import skipped_steps
+from rlgaf_ray.loop.non_finite import skipped_steps
 from rlgaf_ray.metrics import columns
 from rlgaf_ray.report.console import RESULT_LINES, caption, cell, real_cell
 from rlgaf_ray.report.figures import SMOOTHING, curves, draw, save, svg

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rlgaf_ray.config import uri
 from rlgaf_ray.data.mirror import Mirror
-from rlgaf_ray.data.storage import Place, Remote, StorageRefused
+from rlgaf_ray.data.remote import Remote, StorageRefused
+from rlgaf_ray.data.storage import Place
 
 
 @dataclass(frozen=True, slots=True)

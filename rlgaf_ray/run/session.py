@@ -16,7 +16,8 @@ from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.handover import CHECKSUMS
-from rlgaf_ray.data.storage import Place, Remote, StorageError, copy_tree, replace_text, writing
+from rlgaf_ray.data.remote import Remote, StorageError
+from rlgaf_ray.data.storage import Place, copy_tree, replace_text, writing
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.loop.adversarial import AdversarialLoop
@@ -129,7 +130,7 @@ def open_loop(
             config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards
         )
         loop.provenance = provenance
-        with closing(loop.rewards):
+        with closing(loop.train_step.rewards):
             if resumed:
                 with calls.waiting(f"loading iteration {start} into the actors"):
                     loop.resume(resumed[0], resumed[1])
@@ -198,7 +199,7 @@ def resume_after_failure(checkpoints: Checkpoints, recoveries: Recoveries, failu
 
 def report_damaged_checkpoints(resumed: Resumed, report: Callable[[str], None]) -> None:
     for sentence in resumed[2]:
-        report(f"damaged checkpoint passed over: {sentence}")
+        report(f"damaged checkpoint skipped: {sentence}")
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlgaf_ray.data.storage import Place, Remote, remove
+from rlgaf_ray.data.remote import Remote
+from rlgaf_ray.data.storage import Place, remove
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.score import sweep_score, worst
 from rlgaf_ray.loop.callback import Callback

@@ -15,7 +15,8 @@ from ray.util import get_current_placement_group
 from rlgaf_ray.actors.placement import Placement
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, uri, with_values
-from rlgaf_ray.data.storage import Place, Remote
+from rlgaf_ray.data.remote import Remote
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.loop.callback import Callbacks
 from rlgaf_ray.loop.guard import TrainingStopped
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder

@@ -20,7 +20,8 @@ from rlgaf_ray.actors.placement import Placement, reserve
 from rlgaf_ray.actors.roles import STARTUP_SECONDS
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
 from rlgaf_ray.config.task import TaskSection
-from rlgaf_ray.data.storage import Place, Remote
+from rlgaf_ray.data.remote import Remote
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder

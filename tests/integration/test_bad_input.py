@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, rows_of
     capsys.readouterr()
     assert main([*small("run.name=damaged"), "--resume", "rollout.engine=transformers"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "damaged checkpoint passed over" in said
+    assert "damaged checkpoint skipped" in said
     assert "learner/generator/model.safetensors is not what was written" in said
     assert "step_000004" in said
     assert rows_of(folder) == expected

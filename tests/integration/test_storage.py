@@ -18,7 +18,7 @@ from safetensors.torch import load
 
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.handover import saves_to_storage
-from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.outcome import Outcome
@@ -59,7 +59,7 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(server: str, monk
         f"error: s3://nobody-made-it/runs?{server}: bucket nobody-made-it does not exist; create it, or add "
         "allow_bucket_creation=true behind the '?'\n"
     )
-    monkeypatch.setattr("rlgaf_ray.data.storage.CHECK_SECONDS", 0.5)
+    monkeypatch.setattr("rlgaf_ray.data.remote.CHECK_SECONDS", 0.5)
     assert main([f"run.root={root}?scheme=http&region=x&endpoint_override=127.0.0.1:9", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
@@ -87,7 +87,7 @@ class Network:
 
 KILLED = """
 import sys, time
-from rlgaf_ray.data.storage import Remote
+from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.outcome import Outcome

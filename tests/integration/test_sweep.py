@@ -168,7 +168,7 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     assert any(not torch.equal(tensor, moved[name]) for name, tensor in warmed.items() if name in moved)
     for name in ("learner/optimizer.safetensors", "discriminator/optimizer.safetensors", TRIAL):
         assert (path / name).read_bytes() == (source / name).read_bytes()
-    assert taker.discriminator_version == donor.discriminator_version == 2
+    assert taker.train_step.discriminator_version == donor.train_step.discriminator_version == 2
     assert taker.config.generator.learning_rate == 1e-5
     loops.close()
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.load import _keys
-from rlgaf_ray.config.task import RowSettings, SquadSettings, TaskSection
+from rlgaf_ray.config.rows import RowSettings
+from rlgaf_ray.config.task import SquadSettings, TaskSection
 from rlgaf_ray.data.columns import read_example
 from rlgaf_ray.data.files import read_rows
 from rlgaf_ray.data.reviews import _read_path

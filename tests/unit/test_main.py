@@ -11,7 +11,7 @@ import pytest
 
 from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.config import ConfigError
-from rlgaf_ray.data.storage import StorageRefused
+from rlgaf_ray.data.remote import StorageRefused
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import BUG, main
 from rlgaf_ray.run.signals import Stop, stop_on_signals

@@ -19,7 +19,8 @@ from rlgaf_ray.config.discriminator import DiscriminatorArchitecture, Discrimina
 from rlgaf_ray.config.engines import ENGINES
 from rlgaf_ray.config.generator import AlgorithmName, GeneratorSection
 from rlgaf_ray.config.reward import RewardCombination, RewardKind
-from rlgaf_ray.config.task import TASKS, TaskSection, TaskSettings
+from rlgaf_ray.config.rows import TaskSettings
+from rlgaf_ray.config.task import TASKS, TaskSection
 from tests.unit.test_floors import package_sources
 
 CHOICES: dict[str, tuple[str, ...]] = {

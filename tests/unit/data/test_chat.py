@@ -13,7 +13,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlgaf_ray.config import ConfigError, load_config
-from rlgaf_ray.config.task import JsonlSettings, TaskSection
+from rlgaf_ray.config.rows import JsonlSettings
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.columns import as_messages, as_tools
 from rlgaf_ray.data.pairs import PARTS, PairTask
 from rlgaf_ray.data.rows import jsonl_source

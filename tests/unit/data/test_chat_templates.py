@@ -18,7 +18,8 @@ from tokenizers import AddedToken
 from transformers import GPT2Config, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rlgaf_ray.config.task import JsonlSettings, TaskSection
+from rlgaf_ray.config.rows import JsonlSettings
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.data.lengths import View, match_lengths
 from rlgaf_ray.data.pairs import PARTS, PairTask

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlgaf_ray.config.task import JsonlSettings
+from rlgaf_ray.config.rows import JsonlSettings
 from rlgaf_ray.data.columns import Example, common_beginning, read_example
 from rlgaf_ray.errors import UserError
 

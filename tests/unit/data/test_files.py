@@ -10,7 +10,7 @@ import fsspec
 import pyarrow.fs
 import pytest
 
-from rlgaf_ray.data import storage
+from rlgaf_ray.data import remote
 from rlgaf_ray.data.files import read_rows
 from rlgaf_ray.errors import UserError
 
@@ -63,7 +63,7 @@ def test_what_is_not_there_is_named(folder: Path, name: str, message: str) -> No
 def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the options and keys of run.root, which no error shows."""
     store = pyarrow.fs.SubTreeFileSystem(str(folder.parent), pyarrow.fs.LocalFileSystem())
-    monkeypatch.setattr(storage, "connect", lambda *_: store)
+    monkeypatch.setattr(remote, "connect", lambda *_: store)
     bucket = f"s3://KEY:HUSHHUSH@{folder.name.replace('_', '-')}"
     folder.rename(folder.with_name(folder.name.replace("_", "-")))
     assert numbers(f"{bucket}/a.jsonl?region=x") == [1, 2]

@@ -6,7 +6,8 @@ from typing import Literal
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.config.task import PairSettings, TaskSection
+from rlgaf_ray.config.rows import PairSettings
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.pair import Pair
 from rlgaf_ray.data.pair_tokens import cut
 from rlgaf_ray.data.pairs import PARTS, PairSource

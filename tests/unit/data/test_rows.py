@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.config.task import JsonlSettings, TaskSection
+from rlgaf_ray.config.rows import JsonlSettings
+from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.rows import hub_source, jsonl_source
 from rlgaf_ray.errors import UserError
 

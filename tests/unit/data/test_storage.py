@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models
 from rlgaf_ray.data.connection import proxy_for
 from rlgaf_ray.data.handover import checksums, loads_from_storage, saves_to_storage
 from rlgaf_ray.data.mirror import Mirror
-from rlgaf_ray.data.storage import Remote, StorageError, StorageRefused, copy_tree, remove, writing
+from rlgaf_ray.data.remote import Remote, StorageError, StorageRefused
+from rlgaf_ray.data.storage import copy_tree, remove, writing
 from tests.patience import wait_until
 
 
@@ -133,7 +134,7 @@ def test_a_file_that_did_not_arrive_is_no_success(remote: Remote, monkeypatch: p
         def open_output_stream(self, path: str) -> pa.BufferOutputStream:
             return pa.BufferOutputStream()
 
-    monkeypatch.setattr("rlgaf_ray.data.storage.connect", lambda *parts: Losing())
+    monkeypatch.setattr("rlgaf_ray.data.remote.connect", lambda *parts: Losing())
     with pytest.raises(StorageError, match=r"x could not be written within 0.6 s: 0 of 4 bytes have arrived"):
         (remote / "x").write_text("lost")
 

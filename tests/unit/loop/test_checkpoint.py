@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.data.storage import Place, Remote, StorageError
+from rlgaf_ray.data.remote import Remote, StorageError
+from rlgaf_ray.data.storage import Place
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.checkpoint import Checkpoints, DamagedCheckpoint
 

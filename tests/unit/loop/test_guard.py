@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from rlgaf_ray.config.guard import GuardSection
-from rlgaf_ray.loop.guard import Guard, Verdict, broken, not_finite
+from rlgaf_ray.loop.guard import Guard, Verdict
+from rlgaf_ray.loop.non_finite import broken, not_finite
 from rlgaf_ray.types import Metrics
 
 HEALTHY: Metrics = {

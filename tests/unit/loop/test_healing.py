@@ -100,7 +100,7 @@ class Uninformed(Loop):
     enough = 1.0
 
     def quick_evaluation(self) -> Metrics:
-        auc = 0.9 if self.update_ratio.rate >= self.enough else 0.5
+        auc = 0.9 if self.train_step.update_ratio.rate >= self.enough else 0.5
         return {"quick/held_out_auc": auc, "quick/held_out_auc_interval": 0.05, "quick/two_sample_auc": 0.8}
 
 
@@ -256,7 +256,7 @@ def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path:
     words = ["warmup.discriminator.steps=5", "run.iterations=2", "discriminator.updates_per_generator_update=1"]
     _, _, loop = run(settings(*words), Counting(), tmp_path / "rollouts")
     assert seen == [(0, 8)] * 5 + [(0, 8), (1, 8)]  # version of the policy that sampled, number of rollouts
-    assert loop.discriminator_version == 7
+    assert loop.train_step.discriminator_version == 7
     seen.clear()
     run(settings(*words, "warmup.discriminator.type=labels"), Counting(), tmp_path / "labels")
     assert len(seen) == 2
@@ -268,7 +268,7 @@ def test_quick_evaluations_stand_between_the_full_ones_and_choose_nothing(tmp_pa
     logged = rows(tmp_path)
     assert [row["iteration"] for row in logged if "quick/judge_share" in row] == [3, 9]  # 6 and 12 are full ones
     assert [row["iteration"] for row in logged if "eval/closeness" in row] == [0, 6, 12]
-    assert loop.best == -0.5
+    assert loop.best.value == -0.5
     assert [at for at, _, _ in loop.guard.evaluations] == [6, 12]
 
 
@@ -320,7 +320,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_through_its_heal(tmp_path: Pa
     resumed = SickRoles()
     _, _, loop = run(config, resumed, tmp_path / "cut", resume=True)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert (loop.healed, resumed.learning_rate_factor, loop.update_ratio.rate) == (["kl_runaway"], 0.5, 0.5)
+    assert (loop.healed, resumed.learning_rate_factor, loop.train_step.update_ratio.rate) == (["kl_runaway"], 0.5, 0.5)
 
 
 def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     run(settings(), SickRoles(), tmp_path, stop_after=16)
     (tmp_path / "checkpoints/step_000012/roles.json").write_text("{}")
     _, messages, _ = run(settings(), SickRoles(), tmp_path, resume=True)
-    assert "damaged checkpoint passed over" in messages[0]
+    assert "damaged checkpoint skipped" in messages[0]
     assert [event["back_to"] for event in events(tmp_path)] == [9]
 
 
@@ -481,7 +481,7 @@ def test_a_raised_rate_survives_a_resume(tmp_path: Path, stop_after: int) -> Non
     resumed = SickRoles(onset=None)
     _, _, loop = run(config, resumed, tmp_path / "cut", resume=True, kind=Uninformed)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert (loop.update_ratio.rate, resumed.learning_rate_factor) == (1.0, 1.0)
+    assert (loop.train_step.update_ratio.rate, resumed.learning_rate_factor) == (1.0, 1.0)
 
 
 def test_a_hacked_reward_is_healed_by_a_gentler_generator_and_as_many_updates(tmp_path: Path) -> None:
@@ -527,8 +527,8 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
 
     words = ["discriminator.updates_per_generator_update=1", "discriminator.contrast_weight=1"]
     _, _, loop = run(settings(*words), Watched(), tmp_path)
-    assert loop.held_out is not None
-    assert len(seen) == 32 and not seen & set(loop.held_out.rows.tolist())
+    assert loop.train_step.held_out is not None
+    assert len(seen) == 32 and not seen & set(loop.train_step.held_out.rows.tolist())
 
 
 def test_the_guards_tell_what_they_cost_the_engines_check_of_weights_included(tmp_path: Path) -> None:

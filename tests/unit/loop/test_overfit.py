@@ -57,8 +57,8 @@ def test_updates_are_skipped_while_the_gap_is_above_the_limit(tmp_path: Path) ->
         b - a * b for a, b in zip(trains, due, strict=True)
     ]
     assert [row["discriminator/overfit_gap"] for row in logged] == [0.5 * (1 - a) for a in trains]
-    assert loop.discriminator_version == sum(roles.updates)
-    trained = set(loop.draws.trained_rows.tolist())
+    assert loop.train_step.discriminator_version == sum(roles.updates)
+    trained = set(loop.train_step.draws.trained_rows.tolist())
     assert all(len(asked) == 2 * HELD_OUT and set(asked[HELD_OUT:]) <= trained for asked in roles.asked)
 
 

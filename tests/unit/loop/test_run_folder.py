@@ -11,7 +11,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
-from rlgaf_ray.data.storage import Remote, StorageError
+from rlgaf_ray.data.remote import Remote, StorageError
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder, config_file
 from rlgaf_ray.main import _split
@@ -25,7 +25,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the file system that is ``s3://bucket``."""
     (tmp_path / "store" / "bucket").mkdir(parents=True)
     filesystem = SubTreeFileSystem(str(tmp_path / "store"), LocalFileSystem())
-    monkeypatch.setattr("rlgaf_ray.data.storage.connect", lambda *parts: filesystem)
+    monkeypatch.setattr("rlgaf_ray.data.remote.connect", lambda *parts: filesystem)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "store" / "bucket"
 

@@ -239,7 +239,7 @@ def test_each_iteration_scores_its_own_held_out_demonstrations_over_a_resume(tmp
     first, second = Recording(), Recording()
     run(config, first, tmp_path, stop_after=4)
     _, _, loop = run(config, second, tmp_path, resume=True)
-    held_out = loop.draws.held_out_rows.tolist()
+    held_out = loop.train_step.draws.held_out_rows.tolist()
     expected = [[held_out[(16 * turn + row) % 20] for row in range(16)] for turn in range(9)]
     assert first.asked[:4] == expected[:4] and first.asked[4:] in ([], expected[4:5])  # one is asked for ahead
     assert second.asked == expected[4:]

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from rlgaf_ray.data.storage import StorageRefused
+from rlgaf_ray.data.remote import StorageRefused
 from rlgaf_ray.report.places import opened
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     filesystem = SubTreeFileSystem(str(tmp_path / "store"), LocalFileSystem())
-    monkeypatch.setattr("rlgaf_ray.data.storage.connect", lambda *parts: filesystem)
+    monkeypatch.setattr("rlgaf_ray.data.remote.connect", lambda *parts: filesystem)
     for name in ("metrics.jsonl", "generator/model", "checkpoints/latest"):
         path = tmp_path / "store" / "bucket" / "runs" / "one" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.data.storage import StorageError
+from rlgaf_ray.data.remote import StorageError
 from rlgaf_ray.tracking.files import Record
 
 

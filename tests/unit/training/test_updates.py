@@ -10,7 +10,7 @@ import torch
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.collate import collate
-from rlgaf_ray.loop.guard import broken
+from rlgaf_ray.loop.non_finite import broken
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
