@@ -127,7 +127,24 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(key.split(".")):
         raise ConfigError(f"override {_printable(override)!r} is not of the form section.key=value")
     source = f"override {_printable(override)!r}"
-    _set(tree, key, _parse(text, source=source), source=source)
+    try:
+        value = read_yaml(text)
+    except ValueError as error:
+        if not text.startswith(("[", "*")) or not _takes_text(key):
+            raise ConfigError(f"{source}: {error}") from None
+        value = text  # [::1]:6379, *.jsonl: no YAML once the shell has taken the quotes
+    _set(tree, key, value, source=source)
+
+
+def _takes_text(key: str) -> bool:
+    """Whether the value of a dotted key may be a text."""
+    kind: Any = Config
+    for part in key.split("."):
+        field = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if field is None:
+            return False
+        kind = field.annotation
+    return kind is str or str in get_args(kind)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, *, source: str) -> None:

@@ -34,12 +34,13 @@ from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
-from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.preparation import Data, cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_inputs, of_warmups, recorded
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
 from rlgaf_ray.training.warmup import WarmupProgress, Worker
-from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings
+from rlgaf_ray.types import Demonstration, EvaluationPart, Prompt, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
 
 SFT = "SFT"
@@ -102,14 +103,21 @@ def _evaluate(
             raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them separately")
     for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
         console.print(risk)
-    check_before_start(configs[0])
+    for config in configs:
+        check_before_start(config)
+    cache = cache_folder(configs[0])
+    data = prepare_data(configs[0], cache, task)
+    everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
+    real = evaluation_set(data.task, num_prompts or everything, part)
+    for sentence in provenance_notes(runs, [of_inputs(config, data.task) for config in configs]):
+        console.print(sentence, soft_wrap=True, highlight=False)
     target = places.target
     target.mkdir(parents=True, exist_ok=True)
     if part == "test":
         for place in places.places:
             note_test_reading(place)
     with ray_session(configs[0]):
-        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console, num_prompts, part, task)
+        comparison = _sweep(configs, runs, data, real, temperatures, sft_steps, sft_learning_rate, console, part)
     comparison.save(target)
     console.print(models_table(comparison.rows, part))
     console.print(temperatures_table(comparison.rows, part))
@@ -123,6 +131,15 @@ def _evaluate(
     return comparison
 
 
+def provenance_notes(runs: Sequence[Path], now: Sequence[Provenance]) -> list[str]:
+    """``check_evaluated`` of each run, which must have learned from the first one's data."""
+    data = [(recorded(run) or {}).get("data") for run in runs]
+    for run, found in zip(runs, data, strict=True):
+        if None not in (found, data[0]) and found != data[0]:
+            raise UserError(f"{run} and {runs[0]} were trained on different data: evaluate them apart")
+    return [note for run, each in zip(runs, now, strict=True) for note in check_evaluated(run, each)]
+
+
 def _config(run: Path) -> Config:
     if not (run / "config.yaml").is_file() or not (run / "generator" / "config.json").is_file():
         raise UserError(
@@ -134,23 +151,22 @@ def _config(run: Path) -> Config:
 def _sweep(
     configs: Sequence[Config],
     runs: Sequence[Path],
+    data: Data,
+    real: Sequence[Demonstration],
     temperatures: Sequence[float],
     sft_steps: Sequence[int],
     sft_learning_rate: float,
     console: Console,
-    num_prompts: int | None,
     part: EvaluationPart,
-    task: TaskSource | None,
 ) -> Comparison:
     config = configs[0]
     cache = cache_folder(config)
-    data = prepare_data(config, cache, task)
-    everything = len(data.task.evaluation("test")) if part == "test" else config.evaluation.num_prompts
-    real = evaluation_set(data.task, num_prompts or everything, part)
     warmups = [prepare_warmups(each, data.task, data.tokenizer, cache, lambda name, progress: None) for each in configs]
     for run, each in zip(runs, warmups, strict=True):
         if each.generator != warmups[0].generator:
             raise UserError(f"{run} and {runs[0]} started from different warm-ups: evaluate them separately")
+    for sentence in provenance_notes(runs, [of_warmups(each) for each in warmups]):
+        console.print(sentence, soft_wrap=True, highlight=False)
     evaluator = prepare_evaluator(config, data, cache, len(real), part, report=console.print)
     prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
     seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]

@@ -99,11 +99,13 @@ def with_task(config: Config, source: TaskSource) -> Config:
 
 
 def check_before_start(config: Config) -> None:
-    """Raise ``UserError`` for what can be known to fail without loading data or models."""
+    """Raise ``UserError`` for what can be known to fail without loading data or weights."""
     if config.rollout.traits.vllm:
         require_vllm()
     check_best_metric(config)
     check_networks(config)
+    if config.model.generator not in FROM_SCRATCH:
+        own_tokenizer(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
@@ -159,6 +161,18 @@ def check_lengths(config: Config, asked: int) -> None:
         )
 
 
+def own_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, int]:
+    """A pretrained model's tokenizer, and how many embeddings the model has.
+
+    Raises ``UserError`` where it cannot encode texts, or has special tokens that the model has no embedding for.
+    """
+    model, trusted = config.model.generator, config.model.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+    num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
+    check_special_tokens(tokenizer, num_embeddings, model)
+    return tokenizer, num_embeddings
+
+
 def cache_folder(config: Config) -> Path:
     """Return ``warmup.cache``, by default in the user's home. Raises ``UserError`` if the user has none."""
     return expanded(config.warmup.cache or user_cache_path("rlgaf_ray"), "warmup.cache").absolute()
@@ -192,9 +206,7 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
         tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
-        tokenizer = load_tokenizer(model, trust_remote_code=trusted)
-        num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
-        check_special_tokens(tokenizer, num_embeddings, model)
+        tokenizer, num_embeddings = own_tokenizer(config)
     ends = model_ends(model, tokenizer, trust_remote_code=trusted)
     task = source.with_ends(ends).tokenized(tokenizer, cache)
     if num_embeddings is not None:

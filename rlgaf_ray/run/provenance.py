@@ -1,9 +1,9 @@
-"""What a run's numbers follow from beside its config: recorded in each checkpoint, compared when a run is resumed."""
+"""What a run's numbers follow from beside its config: recorded by the run, compared when it is resumed or evaluated."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,8 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
 
 Provenance = Mapping[str, str]
-KEY = "provenance"  # in a checkpoint's state
+KEY = "provenance"  # in a checkpoint's state, and in the run's data.json
+DATA_FILE = "data.json"
 
 LIBRARIES = {
     "torch": ("torch",),
@@ -94,15 +95,56 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
     begun = state.get(KEY)
     if not isinstance(begun, dict):
         raise UserError(f"{place} does not record what it was trained on, so it cannot be resumed: start a new run")
-    compared = [name for name in now if name in begun or not name.startswith(BY_NAME)]
-    changed = [name for name in compared if begun.get(name) != now[name]]
-    kinds = [name.partition("-")[0] for name in changed]
-    if refused := [REFUSED[kind] for kind in kinds if kind in REFUSED]:
+    changed = _changed(begun, now)
+    if refused := _refusals(changed):
         raise UserError(f"{place} cannot be resumed: {'; '.join(refused)}, or start a new run")
     if changed and not other_versions:
-        were = ", ".join(f"{name} {begun.get(name)}" for name in changed)
-        are = ", ".join(f"{name} {now[name]}" for name in changed)
         raise UserError(
-            f"{place} was trained with {were}, and here is {are}: install what it was trained with, or add "
-            "--other-versions to go on, with results that may differ from an uninterrupted run's"
+            f"{place} was trained with {_named(changed, begun)}, and here is {_named(changed, now)}: install what it "
+            "was trained with, or add --other-versions to go on, with results that may differ from an uninterrupted "
+            "run's"
         )
+
+
+def recorded(run: Path) -> Provenance | None:
+    """What a run's folder says that it was trained on; None where it says nothing."""
+    file = run / DATA_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get(KEY) if file.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): bring it back as the run wrote it") from error
+    return found if isinstance(found, dict) else None
+
+
+def check_evaluated(run: Path, now: Provenance) -> list[str]:
+    """Sentences on what changed since the run, for an evaluation to report.
+
+    Raises ``UserError`` where its data or model are others now: nothing would be measured against what it learned from.
+    """
+    begun = recorded(run)
+    if begun is None:
+        return [f"{run} does not record what it was trained on: whether data and model are the same now is not known"]
+    changed = _changed(begun, now)
+    inputs = [name for name in changed if name in ("data", "model")]
+    if refused := _refusals(inputs):
+        raise UserError(f"{run} cannot be evaluated: {'; '.join(refused)}")
+    if "sft_model" in changed:
+        return [f"{run} began with another SFT model than warmup.cache has now: it is compared with the one there now"]
+    versions = [name for name in changed if name not in REFUSED]
+    if not versions:
+        return []
+    return [f"{run} was trained with {_named(versions, begun)}, and is evaluated with {_named(versions, now)}"]
+
+
+def _changed(begun: Provenance, now: Provenance) -> list[str]:
+    compared = [name for name in now if name in begun or not name.startswith(BY_NAME)]
+    return [name for name in compared if begun.get(name) != now[name]]
+
+
+def _refusals(names: Sequence[str]) -> list[str]:
+    kinds = [name.partition("-")[0] for name in names]
+    return [REFUSED[kind] for kind in kinds if kind in REFUSED]
+
+
+def _named(names: Sequence[str], versions: Provenance) -> str:
+    return ", ".join(f"{name} {versions.get(name)}" for name in names)

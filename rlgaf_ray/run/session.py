@@ -32,7 +32,7 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
-from rlgaf_ray.run.provenance import of_inputs, of_warmups
+from rlgaf_ray.run.provenance import DATA_FILE, KEY, Provenance, of_inputs, of_warmups
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
@@ -122,14 +122,15 @@ def open_loop(
         with calls.waiting("preparing the evaluation"):
             evaluator = prepare_evaluator(config, data, cache_folder(config), report=calls.on_message)
     start = resumed[1]["iteration"] if resumed else 0
-    write_run_files(prepared)
+    provenance = {**of_inputs(config, data.task), **of_warmups(warmups)}
+    write_run_files(prepared, provenance)
     with open_trackers(config, config.run.folder, trackers, start=start, report=calls.on_message) as opened:
         if warmups.contrast is not None:
             data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
         loop = build_loop(
             config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards
         )
-        loop.provenance = {**of_inputs(config, data.task), **of_warmups(warmups)}
+        loop.provenance = provenance
         with closing(loop.train_step.rewards):
             if resumed:
                 with calls.waiting(f"loading iteration {start} into the actors"):
@@ -218,18 +219,18 @@ def explain_storage_errors(config: Config, checkpoints: Checkpoints) -> Iterator
         ) from error
 
 
-def write_run_files(prepared: Prepared) -> None:
-    """Write the resolved config and a description of the data into the run's folder."""
+def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
+    """Write the resolved config, and what the run is trained on, into the run's folder."""
     config = prepared.config
     folder = config.run.folder
     task, counts = public_values(config.task.model_dump(mode="json")), prepared.data.task.counts
-    described = {"splits_sha256": prepared.data.task.checksum, "task": task}
+    described = {"splits_sha256": prepared.data.task.checksum, "task": task, KEY: dict(provenance)}
     if counts is not None:
         described["rows"] = counts.described()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.yaml", dump_config(config))
-        replace_text(folder / "data.json", json.dumps(described))
+        replace_text(folder / DATA_FILE, json.dumps(described))
 
 
 def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> None:

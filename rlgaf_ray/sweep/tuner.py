@@ -18,34 +18,25 @@ from rich.console import Console
 from rlgaf_ray.actors.cluster import cluster_resources, ray_session
 from rlgaf_ray.actors.placement import Placement, reserve
 from rlgaf_ray.actors.roles import STARTUP_SECONDS
-from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
 from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import (
-    cache_folder,
-    check_before_start,
-    check_lengths,
-    prepare_data,
-    with_date,
-    with_name,
-)
+from rlgaf_ray.run.preparation import check_before_start, with_date, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
-from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
+from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants
 from rlgaf_ray.sweep.trial import run_trial
+from rlgaf_ray.sweep.warmups import make_warmups, prepare_variants
 from rlgaf_ray.tracking.build import make_trackers
-from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
@@ -82,11 +73,12 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
         make_trackers(variant.tracking.to)
         reward_functions(variant.reward)
     terminal = Terminal()
+    prepared = prepare_variants(config, terminal)
     with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()
         placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
         remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # check that the bundles fit on the nodes
-        make_warmups(config, terminal)
+        make_warmups(config, prepared, terminal)
         terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
         (folder.local / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -149,21 +141,6 @@ def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> Non
             f"{folder.shown} was started with a different config: a resumed sweep may change cluster.* only; restore "
             "the config or choose another run.name"
         )
-
-
-def make_warmups(config: Config, terminal: Terminal) -> None:
-    """Run every warm-up that a trial may start from; the trials load them from the cache."""
-    cache = cache_folder(config)
-    for variant in warmup_variants(config):
-        data = prepare_data(variant, cache)
-        for note in data.notes:
-            terminal.on_message(note)
-        evaluation_set(data.task, variant.evaluation.num_prompts)
-        check_lengths(variant, data.task.max_tokens)
-        DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
-        with terminal.warming_up():
-            warmups = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.on_warmup)
-        terminal.on_message(f"warm-ups {'from the cache' if warmups.cached else 'done'}")
 
 
 class StopOnUserError(tune.Stopper):

@@ -186,6 +186,14 @@ def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> N
     assert message(override) == expected
 
 
+def test_text_that_yaml_takes_for_its_own_is_text_where_a_key_takes_text() -> None:
+    config = load_config(None, ["cluster.address=[::1]:6379", "task.jsonl.path=*.jsonl", "model.generator=[a"])
+    assert config.cluster.address == "[::1]:6379"
+    assert (config.task.jsonl.path, config.model.generator) == ("*.jsonl", "[a")
+    assert load_config(None, ["task.jsonl.path=[a.jsonl, b.jsonl]"]).task.jsonl.path == ["a.jsonl", "b.jsonl"]
+    assert message("run.seed=*x") == "override 'run.seed=*x': line 1, column 1: found undefined alias 'x'"
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -219,8 +219,10 @@ def test_rows_left_out_are_reported_before_the_warmups(
         return
     assert str(caught.value) == "stop here"
     assert recording.messages[0].startswith(f"{left_out}; parts: base ")
-    session.write_run_files(made[0])
-    described = json.loads((tmp_path / "a" / "data.json").read_text())["rows"]
+    session.write_run_files(made[0], {"data": "a checksum"})
+    written = json.loads((tmp_path / "a" / "data.json").read_text())
+    assert written["provenance"] == {"data": "a checksum"}
+    described = written["rows"]
     assert described["dropped"] == {"with a prompt longer than task.prompt_tokens=40": 800}
     used = {name: part["used"] for name, part in described["parts"].items()}
     assert sum(used.values()) == described["used"] == 200
