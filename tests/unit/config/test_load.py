@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.config import Config, ConfigError, dump_config, load_config
+from rlgaf_ray.config.load import run_config_file
 from rlgaf_ray.main import main
 
 TASKS = [
@@ -413,13 +414,13 @@ def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) ->
     folder = tmp_path / "first"
     overrides = [f"run.root={tmp_path}", "run.name=first"]
     with pytest.raises(ConfigError) as caught:
-        load_run_config(overrides)
+        run_config_file(overrides)
     assert str(caught.value) == (
         f"nothing to resume: {folder / 'config.yaml'} does not exist (run.root and run.name say where to look)"
     )
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(load_config(None, [*overrides, "run.seed=9", "run.iterations=4"])))
-    resumed = load_run_config([*overrides, "run.iterations=6"])
+    resumed = load_config(run_config_file(overrides), [*overrides, "run.iterations=6"])
     assert (resumed.run.folder, resumed.run.seed, resumed.run.iterations) == (folder, 9, 6)
 
 
