@@ -86,7 +86,9 @@ def check_cores(count: int, limit: float | None) -> Finding:
     usable = count if limit is None else min(count, limit)
     value = f"{usable:g}" + (f" of {count} (the container's limit)" if usable < count else "")
     if usable < 2:
-        return Finding("cores", value, "engines, discriminator and learner share one core: two are twice as fast", "slow")
+        return Finding(
+            "cores", value, "engines, discriminator and learner take turns: two cores are twice as fast", "slow"
+        )
     return Finding("cores", value)
 
 

@@ -85,7 +85,7 @@ def _explain(error: click.UsageError) -> str:
     owners = [each for each, other in app.commands.items() if name in _options(other)]
     near = get_close_matches(name, _options(error.ctx.command), n=1) if error.ctx else []
     if owners:
-        hint = f", which is of {' and '.join(f'{PROGRAM} {owner}' for owner in owners)}"
+        hint = f", but {' and '.join(f'{PROGRAM} {owner}' for owner in owners)} {'has' if len(owners) == 1 else 'have'}"
     else:
         hint = f"; did you mean {near[0]}?" if near else ""
     return f"{command} has no option {name}{hint} (see {command} --help)"

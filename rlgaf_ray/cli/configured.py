@@ -141,9 +141,7 @@ def plan(
 
     from rlgaf_ray.plan.command import plan as estimate
 
-    estimate(
-        config, nodes=nodes, gpus_per_node=gpus_per_node, gpu_memory=gpu_memory, cpus_per_node=cpus_per_node
-    )
+    estimate(config, nodes=nodes, gpus_per_node=gpus_per_node, gpu_memory=gpu_memory, cpus_per_node=cpus_per_node)
     return 0
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from rlgaf_ray.cli import options
 from rlgaf_ray.cli.configured import check_packages
-from rlgaf_ray.errors import UsageError
+from rlgaf_ray.errors import UsageError, UserError
 
 
 class Numbers(click.ParamType):
@@ -28,7 +27,8 @@ class Numbers(click.ParamType):
         except ValueError:
             numbers = []
         if not numbers or any(number <= 0 for number in numbers):
-            self.fail(f"{value!r} is no list of positive numbers such as {'0.8,1' if self.kind is float else '200,400'}")
+            example = "0.8,1" if self.kind is float else "200,400"
+            self.fail(f"{value!r} is no list of positive numbers such as {example}")
         return numbers
 
 
@@ -101,7 +101,8 @@ def sample(
 ) -> int:
     """Sample a run's SFT model and trained model side by side.
 
-    Each sample has the discriminator's score. Without --prompt, prompts are read from the terminal or a pipe, one a line.
+    Each sample has the discriminator's score. Without --prompt, prompts are read
+    from the terminal or a pipe, one a line.
     """
     check_packages()
 
@@ -113,13 +114,22 @@ def sample(
     options.quiet_transformers()
     console = Console()
     with open_sampler(run, report=lambda text: print(text, file=sys.stderr)) as sampler:
-        for prompt in prompts or _read_prompts():
-            found = sampler.sample(prompt, num_samples=samples, temperature=temperature, max_tokens=max_tokens, seed=seed)
-            show_samples(prompt, found, console)
+        for prompt in prompts or _typed_prompts():
+            try:
+                found = sampler.sample(
+                    prompt, num_samples=samples, temperature=temperature, max_tokens=max_tokens, seed=seed
+                )
+            except UserError as error:  # of a prompt that is typed: the next one may do
+                if prompts or not sys.stdin.isatty():
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                show_samples(prompt, found, console)
     return 0
 
 
-def _read_prompts() -> Any:
+def _typed_prompts() -> Iterator[str]:
+    """Lines from the terminal or the pipe, until its end."""
     while True:
         try:
             line = input("prompt> " if sys.stdin.isatty() else "")
@@ -136,7 +146,7 @@ def runs(root: str, as_json: bool) -> int:
     """List runs: state, iterations, best metric, size, age."""
     from rlgaf_ray.report.listing import as_records, list_runs, listing_table
 
-    found = list_runs(Path(root))
+    found = list_runs(root)
     if as_json:
         import json
 
@@ -159,6 +169,6 @@ def diff(first: str, second: str) -> int:
     from rlgaf_ray.report.difference import differences
     from rlgaf_ray.report.places import opened
 
-    with opened([first, second], None, subfolders=("checkpoints",)) as places:
-        Console().print(differences(*places.folders), highlight=False)
+    with opened([first, second], None) as places:
+        Console().print(differences(places.folders, places.places), highlight=False)
     return 0

@@ -21,12 +21,8 @@ words = click.argument(
 )
 small = click.option("--small", is_flag=True, help="With the section 'small': two cores, no hub.")
 resume = click.option("--resume", is_flag=True, help="Go on with run.name in run.root.")
-other_versions = click.option(
-    "--other-versions", is_flag=True, help="With --resume: accept other package versions."
-)
-print_config = click.option(
-    "--print-config", is_flag=True, help="Print each value and where it was set, and exit."
-)
+other_versions = click.option("--other-versions", is_flag=True, help="With --resume: accept other package versions.")
+print_config = click.option("--print-config", is_flag=True, help="Print each value and where it was set, and exit.")
 out = click.option("--out", metavar="FOLDER", help="Where to write; by default the first run's folder.")
 
 

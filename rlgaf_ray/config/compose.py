@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ SMALL = "small"  # a file's section of what differs on two cores without a hub
 EXTENDS = "extends"  # the preset or file that a file starts from
 
 Key = tuple[str, ...]
+Values = dict[str, Any]
 
 
 class ConfigError(UsageError):
@@ -40,16 +41,16 @@ class Origin:
 class Tree:
     """Values by section and key, and the origin of each leaf. Later layers win."""
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Values = field(default_factory=dict)
     origins: dict[Key, Origin] = field(default_factory=dict)
     layers: list[Origin] = field(default_factory=list)
 
-    def merge(self, changes: Mapping[str, Any], origin: Origin) -> None:
+    def merge(self, changes: Values, origin: Origin) -> None:
         """Change what a file says, section by section."""
         self.layers.append(origin)
         self.values = self._merged(self.values, changes, origin, ())
 
-    def _merged(self, old: Mapping[str, Any], changes: Mapping[str, Any], origin: Origin, prefix: Key) -> dict[str, Any]:
+    def _merged(self, old: Values, changes: Values, origin: Origin, prefix: Key) -> Values:
         merged = dict(old)
         for key, value in changes.items():
             place = (*prefix, str(key))
@@ -123,7 +124,7 @@ def find(path: str | Path) -> tuple[Path, str]:
     raise ConfigError(f"{name} is neither a .yaml file nor a preset; {nearest(name)}")
 
 
-def _documents(file: Path, name: str, above: Sequence[tuple[Path, str]] = ()) -> list[tuple[str, dict[str, Any]]]:
+def _documents(file: Path, name: str, above: Sequence[tuple[Path, str]] = ()) -> list[tuple[str, Values]]:
     """Name and values of a file, after those of the file that it extends. ``above``: those that extend this one."""
     chain = [*above, (file.resolve(), name)]
     if chain[-1][0] in [path for path, _ in above]:
@@ -145,7 +146,7 @@ def _documents(file: Path, name: str, above: Sequence[tuple[Path, str]] = ()) ->
     return [*_documents(*found, chain), (name, values)]
 
 
-def _read(path: Path, name: str, *, by: str | None) -> dict[str, Any]:
+def _read(path: Path, name: str, *, by: str | None) -> Values:
     try:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
+from rlgaf_ray.cli.words import split_words
 from rlgaf_ray.config import ConfigError, dump_config, load_config
 from rlgaf_ray.config.load import run_config_file
 from rlgaf_ray.data.storage import Remote, StorageError
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder, config_file
-from rlgaf_ray.cli.words import split_words
 from rlgaf_ray.run.preparation import with_name
 
 ROOT = "s3://KEY:SECRET@bucket/runs"
@@ -85,7 +85,6 @@ def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_killed_process_gives_its_folder_back(tmp_path: Path) -> None:
     code = (
         "import sys, time; from rlgaf_ray.config import load_config; from rlgaf_ray.loop.run_folder import RunFolder\n"
-from rlgaf_ray.config.load import run_config_file
         "claim = RunFolder(load_config(None, ['run.name=one', 'run.root=' + sys.argv[1]]).run).claimed()\n"
         "claim.__enter__(); print('claimed', flush=True); time.sleep(600)"
     )
