@@ -385,10 +385,9 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: 'tarin' is neither a command (train, tune, compare, plan, evaluate, report) nor a .yaml file, a "
-            "preset or key=value\n",
+            "error: tarin is no command, preset, .yaml file or key=value; did you mean train?\n",
         ),
-        (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
+        (["train", "run.seed=1", "x.yaml"], "error: cannot read config x.yaml: No such file or directory\n"),
         (
             ["--resume"],
             "error: --resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file\n",

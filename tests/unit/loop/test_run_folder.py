@@ -158,7 +158,7 @@ def test_what_the_storage_does_not_take_stays_here(store: Path, monkeypatch: pyt
 
 def test_the_config_of_a_run_is_found_by_its_uri(store: Path) -> None:
     path, overrides = split_words([f"{ROOT}/one?region=x", "run.seed=4"], resume=True)
-    assert (path, overrides) == (None, [f"run.root={ROOT}?region=x", "run.name=one", "run.seed=4"])
+    assert (path, overrides) == ([], [f"run.root={ROOT}?region=x", "run.name=one", "run.seed=4"])
     with pytest.raises(ConfigError, match=r"nothing to resume: s3://bucket/runs/one/config.yaml\?region=x does not"):
         run_config_file(overrides, config_file)
     (store / "runs" / "one").mkdir(parents=True)
@@ -170,6 +170,6 @@ def test_the_config_of_a_run_is_found_by_its_uri(store: Path) -> None:
     with pytest.raises(ConfigError, match="a run's URI follows --resume"):
         split_words([f"{ROOT}/one"])
     assert split_words(["s3://bucket/best.yaml?region=x", "run.seed=4"]) == (
-        "s3://bucket/best.yaml?region=x",
+        ["s3://bucket/best.yaml?region=x"],
         ["run.seed=4"],
     )
