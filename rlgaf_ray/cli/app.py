@@ -27,10 +27,15 @@ class Program(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
+    def named(self, words: Sequence[str]) -> str | None:
+        """The command among the words: the first of them, but for options."""
+        first = next((word for word in words if not word.startswith("-")), None)
+        return first if first in self.commands else None
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        place = next((place for place, word in enumerate(args) if not word.startswith("-")), None)
-        if place is not None and args[place] in self.commands:
-            args = [args[place], *args[:place], *args[place + 1 :]]
+        if (name := self.named(args)) is not None:
+            place = args.index(name)
+            args = [name, *args[:place], *args[place + 1 :]]
         elif args[:1] not in [[option] for option in OWN_OPTIONS] and not (ctx.resilient_parsing and not args):
             ctx.meta[IMPLICIT] = True
             args = ["train", *args]
@@ -72,20 +77,21 @@ def run(words: Sequence[str]) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.UsageError as error:
-        raise UsageError(_explain(error)) from None
+        raise UsageError(_explain(error, words)) from None
 
 
-def _explain(error: click.UsageError) -> str:
+def _explain(error: click.UsageError, words: Sequence[str]) -> str:
     """One sentence that names the option, and where to look."""
-    command = error.ctx.command_path if error.ctx else PROGRAM
+    owner = app.named(words) or "train"
+    command = f"{PROGRAM} {owner}"
     if not isinstance(error, click.NoSuchOption):
         message = error.format_message().strip().rstrip(".")
         return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"
     name = error.option_name
-    owners = [each for each, other in app.commands.items() if name in _options(other)]
-    near = get_close_matches(name, _options(error.ctx.command), n=1) if error.ctx else []
-    if owners:
-        hint = f", but {' and '.join(f'{PROGRAM} {owner}' for owner in owners)} {'has' if len(owners) == 1 else 'have'}"
+    others = [f"{PROGRAM} {each}" for each, other in app.commands.items() if name in _options(other)]
+    near = get_close_matches(name, _options(app.commands[owner]), n=1)
+    if others:
+        hint = f", but {' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
     else:
         hint = f"; did you mean {near[0]}?" if near else ""
     return f"{command} has no option {name}{hint} (see {command} --help)"

@@ -63,8 +63,8 @@ def test_the_package_is_a_program(module: str) -> None:
         (["presets", "--out", "x"], "rlgaf presets has no option --out, but rlgaf evaluate and rlgaf report have (see "
          "rlgaf presets --help)"),
         (["presets", "--zzz"], "rlgaf presets has no option --zzz (see rlgaf presets --help)"),
-        (["plan", "--nodes", "0"], "rlgaf plan: invalid value for '--nodes': 0 is not in the range x>=1; see rlgaf plan "
-         "--help"),
+        (["plan", "--nodes", "0"], "rlgaf plan: invalid value for '--nodes': 0 is not in the range x>=1; see rlgaf "
+         "plan --help"),
         (["plan", "--nodes"], "rlgaf plan: option '--nodes' requires an argument; see rlgaf plan --help"),
         (["sample"], "rlgaf sample: missing argument 'RUN'; see rlgaf sample --help"),
         (["diff", "a"], "rlgaf diff: missing argument 'B'; see rlgaf diff --help"),

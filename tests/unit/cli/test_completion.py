@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rlgaf_ray.cli.app import app
 from rlgaf_ray.cli.completion import words
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.explain import keys_of
@@ -29,7 +32,7 @@ def complete(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ca
         monkeypatch.setenv("COMP_WORDS", "\n".join(["rlgaf", *typed]))
         monkeypatch.setenv("COMP_CWORD", str(len(typed)))
         assert main([]) == 0
-        lines = capsys.readouterr().out.splitlines()
+        lines = list(filter(None, capsys.readouterr().out.splitlines()))
         if request.param == "bash":
             return {value: kind for kind, _, value in (line.partition(",") for line in lines)}
         return {value: kind for kind, value, _ in zip(*[iter(lines)] * 3, strict=True)}
@@ -38,19 +41,7 @@ def complete(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, ca
 
 
 def test_commands(complete) -> None:
-    assert list(complete("")) == [
-        "train",
-        "tune",
-        "compare",
-        "plan",
-        "evaluate",
-        "report",
-        "sample",
-        "runs",
-        "diff",
-        "doctor",
-        "presets",
-    ]
+    assert list(complete("")) == list(app.commands)
     assert complete("eval").keys() >= {"evaluate", "evaluation."}
     assert complete("plan", "--no") == {"--nodes": "plain"}
     assert "--small" in complete("imdb_positive", "--s")
@@ -82,7 +73,15 @@ def test_every_key_is_offered() -> None:
             found.add(item.value.rstrip(".="))
             if item.value.endswith("."):
                 sections.append(item.value)
-    assert found == {key for key in keys_of(Config) if "." in key}
+    assert found <= {*keys_of(Config)} and found >= set(_below(Config().model_dump()))
+
+
+def _below(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if prefix:
+            yield prefix + key
+        if isinstance(value, dict):
+            yield from _below(value, f"{prefix}{key}.")
 
 
 def program(tmp_path: Path) -> dict[str, str]:
@@ -90,7 +89,7 @@ def program(tmp_path: Path) -> dict[str, str]:
     script = tmp_path / "rlgaf"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m rlgaf_ray "$@"\n')
     script.chmod(0o755)
-    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[3])}
 
 
 @pytest.mark.skipif(BASH is None, reason="bash is not installed")

@@ -124,7 +124,7 @@ def test_each_value_that_is_no_default_says_where_it_was_set(write, capsys) -> N
         "  learning_rate: 0.0001  # small (imdb_positive.yaml)",
         "  contrast: labels  # imdb_positive.yaml",
         "  betas:  # command line",
-        "        a: 1  # mine.yaml",
+        "      a: 1  # mine.yaml",
         "      grid:  # mine.yaml",
         "  generator: 'ü: 1 # x'  # command line",
     ):
