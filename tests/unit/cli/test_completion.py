@@ -98,7 +98,7 @@ def test_the_script_in_bash(tmp_path: Path) -> None:
 eval "$(_RLGAF_COMPLETE=bash_source rlgaf)"
 complete -p rlgaf
 try() { COMP_WORDS=(rlgaf "$@"); COMP_CWORD=$#; COMPREPLY=(); _rlgaf_completion rlgaf; echo "${COMPREPLY[@]}"; }
-compopt() { echo "compopt $*"; }
+compopt() { echo compopt "$@"; }
 try rep
 try train generator.reinforce.kl.coe
 try generator.learning_rate = 1
@@ -121,7 +121,7 @@ def test_the_script_in_zsh(tmp_path: Path) -> None:
     lines = """
 autoload -Uz compinit; compinit -u -D
 eval "$(_RLGAF_COMPLETE=zsh_source rlgaf)"
-compadd() { echo "compadd $*"; }
+compadd() { echo compadd "$@"; }
 _describe() { echo "$1 $2 $3: ${completions_with_descriptions[1]%%:*}"; }
 words=(rlgaf train generator.reinforce.kl.coe); CURRENT=3; _rlgaf_completion
 words=(rlgaf rep); CURRENT=2; _rlgaf_completion
