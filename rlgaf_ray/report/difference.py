@@ -38,7 +38,7 @@ def differences(folders: Sequence[Path], places: Sequence[Place]) -> Group:
     config = changed(*(dict(_flat(_tree(run.config))) for run in runs), without=OWN)
     recorded = changed(*map(provenance, places))
     return Group(
-        _table("config", names, {key: (short(a), short(b)) for key, (a, b) in config.items()}),
+        _table("config", names, {key: (_value(a), _value(b)) for key, (a, b) in config.items()}),
         _table("versions and data", names, {key: (_cut(a), _cut(b)) for key, (a, b) in recorded.items()}),
         results_table(runs, names),
     )
@@ -94,6 +94,10 @@ def _table(title: str, names: list[str], rows: Mapping[str, tuple[str, str]]) ->
     for key, values in rows.items():
         table.add_row(key, *map(escape, values))
     return table
+
+
+def _value(value: Any) -> str:
+    return value if value == MISSING else short(value)
 
 
 def _tree(config: str) -> Any:

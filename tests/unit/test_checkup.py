@@ -69,7 +69,7 @@ def test_python_and_packages() -> None:
     assert (found.verdict, found.value, found.advice) == (
         "fail", "missing: no-such-package", "pip install no-such-package",
     )  # fmt: skip
-    assert {"click", "torch", "ray"} <= set(requires_of("rlgaf_ray")) and "optuna" not in requires_of("rlgaf_ray")
+    assert {"torch", "ray"} <= set(requires_of("rlgaf_ray")) and "optuna" not in requires_of("rlgaf_ray")
     assert requires_of("no-such-package") == []
 
 

@@ -47,9 +47,9 @@ def test_broken_packages_are_named_with_the_command_that_removes_them(run) -> No
     assert finding.split(maxsplit=2) == ["fail", "torch", "torchvision, torchaudio and torchcodec broken"]
     assert count.startswith("1 cannot work")
     assert advice.strip() == (
-        f"-> torchvision, torchaudio and torchcodec cannot be imported beside torch {torch.__version__}, and transformers "
-        f"and vLLM end with that; nothing here needs them, so run: {sys.executable} -m pip uninstall -y torchvision "
-        "torchaudio torchcodec"
+        f"-> torchvision, torchaudio and torchcodec cannot be imported beside torch {torch.__version__}, and "
+        "transformers and vLLM end with that; nothing here needs them, so run: "
+        f"{sys.executable} -m pip uninstall -y torchvision torchaudio torchcodec"
     )
 
 
