@@ -35,16 +35,20 @@ def differences(folders: Sequence[Path], places: Sequence[Place]) -> Group:
     names = [run.name for run in runs]
     if names[0] == names[1]:
         names = [str(place) for place in places]
-    config = changed(*(dict(_flat(_tree(run.config))) for run in runs), without=OWN)
-    recorded = changed(*map(provenance, places))
+    first, second = (dict(_flat(_tree(run.config))) for run in runs)
+    config = changed(first, second, without=OWN)
+    recorded = changed(provenance(places[0]), provenance(places[1]))
+    ordered = sorted(recorded, key=lambda key: (key not in VERSIONS, key))
     return Group(
         _table("config", names, {key: (_value(a), _value(b)) for key, (a, b) in config.items()}),
-        _table("versions and data", names, {key: (_cut(a), _cut(b)) for key, (a, b) in recorded.items()}),
+        _table("versions and data", names, {key: (_cut(recorded[key][0]), _cut(recorded[key][1])) for key in ordered}),
         results_table(runs, names),
     )
 
 
-def changed(first: Mapping[str, Any], second: Mapping[str, Any], without: tuple[str, ...] = ()) -> dict[str, Any]:
+def changed(
+    first: Mapping[str, Any], second: Mapping[str, Any], without: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ, with both values; one that is not there is ``-``."""
     keys = [key for key in dict.fromkeys([*first, *second]) if key not in without]
     pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys}
@@ -57,10 +61,9 @@ def provenance(run: Place) -> dict[str, str]:
     if latest is None or not (latest / STATE).is_file():
         return {}
     try:
-        found = json.loads((latest / STATE).read_text(encoding="utf-8")).get("provenance", {})
+        return dict(json.loads((latest / STATE).read_text(encoding="utf-8")).get("provenance", {}))
     except ValueError as error:
         raise UserError(f"{latest / STATE} is damaged: {error}") from None
-    return dict(sorted(found.items(), key=lambda item: (item[0] not in VERSIONS, item[0])))
 
 
 def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
