@@ -99,7 +99,7 @@ class Terminal(Callback):
         )
 
     def on_message(self, text: str) -> None:
-        self.console.print(_visible(public(text)), highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(public(text)), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
@@ -181,8 +181,8 @@ class Terminal(Callback):
         if outcome.last:
             self.console.print(result_table(outcome))
             for before, after in zip(outcome.samples_before, outcome.samples_after, strict=False):
-                self.console.print(f"[dim]before[/dim] {escape(_visible(before))}", highlight=False)
-                self.console.print(f"[green]after [/green] {escape(_visible(after))}\n", highlight=False)
+                self.console.print(f"[dim]before[/dim] {escape(visible(before))}", highlight=False)
+                self.console.print(f"[green]after [/green] {escape(visible(after))}\n", highlight=False)
         run = outcome.config.run
         self.on_message(f"results are in {run.shown}")
         if outcome.interrupted:
@@ -239,7 +239,7 @@ def caption(metrics: Mapping[str, float | None]) -> str:
     return f"±: 95 % interval over prompts; accuracy of the {', '.join(known)}" if known else ""
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Replace non-printable characters: model output may contain terminal escape sequences."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 

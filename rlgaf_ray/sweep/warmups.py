@@ -28,7 +28,7 @@ def prepare_variants(config: Config, terminal: Terminal) -> list[tuple[Config, D
 
 
 def make_warmups(config: Config, prepared: Sequence[tuple[Config, Data]], terminal: Terminal) -> None:
-    """Each once; the trials find them in the cache."""
+    """Run every warm-up once; the trials load them from the cache."""
     cache = cache_folder(config)
     for variant, data in prepared:
         with terminal.warming_up():

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.config import Config, ConfigError, dump_config, load_config
+from rlgaf_ray.config.load import run_config_file
 from rlgaf_ray.main import main
 
 TASKS = [
@@ -392,10 +393,9 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: 'tarin' is neither a command (train, tune, compare, plan, evaluate, report) nor a .yaml file, a "
-            "preset or key=value\n",
+            "error: tarin is no command, preset, .yaml file or key=value; did you mean train?\n",
         ),
-        (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
+        (["train", "run.seed=1", "x.yaml"], "error: cannot read config x.yaml: No such file or directory\n"),
         (
             ["--resume"],
             "error: --resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file\n",
@@ -421,13 +421,13 @@ def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) ->
     folder = tmp_path / "first"
     overrides = [f"run.root={tmp_path}", "run.name=first"]
     with pytest.raises(ConfigError) as caught:
-        load_run_config(overrides)
+        run_config_file(overrides)
     assert str(caught.value) == (
         f"nothing to resume: {folder / 'config.yaml'} does not exist (run.root and run.name say where to look)"
     )
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(load_config(None, [*overrides, "run.seed=9", "run.iterations=4"])))
-    resumed = load_run_config([*overrides, "run.iterations=6"])
+    resumed = load_config(run_config_file(overrides), [*overrides, "run.iterations=6"])
     assert (resumed.run.folder, resumed.run.seed, resumed.run.iterations) == (folder, 9, 6)
 
 

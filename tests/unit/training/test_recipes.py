@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.compose import compose
 from rlgaf_ray.config.generator import ReinforceSettings
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.objectives.kl import kl_estimate
@@ -192,9 +192,9 @@ def test_every_recipe_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_recipe_sets_its_papers_values(name: str) -> None:
-    """Explicitly, not by inheritance: a default may change."""
-    tree = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+def test_a_recipe_states_its_papers_settings(name: str) -> None:
+    """Stated there or in the recipe that it extends: a default may change."""
+    tree = compose([RECIPES / f"{name}.yaml"]).values
     assert {key: stated(tree, key) for key in PUBLISHED[name]} == PUBLISHED[name]
     assert tree["generator"]["reinforce"].keys() == ReinforceSettings.model_fields.keys() - {"baseline_decay"}
     assert {"batch_size", "samples_per_prompt", "temperature"} == tree["rollout"].keys()
