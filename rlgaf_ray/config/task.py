@@ -120,7 +120,11 @@ class BridgeSettings(TaskSettings):
     legal_only: bool = Field(
         True, description="after the base warm-up illegal moves have probability zero, in training and in sampling"
     )
-    base_walks: Positive = Field(40_000, description="legal walks without a goal, for the base warm-up")
+    base_walks: Positive = Field(40_000, description="random legal walks for the base warm-up")
+    base_goals: Literal["visited", "random"] = Field(
+        "visited",
+        description="goal in a base walk's prompt: a random square of the walk, or any square, which says nothing",
+    )
     validation: Positive = Field(256, description="pairs of start and goal that settings are chosen by")
     test: Positive = Field(512, description="pairs for final numbers; all others are for training")
 
