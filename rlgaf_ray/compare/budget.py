@@ -8,6 +8,8 @@ from rlgaf_ray.compare.methods import METHODS, Method, loop_rollouts
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 
+PROMPTS_AT_ONCE = 64  # that are answered when a method is measured; bounds the engine's cache
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:

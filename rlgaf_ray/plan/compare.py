@@ -16,10 +16,9 @@ from rich.table import Table
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
-from rlgaf_ray.compare.budget import Budget, budget, sft_steps
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, sft_steps
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.methods import METHODS, method_config
-from rlgaf_ray.compare.trial import PROMPTS_AT_ONCE
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.plan.estimate import GIB, Estimate, Hardware, estimate
