@@ -71,7 +71,9 @@ def plan_comparison(
 ) -> ComparisonPlan:
     """Raises ``UserError`` for a method that the config does not allow, or without room on these machines."""
     on_gpu, settings = config.cluster.gpus_per_actor > 0, config.compare
-    found, sft, devices = [], dict[str, list[float]](), 1.0
+    found: list[MethodPlan] = []
+    sft: dict[str, list[float]] = {}
+    devices = 1.0
     for name in settings.methods:
         own = method_config(config, name, settings.first_replicate, in_one_process=not on_gpu)
         placement = plan_on(own, hardware.nodes) if on_gpu else ONE_PROCESS
