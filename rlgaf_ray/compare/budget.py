@@ -1,4 +1,4 @@
-"""What one trial of a method takes, counted from its config: rollouts, updates, and the sampling of an answer."""
+"""Cost of one trial of a method, counted from its config: rollouts, updates, and the sampling of an answer."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Decoding:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Of ``SamplingSettings``: what the config says of truncation holds where this says nothing."""
+        """Fields of ``SamplingSettings``; the config's truncation holds where this decoding has none."""
         truncation = {"top_p": self.top_p} if self.top_p < 1 else {"min_p": self.min_p} if self.min_p > 0 else {}
         return {"temperature": self.temperature, **truncation}
 

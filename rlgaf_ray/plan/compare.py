@@ -1,4 +1,4 @@
-"""What ``rlgaf compare`` would need: counts, seconds and memory of each method, and the time of all trials.
+"""Requirements of ``rlgaf compare``: counts, seconds and memory of each method, and the time of all trials.
 
 On cores a trial is one process on one core, as many at a time as there are cores. On GPUs, which ``rlgaf compare`` does
 not use by itself, each trial is taken to be a run of its own with the config's placement, one after another.
