@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlgaf_ray.data.task import Measure
 from rlgaf_ray.evaluation.embedding_judge import EmbeddingJudge
 from rlgaf_ray.evaluation.judge import SentimentJudge
 from rlgaf_ray.evaluation.text import vader_labels
@@ -32,7 +33,7 @@ def gap_closed(share: float, sft_share: float, real_share: float) -> float:
     return (share - sft_share) / gap if gap else 0.0
 
 
-class SentimentMeasure:
+class SentimentMeasure(Measure):
     """Shares of texts of the sentiment that was asked for, by each judge of the panel.
 
     The linear judge (``eval/judge_share``), VADER, and the embedding judge where there is one. Where both sentiments
