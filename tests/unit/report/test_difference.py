@@ -61,7 +61,7 @@ def test_what_differs_is_shown_side_by_side(tmp_path: Path, diff) -> None:
         ["vllm", "-", "1"],
         ["data", f"{'d' * 12}...", f"{'e' * 12}..."],
     ]
-    assert ["eval/closeness", "0.50", "0.75", "+0.25", "0.90", "0.75", "-0.15"] in rows
+    assert ["eval/closeness", "0.500", "0.750", "+0.250", "0.900", "0.750", "-0.150"] in rows
     assert ["eval/perplexity", "5.0", "7.5", "+2.5", "5.0", "3.0", "-2.0"] in rows, "lower is better"
     assert not [row for row in rows if row and row[0].endswith("_stderr")]
 
