@@ -117,7 +117,7 @@ def test_code_that_comes_with_a_model_does_not_run_unless_asked_for(tmp_path: Pa
     assert not proof.exists()
     assert load_config().model.trust_remote_code is False
     assert main([*words, "model.trust_remote_code=true"]) == 1  # said before it runs, whatever becomes of it
-    assert capsys.readouterr().err.startswith(f"model.trust_remote_code=true: Python code that {folder} brings along")
+    assert capsys.readouterr().err.startswith(f"model.trust_remote_code=true: Python code of {folder} will run")
     assert proof.exists()
 
 

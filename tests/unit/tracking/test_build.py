@@ -72,7 +72,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(name: str, monk
 
 def test_a_module_path_is_announced_and_a_name_is_not() -> None:
     config = load_config(None, ["tracking.to=[tensorboard, 'own_tracker:Lines']"])
-    assert config.tracking.risks == ["tracking.to=own_tracker:Lines: the Python code there will run"]
+    assert config.tracking.risks == ["tracking.to=own_tracker:Lines: its Python code will run"]
 
 
 def test_the_config_reaches_a_tracker_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,8 @@ def test_what_is_kept_gains_likelihood_and_a_kl_holds_it_back(folder: Path) -> N
     ("keys", "named"),
     [
         (["rollout.samples_per_prompt=1"], "set it to 2 or more"),
-        (["generator.raft.minibatches=3"], "more than the 2 prompts of a batch"),
-        (["generator.entropy_bonus=0.1"], "leave out generator.entropy_bonus"),
+        (["generator.raft.minibatches=3"], "exceeds the 2 selected samples"),
+        (["generator.entropy_bonus=0.1"], "remove generator.entropy_bonus"),
     ],
 )
 def test_what_cannot_be_kept_or_used_is_refused(keys: list[str], named: str) -> None:
