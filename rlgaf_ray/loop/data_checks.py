@@ -1,4 +1,4 @@
-"""Whether a task has the demonstrations that the config asks for: checked before Ray starts."""
+"""Checks that a task has the demonstrations that the config needs, before Ray starts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.held_out import contrast_without, set_apart
+from rlgaf_ray.loop.held_out import contrast_without, split_held_out
 from rlgaf_ray.training.sft import FEWEST_ROWS
 
 
 def check_demonstrations(config: Config, task: Task) -> None:
-    """Raise ``UserError`` for fewer demonstrations, contrast rows or prompts than the run needs."""
+    """Raise ``UserError`` for too few demonstrations, contrast rows or distinct prompts."""
     count, settings = len(task.demonstrations), config.discriminator
-    trained, held_out = set_apart(count, config.held_out_demonstrations)
+    trained, held_out = split_held_out(count, config.held_out_demonstrations)
     if config.warmup.sft.steps == "auto" and count < FEWEST_ROWS:
         raise UserError(
-            f"warmup.sft.steps=auto holds demonstrations out in turn and needs {FEWEST_ROWS} or more, but the task has "
-            f"{count}: give more, or set warmup.sft.steps to a number"
+            f"warmup.sft.steps=auto cross-validates on at least {FEWEST_ROWS} demonstrations, but the task has "
+            f"{count}: add some, or set warmup.sft.steps to a number"
         )
     if config.warmup.sft.steps and (weight := config.warmup.sft.contrastive_weight) > 0:
         _check_prompts(f"warmup.sft.contrastive_weight={weight:g}", task, range(count), "set it to 0")
@@ -26,14 +26,13 @@ def check_demonstrations(config: Config, task: Task) -> None:
         _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):
         raise UserError(
-            f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "
-            f"task.name={config.task.name} has none to train on (for prompts and responses: other responses): set it "
-            "to 0"
+            f"discriminator.contrast_weight={settings.contrast_weight:g} needs labelled negatives, but task.name="
+            f"{config.task.name} has none to train on (for rows: rejected or other responses): set it to 0"
         )
 
 
 def _check_prompts(key: str, task: Task, rows: Sequence[int], fix: str) -> None:
     if len({task.demonstrations[row].prompt_ids.tobytes() for row in rows}) < 2:
         raise UserError(
-            f"{key} needs two different prompts, but the {len(rows)} demonstrations that it trains on share one: {fix}"
+            f"{key} needs two different prompts, but the {len(rows)} training demonstrations share one: {fix}"
         )

@@ -1,4 +1,4 @@
-"""Checkpoints that are not what was written."""
+"""Runs with corrupted checkpoints."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def test_damaged_checkpoints_are_named_and_the_one_before_them_is_used(
     flipped.write_bytes(content)
 
     run = start([*words, "run.iterations=8", "--resume"], folder)
-    detected = run.says("damaged checkpoint skipped: .*step_000004: discriminator/model.safetensors is not what")
-    run.says("damaged checkpoint skipped: .*step_000006: learner/optimizer.safetensors is not what was written")
+    detected = run.says("damaged checkpoint skipped: .*step_000004: discriminator/model.safetensors is corrupted")
+    run.says("damaged checkpoint skipped: .*step_000006: learner/optimizer.safetensors is corrupted")
     run.says("resuming from .*step_000002")
     recovered = run.wait(lambda: 2 < reached(folder) < 6, "new iteration")
     run.ended(0)

@@ -66,5 +66,5 @@ def test_a_further_engine_is_a_row_of_the_table(tmp_path: Path, monkeypatch: pyt
         worker.sleep()
     with pytest.raises(ConfigError, match=r"seqgan-lstm is not supported by rollout\.engine=transformers"):
         load_config(None, ["rollout.engine=transformers", "model.generator=seqgan-lstm"])
-    with pytest.raises(ConfigError, match=r"rollout\.sleep_level=1 is not for rollout\.engine=transformers"):
+    with pytest.raises(ConfigError, match=r"rollout\.sleep_level=1 is not supported by rollout\.engine=transformers"):
         load_config(None, ["rollout.engine=transformers", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"])

@@ -1,4 +1,4 @@
-"""The loop over fake roles: updates are skipped while the discriminator knows its demonstrations by heart."""
+"""The loop over fake roles: updates are skipped while the discriminator overfits its demonstrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = "discriminator.updates_per_generator_update=1.5"
 
 
 class Memorising(FakeRoles):
-    """Demonstrations are known by heart as long as it was trained at all in one of the last four iterations."""
+    """Overfits its demonstrations if it was trained in one of the last four iterations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ def configured(*more: str) -> Config:
 
 
 def test_updates_are_skipped_while_the_gap_is_above_the_limit(tmp_path: Path) -> None:
-    """A window of one iteration: AUC 1 less 0.5 where it has been trained of late, else 0."""
+    """With a window of one iteration the gap is 1 - 0.5 after recent training, else 0."""
     roles = Memorising()
     _, _, loop = run(configured("discriminator.overfit_gap=0.4"), roles, tmp_path)
     trains = ([1, 0, 0, 0, 0] * 3)[:12]
-    due = [1, 2] * 6  # 1.5 an iteration
+    due = [1, 2] * 6  # 1.5 per iteration
     logged = rows(tmp_path)[1:]
     assert roles.updates == [a * b for a, b in zip(trains, due, strict=True)]
     assert [row["discriminator/skipped_updates"] for row in logged] == [
@@ -72,7 +72,7 @@ def test_no_update_is_skipped_at_the_limit_or_without_one(tmp_path: Path, limit:
     assert found == {None if limit == "null" else 0.0}
 
 
-def test_a_resumed_run_skips_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_resumed_run_skips_the_same_updates(tmp_path: Path) -> None:
     class Numbered(FakeRoles):
         """The gap of iteration i is 0.5 or 0, by a pattern that a window of three iterations blurs."""
 

@@ -1,4 +1,4 @@
-"""What the loop saves of itself when it has lost an actor."""
+"""Checkpoints written after an actor failure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = ("guard.action=warn", f"run.iterations={ITERATIONS}", "discriminator.upd
 
 
 class Losing(FakeRoles):
-    """Loses an actor in iteration 5, where ``checkpoint.every=3``; ``where``: before or after the updates began."""
+    """An actor fails in iteration 5 with ``checkpoint.every=3``; ``where``: before or after the updates started."""
 
     def __init__(self, where: str, *, everything_is_left: bool = True) -> None:
         super().__init__()
@@ -48,9 +48,7 @@ class Losing(FakeRoles):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, mode: str
-) -> None:
+def test_the_last_completed_iteration_is_saved_and_resumed_exactly(tmp_path: Path, mode: str) -> None:
     config = settings(*SMALL, f"schedule.mode={mode}", "schedule.max_staleness=1")
     run(config, FakeRoles(), tmp_path / "whole")
     loop, callback = ready(config, Losing("before"), tmp_path / "hurt")
@@ -66,7 +64,7 @@ def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had
 
 
 @pytest.mark.parametrize("everything_is_left, where", [(True, "after"), (False, "before")])
-def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
+def test_an_incomplete_state_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
     losing = Losing(where, everything_is_left=everything_is_left)
     loop, callback = ready(settings(*SMALL), losing, tmp_path)
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
@@ -78,12 +76,12 @@ def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everyth
 
 
 def without_staleness(folder: Path) -> list[dict[str, float]]:
-    """After its start a run has batches of the newest weights, as at its beginning."""
+    """A restarted run samples from the newest weights, like a new run."""
     return [{name: value for name, value in row.items() if name != "rollout/staleness"} for row in rows(folder)]
 
 
-def test_what_was_being_saved_is_saved_by_those_that_are_left(tmp_path: Path) -> None:
-    """A rank is lost while the checkpoint of an iteration, the best so far, is written."""
+def test_an_interrupted_save_is_completed_by_the_surviving_ranks(tmp_path: Path) -> None:
+    """A rank fails while the checkpoint of the best iteration so far is written."""
 
     class LosingARank(FakeRoles):
         def save(self, folder: Place) -> None:
