@@ -251,7 +251,7 @@ def test_a_product_rejects_a_negative_reward(rewards) -> None:
     def penalty(completions: list[str], **columns: object) -> list[float]:
         return [-1.0] * len(completions)
 
-    with pytest.raises(RewardFailed, match=r"penalty returned -1 for response 0, and reward\.combine=product needs"):
+    with pytest.raises(RewardFailed, match=r"penalty returned -1 for response 0, but reward\.combine=product needs"):
         rewards([penalty], "reward.combine=product", "reward.kind=probability")(scored("a"), 1)
 
 

@@ -150,7 +150,7 @@ def test_files_that_cannot_be_stored_are_kept(store: Path, monkeypatch: pytest.M
         folder.flush()
     assert str(caught.value) == (
         "s3://bucket/runs/one/metrics.jsonl could not be written within 0.1 s: AWS Error NETWORK_CONNECTION; "
-        f"what else the run wrote is kept in {folder.local}"
+        f"the run's other files are kept in {folder.local}"
     )
     assert (folder.local / "metrics.jsonl").is_file()
 
