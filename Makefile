@@ -15,7 +15,7 @@ help:
 	@echo 'make test  [ARGS="-k name ..."]     unit tests, and a choice of those with real Ray, vLLM and reviews: minutes'
 	@echo 'make test-all                       make test, then the slow ones'
 	@echo 'make chaos [ARGS="-k name ..."]     faults injected into runs: kills, full disks, lost nodes'
-	@echo 'make lint                           ruff, formatting, types'
+	@echo 'make lint                           ruff, formatting, spelling, types'
 	@echo 'make locked                         install by requirements.lock alone: every wheel against its hash'
 	@echo 'make lock                           write requirements.lock anew (needs Python 3.11)'
 	@echo 'make clean                          remove the virtual environment and caches; runs stay'
@@ -42,6 +42,7 @@ chaos: $(INSTALLED)
 lint: $(INSTALLED)
 	@$(BIN) -m ruff check .
 	@$(BIN) -m ruff format --check .
+	@$(BIN) -m codespell_lib
 	@$(BIN) -m mypy
 
 locked:

@@ -1,15 +1,15 @@
-"""Asynchronous against synchronous, rollouts and learning on one core each; beside them the alternatives.
+"""Asynchronous against synchronous schedule, with rollouts and learning on one core each, and against TRL.
 
-    python benchmarks/async.py [key=value ...]      TRL's row asks for pip install -e ".[cpu,bench]"
+    python benchmarks/async.py [key=value ...]      (the row of TRL needs pip install -e ".[cpu,bench]")
 
-The rollout worker is pinned to one core, learner and discriminator to another: two machines in the small. The
-discriminator scores and is frozen, as the scorer of TRL's GRPOTrainer is (versus_trl.py, which has all cores): the same
-work on every side, and phases of about the same length. Synchronous with the same pins leaves one core idle at any
-moment. Without pins, whoever is at work has both cores: that row says what the schedule is worth where everything
-shares one machine. The last two of ours train the discriminator every five iterations. All in
-turn, five rounds in one call, medians. In each round the first iterations, in which the pipeline fills, are not
-timed. The best that overlap can give is the sum of the phases over the longer one: in the pinned synchronous row the
-loop waits for each of them, in the asynchronous ones for what overlap has not hidden.
+The rollout worker is pinned to one core, learner and discriminator to another, as a model of two machines. The
+discriminator scores but is frozen, like the scorer of TRL's GRPOTrainer (versus_trl.py, on all cores): all contenders
+do the same work, in phases of about the same length. The synchronous schedule with the same pins leaves one core idle
+at any time. Without pins, each phase uses both cores; that row shows the value of the schedule on a single machine. The
+last two rows train the discriminator every five iterations. The contenders take turns for five rounds in one call;
+medians are reported. The first iterations of a round, which fill the pipeline, are not timed. The maximum speedup by
+overlap is the sum of the phases over the longer phase. The pinned synchronous row waits for each phase in full, the
+asynchronous rows only for the part that does not overlap.
 
 Bars: 1.6 times the synchronous loop with the same pins, 2 times TRL.
 """
@@ -38,7 +38,7 @@ from rlgaf_ray.loop.schedule import Async
 
 ROUNDS, ITERATIONS, UNTIMED, BAR, TRL_BAR = 5, 15, 4, 1.6, 2.0
 SAME_KL = [f"generator.reinforce.kl.{setting}" for setting in ("estimator=k3", "placement=loss", "coefficient=0.05")]
-EVERYONE = {"run.iterations": 10**6, "cluster.cpus_per_actor": 0.1}  # all contenders' actors wait on the same cores
+EVERYONE = {"run.iterations": 10**6, "cluster.cpus_per_actor": 0.1}  # the actors of all contenders share the cores
 FROZEN = {"discriminator.updates_per_generator_update": 0.0}
 ONE_CORE_EACH = {"rollout.num_workers": 1, "cluster.threads": 1}
 SAMPLING = ("time/rollout",)
@@ -46,7 +46,7 @@ LEARNING = ("time/score", "time/generator_update", "time/push", "time/discrimina
 
 
 class Contender:
-    """A loop with actors of its own, stepped by hand."""
+    """A loop with its own actors, stepped manually."""
 
     def __init__(self, setup: Bench, name: str, values: dict[str, Any], pins: tuple[int, int] | None) -> None:
         setup = replace(setup, config=with_values(setup.config, EVERYONE | values))
@@ -55,14 +55,14 @@ class Contender:
             pin(roles, *pins)
         self.loop: AdversarialLoop = setup.loop(roles, name)
         self.batch_size = setup.config.rollout.batch_size
-        self.rounds: list[dict[str, float]] = []  # means of their metrics
+        self.rounds: list[dict[str, float]] = []  # the mean metrics of each round
 
     def round(self) -> None:
         for _ in range(UNTIMED):
             self.loop.train_step()
         rows = [self.loop.train_step() for _ in range(ITERATIONS)]
         self.rounds.append({name: statistics.mean(row.get(name, 0.0) for row in rows) for name in rows[0]})
-        if isinstance(self.loop.train_step.schedule, Async):  # the next contender has the cores to itself
+        if isinstance(self.loop.train_step.schedule, Async):  # the next contender needs the cores
             for slot in self.loop.train_step.schedule.slots:
                 slot.rollouts()
 
@@ -71,7 +71,7 @@ class Contender:
 
 
 def pin(roles: RayRoles, sampling_core: int, learning_core: int) -> None:
-    """Every thread of each actor to its core."""
+    """Pin every thread of each actor to its core."""
     cores = dict.fromkeys(roles.pool.workers, sampling_core)
     cores |= dict.fromkeys([*roles.learners, *roles.discriminators], learning_core)
     ray.get([actor.__ray_call__.remote(_pin_threads, core) for actor, core in cores.items()])
@@ -86,7 +86,7 @@ def main() -> int:
     console = Console(width=120)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        console.print("two cores are needed: one for the rollouts, one for the learner")
+        console.print("this benchmark needs two cores: one for the rollouts, one for the learner")
         return 2
     asynchronous = ONE_CORE_EACH | {"schedule.mode": "async", "schedule.max_staleness": 1}
     pins = (cores[0], cores[1])
@@ -105,7 +105,7 @@ def main() -> int:
             if theirs is not None:
                 theirs.round(turn)
     table = Table(title=f"median of {ROUNDS} rounds x {ITERATIONS} iterations (min to max)")
-    for head in ("", "seconds", "samples/s", "waited for samples", "for the rest", "asynchronous: times as fast"):
+    for head in ("", "seconds", "samples/s", "waiting for samples", "for the rest", "speedup of asynchronous"):
         table.add_column(head, justify="right" if head else "left")
     seconds = {name: contender.seconds("time/iteration") for name, contender in contenders.items()}
     batch_size = setup.config.rollout.batch_size
@@ -122,7 +122,7 @@ def main() -> int:
     console.print(table)
     phases = [statistics.median(contenders[pinned].seconds(*names)) for names in (SAMPLING, LEARNING)]
     console.print(
-        f"phases {phases[0]:.3f} and {phases[1]:.3f} s: overlap can give {sum(phases) / max(phases):.2f}; "
+        f"phases {phases[0]:.3f} and {phases[1]:.3f} s: maximum speedup {sum(phases) / max(phases):.2f}; "
         f"bars: {BAR} over synchronous with the same pins, {TRL_BAR} over TRL"
     )
     if theirs is None:
@@ -131,7 +131,7 @@ def main() -> int:
 
 
 class Theirs:
-    """TRL's process, on all cores."""
+    """TRL in its own process, on all cores."""
 
     def __init__(self, setup: Bench) -> None:
         from versus_trl import Trl

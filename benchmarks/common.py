@@ -1,7 +1,7 @@
-"""What the loop's benchmarks share: the main job's shapes on a hardly trained model (speed does not depend on it).
+"""Shared setup of the loop's benchmarks: the default shapes on a barely trained model, which does not affect speed.
 
-The work is that of configs/ablations/old_default.yaml, which the documented figures are of: one update of the
-discriminator in five iterations, none of them on the demonstrations' likelihood.
+The config is configs/ablations/old_default.yaml, as for the documented figures: one discriminator update every five
+iterations, and no likelihood loss on the demonstrations.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ SHORT_WARMUP = ["warmup.sft.steps=0", "warmup.discriminator.steps=10", "evaluati
 
 @dataclass
 class Bench:
+    """The prepared config, data and models of a benchmark."""
+
     config: Config
     data: Data
     warmups: Warmups
@@ -44,7 +46,7 @@ class Bench:
         return ray_roles(prepared, find_placement(self.config), Callbacks())
 
     def loop(self, roles: Roles, name: str) -> AdversarialLoop:
-        """A loop that is stepped by hand, with its trackers on, as in a real run."""
+        """Build a loop to step manually, with trackers as in a real run."""
         folder = self.folder / name
         folder.mkdir()
         evaluator = prepare_evaluator(self.config, self.data, self.cache)
@@ -59,7 +61,7 @@ class Bench:
 
 @contextmanager
 def bench(*overrides: str) -> Iterator[Bench]:
-    """A Ray of its own, the data and the models."""
+    """Start Ray and prepare the data and the models."""
     config = load_config(WORK, [*SHORT_WARMUP, *overrides])
     cache = cache_folder(config)
     with ray_session(config), TemporaryDirectory() as folder:
@@ -69,7 +71,7 @@ def bench(*overrides: str) -> Iterator[Bench]:
 
 
 def private_bytes(pid: int) -> float:
-    """Proportional set size of a process, without what it maps of the object store."""
+    """Return the proportional set size (PSS) of a process without the shared memory of the object store."""
     rows = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     kib = {row[0].rstrip(":"): float(row[1]) for row in rows}
     return 1024 * (kib["Pss_Anon"] + kib["Pss_File"])
@@ -82,5 +84,5 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def spread(values: list[float], form: str = "{:.3f}") -> str:
-    """median (minimum to maximum)"""
+    """Format the values as "median (minimum to maximum)"."""
     return f"{form.format(statistics.median(values))} ({form.format(min(values))} to {form.format(max(values))})"

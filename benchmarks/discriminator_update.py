@@ -1,12 +1,12 @@
-"""Milliseconds of a discriminator update: three ways to put its sequences into forward passes, in turn in one run.
+"""Milliseconds of a discriminator update for three ways to split its sequences into forward passes.
 
     python benchmarks/discriminator_update.py [--rounds N] [--threads N] [OVERRIDE ...]
 
-64 demonstrations against 64 rollouts, with and without 64 rows of contrast, on the built-in model. Equal lengths: 3
-prompt and 28 response tokens; mixed: prompts of 8 to 23 tokens, responses of 1 to 28. "Batch order" is micro-batches in
-the order of the batch, "by length" what the package does, "one pass" all sequences in one forward pass. By CPU time,
-which other work on the machine disturbs less than the clock; medians of the rounds. OVERRIDE: not a loss of pairs.
-No bar.
+64 demonstrations against 64 rollouts, with and without 64 contrast rows, on the built-in model. Equal lengths: 3 prompt
+and 28 response tokens; mixed: prompts of 8 to 23 tokens, responses of 1 to 28. "Batch order" makes micro-batches in
+the order of the batch, "by length" is the package's way, "one pass" runs all sequences in one forward pass. The sides
+take turns; medians of CPU time, which other processes disturb less than wall time. OVERRIDE must not choose a pairwise
+loss. No bar.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def as_rollouts(items: Sequence[Demonstration]) -> list[Rollout]:
 
 
 def measure(sides: dict[str, NeuralDiscriminator], num_contrast: int, rounds: int, *, mixed: bool) -> dict[str, float]:
-    """Median CPU milliseconds of an update of each side; the first round does not count."""
+    """Return each side's median CPU milliseconds of an update, without the first round."""
     numbers = np.random.default_rng(0)
     real, fake, contrast = (drawn(numbers, mixed=mixed) for _ in range(3))
     times: dict[str, list[float]] = {name: [] for name in sides}

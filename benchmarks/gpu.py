@@ -1,11 +1,11 @@
-"""One learner and one engine on GPUs: tokens/s of rollouts, model FLOP utilisation of the learner, GB/s of a push.
+"""One learner and one engine on GPUs: rollout tokens/s, the learner's model FLOP utilization, GB/s of a weight push.
 
     python benchmarks/gpu.py [--model FOLDER] [key=value ...]
 
-With one GPU the two share it (push by ipc), with more each has its own (nccl); the object store is measured beside
-them. The model is GPT-2 small's shape with random weights unless a folder is given: speed does not depend on them.
-Utilisation counts 6 N FLOP a token (Kaplan et al. 2020, arXiv 2001.08361: forward and backward pass of N parameters)
-over the time of the whole update, in which the reference's pass (2 N more) is not counted as work.
+With one GPU the two share it (push by ipc), with more each has its own (nccl); a push through the object store is
+measured as well. The default model has GPT-2 small's shape with random weights, which do not affect speed. Utilization
+counts 6 N FLOP per token (Kaplan et al. 2020, arXiv 2001.08361: forward and backward pass of N parameters) over the
+time of the whole update; the forward pass of the reference model (2 N) is not counted.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from rlgaf_ray.actors.answers import Asked
+from rlgaf_ray.actors.answers import PendingCall
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.groups import LearnerWorker
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.actors.transfer import GpuTransfer
 from rlgaf_ray.config import load_config
+from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings, ScoredRollout
 from rlgaf_ray.weights.choice import Backend, choose_transfer
 
-PEAKS = {  # dense bfloat16 FLOP/s, as the maker's data sheets give them
+PEAKS = {  # dense bfloat16 FLOP/s, from NVIDIA's data sheets
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -65,12 +66,12 @@ def median_seconds(call: Callable[[], object]) -> float:
     return statistics.median(seconds[UNTIMED:])
 
 
-def wait(calls: Sequence[Asked]) -> list[Any]:
+def wait(calls: Sequence[PendingCall]) -> list[Any]:
     return [ray.get(ref, timeout=SECONDS) for _, _, ref in calls]
 
 
 def push_over_gpus(transfer: GpuTransfer, version: int) -> list[Metrics]:
-    """What each engine says."""
+    """Push over GPUs and return each engine's metrics."""
     received, sent = transfer.push(version, "policy", lambda worker, update: worker.update_weights.remote(update))
     return wait([*((worker, "update_weights", ref) for worker, ref in received.items()), *sent])[: len(received)]
 
@@ -81,7 +82,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
-        print("no CUDA device: this measures GPUs only", file=sys.stderr)
+        print("no CUDA device: this benchmark needs a GPU", file=sys.stderr)
         return 2
     defaults = ["rollout.batch_size=256", "task.response_tokens=128", "cluster.gpus_per_actor=0.4"]
     config = load_config(None, [*defaults, *arguments.overrides])
@@ -93,13 +94,15 @@ def main() -> int:
         if arguments.model is None:
             GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
         vocabulary = AutoConfig.from_pretrained(folder).get_text_config().vocab_size
-        learner: Any = ray.remote(num_gpus=share)(BenchLearner).remote(folder, config, pad_token_id=0, device="cuda")
+        learner: Any = ray.remote(num_gpus=share)(BenchLearner).remote(
+            folder, config, pad_token_id=0, device="cuda", new_algorithm=configured_algorithm
+        )
         table = Table(title=f"{count} x {device}, torch {torch.__version__}, {ROUNDS} rounds, medians")
         for column in ("what", "figure"):
             table.add_column(column)
 
         def found(what: str, figure: str) -> None:
-            console.print(f"{what}: {figure}")  # at once: an engine's start takes a minute
+            console.print(f"{what}: {figure}")  # immediately: an engine takes a minute to start
             table.add_row(what, figure)
 
         numbers = np.random.default_rng(0)
@@ -121,7 +124,7 @@ def main() -> int:
                 str(folder), config, max_tokens=PROMPT_TOKENS + sampling.max_new_tokens, device="cuda", threads=4
             )
             sites = [ray.get(worker.site.remote(), timeout=SECONDS)]
-            # Refuses what is impossible here.
+            # Raises if this transfer is not possible here.
             choose_transfer(backend, learners=[site], engines=sites, device_transfer=True, together=True)
             ray.get(worker.start.remote(backend), timeout=SECONDS)
             seconds, megabytes = measure_push(backend, learner, worker, config.rollout.tensor_parallel_size)
@@ -142,13 +145,14 @@ def main() -> int:
         work = 6 * ray.get(learner.num_parameters.remote()) * tokens / seconds
         found("learner", f"{tokens / seconds:,.0f} tokens/s, {work / 1e12:.1f} TFLOP/s")
         top = peak(device)
-        found("its utilisation", f"{work / top:.1%} of {top / 1e12:.0f}" if top else f"no peak known of {device}")
+        known = f"{work / top:.1%} of {top / 1e12:.0f} TFLOP/s" if top else f"peak of {device} unknown"
+        found("learner utilization", known)
         console.print(table)
     return 0
 
 
 def measure_push(backend: Backend, learner: Any, worker: Any, parallel: int) -> tuple[float, float]:
-    """Seconds from asking to ready, and megabytes."""
+    """Return the median seconds of a push, from the call until it is loaded, and its megabytes."""
     metrics: list[dict[str, float]] = []
     if backend == "object_store":
 

@@ -1,13 +1,13 @@
-"""Gumbel-softmax: seconds and peak memory of an update in both modes, and how near ``conditional`` is to the gradient.
+"""Gumbel-softmax: seconds and peak memory of an update in both modes, and the cosine between their gradients.
 
     python benchmarks/gumbel.py [key=value ...]
 
-The full gradient is that of ``autoregressive``. ``conditional`` drops each token's influence on later ones; its cosine
-to the full gradient is taken draw by draw with the same prompts, tokens and noise, and between expected gradients,
-estimated by averages over independent draws. An average over few draws is noisy, which lowers a cosine: the corrected
-one divides the product of averages over different halves of the draws by the same for each mode alone. Figures of the
-adversarial loss, without the KL. Speed and memory hardly depend on the warm-up, the cosine does: give
-``warmup.discriminator.steps=60`` for that of a run's start.
+``autoregressive`` has the full gradient. ``conditional`` drops each token's influence on later ones. Its cosine to the
+full gradient is computed per draw, with the same prompts, tokens and noise, and between expected gradients, estimated
+by averages over independent draws. Averages over few draws are noisy, which lowers the cosine: the corrected cosine
+divides the inner product across the modes, from different halves of the draws, by that within each mode. All gradients
+are those of the adversarial loss, without the KL. The cosine depends on the warm-up, speed and memory hardly do: use
+``warmup.discriminator.steps=60`` for the cosine at the start of a run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def learner_of(config: Config, folders: tuple[Path, Path], mode: str, pad: int, 
 
 
 def rollouts_of(setup: Bench, pad: int) -> list[ScoredRollout]:
-    """One iteration's rollouts, scored."""
+    """Sample and score the rollouts of one iteration."""
     settings = setup.config.rollout
     count = settings.prompts_per_iteration
     prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(setup.data.task.demonstrations[:count])]
@@ -71,7 +71,10 @@ def rollouts_of(setup: Bench, pad: int) -> list[ScoredRollout]:
 def peak_bytes(
     config: Config, folders: tuple[Path, Path], mode: str, pad: int, device: str, scored: list[ScoredRollout]
 ) -> int:
-    """In a process of its own: bytes that two updates need beyond the loaded models (gradients, moments, graph)."""
+    """Return the bytes that two updates need beyond the loaded models (gradients, moments, graph).
+
+    It must run in a fresh process.
+    """
     learner = learner_of(config, folders, mode, pad, device)
     clear_peak(device)
     before = peak(device)
@@ -83,12 +86,12 @@ def peak_bytes(
 def clear_peak(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:  # getrusage's peak cannot be cleared, and a process starts with that of its parent
+    else:  # getrusage's peak cannot be reset, and a child process inherits its parent's
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: str) -> int:
-    """Bytes: of tensors on a GPU, of the whole process on a CPU (Linux)."""
+    """Return the peak bytes: of tensors on a GPU, of the whole process on CPU (Linux)."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -102,7 +105,7 @@ def measured_peak(*arguments: Any) -> int:
 
 
 class Gradients:
-    """Gradients of the adversarial loss in the policy's weights, flat, at one temperature."""
+    """Flat gradients of the adversarial loss w.r.t. the policy's weights, at one relaxation temperature."""
 
     def __init__(self, learner: Learner, batch: AlignedBatch, temperature: float) -> None:
         assert isinstance(learner.algorithm, GumbelSoftmax)
@@ -129,7 +132,10 @@ class Gradients:
         return sampled, self.flat(sampled, read)
 
     def conditional(self, sampled: AlignedBatch, draw: int, *, matched: bool) -> Tensor:
-        """At the tokens of a full draw; ``matched``: with the noise that drew them, else with new noise given them."""
+        """Return the conditional gradient at the tokens of a full draw.
+
+        ``matched`` uses the noise that sampled the tokens, otherwise new noise conditioned on them.
+        """
         logits = response_logits(self.policy.model, sampled, temperature=1.0, masked_token_ids=self.masked)
         if matched:
             sources = self.noise(draw)
@@ -141,7 +147,7 @@ class Gradients:
         tokens, (read,) = straight_through_embeddings(
             perturbed, [self.discriminator.embedding], temperature=self.temperature
         )
-        # Rounding may turn a near tie; the noise must otherwise draw the same tokens again.
+        # The noise must reproduce the tokens, except for ties within rounding.
         assert float((tokens == sampled.response_ids).float().mean()) > 0.999
         return self.flat(sampled, read)
 
@@ -156,7 +162,7 @@ def cosine(left: Tensor, right: Tensor) -> float:
 
 
 def cosines(gradients: Gradients) -> tuple[list[float], float, float]:
-    """Of matched draws; of the averages over all draws; that, corrected for the noise of an average."""
+    """Return the cosines of matched draws, the cosine of the averages, and the latter corrected for noise."""
     matched: list[float] = []
     halves = [[torch.zeros(()), torch.zeros(())] for _ in MODES]
     for draw in range(DRAWS):
@@ -186,7 +192,7 @@ def main() -> int:
         for turn in range(ROUNDS + 1):
             for mode, learner in learners.items():
                 taken = seconds(partial(learner.update, scored, iteration=turn))
-                if turn:  # the first allocates
+                if turn:  # the first turn allocates memory
                     times[mode].append(taken)
         sizes = sorted({config.learner.micro_batch_size, 16}, reverse=True)
         sized = {
@@ -199,7 +205,7 @@ def main() -> int:
             for size in sizes
         }
 
-        learner = learner_of(config, folders, "autoregressive", pad, device)  # its weights are the warmed-up ones
+        learner = learner_of(config, folders, "autoregressive", pad, device)  # with the warmed-up weights
         batch = align(collate(scored, pad, config.rollout.samples_per_prompt).to(torch.device(device)).sequences)
         found = {temperature: cosines(Gradients(learner, batch, temperature)) for temperature in TEMPERATURES}
 

@@ -1,9 +1,9 @@
-"""The synchronous iteration on Ray against the sum of its parts, measured bare in one process.
+"""A synchronous iteration on Ray against the sum of its parts in one process, which measures the overhead of Ray.
 
     python benchmarks/iteration.py [key=value ...]
 
-Both run in turn, five times, in one call: the actors rest while the bare parts run. The process of the bare parts is
-itself an actor, with the environment of the others. Bar: ratio of the medians <= 1.05.
+Both take turns for five rounds in one call; the actors are idle while the bare parts run. The process of the bare parts
+is itself an actor, with the same environment as the others. Bar: ratio of the medians <= 1.05.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARTS = ("rollout", "score", "generator update", "push", "discriminator update")
 
 
 class Bare:
-    """All parts in this process, called directly, without the loop's own work."""
+    """Calls all parts of an iteration directly in this process, without the loop's overhead."""
 
     def __init__(self, setup: Bench, threads: int) -> None:
         self.roles = LocalRoles.build(
@@ -44,7 +44,7 @@ class Bare:
         self.loop = setup.loop(self.roles, "bare")
 
     def round(self, first: int, count: int) -> list[float]:
-        """Mean seconds of each of PARTS over ``count`` iterations."""
+        """Return the mean seconds of each of ``PARTS`` over ``count`` iterations."""
         rows = [self.iteration(iteration) for iteration in range(first, first + count)]
         return [statistics.mean(column) for column in zip(*rows, strict=True)]
 

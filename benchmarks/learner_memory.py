@@ -1,10 +1,10 @@
-"""Peak memory of one learner step with GPT-2's vocabulary: all logits at once against a few positions at a time.
+"""Peak memory of one learner step with GPT-2's vocabulary: all logits at once against chunks of positions.
 
     python benchmarks/learner_memory.py
 
-Each side is a process of its own: a small body under GPT-2's 50,257 tokens, 64 responses of 28, REINFORCE with the
-exact KL. What is compared is the step's own peak, above what the process held before it. Bar: 0.6 of the naive one,
-with the same gradient (1e-5 of its norm). The price is a second product with the vocabulary, here most of the step.
+Each side runs in its own process: a small transformer with GPT-2's 50,257 tokens, 64 responses of 28 tokens, REINFORCE
+with the exact KL. The figure is the peak of the step above the memory before it. Bar: 0.6 of the naive side, with the
+same gradient (to 1e-5 of its norm). Chunking costs a second product with the vocabulary, here most of the step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BAR, TOLERANCE = 0.6, 1e-5
 
 
 def side(folder: Path, overrides: list[str]) -> dict[str, object]:
-    """What one process measures of itself."""
+    """Measure one side; runs in its own process."""
     settings = [f"rollout.batch_size={ROWS}", "rollout.samples_per_prompt=1", "learner.precision=float32"]
     settings.append("generator.average_decay=0")
     learner = Learner(folder, load_config(None, [*settings, *overrides]), pad_token_id=0)
@@ -57,7 +57,7 @@ def side(folder: Path, overrides: list[str]) -> dict[str, object]:
         seconds.append(time.process_time() - start)
         if step == 0:
             norm = metrics["generator/grad_norm"]
-            # Adam's first step is the gradient's sign: its moments hold the gradient itself.
+            # Adam's first step only has the gradient's sign; its first moment holds the scaled gradient.
             moments = [state["exp_avg"].flatten()[:20_000] for state in learner.policy.optimizer.state.values()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
@@ -82,7 +82,7 @@ def main() -> int:
             )
             found[name] = json.loads(process.stdout.splitlines()[-1])
     table = Table(title=f"One step on {ROWS} x {RESPONSE} tokens, vocabulary {VOCABULARY:,}")
-    for column in ("side", "step's own peak, MB", "whole process, MB", "CPU seconds a step"):
+    for column in ("side", "step's own peak, MB", "whole process, MB", "CPU seconds per step"):
         table.add_column(column, justify="left" if column == "side" else "right")
     for name, row in found.items():
         table.add_row(name, f"{row['step'] / 1e6:.0f}", f"{row['process'] / 1e6:.0f}", f"{row['seconds']:.2f}")
@@ -94,7 +94,7 @@ def main() -> int:
     difference = float(np.linalg.norm(first - second) / np.linalg.norm(first))
     met = ratio <= BAR and difference <= TOLERANCE
     console.print(
-        f"peak {ratio:.2f} of the naive one (bar {BAR}), gradients differ by {difference:.1e} of their norm "
+        f"peak {ratio:.2f} of the naive side (bar {BAR}), gradients differ by {difference:.1e} of their norm "
         f"(bar {TOLERANCE:.0e}): {'met' if met else 'missed'}"
     )
     return int(not met)

@@ -1,17 +1,16 @@
-"""SeqGAN's Monte-Carlo search on vLLM, with and without its prefix cache, against batched ``generate``.
+"""SeqGAN's Monte Carlo search on vLLM, with and without prefix caching, against batched ``generate``.
 
     python benchmarks/monte_carlo.py [--prompt-tokens 16 256] [--responses 4] [--stride 1] [--rounds 3] [--threads N]
 
-The work is the loop's own (``loop/monte_carlo.py``): every prefix of responses of 28 tokens is completed 16 times, to
-28 tokens. ``generate`` takes the same prefixes with ``num_return_sequences=16``, sampled, with its KV cache, at the
-fastest of several ways to batch them: prefixes of one length together (nothing padded, nothing sampled in vain), or of
-several neighbouring lengths (larger batches, padded on the left, the surplus cut off). Each side has a process of its
-own with as many threads as there are cores, and they take turns. The model has the built-in one's shape with 512
-positions and random weights, spread so that its distributions are as peaked as a trained model's: speed depends on
-neither.
+The work is that of the loop (``loop/monte_carlo.py``): every prefix of responses of 28 tokens is completed 16 times, to
+28 tokens. ``generate`` gets the same prefixes with ``num_return_sequences=16``, sampling and its KV cache, at the
+fastest of several batchings: prefixes of the same length together (no padding, no discarded tokens), or of several
+adjacent lengths (larger batches, padded on the left, surplus tokens discarded). Each side has its own process with as
+many threads as there are cores; they take turns. The model has the shape of the built-in one with 512 positions and
+random weights, scaled so that its distributions are as peaked as a trained model's; speed depends on neither.
 
-Bars, of the medians of completions/s: 1.4 times ``generate`` at prompts of 16 tokens, 5 times at 256; by the clock and
-by CPU time, whichever is less: other work on the machine distorts the first.
+Bars on the median completions/s: 1.4 times ``generate`` at prompts of 16 tokens, 5 times at 256; the lower of the
+ratios by wall time, which other processes disturb, and by CPU time.
 """
 
 from __future__ import annotations
@@ -48,20 +47,20 @@ from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Prompt, Rollout, SamplingSettings
 
 NUM_COMPLETIONS, RESPONSE_TOKENS, POSITIONS, END_OF_TEXT = 16, 28, 512, 0
-KV_CACHE_MIB = 1024  # for 256 requests at once of the longest prompts, without the cache: nothing is preempted
-LENGTHS_A_BATCH = (1, 3, 9)  # of generate: prefixes of so many neighbouring lengths together
+KV_CACHE_MIB = 1024  # enough for 256 concurrent requests of the longest prompts without caching: no preemption
+LENGTHS_PER_BATCH = (1, 3, 9)  # generate: the number of adjacent prefix lengths in one batch
 BARS = {16: 1.4, 256: 5.0}
 SIDES = ("vLLM, prefix cache", "vLLM, no prefix cache", "generate")
 
 
 @dataclass
 class Search:
-    """One round: the completions of all prefixes, in their order, and what they took."""
+    """One round: the completions of all prefixes, in order, and the time they took."""
 
     completions: list[Rollout]
     seconds: float
-    cpu_seconds: float  # of all threads: what a loaded machine distorts least
-    hit_rate: float = 0.0  # share of the prompts' tokens that came from the cache
+    cpu_seconds: float  # of all threads; other processes disturb it least
+    hit_rate: float = 0.0  # share of prompt tokens served from the prefix cache
 
 
 class VLLMSide:
@@ -85,7 +84,7 @@ class VLLMSide:
 
 
 class GenerateSide:
-    """``transformers.generate`` as its users call it, at its best batch."""
+    """``transformers.generate`` with its fastest attention and batching."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -99,12 +98,12 @@ class GenerateSide:
         return model
 
     def choose(self, parts: list[Prompt]) -> dict[str, float]:
-        """Completions/s of each attention, then of each batch, once each; the fastest is kept."""
+        """Measure completions/s of each attention, then of each batching, and keep the fastest."""
         rates: dict[tuple[str, int], float] = {}
         for attention in self.models:
-            rates[attention, LENGTHS_A_BATCH[0]] = self.rate(parts, attention, LENGTHS_A_BATCH[0])
+            rates[attention, LENGTHS_PER_BATCH[0]] = self.rate(parts, attention, LENGTHS_PER_BATCH[0])
         attention = max(rates, key=rates.__getitem__)[0]
-        for lengths in LENGTHS_A_BATCH[1:]:
+        for lengths in LENGTHS_PER_BATCH[1:]:
             rates[attention, lengths] = self.rate(parts, attention, lengths)
         self.best = max(rates, key=rates.__getitem__)
         return {f"{attention}, {lengths} lengths a batch": rate for (attention, lengths), rate in rates.items()}
@@ -130,7 +129,7 @@ class GenerateSide:
         for start in range(0, len(lengths), lengths_a_batch):
             rows = [row for length in lengths[start : start + lengths_a_batch] for row in by_length[length]]
             token_ids, mask = pad_left([parts[row].token_ids for row in rows], model.device)
-            room = max(parts[row].max_new_tokens or 0 for row in rows)
+            budget = max(parts[row].max_new_tokens or 0 for row in rows)
             generate: Any = model.generate
             output = generate(
                 input_ids=token_ids,
@@ -138,8 +137,8 @@ class GenerateSide:
                 do_sample=True,
                 top_k=0,
                 num_return_sequences=NUM_COMPLETIONS,
-                max_new_tokens=room,
-                min_new_tokens=room,  # masks end of text, as vLLM is told to
+                max_new_tokens=budget,
+                min_new_tokens=budget,  # masks the end-of-text token, as on vLLM's side
                 pad_token_id=END_OF_TEXT,
             )
             responses = output[:, token_ids.shape[1] :].to(torch.int32).numpy()
@@ -169,7 +168,7 @@ def timed(call: Callable[[], list[Rollout]]) -> tuple[list[Rollout], float, floa
 
 
 class Worker:
-    """A process of its own, for one side: two engines in one would share and disturb their threads."""
+    """One side in its own process; two engines in one process would disturb each other's threads."""
 
     def __init__(self, make: type, *arguments: object) -> None:
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
@@ -179,7 +178,7 @@ class Worker:
         return self.pool.submit(_call, method, arguments).result()
 
 
-_side: Any = None  # of a worker's process
+_side: Any = None  # the side of this worker process
 
 
 def _start(make: type, arguments: tuple[object, ...]) -> None:
@@ -210,7 +209,7 @@ def responses_to(folder: Path, num_responses: int, prompt_tokens: int) -> list[R
 
 
 def action_values(folder: Path, rollouts: list[Rollout], searches: list[Search]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean reward of each prefix's completions over all rounds, and its standard error: [prefixes] each."""
+    """Return the mean reward of each prefix's completions over all rounds and its standard error: [prefixes] each."""
     discriminator = NeuralDiscriminator(folder, Config(), pad_token_id=END_OF_TEXT)
     rewards = np.concatenate(
         [
@@ -226,7 +225,7 @@ def action_values(folder: Path, rollouts: list[Rollout], searches: list[Search])
 
 
 def measure(folder: Path, prompt_tokens: int, arguments: argparse.Namespace, console: Console) -> bool:
-    """One table; whether its bar is met."""
+    """Print the table of one prompt length; returns whether its bar is met."""
     rollouts = responses_to(folder, arguments.responses, prompt_tokens)
     parts = prefixes(rollouts, stride=arguments.stride, max_response_tokens=RESPONSE_TOKENS)
     max_model_len = prompt_tokens + RESPONSE_TOKENS
@@ -271,13 +270,13 @@ def measure(folder: Path, prompt_tokens: int, arguments: argparse.Namespace, con
         difference = values[side][0] - values[SIDES[2]][0]
         error = np.hypot(values[side][1], values[SIDES[2]][1])
         total = difference.mean() / (np.sqrt((error**2).sum()) / len(parts))
-        # With S rounds a standard error has NUM_COMPLETIONS * S - 1 degrees of freedom: a square is a little above 1.
+        # A standard error over S rounds has NUM_COMPLETIONS * S - 1 degrees of freedom: squares average a bit over 1.
         squares = (difference / error) ** 2
         limit = 1 + 4 * math.sqrt(2 / len(parts)) + 2 / (NUM_COMPLETIONS * arguments.rounds)
         equal &= bool(abs(total) < 4 and squares.mean() < limit)
         console.print(
-            f"{side} less generate: mean reward {difference.mean():+.5f}, {total:+.2f} standard errors; "
-            f"prefix by prefix, mean square of the same {squares.mean():.2f} (expected 1, limit {limit:.2f})"
+            f"{side} minus generate: mean reward {difference.mean():+.5f}, {total:+.2f} standard errors; "
+            f"per prefix, mean squared {squares.mean():.2f} (expected 1, limit {limit:.2f})"
         )
     bar = BARS.get(prompt_tokens)
     ratio = min(times_generate(rounds, SIDES[0], clock) for clock in ("seconds", "cpu_seconds"))
@@ -287,7 +286,7 @@ def measure(folder: Path, prompt_tokens: int, arguments: argparse.Namespace, con
 
 
 def times_generate(rounds: dict[str, list[Search]], side: str, clock: str) -> float:
-    """How many times generate's rate, by the medians."""
+    """Return the ratio of a side's median rate to that of ``generate``."""
     baseline, own = (statistics.median(getattr(search, clock) for search in rounds[name]) for name in (SIDES[2], side))
     return baseline / own
 
@@ -302,7 +301,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ.update(actor_environment(arguments.threads))  # inherited by the processes of the sides
     disable_progress_bar()
-    set_verbosity_error()  # the scorer's head is drawn afresh, on purpose
+    set_verbosity_error()  # no warning about the scorer's newly initialized head
     with TemporaryDirectory() as folder:
         build_model(Path(folder))
         met = [measure(Path(folder), tokens, arguments, Console(width=160)) for tokens in arguments.prompt_tokens]

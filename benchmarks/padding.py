@@ -1,11 +1,11 @@
-"""Learner tokens/s on answers of mixed length: sequences of like length together against plain padding, in one run.
+"""Learner tokens/s on responses of mixed length: batching by length against plain padding.
 
     python benchmarks/padding.py [--squad train-v1.1.json.gz]
 
-The responses are SQuAD's own answers after their questions, with and without the paragraph before them, tokenised by a
-BPE of the built-in model's size. A learner with plain padding and one with ``learner.micro_batch_tokens`` take turns at
-the same batch of REINFORCE, all defaults else. Tokens are real ones: padding does not count. Bar: 1.5 times as many
-(the median of the rounds, by the clock and by CPU time), and the loss equal to 1e-5.
+The responses are SQuAD's answers to their questions, with and without the paragraph, tokenized by a BPE of the built-in
+model's size. A learner with plain padding and one with ``learner.micro_batch_tokens`` take turns on the same batch of
+REINFORCE, with defaults otherwise. Padding tokens are not counted. Bar: 1.5 times the tokens/s (median of the rounds,
+by wall time and by CPU time), and losses equal to 1e-5.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BAR, TOLERANCE = 1.5, 1e-5
 def scored_answers(
     questions: list[Question], encode: Callable[[str], list[int]], *, context: bool
 ) -> list[ScoredRollout]:
-    """Answers as if they had been sampled and scored; prompts are cut from the left to fit the model."""
+    """Turn SQuAD's answers into scored rollouts; prompts are truncated on the left to fit the model."""
     numbers = np.random.default_rng(0)
     scored = []
     for row, question in enumerate(questions):
@@ -62,10 +62,10 @@ def scored_answers(
 
 
 def measure(folder: Path, scored: list[ScoredRollout]) -> tuple[dict[str, list[tuple[float, float]]], float]:
-    """Seconds of each side's updates by clock and by CPU, and the difference of their first losses."""
+    """Return each side's (wall, CPU) seconds per update, and the difference of their first losses."""
     shared = [f"rollout.batch_size={BATCH}", "rollout.samples_per_prompt=1", f"learner.micro_batch_size={MICRO_BATCH}"]
     shared.append("generator.average_decay=0")
-    sides = {"plain padding": [], "like lengths together": [f"learner.micro_batch_tokens={BUDGET}"]}
+    sides = {"plain padding": [], "batched by length": [f"learner.micro_batch_tokens={BUDGET}"]}
     learners = {
         name: Learner(folder, load_config(None, [*shared, "learner.precision=float32", *more]), pad_token_id=0)
         for name, more in sides.items()
@@ -87,13 +87,13 @@ def main() -> int:
     disable_progress_bar()
     console = Console()
     if not squad.is_file():
-        console.print(f"skipped: {squad} is not there; give an official SQuAD file with --squad")
+        console.print(f"skipped: {squad} does not exist; pass an official SQuAD file with --squad")
         return 0
     questions = load_squad(squad)
     texts = [text for question in questions[:4000] for text in (question.question, question.answers[0])]
     bpe = train_bpe([*texts, *{question.context for question in questions[:4000]}], FROM_SCRATCH_VOCABULARY)
     chosen = [questions[row] for row in np.random.default_rng(1).choice(len(questions), BATCH, replace=False)]
-    table = Table(title=f"{BATCH} answers an update, float32, {torch.get_num_threads()} threads, {ROUNDS} rounds")
+    table = Table(title=f"{BATCH} answers per update, float32, {torch.get_num_threads()} threads, {ROUNDS} rounds")
     for column in ("prompts", "tokens: mean, longest", "side", "tokens/s, median (range)", "by CPU time"):
         table.add_column(column)
     missed = False
@@ -121,7 +121,7 @@ def main() -> int:
             met = min(by_clock, by_cpu) >= BAR and difference <= TOLERANCE
             missed |= not met
             console.print(
-                f"{name}: {by_clock:.2f} times by the clock, {by_cpu:.2f} by CPU time (bar {BAR}), losses differ by "
+                f"{name}: {by_clock:.2f} times by wall time, {by_cpu:.2f} by CPU time (bar {BAR}), losses differ by "
                 f"{difference:.1e} (bar {TOLERANCE:.0e}): {'met' if met else 'missed'}"
             )
     console.print(table)

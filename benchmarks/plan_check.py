@@ -1,15 +1,14 @@
-"""What ``rlgaf plan`` says of memory and of traffic, against what the actors of a short run hold and send.
+"""The memory and traffic estimates of ``rlgaf plan`` against measurements of a short run.
 
     python benchmarks/plan_check.py
 
-Memory: two models with random weights, the built-in one and one of GPT-2's size; real actors, real vLLM, three
-iterations. What a process holds is its proportional set size without the object store, sampled ten times a second; the
-largest counts. What the object store holds beside them is the pushed weights.
+Memory: two models with random weights, the built-in one and one of GPT-2's size, with real actors and vLLM for three
+iterations. The memory of a process is its peak proportional set size without the object store, sampled ten times a
+second. The object store additionally holds the pushed weights.
 
-Traffic: pushes of the model of GPT-2's size on simulated nodes, whose network is this machine's loopback device, which
-counts bytes; engines of transformers, since nothing is sampled. It carries the object to each node with a rollout
-worker and, where the learner is split over ranks, what every rank gathers: as much as rank 0 does, which is what the
-plan names.
+Traffic: weight pushes of the model of GPT-2's size between simulated nodes, measured by the byte counter of the
+loopback device; the engine is transformers, since nothing is sampled. The traffic is the update to each node with a
+rollout worker and, for a sharded learner, the shards gathered by every rank; the plan states this for one rank.
 
 Bar: every actor, and every push, within 20 % of the plan.
 """
@@ -52,10 +51,10 @@ from rlgaf_ray.plan.speed import ASSUMED_CORE
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 ITERATIONS, PUSHES, BAR = 3, 3, 0.2
-NODES = [(1, 0)] * 5  # an actor each: who is where does not depend on Ray's choice
+NODES = [(1, 0)] * 5  # one actor per node, so that Ray has no choice of placement
 ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
 SIZES = ["task.prompt_tokens=8", "rollout.num_workers=1", "evaluation.num_prompts=10"]
-BATCHES = {  # rollouts and micro-batch, tokens of a response
+BATCHES = {  # rollouts, micro-batch size and response tokens
     "tiny GPT-2": ["rollout.batch_size=256", "learner.micro_batch_size=64", "task.response_tokens=56"],
     "GPT-2's size": ["rollout.batch_size=16", "learner.micro_batch_size=8", "task.response_tokens=24"],
 }
@@ -67,7 +66,7 @@ LEARNERS = {
 
 @contextmanager
 def sampled(pids: dict[Role, int]) -> Iterator[dict[Role, float]]:
-    """The peak of each process, filled in while the block runs."""
+    """Yield the peak memory of each process, updated while the block runs."""
     peaks: dict[Role, float] = dict.fromkeys(pids, 0.0)
     ended = threading.Event()
 
@@ -86,7 +85,7 @@ def sampled(pids: dict[Role, int]) -> Iterator[dict[Role, float]]:
 
 
 def iterate(roles: RayRoles, config: Config, vocab_size: int) -> None:
-    """Some iterations on random tokens: what is measured does not depend on them."""
+    """Run iterations on random tokens, which do not affect the measurement."""
     draw = np.random.default_rng(0)
     task, batch = config.task, config.discriminator.batch_size
 
@@ -107,10 +106,11 @@ def iterate(roles: RayRoles, config: Config, vocab_size: int) -> None:
         seeds = list(range(config.rollout.batch_size))
         scored = roles.score(roles.generate(prompts, sampling, seeds))
         rewarded = [replace(item, reward=item.score) for item in scored]
-        learned = roles.update_generator(rewarded, iteration=iteration, text=None)
-        told = roles.update_discriminator(demonstrations(), [item.rollout for item in scored], demonstrations())
-        pushed = roles.push_weights(iteration + 1)
-        learned(), told(), pushed()
+        generator_update = roles.update_generator(rewarded, iteration=iteration, text=None)
+        fake = [item.rollout for item in scored]
+        discriminator_update = roles.update_discriminator(demonstrations(), fake, demonstrations())
+        push = roles.push_weights(iteration + 1)
+        generator_update(), discriminator_update(), push()
 
 
 def plan(config: Config, model: GPT2LMHeadModel, placement: Placement) -> Estimate:
@@ -119,7 +119,7 @@ def plan(config: Config, model: GPT2LMHeadModel, placement: Placement) -> Estima
 
 
 def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, float, float, float]]:
-    """Of each actor its name, and bytes: planned, at rest before the first iteration, at the peak."""
+    """Return for each actor its name and its bytes: planned, idle before the first iteration, and peak."""
     model.save_pretrained(folder)
     overrides = [f"model.generator={folder}", *SIZES, *BATCHES[name]]
     overrides += ["discriminator.batch_size=64" if name == "tiny GPT-2" else "discriminator.batch_size=16"]
@@ -142,7 +142,7 @@ def measure(name: str, model: GPT2LMHeadModel, folder: Path) -> list[tuple[str, 
 
 
 def pushed_bytes(model: GPT2LMHeadModel, folder: Path, address: str, learner: list[str]) -> tuple[float, float]:
-    """Bytes over the network of one push: planned, and the median of some."""
+    """Return the network bytes of one push: planned, and the median of the measurements."""
     overrides = [f"model.generator={folder}", *SIZES, "rollout.num_workers=2", "rollout.engine=transformers", *learner]
     overrides += ["cluster.placement=spread", "cluster.cpus_per_actor=1", f"cluster.address={address}"]
     config = load_config(None, overrides)
@@ -184,7 +184,7 @@ def main() -> int:
                 pushes.append((f"{name}: {learner}", *pushed_bytes(model, folders[name], address, overrides)))
     console = Console()
     table = Table(title=f"MiB of each actor, {ITERATIONS} iterations (bar: within {BAR:.0%} of the plan)")
-    for column in ("actor", "planned", "at rest", "peak", "planned / peak"):
+    for column in ("actor", "planned", "idle", "peak", "planned / peak"):
         table.add_column(column, justify="left" if column == "actor" else "right")
     for name, planned, at_rest, peak in rows:
         table.add_row(name, *(f"{size / MIB:,.0f}" for size in (planned, at_rest, peak)), f"{planned / peak:.2f}")

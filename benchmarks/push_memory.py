@@ -1,10 +1,10 @@
-"""Peak extra memory of a push of 500 MB: whole against part by part, from one learner and from two FSDP ranks.
+"""Peak extra memory of a push of 500 MB: at once against part by part, from one learner and from two FSDP ranks.
 
     python benchmarks/push_memory.py
 
-Real roles on Ray (one engine of transformers), models of 500 MB in float32. While a push runs, the driver reads all the
-time what rank 0 and it itself hold privately, and what the object store holds. Bar: at its peak rank 0's private memory
-and the object store together grow by at most half of the model, the driver by less than a hundredth.
+Real actors on Ray (one transformers engine), models of 500 MB in float32. During a push, the driver continuously reads
+the private memory of rank 0 and of itself, and the size of the object store. Bar: the peak growth of rank 0 and the
+object store together is at most half of the model's size, that of the driver less than a hundredth.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rlgaf_ray.models.generator import build_tiny_gpt2
 
 PUSHES = 3
 BAR, DRIVER_BAR = 0.5, 0.01
-WHOLE = "weights.bucket_mib=100000"
+AT_ONCE = "weights.bucket_mib=100000"
 TWO = ("learner.num_workers=2", "learner.strategy=fsdp")
 
 
@@ -40,18 +40,18 @@ TWO = ("learner.num_workers=2", "learner.strategy=fsdp")
 class Peak:
     """Largest growth in bytes over all pushes."""
 
-    together: int = 0  # rank 0 and the object store, at one moment
+    together: int = 0  # rank 0 and the object store at the same time
     rank: int = 0
     store: int = 0
     driver: int = 0
-    seconds: float = 0.0  # of the last push
+    seconds: float = 0.0  # duration of the last push
 
 
 def private_bytes(process: int) -> int:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
-    raise AssertionError("Linux tells it in /proc")
+    raise AssertionError("no RssAnon in /proc/PID/status: this benchmark needs Linux")
 
 
 def store_bytes(state: object) -> int:
@@ -67,7 +67,7 @@ def measure(generator: Path, discriminator: Path, *overrides: str) -> Peak:
     try:
         process = ray.get(roles.learners[0].__ray_call__.remote(lambda learner: os.getpid()))
         state = get_state_from_address(ray.get_runtime_context().gcs_address)
-        roles.push_weights(0)()  # the first one imports and connects
+        roles.push_weights(0)()  # the first push imports and connects
         peak, running = Peak(), True
         before = private_bytes(process), store_bytes(state), private_bytes(os.getpid())
 
@@ -121,7 +121,7 @@ def main() -> int:
             sizes[name] = sum(parameter.nbytes for parameter in model.parameters())
         models.clear()
         for name, learner, push, overrides in (
-            ("GPT-2 small", "one", "whole", (WHOLE,)),
+            ("GPT-2 small", "one", "at once", (AT_ONCE,)),
             ("GPT-2 small", "one", "32 MiB at a time", ()),
             ("Llama, 14 layers", "two, FSDP", "32 MiB at a time", TWO),
         ):
@@ -130,7 +130,7 @@ def main() -> int:
             table.add_row(
                 name, f"{size / 1e6:.0f}", learner, push, *(f"{share:.2f}" for share in shares), f"{peak.seconds:.2f}"
             )
-            if push != "whole":
+            if push != "at once":
                 met = shares[0] <= BAR and shares[3] <= DRIVER_BAR
                 missed |= not met
                 console.print(

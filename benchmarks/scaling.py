@@ -1,20 +1,18 @@
-"""How the loop scales with rollout workers, on simulated nodes of this machine.
+"""Scaling of the loop with the number of rollout workers, on simulated nodes of one machine.
 
     python benchmarks/scaling.py [--out docs/figures/scaling.svg] [key=value ...]
 
-What is real: Ray, the placement group, ``RayRoles``, the loop's ``step`` with its prompts, seeds, metrics and trackers,
-and a push of the built-in model's 10 MB to every worker. What is not: engines, discriminator and learner **sleep** as
-long as they are said to compute (``Sleeps``), so that 16 workers fit two cores. Each worker makes 16 rollouts an
-iteration. Two series:
+Ray, the placement group, ``RayRoles``, the loop's step with its prompts, seeds, metrics and trackers, and a push of the
+built-in model's 10 MB to every worker are real. Engines, discriminator and learner only **sleep** for a given compute
+time (``Sleeps``), so that 16 workers fit on two cores. Each worker samples 16 rollouts per iteration. Two series:
 
-- the learner's group grows with the rollouts, so that an update always takes as long: bar, throughput >= 0.95 of linear
-- one learner of a fixed speed: throughput against the law of a synchronous loop, 1 / (r / W + l) rollouts a second
-  for r seconds of a worker and l of the learner for each rollout: bar, 0.95 of that law
+- The learner group grows with the rollouts, so that an update takes constant time. Bar: throughput >= 0.95 of linear.
+- One learner of fixed speed. A synchronous loop reaches 1 / (r / W + l) rollouts/s with W workers, r seconds of a
+  worker and l seconds of the learner per rollout. Bar: throughput >= 0.95 of this law.
 
-Bar of both: the driver's own time an iteration, which is what its loop computes (CPU time of the thread), <= 20 ms +
-0.1 ms a rollout. Beside it stands the CPU time of the driver's whole process, with the threads that serve the workers
-and Ray's own. What is left of an iteration beside the sleeps and the loop is on the way: calls, results, and the pushed
-weights between nodes, all of which share the cores of one machine here.
+Bar of both: the driver's time per iteration, i.e. the CPU time of the loop's thread, <= 20 ms + 0.1 ms per rollout. The
+table also lists the CPU time of the driver's process, with Ray's threads and those that serve the workers. The rest of
+an iteration is communication: calls, results, and the pushed weights between nodes, which share one machine here.
 """
 
 from __future__ import annotations
@@ -42,6 +40,7 @@ from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import find_placement
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.report.figures import save
@@ -53,16 +52,16 @@ WORKERS = (1, 2, 4, 8, 16)
 ROLLOUTS_A_WORKER, ITERATIONS, UNTIMED = 16, 5, 1
 NODES = [(8, 0)] * 3
 LINEAR_BAR = 0.95
-PARAMETERS = 2_617_344  # of the built-in model: what is pushed
+PARAMETERS = 2_617_344  # parameters of the built-in model, the size of a push
 
 
 @dataclass(frozen=True)
 class Sleeps:
-    """Seconds that stand for computing. A rollout: 16 of them in 2 s, as 768 tokens of a mid-sized model on one GPU."""
+    """Simulated compute times in seconds. 16 rollouts take 2 s, like 768 tokens of a mid-sized model on one GPU."""
 
     rollout: float = 0.125
-    update: float = 0.05  # of the whole batch, by a group that grows with it
-    update_rollout: float = 0.0  # for each rollout, by one learner
+    update: float = 0.05  # per batch, for a learner group that grows with it
+    update_rollout: float = 0.0  # per rollout, for a single learner
 
     def of_update(self, rollouts: int) -> float:
         return self.update + self.update_rollout * rollouts
@@ -73,7 +72,7 @@ SERIES = {"learner grows with the rollouts": GROWING, "one learner, 30 ms a roll
 
 
 class SleepingRollouts:
-    """In place of an engine; the constructor's arguments are those of ``RolloutWorker``."""
+    """Replaces ``RolloutWorker``."""
 
     def __init__(self, sleeps: Sleeps, tokens: int) -> None:
         self.sleeps, self.tokens, self.version = sleeps, tokens, 0
@@ -106,6 +105,9 @@ class SleepingDiscriminator:
     def __init__(self) -> None:
         self.version = 0
 
+    def batch_needs(self) -> BatchNeeds:
+        return BatchNeeds()
+
     def token_scores(self, rollouts: Sequence[Rollout]) -> tuple[np.ndarray, int]:
         return np.zeros(sum(len(rollout.response_ids) for rollout in rollouts), np.float32), self.version
 
@@ -118,7 +120,7 @@ class SleepingLearner:
     def __init__(self, sleeps: Sleeps) -> None:
         self.sleeps = sleeps
 
-    def update(self, scored: Sequence[ScoredRollout], *, iteration: int, pretraining: object) -> Metrics:
+    def update(self, scored: Sequence[ScoredRollout], *, iteration: int, text: object) -> Metrics:
         time.sleep(self.sleeps.of_update(len(scored)))
         return {"generator/loss": 0.0, "generator/kl": 0.0, "generator/entropy": 1.0}
 
@@ -129,21 +131,21 @@ class SleepingLearner:
         return WeightUpdate(policy_version, {"weights": np.zeros(PARAMETERS, np.float32)}, {"weights": "float32"})
 
 
-def stand_in(monkey: Any, sleeps: Sleeps, tokens: int) -> None:
-    """Put the sleeping classes where ``RayRoles`` takes its actors from."""
-    monkey.RolloutActor = ray.remote(_taking(SleepingRollouts, sleeps, tokens))
-    monkey.DiscriminatorActor = ray.remote(_taking(SleepingDiscriminator))
-    monkey.LearnerActor = ray.remote(_taking(SleepingLearner, sleeps))
+def replace_actors(module: Any, sleeps: Sleeps, tokens: int) -> None:
+    """Replace the actor classes of ``RayRoles`` by the sleeping ones."""
+    module.RolloutActor = ray.remote(_ignoring_arguments(SleepingRollouts, sleeps, tokens))
+    module.DiscriminatorActor = ray.remote(_ignoring_arguments(SleepingDiscriminator))
+    module.LearnerActor = ray.remote(_ignoring_arguments(SleepingLearner, sleeps))
 
 
-def _taking(kind: Any, *own: Any) -> type:
-    """The class, with a constructor that lets the real one's arguments pass by."""
+def _ignoring_arguments(base: Any, *own: Any) -> type:
+    """Return a subclass whose constructor ignores the real actor's arguments."""
 
-    class Actor(kind):
+    class Actor(base):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*own)
 
-    Actor.__name__ = kind.__name__
+    Actor.__name__ = base.__name__
     return Actor
 
 
@@ -152,12 +154,12 @@ class Row:
     workers: int
     rollouts: int
     iteration: float
-    driver: float  # of its loop's thread
-    process: float  # of all its threads
+    driver: float  # CPU seconds of the loop's thread
+    process: float  # CPU seconds of all threads of the driver
     asleep: float
 
     @property
-    def on_the_way(self) -> float:
+    def communication(self) -> float:
         return self.iteration - self.asleep - self.driver
 
     @property
@@ -189,10 +191,10 @@ def overrides_of(workers: int, extra: list[str]) -> list[str]:
 
 def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
     workers, rollouts = config.rollout.num_workers or 1, config.rollout.batch_size
-    stand_in(roles_module, sleeps, config.task.response_tokens)
+    replace_actors(roles_module, sleeps, config.task.response_tokens)
     roles = RayRoles(folder, folder, config, find_placement(config), max_tokens=32, pad_token_id=0)
     try:
-        evaluator: Any = None  # only steps are taken
+        evaluator: Any = None  # nothing is evaluated
         trackers = open_trackers(config, folder)
         checkpoints = Checkpoints(folder / "checkpoints", keep=1)
         loop = AdversarialLoop(config, roles, data.task, data.tokenizer, evaluator, trackers, checkpoints)
@@ -215,12 +217,12 @@ def measure(config: Config, data: Data, sleeps: Sleeps, folder: Path) -> Row:
 
 
 def law(workers: int, sleeps: Sleeps) -> float:
-    """Rollouts a second of a synchronous loop whose driver takes no time."""
+    """Return the rollouts/s of a synchronous loop without overhead."""
     rollouts = ROLLOUTS_A_WORKER * workers
     return rollouts / (sleeps.rollout * ROLLOUTS_A_WORKER + sleeps.of_update(rollouts))
 
 
-def picture(results: dict[str, list[Row]], path: Path) -> None:
+def plot(results: dict[str, list[Row]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -248,7 +250,7 @@ def picture(results: dict[str, list[Row]], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, help="where the picture goes")
+    parser.add_argument("--out", type=Path, help="file for the figure")
     parser.add_argument("--workers", type=lambda text: [int(part) for part in text.split(",")], default=list(WORKERS))
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
@@ -266,7 +268,7 @@ def main() -> int:
                     results[name].append(measure(load_config(None, overrides_of(workers, extra)), data, sleeps, run))
     missed = report(results)
     if arguments.out:
-        picture(results, arguments.out)
+        plot(results, arguments.out)
     return int(missed)
 
 
@@ -274,14 +276,14 @@ def report(results: dict[str, list[Row]]) -> bool:
     missed = False
     for name, rows in results.items():
         table = Table(title=f"{name}: median of {ITERATIONS} iterations; engines, discriminator and learner sleep")
-        columns = ("workers", "rollouts", "iteration s", "of it asleep", "rollouts/s", "of linear", "of the law")
-        for column in (*columns, "driver ms (bar)", "its process ms", "on the way ms"):
+        columns = ("workers", "rollouts", "iteration s", "sleeping s", "rollouts/s", "of linear", "of the law")
+        for column in (*columns, "driver ms (bar)", "process ms", "communication ms"):
             table.add_column(column, justify="right")
         for row in rows:
             linear = row.per_second / (rows[0].per_second * row.workers / rows[0].workers)
-            lawful = row.per_second / law(row.workers, SERIES[name])
+            of_law = row.per_second / law(row.workers, SERIES[name])
             missed |= row.driver > row.driver_bar
-            missed |= (linear if SERIES[name] is GROWING else lawful) < LINEAR_BAR
+            missed |= (linear if SERIES[name] is GROWING else of_law) < LINEAR_BAR
             table.add_row(
                 str(row.workers),
                 str(row.rollouts),
@@ -289,10 +291,10 @@ def report(results: dict[str, list[Row]]) -> bool:
                 f"{row.asleep:.3f}",
                 f"{row.per_second:.1f}",
                 f"{linear:.3f}",
-                f"{lawful:.3f}",
+                f"{of_law:.3f}",
                 f"{1e3 * row.driver:.0f} ({1e3 * row.driver_bar:.0f})",
                 f"{1e3 * row.process:.0f}",
-                f"{1e3 * row.on_the_way:.0f}",
+                f"{1e3 * row.communication:.0f}",
             )
         Console(width=120).print(table)
     return missed

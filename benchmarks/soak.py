@@ -1,14 +1,14 @@
-"""A long run of the real program, with rollout workers killed at random: does anything grow?
+"""Soak test: a long run with rollout workers killed at random, checked for leaks of memory, files and processes.
 
     python benchmarks/soak.py [--iterations 1000] [--engine transformers|vllm] [--seed 0] [--csv FILE] [KEY=VALUE ...]
 
-About every hundred iterations a random rollout worker gets a SIGKILL. Every five iterations each process of the run
-(the program, its actors, Ray's own) is measured: private memory, which is its proportional set size without the object
-store; open files; and how many processes of each kind there are. Judged are processes that live for 200 iterations,
-the first 100 of each left out (fewer in a run of less than 500, which is a try and shows no more than that it works).
-Bars: a least-squares slope of at most 1 MB of private memory in 100 iterations for every process, and no more open
-files or processes of a kind at the end than at first. Exit code 1 where one is missed. Ray's log monitor alone may gain
-files: it keeps two logs of each ended worker open, until it has 200 (RAY_LOG_MONITOR_MAX_OPEN_FILES).
+About every 100 iterations a random rollout worker gets a SIGKILL. Every five iterations each process of the run (the
+driver, its actors, Ray's processes) is measured: private memory, i.e. the proportional set size without the object
+store; open files; and the number of processes of each type. Processes that live for at least 200 iterations are judged,
+without their first 100 (fewer in runs below 500 iterations, which only show that the benchmark works). Bars: a
+least-squares slope of at most 1 MB of private memory per 100 iterations for every process, and no more open files or
+processes of a type at the end than at the start. The exit code is 1 if a bar is missed. Only Ray's log monitor may gain
+files: it keeps two logs of each ended worker open, up to 200 files (RAY_LOG_MONITOR_MAX_OPEN_FILES).
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ SIZES = [
     "cluster.max_recoveries=1000",
 ]
 SAMPLE_EVERY, KILL_EVERY, WARMING = 5, 100, 100  # iterations
-MEGABYTE, SLOPE_BAR = 1e6, 1.0  # MB in 100 iterations
-LOG_MONITOR, LOGS_OF_A_WORKER = "log_monitor", 2
-SPARE_FILES = 4  # open at one moment and not at another: a checkpoint, a socket that is being closed
+MEGABYTE, SLOPE_BAR = 1e6, 1.0  # MB per 100 iterations
+LOG_MONITOR, LOGS_PER_WORKER = "log_monitor", 2
+SPARE_FILES = 4  # open only temporarily: a checkpoint, a closing socket
 
 
 @dataclass
 class Series:
-    """What one process was seen to hold; its first ``warming`` iterations do not count."""
+    """The measurements of one process; its first ``warming`` iterations do not count."""
 
-    kind: str
+    process_type: str
     warming: int
     iterations: list[int] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)  # bytes
@@ -78,19 +78,19 @@ class Series:
         return self.iterations[-1] - self.iterations[0] >= 2 * self.warming
 
     def slope(self) -> float:
-        """MB in 100 iterations."""
+        """Return the growth of private memory in MB per 100 iterations."""
         kept = self.settled()
         return float(np.polyfit(self.iterations[kept], self.memory[kept], 1)[0]) * 100 / MEGABYTE
 
     def files_gained(self) -> int:
-        """The median of the last quarter less that of the first, so that one moment's sockets do not count."""
+        """Return the median of the last quarter minus that of the first, which ignores short-lived sockets."""
         kept = self.files[self.settled()]
         part = max(1, len(kept) // 4)
         return round(statistics.median(kept[-part:]) - statistics.median(kept[:part]))
 
 
-def kind_of(process: psutil.Process, program: int) -> str:
-    """The name of an actor's class, or of Ray's part; an actor is called after what it is doing."""
+def type_of(process: psutil.Process, program: int) -> str:
+    """Return the name of an actor's class or of a component of Ray; Ray sets an actor's title to its current task."""
     if process.pid == program:
         return "driver"
     words = process.cmdline()
@@ -103,14 +103,14 @@ def kind_of(process: psutil.Process, program: int) -> str:
 
 
 class Monitor:
-    """Measures all processes of a program, and kills some."""
+    """Measures all processes of a program and kills some of them."""
 
     def __init__(self, program: int, *, warming: int, seed: int) -> None:
         self.program = psutil.Process(program)
         self.warming = warming
         self.draw = random.Random(seed)
         self.series: dict[int, Series] = {}
-        self.counts: dict[str, list[int]] = defaultdict(list)  # of each kind, processes at each sample
+        self.counts: dict[str, list[int]] = defaultdict(list)  # type -> number of processes at each sample
         self.at: list[int] = []
         self.kills: list[int] = []
 
@@ -118,18 +118,18 @@ class Monitor:
         seen: dict[str, int] = defaultdict(int)
         for process in [self.program, *self.program.children(recursive=True)]:
             try:
-                kind = kind_of(process, self.program.pid)
+                process_type = type_of(process, self.program.pid)
                 memory, files = private_bytes(process.pid), process.num_fds()
-            except (psutil.Error, OSError, KeyError):  # it has just ended
+            except (psutil.Error, OSError, KeyError):  # the process has just ended
                 continue
-            seen[kind] += 1
-            series = self.series.setdefault(process.pid, Series(kind, self.warming))
-            series.kind = kind
+            seen[process_type] += 1
+            series = self.series.setdefault(process.pid, Series(process_type, self.warming))
+            series.process_type = process_type
             series.iterations.append(iteration)
             series.memory.append(memory)
             series.files.append(files)
-        for kind in seen.keys() | self.counts.keys():
-            self.counts[kind] += [0] * (len(self.at) - len(self.counts[kind])) + [seen[kind]]
+        for each in seen.keys() | self.counts.keys():
+            self.counts[each] += [0] * (len(self.at) - len(self.counts[each])) + [seen[each]]
         self.at.append(iteration)
 
     def until_next_kill(self) -> int:
@@ -137,7 +137,7 @@ class Monitor:
 
     def kill(self, iteration: int) -> None:
         workers = [
-            child for child in self.program.children(recursive=True) if kind_of(child, 0).startswith("RolloutWorker")
+            child for child in self.program.children(recursive=True) if type_of(child, 0).startswith("RolloutWorker")
         ]
         if workers:
             self.draw.choice(workers).send_signal(signal.SIGKILL)
@@ -147,19 +147,19 @@ class Monitor:
         first = int(np.searchsorted(self.at, self.warming))
         part = max(1, (len(self.at) - first) // 4)
         return {
-            kind: round(statistics.median(counts[-part:]) - statistics.median(counts[first : first + part]))
-            for kind, counts in self.counts.items()
+            name: round(statistics.median(counts[-part:]) - statistics.median(counts[first : first + part]))
+            for name, counts in self.counts.items()
             if len(counts) > first
         }
 
 
 def iterations_of(metrics: Path) -> int:
-    """How many iterations a run has logged."""
+    """Return the number of iterations that a run has logged."""
     return max(0, metrics.read_bytes().count(b"\n") - 1) if metrics.is_file() else 0  # row 0 is an evaluation
 
 
 def iterations(program: subprocess.Popen, metrics: Path) -> Iterator[int]:
-    """Every new number of iterations, until the program ends."""
+    """Yield the number of iterations whenever it grows, until the program ends."""
     last = 0
     while program.poll() is None:
         now = iterations_of(metrics)
@@ -189,20 +189,20 @@ def watch(program: subprocess.Popen, metrics: Path, *, total: int, warming: int,
 
 
 def report(monitor: Monitor, console: Console) -> bool:
-    """Prints what every process that lived long enough did; true where all bars are met."""
-    table = Table(title=f"{len(monitor.kills)} workers killed; bars: {SLOPE_BAR:g} MB in 100 iterations, no more files")
+    """Print the growth of every process that lived long enough; returns whether all bars are met."""
+    table = Table(title=f"{len(monitor.kills)} workers killed; bars: {SLOPE_BAR:g} MB per 100 iterations")
     for column in ("process", "iterations", "MB, first", "MB, last", "MB / 100 iterations", "files gained"):
         table.add_column(column, justify="left" if column == "process" else "right", no_wrap=column == "process")
     met = True
-    for pid, series in sorted(monitor.series.items(), key=lambda item: item[1].kind):
+    for pid, series in sorted(monitor.series.items(), key=lambda item: item[1].process_type):
         if not series.judged:
             continue
         slope, files = series.slope(), series.files_gained()
-        logs = LOGS_OF_A_WORKER * len(monitor.kills) if series.kind == LOG_MONITOR else 0
+        logs = LOGS_PER_WORKER * len(monitor.kills) if series.process_type == LOG_MONITOR else 0
         met &= slope <= SLOPE_BAR and files <= SPARE_FILES + logs
         memory = series.memory[series.settled()]
         table.add_row(
-            f"{series.kind} ({pid})",
+            f"{series.process_type} ({pid})",
             f"{series.iterations[0]} to {series.iterations[-1]}",
             f"{memory[0] / MEGABYTE:,.1f}",
             f"{memory[-1] / MEGABYTE:,.1f}",
@@ -210,7 +210,7 @@ def report(monitor: Monitor, console: Console) -> bool:
             f"{files:+d}",
         )
     console.print(table)
-    gained = {kind: count for kind, count in monitor.processes_gained().items() if count}
+    gained = {name: count for name, count in monitor.processes_gained().items() if count}
     console.print(f"processes gained or lost: {gained or 'none'}")
     return met and not any(count > 0 for count in gained.values())
 
@@ -221,16 +221,16 @@ def write_csv(monitor: Monitor, path: Path) -> None:
         writer.writerow(["process", "pid", "iteration", "bytes", "files"])
         for pid, series in monitor.series.items():
             for row in zip(series.iterations, series.memory, series.files, strict=True):
-                writer.writerow([series.kind, pid, *row])
+                writer.writerow([series.process_type, pid, *row])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Does anything grow in a long run with kills?")
+    parser = argparse.ArgumentParser(description="Check a long run with killed workers for leaks.")
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--engine", choices=["transformers", "vllm"], default="transformers")
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--csv", type=Path, help="write every sample here")
-    parser.add_argument("overrides", nargs="*", help="of the run's config")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the kills")
+    parser.add_argument("--csv", type=Path, help="write every sample to this file")
+    parser.add_argument("overrides", nargs="*", help="overrides of the run's config")
     arguments = parser.parse_args()
     with TemporaryDirectory() as folder:
         root = Path(folder)

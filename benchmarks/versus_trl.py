@@ -1,11 +1,11 @@
-"""Our loop against TRL's GRPOTrainer: same model, prompts, rollouts of 64 x 28 tokens, KL, dtype; in turn, in one call.
+"""rlgaf_ray against TRL's GRPOTrainer with the same model, prompts, rollouts of 64 x 28 tokens, KL and dtype.
 
     pip install -e ".[cpu,bench]" && python benchmarks/versus_trl.py [key=value ...]
 
-TRL samples with ``generate`` and scores with a frozen discriminator; ours samples with vLLM, scores with the same
-network and trains it every five iterations as well. The KL is TRL's on both sides: k3 on the sampled tokens, a term of
-the loss. TRL has a process of its own, with as many threads as there are cores, as its users start it. Five
-alternations, medians. Bar: 1.5 times TRL's samples/s.
+TRL samples with ``generate`` and scores with a frozen discriminator. rlgaf_ray samples with vLLM, scores with the same
+network, and also trains it every five iterations. Both use TRL's KL: k3 on the sampled tokens, as a term of the loss.
+TRL runs in its own process with as many threads as there are cores, as usual. The two take turns for five rounds in one
+call; medians. Bar: 1.5 times TRL's samples/s.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Clock(TrainerCallback):
 
 
 def trl_seconds(setup: Bench, folder: Path) -> float:
-    """Mean seconds of one optimiser step of GRPOTrainer."""
+    """Return the mean seconds of one optimizer step of GRPOTrainer."""
     config, tokenizer = setup.config, setup.data.tokenizer
     discriminator = NeuralDiscriminator(setup.warmups.discriminator, config, pad_token_id=tokenizer.pad_token_id)
 
@@ -101,7 +101,7 @@ def trl_seconds(setup: Bench, folder: Path) -> float:
 
 
 class Trl:
-    """TRL's process."""
+    """TRL in its own process."""
 
     def __init__(self, setup: Bench) -> None:
         self.setup = setup
@@ -127,7 +127,7 @@ def main() -> int:
         batch_size, tokens = setup.config.rollout.batch_size, setup.config.task.response_tokens
     ratio = statistics.median(theirs) / statistics.median(ours)
     table = Table(title=f"{batch_size} x {tokens} tokens: median of {ROUNDS} rounds x {ITERATIONS} steps (min to max)")
-    for head in ("", "seconds a step", "samples/s"):
+    for head in ("", "seconds per step", "samples/s"):
         table.add_column(head, justify="right" if head else "left")
     for name, values in (
         ("TRL GRPOTrainer, frozen scorer", theirs),

@@ -1,9 +1,9 @@
-"""New weights from the learner's process into a vLLM in a Ray actor, beside a plain copy of the same bytes.
+"""A weight push from the learner's process to vLLM in a Ray actor, compared with a memcpy of the same bytes.
 
     python benchmarks/weights.py
 
-Bars (the medians of the rounds): a push of the tiny GPT-2 from put to ready takes at most 0.1 s; 500 MB (GPT-2 small's
-shape in float32) take at most 0.5 s from put to the tensors that vLLM's own reload starts from.
+Bars (medians of the rounds): a push of the tiny GPT-2 takes at most 0.1 s from put to ready; 500 MB (GPT-2 small's
+shape in float32) take at most 0.5 s from put to the tensors that vLLM's reload starts from.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.engines.vllm import VLLMEngine
 from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2
 from rlgaf_ray.types import WeightUpdate
-from rlgaf_ray.weights.state import checksum, num_bytes, to_arrays, to_tensors
+from rlgaf_ray.weights.state import num_bytes, to_arrays, to_tensors, update_checksum
 
 WARMUP_ROUNDS, ROUNDS = 2, 7
 PUSH_BAR, HANDOVER_BAR = 0.1, 0.5
 
 
 class Receiver(VLLMEngine):
-    """The engine as the rollout actors host it, with the way to it measurable on its own."""
+    """The engine of a rollout worker, with a method that measures the transfer alone."""
 
     def receive(self, update: WeightUpdate) -> str:
-        """Everything before vLLM's reload: the arrays are here, and viewed as tensors of their real types."""
+        """Receive an update up to vLLM's reload: fetch the arrays and view them as tensors of their dtypes."""
         assert len(to_tensors(update)) == len(update.arrays)
-        return checksum(update)
+        return update_checksum(update)
 
 
 @dataclass
 class Times:
-    """Seconds of one model's rounds, each."""
+    """Seconds of each round for one model."""
 
     megabytes: float
     handover: list[float]  # put, get in the actor, tensors
     push: list[float]  # put, get, reload, prefix cache cleared: ready to sample
     reload: list[float]  # vLLM's part of the push
-    memcpy: list[float]  # of the same bytes, in this process
+    memcpy: list[float]  # copy of the same bytes in this process
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -73,7 +73,7 @@ def measure(model: PreTrainedModel, folder: Path) -> Times:
 
     def handover() -> None:
         update = to_arrays(model.state_dict(), 0)
-        assert ray.get(engine.receive.remote(ray.put(update))) == checksum(update)
+        assert ray.get(engine.receive.remote(ray.put(update))) == update_checksum(update)
 
     def push(version: int) -> None:
         metrics = ray.get(engine.update_weights.remote(ray.put(to_arrays(model.state_dict(), version))))
@@ -94,7 +94,7 @@ def measure(model: PreTrainedModel, folder: Path) -> Times:
 
 
 def spread(values: list[float]) -> str:
-    """Milliseconds: median (minimum to maximum)."""
+    """Format seconds as milliseconds: median (minimum to maximum)."""
     return f"{1e3 * statistics.median(values):.1f} ({1e3 * min(values):.1f} to {1e3 * max(values):.1f})"
 
 
@@ -107,7 +107,7 @@ def main() -> int:
     with ray_session(Config()), TemporaryDirectory() as folder:
         results = {name: measure(model, Path(folder) / name.replace(" ", "-")) for name, model in models.items()}
     table = Table(title=f"Weights into vLLM, float32, {ROUNDS} rounds: milliseconds, median (minimum to maximum)")
-    for column in ("model", "MB", "put, get, tensors", "put to ready", "of it vLLM's reload", "memcpy"):
+    for column in ("model", "MB", "put, get, tensors", "put to ready", "thereof vLLM's reload", "memcpy"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, times in results.items():
         columns = (times.handover, times.push, times.reload, times.memcpy)

@@ -1,9 +1,10 @@
-"""Many simulated nodes on this machine, to try placements: Ray counts their CPUs and GPUs, nothing else is pretended.
+"""Simulate a Ray cluster of several nodes on this machine, to try placements.
 
     python cluster/local_cluster.py --nodes 3 --cpus 4 --gpus 2                       # until Ctrl-C
     python cluster/local_cluster.py --nodes 3 --cpus 4 -- python -m rlgaf_ray.main cluster.placement=spread
 
-The command joins by RAY_ADDRESS; its exit code is passed on. GPUs are numbers here: what computes on one fails.
+The command joins the cluster through RAY_ADDRESS; its exit code is returned. CPUs and GPUs are only resource counts:
+code that uses a GPU fails.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from contextlib import contextmanager
 
 from ray.cluster_utils import Cluster
 
-OBJECT_STORE_BYTES = 256 * 2**20  # of each node
+OBJECT_STORE_BYTES = 256 * 2**20  # per node
 
 
 @contextmanager
 def local_cluster(nodes: Sequence[tuple[int, int]]) -> Iterator[str]:
-    """Nodes of so many CPUs and GPUs each; yields the address. They end with the block."""
-    os.environ.setdefault("RAY_TMPDIR", "/tmp")  # sockets have short names: a deep folder would be refused
-    os.environ.setdefault("RAY_free_objects_period_milliseconds", "0")  # as the files beside this one have it
+    """Start nodes with these numbers of CPUs and GPUs and yield the cluster's address; they end with the block."""
+    os.environ.setdefault("RAY_TMPDIR", "/tmp")  # the paths of Unix sockets are limited in length
+    os.environ.setdefault("RAY_free_objects_period_milliseconds", "0")  # as in the cluster files of this folder
     cluster = Cluster()
     try:
         for cpus, gpus in nodes:
@@ -39,11 +40,11 @@ def local_cluster(nodes: Sequence[tuple[int, int]]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Simulated nodes on this machine.")
+    parser = argparse.ArgumentParser(description="Simulate a Ray cluster on this machine.")
     parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--cpus", type=int, default=2, help="of each node")
-    parser.add_argument("--gpus", type=int, default=0, help="of each node")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and a command that joins the cluster")
+    parser.add_argument("--cpus", type=int, default=2, help="CPUs per node")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs per node")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and a command to run in the cluster")
     arguments = parser.parse_args(argv)
     command = [word for word in arguments.command if word != "--"]
     with local_cluster([(arguments.cpus, arguments.gpus)] * arguments.nodes) as address:

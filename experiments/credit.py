@@ -1,10 +1,10 @@
-"""The noise in a run's policy gradient: advantages by the whole score against advantages by the score still to come.
+"""The noise of a run's policy gradient: advantages from the sequence score against advantages from the reward-to-go.
 
     python experiments/credit.py RUN [--iterations N]
 
 Rescores the rollouts of the run's last N iterations (default 9) with its final discriminator and prints the second
-moment of the unscaled advantages, to which the variance of the policy gradient is proportional where log-probs and
-advantages are independent. No bar.
+moment of the unscaled advantages. The variance of the policy gradient is proportional to it if log-probs and advantages
+are independent. No bar.
 """
 
 from __future__ import annotations
@@ -61,17 +61,16 @@ def main() -> int:
         assert batch.token_scores is not None
         returns = scores[:, None] * mask
         lengths = mask.sum(1)
-        to_come = returns - past_scores(batch.token_scores, mask, lengths) / other_lengths(lengths)
-        kinds = {
-            "whole score, mean of the prompt's other samples": returns
-            - leave_one_out_baseline(scores, group_size=group_size)[:, None],
-            "whole score, mean at the position": returns - position_mean_baseline(returns, mask),
-            "score to come, mean at the position": to_come - position_mean_baseline(to_come, mask),
+        reward_to_go = returns - past_scores(batch.token_scores, mask, lengths) / other_lengths(lengths)
+        estimates = {
+            "sequence score, leave-one-out": returns - leave_one_out_baseline(scores, group_size=group_size)[:, None],
+            "sequence score, mean at the position": returns - position_mean_baseline(returns, mask),
+            "reward-to-go, mean at the position": reward_to_go - position_mean_baseline(reward_to_go, mask),
         }
-        for name, advantages in kinds.items():
+        for name, advantages in estimates.items():
             moments.setdefault(name, []).append(float(advantages[mask].square().mean()))
     table = Table(title=f"advantages of {arguments.run.name}: mean of {len(next(iter(moments.values())))} iterations")
-    for head in ("return, baseline", "second moment", "over the first"):
+    for head in ("return, baseline", "second moment", "relative to the first"):
         table.add_column(head, justify="left" if head.startswith("return") else "right")
     first = np.mean(next(iter(moments.values())))
     for name, values in moments.items():

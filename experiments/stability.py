@@ -1,14 +1,14 @@
-"""How stable 300 iterations are: the plain settings of the paper's method against the recommended ones.
+"""Stability over 300 iterations: the plain settings of the paper's method against the recommended ones.
 
     python experiments/stability.py [--groups plain,recommended,fresh,ablations] [--root FOLDER] [--jobs N]
         [key=value ...]
 
-The default task (positive film reviews, small), 2,000 held-out prompts an evaluation. ``plain``: REINFORCE on the
-whole score with a leave-one-out baseline and a sampled KL in the reward, seeds 0 to 2. ``recommended``:
-``configs/stable.yaml --small``, seeds 0 to 2, and five ``fresh`` seeds that neither it nor the guard's limits were
-chosen on. ``ablations``: the recommended settings with one of them taken back at a time, seed 0. Runs that stand
-under ``--root`` are read, or go on where they were cut off. The bars (``BARS``) are for the recommended settings, over
-each group of seeds and over both together.
+The default task (positive film reviews, small) with 2,000 held-out prompts per evaluation. ``plain``: REINFORCE on the
+sequence score with a leave-one-out baseline and a sampled KL in the reward, seeds 0 to 2. ``recommended``:
+``configs/stable.yaml --small``, seeds 0 to 2, and five ``fresh`` seeds that were not used to choose it or the guard's
+limits. ``ablations``: the recommended settings with one of them reverted at a time, seed 0. Complete runs under
+``--root`` are loaded, interrupted ones resumed. The bars (``BARS``) apply to the recommended settings, for each group
+of seeds and for both together.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rlgaf_ray.report.runs import Run
 FROM_CONFIG = [str(Path(__file__).parents[1] / "configs" / "stable.yaml"), "--small"]
 SEEDS = {"recommended": range(3), "fresh": range(10, 15)}
 JUDGED = ("recommended", "fresh", "recommended and fresh")
-SETTLED = 150  # iterations from which on the gap closed must hold
-WHOLE_SCORE = ["generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out"]
+SETTLED = 150  # the bars on the gap closed apply from this iteration on
+SEQUENCE_SCORE = ["generator.reinforce.credit=sequence", "generator.reinforce.baseline=leave_one_out"]
 SAMPLED_KL = ["generator.reinforce.kl={coefficient: 0.05, estimator: k1, placement: reward}"]
-# evaluated as it is: no moving average
-PLAIN = [*OLD_DEFAULT, *WHOLE_SCORE, *SAMPLED_KL, "discriminator.contrast_weight=1.0"]
+# without a moving average
+PLAIN = [*OLD_DEFAULT, *SEQUENCE_SCORE, *SAMPLED_KL, "discriminator.contrast_weight=1.0"]
 ABLATIONS = {
-    "whole score, leave-one-out": WHOLE_SCORE,
+    "sequence score, leave-one-out": SEQUENCE_SCORE,
     "sampled KL in the reward, 0.05": SAMPLED_KL,
     "no demonstrations in the loss": ["generator.reinforce.demonstration_coefficient=0"],
     "no moving average": ["generator.average_decay=0"],
@@ -51,7 +51,7 @@ BARS = {
 
 
 def trainings(groups: list[str]) -> list[tuple[str, Training]]:
-    """Each with the group that it counts for."""
+    """Return each training with its group in the table."""
     found: list[tuple[str, Training]] = []
     for group in groups:
         match group:
@@ -62,7 +62,7 @@ def trainings(groups: list[str]) -> list[tuple[str, Training]]:
             case "ablations":
                 found += [(name, training(name, 0, [*FROM_CONFIG, *values])) for name, values in ABLATIONS.items()]
             case _:
-                raise SystemExit(f"--groups: {group!r} is none of plain, recommended, fresh, ablations")
+                raise SystemExit(f"--groups: {group!r} is not one of plain, recommended, fresh, ablations")
     return found
 
 
@@ -72,7 +72,7 @@ def training(settings: str, seed: int, words: list[str]) -> Training:
 
 
 def figures(run: Run) -> dict[str, float]:
-    """One run's row, in the order of ``BARS``."""
+    """Return the figures of one run, in the order of ``BARS``."""
     iterations, gaps = run.series("eval/gap_closed")
     settled = [gap for iteration, gap in zip(iterations, gaps, strict=True) if iteration >= SETTLED]
     if not settled:
@@ -91,7 +91,7 @@ def figures(run: Run) -> dict[str, float]:
 
 
 def missed(runs: list[dict[str, float]]) -> list[str]:
-    """The mean gap is judged over the seeds together, everything else in every run."""
+    """Return the missed bars: the mean gap is judged over all seeds, everything else for every run."""
     found = []
     for name, (sign, bar) in BARS.items():
         values = [run[name] for run in runs]
@@ -102,7 +102,7 @@ def missed(runs: list[dict[str, float]]) -> list[str]:
 
 
 def table_of(rows: dict[str, list[dict[str, float]]]) -> Table:
-    table = Table(title="300 iterations, 2,000 held-out prompts an evaluation: mean over seeds (lowest to highest)")
+    table = Table(title="300 iterations, 2,000 held-out prompts per evaluation: mean over seeds (lowest to highest)")
     for head in ("settings", "seeds", "gap closed", *BARS):
         table.add_column(head, justify="left" if head == "settings" else "right")
     for group, runs in rows.items():

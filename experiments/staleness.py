@@ -1,13 +1,12 @@
-"""What staleness costs: the judged share at the end of whole runs, synchronous and k = 1, 2, 4 versions behind.
+"""The cost of staleness: the judged share at the end of a run, synchronous and with k = 1, 2, 4 stale versions.
 
     python experiments/staleness.py --out FOLDER [--seeds 0 1 2] [--staleness 1 2 4] [--modes cap none] [--jobs N]
         [key=value ...]
 
-The runs have the default of before (configs/ablations/old_default.yaml without SFT). With and without importance
-weights (``generator.importance_weight_mode``). Every rollout of an asynchronous run but the first is exactly k versions
-old. A run that is complete in FOLDER is not repeated, one that was cut off goes on. Bar:
-the mean of each setting lies within the synchronous seeds' spread, lowest to highest, widened by a standard error of
-one judged share.
+The runs use the former default (configs/ablations/old_default.yaml without SFT), with and without importance weights
+(``generator.importance_weight_mode``). In an asynchronous run, every rollout but those of the first iterations is
+exactly k versions old. A run that is complete in FOLDER is not repeated, an interrupted one is resumed. Bar: the mean
+of each setting is within the range of the synchronous seeds, widened by one standard error of a judged share.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ Row = dict[str, float]
 
 
 def settings(staleness: list[int], modes: list[str]) -> dict[str, list[str]]:
-    """Overrides of each row of the table."""
+    """Return the overrides of each row of the table."""
     rows = {"sync": ["schedule.mode=sync"]}
     for k in staleness:
         for mode in modes:
@@ -48,7 +47,7 @@ def settings(staleness: list[int], modes: list[str]) -> dict[str, list[str]]:
 
 
 def show(results: dict[str, list[Row]], console: Console) -> bool:
-    """The table; whether every mean lies where the bar asks."""
+    """Print the table; returns whether every mean meets the bar."""
     shares = {name: [row[SHARE] for row in rows] for name, rows in results.items()}
     error = max(row[ERROR] for row in results["sync"])
     low, high = min(shares["sync"]) - error, max(shares["sync"]) + error

@@ -1,7 +1,7 @@
-"""Whole runs of ``rlgaf_ray.main`` that a benchmark compares, some at a time, each in a process of its own.
+"""Train runs of ``rlgaf_ray.main`` for an experiment, several at a time, each in its own process.
 
-A run that is complete under the root is read, one that was cut off goes on. Several at a time share the cores evenly,
-one thread for every actor where there are no more cores than runs.
+A run that is complete under the root is loaded, an interrupted one is resumed. Concurrent runs share the cores evenly;
+with as many runs as cores, each actor has one thread.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.report.runs import Run, load_run
 
 OLD_DEFAULT = [str(Path(__file__).parents[1] / "configs" / "ablations" / "old_default.yaml"), "warmup.sft.steps=0"]
-"""The default of before, which the documented figures are of."""
+"""The former default, which the documented figures were measured with."""
 
 
 @dataclass(frozen=True)
 class Training:
-    name: str  # of its folder
+    name: str  # the name of its folder
     words: Sequence[str]  # config, flags and overrides
 
 
 def trained(trainings: Sequence[Training], root: Path, *, jobs: int = 1) -> Iterator[Run]:
-    """The finished runs, in order, ``jobs`` of them at a time; their output stands in ``NAME.log``."""
+    """Train the runs, ``jobs`` at a time, and yield them in order; their output is in ``NAME.log``."""
     root = root.absolute()
     root.mkdir(parents=True, exist_ok=True)
     threads = [] if jobs == 1 else [f"cluster.threads={max(1, (os.cpu_count() or 1) // jobs)}"]
     pool = ThreadPoolExecutor(jobs)
     try:
         yield from pool.map(lambda training: _train(training, root, threads), trainings)
-    finally:  # Ctrl-C has ended those that run; the others need not begin
+    finally:  # on Ctrl-C the running ones have ended, the others are not started
         pool.shutdown(cancel_futures=True)
 
 
@@ -43,10 +43,10 @@ def _train(training: Training, root: Path, threads: list[str]) -> Run:
     folder = root / training.name
     if not _complete(folder):
         places = [f"run.name={training.name}", f"run.root={root}"]
-        begun = (folder / "checkpoints" / "latest").is_file()
-        if folder.exists() and not begun:
-            raise SystemExit(f"{folder} holds a run that was cut off before its first checkpoint: remove it")
-        words = ["--resume", *places] if begun else [*training.words, *threads, *places]
+        resumable = (folder / "checkpoints" / "latest").is_file()
+        if folder.exists() and not resumable:
+            raise SystemExit(f"{folder} holds a run that was interrupted before its first checkpoint: remove it")
+        words = ["--resume", *places] if resumable else [*training.words, *threads, *places]
         environment = os.environ | ({"OMP_NUM_THREADS": threads[0].rpartition("=")[2]} if threads else {})
         log = folder.with_suffix(".log")
         with log.open("a") as output:
@@ -58,7 +58,7 @@ def _train(training: Training, root: Path, threads: list[str]) -> Run:
 
 
 def last(run: Run, name: str) -> float:
-    """The newest value of a metric; ends where the run has none."""
+    """Return the newest value of a metric; exits if the run has none."""
     value = run.last(name)
     if value is None:
         raise SystemExit(f"{run.folder} has no {name}")
@@ -66,7 +66,7 @@ def last(run: Run, name: str) -> float:
 
 
 def _complete(folder: Path) -> bool:
-    """Exported, which is the last thing that a run does, but which an interrupted run does, too."""
+    """Whether a run has exported its models after its last iteration; a stopped run exports them as well."""
     if not (folder / "generator").is_dir():
         return False
     run = load_run(folder)

@@ -1,4 +1,4 @@
-"""Finds torch's companion packages that were built for another torch, before they end the program with a riddle.
+"""Checks the installation: first of all for companion packages of torch that were built for another torch.
 
 vLLM asks pip for torchvision, torchaudio and torchcodec, and pip may find them only for CUDA while torch is the CPU
 build. transformers and vLLM import them wherever they are installed, in every process, so one that cannot be imported
@@ -13,7 +13,10 @@ import importlib.util
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from importlib.metadata import version
+
+from rlgaf_ray.checkup import Finding, check_machine
 
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
@@ -52,20 +55,36 @@ def _listing(names: list[str]) -> str:
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
-def main() -> int:
-    """``python -m rlgaf_ray.doctor [--fix]``: exit code 1 for a complaint, 0 where all is well or was mended."""
-    parser = argparse.ArgumentParser(prog="rlgaf_ray.doctor", description="Check the installation.")
-    parser.add_argument("--fix", action="store_true", help="uninstall the packages that do not fit")
-    arguments = parser.parse_args()
-    if not arguments.fix:
-        sentence = complaint()
-        print(sentence or "the installation is sound", file=sys.stderr if sentence else sys.stdout)
-        return 1 if sentence else 0
+def run(*, fix: bool) -> int:
+    """Print what was found, or with ``fix`` uninstall what does not fit. 1: something cannot work."""
+    if fix:
+        return _mend()
+    sentence = complaint()
+    installation = Finding("torch", _listing(broken_companions()) + " broken", sentence, "fail") if sentence else None
+    findings = [*check_machine(), *([installation] if installation else [])]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.verdict:<4}  {finding.name:<{width}}  {finding.value}")
+        if finding.advice:
+            print(f"      {'':<{width}}  -> {finding.advice}")
+    counts = Counter(finding.verdict for finding in findings)
+    print(f"{counts['fail']} cannot work, {counts['slow']} slow" if counts["fail"] or counts["slow"] else "all is well")
+    return 1 if counts["fail"] else 0
+
+
+def _mend() -> int:
     broken = broken_companions()
     if broken:
         subprocess.run([*_uninstall(broken), "-qq"], check=True)
         print(f"uninstalled {_listing(broken)}: built for another torch than {version('torch')}, and not needed here")
     return 0
+
+
+def main() -> int:
+    """``python -m rlgaf_ray.doctor [--fix]``, the same as ``rlgaf doctor``, before all packages are there."""
+    parser = argparse.ArgumentParser(prog="rlgaf_ray.doctor", description="Check the installation and the machine.")
+    parser.add_argument("--fix", action="store_true", help="uninstall the packages that do not fit")
+    return run(fix=parser.parse_args().fix)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Errors that one sentence explains. Everything else is a bug and keeps its traceback."""
+"""Errors shown to the user as one sentence. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """What a user can act on: a mistake, a failed machine, a run that the guard stopped.
+    """An error that the user can act on: a mistake, a failed machine, a run stopped by the guard.
 
-    The message is one sentence that names the culprit and the fix. The command line prints it alone and ends with
-    ``exit_code``.
+    The message is one sentence that names the culprit and the fix. The command line prints only the message and exits
+    with ``exit_code``.
     """
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """A wrong command, config or URI, found before anything started."""
+    """An invalid command, config or URI, detected before the run starts."""
 
     exit_code = 2

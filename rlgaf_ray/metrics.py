@@ -1,6 +1,6 @@
-"""The one table of metrics: unit, direction, and how each is shown. ``docs/metrics.md`` explains them, a test compares.
+"""The table of metrics: unit, direction and format of each. A test keeps ``docs/metrics.md`` in step with it.
 
-``metric`` gives a metric that is not in the table, such as one of a task's own measure, sensible defaults.
+``metric`` returns defaults for a name outside the table, such as a metric of a custom task.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Literal
 
 SCORE = "sweep/score"
 VARIANT = re.compile(r"_(?:real|sft|stderr|real_stderr)$")
-"""Ends the name of a metric of real text or of the SFT model, or of a standard error: shown as the metric itself."""
-OWN_SHOWN = 3  # metrics of a task's own measure in a table of one line an evaluation
+"""Suffix of a variant (real text, SFT model, standard error), which is formatted like its base metric."""
+OWN_SHOWN = 3  # most columns for a task's own metrics in a table with one row per evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """``form``: format of its values; ``head``: column head; ``line``: what it is, in a few words."""
+    """How a metric is formatted and judged.
+
+    ``form``: format string of a value; ``head``: column header; ``line``: short description.
+    """
 
     name: str
     unit: str = ""
@@ -27,16 +30,16 @@ class Metric:
     better: Literal["higher", "lower", ""] = ""
     head: str = ""
     line: str = ""
-    ideal: float | None = None  # the value of real text, where it is known
+    ideal: float | None = None  # the value for real text, if known in advance
 
     @property
     def owner(self) -> str:
-        """The part of the run that logs it."""
+        """The component that logs it: the part of the name before the slash."""
         return self.name.partition("/")[0]
 
     @property
     def percent(self) -> bool:
-        """In 0 to 100, where a share is in 0 to 1."""
+        """Whether values are in 0 to 100 rather than 0 to 1."""
         return self.unit == "%"
 
     @property
@@ -46,15 +49,16 @@ class Metric:
 
     @property
     def real(self) -> str | float:
-        """The value of real text, or the metric that has it."""
+        """The value for real text, or the name of the metric that logs it."""
         return f"{self.name}_real" if self.ideal is None else self.ideal
 
     @property
     def axis(self) -> str:
-        """Label of an axis."""
+        """Axis label of a plot."""
         return self.head if self.unit in ("", "0 to 1") else self.unit.replace("`", "")
 
     def shown(self, value: float) -> str:
+        """The value as text, in the metric's format."""
         return self.form.format(value)
 
 
@@ -132,8 +136,8 @@ _TABLE = [
     #
     Metric("eval/closeness", "", "{:.3f}", "higher", "closeness", "closeness to real text", ideal=0.0),
     Metric("eval/judge_share", "share", "{:.3f}", "", "linear judge", "judged as wanted (linear judge)"),
-    Metric("eval/judge_share_asked_positive", "share", "{:.3f}", line="judged as wanted, asked to be positive"),
-    Metric("eval/judge_share_asked_negative", "share", "{:.3f}", line="judged as wanted, asked to be negative"),
+    Metric("eval/judge_share_asked_positive", "share", "{:.3f}", line="judged as wanted, positive requested"),
+    Metric("eval/judge_share_asked_negative", "share", "{:.3f}", line="judged as wanted, negative requested"),
     Metric("eval/vader_share", "share", "{:.3f}", "", "VADER", "judged as wanted (VADER)"),
     Metric("eval/embedding_share", "share", "{:.3f}", "", "embedding judge", "judged as wanted (embeddings)"),
     Metric("eval/panel_share", "share", "{:.3f}", line="judged as wanted (mean of the judges)"),
@@ -145,11 +149,15 @@ _TABLE = [
     Metric("eval/exact_match_has_answer", "%", "{:.1f}", "higher"),
     Metric("eval/exact_match_no_answer", "%", "{:.1f}", "higher"),
     Metric("eval/success", "share", "{:.3f}", "higher", "success", "answers that reach the goal"),
-    Metric("eval/legal", "share", "{:.3f}", "higher", "legal", "answers of legal moves alone"),
-    Metric("eval/arrives", "share", "{:.3f}", "higher", "arrives", "answers that end on the goal"),
+    Metric("eval/legal", "share", "{:.3f}", "higher", "legal", "answers with legal moves only"),
+    Metric("eval/arrives", "share", "{:.3f}", "higher", "arrives", "answers that end at the goal"),
+    Metric("eval/distinct_successes", "walks", "{:.2f}", "higher", line="different successful answers a prompt"),
+    Metric("eval/success_entropy", "nats", "{:.2f}", "higher", line="entropy of successful answers"),
+    Metric("eval/expert_kl", "nats", "{:.2f}", "lower", "KL to the expert", "KL of successful answers to the expert"),
+    Metric("eval/expert_log_ratio", "nats", "{:.2f}", line="log ratio of successful answers to the expert"),
     Metric("eval/f1", "%", "{:.1f}", "higher", "F1, %", "F1, %"),
-    Metric("eval/f1_has_answer", "%", "{:.1f}", "higher", line="F1 where the context has an answer, %"),
-    Metric("eval/f1_no_answer", "%", "{:.1f}", "higher", line="F1 where it has none, %"),
+    Metric("eval/f1_has_answer", "%", "{:.1f}", "higher", line="F1 of answerable questions, %"),
+    Metric("eval/f1_no_answer", "%", "{:.1f}", "higher", line="F1 of unanswerable questions, %"),
     Metric("eval/in_context_share", "share", "{:.1%}", "higher", line="answers found in their context"),
     Metric("eval/answer_words", "words", "{:.2f}", line="answer length, words"),
     Metric("eval/length_distance", "words", "{:.3f}", "lower", line="distance to real answer lengths, words"),
@@ -209,7 +217,7 @@ _TABLE = [
 
 
 def _named(metric: Metric) -> Metric:
-    """With what follows from its name where the table says nothing."""
+    """Fill in the header and description from the name where the table has none."""
     words = metric.name.partition("/")[2].replace("_", " ") or metric.name
     head = metric.head or words
     return replace(metric, head=head, line=metric.line or head)
@@ -219,7 +227,7 @@ METRICS: Mapping[str, Metric] = {metric.name: _named(metric) for metric in _TABL
 
 
 def metric(name: str) -> Metric:
-    """How to show and judge this metric, known or not; a variant (``_real``, ``_stderr``) like the metric itself."""
+    """Look up a metric by name; a variant (``_real``, ``_stderr``) inherits its base metric, others get defaults."""
     known = METRICS.get(name) or METRICS.get(VARIANT.sub("", name))
     if known is None:
         return _named(Metric(name))
@@ -227,19 +235,19 @@ def metric(name: str) -> Metric:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What to give in place of a metric that is not measured."""
+    """Suggest a replacement for a metric that is not measured: the closest name, or all known ones."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"set it to one of {', '.join(names)}"
 
 
 def own(logged: Iterable[str]) -> list[str]:
-    """The evaluation's metrics that the table does not know: those of a task's own measure, in their order."""
+    """Return the evaluation metrics outside the table, which come from a custom task, in logging order."""
     names = (name for name in logged if name.startswith(("eval/", "quick/")) and not VARIANT.search(name))
     return [name for name in dict.fromkeys(names) if name not in METRICS]
 
 
 def columns(names: Sequence[str], logged: Iterable[str], *, most: int | None = OWN_SHOWN) -> list[Metric]:
-    """The columns of a table: at most so many of a task's own metrics, then those of ``names`` that were logged."""
+    """Return the columns of a table: at most ``most`` of the task's own metrics, then the logged ones of ``names``."""
     logged = list(logged)
     return [metric(name) for name in (*own(logged)[:most], *(name for name in names if name in set(logged)))]

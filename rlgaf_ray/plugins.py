@@ -1,4 +1,4 @@
-"""Objects that a config names by module or file: ``my_module:MyTracker``, ``folder/my_rewards.py:length_penalty``."""
+"""Load objects that a config names by module or file, such as ``my_module:MyTracker`` or ``rewards.py:length``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rlgaf_ray.errors import UserError
 
 
 def load_object(path: str) -> Any:
-    """Import the module (also from the working folder) or the ``.py`` file, and return the object of that name in it.
+    """Import ``module:name`` or ``file.py:name`` and return the object; the working directory is searched too.
 
-    Raises ``UserError`` with one sentence where the module cannot be imported or has no such name.
+    Raises ``UserError`` if the module cannot be imported or lacks the name.
     """
     source, _, name = path.rpartition(":")
     if not source or not name:
         raise UserError(f"{path!r} names no object: write module:name or file.py:name")
     try:
         module = _run_file(Path(source)) if source.endswith(".py") else _import(source)
-    except Exception as error:  # whatever the code there raises
+    except Exception as error:  # user code may raise anything at import
         raise UserError(f"{source} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)

@@ -30,7 +30,7 @@ from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores, Roles
 from rlgaf_ray.tracking.base import TrackedRun, Tracker
 from rlgaf_ray.training.discriminator import Discriminator, scores_at_the_end
 from rlgaf_ray.training.distributed import Group
-from rlgaf_ray.training.warmup import Progress
+from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import (
     Demonstration,
     EvaluationPart,
@@ -248,7 +248,7 @@ class RecordingCallback(Callback):
     def on_message(self, text: str) -> None:
         self.messages.append(text)
 
-    def on_warmup(self, stage: str, progress: Progress) -> None:
+    def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
         self.warmups.add(stage)
 
     def on_end(self, outcome: Outcome) -> None:

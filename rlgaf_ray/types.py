@@ -1,6 +1,6 @@
-"""The payloads that travel between the roles: frozen, picklable, with the shapes in comments.
+"""Data types passed between the actors: frozen, picklable dataclasses with the shapes in comments.
 
-Worked example, one prompt of three tokens answered with two::
+Example, a prompt of three tokens with a response of two::
 
     prompt = Prompt(prompt_id=7, token_ids=np.array([40, 3047, 262], np.int32))
     rollout = Rollout(
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length"]
 EvaluationPart = Literal["validation", "test"]
-"""What settings are chosen by, and what final numbers alone are read from."""
+"""The split for choosing settings (validation) and the split for final numbers only (test)."""
 EVALUATION_PARTS: tuple[EvaluationPart, ...] = get_args(EvaluationPart)
 Metrics = dict[str, float]
 PolicyNetwork = Literal["policy", "average", "rollout_policy"]
-"""The trained network, its moving average for evaluation and export, the moving average that completes prefixes."""
+"""The trained policy, its moving average for evaluation and export, and SeqGAN's rollout policy (also an average)."""
 
 
 class _Compact:
-    """Pickles its arrays inside the message: Ray would ship each of these small ones as a buffer of its own, which
-    costs more than the array (64 rollouts there and back: 4.3 ms so, 2.0 ms inside)."""
+    """Pickles its arrays in-band: Ray ships every array as an out-of-band buffer, which costs more than these small
+    arrays themselves (round trip of 64 rollouts: 4.3 ms out-of-band, 2.0 ms in-band)."""
 
     __slots__ = ()
 
@@ -53,31 +53,31 @@ def _unpack(kind: type, *packed: Any) -> Any:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt(_Compact):
-    """What the generator is asked to continue."""
+    """A tokenized prompt."""
 
-    prompt_id: int  # row of the prompt's split: stable over runs
+    prompt_id: int  # row in the prompt's split, the same in every run
     token_ids: np.ndarray  # int32 [P]
-    max_new_tokens: int | None = None  # where this prompt has less room than the sampling settings give
+    max_new_tokens: int | None = None  # response limit of this prompt, if lower than that of SamplingSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demonstration(_Compact):
-    """A real answer to a real prompt."""
+    """A real response to a real prompt."""
 
     prompt_ids: np.ndarray  # int32 [P]
     response_ids: np.ndarray  # int32 [R]
 
 
 Row = Mapping[str, Any]
-"""A row of a data set by its columns, for reward functions; ``prompt``, if it has one, is text or messages."""
+"""A data set row by column name, for reward functions; a ``prompt`` column holds text or chat messages."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextBlocks:
-    """Text for next-token training: rows of equal length, padded on the right where a text is shorter."""
+    """Fixed-length rows for next-token training, right-padded where the text is shorter."""
 
     token_ids: np.ndarray  # int32 [N, L]
-    learned: np.ndarray  # bool [N, L], true on tokens that are predicted; never at position 0
+    learned: np.ndarray  # bool [N, L], true on tokens that enter the loss; always false at position 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -88,55 +88,57 @@ class TextBlocks:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout(_Compact):
-    """One sampled answer, with what the engine knew when it sampled it."""
+    """One sampled response with its behaviour log-probs and policy version."""
 
     prompt_id: int
     prompt_ids: np.ndarray  # int32 [P]
-    response_ids: np.ndarray  # int32 [R], without the end-of-text token unless it was sampled
-    behaviour_logprobs: np.ndarray  # float32 [R], of the distribution that was sampled from
+    response_ids: np.ndarray  # int32 [R], ends with end of text only if that token was sampled
+    behaviour_logprobs: np.ndarray  # float32 [R], under the distribution the engine sampled from
     finish_reason: FinishReason
     policy_version: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredRollout:
-    """A rollout and the discriminator's raw logit for it (higher: more like a demonstration), then its reward."""
+    """A rollout with the discriminator's raw logit (higher: more like a demonstration) and its reward."""
 
     rollout: Rollout
     score: float
     discriminator_version: int
-    reward: float | None = None  # of all reward sources (loop/rewards.py), before whitening and clipping
-    token_scores: np.ndarray | None = None  # float32 [R], the parts of the score that the response's tokens add
-    action_values: np.ndarray | None = None  # float32 [R], in the reward's unit: SeqGAN's Q of every response token
+    reward: float | None = None  # over all reward sources (loop/rewards.py), before whitening and clipping
+    token_scores: np.ndarray | None = None  # float32 [R], each response token's contribution to the score
+    action_values: np.ndarray | None = None  # float32 [R], SeqGAN's Q of each response token, in reward units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SequenceBatch:
-    """Prompts and responses side by side, padded on the right."""
+    """Prompts concatenated with their responses, right-padded."""
 
     token_ids: torch.Tensor  # int64 [B, T]
     attention_mask: torch.Tensor  # int64 [B, T], 1 on prompt and response
     response_mask: torch.Tensor  # bool [B, T], true on response tokens only
 
     def to(self, device: torch.device) -> SequenceBatch:
+        """A copy on this device."""
         return SequenceBatch(self.token_ids.to(device), self.attention_mask.to(device), self.response_mask.to(device))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainBatch:
-    """What one generator update reads. Row order keeps the samples of one prompt adjacent."""
+    """The batch of one generator update. Samples of one prompt are in adjacent rows."""
 
     sequences: SequenceBatch
     behaviour_logprobs: torch.Tensor  # float32 [B, T], zero outside the response
     scores: torch.Tensor  # float32 [B], raw discriminator logits
     group_size: int  # samples per prompt; B is a multiple of it
-    token_scores: torch.Tensor | None = None  # float32 [B, T], zero outside the response; its sum over time is scores
-    action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in the reward's unit
+    token_scores: torch.Tensor | None = None  # float32 [B, T], zero outside the response; sums to scores over time
+    action_values: torch.Tensor | None = None  # float32 [B, T], zero outside the response, in reward units
     num_read: torch.Tensor | None = None  # int64 [B], response tokens that the discriminator scored; default: all
-    token_rewards: torch.Tensor | None = None  # float32 [B, T], zero outside the response: beside those of responses
-    rewards: torch.Tensor | None = None  # float32 [B], of all reward sources, before whitening and clipping
+    token_rewards: torch.Tensor | None = None  # float32 [B, T], zero outside the response; added to the sequence reward
+    rewards: torch.Tensor | None = None  # float32 [B], over all reward sources, before whitening and clipping
 
     def to(self, device: torch.device) -> TrainBatch:
+        """A copy on this device."""
         return TrainBatch(
             self.sequences.to(device),
             self.behaviour_logprobs.to(device),
@@ -152,35 +154,38 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplingSettings:
-    """How an engine samples. Defaults are untruncated: truncated log-probs bias importance ratios."""
+    """Sampling parameters of an engine. Untruncated by default: truncation biases importance ratios."""
 
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0  # the least probability of a token, as a share of the most probable one's; 0: all tokens
     samples_per_prompt: int = 1
-    stop_at_end_of_text: bool = True  # False: end of text is masked, every response has max_new_tokens tokens
+    stop_at_end_of_text: bool = True  # False: end of text is masked and every response has max_new_tokens tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WeightUpdate:
-    """One version of a network's weights, as plain arrays that many receivers can share.
+    """One version of a network's weights as numpy arrays, which all receivers on a host can share.
 
-    Of the discriminator's (Gumbel-softmax) the version is the number of its updates.
+    For the discriminator (Gumbel-softmax) the version counts its updates.
 
-    bfloat16 has no numpy type: its bits travel as uint16, and ``dtypes`` names the real type.
+    numpy has no bfloat16: its bits are stored as uint16, and ``dtypes`` names the actual type.
     """
 
     policy_version: int
     arrays: Mapping[str, np.ndarray]  # every state_dict entry, tied copies included
     dtypes: Mapping[str, str]  # "float32", "bfloat16", "float16"
-    part: int = 0  # of a version that comes in several updates, in order, each with some of the entries
+    part: int = 0  # index of this chunk; the chunks of a version are sent in order, each with some of the entries
     num_parts: int = 1
 
     @property
     def is_first(self) -> bool:
+        """Whether this is the first part of its version."""
         return self.part == 0
 
     @property
     def is_last(self) -> bool:
+        """Whether this is the last part of its version."""
         return self.part == self.num_parts - 1

@@ -45,7 +45,7 @@ from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import local_roles, open_loop
-from rlgaf_ray.training.warmup import Progress
+from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Metrics, Prompt
 
 RESPONSES = 4  # a prompt; one, at the temperatures of a sweep other than the run's own
@@ -64,7 +64,7 @@ class Watched(Callback):
         if shown:
             print(iteration, " ".join(f"{name} {value:.3f}" for name, value in shown.items()), flush=True)
 
-    def on_warmup(self, stage: str, progress: Progress) -> None:
+    def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
         if progress.step % 100 == 0:
             print(f"{stage} {progress.step}/{progress.num_steps}: {progress.loss:.3f}", flush=True)
 

@@ -1,4 +1,4 @@
-"""Waiting for actors: every wait has a limit, and whoever fails or stays silent is named."""
+"""Wait for actor calls with a timeout; a failure names the actor that died or did not answer."""
 
 from __future__ import annotations
 
@@ -15,57 +15,63 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from rlgaf_ray.errors import UserError
 
 T = TypeVar("T")
-Asked = tuple[Any, str, Any]  # an actor, the method that was called, the reference to its answer
-LAST_WORDS_SECONDS = 10.0  # for the other ranks, once one has failed: that one may have missed one that died
+PendingCall = tuple[Any, str, Any]  # actor, method name, object reference of the result
+GRACE_SECONDS = 10.0  # once one rank failed: time for the others to show whether a dead rank caused it
 
 
 class ActorFailure(UserError):
-    """An actor died or did not answer in time: one sentence that names it."""
+    """An actor died or did not answer in time; the message names it."""
 
 
-class ActorSilent(ActorFailure):
-    """It did not answer in time, and may be alive."""
+class ActorTimeout(ActorFailure):
+    """The actor did not answer in time; it may still be alive."""
 
 
-class ActorSpent(ActorFailure):
-    """It is alive and of no more use: out of memory, or without the engine that it held."""
+class ActorUnusable(ActorFailure):
+    """The actor is alive but cannot continue: it ran out of memory or its engine died."""
 
 
 class ActorNotStarted(ActorFailure):
-    """It raised an exception while it was built; the cause holds the remote traceback."""
+    """The actor's constructor raised an exception; the cause holds the remote traceback."""
 
 
-class SourceLost(ActorFailure):
-    """It may be well, but what it was to work on comes from an actor that is lost."""
+class UpstreamFailure(ActorFailure):
+    """The actor that produces this actor's arguments failed; replacing this actor does not help."""
 
 
 class Answers:
-    """``names``: of each actor, as its failure is told."""
+    """Fetches results of actor calls with a timeout and turns Ray's errors into an ``ActorFailure``."""
 
     def __init__(self, names: dict[Any, str], *, timeout: float) -> None:
+        """``names`` maps each actor to its name in error messages; ``timeout`` is in seconds."""
         self.names = names
         self.timeout = timeout
 
     def get(self, actor: Any, method: str, ref: ray.ObjectRef[T], *, timeout: float | None = None) -> T:
-        """The answer. Raises the actor's own ``UserError``, ``ActorFailure``, or Ray's error with a bug's traceback."""
+        """Return the result of one call.
+
+        Raises the actor's own ``UserError``, an ``ActorFailure``, or for a bug Ray's error with the remote traceback.
+        """
         name = self.names[actor]
         try:
             return ray.get(ref, timeout=self.timeout if timeout is None else timeout)
         except GetTimeoutError:
-            raise ActorSilent(
+            raise ActorTimeout(
                 f"{name} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
             ) from None
         except RayTaskError as error:
-            if isinstance(error, RayActorError | OutOfMemoryError):  # of whoever made the arguments, not of this one
-                raise SourceLost(f"{self._died(error.cause)} before {name} had what {method} needs") from error
+            if isinstance(error, RayActorError | OutOfMemoryError):  # from the actor that produces the arguments
+                raise UpstreamFailure(
+                    f"{self._died(error.cause)} before {name} received its arguments for {method}"
+                ) from error
             if isinstance(error.cause, UserError):  # one sentence, without the actor's traceback
                 raise error.cause from None
-            if reason := _spent(error.cause):
-                if method == "update_weights":  # Ray does not tell whether it was whoever made them
-                    raise SourceLost(
-                        f"{name}, or the learner whose weights it was to take, {reason}: {_one_line(error.cause)}"
+            if reason := _unusable(error.cause):
+                if method == "update_weights":  # Ray does not say whether the learner or the worker raised it
+                    raise UpstreamFailure(
+                        f"{name}, or the learner that sends its weights, {reason}: {_one_line(error.cause)}"
                     ) from error
-                raise ActorSpent(f"{name} {reason} during {method}: {_one_line(error.cause)}") from error
+                raise ActorUnusable(f"{name} {reason} during {method}: {_one_line(error.cause)}") from error
             raise
         except (RayActorError, OutOfMemoryError) as error:
             if isinstance(error, RayActorError) and error.actor_init_failed:
@@ -74,10 +80,10 @@ class Answers:
                 raise ActorNotStarted(f"{name} could not be built: {_last_line(error)}") from error
             raise ActorFailure(f"{name} died during {method}: {_brief(error)}") from error
 
-    def living(self, actors: Sequence[Any]) -> list[Any]:
-        """Those that answer, if what they are at ends soon."""
+    def responsive(self, actors: Sequence[Any]) -> list[Any]:
+        """Return the actors that answer within ``GRACE_SECONDS``."""
         calls = {actor.__ray_ready__.remote(): actor for actor in actors}
-        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=LAST_WORDS_SECONDS)
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=GRACE_SECONDS)
         found = []
         for ref in done:
             with suppress(ActorFailure):
@@ -86,10 +92,13 @@ class Answers:
         return found
 
     def wait_for(self, actor: Any, method: str, refs: Sequence[ray.ObjectRef]) -> None:
-        """Until what another actor works on is made, or known never to be. Fetches nothing."""
+        """Wait until ``actor`` has finished these calls or failed, without fetching the results.
+
+        Raises ``UpstreamFailure`` on a timeout.
+        """
         _, missing = ray.wait(list(refs), num_returns=len(refs), timeout=self.timeout, fetch_local=False)
         if missing:
-            raise SourceLost(
+            raise UpstreamFailure(
                 f"{self.names[actor]} did not answer {method} within {self.timeout:g} s (cluster.timeout_seconds)"
             )
 
@@ -99,27 +108,30 @@ class Answers:
                 return f"{name} died"
         return "an actor died"
 
-    def of_all(self, calls: Sequence[Asked]) -> list[Any]:
-        """The answers in order. The first failure ends the wait: the others may be waiting for the one that failed."""
+    def get_all(self, calls: Sequence[PendingCall]) -> list[Any]:
+        """Return the results in order. The first failure ends the wait: other actors may depend on the failed one."""
         pending = {ref: (actor, method) for actor, method, ref in calls}
         deadline = time.monotonic() + self.timeout
         while pending:
             done, _ = ray.wait(list(pending), timeout=max(0.0, deadline - time.monotonic()))
             if not done:
-                silent = ", ".join(f"{self.names[actor]} ({method})" for actor, method in pending.values())
-                raise ActorFailure(f"no answer within {self.timeout:g} s (cluster.timeout_seconds) from {silent}")
+                late = ", ".join(f"{self.names[actor]} ({method})" for actor, method in pending.values())
+                raise ActorFailure(f"no answer within {self.timeout:g} s (cluster.timeout_seconds) from {late}")
             self.get(*pending.pop(done[0]), done[0])
         return [ray.get(ref) for _, _, ref in calls]
 
-    def of_ranks(self, actors: Sequence[Any], method: str, refs: Sequence[ray.ObjectRef]) -> Any:
-        """The first rank's answer, once all have answered. A rank that died is named, not those that missed it."""
+    def get_ranks(self, actors: Sequence[Any], method: str, refs: Sequence[ray.ObjectRef]) -> Any:
+        """Return rank 0's result once all ranks have answered.
+
+        If a rank died, the error names it and not the ranks whose collectives failed because of it.
+        """
         if len(actors) == 1:
             return self.get(actors[0], method, refs[0])
         waiting, deadline = dict(zip(refs, actors, strict=True)), time.monotonic() + self.timeout
         failed: RayTaskError | None = None
         while waiting:
-            left = max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(waiting), timeout=left if failed is None else min(left, LAST_WORDS_SECONDS))
+            remaining = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(waiting), timeout=remaining if failed is None else min(remaining, GRACE_SECONDS))
             if not done and failed is not None:
                 break
             for ref in done or list(waiting)[:1]:
@@ -132,21 +144,21 @@ class Answers:
         return ray.get(refs[0])
 
 
-def _spent(cause: BaseException) -> str:
-    """What befell an actor that raised this, where a new one may do better; else empty."""
+def _unusable(cause: BaseException) -> str:
+    """Say why the actor that raised this cannot continue and a replacement might; empty for other errors."""
     if (
         isinstance(cause, MemoryError | torch.OutOfMemoryError)
         or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
         or any(words in str(cause) for words in ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory"))
     ):
         return "ran out of memory"
-    if type(cause).__name__ == "EngineDeadError":  # vLLM's, which is imported where there is an engine alone
+    if type(cause).__name__ == "EngineDeadError":  # compared by name: only rollout workers import vLLM
         return "lost its engine"
     return ""
 
 
 def _user_error(error: RayActorError) -> str:
-    """The message of a ``UserError`` in the constructor, else empty: Ray passes on the traceback's text alone."""
+    """Return the message of a ``UserError`` raised in the constructor, else "". Ray passes on only the traceback."""
     _, found, message = _last_line(error).partition(f"{UserError.__module__}.{UserError.__qualname__}: ")
     return message if found else ""
 
@@ -160,7 +172,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _brief(error: RayError) -> str:
-    """What Ray says of the end, without what it guesses."""
+    """Shorten Ray's error to the exit detail, without its list of possible causes."""
     text = _one_line(error)
     before, found, detail = text.partition("Worker exit detail: ")
     return (detail if found else before).partition(" Some common causes")[0]

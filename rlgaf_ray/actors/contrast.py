@@ -1,8 +1,8 @@
-"""Samples of the base model as contrast: what a text is like before it has learned from the demonstrations.
+"""Sample the base model (before SFT) for additional negatives of the discriminator.
 
-Against the SFT model's own samples a discriminator learns what gives a model away, not what the demonstrations are
-about: SFT has already moved most of that. Against the base model's samples the difference is still there, and needs no
-label. With both as negatives the discriminator's optimum is log p_real (1 + w) / (p_policy + w p_base).
+Trained against SFT samples alone, the discriminator learns the artifacts of generated text: SFT has already matched
+most of the content of the demonstrations. Base-model samples still differ in content, and need no label. With both as
+negatives, base samples weighted by w, the optimal discriminator is log p_real (1 + w) / (p_policy + w p_base).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 FILE = "contrast.npz"
-BATCH = 64  # prompts that are sampled together
+BATCH = 64  # prompts per generate call
 
 
 def contrast_sampling(config: Config) -> SamplingSettings:
-    """The rollouts' settings, with ``discriminator.contrast_samples`` responses to a prompt."""
+    """Return the rollouts' sampling settings with ``discriminator.contrast_samples`` responses per prompt."""
     return sampling_settings(config, samples_per_prompt=config.discriminator.contrast_samples)
 
 
 def sample_contrast(
     source: str | Path, prompts: list[np.ndarray], config: Config, *, seed: int, device: str = "cpu"
 ) -> list[np.ndarray]:
-    """Responses to each prompt in the prompts' order, int32 token ids."""
+    """Sample responses (int32 token ids) to each prompt, in the order of the prompts."""
     sampling = contrast_sampling(config)
     per_prompt = sampling.samples_per_prompt
     engine = TransformersEngine(
@@ -46,15 +46,16 @@ def sample_contrast(
 
 
 def save_contrast(responses: list[np.ndarray], folder: Path) -> None:
+    """Write the responses to ``folder`` as one flat array of token ids and their lengths."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / FILE, token_ids=np.concatenate(responses), lengths=np.array([len(ids) for ids in responses]))
 
 
 def load_contrast(folder: Path, demonstrations: list[Demonstration]) -> list[Demonstration]:
-    """The saved responses, each with its prompt: equally many to the prompt of every demonstration."""
+    """Load the saved responses and pair each with its prompt; every demonstration's prompt has the same number."""
     with np.load(folder / FILE, allow_pickle=False) as stored:
         responses = np.split(stored["token_ids"], np.cumsum(stored["lengths"])[:-1])
-    per_prompt, left = divmod(len(responses), len(demonstrations))
-    assert not left, f"{folder} was sampled for other demonstrations"
+    per_prompt, remainder = divmod(len(responses), len(demonstrations))
+    assert not remainder, f"{folder} was sampled for other demonstrations"
     return [Demonstration(demonstrations[row // per_prompt].prompt_ids, ids) for row, ids in enumerate(responses)]

@@ -1,12 +1,11 @@
-"""Rollout requests to many workers: pulled, not dealt. A free worker takes the next part, a slow one takes fewer.
+"""Balance rollout requests over the workers: each batch is split into parts, and an idle worker takes the next part.
 
-A thread of the driver serves each worker: it takes the oldest part that nobody has, has the worker load the weights
-that the part asks for where it holds others, has it sample, and takes the next. Parts of a request are taken in order
-of their expected tokens, longest first, so that what is left at the end is short; requests are taken in order. A worker
-without a part loads the newest weights. It never goes back to older ones, and passes over those that no part it took
-asked for.
+The driver runs one thread per worker. The thread takes the next part from the queue, has the worker load that part's
+weights if it holds different ones, has it sample, and repeats. Batches are served in order; within a batch the part
+with the most expected tokens goes first, so that the last ones are short. An idle worker loads the newest weights.
+A worker never loads older weights, and skips versions that none of its parts needs.
 
-Rollouts come back in the prompts' order. Who samples one does not matter: each has a seed of its own.
+Rollouts are returned in the order of the prompts. They do not depend on the worker: each has its own seed.
 """
 
 from __future__ import annotations
@@ -22,23 +21,23 @@ from typing import Any
 
 import numpy as np
 
-from rlgaf_ray.engines.checks import room
+from rlgaf_ray.engines.checks import max_response_tokens
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings
 
 FULL_ENGINE = 256
-"""Rollouts that one request should have at least: an engine samples 256 in two requests as fast as in one, 64 in two
-a third slower (docs/benchmarks.md)."""
+"""Minimum rollouts per request: an engine samples 256 rollouts in two requests as fast as in one, but 64 in two a
+third slower (docs/benchmarks.md)."""
 
 MOST_REQUESTS = 4
-"""Parts for each worker of a large batch: a worker that stands still then holds an eighth of two workers' batch."""
+"""Maximum parts per worker: with two workers, a stalled worker then holds an eighth of the batch."""
 
 CLOSE_SECONDS = 10.0
 
 
 @dataclass(eq=False)
 class Weights:
-    """One push. ``update`` is what a worker's call takes; ``loaded`` has each worker's metrics of it, or of the newer
-    weights that it took instead."""
+    """One weight push. ``update`` is the argument of a worker's call. ``loaded`` holds each worker's metrics for this
+    push, or for the newer one that it loaded instead."""
 
     update: Any
     loaded: list[Future[Metrics]]
@@ -46,12 +45,12 @@ class Weights:
 
 @dataclass(eq=False)
 class Part:
-    """A run of neighbouring prompts (they may share prefixes) of one request."""
+    """Consecutive prompts of one batch; neighbours may share prefixes."""
 
     prompts: Sequence[Prompt]
     sampling: SamplingSettings
     seeds: Sequence[int]
-    weights: Weights | None  # None: those that the engine has started with
+    weights: Weights | None  # None: the weights the engine started with
     taken_at: float = 0.0
     ended_at: float = 0.0
     rollouts: Future[list[Rollout]] = field(default_factory=Future)
@@ -62,18 +61,24 @@ class Part:
 
 
 Call = Callable[[Any | None, Part | None], tuple[Metrics, list[Rollout]]]
-"""Has one worker load an update, then sample a part; either may be None."""
+"""Loads an update on one worker, then samples a part; either may be None."""
 
 
 class Dispatcher:
+    """Queues the parts of rollout batches and the weight pushes, and serves each worker from a thread."""
+
     def __init__(self, calls: Sequence[Call], *, requests_per_worker: int | None = None) -> None:
-        """One call a worker. ``requests_per_worker``: None takes more than one where each is still large."""
+        """``calls`` has one entry per worker.
+
+        ``requests_per_worker`` is the number of parts per worker and batch; None chooses it from the batch size
+        (``FULL_ENGINE``, ``MOST_REQUESTS``).
+        """
         self.calls = calls
         self.requests_per_worker = requests_per_worker
         self.changed = threading.Condition()
-        self.parts: deque[Part] = deque()  # that nobody has taken
+        self.parts: deque[Part] = deque()  # not taken yet
         self.newest: Weights | None = None
-        self.ahead: list[deque[Weights]] = [deque() for _ in calls]  # pushes that each worker does not hold yet
+        self.ahead: list[deque[Weights]] = [deque() for _ in calls]  # per worker: pushes it has not loaded yet
         self.error: BaseException | None = None
         self.closed = False
         self.threads = [threading.Thread(target=self._serve, args=(index,), daemon=True) for index in range(len(calls))]
@@ -83,7 +88,7 @@ class Dispatcher:
     def start(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> Callable[[], tuple[list[Rollout], float]]:
-        """Ask for rollouts from the newest weights; what comes back waits for them and for the seconds they took."""
+        """Request rollouts from the newest weights. Call the returned function to wait for (rollouts, seconds)."""
         share = sampling.samples_per_prompt
         bounds = split(expected_tokens(prompts, sampling), self._num_parts(len(seeds)))
         with self.changed:
@@ -103,8 +108,11 @@ class Dispatcher:
         return wait
 
     def push(self, update: Any) -> Callable[[], Metrics]:
-        """New weights for what is asked for from now on; what comes back waits until each worker has them, or newer
-        ones, and gives the metrics of the slowest."""
+        """Use these weights for all later requests.
+
+        The returned function waits until every worker holds them or newer ones; it returns the slowest worker's
+        metrics.
+        """
         weights = Weights(update, [Future() for _ in self.calls])
         with self.changed:
             self._enter()
@@ -119,12 +127,12 @@ class Dispatcher:
         return wait
 
     def drop(self) -> None:
-        """Forget the parts that nobody has taken; those that are being made end in nobody's hands."""
+        """Discard the queued parts. Parts in progress finish and their rollouts are discarded."""
         with self.changed:
             self.parts.clear()
 
     def close(self) -> None:
-        """To be called when the workers have ended: what is still asked of one fails then, and its thread ends."""
+        """End the threads. Call it after the workers have ended, so that pending calls fail and return."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
@@ -137,7 +145,7 @@ class Dispatcher:
         return num_workers * each
 
     def _enter(self) -> None:
-        """Wake the workers for what is being added. Raises what ended one of them."""
+        """Wake the worker threads before adding work. Raises the error that ended a worker."""
         if self.error is not None:
             raise self.error
         self.changed.notify_all()
@@ -157,7 +165,7 @@ class Dispatcher:
                 part.taken_at = time.perf_counter()
             try:
                 metrics, rollouts = self.calls[index](update, part)
-            except BaseException as error:  # whoever waits gets it
+            except BaseException as error:  # raised again in the waiting caller
                 self._fail(error, part)
                 return
             if wanted is not None and wanted is not held:
@@ -169,11 +177,11 @@ class Dispatcher:
 
     def _loaded(self, index: int, weights: Weights, metrics: Metrics) -> None:
         with self.changed:
-            if self.error is not None:  # everybody who waits has heard of it
+            if self.error is not None:  # all futures already carry the error
                 return
             ahead = self.ahead[index]
-            while (passed := ahead.popleft()) is not weights:
-                passed.loaded[index].set_result(metrics)
+            while (skipped := ahead.popleft()) is not weights:
+                skipped.loaded[index].set_result(metrics)
             weights.loaded[index].set_result(metrics)
 
     def _fail(self, error: BaseException, part: Part | None) -> None:
@@ -191,11 +199,14 @@ class Dispatcher:
 
 
 def expected_tokens(prompts: Sequence[Prompt], sampling: SamplingSettings) -> list[int]:
-    """Of each prompt: its own once, for its samples share them, and all that its samples may have."""
-    return [len(prompt.token_ids) + sampling.samples_per_prompt * room(prompt, sampling) for prompt in prompts]
+    """Estimate each prompt's tokens: its prompt once (its samples share it) and the response budget of every sample."""
+    return [
+        len(prompt.token_ids) + sampling.samples_per_prompt * max_response_tokens(prompt, sampling)
+        for prompt in prompts
+    ]
 
 
 def split(tokens: Sequence[int], num_parts: int) -> list[int]:
-    """Where to cut a row of prompts into parts of about the same tokens: ``num_parts`` + 1 rising positions."""
+    """Split the prompts into parts of about equal tokens; returns ``num_parts`` + 1 ascending boundaries."""
     ends = np.cumsum([0, *tokens])
     return np.interp(np.linspace(0, ends[-1], num_parts + 1), ends, np.arange(len(ends))).round().astype(int).tolist()

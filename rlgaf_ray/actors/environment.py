@@ -1,4 +1,4 @@
-"""Environment variables that keep Ray from starting, set right for this process and those that it starts."""
+"""Fix environment variables that keep Ray from starting, for this process and its children."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray._private import ray_constants
 
 from rlgaf_ray.errors import UserError
 
-SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # the longest name of a Unix socket
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # maximum length of a Unix socket's path
 RAY_SOCKET = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROXIES = ("http_proxy", "https_proxy", "all_proxy")
@@ -28,30 +28,33 @@ JOBS_API = ("http", "https")
 
 
 def prepare_environment(address: str | None) -> None:
-    """Before Ray starts here, or before the cluster at ``address`` is joined. Raises ``UserError``."""
+    """Prepare the environment for starting a local Ray, or for joining the cluster at ``address``.
+
+    Raises ``UserError`` for an invalid address or temporary folder.
+    """
     host = endpoint(address)[0] if address else None
     changes = without_proxy(os.environ, (*LOOPBACK, *([host] if host else [])))
     changes |= user_name()
     if address is None:
         changes |= short_temporary_folder(os.environ) | token(os.environ)
     if UV_HOOK not in os.environ:
-        # Under `uv run` Ray would upload the working folder, with runs/ and cache/, to workers that have the package.
+        # Under `uv run` Ray would upload the working directory, with runs/ and cache/, although workers do not need it.
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
     os.environ.update(changes)
 
 
 def named_address(configured: str | None) -> str | None:
-    """Where the cluster is that the run joins, if it joins one; as for Ray itself, no value is none."""
+    """Return the address of the cluster to join, or None for a local Ray; as in Ray, an empty value counts as none."""
     address = (configured or os.environ.get("RAY_ADDRESS") or "").strip()
     return None if address in ("", "local") else address
 
 
 def endpoint(address: str) -> tuple[str | None, int | None]:
-    """Host and port of a cluster's address; None of one that Ray finds by itself. Raises ``UserError``."""
+    """Return host and port of a cluster's address; None for one that Ray discovers. Raises ``UserError``."""
     scheme, separator, rest = address.rpartition("://")
     if scheme in JOBS_API:
         raise UserError(
-            f"{address} is the address of Ray's Jobs API, which takes submitted jobs only: run 'ray job submit "
+            f"{address} is the address of Ray's Jobs API, which only accepts submitted jobs: run 'ray job submit "
             f"--address {address} -- python -m rlgaf_ray.main ...', or set cluster.address or RAY_ADDRESS to HOST:6379"
         )
     if address == "auto" or (separator and scheme != "ray"):
@@ -63,14 +66,14 @@ def endpoint(address: str) -> tuple[str | None, int | None]:
         host, port = None, None
     if not host or not port:
         raise UserError(
-            f"{address} is no address of a Ray cluster: set cluster.address or RAY_ADDRESS to HOST:PORT, [IPv6]:PORT, "
-            "ray://HOST:PORT or auto, or unset both to run on this machine alone"
+            f"{address} is not the address of a Ray cluster: set cluster.address or RAY_ADDRESS to HOST:PORT, "
+            "[IPv6]:PORT, ray://HOST:PORT or auto, or unset both to run locally"
         )
     return host, port
 
 
 def without_proxy(environment: Mapping[str, str], hosts: tuple[str, ...]) -> dict[str, str]:
-    """Where there is a proxy, the lists of hosts that are reached without it, with ``hosts`` in them."""
+    """If a proxy is set, return the no-proxy variables extended by ``hosts``; else nothing."""
     if not any(environment.get(name) or environment.get(name.upper()) for name in PROXIES):
         return {}
     given = [host.strip() for name in NO_PROXY for host in environment.get(name, "").split(",")]
@@ -79,7 +82,10 @@ def without_proxy(environment: Mapping[str, str], hosts: tuple[str, ...]) -> dic
 
 
 def short_temporary_folder(environment: Mapping[str, str], others: Sequence[str] = TEMPORARY) -> dict[str, str]:
-    """Where ``TMPDIR``, or ``/tmp`` without it, does not take Ray's sockets, a folder for Ray and vLLM that does."""
+    """If ``TMPDIR`` (default ``/tmp``) cannot hold Ray's sockets, return a folder for Ray and vLLM that can.
+
+    Raises ``UserError`` if ``RAY_TMPDIR`` is set to such a folder, or if no other folder works.
+    """
     chosen = environment.get("RAY_TMPDIR")
     if _takes_sockets(chosen or environment.get("TMPDIR") or "/tmp"):
         return {}
@@ -94,10 +100,10 @@ def short_temporary_folder(environment: Mapping[str, str], others: Sequence[str]
 
 
 def _takes_sockets(folder: str) -> bool:
-    place = Path(folder) / "ray"  # which Ray makes, and which may be another user's
-    if not place.is_absolute() or len(os.fsencode(folder)) + RAY_SOCKET > SOCKET_BYTES:
+    ray_folder = Path(folder) / "ray"  # created by Ray; it may belong to another user
+    if not ray_folder.is_absolute() or len(os.fsencode(folder)) + RAY_SOCKET > SOCKET_BYTES:
         return False
-    existing = next(each for each in (place, *place.parents) if each.exists())
+    existing = next(each for each in (ray_folder, *ray_folder.parents) if each.exists())
     try:
         with tempfile.TemporaryDirectory(dir=existing):
             return True
@@ -106,7 +112,7 @@ def _takes_sockets(folder: str) -> bool:
 
 
 def token(environment: Mapping[str, str]) -> dict[str, str]:
-    """A token for Ray where it could not write one of its own into the user's home."""
+    """Return a token for Ray if it could not write its own to the user's home."""
     if environment.get("RAY_AUTH_MODE", "token").lower() != "token" or any(environment.get(name) for name in TOKENS):
         return {}
     with suppress(OSError, RuntimeError):  # RuntimeError: a user without a home
@@ -120,7 +126,7 @@ def token(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def user_name() -> dict[str, str]:
-    """A name for a user id that has none, as in containers: torch and vLLM name folders after it."""
+    """Return a user name for a user id without one, as in containers; torch and vLLM use it in folder names."""
     try:
         getpass.getuser()
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""Learner and discriminator as groups of actors: how their ranks find one another, and how all of them are called."""
+"""Learner and discriminator as groups of actors: how the ranks rendezvous, and how to call all of them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from rlgaf_ray.weights.manifest import DeviceUpdate, announce
 from rlgaf_ray.weights.nccl import NcclSender, Rendezvous
 
 
-class MeetingPoint:
-    """Where the ranks of one group meet: a store in the driver's process, for as long as they live."""
+class RankStore:
+    """A ``TCPStore`` in the driver's process through which the ranks of one group rendezvous."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.host = ray.util.get_node_ip_address()
-        listening = socket.create_server((self.host, 0))  # on the cluster's own address alone
+        listening = socket.create_server((self.host, 0))  # listens on the cluster's address only
         self.port = listening.getsockname()[1]
         self.store = TCPStore(
             self.host, self.port, size, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
@@ -47,7 +47,7 @@ class MeetingPoint:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What one rank of several is told: its number, and where they meet."""
+    """A rank's number and the address of its group's store."""
 
     rank: int
     size: int
@@ -67,9 +67,9 @@ class Member:
 
 
 class LearnerWorker(Learner):
-    """The learner, or one rank of it, in an actor's own process, from where it sends its weights.
+    """The learner, or one rank of it, in its own actor process; it also sends the weights.
 
-    Over GPUs (``actors.transfer``) all ranks are called alike: of weights that are cut, each holds what all gather.
+    For a transfer between GPUs (``actors.transfer``) every rank is called: sharded weights are gathered by all ranks.
     """
 
     def __init__(
@@ -99,14 +99,14 @@ class LearnerWorker(Learner):
     def weights_after(
         self, policy_version: int, part: int, network: PolicyNetwork, *tasks: object
     ) -> WeightUpdate | None:
-        """Ray starts this only once the ``tasks``, passed as references, have ended."""
+        """Return one part of the weights; Ray runs this only after the ``tasks``, passed as references."""
         return self.weights_part(policy_version, part, network=network)
 
     def open_address(self) -> tuple[str, int]:
         return nccl.open_address()
 
     def meet(self, rendezvous: Rendezvous) -> None:
-        """Returns when all engines have come; only the first rank sends, and waits for them."""
+        """Join the NCCL group with the engines. Only rank 0 sends; its call returns once all engines have joined."""
         self.nccl_sender = NcclSender(rendezvous, rank=self.group.rank)
 
     def announce(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
@@ -120,17 +120,17 @@ class LearnerWorker(Learner):
         return self.ipc_sender.share(self.state(network), policy_version)
 
     def release(self, *received: Metrics) -> None:
-        """Ray starts this only once every engine's answer, passed as a reference, is there."""
+        """Free the shared memory; Ray runs this only after every engine's answer, passed as a reference."""
         self.ipc_sender.release()
 
     def save_alone(self, folder: Place) -> None:
-        """``save`` by a replica whose group is gone."""
+        """Save from this replica alone, after its process group has failed."""
         self.group = leave_group()
         self.save(folder)
 
 
 class DiscriminatorWorker:
-    """The discriminator, or one rank of it, in an actor's own process."""
+    """The discriminator, or one rank of it, in its own actor process."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class DiscriminatorWorker:
         return self.discriminator.token_scores(items)
 
     def update_after(self, task: object, *batches: Any) -> Metrics:
-        """Ray starts this only once ``task``, passed as a reference, has ended."""
+        """Update the discriminator; Ray runs this only after ``task``, passed as a reference."""
         return self.discriminator.update(*batches)
 
     def weights(self) -> WeightUpdate | None:
@@ -174,7 +174,7 @@ class DiscriminatorWorker:
 
 
 def call_all(actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> list[ray.ObjectRef]:
-    """Call every rank alike. What is large among the ``arguments`` goes to the object store once."""
+    """Call a method on every rank with the same arguments; positional ones are put into the object store once."""
     if len(actors) > 1:
         arguments = tuple(each if isinstance(each, ray.ObjectRef) else ray.put(each) for each in arguments)
     return [getattr(actor, method).remote(*arguments, **options) for actor in actors]

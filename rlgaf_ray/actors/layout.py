@@ -1,11 +1,11 @@
-"""What a placement asks of Ray: its bundles, and which of them each actor lives in.
+"""The resources of a run as placement-group bundles, and the bundle of each actor.
 
-On CPU the roles take turns (the loop is synchronous), so learner and discriminator compute with all cores of their node
-while they ask Ray for an equal share only. Rollout workers sample at the same time and share the cores: half of a small
-model's sampling is vLLM's own bookkeeping, which one process cannot spread over cores (docs/benchmarks.md).
+On CPU the roles take turns (the loop is synchronous): learner and discriminator use all cores of their node but request
+only an equal share from Ray. Rollout workers sample at the same time and divide the cores between them: for a small
+model, half of the sampling time is vLLM's scheduling, which one process cannot parallelize (docs/benchmarks.md).
 
-``cluster.placement`` says more: ``colocate`` gives every GPU one actor of each role (on CPU: all of them one node's
-cores), ``separate`` gives each actor GPUs or cores of its own, ``spread`` puts neighbours on different nodes.
+``cluster.placement``: ``colocate`` puts one actor of each role on every GPU (on CPU: all actors on one node),
+``separate`` gives each actor its own GPUs or cores, ``spread`` puts consecutive actors on different nodes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ Kind = Literal["auto", "colocate", "separate", "spread"]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
+    """How many actors of each role a run starts, and the resources and threads of each."""
+
     num_rollout_workers: int
     cpus_per_actor: float
-    gpus_per_actor: float  # of a learner's rank, a discriminator's rank, a tensor-parallel shard of a rollout worker
-    threads: int  # of each rank of the learner and of the discriminator
-    rollout_threads: int  # of each rollout worker: they sample at the same time
+    gpus_per_actor: float  # per learner rank, discriminator rank, and tensor-parallel shard of a rollout worker
+    threads: int  # per rank of the learner and of the discriminator
+    rollout_threads: int  # per rollout worker; they sample at the same time
     kind: Kind = "auto"
     num_learners: int = 1
     num_discriminators: int = 1
@@ -41,26 +43,26 @@ class Placement:
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether an engine has to make room on its GPU while the others compute (vLLM's sleep mode)."""
+        """Whether an engine frees its GPU memory while the other roles compute (vLLM's sleep mode)."""
         return self.kind == "colocate" and self.device == "cuda"
 
     @property
     def engines_start_last(self) -> bool:
-        """Whether others may use an engine's GPU: it starts once learner and discriminator have their memory.
+        """Whether other actors may share an engine's GPU; it then starts after learner and discriminator.
 
-        What others take meanwhile vLLM books as its own, and starts with a smaller cache; where they give memory back
-        it does not start.
+        vLLM profiles memory at startup: memory that another process allocates meanwhile shrinks its KV cache, and
+        memory that one frees makes the startup fail.
         """
         return self.device == "cuda" and self.gpus_per_actor <= 0.5
 
     @property
     def engines_start_in_turn(self) -> bool:
-        """Whether engines may share a GPU with one another: then only one of them starts at a time."""
+        """Whether several engines may share a GPU; they then start one at a time."""
         return self.engines_start_last and not self.shares_gpus
 
     @property
     def shared_cores(self) -> bool:
-        """Whether learner and discriminator compute on the same cores: updates at once are slower than in turn."""
+        """Whether learner and discriminator share cores; concurrent updates are then slower than sequential ones."""
         return self.device == "cpu" and self.kind in ("auto", "colocate")
 
     @property
@@ -69,7 +71,7 @@ class Placement:
 
     @property
     def learner_bundles(self) -> range:
-        """The bundle of each of the learner's ranks, in ``bundles``."""
+        """Indices in ``bundles`` of the learner's ranks."""
         return range(self.num_learners)
 
     @property
@@ -84,11 +86,11 @@ class Placement:
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What is asked of Ray: a bundle an actor, or, where GPUs are shared, a whole GPU for all that live on it."""
+        """The bundles to request from Ray: one per actor, or one per GPU if the actors share GPUs."""
         roles = (self.learner_bundles, self.discriminator_bundles, self.rollout_bundles)
         if self.shares_gpus:
-            lodgers = [sum(index in role for role in roles) for index in range(max(map(len, roles)))]
-            return [{"CPU": self.cpus_per_actor * count, "GPU": 1.0} for count in lodgers]
+            actors_per_gpu = [sum(index in role for role in roles) for index in range(max(map(len, roles)))]
+            return [{"CPU": self.cpus_per_actor * count, "GPU": 1.0} for count in actors_per_gpu]
         bundle = {"CPU": self.cpus_per_actor}
         worker = dict(bundle)
         if self.gpus_per_actor:
@@ -99,7 +101,7 @@ class Placement:
 
     @property
     def strategy(self) -> Strategy:
-        """How Ray spreads the bundles over nodes."""
+        """Ray's placement strategy for the bundles."""
         if self.kind == "spread":
             return "SPREAD"
         return "STRICT_PACK" if self.kind == "colocate" and self.device == "cpu" else "PACK"

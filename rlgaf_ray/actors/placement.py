@@ -1,4 +1,4 @@
-"""Who gets which cores and GPUs: the plan, its refusal where the cluster is too small, and the placement group."""
+"""Plan the cores and GPUs of each actor, check that the cluster has them, and reserve the placement group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlgaf_ray.actors.cluster import cluster_nodes
 from rlgaf_ray.actors.environment import named_address
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
-from rlgaf_ray.actors.planning import asked_by, nearest, share_out, shortage, smallest_node, totals
+from rlgaf_ray.actors.planning import build_placement, nearest, request_from, shortage, smallest_node, totals
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 
@@ -24,40 +24,41 @@ MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 def plan_placement(
     config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int, nodes: Sequence[Node] | None = None
 ) -> Placement:
-    """Share out the cluster. ``nodes``: its machines, so that whether each bundle finds one is asked too.
+    """Plan a run on a cluster. With ``nodes``, also check that every bundle fits on a node.
 
-    Raises ``UserError`` with the sum asked, the sum there and the nearest plan that fits.
+    Raises ``UserError`` with the requested and the available resources and the nearest plan that fits.
     """
-    there = [Node(cluster_cpus, cluster_gpus)] if nodes is None else nodes
-    request = asked_by(config, node_cpus=node_cpus)
-    placement = share_out(request, there, node_cpus=node_cpus)
-    problem = shortage(placement, there)
+    available = [Node(cluster_cpus, cluster_gpus)] if nodes is None else nodes
+    request = request_from(config, node_cpus=node_cpus)
+    placement = build_placement(request, available, node_cpus=node_cpus)
+    problem = shortage(placement, available)
     if problem:
-        raise UserError(f"{problem}; {nearest(request, there, node_cpus)}")
+        raise UserError(f"{problem}; {nearest(request, available, node_cpus)}")
     return placement
 
 
 def plan_on(config: Config, nodes: Sequence[Node]) -> Placement:
-    """As ``plan_placement``, on these machines."""
+    """Plan a run on these nodes, as ``plan_placement``."""
     cpus, gpus, node_cpus = totals(nodes)
     return plan_placement(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus, nodes=nodes)
 
 
 def find_placement(config: Config) -> Placement:
-    """The placement on the cluster that this process has joined, once it is known to be had; nothing is held.
+    """Plan a run on the connected cluster and check that its resources are free; nothing stays reserved.
 
-    Raises ``UserError`` with the sum asked, the sum there and the nearest plan that fits: at once where the machines
-    are too few (after ``cluster.join_seconds``), after ``FREE_SECONDS`` where others hold them.
+    Raises ``UserError`` with the requested and the available resources and the nearest plan that fits: after
+    ``cluster.join_seconds`` if the nodes are too few or too small, after another ``FREE_SECONDS`` if other jobs hold
+    them.
     """
     nodes = cluster_nodes()
     deadline = time.monotonic() + config.cluster.join_seconds
-    while (left := deadline - time.monotonic()) > 0:
+    while (remaining := deadline - time.monotonic()) > 0:
         node_cpus = smallest_node(nodes)
-        wanted = share_out(asked_by(config, node_cpus=node_cpus), nodes, node_cpus=node_cpus)
-        request_resources(bundles=wanted.bundles)  # an autoscaler starts the nodes for it, and keeps them
+        wanted = build_placement(request_from(config, node_cpus=node_cpus), nodes, node_cpus=node_cpus)
+        request_resources(bundles=wanted.bundles)  # an autoscaler starts the missing nodes and keeps them
         if shortage(wanted, nodes) is None:
             break
-        time.sleep(min(1.0, left))
+        time.sleep(min(1.0, remaining))
         nodes = cluster_nodes()
     placement = plan_on(config, nodes)
     if named_address(config.cluster.address) is None:
@@ -69,25 +70,27 @@ def find_placement(config: Config) -> Placement:
             for resources in ({"CPU": placement.total("CPU"), "GPU": placement.total("GPU")}, ray.available_resources())
         )
         node_cpus = smallest_node(nodes)
-        smaller = nearest(asked_by(config, node_cpus=node_cpus), _free_nodes(), node_cpus)
-        raise UserError(f"the run asks for {asked} and others leave {free} of the cluster free: wait, or {smaller}")
+        smaller = nearest(request_from(config, node_cpus=node_cpus), _free_nodes(), node_cpus)
+        raise UserError(
+            f"the run asks for {asked}, but other jobs leave {free} of the cluster free: wait, or {smaller}"
+        )
     remove_placement_group(group)
     return placement
 
 
 def _free_nodes() -> list[Node]:
-    """What others leave, as if it were one machine: Ray tells the sums only."""
+    """Return the free resources as one node: Ray reports only the totals over the cluster."""
     free = ray.available_resources()
     return [Node(free.get("CPU", 0.0), free.get("GPU", 0.0))]
 
 
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
-    """The placement's bundles. Raises ``UserError`` where they are not to be had."""
+    """Reserve the placement's bundles. Raises ``UserError`` if Ray does not grant them within ``timeout`` seconds."""
     group = _granted(placement, timeout=timeout)
     if group is None:
         raise UserError(
-            f"waited {timeout:g} s for {len(placement.bundles)} bundles of {placement.bundles[0]}; free are "
-            f"{ray.available_resources()}: another job holds the rest, or no single node has room for one bundle"
+            f"no placement group after {timeout:g} s for {len(placement.bundles)} bundles of {placement.bundles[0]}; "
+            f"free resources: {ray.available_resources()}. Another job holds the rest, or a bundle fits on no node"
         )
     return group
 
@@ -101,10 +104,10 @@ def _granted(placement: Placement, *, timeout: float) -> PlacementGroup | None:
 
 
 def actor_environment(threads: int) -> dict[str, str]:
-    """Environment of an actor's process, read before torch starts its threads.
+    """Return the environment variables of an actor's process; torch reads them before it starts its threads.
 
-    The C library by default gives large blocks back to the system at once and faults every page in again at the next
-    step: a fifth of the learner's time. Its tunables keep the memory of the largest step, in huge pages.
+    By default glibc returns large freed blocks to the system at once and faults their pages in again at the next step,
+    which costs a fifth of the learner's time. The tunables keep the memory of the largest step, in huge pages.
     """
     return {
         "OMP_NUM_THREADS": str(threads),

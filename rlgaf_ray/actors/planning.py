@@ -1,6 +1,6 @@
-"""From a config and the machines that are there to a placement, or to one sentence that says why there is none.
+"""Compute a placement from a config and the nodes of a cluster, or an error message that says why none fits.
 
-Nothing here starts or asks Ray: ``rlgaf plan`` uses it for clusters that do not exist.
+Nothing here needs a running Ray: ``rlgaf plan`` uses it for clusters that do not exist.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from rlgaf_ray.actors.packing import Bundle, Node, pack
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 
-NUM_CPU_ROLLOUT_WORKERS = 2  # by default; more have not been measured
+NUM_CPU_ROLLOUT_WORKERS = 2  # default; more workers have not been benchmarked
 NUM_ROLES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a config asks for."""
+    """The actors and resources that a config requests."""
 
     kind: Kind
     num_workers: int
     num_learners: int
     num_discriminators: int
     tensor_parallel_size: int
-    gpus: float  # an actor
-    cpus: float | None  # an actor; None: an equal share
+    gpus: float  # per actor
+    cpus: float | None  # per actor; None: an equal share
     threads: int | None
-    overlap: bool = False  # rollouts are made while the others compute: each side has half of a node's cores
+    overlap: bool = False  # sampling overlaps the updates: each side gets half of a node's cores
 
     @property
     def num_actors(self) -> int:
@@ -49,26 +49,26 @@ KEYS = {
 
 
 def smallest_node(nodes: Sequence[Node]) -> int:
-    """The cores of the smallest node that has any."""
+    """Return the cores of the smallest node that has any."""
     return min((int(node.cpus) for node in nodes if node.cpus >= 1), default=1)
 
 
 def totals(nodes: Sequence[Node]) -> tuple[float, float, int]:
-    """CPUs and GPUs of all nodes, and the cores of the smallest."""
+    """Return the CPUs and GPUs of all nodes, and the cores of the smallest node."""
     return sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), smallest_node(nodes)
 
 
-def asked_by(config: Config, *, node_cpus: int) -> Request:
-    """Raises ``UserError`` for what no cluster could give."""
+def request_from(config: Config, *, node_cpus: int) -> Request:
+    """Read the request from a config. Raises ``UserError`` for settings that no cluster can satisfy."""
     cluster, shards = config.cluster, config.rollout.tensor_parallel_size
     if shards > 1 and (cluster.gpus_per_actor < 1 or cluster.placement == "colocate"):
         raise UserError(
-            f"rollout.tensor_parallel_size={shards} takes whole GPUs (an actor of Ray has a part of one GPU or several "
-            "whole ones): set cluster.gpus_per_actor=1 and a cluster.placement other than colocate"
+            f"rollout.tensor_parallel_size={shards} needs whole GPUs (Ray gives an actor a fraction of one GPU or "
+            "several whole ones): set cluster.gpus_per_actor=1 and a cluster.placement other than colocate"
         )
     if 0 < cluster.gpus_per_actor < 1 and cluster.placement in ("separate", "spread"):
         raise UserError(
-            f"cluster.placement={cluster.placement} gives each actor GPUs of its own: set cluster.gpus_per_actor=1, or "
+            f"cluster.placement={cluster.placement} gives each actor its own GPUs: set cluster.gpus_per_actor=1, or "
             "cluster.placement=colocate"
         )
     overlap = config.schedule.mode != "sync" and cluster.gpus_per_actor == 0
@@ -89,8 +89,8 @@ def asked_by(config: Config, *, node_cpus: int) -> Request:
     )
 
 
-def share_out(request: Request, nodes: Sequence[Node], *, node_cpus: int) -> Placement:
-    """The placement that was asked for, whether these nodes have room for it or not."""
+def build_placement(request: Request, nodes: Sequence[Node], *, node_cpus: int) -> Placement:
+    """Build the requested placement, without checking that it fits on the nodes (see ``shortage``)."""
     cluster_cpus, gpus = sum(node.cpus for node in nodes), request.gpus
     own_cores = request.kind == "separate" and gpus == 0
     if request.kind == "colocate" and gpus > 0:
@@ -100,13 +100,13 @@ def share_out(request: Request, nodes: Sequence[Node], *, node_cpus: int) -> Pla
     if own_cores:
         equal_share = float(_whole_cores(request.num_actors, nodes))
     else:
-        equal_share = _rounded_down(min(1.0, cluster_cpus / request.num_actors)) or 1.0  # no node has joined yet
+        equal_share = _rounded_down(min(1.0, cluster_cpus / request.num_actors)) or 1.0  # 1.0: no node has joined yet
     cpus = request.cpus or equal_share
     sampling = max(1, node_cpus // 2) if request.overlap and request.kind in ("auto", "colocate") else node_cpus
     learning = max(1, node_cpus - sampling) if sampling < node_cpus else node_cpus
 
     def threads_of(count: int, cores: int) -> int:
-        """Of each of so many actors that compute at the same time, and share the cores of their node."""
+        """Return the threads per actor for ``count`` actors that compute concurrently on their node's ``cores``."""
         if own_cores:
             return request.threads or max(1, int(cpus))
         on_one_node = math.ceil(count / len(nodes)) if request.kind == "spread" and nodes else count
@@ -126,41 +126,44 @@ def share_out(request: Request, nodes: Sequence[Node], *, node_cpus: int) -> Pla
 
 
 def _rounded_down(share: float) -> float:
-    """Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole."""
+    """Round down to 0.001 (Ray's resolution is 0.0001), so that the shares never add up to more than the total."""
     return math.floor(share * 1000) / 1000
 
 
 def _whole_cores(num_actors: int, nodes: Sequence[Node]) -> int:
-    """The most whole cores that each of so many actors can have to itself; at least 1."""
+    """Return the largest number of dedicated cores per actor that fits on the nodes; at least 1."""
     most = max((int(node.cpus) for node in nodes), default=1)
     fitting = (cores for cores in range(most, 1, -1) if sum(node.cpus // cores for node in nodes) >= num_actors)
     return next(fitting, 1)
 
 
 def shortage(placement: Placement, nodes: Sequence[Node]) -> str | None:
-    """Why the placement cannot be met: the sum asked and the sum there, or the bundle that finds no room."""
-    there: dict[Resource, float] = {
+    """Say why the placement does not fit: the totals requested and available, or the bundle that fits on no node.
+
+    Returns None if it fits.
+    """
+    available: dict[Resource, float] = {
         "CPU": sum(node.cpus for node in nodes),
         "GPU": sum(node.gpus for node in nodes),
     }
     shares: dict[Resource, float] = {"CPU": placement.cpus_per_actor, "GPU": placement.gpus_per_actor}
     for name, each in shares.items():
         asked = placement.total(name)
-        if asked > there[name] + 1e-9:
+        if asked > available[name] + 1e-9:
             return (
                 f"the run asks for {asked:g} {name}s ({_product(placement, name, each)}) and the cluster has "
-                f"{there[name]:g}: lower cluster.{name.lower()}s_per_actor or rollout.num_workers, or add nodes"
+                f"{available[name]:g}: lower cluster.{name.lower()}s_per_actor or rollout.num_workers, or add nodes"
             )
     if pack(placement.bundles, placement.strategy, nodes) is not None:
         return None
     largest = max(placement.bundles, key=lambda bundle: (bundle.get("GPU", 0.0), bundle["CPU"]))
     node = max(nodes, key=lambda node: (node.gpus, node.cpus), default=Node(0.0))
-    whole = {name: placement.total(name) for name in there}
-    where = "on one node" if placement.strategy == "STRICT_PACK" else "node by node"
+    total = {name: placement.total(name) for name in available}
+    where = "on one node" if placement.strategy == "STRICT_PACK" else "on its nodes"
     return (
-        f"the run asks for {_words(whole)} in {len(placement.bundles)} bundles, the largest of {_words(largest)}, and "
-        f"the cluster has {_words(there)}, at most {_words({'CPU': node.cpus, 'GPU': node.gpus})} a node, where they "
-        f"do not fit {where}"
+        f"the run asks for {_words(total)} in {len(placement.bundles)} bundles of at most {_words(largest)}, which do "
+        f"not fit {where}: the cluster has {_words(available)}, at most "
+        f"{_words({'CPU': node.cpus, 'GPU': node.gpus})} per node"
     )
 
 
@@ -181,10 +184,13 @@ def _words(amounts: Mapping[Resource, float] | Bundle) -> str:
 
 
 def nearest(request: Request, nodes: Sequence[Node], node_cpus: int) -> str:
-    """The changes that make a request fit: the kind of placement stays longest, then shards and shares, then actors."""
+    """Name the smallest config changes that make a request fit.
+
+    It first lowers the number of actors, then their shares and shards, and changes the placement last.
+    """
 
     def fits(lesser: Request) -> bool:
-        return shortage(share_out(lesser, nodes, node_cpus=node_cpus), nodes) is None
+        return shortage(build_placement(lesser, nodes, node_cpus=node_cpus), nodes) is None
 
     for variant in _variants(request):
         lesser = _most_actors(variant, fits)
@@ -200,14 +206,14 @@ def _yaml(value: object) -> str:
 
 
 def _variants(request: Request) -> Iterator[Request]:
-    """The same actors on smaller shares, nearest first."""
-    kinds = [request]
+    """Yield the request with smaller shares per actor, closest first."""
+    placements = [request]
     if request.kind != "colocate" and request.gpus > 0:
-        kinds.append(replace(request, kind="colocate", tensor_parallel_size=1))
+        placements.append(replace(request, kind="colocate", tensor_parallel_size=1))
     elif request.kind != "auto" and request.gpus == 0:
-        kinds.append(replace(request, kind="auto"))
-    for of_kind in kinds:
-        for sized in _halved_shards(of_kind):
+        placements.append(replace(request, kind="auto"))
+    for placed in placements:
+        for sized in _halved_shards(placed):
             for cpus in dict.fromkeys((request.cpus, None)):
                 for gpus in _shares(sized):
                     yield replace(sized, cpus=cpus, gpus=gpus)
@@ -222,14 +228,14 @@ def _halved_shards(request: Request) -> Iterator[Request]:
 
 
 def _shares(request: Request) -> list[float]:
-    """Smaller shares of a GPU, where each actor has a bundle of its own: as many as divide one evenly."""
+    """Return the GPU shares to try: the requested one, then smaller ones if each actor has its own bundle."""
     if request.kind != "auto" or request.tensor_parallel_size > 1:
         return [request.gpus]
     return [request.gpus, *(share for share in (0.5, 0.333, 0.25) if share < request.gpus)]
 
 
 def _most_actors(request: Request, fits: Callable[[Request], bool]) -> Request | None:
-    """The largest request that fits, with fewer rollout workers and with the ranks of both groups halved together."""
+    """Return the request with the most actors that fits: fewer rollout workers, the ranks of both groups halved."""
     ranks = [(request.num_learners, request.num_discriminators)]
     while max(ranks[-1]) > 1:
         ranks.append((max(1, ranks[-1][0] // 2), max(1, ranks[-1][1] // 2)))
@@ -237,7 +243,7 @@ def _most_actors(request: Request, fits: Callable[[Request], bool]) -> Request |
     for learners, discriminators in ranks:
         sized = replace(request, num_learners=learners, num_discriminators=discriminators)
         few, many = 0, request.num_workers
-        while few < many:  # the more workers, the less they fit
+        while few < many:  # bisection: fitting is monotone in the number of workers
             workers = (few + many + 1) // 2
             few, many = (workers, many) if fits(replace(sized, num_workers=workers)) else (few, workers - 1)
         if few > 0:

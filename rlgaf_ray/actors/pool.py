@@ -1,4 +1,4 @@
-"""The rollout workers as one: requests are shared out among them, and one that is lost is replaced."""
+"""A pool of rollout workers: balances requests over them and replaces a worker that fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSilent, ActorSpent, Answers, Asked, SourceLost
+from rlgaf_ray.actors.answers import (
+    ActorFailure,
+    ActorNotStarted,
+    ActorTimeout,
+    ActorUnusable,
+    Answers,
+    PendingCall,
+    UpstreamFailure,
+)
 from rlgaf_ray.actors.dispatch import Call, Dispatcher, Part
 from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.recovery import Process, Recoveries, kill
@@ -20,7 +28,11 @@ T = TypeVar("T")
 
 
 class RolloutPool:
-    """Built in three steps, between which the other actors start: workers, their engines, and ``open``."""
+    """All rollout workers of a run.
+
+    It starts in three steps, so that other actors can start in between: the constructor creates the workers, ``start``
+    their engines, and ``open`` accepts requests.
+    """
 
     def __init__(
         self,
@@ -32,12 +44,12 @@ class RolloutPool:
     ) -> None:
         """``new_worker(index)`` creates a rollout actor; it is called again for a replacement."""
         self.new_worker = new_worker
-        # Any: the types of Ray's handles do not know what .remote adds to a method
+        # Any: Ray's handle types do not cover .remote on a method
         self.workers: list[Any] = [new_worker(index) for index in range(num_workers)]
         self.answers = answers
         self.recoveries = recoveries
         self.settings = settings
-        self.forgotten = False  # engines of sleep level 2 have lost their weights
+        self.weights_discarded = False  # by sleep level 2
         self.closing = False
         self.processes: list[Process]
         self.backend: Backend
@@ -46,22 +58,22 @@ class RolloutPool:
 
     @property
     def names(self) -> dict[Any, str]:
-        """What ``answers`` shall call the workers."""
+        """The workers' names in error messages, for ``answers``."""
         return {worker: f"rollout worker {index}" for index, worker in enumerate(self.workers)}
 
-    def start(self, backend: Backend, *, in_turn: bool) -> Iterator[list[Asked]]:
-        """Asks the engines to start, all of them or ``in_turn``: the next one when the next item is taken."""
+    def start(self, backend: Backend, *, in_turn: bool) -> Iterator[list[PendingCall]]:
+        """Start the engines: all at once, or with ``in_turn`` one per item taken from the iterator."""
         self.backend = backend
         size = 1 if in_turn else len(self.workers)
         for first in range(0, len(self.workers), size):
             yield [(worker, "start", worker.start.remote(backend)) for worker in self.workers[first : first + size]]
 
-    def wait(self, started: Iterator[list[Asked]] | list[list[Asked]]) -> None:
-        """Until all engines have started. Raises ``ActorNotStarted`` with the cause where one cannot."""
+    def wait(self, started: Iterator[list[PendingCall]] | list[list[PendingCall]]) -> None:
+        """Wait until all engines have started. Raises ``ActorNotStarted`` with the cause if one fails."""
         self.processes = [self._started(*call) for calls in started for call in calls]
 
     def open(self, weights: WeightPush) -> None:
-        """From here requests are taken. ``weights`` knows how a push reaches a worker."""
+        """Accept requests; ``weights`` sends a push to a worker."""
         self.weights = weights
         calls = [self._caller(index) for index in range(len(self.workers))]
         self.dispatcher = Dispatcher(calls, requests_per_worker=self.settings.requests_per_worker)
@@ -69,23 +81,23 @@ class RolloutPool:
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> Callable[[], tuple[list[Rollout], float]]:
-        """As ``loop.roles.Roles.start_generate``."""
+        """Start sampling, as ``loop.roles.Roles.start_generate``."""
         rollouts = self.dispatcher.start(prompts, sampling, seeds)
         return rollouts if self.settings.sleep_level == 0 else lambda: self._then_sleep(rollouts())
 
     def push(self, policy_version: int, network: PolicyNetwork) -> Callable[[], Metrics]:
-        """As ``loop.roles.Roles.push_weights``."""
-        self.forgotten = False
+        """Start a weight push, as ``loop.roles.Roles.push_weights``."""
+        self.weights_discarded = False
         return self.weights.push(policy_version, network, self.dispatcher)
 
     def close(self) -> None:
-        """The workers have ended, or are about to: none is replaced any more."""
+        """End the dispatcher's threads, once the workers have ended."""
         self.dispatcher.close()
 
     def _then_sleep(self, rollouts: T) -> T:
-        """Once a whole batch is there: between its parts, sleep level 2 would forget what the next is sampled from."""
-        self.answers.of_all([(worker, "sleep", worker.sleep.remote()) for worker in self.workers])
-        self.forgotten = self.settings.sleep_level == 2
+        """Put the engines to sleep after a complete batch: sleep level 2 discards weights that later parts need."""
+        self.answers.get_all([(worker, "sleep", worker.sleep.remote()) for worker in self.workers])
+        self.weights_discarded = self.settings.sleep_level == 2
         return rollouts
 
     def _started(self, worker: Any, method: str, ref: ray.ObjectRef[Process]) -> Process:
@@ -96,26 +108,26 @@ class RolloutPool:
             raise ActorNotStarted(f"{name} could not start its engine: {error.cause}") from error
 
     def _caller(self, index: int) -> Call:
-        """The call that serves worker ``index``. A lost worker is replaced, and the call repeated on the new one."""
+        """Return the call that serves worker ``index``; if the worker fails, it is replaced and the call repeated."""
         held: Load | None = None
 
         def ask(worker: Any, load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
             loading = [] if load is None else load(worker)
-            if self.weights.mid_flight:  # a worker of two threads keeps no order
+            if self.weights.mid_flight:  # a worker with two threads does not run its calls in order
                 self.weights.loaded(worker, loading)
-            # Elsewhere all are sent at once: the worker samples as soon as it has loaded.
+            # Otherwise submit both calls at once: the worker samples as soon as it has loaded the weights.
             sampling = None if part is None else worker.generate.remote(part.prompts, part.sampling, part.seeds)
             metrics = self.weights.loaded(worker, loading)
             return metrics, [] if sampling is None else self.answers.get(worker, "generate", sampling)
 
         def call(load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
             nonlocal held
-            if self.weights.kept:
+            if self.weights.in_object_store:
                 held = load or held
             while True:
                 try:
                     return ask(self.workers[index], load, part)
-                except SourceLost:  # a new worker would miss it as well
+                except UpstreamFailure:  # a new worker would fail too
                     raise
                 except ActorFailure as failure:
                     self._replace(index, failure, 0 if part is None else len(part.prompts))
@@ -124,27 +136,27 @@ class RolloutPool:
         return call
 
     def _replace(self, index: int, failure: ActorFailure, num_prompts: int) -> None:
-        """Put a new worker where one was lost. Raises ``failure`` where it cannot be given the current weights.
+        """Replace a failed worker. Raises ``failure`` if the current weights are not in the object store.
 
         If the replacement fails to start, it is replaced too: Ray may have placed it on a node that had just died.
         """
-        if self.closing or not self.weights.kept:
+        if self.closing or not self.weights.in_object_store:
             raise failure
-        remedy = f"it is replaced, and {num_prompts} prompts are answered again"
-        self.recoveries.lost(failure, remedy)
-        lost = self.workers[index]
-        if isinstance(failure, ActorSilent | ActorSpent):
-            kill(lost, self.processes[index])
+        remedy = f"replacing it; {num_prompts} prompts are sampled again"
+        self.recoveries.record(failure, remedy)
+        failed = self.workers[index]
+        if isinstance(failure, ActorTimeout | ActorUnusable):
+            kill(failed, self.processes[index])
         while True:
             worker = self.workers[index] = self.new_worker(index)
-            self.answers.names[worker] = self.answers.names.pop(lost)
+            self.answers.names[worker] = self.answers.names.pop(failed)
             try:
                 self.processes[index] = self._started(worker, "start", worker.start.remote(self.backend))
                 break
             except ActorFailure as another:
                 if self.closing:
                     raise
-                ray.kill(worker)  # it may hold its place in the group still
-                self.recoveries.lost(another, remedy)
-                lost = worker
+                ray.kill(worker)  # it may still hold its bundle
+                self.recoveries.record(another, remedy)
+                failed = worker
         self.recoveries.worker_replaced(num_prompts)

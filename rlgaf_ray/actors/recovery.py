@@ -1,4 +1,4 @@
-"""Lost actors: how many a run may lose before it ends, and how what is left of one is killed."""
+"""Recovery from actor failures: the limit after which a run aborts, and killing an actor that hangs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from rlgaf_ray.errors import UserError
 KILL_SECONDS = 30.0
 
 
-class TooManyLost(UserError):
-    """More actors were lost in a while than ``cluster.max_recoveries`` allows."""
+class TooManyFailures(UserError):
+    """More actors failed within the recovery window than ``cluster.max_recoveries`` allows."""
 
 
 class Recoveries:
-    """What was lost and made good, over all of a run; the threads that serve rollout workers report here."""
+    """Counts the recoveries of a run; thread-safe, for the threads that serve the rollout workers."""
 
     def __init__(self, settings: ClusterSection, report: Callable[[str], None] = lambda text: None) -> None:
-        """``report`` is told each loss in one sentence."""
+        """``report`` receives one sentence per failure."""
         self.settings = settings
         self.report = report
         self.lock = threading.Lock()
@@ -39,8 +39,8 @@ class Recoveries:
         self.prompts_repeated = 0
         self.rollbacks = 0
 
-    def lost(self, failure: Exception, remedy: str) -> None:
-        """Count a loss that is about to be made good. Raises ``TooManyLost`` where it was one too many."""
+    def record(self, failure: Exception, remedy: str) -> None:
+        """Count and report a failure before its recovery. Raises ``TooManyFailures`` if the limit is exceeded."""
         limit, window = self.settings.max_recoveries, self.settings.recovery_window_seconds
         with self.lock:
             now = time.monotonic()
@@ -48,8 +48,8 @@ class Recoveries:
             while now - self.times[0] > window:
                 self.times.popleft()
             if len(self.times) > limit:
-                raise TooManyLost(
-                    f"{failure}; more than {limit} actors were lost within {window:g} s (cluster.max_recoveries)"
+                raise TooManyFailures(
+                    f"{failure}; more than {limit} actors failed within {window:g} s (cluster.max_recoveries)"
                 ) from failure
         self.report(f"{failure}: {remedy}")
 
@@ -63,7 +63,7 @@ class Recoveries:
             self.rollbacks += 1
 
     def take(self) -> tuple[int, int, int]:
-        """As ``loop.roles.Roles.recovered``."""
+        """Return and reset the counts, as ``loop.roles.Roles.recovered``."""
         with self.lock:
             counts = self.workers_replaced, self.prompts_repeated, self.rollbacks
             self.workers_replaced = self.prompts_repeated = self.rollbacks = 0
@@ -72,7 +72,7 @@ class Recoveries:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Where an actor lives."""
+    """The node and process id of an actor."""
 
     node_id: str
     pid: int
@@ -83,9 +83,9 @@ def own_process() -> Process:
 
 
 def kill(actor: Any, process: Process) -> None:
-    """End an actor that may not answer any more: one that was stopped would not hear of ``ray.kill``."""
+    """Kill an actor that may hang. SIGKILL comes first: a stopped process does not react to ``ray.kill``."""
     on_its_node = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
-    with suppress(RayError):  # its node is gone, and it with its node
+    with suppress(RayError):  # the node is gone, and the actor with it
         ray.get(_signal.options(scheduling_strategy=on_its_node).remote(process.pid), timeout=KILL_SECONDS)
     ray.kill(actor)
 

@@ -1,7 +1,7 @@
-"""The roles on Ray: each of the plain classes of floor 3 in an actor of its own, and ``RayRoles``, who calls them.
+"""The roles on Ray: an actor class for each role, and ``RayRoles``, which calls them.
 
-Everything is asked for without waiting: Ray runs an actor's tasks in the order in which they were submitted, and starts
-one when its arguments are there.
+Calls are submitted without waiting: Ray runs an actor's tasks in the order of submission, each once its arguments are
+available.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlgaf_ray.actors.answers import ActorFailure, Answers
-from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, MeetingPoint, call_all
+from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, RankStore, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
 from rlgaf_ray.actors.pool import RolloutPool
-from rlgaf_ray.actors.push import WeightPush, in_their_own_time
+from rlgaf_ray.actors.push import WeightPush, loads_asynchronously
 from rlgaf_ray.actors.recovery import Recoveries
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.discriminator import BatchNeeds
@@ -50,11 +50,11 @@ LearnerActor = ray.remote(LearnerWorker)
 
 
 class RayRoles:
-    """Plays ``loop.roles.Roles`` over actors in one placement group.
+    """Implements ``loop.roles.Roles`` with actors in one placement group.
 
-    New weights are put into the object store part by part, each once, by the learner that returns them; all rollout
-    workers read the same object without a copy. So are the discriminator's, for a learner that back-propagates through
-    it. Every rank of learner and discriminator is called alike; the first one's answer counts.
+    The learner puts new weights into the object store part by part; all rollout workers read the same object without a
+    copy. The discriminator's weights take the same route to a learner that back-propagates through it. Every rank of
+    learner and discriminator receives the same calls; rank 0's result is returned.
     """
 
     def __init__(
@@ -72,19 +72,22 @@ class RayRoles:
         new_discriminator: DiscriminatorFactory = NeuralDiscriminator,
         new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> None:
-        """``base_folder``: the generator before SFT, for configs with an SFT stage.
+        """Start the actors and wait until all are ready.
 
-        ``group``: one that is there already, a bundle an actor, and stays; by default one is reserved.
+        ``base_folder`` holds the generator before SFT, for configs with an SFT stage.
 
-        ``recoveries`` counts the workers that are replaced; by default nobody is told of them.
+        ``group`` is an existing placement group with the placement's bundles; ``close`` does not remove it. By default
+        one is reserved.
+
+        ``recoveries`` counts and reports replaced workers; by default they are not reported.
         """
         self.recoveries = recoveries or Recoveries(config.cluster)
-        # Two updates that compute on the same cores at once are slower than one after the other (docs/benchmarks.md).
+        # Concurrent updates on shared cores are slower than sequential ones (docs/benchmarks.md).
         self.shared_cores = placement.shared_cores
         self.updates_wait_for: Any = None
-        self.pushed: tuple[int, PolicyNetwork] | None = None  # what the engines hold, while the learner holds it too
+        self.pushed: tuple[int, PolicyNetwork] | None = None  # the engines' weights, if the learner still has them
         self.sharded = config.learner.strategy == "fsdp"
-        self.in_step = config.schedule.mode == "sync"  # all ranks are at rest between two updates
+        self.synchronous = config.schedule.mode == "sync"  # all ranks are idle between two updates
         self.owns_group = group is None
         self.group = group or reserve(placement, timeout=min(config.cluster.timeout_seconds, STARTUP_SECONDS))
 
@@ -98,7 +101,7 @@ class RayRoles:
 
         def new_worker(index: int) -> Any:
             bundle = placement.rollout_bundles[index]
-            # while it generates, an engine that takes weights in mid-flight is told of them by a second thread
+            # in-flight weight updates reach a generating engine through a second thread
             return RolloutActor.options(
                 **place(bundle, placement.rollout_threads, placement.gpus_per_rollout_worker),
                 max_concurrency=2 if config.weights.mid_flight else None,
@@ -116,8 +119,8 @@ class RayRoles:
         )
 
         def ranks(actor: Any, bundles: Sequence[int], folder: Path, **more: Any) -> list[Any]:
-            meeting = MeetingPoint(len(bundles)) if len(bundles) > 1 else None
-            self.meetings.append(meeting)
+            store = RankStore(len(bundles)) if len(bundles) > 1 else None
+            self.stores.append(store)
             threads = max(1, placement.threads // len(bundles)) if self.shared_cores else placement.threads
             return [
                 actor.options(**place(bundle, threads)).remote(
@@ -125,13 +128,13 @@ class RayRoles:
                     config,
                     pad_token_id=pad_token_id,
                     device=placement.device,
-                    member=None if meeting is None else meeting.member(rank),
+                    member=None if store is None else store.member(rank),
                     **more,
                 )
                 for rank, bundle in enumerate(bundles)
             ]
 
-        self.meetings: list[MeetingPoint | None] = []  # they end with this object
+        self.stores: list[RankStore | None] = []  # alive as long as this object
         self.discriminators = ranks(
             DiscriminatorActor, placement.discriminator_bundles, discriminator_folder, new=new_discriminator
         )
@@ -146,28 +149,28 @@ class RayRoles:
         try:
             self.transfer = self._choose_transfer(config, placement)
             turns = self.pool.start(self.transfer.backend, in_turn=placement.engines_start_in_turn)
-            starting = turns if placement.engines_start_last else list(turns)  # one by one, or all of them now
+            starting = turns if placement.engines_start_last else list(turns)  # list: start all of them now
             for actor in list(self.answers.names):
                 self.answers.get(actor, "__ray_ready__", actor.__ray_ready__.remote())
             self.pool.wait(starting)
             self.weights = WeightPush(self.transfer.backend, self.learners, self.pool.workers, config, self.answers)
-        except BaseException:  # nobody gets this object, to close it
+        except BaseException:  # the caller gets no object to close
             self._end_actors()
             raise
         self.pool.open(self.weights)
 
     def _choose_transfer(self, config: Config, placement: Placement) -> Choice:
-        """Before the engines start, which are built for one way. On CPU nobody has to be asked."""
+        """Choose the weight transfer before the engines are built for it; on CPU no actor has to be asked."""
         members = [*self.learners, *self.pool.workers]
         sites = [Site("")] * len(members)
         if placement.device != "cpu":
-            sites = self.answers.of_all([(actor, "site", actor.site.remote()) for actor in members])
+            sites = self.answers.get_all([(actor, "site", actor.site.remote()) for actor in members])
         return choose_transfer(
             config.weights.transfer,
             learners=sites[: len(self.learners)],
             engines=sites[len(self.learners) :],
             device_transfer=config.rollout.traits.device_transfer,
-            together=not in_their_own_time(config),
+            together=not loads_asynchronously(config),
         )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
@@ -176,8 +179,8 @@ class RayRoles:
     def start_generate(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> Callable[[], tuple[list[Rollout], float]]:
-        if self.pool.forgotten:
-            assert self.pushed is not None, "the engines forgot their weights, and the learner has others by now"
+        if self.pool.weights_discarded:
+            assert self.pushed is not None, "the engines discarded their weights and the learner has updated its own"
             self.push_weights(self.pushed[0], network=self.pushed[1])()
         return self.pool.generate(prompts, sampling, seeds)
 
@@ -196,7 +199,7 @@ class RayRoles:
         refs = call_all(self.discriminators, "token_scores", [*rollouts, *demonstrations])
 
         def wait() -> tuple[list[ScoredRollout], list[float]]:
-            found = self.answers.of_ranks(self.discriminators, "token_scores", refs)
+            found = self.answers.get_ranks(self.discriminators, "token_scores", refs)
             return with_scores(rollouts, demonstrations, *found)
 
         return wait
@@ -208,18 +211,18 @@ class RayRoles:
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
     ) -> Callable[[], Metrics]:
         refs = call_all(self.discriminators, "update_after", self.updates_wait_for, real, fake, contrast)
-        return lambda: self.answers.of_ranks(self.discriminators, "update", refs)
+        return lambda: self.answers.get_ranks(self.discriminators, "update", refs)
 
     def update_generator(
         self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None
     ) -> Callable[[], Metrics]:
-        if self.in_step:
-            self._meet_ranks()
+        if self.synchronous:
+            self._check_ranks()
         self.pushed = None
         refs = call_all(self.learners, "update", scored, iteration=iteration, text=text)
         if self.shared_cores:
             self.updates_wait_for = refs[0]
-        return lambda: self.answers.of_ranks(self.learners, "update", refs)
+        return lambda: self.answers.get_ranks(self.learners, "update", refs)
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Callable[[], Metrics]:
         self.pushed = (policy_version, network)
@@ -228,7 +231,7 @@ class RayRoles:
     def push_discriminator(self) -> Callable[[], Metrics]:
         update, *_ = call_all(self.discriminators, "weights")
         refs = call_all(self.learners, "load_discriminator", update)
-        return lambda: self.answers.of_ranks(self.learners, "load_discriminator", refs)
+        return lambda: self.answers.get_ranks(self.learners, "load_discriminator", refs)
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
         return self._ask(self.learners, "mean_nll", items, model=model)
@@ -239,8 +242,8 @@ class RayRoles:
         shared = {"learning_rate_factor": learning_rate_factor, "refresh": refresh}
         learners = call_all(self.learners, "adjust", **shared, kl_coefficient=kl_coefficient)
         discriminators = call_all(self.discriminators, "adjust", **shared)
-        self.answers.of_ranks(self.learners, "adjust", learners)
-        self.answers.of_ranks(self.discriminators, "adjust", discriminators)
+        self.answers.get_ranks(self.learners, "adjust", learners)
+        self.answers.get_ranks(self.discriminators, "adjust", discriminators)
 
     def save(self, folder: Place) -> None:
         self._save((self.learners, "save", folder / "learner"), (self.discriminators, "save", folder / "discriminator"))
@@ -248,37 +251,40 @@ class RayRoles:
     def _save(self, *calls: tuple[Sequence[Any], str, Place]) -> None:
         started = [(actors, method, call_all(actors, method, place)) for actors, method, place in calls]
         for actors, method, refs in started:
-            self.answers.of_ranks(actors, method, refs)
+            self.answers.get_ranks(actors, method, refs)
 
-    def _meet_ranks(self) -> None:
-        """Raises ``ActorFailure`` where a rank is gone: before an update begins, those that are left can be saved."""
+    def _check_ranks(self) -> None:
+        """Raise ``ActorFailure`` if a rank is dead, before an update: the surviving ranks can still be saved then."""
         for actors in (self.learners, self.discriminators):
             if len(actors) > 1:
                 self._ask(actors, "__ray_ready__")
 
     def rescue(self, folder: Place) -> None:
-        """One replica is enough. A shard holds a part alone: a group of them saves when none is lost."""
-        living = self.answers.living([*self.learners, *self.discriminators])
+        """Save from the surviving ranks: one replica is enough; a sharded state needs all ranks.
+
+        Raises ``ActorFailure`` if the surviving ranks do not hold the full state.
+        """
+        responsive = self.answers.responsive([*self.learners, *self.discriminators])
         saving: list[tuple[Sequence[Any], str, Place]] = []
         for name, actors in (("learner", self.learners), ("discriminator", self.discriminators)):
-            left = [actor for actor in actors if actor in living]
-            if len(left) == len(actors):
+            surviving = [actor for actor in actors if actor in responsive]
+            if len(surviving) == len(actors):
                 saving.append((actors, "save", folder / name))
-            elif left and not self.sharded:
-                saving.append((left[:1], "save_alone", folder / name))
+            elif surviving and not self.sharded:
+                saving.append((surviving[:1], "save_alone", folder / name))
             else:
-                raise ActorFailure(f"nobody answers who has all of the {name}")
+                raise ActorFailure(f"no surviving rank holds the full {name}")
         try:
             self._save(*saving)
         except RayTaskError as error:
-            raise ActorFailure(f"what is left could not be saved: {error.cause}") from error
+            raise ActorFailure(f"the surviving ranks could not save: {error.cause}") from error
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:
         self.pushed = None
         learners = call_all(self.learners, "load", folder / "learner")
         discriminators = call_all(self.discriminators, "load", folder / "discriminator", version=discriminator_version)
-        self.answers.of_ranks(self.learners, "load", learners)
-        self.answers.of_ranks(self.discriminators, "load", discriminators)
+        self.answers.get_ranks(self.learners, "load", learners)
+        self.answers.get_ranks(self.discriminators, "load", discriminators)
 
     def close(self) -> None:
         self.pool.closing = True
@@ -286,7 +292,7 @@ class RayRoles:
         self.pool.close()
 
     def _end_actors(self) -> None:
-        """Removing their placement group kills what runs in it."""
+        """Kill the actors; removing a placement group kills those in it."""
         if self.owns_group:
             remove_placement_group(self.group)
         else:
@@ -294,4 +300,4 @@ class RayRoles:
                 ray.kill(actor)
 
     def _ask(self, actors: Sequence[Any], method: str, *arguments: Any, **options: Any) -> Any:
-        return self.answers.of_ranks(actors, method, call_all(actors, method, *arguments, **options))
+        return self.answers.get_ranks(actors, method, call_all(actors, method, *arguments, **options))

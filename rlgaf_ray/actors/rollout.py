@@ -16,9 +16,9 @@ from rlgaf_ray.weights.nccl import Rendezvous
 
 
 class RolloutWorker:
-    """A rollout engine in an actor's own process, there once ``start`` has said how its weights will come.
+    """A rollout engine in its own actor process; ``start`` builds it for one weight transfer.
 
-    With ``rollout.sleep_level`` the engine holds a GPU's memory from a push of weights or a ``generate`` to ``sleep``.
+    With ``rollout.sleep_level`` the engine holds GPU memory only from a weight push or ``generate`` until ``sleep``.
     """
 
     def __init__(self, folder: str, config: Config, *, max_tokens: int, device: str, threads: int) -> None:
@@ -45,5 +45,5 @@ class RolloutWorker:
         self.engine.sleep()
 
     def update_weights(self, update: WeightUpdate | DeviceUpdate, *before: Metrics) -> Metrics:
-        """Ray starts this only once what came ``before``, passed as a reference, has ended."""
+        """Load an update; Ray runs this only after the load ``before``, passed as a reference."""
         return self.engine.update_weights(update)

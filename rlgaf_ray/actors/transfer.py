@@ -1,13 +1,13 @@
-"""Weights over GPUs between actors: the driver tells sender and receivers what to do, and holds each to a time limit.
+"""Transfer weights between the GPUs of actors. The driver calls sender and receivers, each with a timeout.
 
     ipc    learner: share -> handles          engines: copy from the learner's memory      learner: release
     nccl   learner: announce -> message       engines: receive  ||  learner: broadcast
 
-Of several ranks the first announces and broadcasts; the others help it gather weights that are cut, entry by entry.
-With ``ipc`` every rank shares its own, whole copy, for the engines on its GPU.
+Rank 0 of the learner announces and broadcasts; the other ranks take part in gathering sharded weights, entry by entry.
+With ``ipc`` every rank shares its own full copy with the engines on its GPU.
 
-The learner's next step waits for its own part to end, in an actor's order of calls; with ``ipc`` its part ends when
-every engine has copied.
+An actor runs its calls in order, so the learner's next step starts after its last call of the transfer; with ``ipc``
+that is after every engine has copied.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlgaf_ray.actors.answers import Asked
+from rlgaf_ray.actors.answers import PendingCall
 from rlgaf_ray.actors.groups import call_all
 from rlgaf_ray.types import PolicyNetwork
 from rlgaf_ray.weights.choice import Backend
 from rlgaf_ray.weights.nccl import Rendezvous
 
-WaitForAll = Callable[[Sequence[Asked]], list[Any]]
-"""Answers in order. The first actor to fail, or those that do not answer in time, are named by an ``ActorFailure``."""
+WaitForAll = Callable[[Sequence[PendingCall]], list[Any]]
+"""Returns results in order, as ``Answers.get_all``; raises an ``ActorFailure`` on a failure or timeout."""
 
 
 class GpuTransfer:
-    """One of vLLM's own backends, opened between the learner's ranks and the engines."""
+    """One of vLLM's weight transfer backends between the learner's ranks and the engines."""
 
     def __init__(
         self,
@@ -46,15 +46,15 @@ class GpuTransfer:
             (address,) = wait([(sender, "open_address", sender.open_address.remote())])
             host, port = address
             rendezvous = Rendezvous(host, port, num_engines=len(workers), gpus_per_engine=gpus_per_engine)
-            meetings = [(worker, "meet", worker.meet.remote(rendezvous, index)) for index, worker in enumerate(workers)]
-            wait([*meetings, *((learner, "meet", learner.meet.remote(rendezvous)) for learner in learners)])
+            joining = [(worker, "meet", worker.meet.remote(rendezvous, index)) for index, worker in enumerate(workers)]
+            wait([*joining, *((learner, "meet", learner.meet.remote(rendezvous)) for learner in learners)])
 
     def push(
         self, policy_version: int, network: PolicyNetwork, load: Callable[[Any, Any], Any]
-    ) -> tuple[dict[Any, Any], list[Asked]]:
-        """Starts at once: the reference to each worker's answer, and what was asked of the learners.
+    ) -> tuple[dict[Any, Any], list[PendingCall]]:
+        """Start a push; returns the reference to each worker's answer and the pending calls of the learners.
 
-        ``load`` has a worker load an update.
+        ``load(worker, update)`` has a worker load an update.
         """
         if self.backend == "ipc":
             update, *others = call_all(self.learners, "share", policy_version=policy_version, network=network)

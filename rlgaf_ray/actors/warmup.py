@@ -1,7 +1,7 @@
-"""The supervised warm-ups under Ray Train: in the driver's process for one worker on CPU, distributed for more.
+"""Run the supervised warm-ups under Ray Train: in the driver's process for one CPU worker, distributed otherwise.
 
-What they make is kept under the cache folder by a hash of the data, the model's content and the settings; a warm-up
-that was cut off goes on from its last checkpoint.
+The resulting models are cached under a hash of the data, the model's content and the settings. An interrupted warm-up
+resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from rlgaf_ray.models.vocabulary import unused_token_ids
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import release_freed_memory
-from rlgaf_ray.training.warmup import Progress
+from rlgaf_ray.training.warmup import WarmupProgress
 
-FORMAT = 3  # raise it when a change of the code changes what a warm-up makes
+FORMAT = 3  # increment when a code change changes the result of a warm-up
 
 
 @dataclass(frozen=True, slots=True)
 class Warmups:
-    """Hugging Face folders; the discriminator's holds the network of its architecture."""
+    """Paths of the warmed-up models, as Hugging Face folders."""
 
     base: Path  # the generator before SFT
-    generator: Path  # after it; the same folder where no SFT ran
+    generator: Path  # the generator after SFT; equals base without SFT
     discriminator: Path
-    contrast: Path | None  # samples of the base model, where they are the contrast
-    cached: bool  # nothing had to be trained
+    contrast: Path | None  # samples of the base model, if the discriminator trains on them
+    cached: bool  # all came from the cache
 
 
-Report = Callable[[str, Progress], None]
+Report = Callable[[str, WarmupProgress], None]
 Train = Callable[[dict[str, Any]], None]
 Run = Callable[[Train, dict[str, Any], Any, Path, Report], None]
 
@@ -65,16 +65,17 @@ def prepare_warmups(
     *,
     with_ray: bool = True,
 ) -> Warmups:
-    """Return the warmed-up models, training what the cache does not hold. ``report`` gets ('generator', progress).
+    """Return the warmed-up models and train those that are not cached.
 
-    Without Ray they are trained in this process, on CPU, to the same numbers as by one worker of Ray Train.
+    ``report`` receives the stage's name ('generator', 'sft', ...) and its progress. Without Ray the models are trained
+    in this process, on CPU, with the same result as with one worker of Ray Train.
     """
     run = _run if with_ray else _run_here
     source = config.model.generator
     common = [config.learner.precision, str(config.warmup.num_workers)]
     own_ends = model_ends(source, tokenizer, trust_remote_code=config.model.trust_remote_code)
     ends, unused, legal = merged(own_ends, task.end_ids), _unused(config, tokenizer), task.legal
-    # the model by its content: a path can lead to another one tomorrow
+    # hash the model's content: the files behind a path may change
     model = model_fingerprint(source, trust_remote_code=config.model.trust_remote_code)
     data = [str(FORMAT), *task.base_key, task.checksum, tokenizer.backend_tokenizer.to_str(), model, str(ends)]
     data += map(str, unused)
@@ -120,7 +121,7 @@ def prepare_warmups(
 
 
 def _unused(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of the model that its tokenizer has no token for."""
+    """Return the model's token ids that its tokenizer does not use."""
     source = config.model.generator
     if source in FROM_SCRATCH:
         return []
@@ -138,7 +139,7 @@ def _made(
     report: Report,
     run: Run,
 ) -> bool:
-    """Whether ``target`` was in the cache; it is trained on ``data()`` where it was not."""
+    """Train ``target`` on ``data()`` unless it is cached; returns whether it was."""
     if target.is_dir():
         return True
     with made_once(target):
@@ -158,15 +159,15 @@ def _made(
 
 
 def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
-    """One warm-up under Ray Train.
+    """Run one warm-up under Ray Train.
 
-    Raises a worker's ``UserError``, such as ``StorageError``; ``ActorFailure`` where one in another process failed.
+    Raises a worker's ``UserError``, such as ``StorageError``, or an ``ActorFailure`` if a worker process failed.
     """
     config: Config = payload["config"]
     gpus = config.cluster.gpus_per_actor > 0
     in_process = config.warmup.num_workers == 1 and not gpus
     payload = payload | {"data": ray.put(data)}
-    if in_process:  # a callback cannot follow a worker into another process: there, rank 0 prints
+    if in_process:  # the callback cannot be sent to another process; there, rank 0 prints
         payload["report"] = report
     trainer = TorchTrainer(
         train,
@@ -180,7 +181,7 @@ def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report:
     )
     try:
         trainer.fit()
-    except WorkerGroupError as error:  # its text is all tracebacks
+    except WorkerGroupError as error:  # its text consists of tracebacks
         failures = list(error.worker_failures.values())
         mistake = next((failure for failure in failures if isinstance(failure, UserError)), None)
         raise mistake or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
@@ -189,5 +190,5 @@ def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report:
 
 
 def _run_here(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
-    """One warm-up in this process, without Ray."""
+    """Run one warm-up in this process, without Ray."""
     train(payload | {"data": data, "report": report})

@@ -1,6 +1,6 @@
-"""What each warm-up does in a worker of Ray Train, or in the process that asks for it.
+"""The training functions of the warm-ups, for a Ray Train worker or for the calling process.
 
-``payload`` has the config, the stage's name, its data (or a reference to them), where it starts and where it writes.
+``payload`` holds the config, the stage's name, its data (or an object reference), its source model and its folder.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from rlgaf_ray.models.vocabulary import UNUSED
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.memory import keep_freed_memory
 from rlgaf_ray.training.sft import choose_steps, fine_tune
-from rlgaf_ray.training.warmup import Progress, Worker, warm_up_discriminator, warm_up_generator
+from rlgaf_ray.training.warmup import WarmupProgress, Worker, warm_up_discriminator, warm_up_generator
 
-SEED = 0  # runs of every seed share one warm-up
+SEED = 0  # fixed, so that runs with different seeds share one warm-up
 
 
 def generator_worker(payload: dict[str, Any]) -> None:
-    """The base warm-up."""
+    """Pretrain the generator (the base warm-up) and save it."""
     config: Config = payload["config"]
     worker = _worker(payload["stage"], payload)
     model = _generator(payload, worker.device)
@@ -52,13 +52,13 @@ def generator_worker(payload: dict[str, Any]) -> None:
     )
     if payload["unused"]:
         setattr(model.config, UNUSED, payload["unused"])
-    if payload["legal"] is not None:  # from here on: a model that never could err has no reason to learn the rules
+    if payload["legal"] is not None:  # only after training: a constrained model would not learn the rules
         constrain(model, torch.from_numpy(payload["legal"]))
     _write_generator(model, settings.steps, payload, worker)
 
 
 def sft_worker(payload: dict[str, Any]) -> None:
-    """SFT on the demonstrations; its draws follow from ``run.seed``."""
+    """Fine-tune the generator on the demonstrations (SFT), with the random seed ``run.seed``."""
     config: Config = payload["config"]
     worker = _worker(payload["stage"], payload)
     demonstrations, settings = _data(payload), config.warmup.sft
@@ -105,9 +105,10 @@ def _generator(payload: dict[str, Any], device: torch.device) -> PreTrainedModel
 
 
 def discriminator_worker(payload: dict[str, Any]) -> None:
+    """Train the discriminator on labelled windows and export it."""
     config: Config = payload["config"]
     settings = config.warmup
-    labelled = settings.discriminator  # on rollouts it is warmed up by the loop, from a new head
+    labelled = settings.discriminator  # warm-up on rollouts happens in the loop, from a new head
     if labelled.type == "rollouts":
         labelled = labelled.model_copy(update={"steps": 0})
     worker = _worker(payload["stage"], payload)
@@ -144,6 +145,7 @@ def _data(payload: dict[str, Any]) -> Any:
 
 
 def contrast_worker(payload: dict[str, Any]) -> None:
+    """Sample the base model's responses on rank 0 and save them."""
     worker = _worker(payload["stage"], payload)
     if worker.rank == 0:
         prompts = _data(payload)
@@ -152,7 +154,7 @@ def contrast_worker(payload: dict[str, Any]) -> None:
 
 
 def _worker(name: str, payload: dict[str, Any]) -> Worker:
-    """This process's place among Ray Train's workers. Checkpoints stand beside the result: a retry finds them."""
+    """Describe this process as a warm-up worker. Its checkpoints are next to the result, so that a retry resumes."""
     keep_freed_memory()
     rank, num_workers, device = 0, 1, torch.device("cpu")
     if isinstance(payload["data"], ray.ObjectRef):
@@ -161,7 +163,7 @@ def _worker(name: str, payload: dict[str, Any]) -> Worker:
         device = torch.device(ray.train.torch.get_device())
     saved = Path(payload["folder"]) / "checkpoint"
 
-    def report(progress: Progress) -> None:
+    def report(progress: WarmupProgress) -> None:
         if "report" in payload:
             payload["report"](name, progress)
         elif rank == 0:
@@ -172,20 +174,20 @@ def _worker(name: str, payload: dict[str, Any]) -> Worker:
 
     def checkpoint(write: Callable[[Path], None]) -> None:
         if rank == 0:
-            fresh = saved.with_name("checkpoint.partial")
-            shutil.rmtree(fresh, ignore_errors=True)
-            with writing(fresh):
-                fresh.mkdir()
-                write(fresh)
+            partial_folder = saved.with_name("checkpoint.partial")
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            with writing(partial_folder):
+                partial_folder.mkdir()
+                write(partial_folder)
                 shutil.rmtree(saved, ignore_errors=True)
-                fresh.rename(saved)
+                partial_folder.rename(saved)
 
-    several = num_workers > 1
+    distributed = num_workers > 1
     return Worker(
         rank=rank,
         num_workers=num_workers,
         device=device,
-        wrap=ray.train.torch.prepare_model if several else lambda module: module,
+        wrap=ray.train.torch.prepare_model if distributed else lambda module: module,
         report=report,
         checkpoint=checkpoint,
         resume_from=saved if saved.is_dir() else None,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +69,7 @@ def _rejection(config: Config) -> Keys:
         "run.iterations": REJECTION_ROUNDS,
         "rollout.batch_size": batch,
         "rollout.samples_per_prompt": group,
+        "warmup.discriminator.rollouts": config.discriminator_warmup_rollouts,
         "discriminator.updates_per_generator_update": max(1.0, config.discriminator.updates_per_generator_update),
         "generator.learning_rate_schedule": "constant",
     }
@@ -152,20 +154,32 @@ METHODS: Mapping[MethodName, Method] = {
 }
 
 
-def method_config(config: Config, name: MethodName, replicate: int) -> Config:
-    """The run of one method on one replicate. Raises ``UserError`` where the config does not allow the method."""
+IN_ONE_PROCESS: Keys = {"rollout.engine": "transformers", "cluster.threads": 1}
+
+
+def method_config(config: Config, name: MethodName, replicate: int, *, in_one_process: bool = True) -> Config:
+    """The run of one method on one replicate, in one process on one thread or, for a plan, with the config's engines.
+
+    Raises ``UserError`` where the config does not allow the method.
+    """
     method = METHODS[name]
     values = {
         **method.keys(config),
         "run.seed": replicate,
-        "rollout.engine": "transformers",  # in the trial's process, on its one thread
-        "cluster.threads": 1,
+        **(IN_ONE_PROCESS if in_one_process else {}),
         "task.draw_seed": replicate,
         "tracking.to": [],
         "tracking.rollout_share": 0.0,
         "sweep": {},
     }
-    try:
+    with named(name, "this config"):
         return with_values(config, values)
+
+
+@contextmanager
+def named(name: MethodName, what: str) -> Iterator[None]:
+    """A ``UserError`` within begins with the method that ``what`` does not allow."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"compare.methods: {name} is not possible with this config: {error}") from error
+        raise UserError(f"compare.methods: {name} is not possible with {what}: {error}") from error

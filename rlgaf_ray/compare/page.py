@@ -4,59 +4,135 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from rlgaf_ray.compare.methods import METHODS
-from rlgaf_ray.compare.results import Row, at
+from rlgaf_ray.compare.budget import budget
+from rlgaf_ray.compare.decoding import decodings
+from rlgaf_ray.compare.figures import TITLES, figures
+from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.results import Row
 from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config import Config, dump_config
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.metrics import VARIANT, metric
 from rlgaf_ray.report.figures import save, svg
 from rlgaf_ray.report.page import render
 
 PAGE = "compare.html"
-HEADS = (
-    "method",
-    "T = 1",
-    "entropy",
-    "best T",
-    "quality",
-    "distinct-2",
-    "against the baseline",
-    "bootstrap",
-    "p",
-    "at equal level",
-    "p",
-)
-BUDGET = ("method", "replicates", "rollouts for training", "seconds of training", "samples an answer")
 
 
-def cells(row: Row) -> list[str]:
-    interval = "" if row.interval is None else f"[{row.interval[0]:+.3f}, {row.interval[1]:+.3f}]"
-    level = "" if row.level_difference is None else f"{row.level_difference} ({row.level.replace('_', '-')})"
-    return [
-        row.title,
-        number(row.at_one),
-        number(row.entropy_at_one, 2),
-        f"{row.best_temperature:g}",
-        number(row.quality),
-        number(row.distinct_2),
-        "" if math.isnan(row.p) and row.best_difference.mean == 0 else str(row.best_difference),
-        interval,
-        p_value(row.p),
-        level,
-        p_value(row.level_p),
-    ]
+@dataclass(frozen=True)
+class Grid:
+    """A table for terminal, Markdown and page; the first column is of words, all others are of numbers."""
+
+    title: str
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def shown(self) -> Table:
+        table = Table(title=f"{self.title}: {self.caption}")
+        for place, head in enumerate(self.heads):
+            table.add_column(head, justify="right" if place else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    @property
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", f"{self.caption}", ""]
+        lines += [f"| {' | '.join(self.heads)} |", "|" + "---|" * len(self.heads)]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join(lines) + "\n"
 
 
-def budget_cells(row: Row) -> list[str]:
-    return [row.title, str(row.count), f"{row.rollouts:,.0f}", f"{row.train_seconds:,.0f}", str(row.candidates)]
+def grids(config: Config, rows: Sequence[Row]) -> list[Grid]:
+    return [results(rows), at_equal_level(rows), measures(rows), spent(config, rows)]
+
+
+def results(rows: Sequence[Row]) -> Grid:
+    return Grid(
+        "Results",
+        "test prompts; the best decoding is chosen on validation prompts; p by Holm over the methods",
+        ("method", "quality at T 1", "best", "quality", "against the baseline", "bootstrap", "p"),
+        [
+            (
+                row.title,
+                number(row.at_one),
+                str(row.best),
+                number(row.quality),
+                "" if math.isnan(row.p) and row.best_difference.mean == 0 else str(row.best_difference),
+                "" if row.interval is None else f"[{row.interval[0]:+.3f}, {row.interval[1]:+.3f}]",
+                p_value(row.p),
+            )
+            for row in rows
+        ],
+    )
+
+
+def at_equal_level(rows: Sequence[Row]) -> Grid:
+    return Grid(
+        "At equal level",
+        "the method at its highest temperature less the baseline at the same entropy or distinct-2",
+        ("method", "entropy at T 1", "equal", "against the baseline", "p"),
+        [
+            (
+                row.title,
+                number(row.entropy_at_one, 2),
+                "" if row.level_difference is None else row.level.replace("_", "-"),
+                "" if row.level_difference is None else str(row.level_difference),
+                p_value(row.level_p),
+            )
+            for row in rows
+        ],
+    )
+
+
+def measures(rows: Sequence[Row]) -> Grid:
+    """The task's own measures of the answers with the best decoding; standard errors are left out."""
+    names = [name for name in dict.fromkeys(key for row in rows for key in row.metrics) if not VARIANT.search(name)]
+    found = [metric(name) for name in names]
+    return Grid(
+        "Measures",
+        "with the best decoding, mean of the replicates",
+        ("method", *(each.head for each in found), "distinct-2"),
+        [
+            (
+                row.title,
+                *(each.shown(row.metrics[each.name]) if each.name in row.metrics else "" for each in found),
+                number(row.distinct_2),
+            )
+            for row in rows
+        ],
+    )
+
+
+def spent(config: Config, rows: Sequence[Row]) -> Grid:
+    replicate = config.compare.first_replicate
+    counted = {row.name: budget(method_config(config, row.name, replicate), row.name) for row in rows}
+    return Grid(
+        "Budget",
+        "of one replicate; forward passes are those of the longest answer",
+        ("method", "replicates", "rollouts", "generator steps", "D updates", "training, s", "passes an answer"),
+        [
+            (
+                row.title,
+                str(row.count),
+                f"{row.rollouts:,.0f}",
+                f"{counted[row.name].generator_steps:,}",
+                f"{counted[row.name].discriminator_updates:,}",
+                f"{row.train_seconds:,.0f}",
+                f"{counted[row.name].passes:,}",
+            )
+            for row in rows
+        ],
+    )
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -67,92 +143,42 @@ def p_value(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.2g}"
 
 
-def results_table(rows: Sequence[Row]) -> Table:
-    shown = Table(title="test prompts; temperatures chosen on validation prompts; p by Holm over the methods")
-    for head in HEADS:
-        shown.add_column(head, justify="left" if head == "method" else "right")
-    for row in rows:
-        shown.add_row(*cells(row))
-    return shown
-
-
-def budget_table(rows: Sequence[Row]) -> Table:
-    shown = Table(title="what each method spends, mean of a replicate")
-    for head in BUDGET:
-        shown.add_column(head, justify="left" if head == "method" else "right")
-    for row in rows:
-        shown.add_row(*budget_cells(row))
-    return shown
+def _with_null(tree: Any) -> Any:
+    """NaN, which JSON does not have, is null."""
+    match tree:
+        case dict():
+            return {key: _with_null(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [_with_null(value) for value in tree]
+        case float() if math.isnan(tree):
+            return None
+    return tree
 
 
 def write_page(
     config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[MethodName, int], str]
 ) -> Path:
-    folder = config.run.folder
-    figures = _figures(config, trials)
+    folder, tables = config.run.folder, grids(config, rows)
+    drawn, truncated = figures(config, trials), any(each.truncated for each in decodings(config.compare))
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in figures.items():
+    for name, figure in drawn.items():
         for suffix in (".png", ".svg"):
             save(figure, folder / "figures" / f"{name}{suffix}")
-    (folder / "compare.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    (folder / "compare.md").write_text(
-        markdown(HEADS, map(cells, rows)) + "\n" + markdown(BUDGET, map(budget_cells, rows)), encoding="utf-8"
-    )
+    tree = _with_null([asdict(row) for row in rows])
+    (folder / "compare.json").write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    (folder / "compare.md").write_text("\n".join(each.markdown for each in tables), encoding="utf-8")
     path = folder / PAGE
     render(
         "compare.html.j2",
         path,
         title=f"Comparison {folder.name}",
-        quality=config.best_metric,
+        quality=metric(config.best_metric).head,
         baseline=METHODS[config.compare.baseline].title,
-        heads=HEADS,
-        rows=list(map(cells, rows)),
-        budget_heads=BUDGET,
-        budget=list(map(budget_cells, rows)),
-        figures=[(title, svg(figures[name])) for name, title in TITLES.items()],
+        tables=tables,
+        markers="; circles: temperatures, triangles: top-p, squares: min-p" if truncated else "",
+        figures=[(title, svg(drawn[name])) for name, title in TITLES.items()],
         sources=[(METHODS[row.name].title, METHODS[row.name].source) for row in rows if METHODS[row.name].source],
         errors=[(f"{name} {replicate}", error) for (name, replicate), error in errors.items()],
         config=dump_config(config),
     )
     return path
-
-
-TITLES = {"temperature": "Quality over temperatures", "distinct-2": "Quality against distinct-2"}
-"""By abscissa, in the order of a point's values."""
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _curves(config: Config, trials: Sequence[Trial]) -> dict[str, list[tuple[float, float, float]]]:
-    """Each method's (temperature, mean distinct-2, mean quality) on the test prompts, averaged over replicates."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
-    for name in config.compare.methods:
-        own = [trial for trial in trials if trial.method == name]
-        if own:
-            points = [(t, [at(trial, "test", t) for trial in own]) for t in sorted(config.compare.temperatures)]
-            found[METHODS[name].title] = [
-                (t, float(np.mean([m.distinct_2 for m in each])), float(np.mean([m.quality for m in each])))
-                for t, each in points
-            ]
-    return found
-
-
-def _figures(config: Config, trials: Sequence[Trial]) -> dict[str, Figure]:
-    curves = _curves(config, trials)
-    return {name: _figure(curves, across, name, config.best_metric) for across, name in enumerate(TITLES)}
-
-
-def _figure(curves: dict[str, list[tuple[float, float, float]]], across: int, label: str, quality: str) -> Figure:
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for number, (title, points) in enumerate(curves.items()):
-        style = "-" if number % 2 == 0 else "--"
-        axes.plot([p[across] for p in points], [p[2] for p in points], style, marker="o", markersize=3, label=title)
-    axes.set_xlabel(label)
-    axes.set_ylabel(quality.removeprefix("eval/"))
-    axes.legend(fontsize="x-small", frameon=False)
-    return figure

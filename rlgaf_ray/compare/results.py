@@ -1,4 +1,4 @@
-"""What the trials of a comparison say: each method at its best temperature and at the baseline's entropy."""
+"""What the trials of a comparison say: each method with its best decoding and at the baseline's entropy."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rlgaf_ray.compare.decoding import Decoding, curves
 from rlgaf_ray.compare.methods import METHODS
 from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.report.quality import at_level
-from rlgaf_ray.types import EvaluationPart
+from rlgaf_ray.types import EvaluationPart, Metrics
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method over its replicates; all numbers are of the test prompts but the choice of the temperature."""
+    """One method over its replicates; all numbers are of the test prompts but the choice of the best decoding."""
 
     name: MethodName
     count: int
-    best_temperature: float  # of the highest mean quality on the validation prompts
-    quality: float  # at the best temperature
-    at_one: float | None  # at temperature 1, if it was measured
+    best: Decoding  # of the highest mean quality on the validation prompts
+    quality: float  # with the best decoding
+    at_one: float | None  # at temperature 1 without truncation, if it was measured
     entropy_at_one: float | None
-    distinct_2: float  # at the best temperature
-    best_difference: Difference  # to the baseline, each at its own best temperature
+    distinct_2: float  # with the best decoding
+    best_difference: Difference  # to the baseline, each with its own best decoding
     interval: tuple[float, float] | None  # of it, by bootstrap over replicates, then prompts
     p: float  # of it, Holm's correction over the methods
     level: str  # what the next one holds equal
-    level_difference: Difference | None  # to the baseline's curve over temperatures at the method's own level
+    level_difference: Difference | None  # to the baseline's curves at the method's own level
     level_p: float
     rollouts: float
     train_seconds: float
     candidates: int
+    metrics: Metrics  # the task's own measures with the best decoding
 
     @property
     def title(self) -> str:
@@ -54,24 +56,24 @@ def table(trials: Sequence[Trial], methods: Sequence[MethodName], baseline: Meth
     return [replace(row, p=best.get(row.name, nan), level_p=level.get(row.name, nan)) for row in rows]
 
 
-def at(trial: Trial, part: EvaluationPart, temperature: float) -> Measured:
-    return next(each for each in trial.parts[part] if each.temperature == temperature)
+def at(trial: Trial, part: EvaluationPart, decoding: Decoding) -> Measured:
+    return next(each for each in trial.parts[part] if each.decoding == decoding)
 
 
-def best_temperature(trials: Mapping[int, Trial]) -> float:
-    """By validation prompts, over all replicates; the higher of equals."""
-    temperatures = [each.temperature for each in next(iter(trials.values())).parts["validation"]]
-    means = {t: np.mean([at(trial, "validation", t).quality for trial in trials.values()]) for t in temperatures}
-    return max(sorted(temperatures, reverse=True), key=lambda t: means[t])
+def best_decoding(trials: Mapping[int, Trial]) -> Decoding:
+    """By validation prompts, over all replicates; of equals the one without truncation and of higher temperature."""
+    found = [each.decoding for each in next(iter(trials.values())).parts["validation"]]
+    means = {each: np.mean([at(trial, "validation", each).quality for trial in trials.values()]) for each in found}
+    return max(sorted(found, key=lambda each: (each.truncated, -each.temperature)), key=lambda each: means[each])
 
 
 def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, Trial]) -> Row:
     shared = sorted(set(trials) & set(baseline))
-    best = best_temperature(trials)
+    best = best_decoding(trials)
     found = {replicate: at(trial, "test", best) for replicate, trial in trials.items()}
     others: dict[int, Measured] = {}
     if baseline:
-        own_best = best_temperature(baseline)
+        own_best = best_decoding(baseline)
         others = {replicate: at(baseline[replicate], "test", own_best) for replicate in shared}
     differences = [found[replicate].quality - others[replicate].quality for replicate in shared]
     gaps = [
@@ -82,12 +84,12 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
     level, at_equal = _at_equal_level(trials, baseline, shared)
     if trials is baseline:  # nothing to hold it against
         gaps, at_equal = [], []
-    ones = [each for trial in trials.values() for each in trial.parts["test"] if each.temperature == 1.0]
+    ones = [each for trial in trials.values() for each in trial.parts["test"] if each.decoding == Decoding()]
     entropies = [each.entropy for each in ones if each.entropy is not None]
     return Row(
         name,
         count=len(trials),
-        best_temperature=best,
+        best=best,
         quality=float(np.mean([each.quality for each in found.values()])),
         at_one=float(np.mean([each.quality for each in ones])) if ones else None,
         entropy_at_one=float(np.mean(entropies)) if entropies else None,
@@ -101,31 +103,40 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
         rollouts=float(np.mean([trial.rollouts for trial in trials.values()])),
         train_seconds=float(np.mean([trial.seconds["training"] for trial in trials.values()])),
         candidates=next(iter(trials.values())).candidates,
+        metrics=_means([each.metrics for each in found.values()]),
     )
+
+
+def _means(found: Sequence[Metrics]) -> Metrics:
+    """Of what all have."""
+    shared = [key for key in found[0] if all(key in each for each in found)]
+    return {key: float(np.mean([each[key] for each in found])) for key in shared}
 
 
 def _at_equal_level(
     trials: Mapping[int, Trial], baseline: Mapping[int, Trial], shared: Sequence[int]
 ) -> tuple[str, list[float]]:
-    """The method at its highest temperature less the baseline's curve at the same entropy, or distinct-2.
+    """The method at its highest temperature less the highest of the baseline's curves at equal entropy or distinct-2.
 
     Entropy where both have one; a method that chooses among candidates has none. A replicate whose level lies outside
-    of the baseline's curve is left out.
+    of all of the baseline's curves is left out.
     """
     if not shared:
         return "entropy", []
 
-    def curve(trial: Trial, level: str) -> list[tuple[float, float]]:
-        return [(getattr(each, level), each.quality) for each in trial.parts["test"]]
+    def height(trial: Trial, level: str, value: float) -> float | None:
+        """Of the highest curve there."""
+        points = [[(getattr(each, level), each.quality) for each in curve] for curve in curves(trial.parts["test"])]
+        return max((found for curve in points if (found := at_level(curve, value)) is not None), default=None)
 
     def warmest(trial: Trial) -> Measured:
-        return max(trial.parts["test"], key=lambda each: each.temperature)
+        return max(curves(trial.parts["test"])[0], key=lambda each: each.temperature)
 
     level = "distinct_2" if warmest(trials[shared[0]]).entropy is None else "entropy"
     found = []
     for replicate in shared:
         own = warmest(trials[replicate])
-        height = at_level(curve(baseline[replicate], level), getattr(own, level))
-        if height is not None:
-            found.append(own.quality - height)
+        there = height(baseline[replicate], level, getattr(own, level))
+        if there is not None:
+            found.append(own.quality - there)
     return level, found

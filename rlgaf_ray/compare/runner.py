@@ -12,14 +12,16 @@ from ray import tune
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
-from rlgaf_ray.compare.methods import METHODS, method_config
-from rlgaf_ray.compare.page import budget_table, results_table, write_page
+from rlgaf_ray.compare.methods import METHODS, method_config, named
+from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
-from rlgaf_ray.config import Config, dump_config
+from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
@@ -56,12 +58,13 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
         console.print(f"{name} {replicate} failed: {error}", highlight=False, markup=False)
     if trials:
         rows = table(trials, config.compare.methods, config.compare.baseline)
-        console.print(results_table(rows))
-        console.print(budget_table(rows))
+        for each in grids(config, rows):
+            console.print(each.shown)
         page = write_page(config, trials, rows, errors)
         console.print(f"everything is in {page} and the folder around it", highlight=False, soft_wrap=True)
     if not trials or len(trials) < len(jobs):
-        console.print(f"go on with compare --resume {config.run.again}", highlight=False, soft_wrap=True)
+        again = f"run.root={config.run.root} run.name={config.run.name}"
+        console.print(f"go on with compare --resume {again}", highlight=False, soft_wrap=True)
     if received:
         return SIGNAL_EXIT_OFFSET + received[0]
     return 0 if len(trials) == len(jobs) else 1
@@ -79,20 +82,23 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
         check_before_start(each)
     task = prepare_data(configs[0], cache_folder(config)).task  # its checksum is the same for every replicate
     evaluation_set(task, config.evaluation.num_prompts)
+    for name, each in zip(config.compare.methods, configs, strict=True):
+        with named(name, "these data"):
+            check_demonstrations(each, task)
     if any(METHODS[name].verdict for name in config.compare.methods):
         verdict_of(task)
     # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
     free = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
-    own = config.model_dump(mode="json", exclude={"run": {"root", "name"}, "cluster": True, "compare": free})
-    settings = {"settings": own, "data": task.checksum}
+    unlike = {"run": {"root", "name"}, "cluster": True, "compare": free}
     file = folder / SETTINGS
     if file.is_file():
         if not resume:
             raise UserError(f"{folder} exists: add --resume to go on with that comparison, or choose another run.name")
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before["data"] != settings["data"]:
+        if json.loads(file.read_text(encoding="utf-8"))["data"] != task.checksum:
             raise UserError(f"{folder} was begun with other data: bring them back, or choose another run.name")
-        if changed := differing(before["settings"], own):
+        begun = load_config(folder / CONFIG)  # a key that is not there has its default
+        before, now = (public_values(each.model_dump(mode="json", exclude=unlike)) for each in (begun, config))
+        if changed := differing(before, now):
             raise UserError(
                 f"{folder} was begun with another {changed[0]}: set it as it was (config.yaml there), or choose "
                 "another run.name"
@@ -100,7 +106,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     elif resume:
         raise UserError(f"nothing to resume: {folder} holds no comparison")
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(settings), encoding="utf-8")
+    file.write_text(json.dumps({"data": task.checksum}), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
@@ -158,7 +164,7 @@ class Lines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         result = trial.last_result
         quality, seconds = result.get("quality", float("nan")), result.get("seconds", 0)
-        self._line(trial, f"{quality:.3f} at the best temperature, {seconds:.0f} s")
+        self._line(trial, f"{quality:.3f} with the best decoding, {seconds:.0f} s")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._line(trial, "failed")

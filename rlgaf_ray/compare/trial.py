@@ -1,4 +1,4 @@
-"""One method on one replicate: trained, then measured at every temperature on both parts, in one process."""
+"""One method on one replicate: trained, then measured with every decoding on both parts, in one process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.compare.methods import METHODS, Answering, loop_rollouts, method_config
+from rlgaf_ray.compare.budget import num_rollouts
+from rlgaf_ray.compare.decoding import Decoding, decodings
+from rlgaf_ray.compare.methods import METHODS, Answering, method_config
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
-from rlgaf_ray.data.task import Measure, Task
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.measures import Evaluated, build_measure
+from rlgaf_ray.evaluation.measures import MeasureInputs, build_measure
 from rlgaf_ray.evaluation.text import decode, distinct_n
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.reward_functions import RewardFunction, with_rewards
@@ -35,14 +37,20 @@ PROMPTS_AT_ONCE = 64  # bounds the engine's cache
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers at one temperature."""
+    """Answers sampled in one way."""
 
     temperature: float
     quality: float  # the task's own measure; higher is better
     each: list[float] | None  # of every prompt, the mean over its answers; None where the measure gives none
-    entropy: float | None  # nats an answer, of the policy at this temperature; None where an answer is chosen
+    entropy: float | None  # nats an answer, of the policy as it is sampled; None where an answer is chosen
     distinct_2: float
     metrics: Metrics
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def decoding(self) -> Decoding:
+        return Decoding(self.temperature, self.top_p, self.min_p)
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,9 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
         roles.push_weights(version, network=network)()
         seconds["training"] = time.perf_counter() - started - sum(seconds.values())
         measuring = Measuring(config, data, roles, method.answering)
-        parts = {part: [measuring(part, t) for t in config.compare.temperatures] for part in EVALUATION_PARTS}
+        parts = {part: [measuring(part, each) for each in decodings(config.compare)] for part in EVALUATION_PARTS}
     seconds["measuring"] = time.perf_counter() - started - sum(seconds.values())
-    return Trial(name, replicate, parts, num_rollouts(config, method.trains), seconds, method.answering.candidates)
+    return Trial(name, replicate, parts, num_rollouts(config, method), seconds, method.answering.candidates)
 
 
 def verdict_of(task: Task) -> RewardFunction:
@@ -115,16 +123,6 @@ def verdict_of(task: Task) -> RewardFunction:
     return verdict
 
 
-def num_rollouts(config: Config, trains: str) -> int:
-    """Sampled for updates, the discriminator's warm-up included."""
-    warmup = config.discriminator_warmup_updates * config.rollout.batch_size
-    return {
-        "nothing": 0,
-        "discriminator": warmup,
-        "generator": warmup + loop_rollouts(config),
-    }[trains]
-
-
 class Measuring:
     """``compare.samples`` answers to every prompt of a part, with the same seeds for every method."""
 
@@ -132,41 +130,45 @@ class Measuring:
         self.config, self.data, self.roles, self.answering = config, data, roles, answering
         self.quality = config.best_metric
 
-    def __call__(self, part: EvaluationPart, temperature: float) -> Measured:
+    def __call__(self, part: EvaluationPart, decoding: Decoding) -> Measured:
         task, config = self.data.task, self.config
         real = task.evaluation(part)
         real_texts = decode([task.evaluated_ids(item) for item in real], self.data.tokenizer)
-        measure = build_measure(Evaluated(task, part, real_texts, None, cache_folder(config)))
+        measure = build_measure(MeasureInputs(task, part, real_texts, None, cache_folder(config)))
         prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
-        answers = self.answers(prompts, temperature)  # of each prompt, one after the other
+        answers = self.answers(prompts, decoding)  # of each prompt, one after the other
         count = config.compare.samples
-        found = [self.measured(measure, answers[each::count]) for each in range(count)]
-        metrics = {key: float(np.mean([row[key] for row, _ in found])) for key in found[0][0]}
+        texts = decode([task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
+        found = [measure(texts[each::count]) for each in range(count)]
+        metrics = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
         if self.quality not in metrics:
             raise UserError(
                 f"evaluation.best_metric={self.quality} is not one of the task's own measures: set it to one of "
                 f"{', '.join(metrics)}"
             )
-        singles = [each for _, each in found if each is not None]
-        entropy = float(np.mean([-answer.behaviour_logprobs.sum() for answer in answers]))
+        singles = [each for row in range(count) if (each := measure.each(texts[row::count])) is not None]
+        logprobs = np.array([answer.behaviour_logprobs.sum(dtype=np.float64) for answer in answers])
+        sampled = self.answering.candidates == 1
+        metrics |= measure.repeated(
+            [texts[row : row + count] for row in range(0, len(texts), count)],
+            logprobs.reshape(-1, count) if sampled else None,
+        )
         return Measured(
-            temperature,
+            decoding.temperature,
             quality=metrics[self.quality],
             each=np.mean(singles, axis=0).tolist() if singles else None,
-            entropy=entropy if self.answering.candidates == 1 else None,
+            entropy=float(-logprobs.mean()) if sampled else None,
             distinct_2=distinct_n([answer.response_ids for answer in answers], 2),
             metrics=metrics,
+            top_p=decoding.top_p,
+            min_p=decoding.min_p,
         )
 
-    def measured(self, measure: Measure, answers: Sequence[Rollout]) -> tuple[Metrics, np.ndarray | None]:
-        texts = decode([self.data.task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
-        return measure(texts), measure.each(texts)
-
-    def answers(self, prompts: Sequence[Prompt], temperature: float) -> list[Rollout]:
+    def answers(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Rollout]:
         """``compare.samples`` of each prompt, adjacent; of candidates the one that the discriminator chooses."""
         candidates, seed = self.answering.candidates, self.config.run.seed
         per_prompt = self.config.compare.samples * candidates
-        sampling = replace(sampling_settings(self.config, samples_per_prompt=per_prompt), temperature=temperature)
+        sampling = replace(sampling_settings(self.config, samples_per_prompt=per_prompt), **decoding.changes)
         answers: list[Rollout] = []
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             asked = prompts[start : start + PROMPTS_AT_ONCE]

@@ -69,6 +69,8 @@ class KLSettings(Section):
 
 
 class ExactKLSettings(KLSettings):
+    """Defaults of a KL penalty over the full vocabulary, as a term of the loss."""
+
     coefficient: NonNegativeRate = 2.0
     estimator: KLEstimator = "exact"
     placement: KLPlacement = "loss"

@@ -10,6 +10,8 @@ from rlgaf_ray.config.section import NonNegative, NonNegativeRate, Positive, Rat
 
 
 class ClusterSection(Section):
+    """The Ray cluster, and the CPUs and GPUs of each actor."""
+
     address: str | None = Field(
         None, description="Ray address; auto: a running cluster; null: RAY_ADDRESS if set, else a new local Ray"
     )

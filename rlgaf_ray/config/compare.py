@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,16 +24,25 @@ MethodName = Literal[
     "rlgaf",
     "verdict",
 ]
+BetweenZeroAndOne = Annotated[float, Field(gt=0.0, lt=1.0)]
 CORE: tuple[MethodName, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "frozen", "zero_reward", "rlgaf")
 
 
 class CompareSection(Section):
+    """Methods, replicates and temperatures of ``rlgaf compare``."""
+
     methods: list[MethodName] = Field(list(CORE), min_length=1, description="what is compared; docs/compare.md")
     baseline: MethodName = Field("sft", description="what all others are held against")
     replicates: Positive = Field(3, description="of every method, each with demonstrations and seeds of its own")
     first_replicate: NonNegative = Field(0, description="number, run.seed and task.draw_seed of the first one")
     temperatures: list[Rate] = Field([1.0, 0.8, 0.6, 0.4], min_length=1, description="at which all are measured")
-    samples: Positive = Field(4, description="answers to every prompt at each temperature")
+    top_p: list[BetweenZeroAndOne] = Field([], description="at temperature 1, measured beside the temperatures")
+    min_p: list[BetweenZeroAndOne] = Field(
+        [],
+        description="at temperature 1, too: tokens of less than this share of the most probable token's probability "
+        "are not sampled",
+    )
+    samples: Positive = Field(4, description="answers to every prompt at each of these")
     concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one a core")
 
     @model_validator(mode="after")

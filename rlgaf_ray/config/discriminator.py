@@ -104,6 +104,8 @@ class UpdateRatioSection(Section):
 
 
 class DiscriminatorSection(Section):
+    """Architecture, loss, regularisation and update ratio of the discriminator."""
+
     num_workers: Positive = Field(1, description="data-parallel processes for scoring and updates")
     updates_per_generator_update: NonNegativeRate = Field(
         1.0, description="discriminator updates per generator update; 0.2: one in five iterations; 0: frozen"

@@ -38,6 +38,8 @@ AlgorithmName = Literal["reinforce", "ppo", "seqgan", "gumbel", "dpo", "raft"]
 
 
 class ReinforceSettings(PolicyGradientSettings):
+    """REINFORCE; with ``clip_range`` GRPO and its relatives."""
+
     key = "reinforce"
 
     credit: Credit = "token"
@@ -107,6 +109,8 @@ class SeqGANSettings(PolicyGradientSettings):
 
 
 class PPOSettings(AlgorithmSettings):
+    """PPO with a learned critic."""
+
     key = "ppo"
     trains_critic = True
 
@@ -164,6 +168,8 @@ class PPOSettings(AlgorithmSettings):
 
 
 class GumbelSettings(AlgorithmSettings):
+    """Gumbel-softmax: the discriminator's gradient through soft tokens."""
+
     key = "gumbel"
     needs_discriminator = True
     rewards_tokens = False
@@ -209,6 +215,8 @@ class GumbelSettings(AlgorithmSettings):
 
 
 class GeneratorSection(Section):
+    """The algorithm that trains the generator, and its optimiser."""
+
     algorithm: AlgorithmName = "reinforce"
     reinforce: ReinforceSettings = ReinforceSettings()
     seqgan: SeqGANSettings = SeqGANSettings()

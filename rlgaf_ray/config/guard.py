@@ -79,6 +79,8 @@ class HealSection(Section):
 
 
 class GuardSection(Section):
+    """Symptoms of an unstable run, and the action that follows."""
+
     action: Literal["warn", "stop", "heal"] = Field(
         "warn",
         description="on any verdict but non_finite; heal: roll back to a healthy checkpoint, with gentler settings",

@@ -23,6 +23,8 @@ class FsdpSection(Section):
 
 
 class LearnerSection(Section):
+    """Processes, sharding, precision and micro-batches of the learner."""
+
     num_workers: Positive = Field(1, description="data-parallel learner processes")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",

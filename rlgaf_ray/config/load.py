@@ -1,58 +1,50 @@
-"""YAML and dotted overrides into a checked config; every mistake is one readable line."""
+"""YAML and dotted overrides into a checked config, and back into YAML."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
 from rlgaf_ray.config import uri
+from rlgaf_ray.config.compose import ConfigError, Key, Origin, Tree, compose
+from rlgaf_ray.config.explain import describe, key_of, short
 from rlgaf_ray.config.hidden import public, public_values
-from rlgaf_ray.config.presets import presets
-from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.config.run import RunSection
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.errors import UsageError
+
+Paths = str | Path | Sequence[str | Path] | None
+Origins = Mapping[Key, Origin]
 
 
-class ConfigError(UsageError):
-    """A config that cannot be used, in one line that names the key, the value and what would be right."""
+def load_config(path: Paths = None, overrides: Sequence[str] = (), *, small: bool = False) -> Config:
+    """The defaults, changed by YAML files from left to right, changed by ``a.b.c=value``.
 
-
-SMALL = "small"  # a preset's section of what differs on two cores without a hub
-
-
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), *, small: bool = False) -> Config:
-    """The defaults, changed by a YAML file (and by its section ``small``, if asked for), changed by ``a.b.c=value``.
-
-    ``path``: the file, or a preset's name such as ``imdb_positive`` (``config/presets.py``).
+    ``path``: a file, a preset's name such as ``imdb_positive`` (``config/presets.py``), or several of them. A file may
+    begin with ``extends:``, a preset or a file beside it. ``small``: each file's section ``small`` applies, too.
     Raises ``ConfigError`` for a file that cannot be read or parsed, an unknown key, or a value that does not fit.
     """
-    tree = {} if path is None else _read(_find(path))
-    smaller = tree.pop(SMALL, None)
-    if small:
-        if not isinstance(smaller, dict):
-            raise ConfigError(f"--small needs a config file with a section '{SMALL}:', and {path or 'none'} has none")
-        _merge(tree, smaller)
-    for override in overrides:
-        _apply(tree, override)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_describe(error, path, overrides)) from None
+    return load_with_origins(path, overrides, small=small)[0]
 
 
-def load_run_config(
+def load_with_origins(
+    path: Paths = None, overrides: Sequence[str] = (), *, small: bool = False
+) -> tuple[Config, Origins]:
+    """As ``load_config``, and the origin of each value that is set."""
+    paths = [] if path is None else [path] if isinstance(path, str | Path) else path
+    tree = compose(paths, overrides, small=small)
+    return _validated(tree), tree.origins
+
+
+def run_config_file(
     overrides: Sequence[str], find: Callable[[RunSection], Path] = lambda run: run.folder / "config.yaml"
-) -> Config:
-    """The config that a run was started with, found by ``run.root`` and ``run.name``, changed by the overrides.
+) -> Path:
+    """The config that a run was started with, found by ``run.root`` and ``run.name``.
 
-    ``find``: brings its file here where the run is kept elsewhere.
+    ``find``: brings it here where the run is kept elsewhere.
     """
     run = load_config(None, [item for item in overrides if item.startswith(("run.root=", "run.name="))]).run
     if run.name is None:
@@ -61,156 +53,61 @@ def load_run_config(
     if not path.is_file():
         place = run.folder / "config.yaml" if run.remote is None else uri.child(run.shown, "config.yaml")
         raise ConfigError(f"nothing to resume: {place} does not exist (run.root and run.name say where to look)")
-    return load_config(path, overrides)
+    return path
 
 
-def dump_config(config: Config) -> str:
-    """YAML that loads back to an equal config, but for keys and tokens in its values, which are left out."""
-    return yaml.safe_dump(public_values(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+def dump_config(config: Config, origins: Origins | None = None) -> str:
+    """YAML that loads back to an equal config, but for keys and tokens in its values, which are left out.
+
+    ``origins``: behind each value that is not the default, a comment says where it was set.
+    """
+    values = public_values(config.model_dump(mode="json"))
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text if origins is None else _commented(text, values, origins)
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """The config with these dotted keys changed. Raises ``ConfigError`` for one that does not exist or fit."""
-    tree = config.model_dump(mode="json")
+    tree = Tree(config.model_dump(mode="json"))
     for key, value in values.items():
-        _set(tree, key, value, source=f"{key}={_short(value)}")
+        tree.set(key, value, Origin(), source=f"{key}={short(value)}")
+    return _validated(tree)
+
+
+def _validated(tree: Tree) -> Config:
+    """A fault is laid to its file, unless the command line wrote it."""
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree.values)
     except ValidationError as error:
-        raise ConfigError(_describe(error, None, ())) from None
+        origin = tree.last(key_of(error))
+        source = "" if origin is None or origin.file is None else f"{origin.file}: "
+        raise ConfigError(source + describe(error)) from None
 
 
-def _find(path: str | Path) -> Path:
-    path = Path(path)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        return path
-    if (preset := presets().get(path.as_posix())) is not None:
-        return preset
-    name = _printable(str(path))
-    near = difflib.get_close_matches(name, presets(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(presets())}"
-    raise ConfigError(f"{name} is neither a .yaml file nor a preset; {hint}")
+def _commented(text: str, values: dict[str, Any], origins: Origins) -> str:
+    defaults = Config().model_dump(mode="json")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)
+    for index, key in reversed(list(_leaf_nodes(root))):
+        origin = next((origins[key[:depth]] for depth in range(len(key), 0, -1) if key[:depth] in origins), None)
+        if origin is not None and _at(values, key) != _at(defaults, key):
+            end = text.index("\n", index)
+            text = f"{text[:end]}  # {public(str(origin))}{text[end:]}"
+    return text
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}") from None
-    tree = _parse(text, source=str(path))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected sections such as 'run:' at the top, found a {type(tree).__name__}")
-    return tree
-
-
-def _parse(text: str, *, source: str) -> Any:
-    try:
-        return read_yaml(text)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from None
-
-
-def _merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
+def _leaf_nodes(node: yaml.MappingNode, above: Key = ()) -> Iterator[tuple[int, Key]]:
+    """Each value that is no section: a place on the line that a comment may end, and its key."""
+    for name, value in node.value:
+        key = (*above, str(name.value))
+        if isinstance(value, yaml.MappingNode) and value.value:
+            yield from _leaf_nodes(value, key)
         else:
-            tree[key] = value
+            place = value if isinstance(value, yaml.ScalarNode) else name  # a list begins on the next line
+            yield place.end_mark.index, key
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not all(key.split(".")):
-        raise ConfigError(f"override {_printable(override)!r} is not of the form section.key=value")
-    source = f"override {_printable(override)!r}"
-    _set(tree, key, _parse(text, source=source), source=source)
-
-
-def _set(tree: dict[str, Any], key: str, value: Any, *, source: str) -> None:
-    parts = key.split(".")
-    node = tree
-    for depth, part in enumerate(parts[:-1]):
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"{source}: {'.'.join(parts[: depth + 1])} is a value, not a section")
-    node[parts[-1]] = value
-
-
-def _describe(error: ValidationError, path: str | Path | None, overrides: Sequence[str]) -> str:
-    """The first error in one line, with its file unless an override wrote it, and how many more there are."""
-    errors = error.errors()
-    first = errors[0]
-    location = [_printable(str(part)) for part in first["loc"]]
-    overridden = any(_on_one_branch(location, override.partition("=")[0].split(".")) for override in overrides)
-    source = "" if path is None or overridden else f"{path}: "
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return source + _explain(first, location) + more
-
-
-def _explain(error: ErrorDetails, location: list[str]) -> str:
-    key = ".".join(location)
-    match error["type"]:
-        case "extra_forbidden" | "invalid_key":
-            return f"unknown key {key}; {_suggest(location)}"
-        case "value_error":
-            text = str(error["ctx"]["error"])
-            return text if key in text else f"{key}: {text}"
-        case "model_type":
-            return f"{key}={_short(error['input'])}: must be a section with {_children(key)}"
-        case "missing":  # of a tuple: every other key has a default
-            return f"{'.'.join(location[:-1])}={_short(error['input'])}: must be a list with more values"
-        case "too_long":
-            return f"{key}={_short(error['input'])}: must be a list of {error['ctx']['max_length']} values"
-        case "tuple_type":
-            return f"{key}={_short(error['input'])}: must be a list of values"
-        case _:
-            return f"{key}={_short(error['input'])}: must {error['msg'].partition(' should ')[2]}"
-
-
-def _printable(text: str) -> str:
-    """A key or an override as it is shown: on one line, without secrets, no longer than anybody means one to be."""
-    text = public(text)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _on_one_branch(location: Sequence[str], other: Sequence[str]) -> bool:
-    return all(part == other_part for part, other_part in zip(location, other, strict=False))
-
-
-def _short(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n")
-    text = public(" ".join(text.split()))  # before it is cut: half a key is still one
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _suggest(location: list[str]) -> str:
-    """A key of the same section spelt nearly so, else keys of that name elsewhere, else what the section has."""
-    parent, name = ".".join(location[:-1]), location[-1]
-    names = _children(parent).split(", ")
-    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
-        return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
-    if elsewhere := [key for key in _keys(Config) if key.split(".")[-1] == name]:
-        return f"did you mean {' or '.join(elsewhere)}?"
-    return f"{parent or 'the top'} has {', '.join(names)}"
-
-
-def _children(parent: str) -> str:
-    prefix = f"{parent}." if parent else ""
-    names = [key.removeprefix(prefix) for key in _keys(Config) if key.startswith(prefix)]
-    return ", ".join(name for name in names if "." not in name) or "no keys yet"
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of the tree."""
-    keys = []
-    for name, field in section.model_fields.items():
-        keys.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += _keys(kind, f"{prefix}{name}.")
-    return keys
+def _at(tree: Any, key: Key) -> Any:
+    for part in key:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree

@@ -20,6 +20,8 @@ FROM_SCRATCH = ("tiny-gpt2", "seqgan-lstm")
 
 
 class ModelSection(Section):
+    """The base model, its storage type and its adapters."""
+
     generator: str = Field(
         FILM_REVIEWS,
         description="local folder or hub id of a causal LM, the built-in 'film-reviews', or a model trained from "

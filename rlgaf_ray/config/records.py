@@ -10,6 +10,8 @@ from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Section
 
 
 class EvaluationSection(Section):
+    """Interval and size of the evaluations of the generator."""
+
     every: NonNegative = Field(75, description="iterations between full evaluations; 0: only before and after training")
     num_prompts: Annotated[int, Field(ge=10)] = Field(
         1000, description="prompts of the validation part per full evaluation"
@@ -30,6 +32,8 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
+    """Interval and retention of checkpoints."""
+
     every: NonNegative = Field(50, description="iterations between checkpoints; 0: only at the end")
     keep: Positive = Field(
         3, description="number of newest checkpoints to keep, besides the best and those needed for a rollback"
@@ -37,6 +41,8 @@ class CheckpointSection(Section):
 
 
 class TrackingSection(Section):
+    """Trackers that receive metrics and tables."""
+
     to: list[str] = Field(
         ["tensorboard"],
         description="trackers besides the run's own files: tensorboard, wandb, mlflow, trackio, or module:Class",

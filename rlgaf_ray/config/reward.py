@@ -91,6 +91,8 @@ class RewardFunctionSection(Section):
 
 
 class RewardSection(Section):
+    """Reward sources: the discriminator and functions of the user's, and how they combine."""
+
     kind: RewardKind = Field(
         "logit",
         description="how the discriminator's logit becomes a reward; zero: control run without that signal",

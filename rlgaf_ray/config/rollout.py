@@ -12,6 +12,8 @@ from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Rate, Sect
 
 
 class RolloutSection(Section):
+    """The rollout engine, its workers, batch size and sampling."""
+
     engine: EngineName = Field(
         "vllm",
         description="vllm: in the worker's process; vllm_async: in a separate one, as weights.mid_flight "
@@ -33,7 +35,7 @@ class RolloutSection(Section):
     batch_size: Positive = Field(64, description="rollouts per iteration, over all workers")
     samples_per_prompt: Positive = 4
     free_prompts: Fraction = Field(
-        0.0, description="share of each batch's prompts taken from the task's prompts without demonstrations"
+        0.0, description="share of each batch's prompts taken from the task's prompts without answers"
     )
     temperature: Rate = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -73,6 +75,8 @@ class RolloutSection(Section):
 
 
 class WeightsSection(Section):
+    """Weight transfer from the learner to the rollout engines."""
+
     transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
         "auto",
         description="transport of new weights to the engines; auto: ipc on a shared GPU, nccl between GPUs, else "
@@ -85,6 +89,8 @@ class WeightsSection(Section):
 
 
 class ScheduleSection(Section):
+    """Synchronous or asynchronous rollouts, and the staleness allowed."""
+
     mode: Literal["sync", "async"] = Field(
         "sync", description="async: generate the next rollouts while learner and discriminator train"
     )

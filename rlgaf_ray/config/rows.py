@@ -108,9 +108,18 @@ Paths = Annotated[str | list[str] | None, PlainValidator(_paths)]
 
 
 class JsonlSettings(RowSettings):
+    """Demonstrations from files: JSON Lines, JSON, CSV or Parquet."""
+
     path: Paths = Field(
         None,
         description="JSON Lines, JSON, CSV or Parquet files, optionally .gz: paths, globs or URIs (s3://, gs://, hf://)",
+    )
+    prompts: Paths = Field(
+        None, description="files of prompts without answers, for rollouts only; rollout.free_prompts is their share"
+    )
+    base: Paths = Field(
+        None,
+        description="files for the base warm-up: pairs, chats or texts (a column text); null: its share of path",
     )
     validation_path: Paths = Field(None, description="files of the validation part; null: its share of path")
     test_path: Paths = Field(None, description="files of the test part; null: its share of path")
@@ -121,9 +130,23 @@ class JsonlSettings(RowSettings):
 
 
 class HubSettings(RowSettings):
+    """Demonstrations from a data set of the Hugging Face hub."""
+
     dataset: str | None = Field(None, description="data set id on the Hugging Face hub")
     subset: str | None = None
     split: str = "train"
+    prompts: str | None = Field(
+        None,
+        description="id of a data set of prompts without answers, for rollouts only; rollout.free_prompts is their "
+        "share",
+    )
+    prompts_split: str = "train"
+    base: str | None = Field(
+        None,
+        description="id of a data set for the base warm-up: pairs, chats or texts (a column text); null: its share of "
+        "split",
+    )
+    base_split: str = "train"
     validation_split: str | None = Field(None, description="split of the validation part; null: its share of split")
     test_split: str | None = Field(None, description="split of the test part; null: its share of split")
 

@@ -15,6 +15,8 @@ from rlgaf_ray.config.section import Positive, Rate, Section
 
 
 class RunSection(Section):
+    """Name, folder, seed and length of the run."""
+
     name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",

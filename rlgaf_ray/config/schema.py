@@ -29,6 +29,8 @@ ASYNC_IMPORTANCE_CAP = 2.0
 
 
 class Config(Section):
+    """The resolved configuration of a run, one section for each component."""
+
     run: RunSection = RunSection()
     model: ModelSection = ModelSection()
     task: TaskSection = TaskSection()
@@ -81,6 +83,13 @@ class Config(Section):
     def discriminator_warmup_updates(self) -> int:
         """Number of discriminator updates on rollouts before the first iteration."""
         return self.warmup.discriminator.steps if self.warmup.discriminator.type == "rollouts" else 0
+
+    @property
+    def discriminator_warmup_rollouts(self) -> int:
+        """Of each of these updates: whole groups."""
+        group = self.rollout.samples_per_prompt
+        asked = self.warmup.discriminator.rollouts or self.rollout.batch_size
+        return max(1, asked // group) * group
 
     @property
     def labels_read(self) -> list[str]:

@@ -60,6 +60,8 @@ class DPOSettings(AlgorithmSettings):
 
 
 class UnpenalisedKLSettings(ExactKLSettings):
+    """The same without a penalty by default: the KL is logged only."""
+
     coefficient: NonNegativeRate = 0.0
 
 

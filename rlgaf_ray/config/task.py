@@ -129,6 +129,8 @@ class BridgeSettings(TaskSettings):
 
 
 class TaskSection(Section):
+    """The task, its token budgets and its data."""
+
     name: TaskName = Field("imdb", description="task, whose section below is used; python: a task passed to train()")
     prompt_tokens: Positive = Field(
         3, description="imdb: length of the prompt; other tasks: maximum length, to which contexts are truncated"

@@ -19,6 +19,7 @@ BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,221}")
 
 
 def is_uri(text: str) -> bool:
+    """Whether the text starts with a URI scheme, such as ``s3://``."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
@@ -38,6 +39,7 @@ def unquoted(text: str) -> str:
 
 
 def options(uri: str) -> dict[str, str]:
+    """The query parameters of a URI."""
     pairs = (pair.partition("=") for pair in urlsplit(uri).query.split("&") if pair)
     return {name: unquote(value) for name, _, value in pairs}
 

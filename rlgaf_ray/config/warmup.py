@@ -54,6 +54,9 @@ class DiscriminatorWarmup(Section):
         "rate of training; labels: demonstrations against labelled negatives (RLGAF, section 3.3)",
     )
     steps: NonNegative = 100
+    rollouts: Positive | None = Field(
+        None, description="type=rollouts: rollouts per update, in full groups; null: rollout.batch_size"
+    )
     batch_size: Positive = Field(64, description="type=labels: rows per update")
     learning_rate: Rate = Field(2e-4, description="type=labels: learning rate")
     weight_decay: NonNegativeRate = 0.01
@@ -62,6 +65,8 @@ class DiscriminatorWarmup(Section):
 
 
 class WarmupSection(Section):
+    """Supervised warm-ups of generator and discriminator, before the first rollout."""
+
     generator: GeneratorWarmup = GeneratorWarmup()
     sft: SftWarmup = SftWarmup()
     discriminator: DiscriminatorWarmup = DiscriminatorWarmup()

@@ -22,7 +22,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rlgaf_ray.config.task import TASKS, BridgeSettings, TaskSection
 from rlgaf_ray.data.cache import content_hash
-from rlgaf_ray.data.leaper import Board, distinct_successes, expert_walks, free_walks, judge
+from rlgaf_ray.data.leaper import (
+    Board,
+    against_expert,
+    distinct_successes,
+    expert_logprobs,
+    expert_walks,
+    free_walks,
+    judge,
+)
 from rlgaf_ray.data.splits import drawn_rows
 from rlgaf_ray.data.task import Measure, Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
@@ -217,13 +225,23 @@ class BridgeMeasure(Measure):
         verdict = judge(self.board, self.pairs[: len(texts)], self.walks(texts))
         return {"success": float(verdict.success.mean())}
 
-    def distinct(self, samples: Sequence[Sequence[str]]) -> float:
-        """Mean number of different successful walks among the answers to each prompt: [N prompts][k]."""
+    def repeated(self, samples: Sequence[Sequence[str]], logprobs: np.ndarray | None) -> Metrics:
+        """Different successful walks a prompt, and the successful walks' distribution beside the expert's."""
         walks = np.stack([self.walks(answers) for answers in samples])
         success = np.stack(
             [judge(self.board, self.pairs, walks[:, sample]).success for sample in range(walks.shape[1])], 1
         )
-        return float(distinct_successes(walks, success).mean())
+        metrics = {"eval/distinct_successes": float(distinct_successes(walks, success).mean())}
+        if logprobs is None or not success.any():
+            return metrics
+        expert = expert_logprobs(self.board, self.pairs, self.num_moves)
+        found = against_expert(expert, logprobs, success)
+        return metrics | {
+            "eval/success_entropy": found.entropy,
+            "eval/success_entropy_real": float(-expert.mean()),
+            "eval/expert_kl": found.kl,
+            "eval/expert_log_ratio": found.log_ratio,
+        }
 
 
 def _prompt(pair: np.ndarray) -> np.ndarray:

@@ -67,8 +67,7 @@ class ChatTemplate:
             raise UserError(f"{where}: its values are nested too deeply for a chat: flatten them") from error
 
     def _pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
-        if self._settings.system_prompt is not None and messages[0]["role"] not in INSTRUCTING:
-            messages = [{"role": "system", "content": self._settings.system_prompt}, *messages]
+        messages = self._instructed(messages)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
         answers = [place for place in answers if place > 0]  # one that opens a chat answers nothing
         every = self._settings.messages_train == "all"
@@ -85,6 +84,18 @@ class ChatTemplate:
                 row={**row, "prompt": before} if row else {},
                 turn=self.turn(before, answer, tools, where),
             )
+
+    def prompt(self, messages: Messages, tools: list[dict[str, Any]] | None, where: str) -> str:
+        """The sealed prompt of an answer to these messages. Raises ``UserError`` where the template refuses them."""
+        hidden = _mapped(self._instructed(messages), self._encoder.hidden)
+        rendered = self._rendered(hidden, _mapped(tools, self._encoder.hidden), where, prompting=True)
+        return self._encoder.sealed(rendered)
+
+    def _instructed(self, messages: Messages) -> Messages:
+        """With the system prompt of the settings, where the chat has none."""
+        if self._settings.system_prompt is None or messages[0]["role"] in INSTRUCTING:
+            return messages
+        return [{"role": "system", "content": self._settings.system_prompt}, *messages]
 
     def turn(self, before: Messages, answer: Message, tools: list[dict[str, Any]] | None, where: str) -> Turn:
         """Raises ``UserError`` where the template refuses the conversation, loses a part of it, or has no end."""

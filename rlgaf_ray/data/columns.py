@@ -81,15 +81,15 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
     assert columns.response is not None, "find_columns refuses rows without a response"
     if columns.response == COMPLETION != settings.response_column and str(row.get("label")).lower() == "false":
         raise UserError(f"{place}: its label is false, so that its completion is no demonstration: remove such rows")
-    response = _text_or_messages(row[columns.response], columns.response, place)
+    response = text_or_messages(row[columns.response], columns.response, place)
     prompt = None if columns.prompt is None else row.get(columns.prompt)
     if prompt is not None:
-        prompt = _text_or_messages(prompt, str(columns.prompt), place)
+        prompt = text_or_messages(prompt, str(columns.prompt), place)
     rejected_name = settings.rejected_column or REJECTED
     rejected = row.get(rejected_name)
     if rejected is None:
         return _example(prompt, response, place, columns.response)
-    rejected = _text_or_messages(rejected, rejected_name, place)
+    rejected = text_or_messages(rejected, rejected_name, place)
     if isinstance(rejected, str) != isinstance(response, str):
         raise UserError(
             f"{place}: of {columns.response} and {rejected_name} one is text, one messages: write both alike"
@@ -200,7 +200,8 @@ def _joined(content: list[Any]) -> Any:
     return "".join(map(str, parts)) if whole else content
 
 
-def _text_or_messages(value: Any, name: str, place: str) -> str | Messages:
+def text_or_messages(value: Any, name: str, place: str) -> str | Messages:
+    """Raises ``UserError`` naming the place for anything else."""
     match value:
         case list():
             return as_messages(value, name, place)

@@ -77,7 +77,7 @@ def _local(pattern: str) -> list[DataFile]:
     shown = pattern
     if uris.is_uri(pattern):
         pattern = str(uris.local_path(pattern))
-    path = Path(pattern).expanduser()
+    path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         raise IsADirectoryError(f"it is a folder; name its files, such as {shown.rstrip('/')}/*.jsonl")
     found = [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True)))

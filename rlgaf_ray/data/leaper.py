@@ -118,3 +118,41 @@ def distinct_successes(walks: np.ndarray, success: np.ndarray) -> np.ndarray:
     return np.array(
         [len(np.unique(answers[good], axis=0)) for answers, good in zip(walks, success, strict=True)], np.int64
     )
+
+
+def mean_log_success(success: np.ndarray) -> float:
+    """log of a prompt's share of successes, averaged over successful answers, from k answers a prompt: bool [P, k].
+
+    With n successes among k, 1 / n + 1 / (n + 1) + ... + 1 / (k - 1) estimates -log s (Zhang 2012, Neural Computation
+    24, entropy estimation): the bias is the series' rest, s times the sum of (1 - s)^v / v over v >= k. NaN where
+    nothing succeeds.
+    """
+    counts, total = success.sum(1), success.shape[1]
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, total))])  # of 0, 1, ..., k - 1
+    found = counts > 0
+    if not found.any():
+        return float("nan")
+    return float((counts[found] * (harmonic[counts[found] - 1] - harmonic[-1])).sum() / counts.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class AgainstExpert:
+    """A policy's successful walks beside the expert's, in nats, averaged over the policy's successful answers."""
+
+    entropy: float  # of the policy's walks, given that they succeed
+    kl: float  # from the policy's successful walks to the expert's; the expert's entropy is the sum of both
+    log_ratio: float  # log of the policy's probability of a walk over the expert's
+
+
+def against_expert(expert_logprobs: np.ndarray, logprobs: np.ndarray, success: np.ndarray) -> AgainstExpert:
+    """Estimated from samples: the expert's log-probs are exact, float [P]; the policy's of its answers float [P, k].
+
+    With q the policy, s its share of successes at a prompt and e the expert, the policy's walks given success have
+    log-prob log q - log s, hence entropy E[log s - log q] and KL E[log q - log s - log e].
+    """
+    ratios = (logprobs - expert_logprobs[:, None])[success]
+    if not len(ratios):
+        return AgainstExpert(*[float("nan")] * 3)
+    log_success = mean_log_success(success)
+    entropy = log_success - float(logprobs[success].mean())
+    return AgainstExpert(entropy, float(ratios.mean()) - log_success, float(ratios.mean()))

@@ -16,6 +16,7 @@ from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.contrast import SAME, contrast_rows
 from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.data.encoder import Encoder
+from rlgaf_ray.data.extra_rows import Extra, TokenizedExtra
 from rlgaf_ray.data.pair import Pair
 from rlgaf_ray.data.pair_tokens import spelled_controls, tokenize_pairs
 from rlgaf_ray.data.parts import shared_groups, split_by_group
@@ -43,6 +44,7 @@ class PairSource(TaskSource):
     remarks: Mapping[str, int] = field(default_factory=dict)
     ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
     rendering: str = ""  # what decides the pairs' turns beside the rows
+    extra: Extra = field(default_factory=Extra)
 
     @classmethod
     def split(
@@ -78,7 +80,11 @@ class PairSource(TaskSource):
     def warmup_texts(self) -> Sequence[str]:
         """Each context once: questions share them."""
         pairs = self.parts["base"]
-        return [*dict.fromkeys(pair.context for pair in pairs), *(pair.after + pair.response for pair in pairs)]
+        return [
+            *dict.fromkeys(pair.context for pair in pairs),
+            *(pair.after + pair.response for pair in pairs),
+            *self.extra.texts,
+        ]
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
         """Raises ``UserError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
@@ -101,20 +107,26 @@ class PairSource(TaskSource):
                     f"task.prompt_tokens={self.task.prompt_tokens} and "
                     f"task.response_tokens={self.task.response_tokens}: raise these"
                 )
+        extra = self.extra.tokenized(
+            encoder,
+            self.task,
+            end_of_text=tokenizer.eos_token_id,
+            evaluated=[item for part in EVALUATION_PARTS for item in demonstrations[part]],
+        )
         rejected = {
             name: self._rejected(kept[name], demonstrations[name], encoder, tokenizer.eos_token_id)
             for name in PARTS[:2]
         }
         unread = Counter(reason for items in rejected.values() for reason in items if isinstance(reason, str))
         counts = RowCounts(
-            {name: len(pairs) for name, pairs in kept.items()},
-            dropped,
+            {name: len(pairs) for name, pairs in kept.items()} | extra.used,
+            dropped | extra.dropped,
             {**self.remarks, **unread},
             sum(isinstance(item, Demonstration) for item in rejected["demonstrations"]),
         )
         counts.refuse_above(
             self.task.max_dropped_share,
-            [[name for name in PARTS if name not in self.own], *([name] for name in self.own)],
+            [[name for name in PARTS if name not in self.own], *([name] for name in (*self.own, *extra.used))],
         )
         ends = {int(item.response_ids[-1]) for items in demonstrations.values() for item in items} | {*self.ends}
         return PairTask(
@@ -129,6 +141,7 @@ class PairSource(TaskSource):
             rendering=self.rendering,
             notes=spelled_controls(encoder, kept),
             shown_ends=[each for each in ends if tokenizer.decode([each], skip_special_tokens=True)],
+            extra=extra,
         )
 
     def with_ends(self, token_ids: Collection[int]) -> PairSource:
@@ -175,6 +188,7 @@ class PairTask(Task):
         rendering: str = "",
         notes: Sequence[str] = (),
         shown_ends: Collection[int] = (),
+        extra: TokenizedExtra | None = None,
     ) -> None:
         self._counts = counts
         self.no_answer = no_answer
@@ -189,9 +203,10 @@ class PairTask(Task):
         self._rejected = rejected
         self._end_of_text = end_of_text
         self._base = "base" if demonstrations["base"] else "demonstrations"
+        self._extra = extra or TokenizedExtra()
         rows = drawn_rows(len(demonstrations["demonstrations"]), task)
         self.demonstrations = [demonstrations["demonstrations"][row] for row in rows]
-        self.rows = [pairs["demonstrations"][row].row for row in rows]
+        self.rows = [pairs["demonstrations"][row].row for row in rows] + [pair.row for pair in self._extra.prompts]
         self.contrast = self._contrast("demonstrations", rows)
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
@@ -210,7 +225,11 @@ class PairTask(Task):
     def checksum(self) -> str:
         rows = [(name, pair) for name in PARTS for pair in self._pairs[name]]
         rejected = [("rejected", pair.rejected) for _, pair in rows if pair.rejected is not None]
-        return content_hash(f"{name} {pair}" for name, pair in (*rows, *rejected))
+        return content_hash(f"{name} {pair}" for name, pair in (*rows, *rejected, *self._extra.described))
+
+    @property
+    def prompts(self) -> Sequence[np.ndarray]:
+        return self._extra.prompt_ids
 
     @property
     def counts(self) -> RowCounts:
@@ -234,13 +253,20 @@ class PairTask(Task):
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
         """One pair a row, as long as the longest prompt and response; what is learned is ``warmup_loss``'s choice.
 
-        Demonstrations where no part is kept for the base warm-up.
+        Texts of their own fill whole rows. Demonstrations where nothing is kept for the base warm-up.
         """
-        return text_blocks(
-            self._parts[self._base],
+        texts = self._extra.text_rows
+        part = "base" if texts else self._base
+        blocks = text_blocks(
+            self._parts[part],
             num_tokens=self.max_tokens,
             pad_token_id=self._end_of_text,
             prompts_learned=self._settings.warmup_loss == "all",
+        )
+        if not texts:
+            return blocks
+        return TextBlocks(
+            np.concatenate([blocks.token_ids, texts.token_ids]), np.concatenate([blocks.learned, texts.learned])
         )
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:

@@ -67,6 +67,11 @@ class PromptStream:
         return generator.permutation(self._num_items)
 
 
+def num_free(share: float, count: int) -> int:
+    """The number of free prompts among ``count``, of which they are a share."""
+    return round(share * count)
+
+
 class MixedPromptStream:
     """Row numbers below ``num_items`` from one stream, and a fixed share of each draw from another, numbered behind.
 
@@ -81,7 +86,7 @@ class MixedPromptStream:
 
     def num_free(self, count: int) -> int:
         """The number of free prompts among ``count``."""
-        return round(self._share * count)
+        return num_free(self._share, count)
 
     def own(self, count: int) -> np.ndarray:
         """None of the free ones: int64 [count]."""

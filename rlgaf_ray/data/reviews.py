@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ def load_reviews(settings: ImdbSettings) -> Reviews:
             origin, (texts, labels) = HUB_DATASET, _read_hub()
         case "path":
             assert settings.path is not None, "the config refuses source=path without a path"
-            path = Path(settings.path).expanduser()
+            path = Path(os.path.expanduser(settings.path))
             origin, (texts, labels) = str(path), _read_path(path)
     reviews = _clean(texts, labels, origin)
     if not reviews.texts:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlgaf_ray.config.rows import Paths, RowSettings
 from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.chat import ChatTemplate
 from rlgaf_ray.data.columns import Example, read_example
+from rlgaf_ray.data.extra_rows import Extra, read_base_row, read_prompt
 from rlgaf_ray.data.files import read_rows
 from rlgaf_ray.data.formats import PlacedRow, without_nested_nulls
-from rlgaf_ray.data.pair import Pair
+from rlgaf_ray.data.pair import Pair, Turn
 from rlgaf_ray.data.pairs import PairSource, PairTask
 from rlgaf_ray.data.task import TaskSource
 from rlgaf_ray.errors import UserError
@@ -22,6 +23,9 @@ from rlgaf_ray.types import EvaluationPart, Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+Read = Callable[[Mapping[str, Any], RowSettings, str], Example]
 
 
 def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", key: str) -> Iterable[PlacedRow]:
@@ -49,9 +53,11 @@ class RowSource(TaskSource):
     task: TaskSection
     settings: RowSettings
     examples: list[Example]  # of all parts but those of ``own``
-    own: dict[EvaluationPart, list[Example]]  # of the parts with rows of their own
+    own: dict[str, list[Example]]  # of the parts with rows of their own
     base: bool  # a part is kept for the base warm-up
     kept: dict[str, Row]  # by place, the whole rows, for reward functions; empty unless asked for
+    prompts: Sequence[Example] = ()  # without answers
+    base_texts: Sequence[str] = ()  # of the base warm-up, beside its pairs
     ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
 
     @classmethod
@@ -64,25 +70,34 @@ class RowSource(TaskSource):
         *,
         base: bool,
         keep_rows: bool = False,
+        base_rows: Iterable[PlacedRow] | None = None,
+        prompts: Iterable[PlacedRow] = (),
     ) -> RowSource:
-        """Raises ``UserError`` naming the place of a row that is no demonstration."""
+        """``base_rows`` and ``prompts`` are rows for the base warm-up alone, and without answers.
+
+        Raises ``UserError`` naming the place of a row that is no demonstration.
+        """
+        if base_rows is not None and not base:
+            raise UserError(
+                f"task.{task.name}.base is for the base warm-up, and warmup.generator.steps=0 makes none: set "
+                "warmup.generator.steps, or leave it out"
+            )
         kept: dict[str, Row] = {}
 
-        def examples(placed: Iterable[PlacedRow]) -> Iterator[Example]:
+        def examples(placed: Iterable[PlacedRow], read: Read = read_example) -> Iterator[Example]:
             for place, row in placed:
-                example = read_example(row, settings, place)
+                example = read(row, settings, place)
                 if keep_rows:
                     kept[place] = {**row, "prompt": example.prompt}
                 yield example
 
-        return cls(
-            task,
-            settings,
-            list(examples(rows)),
-            {part: list(examples(other)) for part, other in own.items()},
-            base,
-            kept,
-        )
+        parts: dict[str, list[Example]] = {part: list(examples(other)) for part, other in own.items()}
+        texts: list[str] = []
+        if base_rows is not None:
+            read = [read_base_row(row, settings, place) for place, row in base_rows]
+            texts = [item for item in read if isinstance(item, str)]
+            parts = {"base": [item for item in read if not isinstance(item, str)], **parts}
+        return cls(task, settings, list(examples(rows)), parts, base, kept, list(examples(prompts, read_prompt)), texts)
 
     @property
     def texts(self) -> list[tuple[str, str]]:
@@ -91,7 +106,8 @@ class RowSource(TaskSource):
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        return self._split(lambda example: [_pair(example.plain_prompt, example.answer)]).warmup_texts
+        source = self._split(lambda example: [_pair(example.plain_prompt, example.answer)])
+        return replace(source, extra=Extra(texts=self.base_texts)).warmup_texts
 
     def with_ends(self, token_ids: Collection[int]) -> RowSource:
         return replace(self, ends=token_ids)
@@ -99,7 +115,7 @@ class RowSource(TaskSource):
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
         """Chats through the tokenizer's template; ``UserError`` naming the row where that is not possible."""
         template = None
-        if any(not isinstance(example.prompt, str) for example in self._all):
+        if self._chats:
             now = datetime.fromisoformat(self.task.date) if self.task.date else datetime.now()
             template = ChatTemplate(tokenizer, self.settings, ends=self.ends, now=now)
         elif self.settings.for_chats:
@@ -119,9 +135,28 @@ class RowSource(TaskSource):
                 pairs[-1] = replace(pairs[-1], rejected=rendered(example.rejected)[-1])
             return pairs
 
-        source = self._split(rendered)
-        rendering = template.key if template else ""
-        return replace(source, ends=self.ends, rendering=rendering).tokenized(tokenizer, cache_folder)
+        source = replace(
+            self._split(rendered),
+            ends=self.ends,
+            rendering=template.key if template else "",
+            extra=Extra([self._asked(example, template) for example in self.prompts], self.base_texts),
+        )
+        return source.tokenized(tokenizer, cache_folder)
+
+    def _asked(self, example: Example, template: ChatTemplate | None) -> Pair:
+        """Of the demonstrations' form. Raises ``UserError`` for a chat beside plain demonstrations."""
+        prompt, row = example.prompt, self.kept.get(example.place, {})
+        if template is None:
+            if not isinstance(prompt, str):
+                raise UserError(f"{example.place}: it is a chat, and the demonstrations are plain: write both alike")
+            return replace(_pair(prompt, ""), row=row)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        turn = Turn(template.prompt(messages, example.tools or self.settings.tools, example.place), "")
+        return replace(_pair(example.plain_prompt, ""), row={**row, "prompt": messages} if row else {}, turn=turn)
+
+    @property
+    def _chats(self) -> bool:
+        return any(not isinstance(example.prompt, str) for example in self._all)
 
     @property
     def _all(self) -> list[Example]:
@@ -145,8 +180,16 @@ def jsonl_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> R
     settings = task.jsonl
     paths: dict[EvaluationPart, Paths] = {"validation": settings.validation_path, "test": settings.test_path}
     own = {part: read_rows(path, f"task.jsonl.{part}_path") for part, path in paths.items() if path}
-    rows = read_rows(settings.path, "task.jsonl.path")
-    return RowSource.load(task, settings, rows, own, base=base, keep_rows=keep_rows)
+    return RowSource.load(
+        task,
+        settings,
+        read_rows(settings.path, "task.jsonl.path"),
+        own,
+        base=base,
+        keep_rows=keep_rows,
+        base_rows=read_rows(settings.base, "task.jsonl.base") if settings.base else None,
+        prompts=read_rows(settings.prompts, "task.jsonl.prompts") if settings.prompts else (),
+    )
 
 
 def hub_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> RowSource:
@@ -158,8 +201,24 @@ def hub_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> Row
         for part, split in splits.items()
         if split
     }
-    rows = hub_rows(dataset, subset=settings.subset, split=settings.split, key="task.hub.dataset")
-    return RowSource.load(task, settings, rows, own, base=base, keep_rows=keep_rows)
+    others = {
+        key: hub_rows(name, split=split, key=f"task.hub.{key}")
+        for key, name, split in (
+            ("base", settings.base, settings.base_split),
+            ("prompts", settings.prompts, settings.prompts_split),
+        )
+        if name
+    }
+    return RowSource.load(
+        task,
+        settings,
+        hub_rows(dataset, subset=settings.subset, split=settings.split, key="task.hub.dataset"),
+        own,
+        base=base,
+        keep_rows=keep_rows,
+        base_rows=others.get("base"),
+        prompts=others.get("prompts", ()),
+    )
 
 
 def _remarks(examples: Sequence[Example]) -> dict[str, int]:

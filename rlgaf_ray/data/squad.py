@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Question:
 
 def load_squad(path: str | Path) -> list[Question]:
     """Read an official SQuAD file, ``.json`` or ``.json.gz``. Raises ``UserError`` with the fix in its text."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise UserError(f"task.squad.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
     try:

@@ -36,11 +36,20 @@ class Measure(Protocol):
         return ()
 
     @abstractmethod
-    def __call__(self, texts: Sequence[str]) -> Metrics: ...
+    def __call__(self, texts: Sequence[str]) -> Metrics:
+        """Metrics of one answer to each prompt, in the order of ``Task.evaluation``."""
+        ...
 
     def each(self, texts: Sequence[str]) -> np.ndarray | None:
         """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""
         return None
+
+    def repeated(self, samples: Sequence[Sequence[str]], logprobs: np.ndarray | None) -> Metrics:
+        """What follows from several answers to each prompt, [N][k], and their log-probs when sampled, float [N, k].
+
+        Without ``logprobs`` the answers were chosen among candidates.
+        """
+        return {}
 
     def quick(self, texts: Sequence[str]) -> Metrics:
         """The cheapest measures of answers to the first prompts, named without a group."""

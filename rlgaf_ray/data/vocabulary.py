@@ -41,6 +41,7 @@ def _arrays(task: Task, block_tokens: int | None) -> Iterator[tuple[str, np.ndar
     for name, items in parts.items():
         ids = [ids for item in items for ids in (item.prompt_ids, item.response_ids)]
         yield name, np.concatenate(ids) if ids else np.empty(0, np.int32)
+    yield "prompts without answers", np.concatenate(task.prompts) if len(task.prompts) else np.empty(0, np.int32)
     if block_tokens is not None:
         yield "text of the base warm-up", task.warmup_blocks(block_tokens).token_ids
 

@@ -1,4 +1,4 @@
-"""The protocol of a rollout engine: prompts in, rollouts out, new weights between calls."""
+"""Protocol of a rollout engine: generate rollouts from prompts, update weights between calls."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlgaf_ray.weights.nccl import Rendezvous
 
 
 class RolloutEngine(Protocol):
-    """Samples from one copy of the generator.
+    """Samples rollouts from one copy of the generator.
 
-    ``config.engines.ENGINES`` says what an engine can do. A class that derives from this one need not define what its
-    traits exclude: ``sleep`` and ``wake_up`` (``sleeps``), ``meet`` (``device_transfer``).
+    ``config.engines.ENGINES`` lists the capabilities of each engine. A subclass need not define methods that its traits
+    exclude: ``sleep`` and ``wake_up`` (``sleeps``), ``meet`` (``device_transfer``).
     """
 
     policy_version: int
@@ -37,34 +37,37 @@ class RolloutEngine(Protocol):
 
         Args:
             model_folder: a Hugging Face folder or hub id.
-            max_tokens: most tokens of one prompt and its response together.
+            max_tokens: maximum length of a prompt plus its response.
             device: a torch device, ``cpu`` or ``cuda``.
-            threads: compute threads on CPU; None takes what torch is set to.
-            transfer: how new weights will come.
+            threads: compute threads on CPU; None keeps torch's setting.
+            transfer: backend for weight updates.
         """
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
-        """Answer each prompt ``sampling.samples_per_prompt`` times.
+        """Sample ``sampling.samples_per_prompt`` responses to each prompt.
 
-        ``seeds`` holds one seed per rollout, in output order (samples of one prompt adjacent), so that a
-        rollout does not depend on which engine made it or on what else was in the batch.
+        ``seeds`` has one seed per rollout, in output order (samples of one prompt adjacent), so a rollout does not
+        depend on the engine instance or on the rest of the batch.
         """
         ...
 
     def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
-        """Load new weights, drop what was computed with the old ones, take the new version."""
+        """Load new weights, clear caches of the old ones and set ``policy_version``."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the engine's memory."""
+        ...
 
     def sleep(self) -> None:
-        """Free GPU memory; the engine generates again after ``wake_up``."""
+        """Free GPU memory until ``wake_up``."""
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
     def wake_up(self) -> None:
+        """Reallocate GPU memory after ``sleep``."""
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
     def meet(self, rendezvous: Rendezvous, engine: int) -> None:
         """Join the learner's NCCL broadcast as engine number ``engine``."""
-        raise AssertionError(f"{type(self).__name__} takes no weights over GPUs")
+        raise AssertionError(f"{type(self).__name__} does not support weight transfer between GPUs")

@@ -1,4 +1,4 @@
-"""The engine that a config asks for, and how it samples."""
+"""Build the rollout engine and sampling settings from a config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlgaf_ray.weights.choice import Backend
 
 
 def engine_class(config: Config) -> type[RolloutEngine]:
-    """Imports the engine's module, and with it what it runs on."""
+    """Import the configured engine's module, and with it its backend (such as vLLM), and return the class."""
     module, _, name = config.rollout.traits.engine.partition(":")
     return getattr(import_module(module), name)
 
@@ -26,7 +26,7 @@ def build_engine(
     threads: int | None = None,
     transfer: Backend = "object_store",
 ) -> RolloutEngine:
-    """Start the engine that ``rollout.engine`` names; arguments as in ``RolloutEngine.from_config``."""
+    """Start the engine named by ``rollout.engine``; arguments as in ``RolloutEngine.from_config``."""
     return engine_class(config).from_config(
         model_folder, config, max_tokens=max_tokens, device=device, threads=threads, transfer=transfer
     )

@@ -1,4 +1,4 @@
-"""What every engine asks of a request, before anything expensive happens."""
+"""Request validation shared by all engines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rlgaf_ray.types import Prompt, SamplingSettings
 
 
 def check_length(num_tokens: int, limit: int | None, what: str) -> None:
-    """Refuse a prompt and response of ``num_tokens`` together where ``what`` takes only ``limit`` (None: any number).
+    """Check that ``what`` (a model or engine) accepts ``num_tokens`` of prompt plus response; ``limit`` None: no limit.
 
     Raises:
-        UserError: with what is too small, its limit and the two config keys that set the length.
+        UserError: the limit is exceeded; names the config keys that set the length.
     """
     if limit is not None and num_tokens > limit:
         raise UserError(
-            f"{what} takes {limit} tokens, but prompt and response have {num_tokens}: "
+            f"{what} takes at most {limit} tokens, but prompt and response have {num_tokens}: "
             f"lower task.prompt_tokens + task.response_tokens to at most {limit}"
         )
 
@@ -24,19 +24,19 @@ def check_length(num_tokens: int, limit: int | None, what: str) -> None:
 def check_request(
     prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int], *, limit: int | None, what: str
 ) -> None:
-    """Hold a call of ``generate`` to the protocol: one seed a rollout, prompts that leave room for the response.
+    """Validate the arguments of ``generate``: one seed per rollout, no empty prompt, lengths within ``limit`` tokens.
 
     Raises:
-        UserError: the longest prompt and its response do not fit into ``limit`` tokens.
+        UserError: the longest prompt plus its response exceeds ``limit``.
     """
     num_rollouts = len(prompts) * sampling.samples_per_prompt
     assert len(seeds) == num_rollouts, f"{len(seeds)} seeds for {num_rollouts} rollouts"
-    assert sampling.temperature > 0, "temperature 0 has no distribution to learn from"
-    assert all(len(prompt.token_ids) for prompt in prompts), "an empty prompt predicts nothing"
-    longest = max((len(prompt.token_ids) + room(prompt, sampling) for prompt in prompts), default=0)
+    assert sampling.temperature > 0, "greedy decoding (temperature 0) has no log-probs to learn from"
+    assert all(len(prompt.token_ids) for prompt in prompts), "a prompt is empty: there is no token to predict from"
+    longest = max((len(prompt.token_ids) + max_response_tokens(prompt, sampling) for prompt in prompts), default=0)
     check_length(longest, limit, what)
 
 
-def room(prompt: Prompt, sampling: SamplingSettings) -> int:
-    """How many tokens may answer this prompt."""
+def max_response_tokens(prompt: Prompt, sampling: SamplingSettings) -> int:
+    """Return the maximum response length for this prompt."""
     return min(sampling.max_new_tokens, prompt.max_new_tokens or sampling.max_new_tokens)

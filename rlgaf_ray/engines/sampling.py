@@ -1,4 +1,4 @@
-"""From logits to tokens, row by row: the sampled distribution, and draws that no other row can change."""
+"""Sample tokens from logits, each row independently of the rest of the batch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from rlgaf_ray.types import SamplingSettings
 
 
-def sampled_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: Sequence[int]) -> Tensor:
-    """Log-probs of the distribution that is sampled from: masked, tempered, then cut to top-k and to top-p.
+def sampling_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: Sequence[int]) -> Tensor:
+    """Return log-probs of the sampling distribution: mask, temperature, min-p, top-k, then top-p.
 
     Args:
-        logits: [B, V], any float type.
+        logits: [B, V], any float dtype.
         masked_ids: tokens that cannot be sampled.
 
     Returns:
@@ -26,7 +26,9 @@ def sampled_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: 
     if masked_ids:
         logits = logits.index_fill(-1, torch.tensor(masked_ids, device=logits.device), float("-inf"))
     logits = logits / sampling.temperature
-    # The library's warpers take the prompt's ids, which these two do not read.
+    # These three warpers ignore their input_ids argument.
+    if sampling.min_p:
+        logits = MinPLogitsWarper(sampling.min_p)(None, logits)
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(None, logits)
     if sampling.top_p < 1.0:
@@ -35,19 +37,19 @@ def sampled_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids: 
 
 
 def row_uniforms(seeds: Sequence[int], num_tokens: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 [B, T]: row i depends on seed i alone."""
+    """Sample uniforms in [0, 1), float64 [B, T]; row i depends on seed i only."""
     return torch.from_numpy(np.stack([np.random.default_rng(seed).random(num_tokens) for seed in seeds]))
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Sample each row by inverting its distribution function: the first token at which it exceeds the uniform.
+    """Sample a token per row by inverse CDF: the first token whose cumulative probability exceeds the uniform.
 
-    Tokens of probability 0 add nothing to the function, so they are never the first to exceed anything.
+    Tokens of probability 0 do not increase the CDF, so they are never sampled.
 
     Shapes: logprobs [B, V], uniforms float64 [B] -> int64 [B].
     """
     cumulative = logprobs.double().exp().cumsum(-1)
     total = cumulative[:, -1]
-    # The sum is 1 up to rounding; a draw that rounded up to the sum itself would lie beyond the last token.
+    # The total is 1 up to rounding; a target that rounds up to it would index past the last token.
     targets = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]

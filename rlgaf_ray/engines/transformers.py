@@ -1,4 +1,4 @@
-"""Rollouts from transformers: the engine of tests, of debugging, and of machines without vLLM."""
+"""Rollout engine on Hugging Face transformers, for tests, debugging and machines without vLLM."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
-from rlgaf_ray.engines.checks import check_request, room
-from rlgaf_ray.engines.sampling import draw, row_uniforms, sampled_logprobs
+from rlgaf_ray.engines.checks import check_request, max_response_tokens
+from rlgaf_ray.engines.sampling import draw, row_uniforms, sampling_logprobs
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.folder import longest_sequence
 from rlgaf_ray.models.generator import end_of_text_ids, load_generator
@@ -27,10 +27,10 @@ from rlgaf_ray.weights.state import Receipt, num_bytes, to_tensors
 
 
 class TransformersEngine(RolloutEngine):
-    """A batched sampling loop over a Hugging Face model with its KV cache, behind the protocol of ``engines.base``.
+    """Batched sampling from a Hugging Face model with a KV cache.
 
-    A rollout depends on its prompt, its seed and the weights, not on the batch that it is sampled in, except that
-    the batch's shape moves logits by rounding (1e-6): a draw that close to the border of two tokens may change side.
+    A rollout depends on its prompt, its seed and the weights, but not on the rest of the batch, except for rounding:
+    the batch shape changes logits by about 1e-6, which can flip a sample that is as close to a token boundary.
 
     Args:
         model_folder: a Hugging Face folder or hub id.
@@ -65,17 +65,17 @@ class TransformersEngine(RolloutEngine):
         threads: int | None,
         transfer: Backend,
     ) -> Self:
-        """The model's positions bound the tokens, torch's setting the threads."""
+        """Start an engine; the model's positions limit the tokens, and the thread count is torch's setting."""
         return cls(
             model_folder, dtype=config.model.dtype, device=device, trust_remote_code=config.model.trust_remote_code
         )
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
-        """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
+        """Sample ``sampling.samples_per_prompt`` responses to each prompt; one seed per rollout, in output order.
 
         Raises:
-            UserError: a prompt and its response are longer than the model has positions.
+            UserError: a prompt plus its response exceeds the model's positions.
         """
         check_request(prompts, sampling, seeds, limit=longest_sequence(self._model.config), what=self._name)
         if not prompts:
@@ -98,12 +98,12 @@ class TransformersEngine(RolloutEngine):
         return rollouts
 
     def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
-        """Load new weights, take the new version with the last of its parts. No cache outlives a ``generate``.
+        """Load new weights; the last chunk sets the new version. There is no cache to clear between calls.
 
         Raises:
-            ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
+            ValueError: the update does not match this engine's model. A single-chunk update leaves it unchanged.
         """
-        assert isinstance(update, WeightUpdate), "weights.transfer is object_store for this engine"
+        assert isinstance(update, WeightUpdate), "this engine needs weights.transfer=object_store"
         start = time.perf_counter()
         self._receipt.take(update)
         checked = time.perf_counter()
@@ -117,16 +117,16 @@ class TransformersEngine(RolloutEngine):
         }
 
     def close(self) -> None:
-        """Let go of the model's memory."""
+        """Free the model's memory."""
         del self._model
 
     def _sample(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Token ids int32 [B, T] and their log-probs float32 [B, T], and how many of each row count."""
+        """Return token ids int32 [B, T], their log-probs float32 [B, T] and the response length of each row."""
         device = self._model.device
         step_ids, attention_mask = pad_left([prompt.token_ids for prompt in prompts], device)
-        limits = torch.tensor([room(prompt, sampling) for prompt in prompts], device=device)
+        limits = torch.tensor([max_response_tokens(prompt, sampling) for prompt in prompts], device=device)
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
         ends = torch.tensor(self._end_of_text_ids, device=device)
         masked_ids = masked_token_ids(self._model.config, stop_at_end_of_text=sampling.stop_at_end_of_text)
@@ -144,7 +144,7 @@ class TransformersEngine(RolloutEngine):
                 use_cache=True,
                 logits_to_keep=1,
             )
-            distribution = sampled_logprobs(output.logits[:, -1], sampling, masked_ids=masked_ids)
+            distribution = sampling_logprobs(output.logits[:, -1], sampling, masked_ids=masked_ids)
             token = draw(distribution, uniforms[:, step])
             token_ids.append(token)
             logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
@@ -152,7 +152,7 @@ class TransformersEngine(RolloutEngine):
             running = running & ~torch.isin(token, ends) & (lengths < limits)
             if not running.any():
                 break
-            # Rows that have ended go on as company: what they sample is cut off by their length.
+            # Finished rows stay in the batch; their extra tokens are dropped by length.
             step_ids = token[:, None]
             attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
         return (
@@ -164,12 +164,13 @@ class TransformersEngine(RolloutEngine):
 
 @torch.inference_mode()
 def check_cached_steps(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose logits change with a cache or with padding on the left, as this engine samples.
+    """Reject a model whose logits change with a KV cache or with left padding, which this engine uses.
 
-    A recurrent layer that reads padding is one, an encoder another. In bfloat16 rounding hides the difference.
+    Examples are recurrent layers that read padding, and encoders. Only checked in float32, because bfloat16 rounding
+    hides the difference.
 
     Raises:
-        UserError: ``name`` cannot be sampled from.
+        UserError: the model ``name`` is not supported.
     """
     if model.dtype != torch.float32:
         return
@@ -187,24 +188,24 @@ def check_cached_steps(model: PreTrainedModel, name: str) -> None:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        whole = torch.stack(
+        uncached = torch.stack(
             [model(input_ids=row, use_cache=False).logits[0, -1] for row in (token_ids[:1], token_ids[1:, 1:])]
         )
-        reason = "its logits change with a cache or with padding on the left"
-        said = whole.isfinite()  # a grammar leaves others without a logit
-        gap, spread = (stepped - whole)[said].abs().max(), whole[said].std(correction=0)
-        fits = torch.equal(said, stepped.isfinite()) and float(gap) <= 1e-2 * float(spread) + 1e-5
+        reason = "its logits change with a KV cache or with left padding"
+        finite = uncached.isfinite()  # a grammar masks some tokens with -inf
+        gap, spread = (stepped - uncached)[finite].abs().max(), uncached[finite].std(correction=0)
+        supported = torch.equal(finite, stepped.isfinite()) and float(gap) <= 1e-2 * float(spread) + 1e-5
     except Exception as error:
-        reason, fits = str(error), False
-    if not fits:
+        reason, supported = str(error), False
+    if not supported:
         raise UserError(
-            f"{name} cannot be sampled from by rollout.engine=transformers: {reason}: set rollout.engine=vllm, or "
-            "take another model"
+            f"{name} is not supported by rollout.engine=transformers: {reason}: set rollout.engine=vllm, or "
+            "choose another model"
         )
 
 
 def pad_left(prompts: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Prompts side by side, ending together: token ids int64 [B, P] and attention mask int64 [B, P]."""
+    """Left-pad prompts to token ids int64 [B, P] and an attention mask int64 [B, P]."""
     longest = max(len(prompt) for prompt in prompts)
     token_ids = np.zeros((len(prompts), longest), np.int64)
     mask = np.zeros((len(prompts), longest), np.int64)

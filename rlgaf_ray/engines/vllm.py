@@ -1,6 +1,6 @@
-"""Rollouts from vLLM, in this very process: it starts in seconds and takes new weights by reference.
+"""Rollout engine on vLLM in the current process, which starts in seconds and receives weights by reference.
 
-``engines/vllm_async.py`` is the other mode, with the same rollouts: vLLM in a process of its own.
+``engines/vllm_async.py`` runs vLLM in a separate process, with the same rollouts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.engines.base import RolloutEngine
-from rlgaf_ray.engines.checks import check_length, check_request, room
+from rlgaf_ray.engines.checks import check_length, check_request, max_response_tokens
 from rlgaf_ray.engines.vllm_process import prepare_children, prepare_process, require_vllm
 from rlgaf_ray.models.folder import longest_sequence
 from rlgaf_ray.models.generator import end_of_text_ids
@@ -33,42 +33,42 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
 
 CPU_BLOCK_TOKENS = 32
-"""The smallest block that vLLM's attention on CPU takes. Its default there, 128, shares a prefix only in steps of 128
-tokens, and gives a rollout of 31 tokens the cache of 128."""
+"""The smallest KV cache block of vLLM's CPU attention. The default of 128 shares prefixes only in steps of 128 tokens
+and allocates 128 tokens for a rollout of 31."""
 
 CPU_STEP_TOKENS = 4096
-"""Prompt tokens of one step on CPU (vLLM's own default). No prompt is split over two steps there: vLLM 0.32 would then
-take back a draw of the request's seeded generator, which a CPU generator cannot, and die of it."""
+"""Prompt tokens per step on CPU (vLLM's default). Chunked prefill is off there: after a split prompt vLLM 0.32 rewinds
+the request's seeded generator, which crashes for CPU generators."""
 
 
 class VLLMEngine(RolloutEngine):
-    """One vLLM engine on one device, or on several by tensor parallelism, behind the protocol of ``engines.base``.
+    """A vLLM engine on one device, or on several with tensor parallelism.
 
-    Token ids go in and out: no tokenizer is loaded. Log-probs are those of the distribution that was sampled from
-    (vLLM's ``processed_logprobs``: after temperature, truncation and the mask of end of text).
+    Input and output are token ids; no tokenizer is loaded. Log-probs are those of the sampling distribution (vLLM's
+    ``processed_logprobs``: after temperature, truncation and the end-of-text mask).
 
-    A rollout depends on its prompt, its seed and the weights, not on the batch that it is sampled in, except that
-    the batch's size moves logits by rounding (1e-6): where two tokens tie that closely, the other one may be drawn.
+    A rollout depends on its prompt, its seed and the weights, but not on the rest of the batch, except for rounding:
+    the batch size changes logits by about 1e-6, so a different token may be sampled in a near-tie.
 
-    Prompts that begin alike share the cache of their common blocks: ``prompt_tokens`` and ``cached_prompt_tokens``
-    count the tokens of all prompts so far, and those of them that were not computed again, as vLLM reports them.
+    Prompts with a common prefix share its KV cache blocks. ``prompt_tokens`` and ``cached_prompt_tokens`` count all
+    prompt tokens so far and the prefix cache hits among them, as reported by vLLM.
 
     Args:
         model_folder: a Hugging Face folder or hub id.
-        max_model_len: most tokens of one prompt and response together.
-        kv_cache_mib: size of the KV cache on CPU; a GPU is filled up to ``gpu_memory_utilization`` instead.
-        threads: compute threads on CPU, for the life of the process: vLLM disables ``torch.set_num_threads``
-            when it starts. None takes what torch is set to.
-        block_size: tokens of one block of the KV cache, the unit in which prefixes are shared; on CPU a multiple of
-            32. None takes ``CPU_BLOCK_TOKENS`` on CPU and vLLM's default elsewhere.
-        prefix_caching: False computes every prompt afresh (the benchmark's other side).
-        tensor_parallel_size: devices that share each layer, in processes that vLLM starts.
-        transfer: how new weights come (``weights.choice``).
-        sleep_level: 1: ``sleep`` moves a GPU's weights to the host's memory, 2: it forgets them; 0 on CPU.
+        max_model_len: maximum length of a prompt plus its response.
+        kv_cache_mib: KV cache size on CPU; on a GPU ``gpu_memory_utilization`` applies instead.
+        threads: compute threads on CPU, fixed for the lifetime of the process because vLLM disables
+            ``torch.set_num_threads`` at startup. None keeps torch's setting.
+        block_size: tokens per KV cache block, the unit of prefix sharing; on CPU a multiple of 32. None uses
+            ``CPU_BLOCK_TOKENS`` on CPU and vLLM's default elsewhere.
+        prefix_caching: False recomputes every prompt (for benchmarks).
+        tensor_parallel_size: devices that share each layer, in worker processes started by vLLM.
+        transfer: weight transfer backend (``weights.choice``).
+        sleep_level: 1: ``sleep`` offloads GPU weights to host memory; 2: it discards them; 0: no sleep mode (CPU).
 
     Raises:
         UserError: vLLM is missing, or the model has fewer positions than ``max_model_len``.
-        ValueError: an engine of another number of threads started in this process before.
+        ValueError: this process already runs with another thread count.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class VLLMEngine(RolloutEngine):
             torch.set_num_threads(threads)
             if torch.get_num_threads() != threads:
                 raise ValueError(
-                    f"this process already computes with {torch.get_num_threads()} threads and vLLM keeps it so: "
-                    f"start the engine with {threads} threads in a process of its own"
+                    f"this process is fixed to {torch.get_num_threads()} threads by an earlier vLLM engine: "
+                    f"start the engine with {threads} threads in another process"
                 )
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own use of torch, nothing a user can change
+            warnings.simplefilter("ignore", FutureWarning)  # caused by vLLM's own use of torch
             from vllm.platforms import current_platform
 
             from rlgaf_ray.weights import object_store
@@ -131,14 +131,14 @@ class VLLMEngine(RolloutEngine):
                 "enable_chunked_prefill": False if on_cpu else None,
                 "max_num_batched_tokens": max(CPU_STEP_TOKENS, max_model_len) if on_cpu else None,
                 "disable_log_stats": True,
-                "generation_config": "vllm",  # the folder's generation_config.json must not change how we sample
+                "generation_config": "vllm",  # ignore the model's generation_config.json
                 "logprobs_mode": "processed_logprobs",
                 "weight_transfer_config": {"backend": transfer},
                 "tensor_parallel_size": tensor_parallel_size,
                 "enable_sleep_mode": sleep_level > 0,
             }
             if tensor_parallel_size > 1:
-                # Inside an actor vLLM would otherwise ask Ray for GPUs beside those that the actor holds.
+                # Inside a Ray actor vLLM would otherwise request further GPUs from Ray.
                 arguments["distributed_executor_backend"] = "mp"
                 prepare_children(transfer)
             self._same_process = tensor_parallel_size == 1
@@ -159,14 +159,14 @@ class VLLMEngine(RolloutEngine):
         threads: int | None,
         transfer: Backend,
     ) -> Self:
-        """vLLM chooses the device itself."""
+        """Start an engine; vLLM selects the device itself."""
         return cls(
             model_folder, max_model_len=max_tokens, threads=threads, transfer=transfer, **cls._configured(config)
         )
 
     @classmethod
     def _configured(cls, config: Config) -> dict[str, Any]:
-        """The arguments that have a key."""
+        """Return the constructor arguments that come from config keys."""
         return {
             "dtype": config.model.dtype,
             "kv_cache_mib": config.rollout.kv_cache_mib,
@@ -183,10 +183,10 @@ class VLLMEngine(RolloutEngine):
         self._control: Control = self._llm
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, *, seeds: Sequence[int]) -> list[Rollout]:
-        """Answer each prompt ``sampling.samples_per_prompt`` times; one seed a rollout, in output order.
+        """Sample ``sampling.samples_per_prompt`` responses to each prompt; one seed per rollout, in output order.
 
         Raises:
-            UserError: a prompt and its response do not fit into ``max_model_len``.
+            UserError: a prompt plus its response exceeds ``max_model_len``.
         """
         from vllm import TokensPrompt
         from vllm.logprobs import FlatLogprobs
@@ -194,11 +194,11 @@ class VLLMEngine(RolloutEngine):
         check_request(prompts, sampling, seeds, limit=self._max_model_len, what="this engine")
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
         version = self.policy_version
-        # One request a rollout: as fast as n samples of one request (measured), and each has a seed of its own.
-        outputs = self._answer(
+        # One request per rollout, for separate seeds; measured to be as fast as n samples per request.
+        outputs = self._run_requests(
             [TokensPrompt(prompt_token_ids=prompt.token_ids.tolist()) for prompt in repeated],
             [
-                self._sampling_params(sampling, seed, max_tokens=room(prompt, sampling))
+                self._sampling_params(sampling, seed, max_tokens=max_response_tokens(prompt, sampling))
                 for prompt, seed in zip(repeated, seeds, strict=True)
             ],
         )
@@ -222,29 +222,29 @@ class VLLMEngine(RolloutEngine):
             )
         return rollouts
 
-    def _answer(self, prompts: list[TokensPrompt], params: list[SamplingParams]) -> list[RequestOutput]:
+    def _run_requests(self, prompts: list[TokensPrompt], params: list[SamplingParams]) -> list[RequestOutput]:
         return self._llm.generate(prompts, params, use_tqdm=False)
 
     def clear_prefix_cache(self) -> None:
-        """Forget all prefixes, as every update of the weights does."""
+        """Clear the prefix cache, as every weight update does."""
         self._control.reset_prefix_cache()
 
     def meet(self, rendezvous: Rendezvous, engine: int) -> None:
-        """Join the learner's broadcast as engine number ``engine`` (transfer ``nccl``)."""
-        assert self._transfer == "nccl", f"weights come by {self._transfer}"
+        """Join the learner's broadcast group as engine number ``engine`` (transfer ``nccl``)."""
+        assert self._transfer == "nccl", f"only for transfer nccl, not {self._transfer}"
         nccl.connect(self._control, rendezvous, engine)
 
     def update_weights(self, update: WeightUpdate | DeviceUpdate) -> Metrics:
-        """Load new weights; with the last of their parts, clear the prefix cache and take the new version.
+        """Load new weights; the last chunk clears the prefix cache and sets the new version.
 
         Raises:
-            ValueError: the update is not of this engine's model; where it came in one part, the engine is as it was.
+            ValueError: the update does not match this engine's model. A single-chunk update leaves it unchanged.
         """
         start = time.perf_counter()
         receive.check(update, self._receipt)
         checked = time.perf_counter()
         if self.asleep and update.is_first:
-            self._wake_up(["weights"])  # the cache stays away until there is something to generate
+            self._wake_up(["weights"])  # the KV cache is reallocated by wake_up, before generation
         self._load(update)
         if update.is_last:
             self.policy_version = update.policy_version
@@ -258,22 +258,23 @@ class VLLMEngine(RolloutEngine):
         receive.load(self._control, update, same_process=self._same_process)
 
     def sleep(self) -> None:
-        """Leave a GPU's memory to others; after level 2 ``update_weights`` must come before ``generate``."""
-        self._fall_asleep(self._sleep_level)
+        """Free GPU memory; after level 2, call ``update_weights`` before ``generate``."""
+        self._sleep(self._sleep_level)
         self.asleep = True
 
     def wake_up(self) -> None:
+        """Reallocate weights and KV cache after ``sleep``."""
         self._wake_up(None)
         self.asleep = False
 
-    def _fall_asleep(self, level: int) -> None:
+    def _sleep(self, level: int) -> None:
         self._llm.sleep(level=level)
 
     def _wake_up(self, tags: list[str] | None) -> None:
         self._llm.wake_up(tags)
 
     def close(self) -> None:
-        """Free the engine's memory. The process can start another engine afterwards."""
+        """Free the engine's memory; the process can then start another engine."""
         from vllm.distributed import cleanup_dist_env_and_memory
 
         self._llm.llm_engine.engine_core.shutdown()
@@ -289,12 +290,13 @@ class VLLMEngine(RolloutEngine):
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
+            min_p=sampling.min_p,
             seed=seed,
-            ignore_eos=True,  # end of text is what the model's config says, handled above
-            logprobs=0,  # the sampled token's only
-            flat_logprobs=True,  # lists instead of one object a token
+            ignore_eos=True,  # end-of-text ids come from the model's config, see stop_token_ids
+            logprobs=0,  # of the sampled token only
+            flat_logprobs=True,  # lists instead of one object per token
             detokenize=False,
-            skip_clone=True,  # not reused
+            skip_clone=True,  # each instance is used once
             stop_token_ids=self._end_of_text_ids if sampling.stop_at_end_of_text else None,
             logit_bias=dict.fromkeys(masked, float("-inf")) or None,
         )

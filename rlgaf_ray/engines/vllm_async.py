@@ -1,4 +1,4 @@
-"""Rollouts from vLLM in a process of its own (``AsyncLLM``), which can take new weights while it generates."""
+"""Rollout engine on vLLM in a separate process (``AsyncLLM``), with optional in-flight weight updates."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CONTROL_SECONDS = 300.0
-"""Longest wait for one phase of an update, or for requests in flight before it."""
+"""Timeout of each phase of a weight update, including the wait for requests in flight."""
 
 
 class AsyncVLLMEngine(VLLMEngine):
-    """The same rollouts as ``VLLMEngine``, made by another process; arguments as there.
+    """Generates the same rollouts as ``VLLMEngine`` in another process; same arguments.
 
-    ``generate`` and ``update_weights`` may be called from different threads at once. An update waits until what is
-    being generated is done; what comes after it waits for the update.
+    ``generate`` and ``update_weights`` may be called concurrently from different threads. An update waits for requests
+    in flight, and later requests wait for the update.
 
     Args:
-        mid_flight: an update stops what is being generated instead, and lets it go on with the new weights (pause mode
-            ``keep``). Keys and values of the tokens so far are computed again. A token's behaviour log-prob is of the
-            weights that sampled it; a rollout carries the oldest version that had a part in it.
+        mid_flight: in-flight weight updates: an update pauses running requests instead, which then resume with the new
+            weights (pause mode ``keep``). Their KV cache is recomputed. Each token's behaviour log-prob is under the
+            weights that sampled it; a rollout's ``policy_version`` is the oldest one that sampled any of its tokens.
     """
 
     def __init__(self, *args: Any, mid_flight: bool = False, **options: Any) -> None:
@@ -59,7 +59,7 @@ class AsyncVLLMEngine(VLLMEngine):
         self._control = _Control(self._async_llm, self._wait)
         self._same_process = False
 
-    def _answer(self, prompts: list[TokensPrompt], params: list[SamplingParams]) -> list[RequestOutput]:
+    def _run_requests(self, prompts: list[TokensPrompt], params: list[SamplingParams]) -> list[RequestOutput]:
         from vllm.sampling_params import RequestOutputKind
 
         first = self._requests
@@ -67,20 +67,20 @@ class AsyncVLLMEngine(VLLMEngine):
         for each in params:
             each.output_kind = RequestOutputKind.FINAL_ONLY
 
-        async def answer(index: int) -> RequestOutput:
+        async def run(index: int) -> RequestOutput:
             last = None
             async for output in self._async_llm.generate(prompts[index], params[index], f"{first + index}"):
                 last = output
             assert last is not None and last.finished
             return last
 
-        async def answer_all() -> list[RequestOutput]:
-            return await asyncio.gather(*(answer(index) for index in range(len(prompts))))
+        async def run_all() -> list[RequestOutput]:
+            return await asyncio.gather(*(run(index) for index in range(len(prompts))))
 
-        return self._wait(answer_all(), timeout=None)
+        return self._wait(run_all(), timeout=None)
 
     def _load(self, update: WeightUpdate | DeviceUpdate) -> None:
-        """From the first part of an update to its last, or after a failure in the middle, nobody samples."""
+        """Load a chunk; generation is paused from the first to the last chunk, and stays paused after a failure."""
         mode: Literal["keep", "wait"] = "keep" if self._mid_flight else "wait"
         if update.is_first:
             self._wait(self._async_llm.pause_generation(mode=mode, clear_cache=True))
@@ -88,26 +88,26 @@ class AsyncVLLMEngine(VLLMEngine):
         if update.is_last:
             self._wait(self._async_llm.resume_generation())
 
-    def _fall_asleep(self, level: int) -> None:
+    def _sleep(self, level: int) -> None:
         self._wait(self._async_llm.sleep(level=level))
 
     def _wake_up(self, tags: list[str] | None) -> None:
         self._wait(self._async_llm.wake_up(tags))
 
     def close(self) -> None:
-        """End vLLM's process."""
+        """Shut down vLLM's process."""
         self._async_llm.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _wait(self, work: Coroutine[Any, Any, T], timeout: float | None = CONTROL_SECONDS) -> T:
-        """Run a coroutine in the engine's loop. Raises ``TimeoutError``."""
+        """Run a coroutine on the engine's event loop. Raises ``TimeoutError``."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
 
 class _Control:
-    """``AsyncLLM`` with the methods of ``LLM`` that an update of the weights needs."""
+    """Adapts ``AsyncLLM`` to the weight update methods of ``LLM``."""
 
     def __init__(self, llm: AsyncLLM, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._llm = llm

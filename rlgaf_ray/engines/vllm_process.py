@@ -1,4 +1,4 @@
-"""The process that vLLM runs in: that vLLM is installed, and the environment that it reads."""
+"""Check that vLLM is installed and set the environment variables that it reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.weights.choice import Backend
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in this process
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in this process
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
 
 
 def require_vllm() -> None:
-    """Say how to get vLLM where it is missing, before anything is loaded.
+    """Check that vLLM is installed before anything is loaded.
 
     Raises:
         UserError: vLLM is not installed.
@@ -30,14 +30,14 @@ def require_vllm() -> None:
 
 
 def prepare_process() -> None:
-    """Set what vLLM reads when it is imported, unless the user has."""
+    """Set the environment variables that vLLM reads at import, unless the user has set them."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
 def prepare_children(transfer: Backend) -> None:
-    """Set what processes that vLLM starts read: as many threads as here, and on CPU no cores of its choice."""
+    """Set the environment of vLLM's worker processes: this process's thread count, and no CPU core binding."""
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    if transfer == "ipc":  # handles to the learner's memory reach the children pickled, by way of this process alone
+    if transfer == "ipc":  # IPC handles reach the workers pickled, and only from this process
         os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"

@@ -1,1 +1,1 @@
-"""Held-out evaluation: an independent judge, diversity, and what perplexity hides."""
+"""Held-out evaluation: independent judges, diversity, and distance to real text."""

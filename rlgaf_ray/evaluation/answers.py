@@ -1,8 +1,8 @@
-"""Answers to questions against their references: exact match and F1 as in SQuAD's official scripts, and lengths.
+"""Question answering metrics: exact match and F1 as in SQuAD's official scripts, and answer lengths.
 
-The definitions are those of Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and 2018 (arXiv 1806.03822): answers
-are compared as bags of words, in lower case, without punctuation and articles; the best of several references counts;
-"no answer" is the empty string, right only where the question has none.
+Rajpurkar et al. 2016 (arXiv 1606.05250), section 6.1, and 2018 (arXiv 1806.03822): answers are compared as bags of
+words, lower-cased, without punctuation and articles. The best of several references counts. "No answer" is the empty
+string and correct only for unanswerable questions.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, then no punctuation, no articles, single spaces."""
+    """Lower-case the text, remove punctuation and articles, collapse whitespace."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer equals a reference, both normalised; without references, if the answer is empty."""
+    """Return 1 if the normalised answer equals a reference, or is empty if there are no references; else 0."""
     return max(float(normalize_answer(answer) == normalize_answer(reference)) for reference in references or [""])
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall over words, with their counts, against the best reference, 0 to 1.
+    """Compute the word-level F1 against the best reference, 0 to 1, counting repeated words.
 
-    2 * common / (words of the answer + words of the reference); where either has no words left, 1 if both have none.
+    2 * common / (words of the answer + words of the reference). If either is empty after normalisation: 1 if both are,
+    else 0.
     """
     return max(_f1(normalize_answer(answer).split(), normalize_answer(text).split()) for text in references or [""])
 
 
 def answer_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], contexts: Sequence[str]) -> Metrics:
-    """All measures of one answer a question; an empty list of references stands for a question without an answer.
+    """Compute all metrics of one answer per question; an empty list of references marks an unanswerable question.
 
-    ``eval/exact_match`` and ``eval/f1``, in percent like the official scripts, with their parts over questions that
-    have an answer (``_has_answer``) and that have none (``_no_answer``), where there are such; ``eval/answer_words``,
-    the mean length; ``eval/length_distance``, the Wasserstein distance in words between the lengths of the answers and
-    those of the first references; ``eval/in_context_share``, answers that are not empty and occur in their context,
-    where there are contexts.
+    - ``eval/exact_match`` and ``eval/f1``, in percent like the official scripts; also over answerable
+      (``_has_answer``) and unanswerable (``_no_answer``) questions, if there are any
+    - ``eval/answer_words``, the mean length
+    - ``eval/length_distance``, the Wasserstein distance in words between the lengths of answers and first references
+    - ``eval/in_context_share``, the share of non-empty answers found in their context, if there are contexts
     """
     assert len(answers) == len(references) == len(contexts) > 0
     scores = {
@@ -71,7 +72,7 @@ def answer_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], 
 
 
 class AnswerMeasure:
-    """Answers against the references of their prompts; ``no_answer`` is the response that says there is none."""
+    """Compares answers with the references of their prompts; ``no_answer`` is the response for "no answer"."""
 
     baseline: tuple[str, ...] = ("eval/length_distance",)
 
@@ -86,13 +87,15 @@ class AnswerMeasure:
         return answer_metrics(self._read(texts), self._references, self._contexts)
 
     def each(self, texts: Sequence[str]) -> np.ndarray:
-        """F1, in percent."""
+        """Return each answer's F1, in percent."""
         return 100 * np.array([f1(*pair) for pair in zip(self._read(texts), self._references, strict=False)])
 
     def quick(self, texts: Sequence[str]) -> Metrics:
+        """Compute the mean F1 of the first answers."""
         return {"f1": float(self.each(texts).mean())}
 
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
+        """Compute the length distance relative to the SFT model's."""
         start = sft["eval/length_distance"]
         return {"eval/length_distance_ratio": metrics["eval/length_distance"] / start if start else 1.0}
 

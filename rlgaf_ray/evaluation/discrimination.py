@@ -1,4 +1,4 @@
-"""How well logits tell real responses from generated ones: AUC and information, each with its 95 % interval."""
+"""How well logits separate real from generated responses: AUC and information with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Z95 = 1.959964
 
 
 def auc(real: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
-    """P(real > fake) + P(equal) / 2 and half of its 95 % interval.
+    """Return P(real > fake) + P(equal) / 2 and the half-width of its 95 % interval.
 
-    The area under the ROC curve as the Mann-Whitney statistic; its variance is that of DeLong et al. 1988 (Biometrics
-    44), from each row's share of pairs that are ranked right. Shapes: [M], [N].
+    The area under the ROC curve as the Mann-Whitney statistic, with the variance of DeLong et al. 1988 (Biometrics 44)
+    from each row's share of correctly ranked pairs. Shapes: [M], [N].
     """
     ranks = rankdata(np.concatenate([real, fake]))
-    # share of the other class that lies below each row (above it for fake ones), ties count half
+    # share of the other class ranked below each row (above, for fake rows); ties count half
     above_fake = (ranks[: len(real)] - rankdata(real)) / len(fake)
     below_real = 1.0 - (ranks[len(real) :] - rankdata(fake)) / len(real)
     variance = above_fake.var(ddof=1) / len(real) + below_real.var(ddof=1) / len(fake)
@@ -28,12 +28,12 @@ def auc(real: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
 
 
 def information(real: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
-    """What the logits tell about the class, in nats a row, and half of the 95 % interval.
+    """Estimate the logits' information about the class in nats per row, and the half-width of its 95 % interval.
 
-    H(class) - mean log loss of sigmoid(a * logit + b), where a >= 0 and b are fitted on one half of the rows and
-    measured on the other, and the other way round. It is 0 for a constant and below 0 for logits that mislead; the
-    classes weigh the same, so the most it can be is ln 2. Logits of any loss can be compared, because level and scale
-    are fitted. Shapes: [M], [N]; rows in random order.
+    H(class) - mean log loss of sigmoid(a * logit + b), where a >= 0 and b are fitted on each half of the rows and
+    evaluated on the other half. It is 0 for constant logits and may be below 0 for misleading ones. Classes have equal
+    weight, so the maximum is ln 2. Fitting scale and offset makes logits of different losses comparable. Shapes: [M],
+    [N]; rows in random order.
     """
     logits = np.concatenate([real, fake])
     labels = np.repeat([1, 0], [len(real), len(fake)])
@@ -47,21 +47,21 @@ def information(real: np.ndarray, fake: np.ndarray) -> tuple[float, float]:
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    """Log loss of each row that was not fitted, in nats: [N - fitted]."""
+    """Return the log loss of each row outside the fitted half, in nats."""
     scale = max(float(logits[fitted].std()), 1e-12)
     scaled = ((logits - logits[fitted].mean()) / scale)[:, None]
     model = LogisticRegression(C=1e6).fit(scaled[fitted], labels[fitted], sample_weight=weights[fitted])
     slope = float(model.coef_[0, 0])
-    if slope <= 0:  # the wrong way round: no better than a constant
+    if slope <= 0:  # inverted: use a constant instead
         return np.full(int((~fitted).sum()), math.log(2))
     odds = scaled[~fitted, 0] * slope + float(model.intercept_[0])
     return np.logaddexp(0.0, np.where(labels[~fitted] == 1, -odds, odds))
 
 
 def discrimination(real: np.ndarray, fake: np.ndarray) -> Metrics:
-    """Metrics of the discriminator's logits of held-out real responses and of as many generated ones.
+    """Compute the discrimination metrics of logits on held-out real responses and as many generated ones.
 
-    Logits that are not finite give NaN, which the guard names.
+    Non-finite logits give NaN, which the guard reports.
     """
     area = area_interval = nats = nats_interval = math.nan
     if np.isfinite(real).all() and np.isfinite(fake).all():

@@ -1,4 +1,4 @@
-"""How far generated text is from real text: classifier two-sample tests, and copying from the demonstrations."""
+"""Distance between generated and real text: classifier two-sample tests, and copying from demonstrations."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sklearn.model_selection import KFold
 from rlgaf_ray.evaluation.text import MIN_TEXTS
 
 FOLDS = 5
-NGRAM = 8  # tokens that count as copied; real reviews share few with one another
+NGRAM = 8  # tokens of a copied n-gram; real reviews share few that long
 
 Features = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
-"""Feature matrices of training and test rows, fitted on the training rows."""
+"""Maps training and test rows to feature matrices, fitted on the training rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class TwoSample:
-    """``accuracy`` and ``auc`` at real against generated, out of fold; 0.5 = they cannot be told apart."""
+    """Out-of-fold ``accuracy`` and ``auc`` of real versus generated; 0.5 means indistinguishable."""
 
     accuracy: float
     auc: float
@@ -33,26 +33,26 @@ class TwoSample:
 
 
 def two_sample_texts(real: Sequence[str], generated: Sequence[str], seed: int = 0) -> TwoSample:
-    """The test over TF-IDF of words and punctuation (1-2 grams); ``_two_sample`` says how."""
+    """Run the two-sample test on TF-IDF of words and punctuation (1-2 grams); see ``_two_sample``."""
     return _two_sample(np.array([*real, *generated], dtype=object), _word_features, seed)
 
 
 def two_sample_embeddings(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> TwoSample:
-    """The test over embeddings, float [N, dimensions] each; ``_two_sample`` says how."""
+    """Run the two-sample test on embeddings, float [N, dimensions] each; see ``_two_sample``."""
     assert len(real) == len(generated)
     return _two_sample(np.concatenate([real, generated]), lambda train, test: (train, test), seed)
 
 
 def _two_sample(values: np.ndarray, features: Features, seed: int) -> TwoSample:
-    """The classifier two-sample test of Lopez-Paz & Oquab 2017 (arXiv 1610.06545): logistic regression, five folds.
+    """Run a classifier two-sample test (Lopez-Paz & Oquab 2017, arXiv 1610.06545): logistic regression, five folds.
 
-    ``values`` [2N, ...]: N real ones, then N generated ones; row i of both halves answers the same prompt. Folds are
-    drawn over prompts: each is half real, and no prompt is both trained and tested on, which would push the accuracy
-    below chance. The AUC is the mean over folds: scores of different folds come from different classifiers, and pairs
-    of them would push it below chance too.
+    ``values`` [2N, ...]: N real rows, then N generated rows; row i of both halves answers the same prompt. Folds split
+    the prompts, so each is half real and no prompt is in both training and test set, which would push the accuracy
+    below chance. The AUC is averaged over folds: comparing scores of different classifiers would push it below chance
+    too.
     """
     num_rows, odd = divmod(len(values), 2)
-    assert not odd and num_rows >= MIN_TEXTS, f"equal counts, {MIN_TEXTS} or more"
+    assert not odd and num_rows >= MIN_TEXTS, f"the two-sample test needs equal counts of at least {MIN_TEXTS}"
     labels = np.repeat([1, 0], num_rows)
     log_odds, aucs = np.empty(2 * num_rows), []
     for train, test in KFold(FOLDS, shuffle=True, random_state=seed).split(np.arange(num_rows)):
@@ -66,25 +66,25 @@ def _two_sample(values: np.ndarray, features: Features, seed: int) -> TwoSample:
 
 
 def auc_stderr(auc: float, num_rows: int) -> float:
-    """Standard error of an AUC over ``num_rows`` real and as many generated rows (Hanley & McNeil 1982, equation 2)."""
+    """Return the standard error of an AUC of ``num_rows`` rows per class (Hanley & McNeil 1982, equation 2)."""
     two_real, two_generated = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     spread = auc * (1 - auc) + (num_rows - 1) * (two_real + two_generated - 2 * auc**2)
     return math.sqrt(max(0.0, spread)) / num_rows
 
 
 def _word_features(train: np.ndarray, test: np.ndarray) -> tuple[Any, Any]:
-    # N-grams of one text alone tell nothing of the others, and would take most of each text's norm.
+    # N-grams of a single text are uninformative and would dominate each text's norm, hence min_df=2.
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[^\w\s]")
     try:
         return words.fit_transform(train), words.transform(test)
-    except ValueError:  # no n-gram is in two texts: nothing to tell them apart by
+    except ValueError:  # no n-gram occurs in two texts: constant features
         return np.zeros((len(train), 1)), np.zeros((len(test), 1))
 
 
 class Copying:
-    """Finds the token 8-grams of the demonstrations' responses in other responses.
+    """Finds token 8-grams of the demonstrations' responses in other responses.
 
-    N-grams are compared by a 64-bit hash, a sum of their tokens times fixed random odd numbers.
+    N-grams are compared by a 64-bit hash, the sum of their tokens times fixed random odd numbers.
     """
 
     def __init__(self, demonstrations: Sequence[np.ndarray]) -> None:
@@ -92,7 +92,7 @@ class Copying:
         self._known = np.unique(self._hashes(demonstrations))
 
     def share(self, responses: Sequence[np.ndarray]) -> float:
-        """Share of the responses' 8-grams that are in a demonstration, 0 to 1; 0 where none has eight tokens."""
+        """Return the share of the responses' 8-grams found in a demonstration, 0 to 1; 0 if none has eight tokens."""
         hashes = self._hashes(responses)
         return float(np.isin(hashes, self._known).mean()) if len(hashes) else 0.0
 

@@ -1,4 +1,4 @@
-"""A judge of sentiment of another family: frozen sentence embeddings and logistic regression."""
+"""A second sentiment judge: logistic regression on frozen sentence embeddings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from rlgaf_ray.data.cache import content_hash, write_atomically
 from rlgaf_ray.evaluation.embeddings import SHA256, Encode
 from rlgaf_ray.evaluation.judge import HELD_OUT_SHARE, SEED, windows
 
-MAX_WINDOWS = 5000  # embedding them takes 45 s of one slow core; twice as many raise the accuracy by 0.01
-# Part of the cache key: raise it when the same texts must give another judge.
+MAX_WINDOWS = 5000  # embedding them takes 45 s on one slow core; twice as many raise the accuracy by 0.01
+# Part of the cache key: change it whenever the same texts would give a different judge.
 FORMAT = "embedding judge 1"
 
 
 class EmbeddingJudge:
-    """A linear classifier over sentence embeddings; ``fit`` or ``load`` makes one.
+    """A linear classifier over sentence embeddings; create it with ``fit`` or ``load``.
 
-    ``accuracy_window`` is the share that it gets right of windows of held-out reviews, as long as a generated text.
+    ``accuracy_window`` is its accuracy on windows of held-out reviews, each as long as a generated text.
     """
 
     def __init__(self, encode: Encode, coefficients: np.ndarray, intercept: float, *, accuracy_window: float) -> None:
@@ -40,10 +40,9 @@ class EmbeddingJudge:
         window_words: int = 24,
         max_windows: int = MAX_WINDOWS,
     ) -> EmbeddingJudge:
-        """Train on ``max_windows`` random windows of the reviews, less those of 15 % of the reviews; measure on these.
+        """Sample ``max_windows`` windows; train on those of 85 % of the reviews, measure accuracy on the others.
 
-        The reviews are divided, not their windows: no part of a held-out review is trained on.
-        ``labels``: 1 = positive.
+        The split is by review, so no window of a held-out review is trained on. ``labels``: 1 = positive.
         """
         pieces, owners = windows(texts, window_words)
         chosen = np.random.default_rng(SEED).permutation(len(pieces))[:max_windows]
@@ -58,11 +57,11 @@ class EmbeddingJudge:
         return judge
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Log odds of positive: float64 [N]."""
+        """Return the log odds of positive, float64 [N]."""
         return self._log_odds(self._encode(texts))
 
     def save(self, path: Path) -> None:
-        """Write plain arrays (npz without pickle), whole or not at all."""
+        """Write plain arrays (npz without pickle) atomically."""
         numbers = np.array([self._intercept, self.accuracy_window])
         write_atomically(path, lambda temporary: np.savez(temporary, coefficients=self._coefficients, numbers=numbers))
 
@@ -80,7 +79,7 @@ class EmbeddingJudge:
 def prepare_embedding_judge(
     encode: Encode, texts: Sequence[str], labels: np.ndarray, cache_folder: Path, window_words: int = 24
 ) -> EmbeddingJudge:
-    """Fit a judge, or load the one that was fitted on the same reviews with the same encoder and scikit-learn."""
+    """Fit a judge, or load it from the cache if fitted on the same reviews with the same encoder and scikit-learn."""
     settings = f"{FORMAT} {SHA256} {sklearn.__version__} {window_words} {MAX_WINDOWS} {HELD_OUT_SHARE} {SEED}"
     key = content_hash([settings, *(f"{label} {text}" for label, text in zip(labels, texts, strict=True))])
     path = cache_folder / f"embedding-judge-{key[:32]}.npz"

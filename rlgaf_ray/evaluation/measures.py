@@ -1,4 +1,4 @@
-"""The one table of measures that a task can name."""
+"""The table of evaluation measures that a task can select by name."""
 
 from __future__ import annotations
 
@@ -21,64 +21,66 @@ from rlgaf_ray.types import EvaluationPart
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
-    """What a measure is built for: the first prompts of a part."""
+class MeasureInputs:
+    """Arguments of a measure's factory; it evaluates the first prompts of a split."""
 
     task: Task
     part: EvaluationPart
-    real_texts: Sequence[str]  # the real answers to these prompts, as the task's ``evaluated_ids`` reads them
-    encode: Encode | None  # sentence embeddings, where there are any
-    cache: Path  # folder of what takes long to make
+    real_texts: Sequence[str]  # real responses to these prompts, as read by the task's ``evaluated_ids``
+    encode: Encode | None  # sentence embeddings, if installed
+    cache: Path  # folder for fitted judges
 
 
 @runtime_checkable
 class JudgedTask(Protocol):
-    """What ``sentiment`` asks of a task."""
+    """Methods that a task needs for the measure ``sentiment``."""
 
     def judge_texts(self, part: EvaluationPart) -> tuple[list[str], np.ndarray]:
-        """Texts that train the judge of ``part``, and their labels (int64, 1 = positive)."""
+        """Return the training texts of the judge of ``part`` and their labels (int64, 1 = positive)."""
         ...
 
     def asked_positive(self, part: EvaluationPart) -> np.ndarray:
-        """int64, 1 = a positive text was asked for; in the order of ``evaluation``."""
+        """Return whether each prompt requests a positive text: int64, 1 = positive, in the order of ``evaluation``."""
         ...
 
 
 @runtime_checkable
 class ReferencedTask(Protocol):
-    """What ``answers`` asks of a task."""
+    """Attributes that a task needs for the measure ``answers``."""
 
     no_answer: str | None
-    """The response that says that there is no answer."""
+    """The response that states that there is no answer."""
 
     def evaluation_pairs(self, part: EvaluationPart) -> list[Pair]:
-        """The part as text, with contexts and references."""
+        """Return the split as text, with contexts and references."""
         ...
 
 
-def _sentiment(on: Evaluated) -> Measure:
-    task = on.task
+def _sentiment(inputs: MeasureInputs) -> Measure:
+    task = inputs.task
     if not isinstance(task, JudgedTask):
         raise _lacks(task, "sentiment", "judge_texts and asked_positive")
-    texts, labels = task.judge_texts(on.part)
-    judge = prepare_judge(texts, labels, on.cache)
-    second = None if on.encode is None else prepare_embedding_judge(on.encode, texts, labels, on.cache)
-    return SentimentMeasure(judge, on.real_texts, task.asked_positive(on.part)[: len(on.real_texts)], second)
+    texts, labels = task.judge_texts(inputs.part)
+    judge = prepare_judge(texts, labels, inputs.cache)
+    second = None if inputs.encode is None else prepare_embedding_judge(inputs.encode, texts, labels, inputs.cache)
+    return SentimentMeasure(
+        judge, inputs.real_texts, task.asked_positive(inputs.part)[: len(inputs.real_texts)], second
+    )
 
 
-def _answers(on: Evaluated) -> Measure:
-    if not isinstance(on.task, ReferencedTask):
-        raise _lacks(on.task, "answers", "evaluation_pairs and no_answer")
-    pairs = on.task.evaluation_pairs(on.part)[: len(on.real_texts)]
+def _answers(inputs: MeasureInputs) -> Measure:
+    if not isinstance(inputs.task, ReferencedTask):
+        raise _lacks(inputs.task, "answers", "evaluation_pairs and no_answer")
+    pairs = inputs.task.evaluation_pairs(inputs.part)[: len(inputs.real_texts)]
     references, contexts = [pair.references for pair in pairs], [pair.context for pair in pairs]
-    return AnswerMeasure(references, contexts, no_answer=on.task.no_answer)
+    return AnswerMeasure(references, contexts, no_answer=inputs.task.no_answer)
 
 
-def _responses(on: Evaluated) -> Measure:
-    return AnswerMeasure([(text.strip(),) for text in on.real_texts], [""] * len(on.real_texts))
+def _responses(inputs: MeasureInputs) -> Measure:
+    return AnswerMeasure([(text.strip(),) for text in inputs.real_texts], [""] * len(inputs.real_texts))
 
 
-MEASURES: Mapping[str, Callable[[Evaluated], Measure]] = {
+MEASURES: Mapping[str, Callable[[MeasureInputs], Measure]] = {
     "sentiment": _sentiment,
     "answers": _answers,
     "responses": _responses,
@@ -86,18 +88,18 @@ MEASURES: Mapping[str, Callable[[Evaluated], Measure]] = {
 """``sentiment``: a panel of judges; ``answers``: F1 against references; ``responses``: F1 against the real response."""
 
 
-def build_measure(on: Evaluated) -> Measure:
-    """The task's own measure, or the one that it names. Raises ``UserError`` for an unknown name."""
-    measure = on.task.measure
+def build_measure(inputs: MeasureInputs) -> Measure:
+    """Build the task's custom measure or the one it names. Raises ``UserError`` for an unknown name."""
+    measure = inputs.task.measure
     if not isinstance(measure, str):
-        return measure(on.part, len(on.real_texts))
+        return measure(inputs.part, len(inputs.real_texts))
     if measure not in MEASURES:
-        raise UserError(f"{_name(on.task)}.measure={measure!r} is unknown: name one of {', '.join(MEASURES)}")
-    return MEASURES[measure](on)
+        raise UserError(f"{_name(inputs.task)}.measure={measure!r} is unknown: choose one of {', '.join(MEASURES)}")
+    return MEASURES[measure](inputs)
 
 
 def _lacks(task: Task, measure: str, methods: str) -> UserError:
-    return UserError(f"{_name(task)}.measure={measure!r} needs {methods} of the task: add them, or name another")
+    return UserError(f"{_name(task)}.measure={measure!r} needs the task's {methods}: add them or choose another")
 
 
 def _name(task: Task) -> str:

@@ -1,4 +1,4 @@
-"""How good a run was, in one number: what a sweep optimises."""
+"""The score of a run, a single number for sweeps to optimise."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from rlgaf_ray.metrics import METRICS, metric
 from rlgaf_ray.types import Metrics
 
 PERCENT = 100.0
-WORST = -1.5  # the lowest closeness there is
+WORST = -1.5  # lower bound of closeness
 
 
 def worst(quality: str) -> float:
-    """The score of a run that the guard stopped, and of an evaluation without a finite number."""
+    """Return the score of a run stopped by the guard, or of an evaluation with missing or non-finite metrics."""
     return WORST if quality in METRICS else -math.inf
 
 
 def evaluation_score(row: Mapping[str, float], quality: str) -> float:
-    """The score of one evaluation by the task's quality metric (``TaskTraits.quality``), higher is better.
+    """Score one evaluation by the task's quality metric (``TaskTraits.quality``); higher is better.
 
-    The metric itself, negated where lower is better; ``eval/closeness`` is 0 at best. Of a metric in percent, such as
-    F1, the product quality / 100 x diversity kept x fluency kept, 0 to 1:
-    ``f1 / 100 * min(1, distinct_2_ratio) * min(1, 1 / perplexity_ratio)``. More diversity than the SFT model's and a
-    lower perplexity earn nothing, so that neither pays for a loss in another. ``worst`` where a number is not finite
-    or absent.
+    The score is the metric, negated if lower is better; ``eval/closeness`` is at most 0. For a metric in percent, such
+    as F1, it is quality / 100 x diversity kept x fluency kept, in 0 to 1:
+    ``f1 / 100 * min(1, distinct_2_ratio) * min(1, 1 / perplexity_ratio)``. Higher diversity or lower perplexity than
+    the SFT model's adds nothing, so neither can offset a lower quality. ``worst`` if a value is missing or non-finite.
     """
     shown = metric(quality)
     names = (quality, "eval/distinct_2_ratio", "eval/perplexity_ratio") if shown.percent else (quality,)
@@ -38,10 +37,10 @@ def evaluation_score(row: Mapping[str, float], quality: str) -> float:
 
 
 def sweep_score(evaluations: Iterable[tuple[int, Metrics]], quality: str) -> float:
-    """The mean ``evaluation_score`` of the evaluations in the last third of the iterations so far.
+    """Average ``evaluation_score`` over the evaluations in the last third of the iterations so far.
 
-    ``evaluations``: (iteration, metrics), the newest last; those after two thirds of its iteration count, that of
-    iteration 0, the SFT model's, never. A run that the guard stopped has ``worst``, which is the caller's to give.
+    ``evaluations``: (iteration, metrics), newest last. Evaluations after two thirds of the newest iteration count;
+    iteration 0, the SFT model, never does. For a run stopped by the guard the caller uses ``worst`` instead.
     """
     counted = [(iteration, metrics) for iteration, metrics in evaluations if iteration > 0]
     assert counted, "no evaluation after iteration 0"

@@ -1,4 +1,4 @@
-"""The sentiment of generated reviews by a panel of judges, each beside the same judge's word on real text."""
+"""Sentiment of generated reviews by a panel of judges, each compared with its verdict on real text."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from rlgaf_ray.types import Metrics
 
 
 def closeness(two_sample_auc: float, panel_gap: float) -> float:
-    """How close samples are to real text: 0 is real text itself, lower is farther, -1.5 the farthest.
+    """Compute the closeness to real text: 0 for real text, lower is worse, at least -1.5.
 
     ``-(two_sample_auc - 0.5) - panel_gap``, with ``panel_gap`` = mean over judges of |share - real text's share|.
-    Exaggeration beyond real text costs as much as falling short of it.
+    Overshooting the share of real text costs as much as falling short of it.
     """
     return -(two_sample_auc - 0.5) - panel_gap
 
 
 def gap_closed(share: float, sft_share: float, real_share: float) -> float:
-    """How far the share moved from the SFT model's to that of real text: 0 at the start, 1 at the ceiling.
+    """Return the fraction of the gap between SFT model (0) and real text (1) that is closed.
 
-    (share - sft_share) / (real_share - sft_share); 0 where there is no gap. A judge that errs at random shrinks
-    numerator and denominator alike.
+    (share - sft_share) / (real_share - sft_share); 0 if there is no gap. Random errors of the judge shrink numerator
+    and denominator by the same factor.
     """
     gap = real_share - sft_share
     return (share - sft_share) / gap if gap else 0.0
 
 
 class SentimentMeasure:
-    """Shares of texts of the sentiment that was asked for, by each judge of the panel.
+    """Measures the share of texts with the requested sentiment, by each judge of the panel.
 
-    The linear judge (``eval/judge_share``), VADER, and the embedding judge where there is one. Where both sentiments
-    are asked for, a share is the control accuracy, and the linear judge's is also reported for each sentiment: one of
-    them alone can be had without any control.
+    The panel is the linear judge (``eval/judge_share``), VADER and, if available, the embedding judge. If prompts
+    request both sentiments, a share is the control accuracy. The linear judge's share is then also reported per
+    sentiment, since a generator that ignores the prompt can reach a high share for one of them.
 
-    ``wanted``: int64 [N], 1 = positive was asked for, in the texts' order; ``real_texts``: the real answers.
+    ``wanted``: int64 [N], 1 = positive requested, in the order of the texts; ``real_texts``: the real responses.
     """
 
     baseline: tuple[str, ...] = ("eval/judge_share",)
@@ -74,15 +74,16 @@ class SentimentMeasure:
         if self._embedding_judge is not None:
             metrics["eval/embedding_accuracy_window"] = self._embedding_judge.accuracy_window
         if 0 < self._wanted.mean() < 1:
-            as_asked = verdicts["judge"]
-            metrics["eval/judge_share_asked_positive"] = float(as_asked[self._wanted == 1].mean())
-            metrics["eval/judge_share_asked_negative"] = float(as_asked[self._wanted == 0].mean())
+            as_wanted = verdicts["judge"]
+            metrics["eval/judge_share_asked_positive"] = float(as_wanted[self._wanted == 1].mean())
+            metrics["eval/judge_share_asked_negative"] = float(as_wanted[self._wanted == 0].mean())
         return metrics
 
     def each(self, texts: Sequence[str]) -> None:
-        """Closeness is of all answers together."""
+        """Return None: closeness is not defined for single texts."""
 
     def quick(self, texts: Sequence[str]) -> Metrics:
+        """Compute the linear judge's share on the first texts."""
         real = self._real_verdicts["judge"][: len(texts)]
         return {
             "judge_share": float(self._judged(self._judge, texts).mean()),
@@ -90,6 +91,7 @@ class SentimentMeasure:
         }
 
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
+        """Compute closeness and the gap closed relative to the SFT model."""
         share, real = metrics["eval/judge_share"], self._real["eval/judge_share_real"]
         return {
             "eval/closeness": closeness(metrics["eval/two_sample_auc"], metrics["eval/panel_gap"]),
@@ -98,7 +100,7 @@ class SentimentMeasure:
         }
 
     def verdicts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """For each judge of the panel, whether it finds the wanted sentiment: bool [N]."""
+        """Return whether each judge detects the wanted sentiment: bool [N] by judge."""
         verdicts = {
             "judge": self._judged(self._judge, texts),
             "vader": vader_labels(texts) == np.where(self._wanted == 1, 1, -1),
@@ -112,13 +114,13 @@ class SentimentMeasure:
 
 
 def _shares(verdicts: dict[str, np.ndarray]) -> Metrics:
-    """Share and binomial standard error of each judge, and of their mean with the standard error over prompts."""
+    """Compute each judge's share with binomial standard error, and the panel mean with standard error over prompts."""
     metrics: Metrics = {}
     for name, as_wanted in verdicts.items():
         share = float(as_wanted.mean())
         metrics[f"eval/{name}_share"] = share
         metrics[f"eval/{name}_share_stderr"] = math.sqrt(share * (1 - share) / len(as_wanted))
-    panel = np.mean(list(verdicts.values()), axis=0)  # of each prompt
+    panel = np.mean(list(verdicts.values()), axis=0)  # per prompt
     metrics["eval/panel_share"] = float(panel.mean())
     metrics["eval/panel_share_stderr"] = float(panel.std() / math.sqrt(len(panel)))
     return metrics

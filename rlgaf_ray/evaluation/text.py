@@ -1,4 +1,4 @@
-"""What can be said of generated texts alone, without a language model: diversity, degeneration, and VADER's word."""
+"""Text metrics without a language model: diversity, degeneration and VADER sentiment."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from rlgaf_ray.types import Demonstration, Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# VADER's authors call a text positive from a compound score of 0.05 up, negative from -0.05 down.
+# VADER's authors: positive for a compound score >= 0.05, negative for <= -0.05.
 VADER_THRESHOLD = 0.05
-MIN_TEXTS = 10  # of self-BLEU and of the two-sample tests: five folds of two
+MIN_TEXTS = 10  # for self-BLEU and the two-sample tests: five folds of two
 
 
 def decode(token_ids: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each row as text, without special tokens."""
+    """Decode each row to text, without special tokens."""
     return tokenizer.batch_decode(
         [row.tolist() for row in token_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
 
 
-def whole_texts(items: Sequence[Demonstration | Rollout], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Prompt and response as one text."""
+def full_texts(items: Sequence[Demonstration | Rollout], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Decode prompt and response of each item as one text."""
     return decode([np.concatenate([item.prompt_ids, item.response_ids]) for item in items], tokenizer)
 
 
 def distinct_n(token_id_sequences: Sequence[np.ndarray], n: int) -> float:
-    """Distinct n-grams over all n-grams of the corpus, 0 to 1 (Li et al. 2016, arXiv 1510.03055).
+    """Return distinct n-grams divided by all n-grams of the corpus, 0 to 1 (Li et al. 2016, arXiv 1510.03055).
 
-    It falls with the number of tokens: compare equal counts only. A corpus without n-grams has 0.
+    It decreases with the number of tokens, so compare equal counts only. A corpus without n-grams gives 0.
     """
     grams = [gram for sequence in token_id_sequences for gram in _ngrams(sequence, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def self_bleu(texts: Sequence[str], *, num_references: int = 100, seed: int = 0) -> float:
-    """Mean BLEU-4 of a text against the others, 0 (all different) to 1 (all the same).
+    """Return the mean BLEU-4 of each text against the others, 0 (all different) to 1 (all identical).
 
-    Zhu et al. 2018 (Texygen, arXiv 1802.01886). ``num_references`` + 1 texts are drawn with ``seed`` (all of them where
-    there are fewer), and each is compared with the rest of the draw. It grows with the number of references: compare
-    equal counts only. sacrebleu's ``13a`` words, exponential smoothing, and only the n-gram orders that a text has.
+    Zhu et al. 2018 (Texygen, arXiv 1802.01886). Samples ``num_references`` + 1 texts with ``seed`` (all if there are
+    fewer) and compares each with the rest of the sample. It increases with the number of references, so compare equal
+    counts only. sacrebleu with ``13a`` tokenization, exponential smoothing and effective order.
     """
     assert len(texts) >= MIN_TEXTS, f"self-BLEU needs {MIN_TEXTS} texts"
     count = min(len(texts), num_references + 1)
@@ -56,18 +56,18 @@ def self_bleu(texts: Sequence[str], *, num_references: int = 100, seed: int = 0)
 
 
 def degenerate_share(token_sequences: Sequence[np.ndarray]) -> float:
-    """Share of responses that are empty or repeat themselves: the union of three signs.
+    """Return the share of empty or repetitive responses, by any of three criteria.
 
-    - fewer than 2 tokens (an end-of-text token alone counts as empty)
-    - the same token 5 times in a row ("very very very very very"); in real reviews 3 of 10,000 responses have that
+    - fewer than 2 tokens (a single end-of-text token counts as empty)
+    - the same token 5 times in a row ("very very very very very"), which occurs in 3 of 10,000 real reviews
     - more than half of the 4-grams occurred before in the same response (seq-rep-4 of Welleck et al. 2020, arXiv
-      1908.04319, above 0.5): of 28 tokens, any loop of up to 12 tokens kept up to the end
+      1908.04319, above 0.5): in 28 tokens, any loop of up to 12 tokens that lasts to the end
     """
     return float(np.mean([_is_degenerate(np.asarray(sequence)) for sequence in token_sequences]))
 
 
 def vader_labels(texts: Sequence[str]) -> np.ndarray:
-    """1, 0 or -1 a text: VADER (Hutto & Gilbert 2014) scores it >= 0.05, between, or <= -0.05."""
+    """Label each text 1, 0 or -1 for a VADER score (Hutto & Gilbert 2014) >= 0.05, in between, or <= -0.05."""
     analyzer = SentimentIntensityAnalyzer()
     scores = np.array([analyzer.polarity_scores(text)["compound"] for text in texts])
     return (scores >= VADER_THRESHOLD).astype(int) - (scores <= -VADER_THRESHOLD).astype(int)

@@ -1,0 +1,1 @@
+"""The adversarial loop over the ``Roles`` protocol, without Ray."""

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.loop.guard import Verdict
 from rlgaf_ray.loop.outcome import Outcome
-from rlgaf_ray.training.warmup import Progress
+from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Metrics
 
 
@@ -38,7 +38,7 @@ class Callback:
     def on_message(self, text: str) -> None:
         """Called from any thread with a one-line message, such as a cached warm-up or a replaced worker."""
 
-    def on_warmup(self, stage: str, progress: Progress) -> None:
+    def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
         """Called after a step of a supervised warm-up: ``generator``, ``sft`` or ``discriminator``."""
 
     def on_discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
@@ -94,7 +94,7 @@ class Callbacks:
         for callback in self.callbacks:
             callback.on_message(text)
 
-    def on_warmup(self, stage: str, progress: Progress) -> None:
+    def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
         for callback in self.callbacks:
             callback.on_warmup(stage, progress)
 

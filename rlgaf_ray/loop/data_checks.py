@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rlgaf_ray.config.discriminator import BatchNeeds
 from rlgaf_ray.config.schema import Config
+from rlgaf_ray.data.prompts import num_free
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.held_out import contrast_without, split_held_out
@@ -13,6 +15,7 @@ from rlgaf_ray.training.sft import FEWEST_ROWS
 
 def check_demonstrations(config: Config, task: Task) -> None:
     """Raise ``UserError`` for too few demonstrations, contrast rows or distinct prompts."""
+    check_free_prompts(config, task, config.discriminator.needs)
     count, settings = len(task.demonstrations), config.discriminator
     trained, held_out = split_held_out(count, config.held_out_demonstrations)
     if config.warmup.sft.steps == "auto" and count < FEWEST_ROWS:
@@ -28,6 +31,31 @@ def check_demonstrations(config: Config, task: Task) -> None:
         raise UserError(
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs labelled negatives, but task.name="
             f"{config.task.name} has none to train on (for rows: rejected or other responses): set it to 0"
+        )
+
+
+def check_free_prompts(config: Config, task: Task, needs: BatchNeeds) -> None:
+    """Raise ``UserError`` for a ``rollout.free_prompts`` that the task or the discriminator's loss does not support.
+
+    ``needs``: rows that the discriminator's updates require.
+    """
+    share, count, settings = config.rollout.free_prompts, config.rollout.prompts_per_iteration, config.discriminator
+    if share == 0:
+        return
+    if not len(task.prompts):
+        raise UserError(
+            f"rollout.free_prompts={share:g}, but the task has no prompts without answers: set task.jsonl.prompts or "
+            "task.hub.prompts, or set it to 0"
+        )
+    free = num_free(share, count)
+    if free == 0:
+        raise UserError(
+            f"rollout.free_prompts={share:g} of {count} prompts per batch rounds to 0: raise it, or rollout.batch_size"
+        )
+    if needs.pairs and free == count and settings.updates_per_generator_update > 0:
+        raise UserError(
+            f"rollout.free_prompts={share:g} leaves no prompt with a demonstration, which "
+            f"discriminator.loss={settings.loss} needs for its pairs: lower it, or set another loss"
         )
 
 

@@ -12,7 +12,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.prompts import MixedPromptStream, PromptStream
 from rlgaf_ray.data.task import Task
-from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.data_checks import check_free_prompts
 from rlgaf_ray.loop.held_out import contrast_without, split_held_out
 from rlgaf_ray.types import Demonstration, Prompt, Rollout, ScoredRollout, TextBlocks
 
@@ -46,33 +46,14 @@ class Draws:
             for index in range(len(sizes) + 1)
         ]
         share = config.rollout.free_prompts
-        if share > 0 and not len(task.prompts):
-            raise UserError(
-                f"rollout.free_prompts={share:g}, but the task has no prompts without demonstrations: set it to 0"
-            )
+        check_free_prompts(config, task, needs)
         self.prompt_stream = MixedPromptStream(
             sizes.pop("prompts"), len(task.prompts), share=share, seed=seeds[0], free_seed=seeds[-1]
         )
-        if share > 0:
-            self._check_free_prompts()
         self.streams = {
             name: PromptStream(num_items, seed)
             for (name, num_items), seed in zip(sizes.items(), seeds[1:-1], strict=True)
         }
-
-    def _check_free_prompts(self) -> None:
-        share, count = self.config.rollout.free_prompts, self.config.rollout.prompts_per_iteration
-        num_free = self.prompt_stream.num_free(count)
-        if num_free == 0:
-            raise UserError(
-                f"rollout.free_prompts={share:g} of {count} prompts per batch rounds to 0: raise it, or "
-                "rollout.batch_size"
-            )
-        if self.needs.pairs and num_free == count:
-            raise UserError(
-                f"rollout.free_prompts={share:g} leaves no prompt with a demonstration, which "
-                f"discriminator.loss={self.config.discriminator.loss} needs for its pairs: lower it"
-            )
 
     def prompts(self) -> list[Prompt]:
         """Return the prompts of the next batch; those without demonstrations come last, with ids after all others."""
@@ -83,7 +64,8 @@ class Draws:
 
     def warmup_prompts(self) -> list[Prompt]:
         """Return the prompts of a batch of the discriminator's warm-up: only those with demonstrations."""
-        return self._prompts_of(self.prompt_stream.own(self.config.rollout.prompts_per_iteration))
+        count = self.config.discriminator_warmup_rollouts // self.config.rollout.samples_per_prompt
+        return self._prompts_of(self.prompt_stream.own(count))
 
     def _prompts_of(self, rows: np.ndarray) -> list[Prompt]:
         """Prompts of the demonstrations at these positions of ``trained_rows``."""

@@ -14,7 +14,7 @@ from rlgaf_ray.engines.seeds import EVALUATION
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.discrimination import discrimination
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.text import decode, whole_texts
+from rlgaf_ray.evaluation.text import decode, full_texts
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.rollouts import rollout_seeds
 from rlgaf_ray.metrics import metric, suggestion
@@ -57,7 +57,7 @@ class Evaluation:
             sample_nll=self.roles.mean_nll(rollouts, "reference"),
             real_nll=self.roles.mean_nll(real, self.network),
         )
-        return metrics, whole_texts(rollouts[: settings.num_samples], self.tokenizer)
+        return metrics, full_texts(rollouts[: settings.num_samples], self.tokenizer)
 
     def quick(self, iteration: int) -> Metrics:
         """Compute the cheap metrics on the first ``evaluation.quick_prompts`` prompts."""

@@ -35,6 +35,7 @@ class Outcome:
 
     @property
     def interrupted(self) -> bool:
+        """Whether the run was stopped before its last iteration."""
         return self.iteration < self.config.run.iterations
 
     @property
@@ -53,6 +54,7 @@ class Outcome:
             return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the exported generator."""
         with self._exported() as folder:
             return load_tokenizer(folder, trust_remote_code=self.config.model.trust_remote_code)
 

@@ -25,7 +25,9 @@ class RewardFunction(Protocol):
     reward does not apply to it. It may be ``async``.
     """
 
-    def __call__(self, *arguments: Any, **columns: Any) -> Values | Awaitable[Values]: ...
+    def __call__(self, *arguments: Any, **columns: Any) -> Values | Awaitable[Values]:
+        """One reward for each response of the batch."""
+        ...
 
 
 def reward_functions(

@@ -219,7 +219,7 @@ class Rewards:
         from transformers import TrainerState  # takes seconds to import
 
         rollouts = [item.rollout for item in scored]
-        known = self.task.rows  # empty if rows were not kept; prompts without demonstrations have none
+        known = self.task.rows  # empty if rows were not kept; prompts without answers have none
         rows: list[Row] = [known[item.prompt_id] if item.prompt_id < len(known) else {} for item in rollouts]
         texts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
         prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]

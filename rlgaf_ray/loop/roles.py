@@ -29,6 +29,8 @@ PendingScores = Callable[[], tuple[list[ScoredRollout], list[float]]]
 
 
 class Roles(Protocol):
+    """Rollout workers, discriminator and learner, as the loop calls them."""
+
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         """Sample responses in the order of the prompts, from the weights pushed last."""
         ...
@@ -51,7 +53,9 @@ class Roles(Protocol):
         to a checkpoint after the failure of another actor."""
         ...
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]: ...
+    def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
+        """Score rollouts with the current discriminator."""
+        ...
 
     def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         """Start ``score`` without waiting, after the updates requested so far; also scores ``demonstrations``."""
@@ -63,11 +67,13 @@ class Roles(Protocol):
 
     def update_discriminator(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration]
-    ) -> Pending: ...
+    ) -> Pending:
+        """Start one update on demonstrations and rollouts; ``contrast``: rows that ``batch_needs`` asks for."""
+        ...
 
-    def update_generator(
-        self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None
-    ) -> Pending: ...
+    def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
+        """Start one update on scored rollouts; ``text``: demonstrations for algorithms that read some."""
+        ...
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
         """Start pushing a network of the learner to every engine as ``policy_version``, after the requested updates.
@@ -103,6 +109,10 @@ class Roles(Protocol):
         completed. Raises ``RuntimeError`` if they do not hold the full state."""
         ...
 
-    def load(self, folder: Place, *, discriminator_version: int) -> None: ...
+    def load(self, folder: Place, *, discriminator_version: int) -> None:
+        """Restore what ``save`` wrote; ``discriminator_version``: the number of its updates."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release engines and processes."""
+        ...

@@ -100,9 +100,9 @@ class TrainingStep:
         Batches, loss and class weights are the same as in training. ``report(update, total, metrics)`` is called after
         every update.
         """
-        total = self.config.discriminator_warmup_updates
+        total, count = self.config.discriminator_warmup_updates, self.config.discriminator_warmup_rollouts
         for update in range(1, total + 1):
-            seeds = rollout_seeds(self.config, WARMUP + update, self.config.rollout.batch_size)
+            seeds = rollout_seeds(self.config, WARMUP + update, count)
             rollouts = self.roles.generate(self.draws.warmup_prompts(), sampling_settings(self.config), seeds)
             if (liked := self.config.discriminator.leave_out_liked) > 0:
                 rollouts = without_liked(self.roles.score(rollouts), liked)

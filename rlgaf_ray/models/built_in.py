@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def model_source(source: str | Path) -> str | Path:
     Raises ``UserError`` where the weights are not those that the package was released with.
     """
     if source != FILM_REVIEWS:
-        return Path(source).expanduser() if str(source).startswith("~") else source
+        return Path(os.path.expanduser(source)) if str(source).startswith("~") else source
     _check_weights()
     return FOLDER
 

@@ -26,10 +26,24 @@ SCALED_LOGITS = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm
 """What families call what they do to the output layer's result."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 """What families call the number of a layer's experts."""
+ROBERTA = (
+    *("camembert", "data2vec-text", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl"),
+)
+NO_ENGINE = {
+    "cpmant": "it puts tokens of its own before the prompt",
+    "git": "it reads images before the text",
+    "minimax": "it takes only a key-value cache of its own type",
+    "recurrent_gemma": "its recurrent layers read padding",
+    "trocr": "it is the decoder of a model that reads images",
+    "xmod": "it needs the language of each text",
+    **dict.fromkeys(ROBERTA, "its positions depend on padding"),
+}
+"""Decoders, by ``model_type``, that neither engine can sample a batch from, and why."""
 
 
 def check_family(source: str, config: PreTrainedConfig) -> None:
-    """Refuse a model that is quantized, or no decoder that reads its past from keys and values.
+    """Refuse a model that is quantized, no decoder with a key-value cache, or that no engine samples from.
 
     A class that comes with the folder (``trust_remote_code``) is not looked into.
 
@@ -44,7 +58,8 @@ def check_family(source: str, config: PreTrainedConfig) -> None:
         )
     if config.is_encoder_decoder:
         raise UserError(f"{name} is an encoder-decoder ({config.model_type}): take a decoder such as Llama or Qwen")
-    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", True) is False:
+    reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
+    if reads_both_ways and getattr(config, "is_decoder", True) is False:
         raise UserError(
             f"{name} is an encoder ({config.model_type}), whose tokens see those after them: take a decoder such as "
             "Llama or Qwen, or set is_decoder in its config.json where it was trained as one"
@@ -60,6 +75,11 @@ def check_family(source: str, config: PreTrainedConfig) -> None:
         raise UserError(
             f"{name} cannot be sampled from here: {model.__name__} keeps no keys and values of the tokens before "
             "(past_key_values): take a transformer such as Llama or Qwen"
+        )
+    if reason := NO_ENGINE.get(config.model_type):
+        raise UserError(
+            f"{name} cannot be sampled from here ({config.model_type}): {reason}: take a transformer such as Llama or "
+            "Qwen"
         )
 
 

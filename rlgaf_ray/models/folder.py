@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
+import torch
+from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.errors import UserError
@@ -110,7 +114,7 @@ def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
         return
     if not is_folder(source):
         return
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if (folder / "adapter_config.json").is_file():
         raise UserError(
             f"model.generator={source} holds adapters (adapter_config.json): merge them into their base model with "
@@ -135,7 +139,7 @@ def is_folder(source: str) -> bool:
 
 
 def check_model(source: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
-    """Refuse a model that cannot be trained here, from its files' headers alone: no weight is read.
+    """Refuse a model that cannot be trained here: no weight is read, of a folder their headers.
 
     Raises:
         UserError: names what is wrong, and what to do.
@@ -145,8 +149,33 @@ def check_model(source: str, *, trust_remote_code: bool = False, allow_pickle: b
         return
     config = read_config(source, trust_remote_code=trust_remote_code)
     check_family(source, config)
+    there = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    with reading(f"model.generator={source}"):
+        if cached_file(model_source(source), GENERATION_CONFIG_NAME, **there):
+            GenerationConfig.from_pretrained(model_source(source))
     if is_folder(source):
-        if (Path(source).expanduser() / GENERATION_CONFIG_NAME).is_file():
-            with reading(f"model.generator={source}"):
-                GenerationConfig.from_pretrained(model_source(source))
         read_causal_lm(source, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, device_map="meta")
+        return
+    with reading(f"model.generator={source}"), torch.device("meta"):
+        AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    check_hub_files(source, allow_pickle=allow_pickle)
+
+
+def check_hub_files(source: str, *, allow_pickle: bool) -> None:
+    """Refuse a hub model without weights that may be read, by the names of its files."""
+    wanted = ("*.safetensors", "*.bin") if allow_pickle else ("*.safetensors",)
+    try:
+        names = HfApi().list_repo_files(source)
+    except Exception as error:  # of many types: the hub does not answer, or may not be asked
+        cached = Path(snapshot_download(source, local_files_only=True))  # config.json came from there
+        if not any(path for pattern in wanted for path in cached.glob(pattern)):
+            raise UserError(
+                f"model.generator={source} is without its weights in the cache of the hub, which does not answer: "
+                "download it where the hub does, or give a folder"
+            ) from error
+        return
+    if not any(fnmatch(name, pattern) for name in names for pattern in wanted):
+        raise UserError(
+            f"model.generator={source} has no {' and no '.join(wanted)} on the hub: take a model with safetensors, or "
+            "set model.allow_pickle=true if you trust the author of its pytorch_model.bin"
+        )

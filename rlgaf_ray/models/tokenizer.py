@@ -50,7 +50,8 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
         tokenizer = AutoTokenizer.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
         # Settings of wrong types are read without a word, and fail where they are used.
         tokenizer.decode(tokenizer("a text")["input_ids"], skip_special_tokens=True)
-        tokenizer.convert_tokens_to_ids([tokenizer.eos_token, tokenizer.pad_token])
+        given = [token for token in (tokenizer.eos_token, tokenizer.pad_token) if token is not None]
+        tokenizer.convert_tokens_to_ids(given)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {source} has no end-of-text token: set eos_token in its tokenizer_config.json"

@@ -1,1 +1,1 @@
-"""The mathematics of the method: pure functions of tensors and keyword floats, without config objects or Ray."""
+"""Losses, rewards and advantages: pure functions of tensors and keyword floats, free of config objects and Ray."""

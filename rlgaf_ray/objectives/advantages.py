@@ -1,7 +1,7 @@
-"""From rewards to advantages: rewards-to-go, generalised advantage estimation, scaling and whitening.
+"""Turn rewards into advantages: rewards-to-go, generalised advantage estimation, scaling and whitening.
 
-Response masks may begin after the prompt's columns and end early (padding on the right). What stands outside the mask
-is never read, not even NaN, and is zero in every [B, T] result.
+Response masks may start after the prompt and end early (right padding). Entries outside the mask are ignored, even
+NaN, and are zero in every [B, T] result.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 
 AdvantageScale = Literal["none", "batch", "group"]
 
-# Smallest deviation that is divided by: below it, differences are rounding, and dividing would make noise of size one.
+# Smallest standard deviation to divide by. Below it differences are rounding errors, which a division would amplify.
 EPSILON = 1e-6
 
 
 def rewards_to_go(
     rewards: Float[Tensor, "batch time"], response_mask: Bool[Tensor, "batch time"], *, discount: float
 ) -> Float[Tensor, "batch time"]:
-    """The discounted sum of the rewards from each response token to the end of its response.
+    """Sum the discounted rewards from each response token to the end of its response.
 
     G_t = r_t + discount * G_{t+1}, and zero after the last response token
 
     Williams 1992 (REINFORCE); RLGAF (arXiv 2305.06176), eq. 2.
 
-    Shapes: [B, T] -> [B, T], in the rewards' unit. Each unbroken run of the mask is a response of its own.
+    Shapes: [B, T] -> [B, T], in reward units. Each contiguous run of the mask is a separate response.
     Raises ValueError for a discount outside [0, 1].
     """
     check_fraction("discount", discount)
@@ -44,17 +44,17 @@ def generalized_advantage_estimate(
     discount: float,
     gae_lambda: float,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    """Advantages of the response tokens, and the returns that the critic is fitted to.
+    """Compute the advantages of the response tokens and the returns that the critic regresses on.
 
     delta_t = r_t + discount * V_{t+1} - V_t;  A_t = delta_t + discount * gae_lambda * A_{t+1};  returns = A + V
 
     Schulman et al. 2015 (arXiv 1506.02438), eq. 16, in its recursive form.
 
     ``values[:, t]`` is the critic's value of the state in which token t is sampled (prompt and tokens before t).
-    Shapes: [B, T] each -> two of [B, T], in the rewards' unit. Neither carries a gradient.
+    Shapes: [B, T] each -> two of [B, T], in reward units, both detached.
     Raises ValueError for a discount or lambda outside [0, 1].
-    Left out: bootstrapping after a response that was cut at its maximum length. The discriminator judges the text as it
-    stands, so its last token is the end and the value after it is zero.
+    A response truncated at its maximum length is not bootstrapped: the discriminator scores the truncated text, so its
+    last token is terminal and the value after it is zero.
     """
     check_fraction("discount", discount)
     check_fraction("gae_lambda", gae_lambda)
@@ -73,20 +73,20 @@ def scale_advantages(
     scale: AdvantageScale,
     group_size: int,
 ) -> Float[Tensor, "batch time"]:
-    """Divide the advantages by a deviation; they are not centred, which is the baseline's work.
+    """Divide the advantages by a standard deviation, without centring them (the baseline does that).
 
-    A / (deviation + 1e-6), where the deviation is
+    A / (deviation + 1e-6), with ``scale`` selecting the deviation:
 
-    - none: not used, A is returned as it is;
-    - batch: that of the advantages of all response tokens in the batch, which divides by their number;
-    - group: that of the sequences of one prompt, each standing for the mean advantage over its response tokens, as GRPO
+    - none: no division, A is returned unchanged;
+    - batch: over the advantages of all response tokens in the batch, dividing by n;
+    - group: over the sequences of one prompt, each represented by the mean advantage of its response tokens, as GRPO
       divides by the deviation of a group's rewards (arXiv 2402.03300, section 4.1). It divides by n - 1, as verl, TRL
-      and OpenRLHF do; the paper does not say.
+      and OpenRLHF do; the paper does not specify this.
 
-    Where the deviation is below 1e-6 (all equal, or one sequence alone) there is nothing to prefer: the result is zero.
+    A deviation below 1e-6 (all values equal, or a single sequence) carries no preference: the result is zero.
 
-    Shapes: [B, T] -> [B, T], without unit; the samples of one prompt are adjacent.
-    Raises ValueError for an unknown scale and, for "group", when the groups do not divide the batch.
+    Shapes: [B, T] -> [B, T], dimensionless; the samples of one prompt are adjacent.
+    Raises ValueError for an unknown scale and, for "group", if the batch is not divisible by ``group_size``.
     """
     assert advantages.shape == response_mask.shape, (advantages.shape, response_mask.shape)
     advantages = advantages.masked_fill(~response_mask, 0.0)
@@ -110,9 +110,9 @@ def scale_advantages(
 def whiten(
     values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], *, shift_mean: bool = True
 ) -> Float[Tensor, "*shape"]:
-    """Values of variance one over the mask and, with ``shift_mean``, of mean zero; else the mean is kept.
+    """Scale values to unit variance over the mask and, with ``shift_mean``, to zero mean.
 
-    (x - mean) / sqrt(variance + 1e-8) [+ mean]
+    (x - mean) / sqrt(variance + 1e-8), plus mean if ``shift_mean`` is False
 
     As in the code of Ziegler et al. 2019 (arXiv 1909.08593); the variance divides by n. Equal values give zeros (or the
     mean). Shapes: any, the same for both; zero outside the mask.
@@ -124,25 +124,25 @@ def whiten(
 
 
 class RunningStatistics:
-    """Mean and deviation of all values seen so far, without keeping them.
+    """Running mean and standard deviation of a stream of values.
 
     delta = mean_b - mean;  mean' = mean + delta * n_b / n;  M2' = M2 + M2_b + delta^2 * n_a * n_b / n;  n = n_a + n_b
 
-    Chan, Golub and LeVeque 1979 (the form of Welford 1962 for whole chunks), in float64. The deviation is sqrt(M2 / n).
+    Chan, Golub and LeVeque 1979 (Welford 1962 in batches), in float64. The deviation is sqrt(M2 / n).
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = 0.0
-        self.sum_of_squares = 0.0  # of the distances from the mean
+        self.sum_of_squares = 0.0  # of the deviations from the mean (M2)
 
     def update(self, values: Tensor) -> None:
-        """Take in a chunk of any shape. Raises ValueError for a value that is not finite: it would stay for ever."""
+        """Add values of any shape. Raises ValueError if one is non-finite: it would corrupt the statistics for good."""
         chunk = values.detach().double().flatten()
         if not chunk.numel():
             return
         if not bool(chunk.isfinite().all()):
-            raise ValueError("running statistics were given a value that is not finite: check the rewards before")
+            raise ValueError("running statistics received a non-finite value: check the rewards that enter them")
         count, chunk_mean = self.count + chunk.numel(), float(chunk.mean())
         delta = chunk_mean - self.mean
         self.sum_of_squares += float((chunk - chunk_mean).square().sum())
@@ -152,25 +152,27 @@ class RunningStatistics:
 
     @property
     def deviation(self) -> float:
-        assert self.count > 0, "update comes before deviation"
+        """Standard deviation of all values so far, dividing by n."""
+        assert self.count > 0, "call update before reading the deviation"
         return math.sqrt(self.sum_of_squares / self.count)
 
     def whiten(self, values: Tensor) -> Tensor:
-        """(x - mean) / max(deviation, 1e-6), by the statistics so far."""
+        """Return (x - mean) / max(deviation, 1e-6) with the current statistics."""
         return (values - self.mean) / max(self.deviation, EPSILON)
 
     def state_dict(self) -> dict[str, float]:
-        """Plain numbers that JSON keeps to the last digit."""
+        """Return plain numbers that survive a JSON round trip exactly."""
         return {"count": self.count, "mean": self.mean, "sum_of_squares": self.sum_of_squares}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore what ``state_dict`` returned."""
         self.count = int(state["count"])
         self.mean = float(state["mean"])
         self.sum_of_squares = float(state["sum_of_squares"])
 
 
 def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
-    """S_t = values_t + discount * S_{t+1} inside the mask, zero outside: [B, T] -> [B, T]."""
+    """Compute S_t = values_t + discount * S_{t+1} inside the mask, zero outside: [B, T] -> [B, T]."""
     columns: list[Tensor] = []
     running = torch.zeros_like(values[:, 0])
     for step in reversed(range(values.shape[1])):
@@ -180,7 +182,7 @@ def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
 
 
 def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (dividing by n) over the mask of each row, float64 so that equal values have no spread."""
+    """Return each row's mean and variance (dividing by n) over the mask, in float64 so equal values give exactly 0."""
     values = values.double().masked_fill(~mask, 0.0)
     count = mask.sum(1).clamp(min=1)
     mean = values.sum(1) / count
@@ -189,12 +191,13 @@ def masked_moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def in_groups(values: Tensor, group_size: int) -> Tensor:
-    """[B] -> [B / group_size, group_size]."""
+    """Reshape [B] to [B / group_size, group_size]."""
     if group_size < 1 or len(values) % group_size:
-        raise ValueError(f"a batch of {len(values)} sequences cannot be cut into groups of group_size={group_size}")
+        raise ValueError(f"a batch of {len(values)} sequences is not divisible by group_size={group_size}")
     return values.reshape(-1, group_size)
 
 
 def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is in [0, 1]."""
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{name}={value} must lie between 0 and 1")
+        raise ValueError(f"{name}={value} must be between 0 and 1")

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens from a language model's logits, whole or a few positions at a time."""
+"""Log-probabilities of given tokens from a language model's logits, at once or in chunks of positions."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from rlgaf_ray.objectives.kl import exact_kl
 
 
 def log_probabilities(logits: Float[Tensor, "*shape vocabulary"]) -> Float[Tensor, "*shape vocabulary"]:
-    """log softmax in float32, or in float64 for float64 logits."""
+    """Apply log-softmax in float32 (float64 for float64 logits)."""
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def token_logprobs(
     logits: Float[Tensor, "*shape vocabulary"], token_ids: Int[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """The log-probability that the logits give to each token, in nats.
+    """Gather each token's log-probability from the logits, in nats.
 
     log p(y) = logits[y] - logsumexp(logits)
 
     The logits may have any float dtype; the sum over the vocabulary and the result are float32 (float64 for float64
-    logits). ``log_softmax`` is one fused pass: on a CPU about twice as fast as ``logsumexp`` beside a ``gather`` for
-    bfloat16 logits, where it keeps no more for the backward pass (one float32 array of the logits' shape), and about
-    four times for float32.
+    logits). ``log_softmax`` is one fused pass: on CPU about twice as fast as ``logsumexp`` plus ``gather`` for bfloat16
+    logits, with no extra memory for the backward pass (one float32 array of the logits' shape), and about four times
+    as fast for float32.
 
-    Shapes: logits [..., V], token ids [...] -> float32 [...]. The caller shifts: row t predicts the token beside it.
-    Raises: an error from ``gather`` when an id lies outside the vocabulary.
-    Left out: temperature, masked tokens and padding, which belong to the caller.
+    Shapes: logits [..., V], token ids [...] -> float32 [...]. The caller shifts: logits and token of a row must match.
+    Raises: an error from ``gather`` if an id is outside the vocabulary.
+    Temperature, masked tokens and padding are up to the caller.
     """
     assert logits.shape[:-1] == token_ids.shape, (logits.shape, token_ids.shape)
     return log_probabilities(logits).gather(-1, token_ids[..., None]).squeeze(-1)
 
 
 Head = Callable[[Tensor], Tensor]
-"""Hidden states [n, W] to the logits [n, V] of the distribution that is sampled from."""
+"""Maps hidden states [n, W] to logits [n, V] of the sampling distribution."""
 
 
 def chunked_logprobs(
     hidden: Float[Tensor, "tokens width"], head: Head, token_ids: Int[Tensor, " tokens"], *, size: int
 ) -> Float[Tensor, " tokens"]:
-    """As ``token_logprobs`` of ``head(hidden)``, of which only ``size`` positions exist at a time.
+    """Compute ``token_logprobs(head(hidden), token_ids)`` with the logits of only ``size`` positions in memory.
 
-    The backward pass computes a chunk's logits again (Chen et al. 2016, "Training deep nets with sublinear memory
-    cost", arXiv 1604.06174): one more product with the vocabulary, and no array of [tokens, vocabulary].
+    The backward pass recomputes a chunk's logits (Chen et al. 2016, "Training deep nets with sublinear memory cost",
+    arXiv 1604.06174): one extra output projection in exchange for never storing [tokens, vocabulary].
     Shapes: [N, W], [N] -> [N].
     """
 
@@ -67,9 +67,9 @@ def chunked_logprobs_and_kl(
     *,
     size: int,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Log-probs of the tokens under policy and reference, and ``exact_kl`` of the two at each position, in nats.
+    """Compute the tokens' log-probs under policy and reference, and ``exact_kl`` at each position, in nats.
 
-    Computed ``size`` positions at a time, as ``chunked_logprobs``; the reference gets no gradient.
+    Works on ``size`` positions at a time, like ``chunked_logprobs``; the reference gets no gradient.
     Shapes: [N, W], [N, W'], [N] -> three of [N].
     """
 
@@ -87,7 +87,7 @@ def chunked_logprobs_and_kl(
 def _in_chunks(
     function: Callable[..., tuple[Tensor, ...]], arguments: Sequence[Tensor], size: int
 ) -> tuple[Tensor, ...]:
-    """``function`` over so many rows of its arguments at a time, and once more in the backward pass."""
+    """Apply ``function`` to ``size`` rows at a time, with activation checkpointing."""
     chunks = zip(*(argument.split(size) for argument in arguments), strict=True)
     results = [checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return tuple(torch.cat(parts) for parts in zip(*results, strict=True))

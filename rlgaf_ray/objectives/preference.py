@@ -1,4 +1,4 @@
-"""Losses of pairs: a response that is preferred to another of the same prompt, under the policy's own likelihoods."""
+"""Preference losses on pairs of a chosen and a rejected response to the same prompt."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def dpo_loss(
     *,
     beta: float,
 ) -> tuple[Float[Tensor, " pairs"], TensorMetrics]:
-    """Direct preference optimisation, a loss for each pair.
+    """Compute the direct preference optimisation loss of each pair.
 
     r(y) = beta (log pi(y | x) - log pi_ref(y | x));  loss = -log sigmoid(r(chosen) - r(rejected))
 
-    Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. With a demonstration as the chosen response, a sample of the policy
-    as the rejected one and the policy that sampled it as the reference it is SPIN's loss (Chen et al. 2024, arXiv
-    2401.01335, eq. 4.7, lambda = beta, logistic loss).
+    Rafailov et al. 2023 (arXiv 2305.18290), eq. 7. With a demonstration as the chosen response, a policy sample as the
+    rejected one and the sampling policy as the reference, it is SPIN's loss (Chen et al. 2024, arXiv 2401.01335,
+    eq. 4.7, lambda = beta, logistic loss).
 
-    Log-probs are sums over a response's tokens, in nats. Shapes: [P] each -> ([P], metrics). The reference's get no
-    gradient. Metrics, means over the pairs: ``accuracy``, the share of positive margins; ``margin``;
-    ``chosen_reward`` and ``rejected_reward``, r of either.
+    Log-probs are summed over the response, in nats. Shapes: [P] each -> ([P], metrics). The reference gets no gradient.
+    Metrics, means over the pairs: ``accuracy``, the share of positive margins; ``margin``; ``chosen_reward`` and
+    ``rejected_reward``, r of each response.
     """
     chosen = beta * (chosen_logprobs - chosen_reference.detach())
     rejected = beta * (rejected_logprobs - rejected_reference.detach())

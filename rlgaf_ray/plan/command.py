@@ -11,6 +11,7 @@ from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.models.folder import check_model_source
+from rlgaf_ray.plan.compare import plan_comparison, show_comparison
 from rlgaf_ray.plan.estimate import GIB, Hardware, estimate
 from rlgaf_ray.plan.model import generator_shape
 from rlgaf_ray.plan.page import show
@@ -27,7 +28,9 @@ def plan(
     cpus_per_node: int | None,
     console: Console | None = None,
 ) -> None:
-    """Print it. By default for one machine with this one's cores, and with eight GPUs where the config asks for GPUs.
+    """Print it, with what ``rlgaf compare`` needs where the config has a section ``compare``.
+
+    By default for one machine with this one's cores, and with eight GPUs where the config asks for GPUs.
 
     Raises ``UserError`` for a model that cannot be planned, and for a placement that the machines have no room for.
     """
@@ -38,14 +41,12 @@ def plan(
     placement = plan_on(config, hardware.nodes)
     check_model_source(config.model.generator, allow_pickle=True)  # only its config.json is read
     shape = generator_shape(config)
-    rates = ASSUMED_GPU if on_gpu else ASSUMED_CORE
-    show(
-        console or Console(),
-        shape,
-        estimate(config, shape, placement, hardware, rates, bfloat16=learns_in_bfloat16(config)),
-        hardware,
-        rates,
-    )
+    rates, bfloat16 = ASSUMED_GPU if on_gpu else ASSUMED_CORE, learns_in_bfloat16(config)
+    console = console or Console()
+    show(console, shape, estimate(config, shape, placement, hardware, rates, bfloat16=bfloat16), hardware, rates)
+    if "compare" in config.model_fields_set:
+        comparison = plan_comparison(config, shape, hardware, rates, bfloat16=bfloat16)
+        show_comparison(console, config, comparison, hardware)
 
 
 def learns_in_bfloat16(config: Config) -> bool:

@@ -117,12 +117,13 @@ def estimate(
 
 
 def _work(config: Config) -> Work:
-    contrast = config.discriminator.batch_size if config.discriminator.contrast_weight > 0 else 0
+    settings, needs = config.discriminator, config.discriminator.needs
+    real = config.rollout.batch_size if needs.pairs else settings.batch_size
     return Work(
         rollouts=config.rollout.batch_size,
         prompt_tokens=config.task.prompt_tokens,
         response_tokens=config.task.response_tokens,
-        demonstrations=config.discriminator.batch_size + contrast,
+        demonstrations=real * (1 + needs.contrast + needs.other_prompts),
         discriminator_updates=config.discriminator.updates_per_generator_update,
         generator_passes=config.generator.active.passes,
     )

@@ -91,6 +91,11 @@ def generator_seconds(shape: ModelShape, work: Work, rates: Rates, *, devices: f
     return work.tokens * passes * forward_flops(shape, length=work.length) / (rates.flops * devices)
 
 
+def training_seconds(shape: ModelShape, rates: Rates, *, rows: float, length: int, devices: float) -> float:
+    """Forward and backward of ``rows`` texts, as in the warm-ups."""
+    return rows * length * (1 + BACKWARD) * forward_flops(shape, length=length) / (rates.flops * devices)
+
+
 def discriminator_seconds(shape: ModelShape, work: Work, rates: Rates, *, devices: float) -> float:
     """One forward of the rollouts for their scores; forward and backward of rollouts and demonstrations an update."""
     rows = work.rollouts + (1 + BACKWARD) * work.discriminator_updates * (work.rollouts + work.demonstrations)

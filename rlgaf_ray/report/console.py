@@ -1,4 +1,4 @@
-"""What a person sees of a run: rich tables and bars, plain lines where there is no terminal."""
+"""Console output of a run: rich tables and progress bars in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from rlgaf_ray.config.hidden import public
 from rlgaf_ray.loop.callback import Callback
 from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.metrics import Metric, columns
-from rlgaf_ray.training.warmup import Progress as WarmupProgress
+from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Metrics
 
-PLAIN_EVERY = 10  # iterations between lines where there is no terminal
-EVALUATED = "eval/perplexity"  # stands in the metrics of an evaluated iteration, whatever the task
+PLAIN_EVERY = 10  # iterations between two lines without a terminal
+EVALUATED = "eval/perplexity"  # logged by every evaluation, for any task
 QUICKLY_EVALUATED = "quick/two_sample_auc"
-NOTABLE_SECONDS = 1.0  # a shorter wait is not reported once it is over
-ROWS = 8  # newest iterations in the live table
+NOTABLE_SECONDS = 1.0  # the duration of a shorter wait is not printed
+ROWS = 8  # iterations in the live table
 
 TRAINING_COLUMNS = (
     "reward/mean",
@@ -78,11 +78,11 @@ RESULT_LINES = (
     "eval/response_tokens",
     "eval/gap_closed",
 )
-INTERVAL = 1.96  # standard errors to either side: 95 %
+INTERVAL = 1.96  # half-width of a 95 % interval, in standard errors
 
 
 class Terminal(Callback):
-    """Shows a run and its warm-ups."""
+    """Prints the progress and the results of a run and its warm-ups."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -99,7 +99,7 @@ class Terminal(Callback):
         )
 
     def on_message(self, text: str) -> None:
-        self.console.print(_visible(public(text)), highlight=False, markup=False, soft_wrap=True)
+        self.console.print(visible(public(text)), highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def warming_up(self) -> Iterator[None]:
@@ -127,7 +127,7 @@ class Terminal(Callback):
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Shows what the block waits for, with the seconds so far; afterwards how many it took."""
+        """Show ``what`` and the elapsed time while the block runs; print the duration afterwards."""
         started = time.perf_counter()
         if self.console.is_terminal:
             columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
@@ -142,7 +142,7 @@ class Terminal(Callback):
 
     @contextmanager
     def training(self, *, start: int, total: int, first: str) -> Iterator[None]:
-        """The progress of the loop; ``first`` is what it waits for before its first row."""
+        """Show the progress of the training loop; ``first`` describes the wait before its first row."""
         for task in self.progress.task_ids:
             self.progress.remove_task(task)
         self.progress.add_task("training", total=total, completed=start, note=first)
@@ -154,7 +154,7 @@ class Terminal(Callback):
             yield
 
     def on_iteration(self, iteration: int, metrics: Metrics) -> None:
-        # What was shown of later iterations was rolled back.
+        # After a rollback, drop the rows of the iterations that are repeated.
         self.rows = [row for row in self.rows if row[0] < iteration] + [(iteration, metrics)]
         evaluated = EVALUATED in metrics
         if self.live is not None:
@@ -177,25 +177,29 @@ class Terminal(Callback):
         return Group(table, self.progress)
 
     def on_end(self, outcome: Outcome) -> None:
-        """The before/after table, the samples, and where everything is."""
+        """Print the table of results before and after, the samples and the run folder."""
         if outcome.last:
             self.console.print(result_table(outcome))
             for before, after in zip(outcome.samples_before, outcome.samples_after, strict=False):
-                self.console.print(f"[dim]before[/dim] {escape(_visible(before))}", highlight=False)
-                self.console.print(f"[green]after [/green] {escape(_visible(after))}\n", highlight=False)
+                self.console.print(f"[dim]before[/dim] {escape(visible(before))}", highlight=False)
+                self.console.print(f"[green]after [/green] {escape(visible(after))}\n", highlight=False)
         run = outcome.config.run
-        self.on_message(f"everything is in {run.shown}")
+        self.on_message(f"results are in {run.shown}")
         if outcome.interrupted:
-            self.on_message(f"stopped after iteration {outcome.iteration}; go on with --resume {run.again}")
+            self.on_message(f"stopped after iteration {outcome.iteration}; continue with --resume {run.again}")
 
 
 def result_table(outcome: Outcome) -> Table:
+    """Build the table of the SFT model, the trained model and real text."""
     title = f"before and after {outcome.iteration} iterations, held-out prompts"
     return columns_table(title, {"SFT": outcome.first, "adversarial": outcome.last})
 
 
 def columns_table(title: str, models: Mapping[str, Metrics]) -> Table:
-    """A column for each model and one for real text; what the first model and the last have both measured."""
+    """Build a table with a column per model and one for real text.
+
+    It shows the metrics that both the first and the last model have.
+    """
     first, *_, last = models.values()
     table = Table(title=title)
     table.add_column("")
@@ -208,7 +212,7 @@ def columns_table(title: str, models: Mapping[str, Metrics]) -> Table:
 
 
 def cell(metrics: Mapping[str, float | None], metric: Metric, name: str | None = None) -> str:
-    """The value of ``metric``, or of ``name`` in its format, with the 95 % interval where there is a standard error."""
+    """Format the value of ``metric`` (or of ``name`` in its format), with a 95 % interval if its error is logged."""
     name = name or metric.name
     value, error = metrics.get(name), metrics.get(f"{name}_stderr")
     if value is None:
@@ -217,12 +221,12 @@ def cell(metrics: Mapping[str, float | None], metric: Metric, name: str | None =
 
 
 def real_cell(metrics: Mapping[str, float | None], metric: Metric) -> str:
-    """The same of real text, or its known value."""
+    """Format the metric's value on real text, measured or known."""
     return cell(metrics, metric, metric.real) if isinstance(metric.real, str) else metric.shown(metric.real)
 
 
 def caption(metrics: Mapping[str, float | None]) -> str:
-    """How good the judges are, where there are any."""
+    """Describe the interval and the judges' accuracies; empty without judges."""
     known = [
         f"{judge} {metrics[name]:.3f} on {what}"
         for judge, name, what in (
@@ -235,16 +239,16 @@ def caption(metrics: Mapping[str, float | None]) -> str:
     return f"±: 95 % interval over prompts; accuracy of the {', '.join(known)}" if known else ""
 
 
-def _visible(text: str) -> str:
-    """Model output may hold escape sequences, which would steer the terminal."""
+def visible(text: str) -> str:
+    """Replace non-printable characters: model output may contain terminal escape sequences."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 def write_samples(path: Path, before: Sequence[str], after: Sequence[str], iteration: int) -> None:
-    """``samples.md``: the same prompts answered before and after; fenced, so that no answer is read as Markdown."""
+    """Write ``samples.md``: responses to the same prompts before and after, fenced so that none is read as Markdown."""
     parts = [f"# Samples before and after {iteration} iterations\n"]
     for number, (first, last) in enumerate(zip(before, after, strict=False), start=1):
         longest = max(map(len, re.findall("~+", f"{first} {last}")), default=0)
-        fence = "~" * max(4, longest + 1)  # an answer cannot end it
+        fence = "~" * max(4, longest + 1)  # longer than any in a response
         parts.append(f"## {number}\n\n{fence}text\nbefore: {first}\n\nafter:  {last}\n{fence}\n")
     path.write_text("\n".join(parts), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The curves of one or several runs, in the form of the paper's figures 2 and 3 and beyond."""
+"""Learning curves of one or several runs (figures 2 and 3 of the paper and more) and quality against diversity."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from matplotlib.figure import Figure
 from rlgaf_ray.metrics import metric, own
 from rlgaf_ray.report.runs import Run
 
-# Mid-tones, readable on white and on black; the first three also differ in lightness, for the colour-blind.
+# Readable on white and on black; the first three also differ in lightness, for colour-blind readers.
 COLOURS = ("#1f77d0", "#e0662c", "#3a9c60", "#a763c9", "#b08a1e", "#d1497d", "#5b8c99", "#8a8a8a")
 GREY = "#808080"
-STYLE: dict[Any, Any] = {  # matplotlib types every key by name
-    "svg.fonttype": "none",  # text stays text: it can be searched, and takes the page's font
-    "svg.hashsalt": "rlgaf_ray",  # the same run gives the same file
-    "text.parse_math": False,  # names of runs are not formulas
+STYLE: dict[Any, Any] = {  # Any: matplotlib's stubs list every key as a literal
+    "svg.fonttype": "none",  # text is searchable and uses the page's font
+    "svg.hashsalt": "rlgaf_ray",  # deterministic files
+    "text.parse_math": False,  # "$" in a run's name is not a formula
     "font.size": 9.5,
     "axes.titlesize": 11,
     "axes.edgecolor": GREY,
@@ -40,15 +40,15 @@ STYLE: dict[Any, Any] = {  # matplotlib types every key by name
     "legend.frameon": False,
 }
 LEGEND_LINE = 0.18  # inches
-LONGEST_LABEL = 44  # characters that a panel has room for
-SMOOTHING = 10  # iterations of the moving mean that is drawn over the raw points
+LONGEST_LABEL = 44  # characters that fit into a panel
+SMOOTHING = 10  # window of the moving mean drawn over the raw points, in iterations
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One panel: metrics drawn together, for every run; the level of real text, where one is logged, is dotted."""
+    """One panel: metrics plotted together for every run; a dotted line shows the level of real text, if logged."""
 
-    name: str  # of the file
+    name: str  # file name without suffix
     metrics: tuple[str, ...]
 
     @property
@@ -65,7 +65,7 @@ class Curve:
 
     @property
     def reference(self) -> str | None:
-        """The metric of real text."""
+        """The metric that holds the value of real text."""
         real = metric(self.metrics[0]).real
         return real if isinstance(real, str) and len(self.metrics) == 1 else None
 
@@ -97,13 +97,14 @@ CURVES = (
 
 
 def curves(runs: Sequence[Run]) -> list[Curve]:
-    """``CURVES`` and, in front, the metrics of the tasks' own measures."""
+    """Return ``CURVES``, preceded by the metrics that only the runs' tasks log."""
     logged = own(name for run in runs for row in run.rows for name in row)
     names = [name for name in logged if metric(name).owner == "eval"]
     return [*(Curve(file_name(name), (name,)) for name in names), *CURVES]
 
 
 def file_name(metric: str) -> str:
+    """Turn a metric's name into a file name."""
     return re.sub(r"[^\w.-]", "_", metric)
 
 
@@ -112,7 +113,7 @@ def _capital(text: str) -> str:
 
 
 def draw(curve: Curve, runs: Sequence[Run]) -> Figure | None:
-    """The panel over all runs; None where no run logged it."""
+    """Draw the panel over all runs; None if no run logged its metrics."""
     with rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.7), layout="constrained")
         axes = figure.add_subplot()
@@ -144,7 +145,7 @@ def draw(curve: Curve, runs: Sequence[Run]) -> Figure | None:
         axes.set_xlabel("iteration")
         axes.set_ylabel(curve.unit)
         if len(runs) > 1 or len(curve.metrics) > 1 or curve.reference:
-            # Below the axes, so that no curve runs through it, and as much taller.
+            # The legend is below the axes, so that it hides no curve; extend the figure for it.
             legend = figure.legend(loc="outside lower left", fontsize=8.5, ncols=1 if len(runs) > 1 else 2)
             figure.set_figheight(figure.get_figheight() + LEGEND_LINE * (len(legend.texts) if len(runs) > 1 else 1))
         return figure
@@ -155,36 +156,36 @@ class QualityPoint:
     """One model at one temperature, on held-out prompts."""
 
     judged_share: float
-    perplexity: float  # of its samples under the SFT model
+    perplexity: float  # of the samples under the SFT model
     distinct_2: float
     self_bleu: float
-    label: str = ""  # such as its temperature; written beside the point
+    label: str = ""  # shown beside the point, such as the temperature
     judged_share_stderr: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class QualityCurve:
-    """One model over its temperatures, or models that stand alone."""
+    """One model at several temperatures, or several single models."""
 
     name: str
-    points: tuple[QualityPoint, ...]  # in the order in which a line joins them
+    points: tuple[QualityPoint, ...]  # in the order of the line
     adversarial: bool = False  # drawn as stars without a line
 
 
 def quality_diversity(
     curves: Sequence[QualityCurve], *, real: QualityPoint | None = None, quality_name: str = "judged as wanted"
 ) -> Figure:
-    """Quality against diversity, so that a gain in one is seen beside its price in the other.
+    """Plot quality against diversity, which shows the cost of a gain in either.
 
     "Language GANs Falling Short" (Caccia et al. 2020, arXiv 1811.02549): a lower temperature alone raises quality and
-    lowers diversity, so an adversarial model has to lie above the whole curve of the SFT model. Judged share and
-    perplexity (logarithmic) are drawn against distinct-2 and self-BLEU; to the right is more diverse in all four
-    panels. ``real`` adds real text: its judged share as a dotted level, the point as a diamond.
+    lowers diversity, so an adversarial model has to be above the SFT model's whole curve. The four panels plot judged
+    share and perplexity (log scale) against distinct-2 and self-BLEU; diversity increases to the right in each.
+    ``real`` adds real text: its judged share as a dotted line, its point as a diamond.
 
-    Raises ``ValueError`` where no curve has a point.
+    Raises ``ValueError`` if no curve has a point.
     """
     if not any(curve.points for curve in curves):
-        raise ValueError("the quality-diversity picture needs at least one evaluated model")
+        raise ValueError("the quality-diversity figure needs at least one evaluated model")
     with rc_context(STYLE):
         figure = Figure(figsize=(9.4, 7.0), layout="constrained")
         panels = figure.subplots(2, 2, sharex="col", sharey="row")
@@ -233,20 +234,20 @@ def quality_diversity(
                     axes.set_ylabel(title)
         panels[0, 1].invert_xaxis()  # shared with the panel below
         handles, labels = panels[0, 0].get_legend_handles_labels()
-        if real is not None:  # lines come before error bars there
+        if real is not None:  # matplotlib lists lines before error bars: move real text to the end
             handles, labels = handles[1:] + handles[:1], labels[1:] + labels[:1]
         figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), fontsize=9)
         return figure
 
 
 def shown(name: str) -> str:
-    """A label that fits, and that matplotlib's legend does not drop: what begins with an underscore is its own."""
+    """Shorten a label, and keep matplotlib's legend from dropping one that starts with an underscore."""
     name = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 + 1 :]}"
     return f"\u200b{name}" if name.startswith("_") else name
 
 
 def moving_mean(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those before it, at most ``SMOOTHING`` together."""
+    """Return the mean of each value and up to ``SMOOTHING`` - 1 values before it."""
     means = []
     for end in range(1, len(values) + 1):
         window = values[max(0, end - SMOOTHING) : end]
@@ -255,7 +256,7 @@ def moving_mean(values: Sequence[float]) -> list[float]:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an SVG element, without prologue and date."""
+    """Render the figure as an SVG element, without prologue and date."""
     with rc_context(STYLE):
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -263,6 +264,6 @@ def svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """A file of the kind that its suffix says: .png on white at 200 dots an inch, or .svg."""
+    """Write the figure as ``.png`` (200 dpi, white background) or ``.svg``, by the path's suffix."""
     with rc_context(STYLE):
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,4 +1,4 @@
-"""``rlgaf report``: one self-contained page over one or several runs, and the sheet for human judges."""
+"""``rlgaf report``: a self-contained HTML page over one or several runs, and a rating sheet for human judges."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ from rlgaf_ray.report.runs import Run
 
 
 def write_report(runs: Sequence[Run], folder: Path) -> Path:
-    """Write ``report.html`` into ``folder``, and each figure as PNG and SVG into ``figures/`` beside it.
+    """Write ``report.html`` into ``folder``, and each figure as PNG and SVG into its ``figures/``.
 
-    The page loads nothing from anywhere, and a policy in its head forbids scripts: what a model wrote is escaped, and
-    would not run if it were not.
+    The page loads no other file. Model output is escaped, and a content security policy forbids scripts.
     """
     figures: list[tuple[str, str]] = []
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -55,7 +54,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
 
 
 def render(template: str, path: Path, **content: Any) -> None:
-    """Fill one of the templates beside this file; what is not markup of ours is escaped."""
+    """Render a template of this folder to ``path``; all values are escaped."""
     environment = Environment(
         loader=PackageLoader("rlgaf_ray.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -63,7 +62,7 @@ def render(template: str, path: Path, **content: Any) -> None:
 
 
 def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """The lines of the terminal's last table: for each run the SFT model, the run now, and real text."""
+    """Build the rows of the results table: for each run the SFT model, the newest evaluation and real text."""
     rows = []
     logged = (name for run in runs for evaluation in run.evaluations for name in evaluation)
     for metric in columns(RESULT_LINES, logged, most=None):
@@ -77,7 +76,7 @@ def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def guard_verdict(run: Run) -> str:
-    """What the guard found and did; beside it skipped steps, and what was not finite (null) since when."""
+    """Summarize the guard's verdicts and actions, the skipped steps, and the first iteration of non-finite metrics."""
     found = [
         f"iteration {event['iteration']}: {event['verdict']} ({event['action']}): {event['evidence']}"
         for event in run.verdicts
@@ -97,14 +96,15 @@ def guard_verdict(run: Run) -> str:
         return "; ".join(found)
     named = [f"{name} at iteration {iteration}" for name, iteration in list(first.items())[:5]]
     more = f" and {len(first) - 5} more" if len(first) > 5 else ""
-    return "; ".join([*found, f"no finite value of {', '.join(named)}{more}"])
+    return "; ".join([*found, f"non-finite: {', '.join(named)}{more}"])
 
 
 def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> tuple[Path, Path]:
-    """Samples before and after, shuffled, for judges who must not know which is which (RLGAF, section 4.5).
+    """Write shuffled samples from before and after training for a blind human rating (RLGAF, section 4.5).
 
-    ``rating_sheet.csv`` has an empty column to fill; ``rating_key.csv`` tells run and side of each number. Cells that a
-    spreadsheet would take for a formula get an apostrophe in front. Raises ``UserError`` where no run has samples.
+    ``rating_sheet.csv`` has an empty column for the ratings; ``rating_key.csv`` maps each number to its run and side.
+    A text that a spreadsheet would read as a formula gets a leading apostrophe. Raises ``UserError`` if no run has
+    samples.
     """
     entries = [
         (run.name, side, text)
@@ -113,7 +113,7 @@ def write_rating_sheet(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> t
         for side, text in zip(("before", "after"), pair, strict=True)
     ]
     if not entries:
-        raise UserError(f"no samples in {', '.join(str(run.folder) for run in runs)}: the runs have not ended yet")
+        raise UserError(f"no samples in {', '.join(str(run.folder) for run in runs)}: the runs have not finished yet")
     random.Random(seed).shuffle(entries)
     sheet, key = folder / "rating_sheet.csv", folder / "rating_key.csv"
     with sheet.open("w", newline="", encoding="utf-8") as file:

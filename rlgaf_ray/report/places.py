@@ -1,4 +1,4 @@
-"""Runs that a report or an evaluation reads from wherever they are kept, and where it writes what it makes of them."""
+"""Open local or remote run folders for a report or an evaluation, and upload its output."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from rlgaf_ray.data.storage import Place
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Local folders of the runs, and the one to write into; what is written there goes on to the storage it is of."""
+    """Local copies of the run folders, and the folder to write into, which is uploaded if it is remote."""
 
     folders: list[Path]
-    places: list[Place]  # where they are kept
+    places: list[Place]  # the original folders
     target: Path
-    remote: Remote | None  # what the target stands for
+    remote: Remote | None  # the destination of the target
 
     def shown(self, path: Path) -> str:
+        """Return the path or URI where a file of the target ends up."""
         return str(path if self.remote is None else self.remote / path.relative_to(self.target).as_posix())
 
 
 @contextmanager
 def opened(folders: Sequence[str], out: str | None, *, subfolders: Sequence[str] = ()) -> Iterator[Opened]:
-    """Runs by path or by URI; a remote one is here for the length of the block, with these of its subfolders.
+    """Open runs by path or URI; a remote one is downloaded, with these subfolders, for the duration of the block.
 
-    ``out``: a path or a URI; by default the first run's folder. Raises ``StorageRefused`` or ``StorageError``.
+    ``out`` is a path or URI, by default the first run's folder. Raises ``StorageRefused`` or ``StorageError``.
     """
     for place in [*folders, *([] if out is None else [out])]:
         if uri.is_uri(place):

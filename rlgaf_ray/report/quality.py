@@ -1,4 +1,4 @@
-"""Finished runs beside temperature-swept models: the table, the picture, and the file that both are made from."""
+"""Compare finished runs with models swept over temperature: tables, figure and the JSON file with their data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES: dict[EvaluationPart, str] = {
     "validation": "quality_diversity.json",
     "test": "quality_diversity_test.json",
 }
-QUALITIES = ("eval/judge_share", "eval/f1")  # what is held against diversity; else the first of the task's own metrics
+QUALITIES = ("eval/judge_share", "eval/f1")  # plotted against diversity; else the first of the task's own metrics
 COLUMNS = (
     "eval/closeness",
     "eval/judge_share",
@@ -49,7 +49,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Models over temperatures; those of ``adversarial`` are the runs that are held against the others."""
+    """Models at several temperatures; ``adversarial`` names the runs that are compared with the other models."""
 
     rows: list[Evaluated]
     adversarial: list[str]
@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def quality(self) -> str:
-        """The metric that says how good the samples are."""
+        """The metric of sample quality."""
         return quality_of(self.rows[0].metrics)
 
     def save(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Comparison:
         return quality_diversity(curves, real=self.real, quality_name=metric(self.quality).line)
 
     def advantages(self) -> list[str]:
-        """One sentence for each run against each other model."""
+        """Return one sentence per run and other model."""
         others = [name for name in dict.fromkeys(row.model for row in self.rows) if name not in self.adversarial]
         return [
             advantage(row, [other for other in self.rows if other.model == name], self.quality)
@@ -97,19 +97,19 @@ class Comparison:
 
 
 def quality_of(metrics: Metrics) -> str:
-    """The metric that is held against diversity."""
+    """Return the metric of sample quality, which is plotted against diversity."""
     return next(each.name for each in columns((*QUALITIES, "eval/two_sample_auc"), metrics))
 
 
 def models_table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
-    """A column for each model at the temperature of the first row, and one for real text, with 95 % intervals."""
+    """Build a table of all models at the first row's temperature and of real text, with 95 % intervals."""
     temperature = rows[0].temperature
     models = {row.model: row.metrics for row in rows if row.temperature == temperature}
     return columns_table(f"{part} prompts, one sample each, temperature {temperature:g}", models)
 
 
 def temperatures_table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
-    """A line for each model and temperature, coldest first."""
+    """Build a table with a row per model and temperature, the lowest temperature first."""
     shown = Table(title=f"{part} prompts over temperatures")
     shown.add_column("model")
     metrics = columns(COLUMNS, rows[0].metrics)
@@ -123,13 +123,13 @@ def temperatures_table(rows: Sequence[Evaluated], part: EvaluationPart = "valida
 
 
 def advantage(row: Evaluated, curve: Sequence[Evaluated], quality: str) -> str:
-    """How far a model lies above a temperature curve at its own distinct-2, by linear interpolation on the curve."""
+    """Compare a model's quality with a temperature curve at the same distinct-2, by linear interpolation."""
     name = f"{row.model} at temperature {row.temperature:g} against {curve[0].model}"
     points = sorted((other.metrics["eval/distinct_2"], other.metrics[quality]) for other in curve)
     diversity = row.metrics["eval/distinct_2"]
     level = at_level(points, diversity)
     if level is None:
-        return f"{name}: distinct-2 {diversity:.3f} lies outside the curve ({points[0][0]:.3f} to {points[-1][0]:.3f})"
+        return f"{name}: distinct-2 {diversity:.3f} is outside the curve ({points[0][0]:.3f} to {points[-1][0]:.3f})"
     return (
         f"{name}, at equal distinct-2 {diversity:.3f}: {row.metrics[quality]:.3f} against {level:.3f} "
         f"({row.metrics[quality] - level:+.3f})"
@@ -137,7 +137,7 @@ def advantage(row: Evaluated, curve: Sequence[Evaluated], quality: str) -> str:
 
 
 def at_level(points: Sequence[tuple[float, float]], level: float) -> float | None:
-    """A curve's height where its abscissa is ``level``, by linear interpolation; None outside of it."""
+    """Interpolate a curve of (x, y) points linearly at x = ``level``; None outside the curve."""
     across, up = zip(*sorted(points), strict=True)
     return float(np.interp(level, across, up)) if across[0] <= level <= across[-1] else None
 

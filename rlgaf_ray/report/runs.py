@@ -1,4 +1,4 @@
-"""A run folder read back: its settings, its metrics, its samples."""
+"""Load a run folder: its config, metrics, samples and guard verdicts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ VERDICTS = "guard.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Run:
+    """The contents of a run folder."""
+
     name: str
     folder: Path
     config: str  # YAML
-    rows: list[dict[str, float | None]]  # of metrics.jsonl, in the order of iterations
-    samples: list[tuple[str, str]]  # before, after
-    verdicts: list[dict[str, Any]]  # what the guard found and did
+    rows: list[dict[str, float | None]]  # metrics.jsonl, sorted by iteration
+    samples: list[tuple[str, str]]  # (before, after)
+    verdicts: list[dict[str, Any]]  # the guard's verdicts and actions
 
     def series(self, metric: str) -> tuple[list[float], list[float]]:
-        """Iterations and values where the metric was logged and finite."""
+        """Return the iterations and values where the metric is logged and finite."""
         points = [(row["iteration"], row[metric]) for row in self.rows if row.get(metric) is not None]
         return [float(x) for x, _ in points if x is not None], [float(y) for _, y in points if y is not None]
 
@@ -36,7 +38,7 @@ class Run:
 
     @property
     def evaluations(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
-        """The SFT model's evaluation and the newest one; empty where the run has logged none."""
+        """The SFT model's evaluation and the newest one; empty if the run has logged none."""
         evaluated = [
             {name: value for name, value in row.items() if name.startswith("eval/")}
             for row in self.rows
@@ -46,20 +48,20 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run folder, finished or not. Raises ``UserError`` where it is none."""
+    """Read a run folder, finished or not. Raises ``UserError`` if it is not a run folder or is damaged."""
     folder = Path(os.path.expanduser(folder))
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
-        raise UserError(f"{folder} is no run folder (no metrics.jsonl in it): give a folder such as runs/NAME")
+        raise UserError(f"{folder} is not a run folder (it has no metrics.jsonl): give a folder such as runs/NAME")
     rows: list[dict[str, float | None]] = []
     for number, row in enumerate(_objects(metrics), start=1):
         if not isinstance(row.get("iteration"), int) or not all(
             value is None or isinstance(value, int | float) for value in row.values()
         ):
-            raise UserError(f"{metrics} is damaged: line {number} is no iteration with numbers; cut it off")
+            raise UserError(f"{metrics} is damaged: line {number} has no iteration with numbers; delete that line")
         rows.append(row)
     if not rows:
-        raise UserError(f"{metrics} is empty: the run has not finished an evaluation yet")
+        raise UserError(f"{metrics} is empty: the run has not logged an evaluation yet")
     config = folder / "config.yaml"
     text = public(_text(config)) if config.is_file() else ""
     return Run(
@@ -73,18 +75,18 @@ def load_run(folder: str | Path) -> Run:
 
 
 def save_samples(path: Path, before: list[str], after: list[str]) -> None:
-    """The same prompts answered before and after, one JSON object a line."""
+    """Write responses to the same prompts before and after training, one JSON object per line."""
     pairs = zip(before, after, strict=False)
     lines = (json.dumps({"before": first, "after": last}) + "\n" for first, last in pairs)
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_samples(path: Path) -> list[tuple[str, str]]:
-    """Before and after; none where the run has not ended yet."""
+    """Read the (before, after) samples; empty if the run has not finished yet."""
     rows = _objects(path)
     for number, row in enumerate(rows, start=1):
         if not all(isinstance(row.get(side), str) for side in ("before", "after")):
-            raise UserError(f"{path} is damaged: line {number} has no texts before and after; cut it off")
+            raise UserError(f"{path} is damaged: line {number} has no 'before' and 'after' texts; delete that line")
     return [(row["before"], row["after"]) for row in rows]
 
 
@@ -99,7 +101,7 @@ def _name(config: str, path: Path) -> str | None:
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:
-    """One a line; none where there is no such file. Raises ``UserError`` naming a damaged line."""
+    """Read one JSON object per line; empty if there is no such file. Raises ``UserError`` naming a damaged line."""
     if not path.is_file():
         return []
     rows = []
@@ -109,9 +111,9 @@ def _objects(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is damaged: line {number} is no JSON; cut it off and try again") from error
+            raise UserError(f"{path} is damaged: line {number} is not JSON; delete that line and try again") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path} is damaged: line {number} is no JSON object; cut it off and try again")
+            raise UserError(f"{path} is damaged: line {number} is not a JSON object; delete that line and try again")
         rows.append(row)
     return rows
 

@@ -1,0 +1,1 @@
+"""A training run and an evaluation from start to end."""

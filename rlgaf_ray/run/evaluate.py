@@ -1,9 +1,9 @@
-"""``rlgaf evaluate``: finished runs beside the temperature-swept SFT model, in quality and in diversity.
+"""``rlgaf evaluate``: compare finished runs with the SFT model, swept over temperature, in quality and diversity.
 
-A lower temperature alone makes samples better and more alike ("Language GANs Falling Short", arXiv 1811.02549): an
-adversarial model has gained something only where it lies above the curves of the SFT model and of SFT on the same
-demonstrations. All are sampled by the run's engine, on the same prompts with the same seeds: those of the validation
-part, or with ``--test`` of the test part, which nothing else reads.
+A lower temperature alone raises quality and lowers diversity ("Language GANs Falling Short", arXiv 1811.02549): an
+adversarial model is better only if it is above the curves of the SFT model and of SFT on the same demonstrations. All
+models are sampled by the run's engine, on the same prompts with the same seeds: those of the validation part, or with
+``--test`` those of the test part, which nothing else reads.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
-from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.preparation import Data, cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_inputs, of_warmups, recorded
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
-from rlgaf_ray.training.warmup import Progress as Made
-from rlgaf_ray.training.warmup import Worker
-from rlgaf_ray.types import EvaluationPart, Prompt, SamplingSettings
+from rlgaf_ray.training.warmup import WarmupProgress, Worker
+from rlgaf_ray.types import Demonstration, EvaluationPart, Prompt, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
 
 SFT = "SFT"
@@ -59,12 +59,12 @@ def evaluate(
     task: TaskSource | None = None,
     console: Console | None = None,
 ) -> Comparison:
-    """Measure the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
+    """Evaluate the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
 
-    Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). ``console``
-    gets a table of the models beside real text, then one over temperatures; by default nothing is shown. A reading of
-    the test part is noted in each run's ``test_readings.jsonl`` before it is made. ``task``: the one that the runs were
-    given, if they were. Raises ``UserError`` for folders that hold no finished run, or runs of different warm-ups.
+    Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). Prints a
+    table of the models and real text and one over temperatures to ``console``; by default nothing is printed. Before
+    the test part is read, this is logged in each run's ``test_readings.jsonl``. ``task`` is the task that was passed to
+    ``train``, if any. Raises ``UserError`` for a folder without a finished run and for runs of different warm-ups.
     """
     absolute = [
         each if isinstance(each, str) and uri.is_uri(each) else os.path.abspath(os.path.expanduser(each))
@@ -76,7 +76,7 @@ def evaluate(
 
 
 def note_test_reading(run: Place) -> None:
-    """Add the time and the version to the run's list of readings of the test part."""
+    """Log the time and the version of an evaluation on the test part in the run's folder."""
     file = run / TEST_READINGS
     earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "rlgaf_ray": __version__})
@@ -97,20 +97,27 @@ def _evaluate(
     runs = places.folders
     configs = [_config(run) for run in runs]
     if len({run.name for run in runs}) < len(runs):
-        raise UserError(f"two of the runs have one name ({', '.join(run.name for run in runs)}): rename a folder")
+        raise UserError(f"two runs have the same name ({', '.join(run.name for run in runs)}): rename a folder")
     for run, config in zip(runs, configs, strict=True):
         if config.task.model_copy(update={"date": configs[0].task.date}) != configs[0].task:
-            raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them apart")
+            raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them separately")
     for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
         console.print(risk)
-    check_before_start(configs[0])
+    for config in configs:
+        check_before_start(config)
+    cache = cache_folder(configs[0])
+    data = prepare_data(configs[0], cache, task)
+    everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
+    real = evaluation_set(data.task, num_prompts or everything, part)
+    for sentence in provenance_notes(runs, [of_inputs(config, data.task) for config in configs]):
+        console.print(sentence, soft_wrap=True, highlight=False)
     target = places.target
     target.mkdir(parents=True, exist_ok=True)
     if part == "test":
         for place in places.places:
             note_test_reading(place)
     with ray_session(configs[0]):
-        comparison = _sweep(configs, runs, temperatures, sft_steps, sft_learning_rate, console, num_prompts, part, task)
+        comparison = _sweep(configs, runs, data, real, temperatures, sft_steps, sft_learning_rate, console, part)
     comparison.save(target)
     console.print(models_table(comparison.rows, part))
     console.print(temperatures_table(comparison.rows, part))
@@ -120,14 +127,23 @@ def _evaluate(
     path = target / FILES[part]
     for suffix in (".png", ".svg"):
         save(figure, path.with_suffix(suffix))
-    console.print(f"everything is in {places.shown(path)}, .png and .svg", soft_wrap=True, highlight=False)
+    console.print(f"results are in {places.shown(path)}, .png and .svg", soft_wrap=True, highlight=False)
     return comparison
+
+
+def provenance_notes(runs: Sequence[Path], now: Sequence[Provenance]) -> list[str]:
+    """``check_evaluated`` of each run, which must have learned from the first one's data."""
+    data = [(recorded(run) or {}).get("data") for run in runs]
+    for run, found in zip(runs, data, strict=True):
+        if None not in (found, data[0]) and found != data[0]:
+            raise UserError(f"{run} and {runs[0]} were trained on different data: evaluate them apart")
+    return [note for run, each in zip(runs, now, strict=True) for note in check_evaluated(run, each)]
 
 
 def _config(run: Path) -> Config:
     if not (run / "config.yaml").is_file() or not (run / "generator" / "config.json").is_file():
         raise UserError(
-            f"{run} is no finished run (no config.yaml or generator/ in it): give a folder such as runs/NAME"
+            f"{run} is not a finished run (it has no config.yaml or no generator/): give a folder such as runs/NAME"
         )
     return load_config(run / "config.yaml")
 
@@ -135,23 +151,22 @@ def _config(run: Path) -> Config:
 def _sweep(
     configs: Sequence[Config],
     runs: Sequence[Path],
+    data: Data,
+    real: Sequence[Demonstration],
     temperatures: Sequence[float],
     sft_steps: Sequence[int],
     sft_learning_rate: float,
     console: Console,
-    num_prompts: int | None,
     part: EvaluationPart,
-    task: TaskSource | None,
 ) -> Comparison:
     config = configs[0]
     cache = cache_folder(config)
-    data = prepare_data(config, cache, task)
-    everything = len(data.task.evaluation("test")) if part == "test" else config.evaluation.num_prompts
-    real = evaluation_set(data.task, num_prompts or everything, part)
     warmups = [prepare_warmups(each, data.task, data.tokenizer, cache, lambda name, progress: None) for each in configs]
     for run, each in zip(runs, warmups, strict=True):
         if each.generator != warmups[0].generator:
-            raise UserError(f"{run} and {runs[0]} started from different warm-ups: evaluate them apart")
+            raise UserError(f"{run} and {runs[0]} started from different warm-ups: evaluate them separately")
+    for sentence in provenance_notes(runs, [of_warmups(each) for each in warmups]):
+        console.print(sentence, soft_wrap=True, highlight=False)
     evaluator = prepare_evaluator(config, data, cache, len(real), part, report=console.print)
     prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
     seeds = [rollout_seed(config.run.seed, EVALUATION, index) for index in range(len(prompts))]
@@ -176,7 +191,7 @@ def _sweep(
         models.append((f"SFT on demonstrations, {steps} steps", model))
     models += [(run.name, load_generator(run / "generator")) for run in runs]
 
-    first = config.rollout.temperature  # the SFT model as the run met it is what all are compared with
+    first = config.rollout.temperature  # the run's own temperature comes first: the tables compare the models there
     rows = []
     jobs = [(name, model, t) for name, model in models for t in dict.fromkeys([first, *temperatures])]
     with Progress(console=console) as progress:
@@ -213,8 +228,8 @@ def _sweep(
 
 
 def _shown(console: Console, steps: int) -> Worker:
-    def report(made: Made) -> None:
-        if made.step % 100 == 0 or made.step == steps:
-            console.print(f"SFT on demonstrations {made.step}/{steps}: loss {made.loss:.3f}", highlight=False)
+    def report(progress: WarmupProgress) -> None:
+        if progress.step % 100 == 0 or progress.step == steps:
+            console.print(f"SFT on demonstrations {progress.step}/{steps}: loss {progress.loss:.3f}", highlight=False)
 
     return Worker(report=report)

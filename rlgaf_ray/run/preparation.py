@@ -1,4 +1,4 @@
-"""Before the first iteration: checks, data, tokenizer and the evaluation's measures."""
+"""Prepare a run: checks of the config, data, tokenizer and evaluator."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING, load_encode
 from rlgaf_ray.evaluation.evaluate import Evaluator
-from rlgaf_ray.evaluation.measures import Evaluated, build_measure
+from rlgaf_ray.evaluation.measures import MeasureInputs, build_measure
 from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.loop.reward_functions import RewardFunction
 from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
@@ -51,14 +51,16 @@ from rlgaf_ray.types import EvaluationPart
 
 @dataclass(frozen=True, slots=True)
 class Data:
+    """The tokenized task and its tokenizer."""
+
     task: Task
     tokenizer: PreTrainedTokenizerBase
-    notes: Sequence[str] = ()  # sentences about the data, for the run to report
+    notes: Sequence[str] = ()  # messages about the data, which the run reports
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What roles and loop are built from."""
+    """The config, data, models and factories that the roles and the loop are built from."""
 
     config: Config
     data: Data
@@ -66,25 +68,25 @@ class Prepared:
     discriminator: DiscriminatorFactory = NeuralDiscriminator
     algorithm: AlgorithmFactory = configured_algorithm
     rewards: Mapping[str, RewardFunction] = field(default_factory=dict)
-    """The functions of ``reward.functions`` that are loaded or were passed as arguments, by name."""
+    """The functions of ``reward.functions``, loaded or passed as arguments, by name."""
 
 
 def with_name(config: Config) -> Config:
-    """A run without a name is called after its task and the time of its start."""
+    """Return the config with ``run.name`` set; by default from the task and the time."""
     if config.run.name is not None:
         return config
     return config.model_copy(update={"run": config.run.model_copy(update={"name": new_name(config.task.label)})})
 
 
 def new_name(label: str) -> str:
-    """With the time, and a few random digits, as other runs may start in the same second."""
+    """Build a run name from a label, the time, and random digits, since runs may start in the same second."""
     return f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def with_task(config: Config, source: TaskSource) -> Config:
-    """The config of a run whose task is passed in from Python: its record says so, and what follows from the task.
+    """Return the config of a run whose task is passed from Python, with the settings that the task determines.
 
-    A run without a name is called after the source's class.
+    A run without a name is named after the source's class.
     """
     values: dict[str, Any] = {
         "task.name": "python",
@@ -97,11 +99,13 @@ def with_task(config: Config, source: TaskSource) -> Config:
 
 
 def check_before_start(config: Config) -> None:
-    """Raise ``UserError`` for what can be known to fail without loading data or models."""
+    """Raise ``UserError`` for what can be known to fail without loading data or weights."""
     if config.rollout.traits.vllm:
         require_vllm()
     check_best_metric(config)
     check_networks(config)
+    if config.model.generator not in FROM_SCRATCH:
+        own_tokenizer(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
@@ -109,7 +113,7 @@ def check_before_start(config: Config) -> None:
 
 
 def check_networks(config: Config) -> None:
-    """Raise ``UserError`` for a model that cannot be trained, or has no scalar head that the config asks for."""
+    """Raise ``UserError`` for a model that cannot be trained, or that lacks a scalar head that the config needs."""
     model, algorithm = config.model, config.generator.active
     check_model(model.generator, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
     scalar = config.discriminator.traits.scalar_head or algorithm.trains_critic or algorithm.needs_discriminator
@@ -127,7 +131,10 @@ def check_networks(config: Config) -> None:
 
 
 def check_best_metric(config: Config) -> None:
-    """Raise ``UserError`` where no evaluation has the metric; of tasks with metrics of their own the first one says."""
+    """Raise ``UserError`` if evaluations do not measure the metric.
+
+    A task with its own metrics is checked at the first evaluation instead.
+    """
     name = config.evaluation.best_metric
     measured = [each for each in METRICS if each.startswith(("eval/", "discriminator/"))]
     own = config.task.settings is None or config.task.traits.quality not in METRICS
@@ -137,7 +144,7 @@ def check_best_metric(config: Config) -> None:
 
 
 def check_lengths(config: Config, asked: int) -> None:
-    """Raise ``UserError`` where the model does not take a prompt and its response of ``asked`` tokens together."""
+    """Raise ``UserError`` if a prompt and its response, ``asked`` tokens together, exceed the model's context."""
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
     packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
@@ -154,16 +161,28 @@ def check_lengths(config: Config, asked: int) -> None:
         )
 
 
+def own_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, int]:
+    """A pretrained model's tokenizer, and how many embeddings the model has.
+
+    Raises ``UserError`` where it cannot encode texts, or has special tokens that the model has no embedding for.
+    """
+    model, trusted = config.model.generator, config.model.trust_remote_code
+    tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+    num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
+    check_special_tokens(tokenizer, num_embeddings, model)
+    return tokenizer, num_embeddings
+
+
 def cache_folder(config: Config) -> Path:
-    """``warmup.cache``, by default in the user's home. Raises ``UserError`` where there is none."""
+    """Return ``warmup.cache``, by default in the user's home. Raises ``UserError`` if the user has none."""
     return expanded(config.warmup.cache or user_cache_path("rlgaf_ray"), "warmup.cache").absolute()
 
 
 def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) -> Data:
-    """The task and its tokenizer; the built-in model's tokenizer is trained on the warm-up's part alone.
+    """Load and tokenize the task; the tokenizer of a model trained from scratch is fitted to the warm-up text only.
 
-    ``source``: replaces the one that ``task.name`` names. Raises ``UserError`` where model and task do not fit, such as
-    a model without an embedding for a token of the task.
+    ``source`` replaces the data of ``task.name``. Raises ``UserError`` if model and task do not fit, for example if the
+    model has no embedding for a token of the task.
     """
     keep_rows = bool(config.reward.functions)
     source = source or load_source(config.task, base=config.base_warmup.steps != 0, keep_rows=keep_rows)
@@ -171,15 +190,15 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
         refuse_base_reviews(source.texts)
     model, trusted = config.model.generator, config.model.trust_remote_code
     tokenizer: PreTrainedTokenizerBase
-    num_embeddings: int | None = None  # of a model that brings its own tokenizer
+    num_embeddings: int | None = None  # for models with their own tokenizer
     if model in FROM_SCRATCH and (own := source.tokenizer) is not None:
         tokenizer = own
     elif model in FROM_SCRATCH:
         texts = source.warmup_texts
         if not texts:
             raise UserError(
-                f"model.generator={model} trains a tokenizer on the task's text, and "
-                f"{type(source).__name__}.warmup_texts is empty: give text, or take a model with a tokenizer"
+                f"model.generator={model} trains a tokenizer on the task's text, but "
+                f"{type(source).__name__}.warmup_texts is empty: provide text, or choose a model with a tokenizer"
             )
         path = cache / f"tokenizer-{content_hash([str(FROM_SCRATCH_VOCABULARY), *texts])[:32]}.json"
         if not path.is_file():
@@ -187,67 +206,76 @@ def prepare_data(config: Config, cache: Path, source: TaskSource | None = None) 
             write_atomically(path, lambda temporary: bpe.save(str(temporary)))
         tokenizer = wrap_bpe(Tokenizer.from_file(str(path)))
     else:
-        tokenizer = load_tokenizer(model, trust_remote_code=trusted)
-        num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
-        check_special_tokens(tokenizer, num_embeddings, model)
+        tokenizer, num_embeddings = own_tokenizer(config)
     ends = model_ends(model, tokenizer, trust_remote_code=trusted)
     task = source.with_ends(ends).tokenized(tokenizer, cache)
     if num_embeddings is not None:
         block_tokens = config.base_warmup.block_tokens if config.base_warmup.steps != 0 else None
         check_token_ids(task, tokenizer, num_embeddings, model, block_tokens=block_tokens)
     check_grammar(config, task)
-    return Data(task, tokenizer, [*task.notes, *notes_on_ends(task, ends, tokenizer)])
+    return Data(task, tokenizer, [*task.notes, *notes_on_prompts(config, task), *notes_on_ends(task, ends, tokenizer)])
 
 
 def check_grammar(config: Config, task: Task) -> None:
-    """Raise ``UserError`` where a task's grammar would not be kept to."""
+    """Raise ``UserError`` if the model or the engine cannot enforce the task's legal tokens."""
     if task.legal is None:
         return
     if config.model.generator not in FROM_SCRATCH:
         raise UserError(
-            f"task.name={config.task.name} says which tokens are legal, to a model that is trained from nothing: set "
+            f"task.name={config.task.name} restricts the legal tokens, which needs a model trained from scratch: set "
             f"model.generator to one of {', '.join(FROM_SCRATCH)}"
         )
     if config.rollout.traits.vllm:
         raise UserError(
-            f"task.name={config.task.name} says which tokens are legal, and vLLM would sample others: set "
+            f"task.name={config.task.name} restricts the legal tokens, which vLLM does not support: set "
             "rollout.engine=transformers"
         )
 
 
+def notes_on_prompts(config: Config, task: Task) -> list[str]:
+    """A sentence where prompts without answers were given, and none is sampled from."""
+    given = getattr(config.task.settings, "prompts", None)
+    if not given or config.rollout.free_prompts > 0:
+        return []
+    return [
+        f"the {len(task.prompts):,} prompts of task.{config.task.name}.prompts are not sampled from: "
+        "rollout.free_prompts, their share of each batch, is 0"
+    ]
+
+
 def notes_on_ends(task: Task, ends: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Sentences where demonstrations end as no file of the model says, or hold an end before their last token."""
+    """Return messages about demonstrations with an end token that the model's files lack, or one before the end."""
     notes = []
     if new := sorted(set(task.end_ids) - set(ends)):
         names = ", ".join(repr(tokenizer.decode([token_id])) for token_id in new)
         notes.append(
-            f"demonstrations end with {names} (token {', '.join(map(str, new))}), which eos_token_id names neither in "
-            "the tokenizer nor in config.json or generation_config.json: rollouts of this run and the exported model "
-            "end there too; other copies of the model need the token named"
+            f"demonstrations end with {names} (token {', '.join(map(str, new))}), which is not an eos_token_id of the "
+            "tokenizer, config.json or generation_config.json: rollouts of this run and the exported model end there "
+            "too; add it to eos_token_id in other copies of the model"
         )
     every = merged(ends, task.end_ids)
     early = sum(bool(np.isin(item.response_ids[:-1], every).any()) for item in task.demonstrations)
     if early:
         notes.append(
-            f"{early:,} of {len(task.demonstrations):,} demonstrations hold a token that ends a rollout before their "
-            "end: no rollout can be like them"
+            f"{early:,} of {len(task.demonstrations):,} demonstrations contain a token that ends a rollout before "
+            "their end: no rollout can match them"
         )
     return notes
 
 
 def with_date(config: Config, recorded: Path) -> Config:
-    """The config with the date that chat templates show: the run's own where it is resumed, else the present.
+    """Return the config with the date that chat templates show: that of a resumed run, else the present one.
 
-    ``recorded``: the config.yaml of the run; it may not be there.
+    ``recorded`` is the run's config.yaml, which may not exist yet.
     """
     if config.task.date is not None:
         return config
-    begun = load_config(recorded).task.date if recorded.is_file() else None
-    return with_values(config, {"task.date": begun or time.strftime("%Y-%m-%dT%H:%M:%S")})
+    date = load_config(recorded).task.date if recorded.is_file() else None
+    return with_values(config, {"task.date": date or time.strftime("%Y-%m-%dT%H:%M:%S")})
 
 
 def what_is_learned_from(config: Config, task: Task) -> str:
-    """The number of demonstrations, and which labels the discriminator reads beside them."""
+    """Describe the training data: the number of demonstrations, and the labels that the discriminator uses."""
     read = f"{len(task.demonstrations):,} demonstrations"
     if not config.labels_read:
         unread = task.counts.rejected if task.counts else 0
@@ -266,9 +294,9 @@ def prepare_evaluator(
     part: EvaluationPart = "validation",
     report: Callable[[str], None] = print,
 ) -> Evaluator:
-    """Measures the first ``num_prompts`` (default: ``evaluation.num_prompts``) of the part.
+    """Build the evaluator of the first ``num_prompts`` (default: ``evaluation.num_prompts``) of the part.
 
-    ``report`` gets one line where there are no sentence embeddings.
+    ``report`` receives one line if sentence embeddings are not available.
     """
     encode = load_encode(cache) if config.evaluation.embeddings else None
     if encode is None and config.evaluation.embeddings:
@@ -277,7 +305,7 @@ def prepare_evaluator(
     real = evaluation_set(data.task, count, part)
     real_texts = decode([data.task.evaluated_ids(item) for item in real], data.tokenizer)
     return Evaluator(
-        build_measure(Evaluated(data.task, part, real_texts, encode, cache)),
+        build_measure(MeasureInputs(data.task, part, real_texts, encode, cache)),
         [item.response_ids for item in real],
         real_texts,
         demonstrations=[item.response_ids for item in data.task.demonstrations],

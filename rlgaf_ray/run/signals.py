@@ -1,4 +1,4 @@
-"""How the command line ends a run on Ctrl-C or SIGTERM."""
+"""Stop a run on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import contextmanager
 
 from rlgaf_ray.loop.callback import Callback
 
-SIGNAL_EXIT_OFFSET = 128  # shells report a process ended by signal n as 128 + n
+SIGNAL_EXIT_OFFSET = 128  # exit code of a process ended by signal n: 128 + n
 
 
 class Stop(Callback):
-    """Ends a run after the current iteration, with a checkpoint; at once where the loop has not begun or has failed."""
+    """Stops a run after the current iteration, with a checkpoint; exits immediately before the loop or if it failed."""
 
     def __init__(self) -> None:
         self.number = 0
-        self.begun = False
+        self.started = False
 
     def __call__(self, number: int) -> None:
         self.number = number
-        if not self.begun:
+        if not self.started:
             sys.exit(self.exit_code)
         self.stop_requested = True
 
@@ -32,17 +32,17 @@ class Stop(Callback):
 
     @contextmanager
     def training(self, *, start: int, total: int, first: str) -> Iterator[None]:
-        self.begun = True
+        self.started = True
         try:
             yield
         except BaseException:
-            self.begun = False
+            self.started = False
             raise
 
 
 @contextmanager
 def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
-    """The first Ctrl-C or SIGTERM calls ``stop_softly`` with its number; a second one ends the process at once."""
+    """Call ``stop_softly`` with the number of the first SIGINT or SIGTERM; a second one kills the process."""
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:
@@ -55,7 +55,7 @@ def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
     try:
         yield received
     except SystemExit:
-        if received:  # a wait in Ray makes 1 of every exit code
+        if received:  # Ray turns the exit code into 1 if it was waiting
             raise SystemExit(SIGNAL_EXIT_OFFSET + received[0]) from None
         raise
     finally:

@@ -1,4 +1,4 @@
-"""One training run, from config to exported models."""
+"""``train``: one training run, from the config to the exported models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.placement import find_placement
-from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.storage import writing
@@ -69,30 +69,32 @@ def train(
     """Train as configured, in any thread.
 
     Args:
-        resume: go on with the run that ``run.root`` and ``run.name`` say. Other data, another model or other versions
-            of the package and its libraries than the run began with are a ``UserError``.
-        other_versions: resume with other versions all the same; results may differ from an uninterrupted run's.
-        task: replaces the data that ``task.name`` names (docs/tasks.md); the lengths in ``task`` still hold.
-        rewards: weights of ``"discriminator"``, of functions in ``reward.functions`` by name, and of functions with
-            TRL's signature (``RewardFunction``); or functions alone, of weight 1. A reward that is not mentioned keeps
-            the config's weight.
-        discriminator: makes the discriminator in the process that it lives in (``DiscriminatorFactory``); by default
-            the network that ``discriminator.architecture`` names. On Ray it must be importable or picklable.
-        algorithm: makes the algorithm in the learner's process (``AlgorithmFactory``); by default the one that
-            ``generator.algorithm`` names, whose section stays in force for one that is passed in. On Ray as above.
-        callbacks: follow the run, and can end it (``Callback.stop_requested``).
-        trackers: get the metrics beside those of ``tracking.to``: names, ``module:Class`` or trackers.
-        roles: by default actors on Ray; ``"local"``: all in this process, on CPU, without Ray; or what builds them.
+        resume: Resume the run in ``run.root``/``run.name``. Raises ``UserError`` if the data, the model, or the
+            versions of the package and its libraries differ from those that the run started with.
+        other_versions: Resume with other versions nevertheless; the results may differ from an uninterrupted run's.
+        task: Replaces the data of ``task.name`` (docs/tasks.md); the lengths in the config's ``task`` still apply.
+        rewards: Weights of ``"discriminator"``, of functions in ``reward.functions`` (by name), and of functions with
+            TRL's signature (``RewardFunction``); or a list of functions, each with weight 1. A reward that is not
+            listed keeps the config's weight.
+        discriminator: Builds the discriminator in its own process (``DiscriminatorFactory``); by default the network
+            ``discriminator.architecture``. On Ray it must be importable or picklable.
+        algorithm: Builds the algorithm in the learner's process (``AlgorithmFactory``); by default
+            ``generator.algorithm``. A custom algorithm still gets that algorithm's config section. On Ray it must be
+            importable or picklable.
+        callbacks: Observe the run and can stop it (``Callback.stop_requested``).
+        trackers: Log the metrics in addition to ``tracking.to``: names, ``module:Class`` or instances.
+        roles: By default actors on Ray; ``"local"``: all roles in this process, on CPU, without Ray; or a function
+            that builds them.
 
     Raises:
-        UserError: for what a user can act on, before anything expensive starts where that is possible.
+        UserError: For errors that the user can fix; before anything expensive starts, if possible.
     """
     config, functions = with_rewards(with_name(config if task is None else with_task(config, task)), rewards)
     calls = Callbacks(callbacks)
     folder = RunFolder(config.run)
     checkpoints = Checkpoints(folder.place / "checkpoints", keep=config.checkpoint.keep, flush=folder.flush)
     check_before_start(config)
-    make_trackers([*config.tracking.to, *trackers])  # a bad one fails before anything expensive starts
+    make_trackers([*config.tracking.to, *trackers])  # fail before anything expensive starts
     functions = reward_functions(config.reward, functions)
     with folder.claimed():
         resumed = open_run_folder(folder, checkpoints, resume=resume)
@@ -124,7 +126,7 @@ def train(
                         config, data.task, data.tokenizer, cache, calls.on_warmup, with_ray=roles is None
                     )
                 seconds = time.perf_counter() - started
-                calls.on_message(f"warm-ups {'from the cache' if warmups.cached else 'made'} in {seconds:.0f} s")
+                calls.on_message(f"warm-ups {'from the cache' if warmups.cached else 'done'} in {seconds:.0f} s")
                 if resumed:
                     check_provenance(resumed[0], resumed[1], of_warmups(warmups))
                 prepared = Prepared(config, data, warmups, discriminator, algorithm, functions)
@@ -137,9 +139,9 @@ def train(
 
                 try:
                     outcome = run_with_recovery(prepared, build_roles, checkpoints, calls, resumed, trackers)
-                except (TooManyLost, RewardFailed) as error:
-                    left = f"{checkpoints.intact()}: go on with --resume {config.run.again}"
-                    raise UserError(f"{error}; {left}") from error
+                except (TooManyFailures, RewardFailed) as error:
+                    hint = f"{checkpoints.intact()}: continue with --resume {config.run.again}"
+                    raise UserError(f"{error}; {hint}") from error
             with writing(folder.local):
                 export(prepared, checkpoints, outcome)
             calls.on_end(outcome)

@@ -1,0 +1,1 @@
+"""``rlgaf tune``: many runs over a search space, with Ray Tune."""

@@ -1,4 +1,4 @@
-"""What a person sees of a sweep: a line when a trial starts, is evaluated and ends, and the table at the end."""
+"""Console output of a sweep: a line when a trial starts, is evaluated or fails, and the final table."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ COLUMNS = (SCORE, "eval/closeness", "eval/f1", "eval/perplexity_ratio", "eval/di
 
 
 class Lines(tune.Callback):
-    """Follows the trials in the driver's terminal. Tune pickles it for a later resume: it holds plain values only."""
+    """Prints the trials' progress in the driver's terminal. Tune pickles it, so it holds plain values only."""
 
     def __init__(self, config: Config) -> None:
         self.metric = config.sweep.metric
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        _say(trial, f"{describe(trial.config)}: starts")
+        _print(trial, f"{describe(trial.config)}: started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if result.get("stopped"):
-            _say(trial, f"stopped by the guard: {result['stopped']}")
+            _print(trial, f"stopped by the guard: {result['stopped']}")
         elif "mistake" not in result:
-            _say(trial, f"iteration {result['iteration']}: {', '.join(cells(result, self.metric))}")
+            _print(trial, f"iteration {result['iteration']}: {', '.join(cells(result, self.metric))}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        _say(trial, "failed")
+        _print(trial, "failed")
 
 
-def _say(trial: Trial, text: str) -> None:
+def _print(trial: Trial, text: str) -> None:
     Terminal().on_message(f"trial {trial.trial_id}, {text}")
 
 
 def describe(values: Mapping[str, Any]) -> str:
+    """Format a trial's values as ``key=value, ...`` with short key names."""
     names = short_names(list(values))
     return ", ".join(f"{names[key]}={shown_value(value)}" for key, value in values.items())
 
@@ -53,23 +54,24 @@ def shown_value(value: Any) -> str:
 
 
 def cells(metrics: Mapping[str, Any], optimised: str) -> list[str]:
+    """Format the logged ones of the sweep's metrics, each with its name."""
     shown = columns_with(optimised, metrics)
     return [f"{head(each)} {each.shown(metrics[each.name])}" for each in shown if each.name in metrics]
 
 
 def columns_with(optimised: str, logged: Iterable[str]) -> list[Metric]:
-    """The columns of a sweep; in front the metric that it optimises, where it is none of them."""
+    """Return the columns of a sweep's table; the optimised metric comes first if it is not among the usual ones."""
     shown = columns(COLUMNS, logged)
     return shown if optimised in {each.name for each in shown} else [metric(optimised), *shown]
 
 
 def head(shown: Metric) -> str:
-    """In full where it is none of the usual columns."""
+    """Return a column's heading: the short name of a usual column, else the metric's full name."""
     return shown.head if shown.name in COLUMNS or shown.name not in METRICS else shown.name
 
 
 def result_table(results: Sequence[TrialResult], config: Config, best: TrialResult | None) -> Table:
-    """Best first."""
+    """Build the table of all trials, ``results`` in the given order (best first)."""
     table = Table(title=f"{len(results)} trials, best first by {config.sweep.metric}")
     names = short_names(list(config.sweep.space))
     shown = columns_of(results, config.sweep.metric)
@@ -92,7 +94,7 @@ def columns_of(results: Sequence[TrialResult], optimised: str) -> list[Metric]:
 
 
 def row_of(result: TrialResult, config: Config, shown: Sequence[Metric]) -> list[str]:
-    """Values, metrics, iteration and ending, as the table and the page show them."""
+    """Format a trial's values, metrics, iteration and ending for the table and the page."""
     return [
         *(shown_value(result.values.get(key)) for key in config.sweep.space),
         *(each.shown(result.metrics[each.name]) if each.name in result.metrics else "" for each in shown),

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: the score against each knob, and the curves of all trials, early stops marked."""
+"""Figures of a sweep: the score against each searched key, and the learning curves with early stops marked."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rlgaf_ray.sweep.results import TrialResult
 SIZE = (4.2, 2.9)
 MARKERS = {"finished": "o", "not finished": ".", "stopped by the scheduler": "x", "stopped by the guard": "s"}
 DASHES = ("-", "--", ":", "-.")
-LOGARITHMIC_FROM = 8.0  # listed numbers whose largest is so many times their smallest
+LOGARITHMIC_FROM = 8.0  # ratio of the largest to the smallest value from which the axis is logarithmic
 LEGEND_COLUMNS = 4
-FEW = 8  # values that get a colour and a line of the legend each
+FEW = 8  # up to this many values, each gets its own colour and legend entry
 
 
 def knob_figure(results: Sequence[TrialResult], key: str, domain: Domain, *, by: str | None, metric: str) -> Figure:
-    """``metric`` of every trial over its value of ``key``; a colour for each value of the knob ``by``."""
+    """Plot every trial's ``metric`` over its value of ``key``, one colour per value of the key ``by``."""
     reported = [result for result in results if result.value is not None and math.isfinite(result.value)]
     groups = _distinct(reported, by) if by else [None]
     if len(groups) > FEW:
@@ -35,11 +35,11 @@ def knob_figure(results: Sequence[TrialResult], key: str, domain: Domain, *, by:
     with rc_context(STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         axes = figure.add_subplot()
-        place = _axis(axes, domain, reported, key)
+        position = _axis(axes, domain, reported, key)
         for group, colour in zip(groups, COLOURS, strict=False):
             members = [result for result in reported if by is None or result.values[by] == group]
             for ending, marker in MARKERS.items():
-                points = sorted((place(item), height(item)) for item in members if item.ending == ending)
+                points = sorted((position(item), value_of(item)) for item in members if item.ending == ending)
                 x, y = [point[0] for point in points], [point[1] for point in points]
                 if by and ending == "finished":
                     axes.plot(x, y, color=colour, alpha=0.5)
@@ -53,13 +53,14 @@ def knob_figure(results: Sequence[TrialResult], key: str, domain: Domain, *, by:
         return figure
 
 
-def height(result: TrialResult) -> float:
+def value_of(result: TrialResult) -> float:
+    """Return the optimised metric of a trial that has reported it."""
     assert result.value is not None, f"{result.trial_id} has reported nothing"
     return result.value
 
 
 def _axis(axes: Axes, domain: Domain, results: Sequence[TrialResult], key: str) -> Callable[[TrialResult], float]:
-    """Scales the x axis for the key; returns where a trial lies on it."""
+    """Set up the x axis for the key; returns a function from a trial to its x position."""
     values = list(domain.bounds or domain.values)
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     if not numbers:
@@ -84,9 +85,10 @@ def curve_figure(
     quality: str,
     by: str | None = None,
 ) -> Figure | None:
-    """One metric over the iterations of every trial; None where none logged it.
+    """Plot one metric over the iterations of every trial; returns None if no trial logged it.
 
-    Colour: its value of ``key``; dashes: that of ``by``; thick: the trial ``best``. ``quality``: see ``sweep_score``.
+    The colour shows the value of ``key``, the line style that of ``by``; the line of the trial ``best`` is thick.
+    ``quality`` is the task's metric in ``sweep_score``.
     """
     groups = _distinct([result for result, _ in runs], key)
     colours = _colours(groups)
@@ -117,7 +119,7 @@ def curve_figure(
 
 
 def _legend(figure: Figure, key: str) -> None:
-    """Below the axes, headed by the key, and the figure as much taller."""
+    """Add a legend below the axes, titled with the key, and extend the figure's height for it."""
     legend = figure.legend(
         loc="outside lower left", fontsize=8.5, ncols=LEGEND_COLUMNS, title=key, title_fontsize=8.5, alignment="left"
     )
@@ -126,7 +128,7 @@ def _legend(figure: Figure, key: str) -> None:
 
 
 def scores(run: Run, quality: str) -> tuple[list[float], list[float]]:
-    """The sweep's score as it stood after each evaluation."""
+    """Return the iterations of the evaluations and the sweep's score after each."""
     rows = [
         (int(row["iteration"] or 0), {name: math.nan if value is None else value for name, value in row.items()})
         for row in run.rows
@@ -136,7 +138,7 @@ def scores(run: Run, quality: str) -> tuple[list[float], list[float]]:
 
 
 def _distinct(results: Sequence[TrialResult], key: str) -> list[Any]:
-    """Values of the key in the trials, in order."""
+    """Return the distinct values of the key in the trials; numbers are sorted."""
     values = {str(result.values[key]): result.values[key] for result in results}.values()
     numbers = all(isinstance(value, int | float) for value in values)
     return sorted(values) if numbers else list(values)

@@ -1,4 +1,4 @@
-"""What one trial has shown so far, its report to Tune, and the checkpoints that carry both."""
+"""The evaluations of one trial, its reports to Tune, and checkpoints that store them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from rlgaf_ray.loop.checkpoint import MANIFEST, Checkpoints
 from rlgaf_ray.metrics import SCORE
 from rlgaf_ray.types import Metrics
 
-TRIAL = "trial.json"  # in a checkpoint: whose it is, and what its evaluations said
+TRIAL = "trial.json"  # in a checkpoint: the trial's id and evaluations
 Report = dict[str, Any]
 
 
-class NeverLogged(UserError):
-    """The metric that the sweep optimises is none that its runs log: every trial would fail on it."""
+class UnknownMetric(UserError):
+    """The runs never log the metric that the sweep optimises, so every trial would fail."""
 
 
 class History(Callback):
-    """Gathers evaluations and the newest value of the optimised metric.
+    """Collects a trial's evaluations and the newest value of the optimised metric.
 
-    ``evaluated`` is called with each checkpoint that follows an evaluation. ``quality``: the task's metric that the
-    score is made of.
+    ``evaluated`` is called with each checkpoint that follows an evaluation. ``quality`` is the task's metric that the
+    score is computed from.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class History(Callback):
         self.newest |= metrics
 
     def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
-        # A roll-back takes the loop behind evaluations that it had made.
+        # After a rollback the loop repeats iterations that were evaluated before.
         kept = [item for item in self.evaluations if item[0] < iteration]
         self.evaluations = [*kept, (iteration, {k: v for k, v in metrics.items() if k.startswith("eval/")})]
         self._check_metric()
@@ -67,35 +67,38 @@ class History(Callback):
             self.evaluated(self, folder)
 
     def on_message(self, text: str) -> None:
-        print(text)  # into the log of the trial's process: the driver's terminal shows evaluations only
+        print(text)  # to the trial process's log; the driver's terminal shows evaluations only
 
     def evaluated_at(self, iteration: int) -> bool:
-        """Whether the newest evaluation is of this iteration; the SFT model's, at 0, is not reported."""
+        """Whether this iteration was just evaluated; the SFT model's evaluation at 0 does not count."""
         return bool(self.evaluations) and 0 < self.evaluations[-1][0] == iteration
 
     def report(self) -> Report:
-        """The row for Tune: what the newest evaluation said, the score so far, the optimised metric's newest value."""
+        """Build the report for Tune: the newest evaluation, the score so far and the optimised metric."""
         row = self.evaluations[-1][1] | {SCORE: sweep_score(self.evaluations, self.quality)}
         return row | {self.metric: (self.newest | row)[self.metric], "iteration": self.iterations, "stopped": ""}
 
     def stopped(self, why: str) -> Report:
-        """The last row of a trial that the guard stopped: the worst score, whatever it had reached."""
+        """Build the last report of a trial that the guard stopped: it gets the worst score."""
         row = {SCORE: worst(self.quality), "iteration": self.iterations, "stopped": why}
         return row if self.metric == SCORE else row | {self.metric: self.worst}
 
     def _check_metric(self) -> None:
-        """Evaluations name all of ``eval/`` from the first on; the rest is known once the loop has run."""
+        """Raise ``UnknownMetric`` if the optimised metric is never logged.
+
+        ``eval/`` metrics are known from the first evaluation on, others after the first iteration.
+        """
         if self.metric == SCORE or self.metric in self.newest:
             return
         if self.metric.startswith("eval/") or self.iterations > 0:
             near = difflib.get_close_matches(self.metric, self.newest, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]}?" if near else " (docs/metrics.md names them all)"
-            raise NeverLogged(f"sweep.metric={self.metric} is never logged by these runs{hint}")
+            hint = f"; did you mean {near[0]}?" if near else " (docs/metrics.md lists all metrics)"
+            raise UnknownMetric(f"sweep.metric={self.metric} is never logged by these runs{hint}")
 
     def state_dict(self, iteration: int) -> dict[str, Any]:
-        """What had been seen up to this iteration: a roll-back saves one that lies behind the newest evaluation."""
-        seen = [item for item in self.evaluations if item[0] <= iteration]
-        return {"trial_id": self.trial_id, "newest": self.newest, "evaluations": seen}
+        """Return the state up to this iteration; after a rollback there may be later evaluations."""
+        evaluations = [item for item in self.evaluations if item[0] <= iteration]
+        return {"trial_id": self.trial_id, "newest": self.newest, "evaluations": evaluations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.newest = state["newest"]
@@ -104,7 +107,7 @@ class History(Callback):
 
 
 class TrialCheckpoints(Checkpoints):
-    """A trial's checkpoints, which carry its history."""
+    """A trial's checkpoints, which also store its history."""
 
     def __init__(self, folder: Place, history: History, flush: Callable[[], None] = lambda: None) -> None:
         super().__init__(folder, keep=1, flush=flush)
@@ -117,10 +120,11 @@ class TrialCheckpoints(Checkpoints):
 
         return super().save(iteration, write_all, state, **settings)
 
-    def take_over(self, source: Path) -> str | None:
-        """Go on from another trial's checkpoint; returns the other's id, or None where ``source`` is this trial's own.
+    def copy_from(self, source: Path) -> str | None:
+        """Replace this trial's checkpoints by ``source``, usually another trial's.
 
-        Generator, discriminator, both optimisers, streams and history come from there; what stood here is removed.
+        Generator, discriminator, optimisers, random streams and history come from ``source``. Returns the id of the
+        other trial, or None if ``source`` is this trial's own.
         """
         trial = json.loads((source / TRIAL).read_text(encoding="utf-8"))
         if trial["trial_id"] == self.history.trial_id and self.all():
@@ -131,7 +135,7 @@ class TrialCheckpoints(Checkpoints):
             target.upload_folder(source, without=MANIFEST)
             (target / MANIFEST).upload(source / MANIFEST)
         else:
-            partial = target.with_name("taken.partial")
+            partial = target.with_name("copied.partial")
             shutil.copytree(source, partial)
             partial.rename(target)
         return None if trial["trial_id"] == self.history.trial_id else trial["trial_id"]

@@ -1,4 +1,4 @@
-"""``sweep.html``: the trials in order of merit, the score against each knob, the curves; figures also as files."""
+"""``sweep.html``: the ranked trials, the score against each searched key and the curves; figures also as files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = "sweep.html"
 
 
 def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult | None, command: str | None) -> Path:
-    """Write ``sweep.html`` and ``figures/`` into the sweep's folder. ``results``: best first."""
+    """Write ``sweep.html`` and ``figures/`` into the sweep's folder. ``results`` is sorted best first."""
     folder = config.run.folder
     keys = list(config.sweep.space)
     figures = folder / "figures"
@@ -66,7 +66,7 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
 
 
 def trial_runs(folder: Path, results: Sequence[TrialResult]) -> list[tuple[TrialResult, Run]]:
-    """The run folders of the trials that have shown something."""
+    """Load the run folders of the trials that have logged metrics."""
     runs = []
     for result in results:
         metrics = folder / "trials" / result.trial_id / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""How many trials run at a time, and what each may hold of the cluster."""
+"""Compute how many trials run at a time and the resources of each."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rlgaf_ray.errors import UserError
 
 
 def plan_trials(config: Config, *, cluster_cpus: float, cluster_gpus: float, node_cpus: int) -> tuple[Placement, int]:
-    """What one trial's actors hold, and how many trials run at a time.
+    """Return the placement of one trial and the number of concurrent trials.
 
-    By default one trial a node on CPUs, where its actors compute with all cores, else as many as the GPUs hold. Raises
-    ``UserError`` with the sum asked and the sum there.
+    By default, each node runs one trial on CPU, whose actors use all cores; on GPU, as many trials run as fit. Raises
+    ``UserError`` with the requested and the available resources if they do not fit.
     """
     one = plan_placement(config, cluster_cpus=cluster_cpus, cluster_gpus=cluster_gpus, node_cpus=node_cpus)
     nodes = max(1, int(cluster_cpus // node_cpus))
@@ -24,22 +24,22 @@ def plan_trials(config: Config, *, cluster_cpus: float, cluster_gpus: float, nod
     elif concurrent is None:
         asked = config.cluster.cpus_per_actor
         concurrent = nodes if asked is None else min(nodes, int((cluster_cpus + 1e-9) // (asked * one.num_actors)))
-    for name, each, there in (
+    for name, each, available in (
         ("CPUs", config.cluster.cpus_per_actor or 0.0, cluster_cpus),
         ("GPUs", one.total("GPU") / one.num_actors, cluster_gpus),
     ):
         total = each * one.num_actors * concurrent
-        if total > there + 1e-9:
+        if total > available + 1e-9:
             raise UserError(
                 f"the sweep asks for {total:g} {name} ({concurrent} trials x {one.num_actors} actors x {each:g}) and "
-                f"the cluster has {there:g}: lower sweep.max_concurrent, cluster.{name.lower()}_per_actor or "
+                f"the cluster has {available:g}: lower sweep.max_concurrent, cluster.{name.lower()}_per_actor or "
                 "rollout.num_workers, or add nodes"
             )
-    # Ray counts in steps of 0.0001: rounded down, so that the shares never exceed the whole.
+    # Round down to 0.001 (Ray's resolution is 0.0001), so that the shares never add up to more than the total.
     cpus = (
         config.cluster.cpus_per_actor or math.floor(min(1.0, cluster_cpus / concurrent / one.num_actors) * 1000) / 1000
     )
-    trials_a_node = math.ceil(concurrent / nodes)
-    threads = config.cluster.threads or max(1, node_cpus // trials_a_node)
+    trials_per_node = math.ceil(concurrent / nodes)
+    threads = config.cluster.threads or max(1, node_cpus // trials_per_node)
     rollout_threads = max(1, threads // one.num_rollout_workers)
     return replace(one, cpus_per_actor=cpus, threads=threads, rollout_threads=rollout_threads), concurrent

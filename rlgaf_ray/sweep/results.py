@@ -1,4 +1,4 @@
-"""What came of each trial, in order of merit, and the best setting among them."""
+"""The result of each trial, their ranking, and the best setting."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ ORDER: tuple[Ending, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
+    """How a trial ended, and the metrics of its last report."""
+
     trial_id: str
-    values: Mapping[str, Any]  # of the space's keys
+    values: Mapping[str, Any]  # the searched keys' values
     ending: Ending
     iteration: int
-    value: float | None  # of the optimised metric, from the last report
-    metrics: Mapping[str, float]  # the last report
+    value: float | None  # the optimised metric in the last report
+    metrics: Mapping[str, float]  # all metrics of the last report
     note: str = ""  # why it was stopped, or its error
 
     @property
     def setting(self) -> tuple[tuple[str, str], ...]:
-        """Its values but for the seed: trials that differ in it alone repeat one setting."""
+        """The values without the seed: trials that differ in the seed only repeat one setting."""
         return tuple((key, str(value)) for key, value in self.values.items() if key != SEED)
 
 
@@ -43,6 +45,7 @@ def read_result(
     last_report: Mapping[str, Any],
     error: str | None,
 ) -> TrialResult:
+    """Build the result from a trial's last report to Tune and its error, if it failed."""
     iteration = int(last_report.get("iteration", 0))
     ending: Ending
     error = error or last_report.get("mistake")
@@ -63,7 +66,7 @@ def read_result(
 
 
 def ranked(results: Sequence[TrialResult], mode: str) -> list[TrialResult]:
-    """Best first. Finished trials lead: a value from half the way cannot be compared with one from the end."""
+    """Sort the trials, best first. Finished trials come first: values of different iterations do not compare."""
     sign = -1.0 if mode == "max" else 1.0
 
     def key(result: TrialResult) -> tuple[int, int, float]:
@@ -74,7 +77,7 @@ def ranked(results: Sequence[TrialResult], mode: str) -> list[TrialResult]:
 
 
 def best_of(results: Sequence[TrialResult], mode: str) -> TrialResult | None:
-    """The best finished trial of the best setting, which is judged by its mean over seeds; None where none finished."""
+    """Return the best finished trial of the setting with the best mean over seeds; None if no trial finished."""
     finished = [result for result in ranked(results, mode) if result.ending == "finished" and result.value is not None]
     if not finished:
         return None

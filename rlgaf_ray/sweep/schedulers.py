@@ -1,4 +1,4 @@
-"""From the config to Tune's search space, searcher and scheduler."""
+"""Build Tune's search space, searcher and scheduler from the config."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.config.sweep import Domain
 from rlgaf_ray.sweep.space import grace
 
-TIME = "iteration"  # in every report: what schedulers count
-REPORTS = "reports.jsonl"  # in a trial's folder: what it told Tune
+TIME = "iteration"  # the schedulers' time attribute, in every report
+REPORTS = "reports.jsonl"  # in a trial's folder: its reports to Tune
 
 
-class RecallingAsha(ASHAScheduler):
-    """Tune forgets a scheduler's state when a sweep is resumed: the rungs are filled again from the trials' folders."""
+class ResumableAsha(ASHAScheduler):
+    """ASHA that refills its rungs from the trials' reports on resume; Tune does not restore a scheduler's state."""
 
     def __init__(self, trials: Path, **settings: Any) -> None:
         super().__init__(**settings)
@@ -32,8 +32,8 @@ class RecallingAsha(ASHAScheduler):
             super().on_trial_result(tune_controller, trial, report)
 
 
-class RecallingMedian(MedianStoppingRule):
-    """The same for the running means of the median rule."""
+class ResumableMedian(MedianStoppingRule):
+    """Median stopping that refills its running means from the trials' reports on resume."""
 
     def __init__(self, trials: Path, **settings: Any) -> None:
         super().__init__(**settings)
@@ -46,17 +46,18 @@ class RecallingMedian(MedianStoppingRule):
 
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:
-    """None where the trial has not reported yet; a last line that a kill cut off does not count."""
+    """Read a trial's reports to Tune; none if it has no file yet. An incomplete last line (after a kill) is skipped."""
     path = folder / REPORTS
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def build_space(config: Config) -> dict[str, Any]:
-    return {key: _draw(domain) for key, domain in config.sweep.space.items()}
+    """Translate ``sweep.space`` into Tune's search space."""
+    return {key: _distribution(domain) for key, domain in config.sweep.space.items()}
 
 
-def _draw(domain: Domain) -> Any:
+def _distribution(domain: Domain) -> Any:
     match domain.kind:
         case "grid":
             return tune.grid_search(domain.values)
@@ -71,6 +72,7 @@ def _draw(domain: Domain) -> Any:
 
 
 def build_searcher(config: Config) -> BasicVariantGenerator | Searcher:
+    """Build the searcher ``sweep.searcher``, seeded with ``run.seed``."""
     if config.sweep.searcher == "random":
         return BasicVariantGenerator(random_state=config.run.seed)
     from ray.tune.search.optuna import OptunaSearch  # the extra "tune"
@@ -79,13 +81,13 @@ def build_searcher(config: Config) -> BasicVariantGenerator | Searcher:
 
 
 def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
-    """``trials``: the folder with a folder for each trial."""
+    """Build the scheduler ``sweep.scheduler``; ``trials`` is the folder that holds the trials' folders."""
     sweep = config.sweep
     match sweep.scheduler:
         case "none":
             return None
         case "asha":
-            return RecallingAsha(
+            return ResumableAsha(
                 trials,
                 time_attr=TIME,
                 max_t=config.run.iterations,
@@ -93,7 +95,7 @@ def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
                 reduction_factor=sweep.asha.reduction_factor,
             )
         case "median":
-            return RecallingMedian(
+            return ResumableMedian(
                 trials,
                 time_attr=TIME,
                 grace_period=grace(config),
@@ -109,19 +111,19 @@ def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
                 quantile_fraction=sweep.pbt.quantile,
                 resample_probability=sweep.pbt.resample,
                 custom_explore_fn=Bounded({key: sweep.space[key] for key in mutated}),
-                # Trials wait for one another at each exploit. Otherwise a bad trial that came there first, because not
-                # all fit on the cluster at once, is compared with nobody and goes on.
+                # Trials wait for each other before each exploit. Otherwise, if not all fit on the cluster at once, a
+                # bad trial that arrives first is compared with none and continues.
                 synch=True,
                 log_config=False,
             )
 
 
 def _mutation(domain: Domain) -> Any:
-    return domain.values or _draw(domain)
+    return domain.values or _distribution(domain)
 
 
 class Bounded:
-    """Keeps what population-based training multiplied within the bounds of the space."""
+    """Clips the values that population-based training has mutated to the bounds of the space."""
 
     def __init__(self, space: dict[str, Domain]) -> None:
         self.bounds = {key: domain.bounds for key, domain in space.items() if domain.bounds}

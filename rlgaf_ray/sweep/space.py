@@ -1,4 +1,4 @@
-"""What of a sweep can be known to fail before anything is loaded. Without Ray: a wrong space is told at once."""
+"""Check a sweep's search space before anything is loaded; without Ray, so that errors appear at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from rlgaf_ray.config import Config, ConfigError, with_values
 
-# The sweep itself decides these, or every trial must share them.
+# Keys that the sweep sets itself or that all trials must share.
 FIXED = (
     "run.name",
     "run.root",
@@ -22,7 +22,7 @@ FIXED = (
     "cluster",
     "sweep",
 )
-# A value of these asks for a warm-up of its own; all are made before the first trial.
+# Each value of these keys needs its own warm-up; all warm-ups run before the first trial.
 DECIDE_WARMUP = (
     "task",
     "model",
@@ -37,27 +37,27 @@ EXAMPLE = "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"
 
 
 def check_sweep(config: Config) -> None:
-    """Raise ``ConfigError`` for a search that cannot run: every listed value and both bounds go through the schema."""
+    """Raise ``ConfigError`` for a search that cannot run; validates every listed value and both bounds of a range."""
     sweep = config.sweep
     if not sweep.space:
         raise ConfigError(f"sweep.space is empty: name at least one key to vary, such as {EXAMPLE}")
     for key, domain in sweep.space.items():
-        if _lies_in(key, FIXED):
-            raise ConfigError(f"sweep.space.{key}: {key} is the same for all trials of a sweep")
-        if domain.bounds and _lies_in(key, DECIDE_WARMUP):
+        if _is_in(key, FIXED):
+            raise ConfigError(f"sweep.space.{key}: {key} must be the same for all trials of a sweep")
+        if domain.bounds and _is_in(key, DECIDE_WARMUP):
             raise ConfigError(
-                f"sweep.space.{key}: {key} decides the warm-up, which is made before the trials: list values as grid "
+                f"sweep.space.{key}: {key} changes the warm-up, which runs before the trials: list its values as grid "
                 "or choice"
             )
         for value in domain.bounds or domain.values:
-            _check_value(config, key, value, drawn=domain.bounds is not None)
+            _check_value(config, key, value, sampled=domain.bounds is not None)
     _check_early_stops(config)
     if sweep.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise ConfigError('sweep.searcher=optuna needs a package that is not here: pip install -e ".[tune]"')
+        raise ConfigError('sweep.searcher=optuna needs a package that is not installed: pip install -e ".[tune]"')
 
 
 def single_variants(config: Config) -> list[Config]:
-    """The config with each listed value and each bound by itself."""
+    """Return one config per listed value and per bound, each with a single key changed."""
     return [
         with_values(config, {key: value})
         for key, domain in config.sweep.space.items()
@@ -65,12 +65,12 @@ def single_variants(config: Config) -> list[Config]:
     ]
 
 
-def _check_value(config: Config, key: str, value: Any, *, drawn: bool) -> None:
+def _check_value(config: Config, key: str, value: Any, *, sampled: bool) -> None:
     try:
         with_values(config, {key: value})
     except ConfigError as error:
-        whole = drawn and str(error).endswith("must be a valid integer")
-        hint = " (draws between bounds have fractions: list values as grid or choice)" if whole else ""
+        needs_integer = sampled and str(error).endswith("must be a valid integer")
+        hint = " (values sampled from a range are not integers: list them as grid or choice)" if needs_integer else ""
         raise ConfigError(f"sweep.space: {error}{hint}") from None
 
 
@@ -80,23 +80,24 @@ def _check_early_stops(config: Config) -> None:
         return
     if not 0 < config.evaluation.every < iterations:
         raise ConfigError(
-            f"sweep.scheduler={sweep.scheduler} decides at evaluations, and evaluation.every={config.evaluation.every} "
-            f"makes none before the end of run.iterations={iterations}: lower it, or set sweep.scheduler=none"
+            f"sweep.scheduler={sweep.scheduler} decides at evaluations, but evaluation.every={config.evaluation.every} "
+            f"has none before the end of run.iterations={iterations}: lower it, or set sweep.scheduler=none"
         )
     if grace(config) >= iterations:
         raise ConfigError(
-            f"sweep.grace={grace(config)} leaves nothing to stop of run.iterations={iterations}: lower it"
+            f"sweep.grace={grace(config)} is not below run.iterations={iterations}, so no trial is stopped: lower it"
         )
     if sweep.scheduler == "pbt" and num_trials(config) < 2:
         raise ConfigError("sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more")
 
 
 def grace(config: Config) -> int:
-    """Iterations before a scheduler may touch a trial."""
+    """Return the iterations before a scheduler may stop a trial."""
     return config.sweep.grace or max(1, config.run.iterations // 3)
 
 
 def num_trials(config: Config) -> int:
+    """Return the number of trials: the product of the grids times ``sweep.num_samples``."""
     count = config.sweep.num_samples
     for domain in config.sweep.space.values():
         count *= len(domain.grid or [None])
@@ -104,14 +105,14 @@ def num_trials(config: Config) -> int:
 
 
 def warmup_variants(config: Config) -> list[Config]:
-    """One config for every warm-up that some trial starts from."""
-    deciding = {key: domain.values for key, domain in config.sweep.space.items() if _lies_in(key, DECIDE_WARMUP)}
+    """Return one config for every warm-up that a trial may start from."""
+    deciding = {key: domain.values for key, domain in config.sweep.space.items() if _is_in(key, DECIDE_WARMUP)}
     combinations = itertools.product(*deciding.values())
     return [with_values(config, dict(zip(deciding, values, strict=True))) for values in combinations]
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """Each key by its last words, as many as tell it from the others."""
+    """Shorten each key to the fewest trailing parts that distinguish it from the others."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -121,5 +122,5 @@ def short_names(keys: list[str]) -> dict[str, str]:
     return names
 
 
-def _lies_in(key: str, places: tuple[str, ...]) -> bool:
-    return any(key == place or key.startswith(f"{place}.") for place in places)
+def _is_in(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a whole training run in Tune's trial process, its actors in the trial's placement group."""
+"""One trial of a sweep: a training run in Tune's trial process, with its actors in the trial's placement group."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_data
 from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
 from rlgaf_ray.run.session import export, open_loop, ray_roles
-from rlgaf_ray.sweep.history import TRIAL, History, NeverLogged, Report, TrialCheckpoints
+from rlgaf_ray.sweep.history import TRIAL, History, Report, TrialCheckpoints, UnknownMetric
 from rlgaf_ray.sweep.schedulers import REPORTS
 
 ENDED = "ended.json"  # in a trial's folder: its last report
@@ -31,14 +31,14 @@ EXPLOITS = "exploits.jsonl"
 
 
 def trial_config(config: Config, values: Mapping[str, Any], trial_id: str) -> Config:
-    """The run that a trial is: the sweep's config with its own values, and a run folder inside the sweep's."""
+    """Return the config of a trial's run: the sweep's with the trial's values and a run folder in the sweep's."""
     return with_values(
         config,
         {
             **values,
             "run.root": uri.child(config.run.remote, TRIALS) if config.run.remote else str(config.run.folder / TRIALS),
             "run.name": trial_id,
-            # Tune hears of an evaluation once the checkpoint after it is whole.
+            # an evaluation is reported to Tune once the checkpoint after it is written
             "checkpoint.every": config.evaluation.every,
             "sweep": {},
         },
@@ -46,10 +46,10 @@ def trial_config(config: Config, values: Mapping[str, Any], trial_id: str) -> Co
 
 
 def run_trial(values: Mapping[str, Any], config: Config, placement: Placement, *, other_versions: bool = False) -> None:
-    """Train with these values and report to Tune after each evaluation; a trial that was cut off goes on.
+    """Train with these values and report to Tune after each evaluation; an interrupted trial resumes.
 
-    ``other_versions``: also with other versions of the package and its libraries than it began with.
-    Ends quietly where the guard stops the run. ``ConfigError`` where the values do not fit one another.
+    ``other_versions`` allows resuming with other versions of the package and its libraries. If the guard stops the
+    run, the trial ends normally. Raises ``ConfigError`` if the values contradict each other.
     """
     run = trial_config(config, values, tune.get_context().get_trial_id())
     folder = RunFolder(run.run)
@@ -71,21 +71,21 @@ def _run(
     population = config.sweep.scheduler == "pbt"
 
     def report(history: History, checkpoint: Place) -> None:
-        if history.iterations < run.run.iterations:  # the last report comes from end(), when all is written
-            tell(history.report(), checkpoint if population else None)
+        if history.iterations < run.run.iterations:  # end() sends the last report, after the export
+            send(history.report(), checkpoint if population else None)
 
-    def tell(row: Report, checkpoint: Place | None = None) -> None:
+    def send(row: Report, checkpoint: Place | None = None) -> None:
         with (folder / REPORTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        place.flush()  # Tune may end this process on the report
+        place.flush()  # Tune may kill this process after the report
         tune.report(row, checkpoint=None if checkpoint is None else shared_checkpoint(checkpoint))
 
     def end(row: Report) -> None:
-        row |= {"done": True}  # no scheduler is asked about it any more: an ended trial cannot exploit another
+        row |= {"done": True}  # bypasses the scheduler: a finished trial must not exploit another one
         (folder / ENDED).write_text(json.dumps(row), encoding="utf-8")
-        tell(row)
+        send(row)
 
-    if (folder / ENDED).is_file():  # it had ended when the driver was killed, before Tune wrote that down
+    if (folder / ENDED).is_file():  # the driver was killed after the trial had ended, before Tune recorded it
         tune.report(json.loads((folder / ENDED).read_text(encoding="utf-8")))
         return
     history = History(
@@ -106,7 +106,7 @@ def _run(
     if resumed:
         check_provenance(resumed[0], resumed[1], of_warmups(warmups))
     prepared, callbacks = Prepared(run, data, warmups), Callbacks([history])
-    torch.set_num_threads(1)  # this process only evaluates, while its actors hold the cores
+    torch.set_num_threads(1)  # this process only evaluates; its actors use the cores
     try:
         group = get_current_placement_group()
         with (
@@ -117,22 +117,23 @@ def _run(
     except TrainingStopped as stop:
         end(history.stopped(str(stop)))
         return
-    except NeverLogged as mistake:
+    except UnknownMetric as mistake:
         tune.report(history.stopped("") | {"mistake": str(mistake), "done": True})
         return
     export(prepared, checkpoints, outcome)
     end(history.report())
 
 
-def shared_checkpoint(place: Place) -> Any:  # the Checkpoints of Tune and of Train are two types
+def shared_checkpoint(place: Place) -> Any:  # Any: Tune and Train have different Checkpoint types
+    """Wrap a checkpoint folder for Tune, which passes it to other trials."""
     if isinstance(place, Remote):
         return tune.Checkpoint(place.path, filesystem=place.filesystem)
     return tune.Checkpoint.from_directory(str(place))
 
 
 def _exploit(checkpoints: TrialCheckpoints, source: Path, values: Mapping[str, Any], folder: Path) -> None:
-    """Take over what population-based training gave, and write down from whom and with which values."""
-    donor = checkpoints.take_over(source)
+    """Continue from the checkpoint that population-based training assigned, and log its source and the new values."""
+    donor = checkpoints.copy_from(source)
     if donor is None:
         return
     iteration = checkpoints.newest_usable()[1]["iteration"]

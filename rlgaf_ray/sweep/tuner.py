@@ -1,4 +1,4 @@
-"""``rlgaf tune``: many runs of one config with Ray Tune, from the check of the search space to the best config."""
+"""``rlgaf tune``: a hyperparameter search over one config with Ray Tune."""
 
 from __future__ import annotations
 
@@ -18,38 +18,29 @@ from rich.console import Console
 from rlgaf_ray.actors.cluster import cluster_resources, ray_session
 from rlgaf_ray.actors.placement import Placement, reserve
 from rlgaf_ray.actors.roles import STARTUP_SECONDS
-from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
 from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import (
-    cache_folder,
-    check_before_start,
-    check_lengths,
-    prepare_data,
-    with_date,
-    with_name,
-)
+from rlgaf_ray.run.preparation import check_before_start, with_date, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
-from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants, warmup_variants
+from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants
 from rlgaf_ray.sweep.trial import run_trial
+from rlgaf_ray.sweep.warmups import make_warmups, prepare_variants
 from rlgaf_ray.tracking.build import make_trackers
-from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
-WIDE = 180  # columns of the table where there is no terminal
+WIDE = 180  # width of the table without a terminal, in characters
 PATHS = (
     "run.root",
     "warmup.cache",
@@ -63,9 +54,9 @@ PATHS = (
 
 
 def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
-    """Run the trials; returns the exit code: 0, or 128 + n when signal n asked for an early end.
+    """Run the trials; returns the exit code: 0, or 128 + n if signal n ended the sweep early.
 
-    Raises ``UserError`` for a user's mistake, before anything expensive starts, and where no trial finished.
+    Raises ``UserError`` for bad input, before anything expensive starts, and if no trial finished.
     """
     config = with_absolute_paths(with_name(config))
     folder = RunFolder(config.run)
@@ -75,18 +66,19 @@ def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
 
 def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: bool) -> int:
     open_sweep_folder(config, folder, resume=resume)
-    config = with_date(config, folder.local / "config.yaml")  # one for all trials
+    config = with_date(config, folder.local / "config.yaml")  # the same date for all trials
     check_sweep(config)
     for variant in single_variants(config):
         check_before_start(variant)
         make_trackers(variant.tracking.to)
         reward_functions(variant.reward)
     terminal = Terminal()
+    prepared = prepare_variants(config, terminal)
     with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()
         placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
-        remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # whether its bundles fit on the nodes
-        make_warmups(config, terminal)
+        remove_placement_group(reserve(placement, timeout=STARTUP_SECONDS))  # check that the bundles fit on the nodes
+        make_warmups(config, prepared, terminal)
         terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
         folder.local.mkdir(parents=True, exist_ok=True)
         (folder.local / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -99,7 +91,7 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Tune starts each trial in a folder of its own, where a relative path would lead elsewhere."""
+    """Make all paths in the config absolute: Tune starts each trial in its own working directory."""
     tree = config.model_dump()
     changes: dict[str, Any] = {}
     for key in PATHS:
@@ -123,51 +115,36 @@ def _absolute(path: str) -> str:
 
 
 def open_sweep_folder(config: Config, folder: RunFolder, *, resume: bool) -> None:
-    """Bring here what is there. Raise ``UserError`` where the folder does not fit."""
+    """Fetch an existing sweep folder. Raises ``UserError`` if it does not match ``resume`` or the config."""
     if uri.public(config.run.root) != config.run.root:
         raise UserError(
-            "a sweep's settings go into Ray Tune's own files: take the key out of run.root and set it in the "
-            "environment of every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            "Ray Tune writes a sweep's settings into its own files: remove the secret key from run.root and set it in "
+            "the environment of every node (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
         )
     exists = folder.exists()
     if not resume:
         if exists:
-            raise UserError(f"{folder.shown} exists: add --resume to go on with that sweep, or choose another run.name")
+            raise UserError(f"{folder.shown} exists: add --resume to continue that sweep, or choose another run.name")
         folder.fetch()
         return
     if not tune.Tuner.can_restore(**tune_place(folder.place / STATE)):
         raise UserError(
-            f"nothing to resume: {folder.shown} is no sweep (no {STATE}/tuner.pkl in it; run.root and run.name say "
-            "where to look)"
+            f"nothing to resume: {folder.shown} is not a sweep (it has no {STATE}/tuner.pkl): check run.root and "
+            "run.name"
         )
     folder.fetch()
     folder.fetch_trials()
-    begun = load_config(folder.local / "config.yaml")
-    same_day = with_values(config, {"task.date": config.task.date or begun.task.date})
-    if same_day.model_copy(update={"cluster": begun.cluster}) != begun:
+    recorded = load_config(folder.local / "config.yaml")
+    same_date = with_values(config, {"task.date": config.task.date or recorded.task.date})
+    if same_date.model_copy(update={"cluster": recorded.cluster}) != recorded:
         raise UserError(
-            f"{folder.shown} was begun with another config: a resumed sweep may change cluster.* only; choose another "
-            "run.name"
+            f"{folder.shown} was started with a different config: a resumed sweep may change cluster.* only; restore "
+            "the config or choose another run.name"
         )
 
 
-def make_warmups(config: Config, terminal: Terminal) -> None:
-    """Every warm-up that a trial starts from, once; the trials find them in the cache."""
-    cache = cache_folder(config)
-    for variant in warmup_variants(config):
-        data = prepare_data(variant, cache)
-        for note in data.notes:
-            terminal.on_message(note)
-        evaluation_set(data.task, variant.evaluation.num_prompts)
-        check_lengths(variant, data.task.max_tokens)
-        DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
-        with terminal.warming_up():
-            made = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.on_warmup)
-        terminal.on_message(f"warm-ups {'from the cache' if made.cached else 'made'}")
-
-
-class StopOnMistake(tune.Stopper):
-    """Ends the whole sweep where a trial found a mistake that every other would find too."""
+class StopOnUserError(tune.Stopper):
+    """Stops the sweep if a trial reports an error in the config that every other trial would hit."""
 
     def __init__(self) -> None:
         self.found = False
@@ -181,7 +158,7 @@ class StopOnMistake(tune.Stopper):
 
 
 def tune_place(place: Place) -> dict[str, Any]:
-    """How Tune is told of a folder of its own."""
+    """Return Tune's storage arguments for a local or remote folder."""
     if isinstance(place, Remote):
         return {"path": place.path, "storage_filesystem": place.filesystem}
     return {"path": str(place)}
@@ -196,17 +173,19 @@ def build_tuner(
     resume: bool,
     other_versions: bool = False,
 ) -> tune.Tuner:
+    """Build the tuner, or restore it if ``resume`` is set and Tune had saved its state."""
     state = folder.place / STATE
-    begun: Iterable[Place] = state.glob("*") if isinstance(state, Path) else state.children()
+    files: Iterable[Place] = state.glob("*") if isinstance(state, Path) else state.children()
     storage = tune_place(folder.place)
 
     def trial(values: dict[str, Any]) -> None:
         run_trial(values, config, placement, other_versions=other_versions)
 
-    # The first bundle is the trial function's own: it evaluates while its actors wait, and asks for nothing.
+    # The first bundle is the trial function's. It evaluates while its actors are idle and requests no resources.
     bundles = tune.PlacementGroupFactory([{}, *placement.bundles], strategy=placement.strategy)
     trainable = tune.with_resources(trial, bundles)
-    if resume and any(path.name.startswith("experiment_state-") for path in begun):  # killed before: begin anew
+    # Without an experiment state Tune was killed before it saved one: start anew.
+    if resume and any(path.name.startswith("experiment_state-") for path in files):
         return tune.Tuner.restore(trainable=trainable, resume_unfinished=True, resume_errored=True, **tune_place(state))
     return tune.Tuner(
         trainable,
@@ -225,9 +204,9 @@ def build_tuner(
             storage_path=storage["path"],
             storage_filesystem=storage.get("storage_filesystem"),
             verbose=0,
-            stop=StopOnMistake(),
+            stop=StopOnUserError(),
             callbacks=[Lines(config)],
-            # Of more than two, none is deleted that another trial may be about to take.
+            # With more than two, no checkpoint is deleted that another trial may be about to copy.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
         ),
     )
@@ -235,26 +214,26 @@ def build_tuner(
 
 @contextmanager
 def interruptible_tune() -> Iterator[list[int]]:
-    """Inside, a signal ends Ray Tune early, which obeys SIGUSR1. Yields the signals received."""
+    """Context in which a signal stops Ray Tune (forwarded as SIGUSR1); yields the list of received signals."""
     with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
         yield received
 
 
 @contextmanager
 def tune_settings() -> Iterator[None]:
-    """Ray Tune as a part of this program: quiet, and stopped by our handlers through SIGUSR1, which it obeys."""
+    """Context in which Ray Tune is quiet and stops on SIGUSR1, sent by this program's signal handlers."""
     settings = {
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and TensorBoard hold more
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver loses no more
+        "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver loses at most one second
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
         "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
         "RAY_AIR_NEW_OUTPUT": "0",
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    warnings.filterwarnings("ignore", "Consider boosting PBT")  # actors of a trial start anew with it, by design
-    previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Tune takes it over
+    warnings.filterwarnings("ignore", "Consider boosting PBT")  # it suggests reusing actors; trials restart theirs
+    previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Tune installs its handler
     try:
         yield
     finally:
@@ -269,7 +248,7 @@ def tune_settings() -> Iterator[None]:
 def _result(config: Config, result: tune.Result) -> TrialResult:
     report = result.metrics or {}
     error: BaseException | None = result.error
-    while (inner := getattr(error, "cause", None)) is not None:  # Ray wraps what the trial raised
+    while (inner := getattr(error, "cause", None)) is not None:  # Ray wraps the trial's exception
         error = inner
     return read_result(
         config,
@@ -281,23 +260,26 @@ def _result(config: Config, result: tune.Result) -> TrialResult:
 
 
 def conclude(config: Config, results: list[TrialResult], received: list[int], terminal: Terminal) -> int:
-    """Table, page and best config; ``UserError`` where there is none and nobody interrupted the sweep."""
+    """Print the table, write the page and the best config; returns the exit code.
+
+    Raises ``UserError`` if no trial finished and the sweep was not interrupted.
+    """
     folder = config.run.folder
     best = best_of(results, config.sweep.mode)
     console = terminal.console if terminal.console.is_terminal else Console(width=WIDE)
     console.print(result_table(results, config, best))
     command = None
     if best is not None:
-        again = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})
-        (folder / BEST).write_text(dump_config(again), encoding="utf-8")
+        best_config = with_values(config, {**best.values, "run.name": f"{folder.name}-best", "sweep": {}})
+        (folder / BEST).write_text(dump_config(best_config), encoding="utf-8")
         place = str(folder / BEST) if config.run.remote is None else uri.child(config.run.shown, BEST)
         command = f"python -m rlgaf_ray.main {shlex.quote(place)}"
-        terminal.on_message(f"best: {describe(best.values)}; to train it alone:\n{command}")
+        terminal.on_message(f"best: {describe(best.values)}; train with this setting:\n{command}")
     page = write_page(config, results, best, command)
-    shown = f"{page} and the folder around it" if config.run.remote is None else config.run.shown
-    terminal.on_message(f"everything is in {shown}")
+    shown = f"{page} and its folder" if config.run.remote is None else config.run.shown
+    terminal.on_message(f"results are in {shown}")
     if received:
-        terminal.on_message(f"stopped; go on with tune --resume {config.run.again}")
+        terminal.on_message(f"stopped; continue with tune --resume {config.run.again}")
         return SIGNAL_EXIT_OFFSET + received[0]
     if best is None:
         notes = [result.note for result in results if result.note]

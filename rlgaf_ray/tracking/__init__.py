@@ -1,0 +1,1 @@
+"""The run's own record and the trackers: TensorBoard, W&B, MLflow, Trackio."""

@@ -1,4 +1,4 @@
-"""The protocol of a tracker, and the fan-out to the trackers of a run."""
+"""The tracker protocol, and the fan-out of metrics to a run's trackers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from rlgaf_ray.types import Metrics, ScoredRollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROJECT = "rlgaf_ray"  # project or experiment of a service, where its own variables name none
+PROJECT = "rlgaf_ray"  # default project or experiment, unless the service's environment variables set one
 CLOSE_SECONDS = 60.0  # how long the end of a run waits for its trackers
 
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """The run as its trackers see it."""
+    """The run that a tracker logs: its name, config and the history logged so far."""
 
     name: str
     folder: Path
     config: dict[str, Any]
-    """The resolved config as a tree, without keys, tokens and the credentials of URIs."""
+    """The resolved config as a tree, without keys, tokens and credentials in URIs."""
     rows: Sequence[Mapping[str, Any]] = ()
-    """Metrics logged so far, one object an iteration: ``iteration`` and a number or None a metric."""
+    """Metrics logged so far, one mapping per iteration: ``iteration``, and a number or None per metric."""
     tables: Sequence[Mapping[str, Any]] = ()
     """Tables logged so far: ``iteration``, ``name`` and ``rows``."""
 
@@ -40,7 +40,7 @@ class TrackedRun:
         return self.rows[-1]["iteration"] if self.rows else -1
 
     def replay(self, tracker: Tracker, *, after: int = -1) -> None:
-        """Log again what was logged after this iteration, for a tracker that does not have it."""
+        """Log the history after this iteration to a tracker that does not have it."""
         rows = {row["iteration"]: row for row in self.rows if row["iteration"] > after}
         tables = [table for table in self.tables if table["iteration"] > after]
         for iteration in sorted({*rows, *(table["iteration"] for table in tables)}):
@@ -54,40 +54,40 @@ class TrackedRun:
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Where the metrics, tables and config of a run go. A subclass needs ``log`` alone.
+    """Receives the metrics, tables and config of a run. A subclass only has to define ``log``.
 
-    The methods of one tracker are called in order, from a thread of its own: a slow one delays nothing. An exception
-    is reported once and turns the tracker off; the run goes on.
+    Each tracker is called in order from its own thread, so a slow one does not delay the run. An exception is reported
+    once and disables the tracker; the run continues.
     """
 
     def start(self, run: TrackedRun) -> None:
-        """Begin, or begin again after ``close``: at a resume, and in the same process after a rollback.
+        """Start logging; called again after ``close`` on a resume and, in the same process, after a rollback.
 
-        What was logged before and is not in ``run.rows`` no longer belongs to the run. A service that cannot delete it
-        needs a fresh run, which ``run.replay`` fills.
+        Values that were logged before but are not in ``run.rows`` no longer belong to the run. A service that cannot
+        delete them needs a new run, filled by ``run.replay``.
         """
         return None
 
     def log(self, iteration: int, metrics: Metrics) -> None:
-        """The metrics of one iteration, once each; a value may be infinite or NaN."""
+        """Log the metrics of one iteration; a value may be infinite or NaN."""
         ...
 
     def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table, as rows with the same columns, before the metrics of its iteration.
+        """Log a table as rows with the same columns; called before the metrics of its iteration.
 
-        ``rollouts``: up to 16 of an evaluation; ``samples``: before and after training, at the end.
+        ``rollouts`` holds up to 16 rollouts of an evaluation, ``samples`` the samples before and after training.
         """
         return None
 
     def close(self) -> None:
-        """Flush what is still buffered."""
+        """Flush buffered values and finish."""
         return None
 
 
 class Trackers:
-    """Logs to the record, whose failure ends the run, and to every tracker, whose failure is reported once.
+    """Logs to the run's record, where a failed write aborts the run, and to its trackers, whose failures do not.
 
-    ``start`` is the iteration that the run goes on from, 0 for a new run.
+    ``start`` is the iteration that the run resumes from, 0 for a new run.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class Trackers:
         self.record.log_verdict(event)
 
     def rewind(self, iteration: int) -> None:
-        """Take back what was logged after this iteration; -1 takes back everything."""
-        self.record.cut(iteration)
+        """Remove the values logged after this iteration (-1: all values) and restart the trackers."""
+        self.record.truncate(iteration)
         run = TrackedRun(
             self.record.folder.name, self.record.folder, self.config, self.record.rows(), self.record.tables()
         )
@@ -141,7 +141,7 @@ class Trackers:
         self._send("start", run)
 
     def close(self) -> None:
-        """Wait for every tracker, at most ``CLOSE_SECONDS`` in all."""
+        """Wait for all trackers to finish, at most ``CLOSE_SECONDS`` in total."""
         self._send("close")
         deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self.workers:
@@ -157,14 +157,14 @@ class Trackers:
     def _report_failures(self) -> None:
         for worker in [worker for worker in self.workers if worker.failure is not None]:
             self.report(
-                f"tracker {worker.name} failed and is off until the run is resumed ({worker.failure}); "
-                f"{self.record.metrics_path.name} has every value"
+                f"tracker {worker.name} failed and is disabled until the run is resumed ({worker.failure}); "
+                f"{self.record.metrics_path.name} has all values"
             )
             self.workers.remove(worker)
 
 
 class Worker:
-    """Calls the methods of one tracker in order, in a thread that ends at the first exception or after ``wait``."""
+    """Calls one tracker in order from a thread, which ends at the first exception or after ``wait``."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self.name = name
@@ -176,7 +176,7 @@ class Worker:
         self.thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Let the calls so far end."""
+        """Wait until the queued calls have finished."""
         self.calls.put(None)
         self.thread.join(seconds)
         if self.thread.is_alive():
@@ -189,5 +189,5 @@ class Worker:
                 if method == "start" or self.started:
                     getattr(self.tracker, method)(*arguments)
                 self.started = method != "close"
-        except Exception as error:  # of somebody else's service or code: it must not end the run
+        except Exception as error:  # a failure of an external service must not abort the run
             self.failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,4 +1,4 @@
-"""The table of trackers, and the trackers that ``tracking.to`` names."""
+"""Build the trackers that ``tracking.to`` names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlgaf_ray.tracking.tensorboard import TensorBoardTracker
 from rlgaf_ray.tracking.trackio import TrackioTracker
 from rlgaf_ray.tracking.wandb import WandbTracker
 
-# each name is that of the package it needs, and of the extra that brings it
+# Each name is also that of the required package and of the extra that installs it.
 TRACKERS: dict[str, Callable[[], Tracker]] = {
     "tensorboard": TensorBoardTracker,
     "wandb": WandbTracker,
@@ -28,9 +28,9 @@ TRACKERS: dict[str, Callable[[], Tracker]] = {
 
 
 def make_trackers(chosen: Sequence[str | Tracker]) -> dict[str, Tracker]:
-    """One tracker for each name, ``module:Class`` or tracker, not started yet. Raises ``UserError``.
+    """Build one tracker, not started yet, for each name, ``module:Class`` or instance. Raises ``UserError``.
 
-    A tracker is called by its class; a second one of a class that is passed in, ``Class_2``.
+    An instance is named after its class; further instances of the same class are ``Class_2``, ``Class_3``, ...
     """
     trackers: dict[str, Tracker] = {}
     for item in chosen:
@@ -51,7 +51,7 @@ def open_trackers(
     start: int = 0,
     report: Callable[[str], None] = print,
 ) -> Trackers:
-    """The record in this folder and the trackers of the config, with ``more`` beside them. Raises ``UserError``."""
+    """Open the record in this folder, the config's trackers and ``more``. Raises ``UserError``."""
     return Trackers(
         Record(folder, rollout_share=config.tracking.rollout_share),
         make_trackers([*config.tracking.to, *more]),
@@ -67,13 +67,13 @@ def _named(name: str) -> Tracker:
             raise UserError(f"tracking.to={name}: {name} is not installed: pip install 'rlgaf_ray[{name}]'")
         return TRACKERS[name]()
     if ":" not in name:
-        raise UserError(f"tracking.to={name} is unknown: take {', '.join(TRACKERS)}, or module:Class of your own")
+        raise UserError(f"tracking.to={name} is unknown: use {', '.join(TRACKERS)}, or module:Class for your own")
     try:
-        made = load_object(name)()
+        tracker = load_object(name)()
     except UserError as error:
         raise UserError(f"tracking.to={name}: {error}") from error
-    except Exception as error:  # of the class's own code
-        raise UserError(f"tracking.to={name}: the tracker cannot be made: {type(error).__name__}: {error}") from error
-    if not isinstance(made, Tracker):
-        raise UserError(f"tracking.to={name} is no tracker: derive it from rlgaf_ray.Tracker")
-    return made
+    except Exception as error:  # raised by the class's constructor
+        raise UserError(f"tracking.to={name}: cannot create the tracker: {type(error).__name__}: {error}") from error
+    if not isinstance(tracker, Tracker):
+        raise UserError(f"tracking.to={name} is not a tracker: derive it from rlgaf_ray.Tracker")
+    return tracker

@@ -1,4 +1,4 @@
-"""MLflow, set by its own variables: MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and those of its authentication."""
+"""MLflow tracker; configured by MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and MLflow's authentication variables."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from rlgaf_ray.tracking.base import PROJECT, TrackedRun, Tracker
 from rlgaf_ray.types import Metrics
 
-NOTE = "mlflow_run.txt"  # in the run's folder: the id of its MLflow run
-STEPS = "iteration"  # a metric that is its own step: one request tells what MLflow has
-PARAMS_A_REQUEST = 100
+RUN_ID_FILE = "mlflow_run.txt"  # in the run's folder: the id of its MLflow run
+STEPS = "iteration"  # a metric that equals its step: one request returns the iterations that MLflow has
+PARAMS_PER_REQUEST = 100
 PARAM_LENGTH = 6000
-# MLflow's own patience, 120 s and 7 retries, would hold up the end of a run for long
+# MLflow's defaults, 120 s and 7 retries, would block the end of a run for too long
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 
 
 class MlflowTracker(Tracker):
-    """One MLflow run, which a resumed run goes on with.
+    """Logs to one MLflow run, which a resumed run continues.
 
-    MLflow keeps every value of a step and deletes none. Where the run went back behind what MLflow has, the MLflow run
-    is deleted (``mlflow gc`` removes it for good), and a fresh one gets the values that count.
+    MLflow cannot delete the values of a step. After a rollback the MLflow run is deleted (``mlflow gc`` removes it for
+    good), and a new one gets the remaining values.
     """
 
     def start(self, run: TrackedRun) -> None:
@@ -34,20 +34,20 @@ class MlflowTracker(Tracker):
         self.metric = mlflow.entities.Metric
         self.client = mlflow.MlflowClient()
         self.tables: dict[str, list[dict[str, Any]]] = {}
-        note = run.folder / NOTE
-        logged = self._logged(note.read_text(encoding="utf-8")) if note.is_file() else None
+        id_file = run.folder / RUN_ID_FILE
+        logged = self._logged(id_file.read_text(encoding="utf-8")) if id_file.is_file() else None
         kept = [row["iteration"] for row in run.rows]
         if logged and logged == kept[: len(logged)]:
-            self.run_id, after = note.read_text(encoding="utf-8"), logged[-1]
+            self.run_id, after = id_file.read_text(encoding="utf-8"), logged[-1]
             self.client.update_run(self.run_id, status="RUNNING")
             for table in run.tables:
                 if table["iteration"] <= after:
                     self._add(table["iteration"], table["name"], table["rows"])
         else:
             if logged is not None:
-                self.client.delete_run(note.read_text(encoding="utf-8"))
+                self.client.delete_run(id_file.read_text(encoding="utf-8"))
             self.run_id, after = self._create(run), -1
-            note.write_text(self.run_id, encoding="utf-8")
+            id_file.write_text(self.run_id, encoding="utf-8")
         run.replay(self, after=after)
 
     def log(self, iteration: int, metrics: Metrics) -> None:
@@ -56,7 +56,7 @@ class MlflowTracker(Tracker):
         self.client.log_batch(self.run_id, [self.metric(name, value, now, iteration) for name, value in values.items()])
 
     def log_table(self, iteration: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One artifact a name, with the tables of all iterations; ``mlflow.load_table`` reads it."""
+        """Log one artifact per name with the tables of all iterations; ``mlflow.load_table`` reads it."""
         all_rows = self._add(iteration, name, rows)
         columns = list(all_rows[0])
         split = {"columns": columns, "data": [[row[column] for column in columns] for row in all_rows]}
@@ -80,12 +80,12 @@ class MlflowTracker(Tracker):
         from mlflow.entities import Param
 
         params = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in flattened(run.config)]
-        for first in range(0, len(params), PARAMS_A_REQUEST):
-            self.client.log_batch(run_id, params=params[first : first + PARAMS_A_REQUEST])
+        for first in range(0, len(params), PARAMS_PER_REQUEST):
+            self.client.log_batch(run_id, params=params[first : first + PARAMS_PER_REQUEST])
         return run_id
 
     def _logged(self, run_id: str) -> list[int] | None:
-        """The iterations that MLflow has of this run, sorted; None where it has no such run, or it is deleted."""
+        """Return the sorted iterations that MLflow has of this run; None if the run does not exist or is deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -99,7 +99,7 @@ class MlflowTracker(Tracker):
 
 
 def flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a config tree by their dotted names."""
+    """Yield the leaves of a config tree with their dotted names."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from flattened(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the run's folder."""
+"""TensorBoard tracker: event files in the run's folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ FOLDER = "tensorboard"
 
 
 class TensorBoardTracker(Tracker):
+    """Writes event files; a resume or rollback purges the later steps."""
+
     def start(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -34,7 +36,7 @@ class TensorBoardTracker(Tracker):
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table in Markdown."""
+    """Format the rows as a Markdown table."""
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([str(row[column]) for column in columns] for row in rows)]
     return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
@@ -46,7 +48,7 @@ def _cell(text: str) -> str:
 
 @contextmanager
 def quiet_writer() -> Iterator[None]:
-    """TensorBoard's thread prints no traceback of a write that failed: its next call raises the error anyway."""
+    """Suppress the traceback that TensorBoard's writer thread prints; the next call raises the error anyway."""
     before = threading.excepthook
 
     def hook(arguments: threading.ExceptHookArgs) -> None:

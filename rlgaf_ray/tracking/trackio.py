@@ -1,4 +1,4 @@
-"""Trackio, set by its own variables: TRACKIO_DIR, TRACKIO_PROJECT, TRACKIO_SPACE_ID."""
+"""Trackio tracker; configured by TRACKIO_DIR, TRACKIO_PROJECT and TRACKIO_SPACE_ID."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from rlgaf_ray.tracking.base import PROJECT, TrackedRun, Tracker
 from rlgaf_ray.types import Metrics
 
-NOTE = "trackio_run.txt"  # in the run's folder: the id of its Trackio run
+RUN_ID_FILE = "trackio_run.txt"  # in the run's folder: the id of its Trackio run
 
 
 class TrackioTracker(Tracker):
-    """One Trackio run; a resume or rollback replaces it by one with the rows that count."""
+    """Logs to one Trackio run; a resume or rollback replaces it by a new run with the remaining rows."""
 
     def start(self, run: TrackedRun) -> None:
         import trackio
 
         project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        note = run.folder / NOTE
-        replaced = note.read_text(encoding="utf-8") if note.is_file() else None
-        with suppress(ValueError):  # no such project yet
+        id_file = run.folder / RUN_ID_FILE
+        replaced = id_file.read_text(encoding="utf-8") if id_file.is_file() else None
+        with suppress(ValueError):  # the project does not exist yet
             for other in trackio.Api().runs(project):
                 if other.id == replaced:
                     other.delete()
@@ -30,7 +30,7 @@ class TrackioTracker(Tracker):
         self.run = trackio.init(
             project, name=run.name, config=run.config, embed=False, auto_log_gpu=False, auto_log_cpu=False
         )
-        note.write_text(self.run.id, encoding="utf-8")
+        id_file.write_text(self.run.id, encoding="utf-8")
         run.replay(self)
 
     def log(self, iteration: int, metrics: Metrics) -> None:

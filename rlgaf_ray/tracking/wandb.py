@@ -1,4 +1,4 @@
-"""Weights & Biases, set by its own variables: WANDB_API_KEY, WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE."""
+"""Weights & Biases tracker; configured by WANDB_API_KEY, WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from rlgaf_ray.tracking.base import PROJECT, TrackedRun, Tracker
 from rlgaf_ray.types import Metrics
 
-SECONDS = 30.0  # how long W&B may take to begin, and to upload the rest at the end
+SECONDS = 30.0  # timeout for starting a W&B run and for the upload at its end
 
 
 class WandbTracker(Tracker):
-    """One W&B run each time that the run is started, resumed or rolled back, all in one group.
+    """Logs to a new W&B run, in the same group, on each start, resume or rollback.
 
-    W&B drops what is logged at a lower step than the last, so a run that goes back needs a fresh one. The newest run of
-    the group holds every value once.
+    W&B drops values logged at a lower step than the last, so a rollback needs a new run. The newest run of the group
+    holds every value once.
     """
 
     def start(self, run: TrackedRun) -> None:
@@ -35,7 +35,7 @@ class WandbTracker(Tracker):
             dir=run.folder,
             config=run.config,
             save_code=False,
-            # the command line and the address of the git remote may hold credentials
+            # the command line and the git remote's URL may contain credentials
             settings=wandb.Settings(
                 silent=True,
                 console="off",

@@ -1,4 +1,4 @@
-"""The algorithms that ``generator.algorithm`` names; what each needs of the rest is in its section of the config."""
+"""The table of algorithms for ``generator.algorithm``; their config sections state what each needs."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ ALGORITHMS: dict[AlgorithmName, AlgorithmFactory] = {
 
 
 def configured_algorithm(folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> Algorithm:
-    """The ``AlgorithmFactory`` that ``generator.algorithm`` names."""
+    """Build the algorithm named by ``generator.algorithm``; the default ``AlgorithmFactory``."""
     return ALGORITHMS[config.generator.algorithm](folder, config, policy, pad_token_id=pad_token_id)

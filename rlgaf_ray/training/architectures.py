@@ -1,4 +1,4 @@
-"""How each ``discriminator.architecture`` is made for the warm-up, and loaded from the warm-up's folder."""
+"""The table of ``discriminator.architecture``: how to build a network for the warm-up and load its result."""
 
 from __future__ import annotations
 
@@ -27,31 +27,38 @@ from rlgaf_ray.training.regularization import freeze_lower_layers
 
 
 class New(Protocol):
+    """Builds a network to warm up."""
+
     def __call__(
         self, source: str, config: Config, *, vocab_size: int, pad_token_id: int, seed: int, device: torch.device
     ) -> DiscriminatorNetwork:
-        """A network to warm up. ``source``: the SFT model's folder, with its tokenizer."""
+        """Build the network. ``source``: folder of the SFT model with its tokenizer."""
         ...
 
 
 class Load(Protocol):
+    """Loads a warmed-up network."""
+
     def __call__(
         self, folder: str | Path, config: Config, *, pad_token_id: int, device: torch.device
     ) -> DiscriminatorNetwork:
-        """The network of a warm-up's folder, ready to train: with its adapters, and lower layers frozen."""
+        """Load the warm-up's network ready to train, with adapters added and lower layers frozen."""
         ...
 
 
-def nothing_to_check(config: Config, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None: ...
+def no_check(config: Config, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+    """Accept every config."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
+    """A row of ``DISCRIMINATORS``."""
+
     new: New
     load: Load
-    options: tuple[str, ...] = ()  # settings that ``new`` reads, beside the pooling
-    check: Callable[[Config, PreTrainedTokenizerBase, int], None] = nothing_to_check
-    """Raises ``UserError`` where ``new`` would, or where prompt and response of so many tokens are too long."""
+    options: tuple[str, ...] = ()  # settings that ``new`` reads, besides the pooling
+    check: Callable[[Config, PreTrainedTokenizerBase, int], None] = no_check
+    """Raises ``UserError`` if ``new`` would fail or if prompt plus response of that many tokens is too long."""
 
 
 def _new_scalar(
@@ -84,7 +91,7 @@ def _load_scalar(folder: str | Path, config: Config, *, pad_token_id: int, devic
 def _new_cnn(
     source: str, config: Config, *, vocab_size: int, pad_token_id: int, seed: int, device: torch.device
 ) -> CnnDiscriminator:
-    # No dropout: its draws would make a resumed run differ from an uninterrupted one.
+    # No dropout: it would make a resumed run differ from an uninterrupted one.
     return build_cnn(vocab_size=vocab_size, pad_token_id=pad_token_id, seed=seed, dropout=0.0).to(device)
 
 
@@ -120,13 +127,13 @@ def _check_question(config: Config, tokenizer: PreTrainedTokenizerBase, max_toke
     if model.generator not in FROM_SCRATCH:
         described = read_config(model.generator, trust_remote_code=model.trust_remote_code)
         key = f"discriminator.architecture={settings.architecture}"
-        check_linear_logits(model.generator, described, key, "take another architecture")
+        check_linear_logits(model.generator, described, key, "choose another architecture")
     question_ids, _ = encode_question(tokenizer, settings.question, settings.verdicts)
     limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
-    if limit is not None and (asked := max_tokens + len(question_ids) + 1) > limit:
+    if limit is not None and (needed := max_tokens + len(question_ids) + 1) > limit:
         raise UserError(
-            f"model.generator={config.model.generator} takes {limit} tokens, but prompt, response, "
-            f"discriminator.question and verdict have {asked}: shorten them, or take another model"
+            f"model.generator={config.model.generator} takes at most {limit} tokens, but prompt, response, "
+            f"discriminator.question and verdict have {needed}: shorten them, or choose another model"
         )
 
 
@@ -135,4 +142,4 @@ DISCRIMINATORS: dict[DiscriminatorArchitecture, Architecture] = {
     "cnn": Architecture(_new_cnn, _load_cnn),
     "generative": Architecture(_new_generative, _load_generative, ("question", "verdicts"), _check_question),
 }
-"""``discriminator.architecture`` by name; what each can do is in ``config.discriminator.ARCHITECTURE_TRAITS``."""
+"""Architectures by ``discriminator.architecture``; ``config.discriminator.ARCHITECTURE_TRAITS`` lists capabilities."""

@@ -1,8 +1,8 @@
-"""Which rows of a batch pass through the network together, and on which rank.
+"""Split a batch into micro-batches and distribute them across ranks.
 
-By default so many sequences in the batch's own order, padded to the batch's longest; the discriminator's updates put
-sequences of like length together (``by_length``). With a budget of tokens,
-sequences of like length stand together, padded to the longest of them. Of several ranks each gets its share by tokens.
+By default a micro-batch has a fixed number of sequences in batch order, padded to the longest of the batch.
+Discriminator updates group sequences of similar length (``by_length``). With a token budget, sequences of similar
+length are grouped and padded to the longest in the group. Ranks get balanced numbers of tokens.
 """
 
 from __future__ import annotations
@@ -24,25 +24,28 @@ Rows = list[int]
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Some rows of a batch, and their part in the batch's average."""
+    """Some rows of a batch and their weight in the batch average."""
 
     rows: Tensor  # int64 [b]
-    width: int  # columns that hold a token of these rows
-    share: float  # of the whole batch's average; 0 for a row that only keeps the ranks in step
-    token_share: float  # of its response tokens
+    width: int  # columns used by these rows
+    share: float  # weight in the batch average; 0 for a dummy row that keeps the ranks' forward passes in step
+    token_share: float  # fraction of the batch's response tokens
 
     def of(self, tensor: Tensor) -> Tensor:
-        """[B, T] -> [b, width]."""
+        """Select rows and columns: [B, T] -> [b, width]."""
         return tensor[self.rows, : self.width]
 
     def sequences(self, batch: SequenceBatch) -> SequenceBatch:
+        """Select this micro-batch's sequences."""
         return SequenceBatch(self.of(batch.token_ids), self.of(batch.attention_mask), self.of(batch.response_mask))
 
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    size: int  # sequences of a forward pass
-    tokens: int | None = None  # in place of it: tokens of a forward pass, padding included
+    """Plans forward passes by number of sequences or by a token budget."""
+
+    size: int  # sequences per forward pass
+    tokens: int | None = None  # overrides size: tokens per forward pass, padding included
     group: Group = ALONE
 
     @classmethod
@@ -51,33 +54,33 @@ class Batching:
 
     @property
     def without_gradients(self) -> Batching:
-        """A pass that keeps nothing for a backward one takes what three passes of an update do."""
+        """Return a batching with three times the size, for forward passes that keep no activations."""
         return replace(self, size=3 * self.size, tokens=None if self.tokens is None else 3 * self.tokens)
 
-    def plan(self, lengths: Sequence[int], *, per_row: int = 1) -> list[Rows]:
-        """This rank's rows, a list for each forward pass; as many lists on every rank, some of them empty.
+    def plan(self, lengths: Sequence[int], *, sequences_per_row: int = 1) -> list[Rows]:
+        """Return this rank's rows per forward pass. All ranks get the same number of passes, some of them empty.
 
-        ``per_row``: sequences that a row stands for; ``lengths``: of the longest of them.
+        ``sequences_per_row``: 2 for rows that are pairs; ``lengths``: of the longest sequence of each row.
         """
-        shares = deal(lengths, self.group.size)
-        plans = [self._split(share, lengths, per_row) for share in shares]
+        shares = balanced_shares(lengths, self.group.size)
+        plans = [self._split(share, lengths, sequences_per_row) for share in shares]
         passes = max(len(plan) for plan in plans)
         own = plans[self.group.rank]
         return own + [[]] * (passes - len(own))
 
-    def by_length(self, lengths: Sequence[int], *, per_row: int = 1) -> list[Rows]:
-        """As ``plan``, the longest first, so that little is padding; rows of one length keep their order."""
+    def by_length(self, lengths: Sequence[int], *, sequences_per_row: int = 1) -> list[Rows]:
+        """Plan like ``plan`` with rows sorted by length (stable, longest first) to minimise padding."""
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        plan = self.plan([lengths[row] for row in order], per_row=per_row)
-        return [[order[place] for place in places] for places in plan]
+        plan = self.plan([lengths[row] for row in order], sequences_per_row=sequences_per_row)
+        return [[order[index] for index in indices] for indices in plan]
 
-    def _split(self, rows: Rows, lengths: Sequence[int], per_row: int) -> list[Rows]:
+    def _split(self, rows: Rows, lengths: Sequence[int], sequences_per_row: int) -> list[Rows]:
         if self.tokens is None:
             return [rows[start : start + self.size] for start in range(0, len(rows), self.size)]
         plan: list[Rows] = []
         for row in sorted(rows, key=lambda row: -lengths[row]):
-            # The first of a pass is its longest.
-            if plan and (len(plan[-1]) + 1) * per_row * lengths[plan[-1][0]] <= self.tokens:
+            # The first row of a pass is its longest.
+            if plan and (len(plan[-1]) + 1) * sequences_per_row * lengths[plan[-1][0]] <= self.tokens:
                 plan[-1].append(row)
             else:
                 plan.append([row])
@@ -86,11 +89,11 @@ class Batching:
     def micro_batches(
         self, batch: SequenceBatch, *, average: LossAverage, among: Tensor | None = None
     ) -> Iterator[MicroBatch]:
-        """This rank's part of the batch, or of the rows ``among`` it, whose shares sum to one over the ranks."""
+        """Yield this rank's micro-batches of the batch, or of its rows ``among``; shares sum to one over all ranks."""
         mask = batch.response_mask
         chosen = torch.arange(len(mask), device=mask.device) if among is None else among
         num_tokens = mask[chosen].sum(1).tolist()
-        num_sequences = sum(count > 0 for count in num_tokens)  # an average does not count those without tokens
+        num_sequences = sum(count > 0 for count in num_tokens)  # averages ignore empty responses
         lengths = batch.attention_mask[chosen].sum(1).tolist()
         for rows in self.plan(lengths):
             index = torch.tensor(rows or [0], device=mask.device)
@@ -103,20 +106,20 @@ class Batching:
 def shuffled_minibatches(
     num_rows: int, *, epochs: int, minibatches: int, seed: Sequence[int], device: torch.device
 ) -> Iterator[Tensor]:
-    """Rows of each step, int64 [b]: in every epoch each row once, in an order that depends on ``seed`` alone."""
+    """Yield the rows of each step, int64 [b]: every row once per epoch, shuffled by ``seed``."""
     generator = np.random.default_rng(seed)
     for _ in range(epochs):
         yield from torch.from_numpy(generator.permutation(num_rows)).to(device).tensor_split(minibatches)
 
 
-def deal(lengths: Sequence[int], num_ranks: int) -> list[Rows]:
-    """Rows for each rank, in the batch's order: the longest first to the rank that has the fewest tokens so far."""
+def balanced_shares(lengths: Sequence[int], num_ranks: int) -> list[Rows]:
+    """Assign rows to ranks, longest first to the rank with the fewest tokens; each share is in batch order."""
     if num_ranks == 1:
         return [list(range(len(lengths)))]
-    hands: list[Rows] = [[] for _ in range(num_ranks)]
+    shares: list[Rows] = [[] for _ in range(num_ranks)]
     loads = [(0, 0)] * num_ranks  # tokens, rows
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
         rank = loads.index(min(loads))
-        hands[rank].append(row)
+        shares[rank].append(row)
         loads[rank] = (loads[rank][0] + lengths[row], loads[rank][1] + 1)
-    return [sorted(hand) for hand in hands]
+    return [sorted(share) for share in shares]

@@ -1,4 +1,4 @@
-"""What the loop asks of a discriminator. ``NeuralDiscriminator`` is the built-in one; any other can take its place."""
+"""The protocol between the training loop and a discriminator; ``NeuralDiscriminator`` is the built-in one."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from rlgaf_ray.types import Demonstration, Metrics, Rollout, ScoredRollout, Weig
 
 
 class Discriminator(Protocol):
-    """Scores responses (higher: more like a demonstration), and learns to tell rollouts from demonstrations.
+    """Scores responses (higher: more like a demonstration) and learns to separate rollouts from demonstrations.
 
-    In a group every rank is called alike, with all sequences; what a method returns is the same on all of them.
+    Every rank of a group makes the same calls with all sequences and gets the same results.
     """
 
     group: Group
-    """``ALONE`` once its other ranks failed: what is saved then has to be complete."""
+    """Set to ``ALONE`` if the other ranks failed; ``save`` must then write a full state."""
 
     @property
     def needs(self) -> BatchNeeds:
-        """The rows that ``update`` asks for beside the rollouts."""
+        """The rows that ``update`` needs in addition to the rollouts."""
         ...
 
     def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
-        """What each response token adds to its logit, row after row in one array (float32 [sum of R]), and the version.
+        """Return each response token's contribution to the logit, concatenated (float32 [sum of R]), and the version.
 
-        One array travels between processes, and the items, which the caller has, do not. Scores of full responses:
-        ``scores_at_the_end``. The version is the number of updates.
+        A single array is cheap to send between processes; the caller already has the items. For sequence-level scores
+        use ``scores_at_the_end``. The version is the number of updates.
         """
         ...
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
     ) -> Metrics:
-        """One update; the rows are those that ``needs`` asks for. Metrics: ``discriminator/*``."""
+        """Run one update on the rows described by ``needs`` and return ``discriminator/*`` metrics."""
         ...
 
     def weights(self) -> WeightUpdate | None:
-        """Rank 0's current weights, for a learner that back-propagates through them; None where it has none."""
+        """Return rank 0's current weights for a learner that back-propagates through them, or None if not supported."""
         ...
 
     def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
-        """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
+        """Scale the configured learning rate from now on; ``refresh`` resets the optimiser's moments."""
         ...
 
     def save(self, folder: Place) -> None:
-        """Write a checkpoint; rank 0 alone writes."""
+        """Write a checkpoint; called on every rank, written by rank 0."""
         ...
 
     def load(self, folder: Place, *, version: int) -> None:
@@ -62,16 +62,15 @@ class Discriminator(Protocol):
 
 
 class DiscriminatorFactory(Protocol):
-    def __call__(self, folder: Path, config: Config, *, pad_token_id: int, device: str, group: Group) -> Discriminator:
-        """A discriminator, in the process that it is to live in. On Ray the factory is pickled.
+    """Builds a discriminator in its own process; with Ray the factory is pickled."""
 
-        ``folder``: the warm-up's, a Hugging Face folder with a tokenizer.
-        """
+    def __call__(self, folder: Path, config: Config, *, pad_token_id: int, device: str, group: Group) -> Discriminator:
+        """Build the discriminator. ``folder``: the warm-up's result, a Hugging Face folder with a tokenizer."""
         ...
 
 
 def scores_at_the_end(items: Sequence[Response], scores: Sequence[float]) -> np.ndarray:
-    """One score a response as ``Discriminator.token_scores`` gives them: all of it at the last token."""
+    """Convert sequence-level scores to the format of ``Discriminator.token_scores``, all on the last token."""
     ends = np.cumsum([len(item.response_ids) for item in items])
     parts = np.zeros(ends[-1], np.float32)
     parts[ends - 1] = scores
@@ -81,8 +80,10 @@ def scores_at_the_end(items: Sequence[Response], scores: Sequence[float]) -> np.
 def with_scores(
     rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration], token_scores: np.ndarray, version: int
 ) -> tuple[list[ScoredRollout], list[float]]:
-    """What ``Discriminator.token_scores`` gave for rollouts and then demonstrations: the former with theirs, the
-    latter's logits."""
+    """Split the ``Discriminator.token_scores`` of rollouts followed by demonstrations.
+
+    Returns the scored rollouts and the demonstrations' logits.
+    """
     items: list[Response] = [*rollouts, *demonstrations]
     ends = np.cumsum([len(item.response_ids) for item in items])
     rows = np.split(token_scores, ends[:-1])

@@ -1,8 +1,8 @@
-"""A group of processes that train one network: replicas (``ddp``) or shards (``fsdp``), and the sums over them.
+"""Data-parallel training of one network with replicas (``ddp``) or shards (``fsdp``).
 
-Every rank sees the whole batch, computes what is cheap (rewards, advantages) for all of it, and passes its share of the
-rows through the network. Losses are shares of the whole batch's average, so gradients and metrics are summed, never
-averaged. A group of one is the default: it communicates nothing.
+Every rank gets the full batch, computes rewards and advantages for all of it, and runs the network on its share of the
+rows. A rank's loss is its share of the batch average, so gradients and metrics are summed, never averaged. The default
+group of one process does not communicate.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import blocks_of, response_hidden
 from rlgaf_ray.models.lora import merged_state
 
-BUCKET_BYTES = 25 * 2**20  # of gradients in one message, as torch's own DistributedDataParallel
+BUCKET_BYTES = 25 * 2**20  # gradients per all-reduce, the default of DistributedDataParallel
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Where this process stands; ``Group()`` is alone."""
+    """Rank and size of a process group; ``Group()`` is a single process."""
 
     rank: int = 0
     size: int = 1
@@ -49,28 +49,29 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes files and answers for the group."""
+        """Whether this is rank 0, which writes files and returns the group's results."""
         return self.rank == 0
 
     @property
     def shards(self) -> bool:
+        """Whether weights are sharded across ranks."""
         return self.size > 1 and self.strategy == "fsdp"
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks, in place."""
+        """All-reduce a tensor to its sum over the ranks, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def sum_numbers(self, values: Iterable[float]) -> list[float]:
-        """As ``sum``, of plain numbers in float64."""
+        """Sum plain numbers over the ranks, in float64."""
         given = list(values)
         if self.size == 1:
             return given
         return self.sum(torch.tensor(given, dtype=torch.float64, device=self.device)).tolist()
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Of replicas, in buckets. A shard's were summed in the backward pass."""
+        """Sum the replicas' gradients in buckets. FSDP has already summed those of shards in the backward pass."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]
@@ -86,7 +87,7 @@ ALONE = Group()
 def join_group(
     store: dist.Store, *, rank: int, size: int, strategy: Literal["ddp", "fsdp"], device: torch.device, timeout: float
 ) -> Group:
-    """Meet the other ranks over ``store`` (rank 0's); returns when all are there."""
+    """Initialise the process group through rank 0's ``store``; blocks until all ranks have joined."""
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=store,
@@ -98,7 +99,10 @@ def join_group(
 
 
 def leave_group() -> Group:
-    """For a replica whose group is broken: alone from now on. transformers lets no rank but the first write files."""
+    """Destroy a broken process group so that a surviving replica is a single process and may write files.
+
+    transformers only lets rank 0 of an initialised group write.
+    """
     dist.destroy_process_group()
     return ALONE
 
@@ -106,12 +110,13 @@ def leave_group() -> Group:
 def prepare(
     network: PreTrainedModel, settings: LearnerSection, group: Group, *, frozen: bool = False, dropout: bool = False
 ) -> None:
-    """Checkpoint a trained transformer's activations and cut its weights over the group, where the settings ask so.
+    """Enable activation checkpointing and shard the weights across ranks, as configured.
 
-    ``dropout``: the blocks draw random numbers in training, which a recomputed block has to draw again.
+    ``dropout``: the blocks use dropout, so recomputation must restore the random state.
 
-    Shards (FSDP2, ``fully_shard``) are gathered block by block as the pass reaches them. A network without blocks (an
-    LSTM, a CNN) is small: each rank keeps a replica. Raises ``UserError`` where such a one should be checkpointed.
+    FSDP2 (``fully_shard``) gathers shards block by block. A network without transformer blocks (LSTM, CNN) is small, so
+    each rank keeps a replica. Raises ``UserError`` if activation checkpointing is set for a trained network without
+    blocks.
     """
     blocks = blocks_of(network)
     if settings.activation_checkpointing and not frozen:
@@ -140,50 +145,50 @@ def prepare(
         network.response_hidden = MethodType(response_hidden, network)  # type: ignore[assignment]
         fully_shard(network, **options)
         register_fsdp_forward_method(network, "response_hidden")
-    else:  # a scalar model's body and head are called one after the other
+    else:  # body and head of a scalar model are called separately
         fully_shard(network.base_model, **options)
         fully_shard(head, **options)
     for module in network.modules():
         if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # summed: a loss is a share of the whole batch's
+            module.set_gradient_divide_factor(1.0)  # sum, because a rank's loss is its share of the batch average
             module.set_force_sum_reduction_for_comms(True)
 
 
 def reshard(network: nn.Module) -> None:
-    """Let go of what a pass without a backward one left gathered; parameters are then this rank's shards again."""
+    """Free parameters left gathered by a forward pass without a backward pass."""
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A shard's whole tensor, gathered by all ranks together; any other tensor as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather the full tensor of a DTensor, a collective over all ranks; return other tensors unchanged."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a shard, sharing its memory; any other tensor as it is."""
+    """Return this rank's shard of a DTensor without copying; return other tensors unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def cut_like(tensor: Tensor, example: Tensor) -> Tensor:
-    """A whole tensor that every rank holds, cut as ``example`` is."""
+def shard_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """Shard a full tensor, present on every rank, like ``example``; no change if that is not a DTensor."""
     if not isinstance(example, DTensor):
         return tensor
     moved = tensor.to(example.to_local().device)
     return distribute_tensor(moved, example.device_mesh, example.placements, src_data_rank=None)
 
 
-def whole_state(network: nn.Module, group: Group, names: Iterable[str] | None = None) -> dict[str, Tensor] | None:
-    """Rank 0 gets the whole ``state_dict`` (or some ``names`` of it), gathered entry by entry; the others None.
+def gather_state_dict(network: nn.Module, group: Group, names: Iterable[str] | None = None) -> dict[str, Tensor] | None:
+    """Gather the full ``state_dict`` (or only ``names``) entry by entry on rank 0; other ranks get None.
 
-    Ties stay ties, adapters are merged. A network that is not cut is not copied, one that is into rank 0's CPU memory.
+    Ties are preserved, adapters are merged. Unsharded tensors are not copied; sharded ones go to rank 0's CPU memory.
     """
     gathered: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in merged_state(network, names).items():
         if id(tensor) not in gathered:
-            full = whole(tensor.detach())
+            full = full_tensor(tensor.detach())
             if isinstance(tensor, DTensor):
                 full = full.cpu() if group.first else full[:0]
             gathered[id(tensor)] = full
@@ -191,16 +196,16 @@ def whole_state(network: nn.Module, group: Group, names: Iterable[str] | None = 
     return state if group.first else None
 
 
-def restore_whole(network: PreTrainedModel, folder: str | Path) -> None:
-    """Load the weights that ``save_pretrained`` wrote for this very architecture; every rank reads them."""
-    kind = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
-    saved = kind.from_pretrained(folder, dtype=network.dtype, use_safetensors=True).state_dict()  # type: ignore[attr-defined]
+def load_full_state_dict(network: PreTrainedModel, folder: str | Path) -> None:
+    """Load full weights written by ``save_pretrained`` for the same architecture; every rank reads them."""
+    model_class = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
+    saved = model_class.from_pretrained(folder, dtype=network.dtype, use_safetensors=True).state_dict()  # type: ignore[attr-defined]
     own = network.state_dict()
-    network.load_state_dict({name: cut_like(tensor, own[name]) for name, tensor in saved.items()})
+    network.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in saved.items()})
 
 
 def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """In order, each of one type and of at most ``BUCKET_BYTES`` unless a tensor alone is larger."""
+    """Group tensors in order into buckets of one dtype and at most ``BUCKET_BYTES``; a larger one is on its own."""
     buckets: list[list[Tensor]] = []
     filled = 0
     for tensor in tensors:

@@ -1,10 +1,11 @@
-"""Updates from pairs: a demonstration is preferred to a sample for the same prompt. The discriminator is not read.
+"""Preference updates: demonstrations are preferred to samples for the same prompt. The discriminator is not used.
 
-- DPO (arXiv 2305.18290) with one's own samples as the rejected responses, and the frozen reference.
-- SPIN (arXiv 2401.01335), with ``self_play``: the reference is the policy that sampled the batch. One iteration here is
-  one of SPIN's, if the batch has a sample for every demonstration and ``epochs`` and ``minibatches`` train it through.
+- DPO (arXiv 2305.18290) with the policy's own samples as rejected responses and the frozen reference.
+- SPIN (arXiv 2401.01335), with ``self_play``: the reference is the policy that sampled the batch. One iteration is one
+  SPIN iteration if the batch has a sample for every demonstration and ``epochs`` and ``minibatches`` give enough
+  steps on it.
 - DITTO (arXiv 2406.00888, section 3.2), with ``replay_share`` and ``between_share``: samples of earlier iterations are
-  rejected too, and this iteration's are preferred to them.
+  also rejected, in favour of demonstrations or of this iteration's samples.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from rlgaf_ray.types import Demonstration, Metrics, SequenceBatch, TrainBatch
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
+    """A chosen and a rejected response to one prompt."""
+
     chosen: Demonstration
     rejected: Demonstration
 
 
 class EarlierSamples:
-    """The newest samples of the iterations before this one."""
+    """The most recent samples of previous iterations."""
 
     def __init__(self, size: int) -> None:
         self.samples: deque[Demonstration] = deque(maxlen=size)
 
     def draw(self, prompt_ids: np.ndarray, generator: np.random.Generator) -> Demonstration | None:
-        """One for this prompt; None where there is none."""
+        """Return a random sample for this prompt, or None if there is none."""
         known = [sample for sample in self.samples if np.array_equal(sample.prompt_ids, prompt_ids)]
         return known[generator.integers(len(known))] if known else None
 
@@ -66,8 +69,8 @@ class DirectPreference(Algorithm):
         iteration: int,
         text: SequenceBatch | None,
     ) -> Metrics:
-        """As ``Algorithm.update``. ``text``: the demonstrations of the rollouts' prompts, row by row."""
-        assert text is not None, "each rollout comes with the demonstration of its prompt"
+        """Run one update (see ``Algorithm.update``); ``text`` has the demonstration of each rollout's prompt by row."""
+        assert text is not None, "DPO needs the demonstration of each rollout's prompt"
         settings, seed = self.settings, [policy.config.run.seed, iteration]
         sampled = rows_of(batch.sequences)
         pairs = self.pairs(rows_of(text), sampled, np.random.default_rng([*seed, 1]))
@@ -78,7 +81,7 @@ class DirectPreference(Algorithm):
         reference = policy.frozen_logprobs(sequences, anchor).sum(1)
 
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
-        sums.add(policy.rollout_metrics(batch), 1.0)
+        sums.add(policy.policy_metrics(batch), 1.0)
         for minibatch in shuffled_minibatches(
             len(pairs), epochs=settings.epochs, minibatches=settings.minibatches, seed=seed, device=policy.device
         ):
@@ -94,36 +97,36 @@ class DirectPreference(Algorithm):
     def pairs(
         self, demonstrations: list[Demonstration], sampled: list[Demonstration], generator: np.random.Generator
     ) -> list[PreferencePair]:
-        """One for each rollout. A pair without an earlier sample of its prompt is a demonstration over the rollout."""
-        kinds = generator.random(len(sampled))
-        found = []
-        for kind, demonstration, sample in zip(kinds, demonstrations, sampled, strict=True):
+        """Build a pair per rollout; without an earlier sample of the prompt, demonstration over rollout."""
+        draws = generator.random(len(sampled))
+        pairs = []
+        for draw, demonstration, sample in zip(draws, demonstrations, sampled, strict=True):
             earlier = None
-            if kind < self.settings.replay_share + self.settings.between_share:
+            if draw < self.settings.replay_share + self.settings.between_share:
                 earlier = self.earlier.draw(sample.prompt_ids, generator)
-            chosen = demonstration if earlier is None or kind < self.settings.replay_share else sample
-            found.append(PreferencePair(chosen, sample if earlier is None else earlier))
-        return found
+            chosen = demonstration if earlier is None or draw < self.settings.replay_share else sample
+            pairs.append(PreferencePair(chosen, sample if earlier is None else earlier))
+        return pairs
 
     def parts(self, policy: Policy, sequences: SequenceBatch, minibatch: torch.Tensor) -> list[MicroBatch]:
-        """This rank's forward passes; chosen rows [b] and then their rejected ones [b]."""
+        """Return this rank's micro-batches: the chosen rows [b], then the rejected rows [b] of the same pairs."""
         num_pairs, lengths = len(sequences.token_ids) // 2, sequences.attention_mask.sum(1)
         longest = torch.maximum(lengths[:num_pairs], lengths[num_pairs:])[minibatch].tolist()
-        found = []
-        for places in policy.batching.plan(longest, per_row=2):
-            rows = minibatch[places or [0]]
-            width = max(longest[place] for place in places or [0])
-            share = len(places) / len(minibatch)
-            found.append(MicroBatch(torch.cat([rows, rows + num_pairs]), width, share, share))
-        return found
+        micro_batches = []
+        for indices in policy.batching.plan(longest, sequences_per_row=2):
+            rows = minibatch[indices or [0]]
+            width = max(longest[index] for index in indices or [0])
+            share = len(indices) / len(minibatch)
+            micro_batches.append(MicroBatch(torch.cat([rows, rows + num_pairs]), width, share, share))
+        return micro_batches
 
     def loss(
         self, policy: Policy, sequences: SequenceBatch, reference: torch.Tensor
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Metrics and loss of some pairs: [2b, T] and [2b]."""
+        """Compute metrics and loss of b pairs; ``sequences`` [2b, T], ``reference`` [2b] summed log-probs."""
         chosen, rejected = policy.logprobs(sequences).sum(1).chunk(2)
-        losses, of_pairs = dpo_loss(chosen, rejected, *reference.chunk(2), beta=self.kl.coefficient)
-        metrics = {f"preference_{name}": value for name, value in of_pairs.items()}
+        losses, pair_metrics = dpo_loss(chosen, rejected, *reference.chunk(2), beta=self.kl.coefficient)
+        metrics = {f"preference_{name}": value for name, value in pair_metrics.items()}
         loss = losses.mean()
         if self.settings.demonstration_coefficient > 0:
             num_tokens, _ = sequences.response_mask.sum(1).chunk(2)
@@ -140,7 +143,7 @@ class DirectPreference(Algorithm):
 
 
 def rows_of(sequences: SequenceBatch) -> list[Demonstration]:
-    """Prompt and response of every row."""
+    """Split every row into prompt and response."""
     token_ids, response = sequences.token_ids.cpu().numpy(), sequences.response_mask.cpu().numpy()
     return [
         Demonstration(row[: mask.argmax()].astype(np.int32), row[mask].astype(np.int32))

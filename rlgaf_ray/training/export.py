@@ -1,4 +1,4 @@
-"""Plain models out of a checkpoint that holds adapters alone."""
+"""Export full models from a checkpoint that has only LoRA adapters."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def export_merged(
     discriminator: Path,
     pad_token_id: int,
 ) -> None:
-    """Write ``target/generator`` and ``target/discriminator``: the checkpoint's adapters merged into what they adapt.
+    """Merge the checkpoint's adapters into the base weights and write ``target/generator`` and ``/discriminator``.
 
     Args:
-        generator: the folder of the frozen weights, that the run began with; ``discriminator`` likewise.
+        generator: folder of the frozen base weights that the run started from; same for ``discriminator``.
     """
     network = load_generator(generator, trust_remote_code=config.model.trust_remote_code)
     add_adapters(network, config.model.lora, seed=config.run.seed)

@@ -1,4 +1,4 @@
-"""What a model is by its content: two folders are one model where these agree, whatever their paths."""
+"""Content fingerprints of models: folders with equal fingerprints hold the same model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rlgaf_ray.models.built_in import SHA256
 from rlgaf_ray.models.generator import read_config
 
 READ = (
-    *("*.json", "*.jinja", "additional_chat_templates/*.jinja"),  # configs, tokenizer and its templates
+    *("*.json", "*.jinja", "additional_chat_templates/*.jinja"),  # configs, tokenizer, chat templates
     *("*.model", "*.txt", "*.tiktoken"),  # vocabularies
     *("*.safetensors", "*.bin"),  # weights
-    *("*.py", "*.npz"),  # code that model.trust_remote_code runs; contrast samples
+    *("*.py", "*.npz"),  # code run under model.trust_remote_code; contrast samples
 )
-"""The files of a Hugging Face folder that decide what the model or its tokenizer does."""
+"""Files of a Hugging Face folder that affect the model or its tokenizer."""
 
 
 def model_fingerprint(source: str, *, trust_remote_code: bool = False) -> str:
-    """A name of the content of ``model.generator``: a hash of a folder's files, or the hub's commit."""
+    """Return an identifier of the content of ``model.generator``: the hash of a folder's files, or the hub commit."""
     if source == FILM_REVIEWS:
         return SHA256
     if source in FROM_SCRATCH:
@@ -36,7 +36,7 @@ def model_fingerprint(source: str, *, trust_remote_code: bool = False) -> str:
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 of the names and contents of all files that loading the folder can read; large ones once a process."""
+    """Return the SHA-256 of names and contents of all files that loading can read, cached per process."""
     files = sorted({path for pattern in READ for path in folder.glob(pattern) if path.is_file()})
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         sums = list(pool.map(_checksum, files))
@@ -51,5 +51,5 @@ def _checksum(file: Path) -> str:
 
 @cache
 def _checksum_of(file: Path, *version: int) -> str:
-    """``version``: another one where the file was written again."""
+    """Return a cached file checksum; ``version`` (size, times, inode) changes if the file was rewritten."""
     return checksum(file)

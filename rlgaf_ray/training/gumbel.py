@@ -1,20 +1,20 @@
-"""One Gumbel-softmax update (RLGAF, section 2.2): the discriminator's own gradient, through soft tokens.
+"""Gumbel-softmax updates (RLGAF, section 2.2): back-propagate through the discriminator and soft tokens.
 
 Loss: binary cross-entropy of the discriminator's logit on the soft response against the label 1 (section 2, "Training
-the generator"), and a distance to the frozen reference::
+the generator"), plus the KL to the frozen reference::
 
     mean_i [ softplus(-D(x_i, y_i)) + beta * mean_t KL(pi(. | x_i, y_i<t) || pi_ref(. | x_i, y_i<t)) ]
 
-``autoregressive``: y is sampled here, and each soft token feeds the next step (the paper's method). ``conditional``: y
-is the rollout; noise that would have drawn it is drawn given it, and one pass over the true tokens gives every
-position's gradient: faster, but a token's influence on later tokens is dropped.
-The KL is exact over the vocabulary; in both modes the prefixes that it is measured at are held fixed.
+``autoregressive``: y is sampled by the learner, and each soft token is the input of the next step (the paper's method).
+``conditional``: y is the rollout, and the noise is sampled conditioned on it. One forward pass over the rollout's
+tokens gives the gradient at every position, which is faster but ignores a token's effect on later tokens.
+The KL is exact over the vocabulary; in both modes its gradient treats the prefixes as fixed.
 
-Memory, for a micro-batch of b rows, R response tokens, P prompt tokens, L layers of width W and V tokens, float32,
-beside the activations of a pass through generator and discriminator: ``autoregressive`` keeps 4 b R V bytes of
-perturbed logits and, because each step reads its own copy of the cache, about 8 b L W R (P + R / 2) bytes of keys and
-values; the KL's own pass, after that graph is freed, and the one pass of ``conditional`` take about 8 x 4 b R V bytes.
-b is ``learner.micro_batch_size``. Noise belongs to a row: the update does not depend on b. Measured:
+Memory for a micro-batch of b rows, R response tokens, P prompt tokens, L layers of width W and V tokens, float32, in
+addition to the activations of generator and discriminator: ``autoregressive`` keeps 4 b R V bytes of perturbed logits
+and, because each step has its own copy of the KV cache, about 8 b L W R (P + R / 2) bytes of keys and values. The KL's
+separate pass, after that graph is freed, and the single pass of ``conditional`` take about 8 x 4 b R V bytes. b is
+``learner.micro_batch_size``; it does not affect the update, because the noise is seeded per row. Measurements:
 docs/benchmarks.md.
 """
 
@@ -50,9 +50,9 @@ from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors
 
 
 class GumbelSoftmax(Algorithm):
-    """Holds a frozen copy of the discriminator; ``load_discriminator`` must refresh it before the first update.
+    """Back-propagates through a frozen copy of the discriminator; call ``load_discriminator`` before the first update.
 
-    No checkpoint has the copy: it is pushed again when a run is resumed.
+    The copy is not checkpointed; it is pushed again when a run resumes.
     """
 
     def __init__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> None:
@@ -72,7 +72,7 @@ class GumbelSoftmax(Algorithm):
         check_soft_tokens(policy.model)
 
     def load_discriminator(self, update: WeightUpdate) -> Metrics:
-        """Copy the discriminator's weights; the update's version is the number of updates that it has had."""
+        """Copy the discriminator's weights; the update's version counts discriminator updates."""
         check_shapes(update, self.shapes)
         self.discriminator.network.load_state_dict(to_tensors(update))
         return {
@@ -83,7 +83,7 @@ class GumbelSoftmax(Algorithm):
     def update(
         self, policy: Policy, batch: TrainBatch, sequence_rewards: Tensor, iteration: int, text: SequenceBatch | None
     ) -> Metrics:
-        """As ``Algorithm.update``, without rewards or text: the discriminator's copy takes their place."""
+        """Run one update (see ``Algorithm.update``) by the discriminator copy; rewards and text are ignored."""
         aligned = align(batch.sequences)
         temperature = annealed_temperature(
             iteration,
@@ -111,16 +111,16 @@ class GumbelSoftmax(Algorithm):
         return totals
 
     def noise(self, index: Tensor, iteration: int) -> list[torch.Generator]:
-        """A stream for each row that depends on the run's seed, the iteration and the row alone."""
+        """Return a generator per row, seeded by run seed, iteration and row only."""
         seed = self.config.run.seed
-        return [  # rollouts count from 0 upwards: below it the numbers are free
+        return [  # negative indices, because rollouts use those from 0
             torch.Generator(index.device).manual_seed(rollout_seed(seed, iteration, -1 - row)) for row in index.tolist()
         ]
 
     def autoregressive(
         self, policy: Policy, rows: AlignedBatch, noise: list[torch.Generator], temperature: float, share: float
     ) -> TensorMetrics:
-        """Adds ``share`` of the gradient at responses that are sampled here."""
+        """Add ``share`` of the gradient on responses sampled by the learner."""
         with autocast(policy.dtype, policy.device):
             sampled, read = sample_straight_through(
                 policy.model,
@@ -151,7 +151,7 @@ class GumbelSoftmax(Algorithm):
     def conditional(
         self, policy: Policy, rows: AlignedBatch, noise: list[torch.Generator], temperature: float, share: float
     ) -> TensorMetrics:
-        """Adds ``share`` of the gradient at the rollouts. The logits [B] are among the metrics."""
+        """Add ``share`` of the gradient on the rollouts. The metrics include the logits [B]."""
         response = self.policy_logits(policy, rows)
         perturbed = conditional_gumbel_perturbed(response, rows.response_ids, generator=noise)
         _, (read,) = straight_through_embeddings(perturbed, (self.discriminator.embedding,), temperature=temperature)
@@ -169,6 +169,7 @@ class GumbelSoftmax(Algorithm):
         }
 
     def policy_logits(self, policy: Policy, rows: AlignedBatch, *, reference: bool = False) -> Tensor:
+        """Compute the response logits of the policy, or of its KL reference."""
         with autocast(policy.dtype, policy.device):
             return response_logits(
                 policy.kl_reference if reference else policy.model,
@@ -178,7 +179,7 @@ class GumbelSoftmax(Algorithm):
             )
 
     def distance(self, policy: Policy, rows: AlignedBatch, response: Tensor) -> tuple[Tensor, TensorMetrics]:
-        """Mean over the rows of the mean over each one's tokens of the exact KL; ``response``: the policy's logits."""
+        """Compute the exact KL, averaged over tokens, then rows; ``response``: the policy's logits."""
         logprobs = response.log_softmax(-1, dtype=torch.float32)
         with torch.no_grad():
             reference = self.policy_logits(policy, rows, reference=True).log_softmax(-1, dtype=torch.float32)
@@ -189,16 +190,16 @@ class GumbelSoftmax(Algorithm):
 
 @torch.no_grad()
 def check_soft_tokens(model: PreTrainedModel) -> None:
-    """Refuse a model that reads more of a token than its row of the embedding."""
+    """Reject a model that needs token ids in addition to their embeddings."""
     token_ids = torch.tensor([[1, 2]], device=model.device)
     plain = model(input_ids=token_ids, use_cache=False).logits
     try:
         soft = model(inputs_embeds=embedding_matrix(model)[token_ids], use_cache=False).logits
-        fits = torch.allclose(soft, plain, rtol=1e-4, atol=1e-4)
-    except Exception:  # of the model's own: it asks for the ids
-        fits = False
-    if not fits:
+        supported = torch.allclose(soft, plain, rtol=1e-4, atol=1e-4)
+    except Exception:  # raised by a model that requires the ids
+        supported = False
+    if not supported:
         raise UserError(
-            f"generator.algorithm=gumbel feeds mixtures of embeddings, and {type(model).__name__} reads token ids "
-            "beside them: take another model, or generator.algorithm=reinforce"
+            f"generator.algorithm=gumbel feeds mixtures of embeddings, but {type(model).__name__} also needs token "
+            "ids: choose another model, or set generator.algorithm=reinforce"
         )

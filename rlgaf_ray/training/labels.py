@@ -1,4 +1,4 @@
-"""The control of shuffled labels: the discriminator sees the same texts, and which of them are real is noise."""
+"""Shuffled labels as a control: the discriminator sees the same texts with random real/fake labels."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from rlgaf_ray.data.lengths import Response
 def shuffled(
     *kinds: Sequence[Response], paired: bool, generator: np.random.Generator
 ) -> tuple[Sequence[Response], ...]:
-    """All responses in random order, divided into kinds of the same sizes: random labels as in Zhang et al. 2017 (arXiv
-    1611.03530, section 2.1).
+    """Shuffle all responses and split them into kinds of the original sizes.
 
-    ``paired``: the responses of row i are exchanged among themselves alone, because a paired loss compares the answers
-    to one prompt. Later kinds may hold several blocks of as many rows as the first.
+    Random labels as in Zhang et al. 2017 (arXiv 1611.03530, section 2.1).
+
+    ``paired``: shuffle only among the responses of row i, because a paired loss compares responses to one prompt.
+    Later kinds may have several blocks with as many rows as the first.
     """
     sizes = [len(kind) for kind in kinds]
     items = [item for kind in kinds for item in kind]

@@ -1,4 +1,4 @@
-"""The learner: one generator update from scored rollouts, its weights for the engines, its state for checkpoints."""
+"""The learner: updates the generator from scored rollouts, exports its weights, and checkpoints its state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlgaf_ray.objectives.policy import masked_average
 from rlgaf_ray.objectives.rewards import base_logprob_rewards
 from rlgaf_ray.training.algorithm import AlgorithmFactory
 from rlgaf_ray.training.algorithms import configured_algorithm
-from rlgaf_ray.training.distributed import ALONE, Group, restore_whole, whole_state
+from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, load_full_state_dict
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy, mean_nll
 from rlgaf_ray.training.rewards import RewardShaping
@@ -43,9 +43,9 @@ ALGORITHM_STATE = "algorithm.json"
 
 
 class Learner:
-    """Plain class; the same one runs in the local runner and inside the Ray actors.
+    """Trains the generator; runs in-process in the local runner and inside Ray actors.
 
-    In a group every rank is called alike, with the whole batch; what a method returns is the same on all of them.
+    Every rank of a group makes the same calls with the full batch and gets the same results.
     """
 
     def __init__(
@@ -59,7 +59,10 @@ class Learner:
         base_folder: str | Path | None = None,
         new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> None:
-        """``folder``: the SFT model. ``base_folder``: the model before SFT, for configs with an SFT stage."""
+        """Load the policy and its algorithm.
+
+        ``folder``: the SFT model. ``base_folder``: the model before SFT, for configs with an SFT stage.
+        """
         self.config = config
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
@@ -68,34 +71,34 @@ class Learner:
         self.view = View.configured(config.discriminator, lambda: end_of_text_ids(self.policy.model.config))
         self.rewards = RewardShaping(config.reward)
         self.algorithm = new_algorithm(Path(folder), config, self.policy, pad_token_id=pad_token_id)
-        self.discriminator_version: int | None = None  # of the algorithm's copy, if it holds one
+        self.discriminator_version: int | None = None  # of the algorithm's copy, if any
 
     def update(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None = None) -> Metrics:
-        """One update of the policy. ``text``: real text, if the algorithm asks for some (``AlgorithmSettings.text``).
+        """Update the policy. ``text``: real text, if the algorithm requests it (``AlgorithmSettings.text``).
 
-        Returns ``generator/*`` and ``reward/*`` metrics; ``generator/non_finite`` is 1 when a reward, the loss,
-        a gradient (the weights then stay as they were) or the stepped weights are not finite.
+        Returns ``generator/*`` and ``reward/*`` metrics. ``generator/non_finite`` is 1 if a reward, the loss, a
+        gradient or an updated weight is non-finite; a non-finite reward or gradient skips the step.
         """
         group_size = self.config.rollout.samples_per_prompt
         batch = collate(scored, self.pad_token_id, group_size, view=self.view).to(self.device)
         rewards, share = batch.rewards, self.config.reward.token_share
-        assert rewards is not None, "the rollouts came without their rewards"
+        assert rewards is not None, "the rollouts have no rewards"
         if share is not None and share != 1 and batch.token_scores is not None:
             parts = share * batch.token_scores if share else torch.zeros_like(batch.token_scores)
             batch = replace(batch, token_scores=parts)
         shared = {"reward/mean": float(rewards.mean()), "reward/deviation": float(rewards.std(correction=0))}
         if not rewards.isfinite().all():
             return shared | {"generator/non_finite": 1.0, "generator/skipped_steps": 1.0}
-        rewards, batch, more = self.rewards(rewards, batch)
-        batch, of_base = self._with_base_logprobs(batch)
-        shared |= more | of_base
-        beside = None if text is None else self._whole_text(text)
+        rewards, batch, shaping_metrics = self.rewards(rewards, batch)
+        batch, base_metrics = self._with_base_logprobs(batch)
+        shared |= shaping_metrics | base_metrics
+        text_batch = None if text is None else self._text_batch(text)
         if self.config.generator.active.needs_discriminator:
-            held = self.discriminator_version
-            assert all(item.discriminator_version == held for item in scored), (
-                f"the scores are not of discriminator {held}, the learner's copy"
+            version = self.discriminator_version
+            assert all(item.discriminator_version == version for item in scored), (
+                f"the scores are not from discriminator version {version}, the learner's copy"
             )
-        metrics = self.algorithm.update(self.policy, batch, rewards, iteration, beside)
+        metrics = self.algorithm.update(self.policy, batch, rewards, iteration, text_batch)
         finite = all(math.isfinite(value) for value in metrics.values())
         return (
             shared
@@ -104,7 +107,7 @@ class Learner:
         )
 
     def _with_base_logprobs(self, batch: TrainBatch) -> tuple[TrainBatch, Metrics]:
-        """The batch with ``reward.base_logprob`` as a reward of each token, where it is set."""
+        """Add the per-token rewards of ``reward.base_logprob`` to the batch, if set."""
         coefficient, mask = self.config.reward.base_logprob, batch.sequences.response_mask
         if coefficient == 0:
             return batch, {}
@@ -112,36 +115,36 @@ class Learner:
         batch = replace(batch, token_rewards=base_logprob_rewards(logprobs, mask, coefficient=coefficient))
         return batch, {"reward/base_logprob": float(masked_average(logprobs, mask, average="token"))}
 
-    def _whole_text(self, blocks: TextBlocks) -> SequenceBatch:
+    def _text_batch(self, blocks: TextBlocks) -> SequenceBatch:
         tokens = torch.from_numpy(blocks.token_ids).long()
-        # Padding stands on the right, where a causal model's earlier tokens do not see it.
+        # No attention mask is needed: a causal model's tokens do not attend to padding on their right.
         return SequenceBatch(tokens, torch.ones_like(tokens), torch.from_numpy(blocks.learned)).to(self.device)
 
     def load_discriminator(self, update: WeightUpdate) -> Metrics:
-        """Refresh the frozen copy that the algorithm back-propagates through."""
+        """Update the frozen discriminator copy that the algorithm back-propagates through."""
         metrics = self.algorithm.load_discriminator(update)
         self.discriminator_version = update.policy_version
         return metrics
 
     def weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> WeightUpdate:
-        """Every entry of the network's state, tied copies included, as arrays that share its memory on CPU."""
+        """Return every entry of the network's state dict, tied copies included; on CPU without copying."""
         return to_arrays(self.state(network), policy_version)
 
     def state(self, network: PolicyNetwork) -> Mapping[str, torch.Tensor]:
-        """What an engine loads of this network; of one that is cut over the group, this rank's shards."""
+        """Return the tensors that an engine loads, with adapters merged; this rank's shards if sharded."""
         return merged_state(self.policy.network(network))
 
     def num_parts(self) -> int:
-        """Parts in which ``weights_part`` gives the weights."""
+        """Return the number of chunks of ``weights_part``."""
         return len(self._parts("policy"))
 
     def weights_part(self, policy_version: int, part: int, *, network: PolicyNetwork = "policy") -> WeightUpdate | None:
-        """One of the parts of ``weights``, for rank 0 only, gathered by all ranks together.
+        """Gather one chunk of ``weights``, a collective over all ranks; only rank 0 gets it, others get None.
 
-        Whoever takes the parts one by one never has a second copy of all weights in memory.
+        Processing chunk by chunk avoids a second copy of all weights in memory.
         """
         parts = self._parts(network)
-        state = whole_state(self.policy.network(network), self.group, parts[part])
+        state = gather_state_dict(self.policy.network(network), self.group, parts[part])
         return None if state is None else to_arrays(state, policy_version, part=part, num_parts=len(parts))
 
     def _parts(self, network: PolicyNetwork) -> list[list[str]]:
@@ -150,7 +153,7 @@ class Learner:
     def mean_nll(
         self, items: Sequence[Demonstration | Rollout], *, model: PolicyNetwork | Literal["reference"]
     ) -> float:
-        """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
+        """Compute the mean negative log-likelihood of the responses in nats per token, in float32, unmasked."""
         return mean_nll(
             self.policy.network(model),
             items,
@@ -163,9 +166,9 @@ class Learner:
     def adjust(
         self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
     ) -> None:
-        """Multiply the config's learning rates of policy and critic from now on.
+        """Scale the configured learning rates of policy and critic from now on.
 
-        ``kl_coefficient``: replaces the one in use. ``refresh``: forget the optimisers' moments.
+        ``kl_coefficient``: replaces the current one. ``refresh``: reset the optimisers' moments.
         """
         settings = self.config.generator
         scaled = settings.model_copy(update={"learning_rate": settings.learning_rate * learning_rate_factor})
@@ -180,17 +183,17 @@ class Learner:
                 trained.optimizer.state.clear()
 
     def export(self, folder: str | Path) -> None:
-        """Write the generator as a plain Hugging Face folder (the tokenizer is the caller's to add)."""
-        state = whole_state(self.policy.model, self.group)
+        """Write the generator as a Hugging Face folder without a tokenizer."""
+        state = gather_state_dict(self.policy.model, self.group)
         if state is not None:
             export_network(self.policy.model, folder, state)
 
     @saves_to_storage
     def save(self, folder: Path) -> None:
-        """Generator (its adapters alone), its averages, optimiser, the algorithm's own networks and state.
+        """Checkpoint the generator (or only its adapters), averages, optimiser, and the algorithm's networks and state.
 
-        A learner draws nothing, so there is no random state. Rank 0 writes. Whatever the group, the files
-        hold whole tensors: one of another size or strategy loads them.
+        There is no random state, because seeds derive from the iteration. Called on every rank, written by rank 0. The
+        files have full tensors, so a group of another size or strategy can load them.
         """
         if not has_adapters(self.policy.model):
             self.export(folder / "generator")
@@ -212,10 +215,11 @@ class Learner:
 
     @loads_from_storage
     def load(self, folder: Path) -> None:
+        """Restore a checkpoint written by ``save``."""
         if has_adapters(self.policy.model):
             load_adapters(self.policy.model, folder / "generator")
         else:
-            restore_whole(self.policy.model, folder / "generator")
+            load_full_state_dict(self.policy.model, folder / "generator")
         load_optimizer(self.policy.optimizer, folder / "optimizer.safetensors")
         for name, trained in self.algorithm.networks().items():
             trained.load(folder / name)
@@ -223,8 +227,8 @@ class Learner:
         for name, average in self.policy.averages.items():
             if not (folder / name).is_dir():
                 raise UserError(
-                    f"{folder} holds no moving average {name!r}: generator.average_decay and "
-                    "generator.seqgan.rollout_policy_rate cannot be switched on in the middle of a run"
+                    f"{folder} has no moving average {name!r}: generator.average_decay and "
+                    "generator.seqgan.rollout_policy_rate cannot be enabled in a resumed run"
                 )
             average.load(folder / name, num_steps=state["averages"][name])
         self.algorithm.load_state_dict(state["algorithm"])

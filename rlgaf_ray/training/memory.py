@@ -1,4 +1,4 @@
-"""Keeping the memory of one step for the next, and giving it back after the last."""
+"""Control of glibc's allocator: keep freed memory between training steps, release it after the last one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc, malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Stop glibc from giving large blocks back to the system, for the rest of this process's life.
+    """Stop glibc from returning large blocks to the system, for the lifetime of this process.
 
-    A training step frees its activations and takes as much again in the next one; handed back in between, every page
-    is faulted in anew: up to a fifth of a step. Nothing happens on other C libraries. Actors get the same from their
-    environment (``actors/placement.py``), where huge pages can be asked for too.
+    A training step frees its activations and the next one allocates them again. If they were returned in between,
+    every page would fault again, which takes up to a fifth of a step. No effect with other C libraries. Actors get the
+    same setting from their environment (``actors/placement.py``), which can also enable huge pages.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -23,9 +23,9 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Hand what was kept back to the system, when no more steps follow in this process.
+    """Return the kept memory to the system after the last step of this process.
 
-    Of a warm-up of 135 M parameters that is over 3 GB, which the actors need.
+    After the warm-up of a 135 M parameter model this frees over 3 GB, which the actors need.
     """
     gc.collect()
     if platform.libc_ver()[0] == "glibc":

@@ -1,4 +1,4 @@
-"""A network as the discriminator: it scores rollouts, and learns to tell them from demonstrations."""
+"""The built-in discriminator: a network that scores rollouts and learns to separate them from demonstrations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.discriminator import with_scores
-from rlgaf_ray.training.distributed import ALONE, Group, prepare, restore_whole, whole_state
+from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, load_full_state_dict, prepare
 from rlgaf_ray.training.labels import shuffled
 from rlgaf_ray.training.optimizer import (
     build_optimizer,
@@ -42,7 +42,7 @@ REPLAY = "replay.safetensors"
 
 
 class NeuralDiscriminator:
-    """One network, its optimiser, and the number of updates it has had (``version``)."""
+    """A discriminator network with its optimiser; ``version`` counts its updates."""
 
     def __init__(
         self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
@@ -77,7 +77,7 @@ class NeuralDiscriminator:
             )
 
     def logits(self, items: Sequence[Response]) -> torch.Tensor:
-        """float32 [B] on the model's device, in one forward pass, with the gradient of the surrounding mode."""
+        """Compute logits, float32 [B], in one forward pass; gradients follow the surrounding grad mode."""
         with autocast(self.dtype, self.device):
             return self.model(self.collate(items))
 
@@ -85,46 +85,47 @@ class NeuralDiscriminator:
         return [num_tokens(item) + self.model.added_tokens for item in items]
 
     def collate(self, items: Sequence[Response]) -> SequenceBatch:
+        """Pad the items to a batch on the model's device."""
         return collate_sequences(items, self.pad_token_id).to(self.device)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
-        """Each rollout with its logit, what each of its tokens adds to it, and the version that gave them."""
+        """Score each rollout: its logit, the tokens' contributions to it, and the discriminator version."""
         return with_scores(rollouts, (), *self.token_scores(rollouts))[0]
 
     @torch.no_grad()
     def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
-        """What each response token adds to its logit, row after row in one array (float32 [sum of R]), and the version.
+        """Return each response token's contribution to the logit, concatenated (float32 [sum of R]), and the version.
 
-        One array travels between processes, and the items, which the caller has, do not.
+        A single array is cheap to send between processes; the caller already has the items.
         """
         read = self.view.read(items)
-        # A token that was not read adds nothing.
-        whole = [np.zeros(len(item.response_ids), np.float32) for item in items]
+        # Tokens outside the view contribute 0.
+        contributions = [np.zeros(len(item.response_ids), np.float32) for item in items]
         for rows in self.batching.without_gradients.plan(self._lengths(read)):
             sequences = self.collate([read[row] for row in rows or [0]])
             with autocast(self.dtype, self.device):
                 parts = self.model.token_logits(sequences).float().cpu().numpy()
             masks = sequences.response_mask.cpu().numpy()
             for row, part, mask in zip(rows, parts, masks, strict=bool(rows)):
-                whole[row][self.view.span(items[row])] = part[mask]
-        scores = torch.from_numpy(np.concatenate(whole))
+                contributions[row][self.view.span(items[row])] = part[mask]
+        scores = torch.from_numpy(np.concatenate(contributions))
         return self.group.sum(scores.to(self.device)).cpu().numpy(), self.version
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], contrast: Sequence[Demonstration] = ()
     ) -> Metrics:
-        """One AdamW step of the configured loss; for paired ones row i of each kind belongs to the same prompt.
+        """Take one AdamW step on the configured loss; for paired losses row i of each kind has the same prompt.
 
-        The gradient is accumulated over passes, so that a large batch needs no more memory than a micro-batch of each
-        kind, and summed over the group. Dropout depends on the seed, the number of this update and the rank: there a
-        group differs from a process alone, elsewhere only by rounding.
+        The gradient is accumulated over micro-batches, so memory does not grow with the batch, and summed over the
+        group. Dropout depends on seed, update number and rank. A group differs from a single process in dropout, and
+        otherwise only by rounding.
         """
-        shown: Sequence[Response] = fake
+        mixed: Sequence[Response] = fake
         more: Metrics = {}
         if self.replay is not None:
-            real, shown, num_past = self.replay.exchange(real, fake, self.version)
+            real, mixed, num_past = self.replay.exchange(real, fake, self.version)
             more["replayed_share"] = num_past / len(fake)
-        kinds: tuple[Sequence[Response], ...] = (real, shown, contrast)
+        kinds: tuple[Sequence[Response], ...] = (real, mixed, contrast)
         if self.settings.labels == "shuffled":
             generator = update_generator(self.seed, self.version, stream=1)
             kinds = shuffled(*kinds, paired=self.needs.pairs, generator=generator)
@@ -158,7 +159,7 @@ class NeuralDiscriminator:
     def _accumulate_gradients(
         self, real: Sequence[Response], fake: Sequence[Response], contrast: Sequence[Response]
     ) -> Metrics:
-        """This rank's part of the whole loss's gradient, and the loss's metrics without their prefix."""
+        """Accumulate this rank's share of the gradient; return the metrics of the full batch without prefix."""
         settings, items = self.settings, [*real, *fake, *contrast]
         counts = [len(part) for part in (real, fake, contrast) if part]
 
@@ -175,8 +176,8 @@ class NeuralDiscriminator:
             )
 
         def logits_of(forwards: list[list[int]]) -> torch.Tensor:
-            """Logits of all items, float [B]; 0 for the items that these forward passes do not cover."""
-            # One cast of the weights for all forward passes, except of shards, which come and go with each of them.
+            """Return logits [B] of all items; 0 for items outside these forward passes."""
+            # Cast the weights once for all forward passes, except shards, which are gathered in each pass.
             with nullcontext() if self.group.shards else autocast(self.dtype, self.device):
                 parts = [self.logits([items[row] for row in rows or [0]]) for rows in forwards]
             logits = torch.zeros(len(items), dtype=parts[0].dtype, device=self.device)
@@ -184,19 +185,19 @@ class NeuralDiscriminator:
                 if rows:
                     logits = logits.index_copy(0, torch.tensor(rows, device=self.device), part)
                 else:
-                    logits = logits + 0 * part  # every rank has as many passes, and this one has run out of rows
+                    logits = logits + 0 * part  # dummy pass of a rank without rows, for the collectives
             return logits
 
         passes, clipped = self._passes(items, counts), None
         if settings.loss_traits.clipped and (len(passes) > 1 or self.group.size > 1):
-            # The whole batch decides, with the random draws that the passes below make again.
+            # The risk of the full batch decides, computed with the same dropout as in the passes below.
             with torch.no_grad(), seeded(self.seed, self.version, self.device, rank=self.group.rank):
-                whole = self.group.sum(torch.stack([logits_of(forwards) for forwards in passes]).sum(0))
-            clipped = bool(loss_of(whole)[1]["negative_risk"] < 0)
+                all_logits = self.group.sum(torch.stack([logits_of(forwards) for forwards in passes]).sum(0))
+            clipped = bool(loss_of(all_logits)[1]["negative_risk"] < 0)
         seen = torch.zeros(len(items), device=self.device)
         for index, forwards in enumerate(passes):
             logits = logits_of(forwards)
-            # A sum over sequences (or pairs): the gradient of these rows does not depend on the others' zeros.
+            # The loss sums over sequences (or pairs), so the zeros of other rows do not affect these gradients.
             loss, _ = loss_of(logits, clipped)
             if index == 0 and self.group.first:
                 loss = loss + self.model.penalty()
@@ -206,10 +207,10 @@ class NeuralDiscriminator:
         return {name: float(value) for name, value in {"loss": loss, **metrics}.items()}
 
     def _passes(self, items: Sequence[Response], counts: Sequence[int]) -> list[list[list[int]]]:
-        """Rows of each forward pass of each backward pass: like lengths together; pairs stay together.
+        """Return the rows of each forward pass of each backward pass, grouped by length and keeping pairs together.
 
-        Up to three micro-batches, or one of each kind of pairs. One forward pass of them all is no faster on a CPU, and
-        has more padding (``benchmarks/discriminator_update.py``).
+        A backward pass covers up to three micro-batches, or one of each kind for pairs. A single forward pass for all
+        of them is no faster on CPU and has more padding (``benchmarks/discriminator_update.py``).
         """
         lengths = self._lengths(items)
         if not self.needs.pairs:
@@ -219,16 +220,16 @@ class NeuralDiscriminator:
         pairs = [max(lengths[start + row] for start in starts) for row in range(counts[0])]
         return [
             [[start + row for row in rows] for start in starts]
-            for rows in self.batching.by_length(pairs, per_row=len(starts))
+            for rows in self.batching.by_length(pairs, sequences_per_row=len(starts))
         ]
 
     def weights(self) -> WeightUpdate | None:
-        """Every entry of the network's state under this version, as arrays that share its memory on CPU: rank 0's."""
-        state = whole_state(self.model.network, self.group)
+        """Return rank 0's full state dict under the current version, on CPU without copying; None on other ranks."""
+        state = gather_state_dict(self.model.network, self.group)
         return None if state is None else to_arrays(state, self.version)
 
     def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
-        """Multiply the config's learning rate from now on; ``refresh``: forget the optimiser's moments."""
+        """Scale the configured learning rate from now on; ``refresh`` resets the optimiser's moments."""
         learning_rate = self.configured.learning_rate * learning_rate_factor
         self.settings = self.configured.model_copy(update={"learning_rate": learning_rate})
         if refresh:
@@ -236,12 +237,12 @@ class NeuralDiscriminator:
 
     @saves_to_storage
     def save(self, folder: Path) -> None:
-        """Written by rank 0: whole tensors, which a group of another size or strategy loads."""
+        """Checkpoint full tensors, which a group of another size or strategy can load; written by rank 0."""
         folder.mkdir(parents=True, exist_ok=True)
         if has_adapters(self.model.network):
             if self.group.first:
                 save_adapters(self.model.network, folder)
-        elif (state := whole_state(self.model.network, self.group)) is not None:
+        elif (state := gather_state_dict(self.model.network, self.group)) is not None:
             self.model.export(folder, state)
         save_optimizer(self.optimizer, folder / "optimizer.safetensors", self.group)
         if self.replay is not None and self.group.first:
@@ -249,10 +250,11 @@ class NeuralDiscriminator:
 
     @loads_from_storage
     def load(self, folder: Path, *, version: int) -> None:
+        """Restore a checkpoint written after ``version`` updates."""
         if has_adapters(self.model.network):
             load_adapters(self.model.network, folder)
         else:
-            restore_whole(self.model.network, folder)
+            load_full_state_dict(self.model.network, folder)
         load_optimizer(self.optimizer, folder / "optimizer.safetensors")
         if self.replay is not None:
             self.replay.load(folder / REPLAY)

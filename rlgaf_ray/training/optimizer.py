@@ -1,4 +1,4 @@
-"""AdamW, learning-rate schedules as a function of the step alone, and optimiser state as safetensors and JSON."""
+"""AdamW, stateless learning rate schedules, and optimiser checkpoints as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlgaf_ray.config.section import LearningRateSchedule
-from rlgaf_ray.training.distributed import ALONE, Group, cut_like, whole
+from rlgaf_ray.training.distributed import ALONE, Group, full_tensor, shard_like
 
 
 def build_optimizer(
     parameters: Iterable[nn.Parameter], *, learning_rate: float, betas: tuple[float, float], weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with decay on matrices only: biases and norms keep their scale."""
+    """Build AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only, not on biases and norms."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
@@ -29,7 +29,7 @@ def build_optimizer(
 
 
 def schedule_factor(step: int, *, num_steps: int, num_warmup_steps: int, schedule: LearningRateSchedule) -> float:
-    """Multiplier of the learning rate at ``step`` (from 0): linear warm-up, then constant, or down to zero."""
+    """Return the learning rate multiplier at ``step`` (from 0): linear warm-up, then constant or decay to zero."""
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps
     progress = min(1.0, (step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))
@@ -50,13 +50,13 @@ def optimizer_step(
     max_grad_norm: float,
     group: Group = ALONE,
 ) -> float:
-    """Sum over the group, clip, step, clear.
+    """Sum gradients across ranks, clip them, step the optimiser and clear the gradients.
 
-    Returns the norm of the whole gradient before clipping; one that is not finite skips the step (``skipped``).
+    Returns the global gradient norm before clipping. The step is skipped if it is non-finite (see ``skipped``).
     """
     parameters = list(parameters)
     group.sum_gradients(parameters)
-    norm = float(whole(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
+    norm = float(full_tensor(nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
     if not skipped(norm):
         for options in optimizer.param_groups:
             options["lr"] = learning_rate
@@ -66,17 +66,20 @@ def optimizer_step(
 
 
 def skipped(grad_norm: float) -> float:
-    """1 where ``optimizer_step`` returned this norm and left the weights and the moments as they were, else 0."""
+    """Return 1 if ``optimizer_step`` skipped the step with this norm (weights and moments unchanged), else 0."""
     return float(not math.isfinite(grad_norm))
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = ALONE) -> None:
-    """Write ``path`` (safetensors: moments) and its JSON twin (hyper-parameters): rank 0, what all ranks gather."""
+    """Write moments to ``path`` (safetensors) and hyper-parameters to a JSON file beside it.
+
+    All ranks take part in gathering full tensors; rank 0 writes.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, torch.Tensor] = {}
     for index, entries in state["state"].items():
         for name, tensor in entries.items():
-            full = whole(tensor)
+            full = full_tensor(tensor)
             if group.first:
                 tensors[f"{index}.{name}"] = full.cpu() if isinstance(tensor, DTensor) else full.contiguous()
     if group.first:
@@ -85,12 +88,12 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """As it was saved, whatever group saved it."""
+    """Load a saved optimiser state; the saving group may have had another size or strategy."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():
         index, name = key.split(".", 1)
         moment = name != "step"
-        state.setdefault(int(index), {})[name] = cut_like(tensor, parameters[int(index)]) if moment else tensor
+        state.setdefault(int(index), {})[name] = shard_like(tensor, parameters[int(index)]) if moment else tensor
     groups = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     optimizer.load_state_dict({"state": state, "param_groups": groups})

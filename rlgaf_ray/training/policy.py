@@ -1,4 +1,4 @@
-"""The policy: the trained network, its frozen references, and what every algorithm does with them."""
+"""The policy with its frozen references and the operations shared by all algorithms."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estima
 from rlgaf_ray.objectives.policy import language_model_loss, masked_average, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.batching import Batching
-from rlgaf_ray.training.distributed import ALONE, Group, prepare, whole
+from rlgaf_ray.training.distributed import ALONE, Group, full_tensor, prepare
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch, TrainBatch
 
 
 class Policy:
-    """The trained network, its frozen references, and what every algorithm does with them.
+    """The trained network, its optimiser and averages, and its frozen references.
 
-    ``reference`` is the SFT model, from which training starts, and ``base`` the model before SFT where the config needs
-    it, else the SFT model again. ``kl_reference`` is the one of them that ``kl.reference`` names.
+    ``reference`` is the SFT model, from which training starts. ``base`` is the model before SFT if the config needs it,
+    otherwise the SFT model. ``kl_reference`` is the one selected by ``kl.reference``.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Policy:
         group: Group = ALONE,
         base_folder: str | Path | None = None,
     ) -> None:
-        """``base_folder``: the model before SFT, loaded only if the config needs it; by default there was no SFT."""
+        """Load the networks. ``base_folder``: the model before SFT, loaded only if needed; None if there was no SFT."""
         self.config = config
         self.device = device
         self.group = group
@@ -64,7 +64,7 @@ class Policy:
         self.reference = frozen_start(self.model, lambda: self.load(folder))
         self.base = self.reference
         if config.needs_base_model:
-            assert base_folder is not None, "an SFT stage ran, and nobody said what it began with"
+            assert base_folder is not None, "base_folder is required after an SFT stage"
             self.base = self.load(base_folder)
         self.kl_reference = self.base if config.generator.active.kl.reference == "base" else self.reference
         self.optimizer = build_optimizer(
@@ -81,7 +81,7 @@ class Policy:
             self.averages["rollout_policy"] = MovingAverage(self.load(folder), rate=rate, debiased=False)
 
     def load(self, folder: str | Path, *, frozen: bool = True) -> PreTrainedModel:
-        """One more network of the same kind, on the same device and cut over the group in the same way."""
+        """Load a network from a folder, on this device and sharded like the policy."""
         network = load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
         if self.chunk_tokens is not None:
             check_output_layer(network)
@@ -89,16 +89,17 @@ class Policy:
         return network
 
     def network(self, name: PolicyNetwork | Literal["reference"]) -> PreTrainedModel:
+        """Return the policy, its reference or an average by name."""
         match name:
             case "policy":
                 return self.model
             case "reference":
                 return self.reference
-        assert name in self.averages, f"the config asks for no {name}"
+        assert name in self.averages, f"{name} is not enabled in the config"
         return self.averages[name].network
 
     def logprobs(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
-        """float32 [B, T] under the distribution that the engine samples from."""
+        """Compute log-probs, float32 [B, T], under the engine's sampling distribution."""
         with autocast(self.dtype, self.device):
             return policy_logprobs(
                 model or self.model,
@@ -109,7 +110,7 @@ class Policy:
             )
 
     def distributions(self, sequences: SequenceBatch, model: PreTrainedModel | None = None) -> torch.Tensor:
-        """float32 [B, T - first response position, V]: the whole distributions that ``logprobs`` picks from."""
+        """Compute log-probs of the full vocabulary, float32 [B, T - first response position, V]."""
         with autocast(self.dtype, self.device):
             return predicted_logprobs(
                 model or self.model,
@@ -119,11 +120,12 @@ class Policy:
             )
 
     def frozen_logprobs(self, sequences: SequenceBatch, model: PreTrainedModel) -> torch.Tensor:
+        """Compute log-probs [B, T] without gradients, split across ranks."""
         return self.frozen_pass(sequences, lambda part: self.logprobs(part, model))
 
     @torch.no_grad()
     def frozen_pass(self, sequences: SequenceBatch, values: Callable[[SequenceBatch], torch.Tensor]) -> torch.Tensor:
-        """``values`` [b, t] of every row, each rank computing its share: [B, T] on all of them."""
+        """Apply ``values`` (-> [b, t]) to all rows without gradients, split across ranks: [B, T] on every rank."""
         result: torch.Tensor | None = None
         for micro_batch in self.batching.micro_batches(sequences, average="sequence"):
             part = values(micro_batch.sequences(sequences))
@@ -131,14 +133,14 @@ class Policy:
                 result = torch.zeros(sequences.token_ids.shape, dtype=part.dtype, device=part.device)
             if micro_batch.share > 0:
                 result[micro_batch.rows, : micro_batch.width] = part
-        assert result is not None, "a batch has rows"
+        assert result is not None, "the batch is empty"
         return self.group.sum(result)
 
     def logprobs_and_exact_kl(self, sequences: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Log-probs of the policy and of ``kl_reference``, and KL(policy || reference) over the whole vocabulary.
+        """Compute log-probs of policy and ``kl_reference``, and KL(policy || reference) over the full vocabulary.
 
-        Each float32 [B, T], zero outside the response; the reference's part has no gradient. Memory: about five
-        tensors of response tokens x vocabulary, float32; ``learner.micro_batch_size`` bounds it, or
+        Each is float32 [B, T], zero outside the response; the reference has no gradient. Memory: about five float32
+        tensors of response tokens x vocabulary, limited by ``learner.micro_batch_size`` or
         ``learner.logprob_chunk_tokens``.
         """
         if self.chunk_tokens is not None:
@@ -162,10 +164,10 @@ class Policy:
         distance = torch.nn.functional.pad(exact_kl(distributions, anchors), (start, 0))
         return logprobs, reference, distance.masked_fill(~sequences.response_mask, 0.0)
 
-    def rollout_metrics(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
-        """``rollout_metrics`` of the policy as it is, by two passes without gradients."""
+    def policy_metrics(self, batch: TrainBatch) -> dict[str, torch.Tensor]:
+        """Compute ``policy_metrics`` of the current policy with two forward passes."""
         own, reference = (self.frozen_logprobs(batch.sequences, model) for model in (self.model, self.kl_reference))
-        return rollout_metrics(own, reference, batch.behaviour_logprobs, batch.sequences.response_mask)
+        return policy_metrics(own, reference, batch.behaviour_logprobs, batch.sequences.response_mask)
 
     def text_backward(self, text: SequenceBatch, coefficient: float, sums: MetricSums, *, name: str) -> None:
         """Add the gradient of ``coefficient`` times the loss on real text, and the loss to ``sums`` under ``name``."""
@@ -173,19 +175,21 @@ class Policy:
         for part in one_pass.micro_batches(text, average="token"):
             sequences = part.sequences(text)
             with autocast(self.dtype, self.device):
-                # Real text: nothing masked, temperature 1.
+                # Real text: no masked tokens, temperature 1.
                 logprobs = policy_logprobs(self.model, sequences, chunk_tokens=self.chunk_tokens)
             loss = language_model_loss(logprobs, sequences.response_mask)
             (coefficient * loss * part.share).backward()
             sums.add({name: loss}, part.share)
 
     def importance_weights(self, logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor) -> torch.Tensor | None:
+        """Compute truncated importance weights [B, T], or None if disabled."""
         cap, mode = self.config.importance_weight_cap, self.config.generator.importance_weight_mode
         if cap is None or mode == "none":
             return None
         return truncated_importance_weights(logprobs, behaviour_logprobs, cap=cap, bound=mode)
 
     def step(self, iteration: int) -> Metrics:
+        """Take an optimiser step, update the averages and return the step's metrics."""
         settings = self.config.generator
         learning_rate = settings.learning_rate * schedule_factor(
             iteration,
@@ -204,7 +208,7 @@ class Policy:
             for average in self.averages.values():
                 average.update(self.model)
         weights = [weight.detach() for weight in self.model.parameters()]
-        weight_norm = float(whole(torch.nn.utils.get_total_norm(weights)))
+        weight_norm = float(full_tensor(torch.nn.utils.get_total_norm(weights)))
         return {
             "learning_rate": learning_rate,
             "grad_norm": grad_norm,
@@ -224,28 +228,28 @@ def mean_nll(
     chunk_tokens: int | None = None,
     device: torch.device | None = None,
 ) -> float:
-    """Mean negative log-likelihood of the responses in nats per token, in float32, nothing masked."""
+    """Compute the mean negative log-likelihood of the responses in nats per token, in float32, unmasked."""
     total, count = 0.0, 0
     for rows in batching.plan([num_tokens(item) for item in items]):
         sequences = collate_sequences([items[row] for row in rows or [0]], pad_token_id)
-        sequences = sequences.to(device or model.device)  # where the weights are, unless they are offloaded
+        sequences = sequences.to(device or model.device)  # offloaded weights are on CPU, hence ``device``
         logprobs = policy_logprobs(model, sequences, temperature=temperature, chunk_tokens=chunk_tokens)
         if rows:
             total -= float(logprobs.sum())
             count += int(sequences.response_mask.sum())
-    total, everything = batching.group.sum_numbers([total, count])
-    return total / everything
+    total, num_response_tokens = batching.group.sum_numbers([total, count])
+    return total / num_response_tokens
 
 
 class KLController:
-    """The coefficient of the distance to the reference: fixed, or moved towards a target (Ziegler et al. 2019)."""
+    """The KL coefficient: fixed, or adapted to a target KL (Ziegler et al. 2019)."""
 
     def __init__(self, settings: KLSettings | GumbelKLSettings | PreferenceKLSettings) -> None:
         self.settings = settings
         self.coefficient = settings.coefficient
 
     def observe(self, kl: float, num_samples: int) -> None:
-        """A KL that is not finite moves nothing: the guard is told of it by the metrics."""
+        """Adapt the coefficient to an observed KL. A non-finite KL is ignored; the guard sees it in the metrics."""
         if self.settings.target is not None and math.isfinite(kl):
             self.coefficient = adaptive_kl_coefficient(
                 self.coefficient,
@@ -257,19 +261,20 @@ class KLController:
 
 
 class MetricSums:
-    """Means of metrics over micro-batches, weighted by their share."""
+    """Accumulates weighted means of metrics over micro-batches."""
 
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.shares: dict[str, float] = {}
 
     def add(self, metrics: dict[str, torch.Tensor], share: float) -> None:
+        """Add a micro-batch's metrics with its weight."""
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach() * share
             self.shares[name] = self.shares.get(name, 0.0) + share
 
     def means(self, group: Group = ALONE) -> Metrics:
-        """Over the micro-batches of all ranks, which have the same metrics."""
+        """Return the means over the micro-batches of all ranks, which must have the same metric names."""
         names = sorted(self.sums) if group.size > 1 else list(self.sums)
         sums = group.sum_numbers(float(self.sums[name]) for name in names)
         shares = group.sum_numbers(self.shares[name] for name in names)
@@ -277,12 +282,12 @@ class MetricSums:
 
 
 @torch.no_grad()
-def rollout_metrics(
+def policy_metrics(
     logprobs: torch.Tensor, reference: torch.Tensor, behaviour: torch.Tensor, response_mask: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What the sampled tokens say of the policy: per token, in nats.
+    """Estimate KL, entropy and engine mismatch of the policy from the sampled tokens, in nats per token.
 
-    ``kl`` and ``entropy`` are means over the same tokens, so that their sum is the tokens' NLL under the reference,
+    ``kl`` (k1) and ``entropy`` are means over the same tokens, so they add up to the tokens' NLL under the reference,
     whichever policy sampled them.
     """
 

@@ -1,8 +1,8 @@
-"""One PPO update with InstructGPT's objective (RLGAF, eq. 3; Ouyang et al. 2022, eq. 2).
+"""PPO updates with InstructGPT's objective (RLGAF, eq. 3; Ouyang et al. 2022, eq. 2).
 
-The discriminator, and with it the reward, is frozen over the epochs of one batch. Rewards are divided into running
-units before the KL is taken from them, and the critic learns alone for the first iterations, because a policy
-that follows the advantages of an untrained critic leaves the reference for nothing.
+The discriminator, and thus the reward, is frozen during the epochs on one batch. Rewards are whitened by running
+statistics before the KL penalty is subtracted. Only the critic trains in the first iterations, because the advantages
+of an untrained critic would move the policy away from the reference without benefit.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
-    rollout_metrics,
+    policy_metrics,
 )
 from rlgaf_ray.training.precision import autocast
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 class PPO(Algorithm):
+    """Proximal policy optimisation with a learned critic."""
+
     def __init__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> None:
         self.settings = config.generator.ppo
         self.seed = config.run.seed
@@ -49,7 +51,7 @@ class PPO(Algorithm):
             trust_remote_code=config.model.trust_remote_code,
             device=policy.device,
         )
-        torch.nn.init.zeros_(self.critic.network.score.weight)  # values start at zero, as whitened rewards do
+        torch.nn.init.zeros_(self.critic.network.score.weight)  # values start at zero, the mean of whitened rewards
         prepare(self.critic.network, config.learner, policy.group)
         optimizer = build_optimizer(
             self.critic.parameters(),
@@ -67,7 +69,7 @@ class PPO(Algorithm):
         iteration: int,
         text: SequenceBatch | None,
     ) -> Metrics:
-        """As ``Algorithm.update``; ``text``: of the warm-up, for PPO-ptx."""
+        """Run one update (see ``Algorithm.update``); ``text`` is the warm-up's text, for PPO-ptx."""
         settings, mask = self.settings, batch.sequences.response_mask
         old_logprobs = policy.frozen_logprobs(batch.sequences, policy.model)
         reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
@@ -75,7 +77,7 @@ class PPO(Algorithm):
         if settings.whiten_rewards:
             self.statistics.update(sequence_rewards)
             sequence_rewards = self.statistics.whiten(sequence_rewards)
-        assert settings.kl.estimator != "exact", "the exact KL is a term of the loss"
+        assert settings.kl.estimator != "exact", "the exact KL can only be a loss term"
         distance = kl_estimate(old_logprobs, reference, estimator=settings.kl.estimator)
         rewards = at_the_end(sequence_rewards, mask) - self.kl.coefficient * distance * mask
         if policy.entropy_bonus > 0:
@@ -89,7 +91,7 @@ class PPO(Algorithm):
             advantages = whiten(advantages, mask)
 
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
-        sums.add(rollout_metrics(old_logprobs, reference, batch.behaviour_logprobs, mask), 1.0)
+        sums.add(policy_metrics(old_logprobs, reference, batch.behaviour_logprobs, mask), 1.0)
         policy_moves = iteration >= settings.critic_warmup_iterations
         learning_rate = self.learning_rate(iteration)
         for minibatch in shuffled_minibatches(
@@ -149,12 +151,12 @@ class PPO(Algorithm):
         totals["kl_coefficient"] = self.kl.coefficient
         totals["critic_learning_rate"] = learning_rate
         totals["advantage_deviation"] = float(advantages[mask].std(correction=0))
-        if policy_moves:  # the coefficient has no effect before
+        if policy_moves:  # during critic warm-up the coefficient has no effect
             self.kl.observe(totals["kl"], num_samples=len(mask))
         return totals
 
     def learning_rate(self, iteration: int) -> float:
-        """The critic's rate at this iteration."""
+        """Return the critic's learning rate at this iteration."""
         factor = schedule_factor(
             iteration,
             num_steps=self.num_iterations,
@@ -164,7 +166,7 @@ class PPO(Algorithm):
         return self.settings.value_learning_rate * self.trained_critic.learning_rate_factor * factor
 
     def values(self, policy: Policy, sequences: SequenceBatch) -> torch.Tensor:
-        """V(x, y_<t) at the position of token t: the state before it is sampled, float32 [B, T]."""
+        """Compute V(x, y_<t), the value of the state before token t is sampled, at position t: float32 [B, T]."""
         with autocast(policy.dtype, policy.device):
             scores = self.critic.token_scores(sequences)
         return torch.nn.functional.pad(scores[:, :-1], (1, 0)) * sequences.response_mask

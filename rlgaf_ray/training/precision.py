@@ -1,4 +1,4 @@
-"""Where bfloat16 autocast is used: measured at twice float32 on processors that have it (AVX512_BF16, AMX, GPUs)."""
+"""Choice of bfloat16 autocast, measured at twice the speed of float32 where supported (AVX512_BF16, AMX, GPUs)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products on this device."""
+    """Return the dtype for matrix products on this device."""
     if precision != "auto":
         return getattr(torch, precision)
     if device.type == "cuda":
@@ -22,4 +22,5 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[None]:
+    """Return an autocast context for ``dtype``, disabled for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

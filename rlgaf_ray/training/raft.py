@@ -1,6 +1,6 @@
-"""Rejection fine-tuning: the best of each prompt's samples by the reward are learned like demonstrations.
+"""Rejection fine-tuning: supervised updates on the highest-reward sample of each prompt.
 
-RAFT (Dong et al. 2023, arXiv 2304.06767, algorithm 1); an iteration here is one of its rounds.
+RAFT (Dong et al. 2023, arXiv 2304.06767, algorithm 1); an iteration is one of its rounds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 class RejectionFineTuning(Algorithm):
+    """Maximum likelihood on the best sample of each prompt."""
+
     def __init__(self, folder: Path, config: Config, policy: Policy, *, pad_token_id: int) -> None:
         self.settings = config.generator.raft
         self.kl = KLController(self.settings.kl)
@@ -30,11 +32,11 @@ class RejectionFineTuning(Algorithm):
         iteration: int,
         text: SequenceBatch | None,
     ) -> Metrics:
-        """As ``Algorithm.update``; ``text``: demonstrations."""
+        """Run one update (see ``Algorithm.update``); ``text`` has demonstrations."""
         settings, sequences = self.settings, batch.sequences
         kept = best_of_groups(sequence_rewards, batch.group_size)
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
-        sums.add(policy.rollout_metrics(batch), 1.0)
+        sums.add(policy.policy_metrics(batch), 1.0)
         for minibatch in shuffled_minibatches(
             len(kept),
             epochs=settings.epochs,
@@ -62,6 +64,6 @@ class RejectionFineTuning(Algorithm):
 
 
 def best_of_groups(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Row of the highest reward among each prompt's samples, the first of equals: [B] -> int64 [B / group_size]."""
+    """Return the row of each prompt's highest reward (the first on ties): [B] -> int64 [B / group_size]."""
     groups = rewards.reshape(-1, group_size)
     return groups.argmax(1) + torch.arange(len(groups), device=rewards.device) * group_size

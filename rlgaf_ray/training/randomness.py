@@ -1,4 +1,4 @@
-"""Random draws of one update: they depend on the run's seed and the update's number alone."""
+"""Random generators of one update, seeded by the run's seed and the update number only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import torch
 
 
 def update_generator(seed: int, update: int, *, stream: int = 0) -> np.random.Generator:
-    """NumPy's generator for one update; another ``stream`` draws apart from the others of the update."""
+    """Return a NumPy generator for one update; different values of ``stream`` are independent."""
     return np.random.default_rng([seed, update, stream] if stream else [seed, update])
 
 
 @contextmanager
 def seeded(seed: int, update: int, device: torch.device, *, rank: int = 0) -> Iterator[None]:
-    """torch's random state inside; outside nothing has been drawn.
+    """Seed torch inside the context and restore its random state afterwards.
 
-    So runs in one process and on actors draw alike, and a resumed run as an uninterrupted one. Ranks of a group draw
-    apart.
+    Makes local runs match runs on actors, and resumed runs match uninterrupted ones. Each rank gets its own stream.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         entropy = [seed, update, rank] if rank else [seed, update]

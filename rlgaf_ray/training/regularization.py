@@ -1,4 +1,4 @@
-"""What keeps a discriminator from memorising: lower layers that stay as they were, and dropout."""
+"""Regularisation against memorisation: frozen lower layers and dropout."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rlgaf_ray.models.generator import blocks_of
 
 
 def freeze_lower_layers(network: PreTrainedModel, num_frozen: Callable[[int], int]) -> None:
-    """Stop the lowest blocks of a transformer, and the embeddings below them, from learning: ``num_frozen(of all)``.
+    """Freeze the lowest ``num_frozen(number of blocks)`` blocks of a transformer and its embeddings.
 
-    What warm-up taught them is kept, and fewer weights can follow the newest batch (Mo et al. 2020, "Freeze the
-    discriminator", arXiv 2002.10964). Zero freezes nothing, the embeddings neither.
-    Raises ``UserError`` where the network has fewer blocks.
+    Keeps the features learned in warm-up and reduces the capacity to fit the newest batch (Mo et al. 2020, "Freeze the
+    discriminator", arXiv 2002.10964). Zero freezes nothing, not even the embeddings.
+    Raises ``UserError`` if the network has fewer blocks.
     """
     total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
-    num_blocks = num_frozen(total)  # of a network without blocks, none
+    num_blocks = num_frozen(total)  # 0 for a network without blocks
     if num_blocks == 0:
         return
     check_frozen_layers(num_blocks, total)
@@ -39,15 +39,16 @@ def freeze_lower_layers(network: PreTrainedModel, num_frozen: Callable[[int], in
 
 
 def check_frozen_layers(num_blocks: int, total: int) -> None:
+    """Raise ``UserError`` if more blocks are to be frozen than the model has."""
     if num_blocks > total:
-        raise UserError(f"discriminator.frozen_layers={num_blocks}, but the model has {total}: freeze at most so many")
+        raise UserError(f"discriminator.frozen_layers={num_blocks}, but the model has {total}: set at most {total}")
 
 
 @contextmanager
 def dropout_of(network: nn.Module, rate: float) -> Iterator[None]:
-    """Inside, every dropout layer of the network drops ``rate`` of its entries; outside they drop none.
+    """Enable dropout with ``rate`` inside the context, in all dropout layers; outside dropout is off.
 
-    A network whose attention reads its rate from an attribute (Llama's ``attention_dropout``) drops there, too.
+    Covers attention that reads its rate from an attribute (Llama's ``attention_dropout``).
     """
     if rate == 0:
         yield
@@ -60,7 +61,7 @@ def dropout_of(network: nn.Module, rate: float) -> Iterator[None]:
         for layer in layers:
             layer.p = rate
         for reader in attention:
-            reader.attention_dropout = rate  # type: ignore[assignment]  # a number, on a module
+            reader.attention_dropout = rate  # type: ignore[assignment]
         yield
     finally:
         for layer in layers:

@@ -1,7 +1,7 @@
-"""One update by REINFORCE (RLGAF, eq. 1-2): returns, a baseline, one step on the whole batch.
+"""REINFORCE updates (RLGAF, eq. 1-2): returns, a baseline, one step on the full batch.
 
-With a clip range it is GRPO's and GSPO's: several steps on one batch, each on PPO's clipped ratio, without a critic.
-SeqGAN's policy gradient is the same update with Monte-Carlo action values in place of the reward-to-go.
+With a clip range this is GRPO or GSPO: several steps per batch on PPO's clipped ratio, without a critic. SeqGAN's
+policy gradient is the same update with Monte-Carlo action values instead of the reward-to-go.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from rlgaf_ray.training.policy import (
     KLController,
     MetricSums,
     Policy,
-    rollout_metrics,
+    policy_metrics,
 )
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
 class Reinforce(Algorithm):
+    """REINFORCE and its critic-free variants (RLOO, GRPO, GSPO, SeqGAN)."""
+
     def __init__(self, settings: PolicyGradientSettings) -> None:
         self.settings = settings
         self.kl = KLController(settings.kl)
-        self.baseline: float | None = None  # of the moving average, over the iterations before this one
+        self.baseline: float | None = None  # moving average over previous iterations
 
     def update(
         self,
@@ -50,19 +52,19 @@ class Reinforce(Algorithm):
         iteration: int,
         text: SequenceBatch | None = None,
     ) -> Metrics:
-        """As ``Algorithm.update``; ``text``: demonstrations."""
+        """Run one update (see ``Algorithm.update``); ``text`` has demonstrations."""
         settings, mask = self.settings, batch.sequences.response_mask
         estimator = settings.kl.estimator
-        # In one step the ratio to the policy before it is one, and no pass is needed to know that policy's log-probs.
-        several = settings.epochs * settings.minibatches > 1
-        old = policy.frozen_logprobs(batch.sequences, policy.model) if several else None
+        # With a single step the ratio is exactly 1, so no forward pass for the old log-probs is needed.
+        multi_step = settings.epochs * settings.minibatches > 1
+        old = policy.frozen_logprobs(batch.sequences, policy.model) if multi_step else None
         reference = None
-        if several or estimator != "exact":
+        if multi_step or estimator != "exact":
             reference = policy.frozen_logprobs(batch.sequences, policy.kl_reference)
         penalties = torch.zeros_like(batch.behaviour_logprobs)
         if settings.kl.placement == "reward":
-            assert reference is not None and estimator != "exact", "the exact KL is a term of the loss"
-            # The engine's log-probs are those of the distribution that was sampled: no second pass is needed.
+            assert reference is not None and estimator != "exact", "the exact KL can only be a loss term"
+            # Behaviour log-probs are those of the sampling distribution, so no extra forward pass is needed.
             distance = kl_estimate(batch.behaviour_logprobs, reference, estimator=estimator)
             penalties = self.kl.coefficient * mask * distance
         if policy.entropy_bonus > 0:
@@ -73,9 +75,9 @@ class Reinforce(Algorithm):
 
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
         if old is not None and reference is not None:
-            sums.add(rollout_metrics(old, reference, batch.behaviour_logprobs, mask), 1.0)
-        minibatches: Iterable[torch.Tensor | None] = [None]  # all rows, in their order
-        if several:
+            sums.add(policy_metrics(old, reference, batch.behaviour_logprobs, mask), 1.0)
+        minibatches: Iterable[torch.Tensor | None] = [None]  # all rows, in order
+        if multi_step:
             minibatches = shuffled_minibatches(
                 len(mask),
                 epochs=settings.epochs,
@@ -104,7 +106,7 @@ class Reinforce(Algorithm):
                 )
                 (loss * part.share).backward()
                 if old is None:
-                    metrics |= rollout_metrics(logprobs, anchor, behaviour, sequences.response_mask)
+                    metrics |= policy_metrics(logprobs, anchor, behaviour, sequences.response_mask)
                 if estimator == "exact":
                     metrics["kl_exact"] = masked_average(distance.detach(), sequences.response_mask, average="token")
                 sums.add({"loss": loss, "policy_loss": metrics.pop("policy_loss")}, part.share)
@@ -130,9 +132,9 @@ class Reinforce(Algorithm):
         max_tokens: int,
         importance_weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, TensorMetrics]:
-        """The configured loss of some rows, and the metrics of its policy term.
+        """Compute the configured loss of some rows and the metrics of its policy term.
 
-        ``distance``: the KL to the reference at each token. Shapes: [b, T] each -> scalar.
+        ``distance``: per-token KL to the reference. Shapes: [b, T] each -> scalar.
         """
         settings = self.settings
         if settings.clip_range is None:
@@ -163,9 +165,9 @@ class Reinforce(Algorithm):
         return loss, metrics
 
     def advantages(self, batch: TrainBatch, sequence_rewards: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
-        """[B, T]: returns (or action values) less the baselines, scaled.
+        """Compute advantages [B, T]: returns (or action values) minus the baselines, scaled.
 
-        ``sequence_rewards``: [B]; ``penalties``: [B, T], taken from the reward at each token.
+        ``sequence_rewards``: [B]; ``penalties``: [B, T], subtracted from the reward at each token.
         """
         settings, mask, group_size = self.settings, batch.sequences.response_mask, batch.group_size
         totals = sequence_rewards - penalties.sum(1)
@@ -178,17 +180,17 @@ class Reinforce(Algorithm):
             returns = totals[:, None] * mask
         centred = self.centred(returns, totals, mask, group_size)
         if settings.credit == "token":
-            assert batch.token_scores is not None, "the scores came without their tokens' parts"
+            assert batch.token_scores is not None, "credit=token needs token scores"
             num_read = mask.sum(1) if batch.num_read is None else batch.num_read
             past = past_scores(batch.token_scores, mask, num_read)
-            # Centred first: divided first, a response's own length would enter the others' baselines and come back.
+            # Centre before dividing; otherwise a response's own length would leak into its baseline through the others.
             centred = centred - self.centred(past, totals, mask, group_size) / other_lengths(num_read)
         scaled = scale_advantages(centred, mask, scale=settings.advantage_scale, group_size=group_size)
         limit = settings.advantage_clip
         return scaled if limit is None else scaled.clamp(-limit, limit)
 
     def centred(self, values: torch.Tensor, totals: torch.Tensor, mask: torch.Tensor, group_size: int) -> torch.Tensor:
-        """Values [B, T] less the configured baseline, which is of them or of the totals [B]; zero outside the mask."""
+        """Subtract the configured baseline of the values [B, T] or of the totals [B]; zero outside the mask."""
         settings = self.settings
         match settings.baseline:
             case "none":
@@ -202,7 +204,7 @@ class Reinforce(Algorithm):
             case "position_mean":
                 baseline = position_mean_baseline(values, mask)
             case "moving_average":
-                # The first batch has no past: its own mean stands in, a bias of one iteration.
+                # The first batch uses its own mean, which biases one iteration.
                 mean = float(totals.mean())
                 past = mean if self.baseline is None else self.baseline
                 baseline = torch.tensor(past)

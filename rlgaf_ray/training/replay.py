@@ -1,4 +1,4 @@
-"""Past rollouts that the discriminator learns from again, so that it does not forget what the generator once did."""
+"""Replay buffer of past rollouts, which keeps the discriminator from forgetting earlier generator behaviour."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from rlgaf_ray.training.randomness import update_generator
 from rlgaf_ray.types import Demonstration, Rollout
 
 
-class Past(NamedTuple):
+class ReplayEntry(NamedTuple):
+    """A past rollout and, in a paired buffer, the demonstration of its prompt."""
+
     generated: Demonstration
-    real: Demonstration | None  # of the same prompt, in a buffer of pairs
+    real: Demonstration | None
 
 
 class ReplayBuffer:
-    """At most ``size`` past fakes; each update takes ``share`` of its own from them (Shrivastava et al. 2017, arXiv
-    1612.07828, section 2.3, who take half).
+    """Keeps up to ``size`` past rollouts and replaces a fraction ``share`` of each update's rollouts with them.
 
-    Until it is full new rollouts are added, then they take the place of entries drawn by lot. Draws depend on the seed
-    and the number of the update. Several updates on one iteration's rollouts add them once.
-    ``paired``: a past rollout brings the demonstration of its prompt along, for a loss that compares the two.
+    Shrivastava et al. 2017 (arXiv 1612.07828, section 2.3), who replace half. New rollouts are appended until the
+    buffer is full, then overwrite random entries. Sampling depends on the seed and the update number only. Several
+    updates on the rollouts of one iteration add them once.
+    ``paired``: store each rollout with the demonstration of its prompt, for losses that compare the two.
     """
 
     def __init__(self, *, share: float, size: int, seed: int, paired: bool = False) -> None:
@@ -33,16 +35,16 @@ class ReplayBuffer:
         self.size = size
         self.seed = seed
         self.paired = paired
-        self.items: list[Past] = []
-        self.newest_version = -1  # policy that sampled the rollouts added last
+        self.items: list[ReplayEntry] = []
+        self.newest_version = -1  # policy version of the rollouts added last
 
     def exchange(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], update: int
     ) -> tuple[Sequence[Demonstration], list[Demonstration | Rollout], int]:
-        """The update's real rows and its fakes, some of these replaced by past ones, and the number of those.
+        """Return real rows, fake rows with some replaced by past rollouts, and the number of replaced rows.
 
-        Then the new ones are added. With pairs row i of both answers one prompt, before as after; else the real rows
-        are returned as they are.
+        Adds the new rollouts to the buffer afterwards. In a paired buffer row i of both answers the same prompt, in the
+        arguments and in the result; otherwise the real rows are returned unchanged.
         """
         generator = update_generator(self.seed, update)
         num_past = min(round(self.share * len(fake)), len(self.items))
@@ -53,21 +55,21 @@ class ReplayBuffer:
         pairs = zip(fake, real, strict=True) if self.paired else ((item, None) for item in fake)
         if fake[0].policy_version != self.newest_version:
             self.newest_version = fake[0].policy_version
-            new = [Past(Demonstration(item.prompt_ids, item.response_ids), own) for item, own in pairs]
+            new = [ReplayEntry(Demonstration(item.prompt_ids, item.response_ids), own) for item, own in pairs]
             self._add(new, generator)
         if self.paired:
             real = [real[row] for row in kept] + [item.real for item in past if item.real is not None]
         return real, mixed, num_past
 
-    def _add(self, new: Sequence[Past], generator: np.random.Generator) -> None:
-        room = self.size - len(self.items)
-        self.items += new[:room]
-        rest = new[room : room + self.size]
+    def _add(self, new: Sequence[ReplayEntry], generator: np.random.Generator) -> None:
+        free = self.size - len(self.items)
+        self.items += new[:free]
+        rest = new[free : free + self.size]
         for slot, item in zip(generator.choice(self.size, len(rest), replace=False), rest, strict=True):
             self.items[slot] = item
 
     def _sides(self) -> dict[str, list[np.ndarray]]:
-        """Token ids of all entries, by their names in the file."""
+        """Return the token ids of all entries by their name in the file."""
         sides = {
             "prompt_ids": [item.generated.prompt_ids for item in self.items],
             "response_ids": [item.generated.response_ids for item in self.items],
@@ -77,7 +79,7 @@ class ReplayBuffer:
         return sides
 
     def save(self, path: Path) -> None:
-        """One safetensors file: all tokens end to end, and the lengths."""
+        """Write a safetensors file with the concatenated tokens and the lengths of all entries."""
         nothing = np.zeros(0, np.int32)
         tensors = {"newest_version": np.array([self.newest_version])}
         for name, rows in self._sides().items():
@@ -87,14 +89,12 @@ class ReplayBuffer:
 
     def load(self, path: Path) -> None:
         if not path.is_file():
-            raise UserError(
-                f"{path} does not exist: discriminator.replay_share cannot be switched on in the middle of a run"
-            )
+            raise UserError(f"{path} does not exist: discriminator.replay_share cannot be enabled in a resumed run")
         tensors = load_file(path)
         if self.paired and "real_ids" not in tensors:
             raise UserError(
-                f"{path} holds rollouts without the demonstrations of their prompts: with discriminator.replay_share, "
-                "discriminator.loss cannot be changed to bradley_terry in the middle of a run"
+                f"{path} has rollouts without the demonstrations of their prompts: with discriminator.replay_share, "
+                "discriminator.loss cannot be changed to a paired loss in a resumed run"
             )
         sides = [
             np.split(tensors[name], np.cumsum(tensors[f"{name}.lengths"])[:-1])
@@ -102,7 +102,7 @@ class ReplayBuffer:
             if len(tensors[f"{name}.lengths"])
         ]
         self.items = [
-            Past(Demonstration(prompt, generated), Demonstration(prompt, *real) if real else None)
+            ReplayEntry(Demonstration(prompt, generated), Demonstration(prompt, *real) if real else None)
             for prompt, generated, *real in zip(*sides, strict=True)
         ]
         self.newest_version = int(tensors["newest_version"][0])

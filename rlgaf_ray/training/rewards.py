@@ -1,4 +1,4 @@
-"""What is done to the rewards of a batch before the policy learns from them."""
+"""Reward whitening and clipping before the policy update."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rlgaf_ray.types import Metrics, TrainBatch
 
 
 class RewardShaping:
-    """Whitening by running statistics over iterations, then clipping; neither unless asked for.
+    """Whitens rewards by running statistics over iterations, then clips them; both are optional.
 
-    A discriminator that learns moves the level and the spread of its scores; whitened, a reward means the same beside
-    the KL in every iteration, and clipped, no single score outweighs the rest.
+    As the discriminator trains, mean and scale of its scores drift. Whitening keeps the reward on a constant scale
+    relative to the KL, and clipping keeps single scores from dominating.
     """
 
     def __init__(self, settings: RewardSection) -> None:
@@ -23,7 +23,7 @@ class RewardShaping:
         self.statistics = RunningStatistics()
 
     def __call__(self, rewards: Tensor, batch: TrainBatch) -> tuple[Tensor, TrainBatch, Metrics]:
-        """The rewards [B] and the batch, whose action values (SeqGAN) are put into the same unit."""
+        """Shape the rewards [B] and rescale the batch's action values (SeqGAN) to the same unit."""
         if self.settings.whiten:
             self.statistics.update(rewards)
         shaped, metrics = self._apply(rewards), Metrics()

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning on the demonstrations, and for how long: the number of passes of the lowest held-out loss.
+"""Supervised fine-tuning on demonstrations, with the number of epochs chosen by held-out loss.
 
-With few demonstrations one small held-out part decides by chance (early stopping on 30 rows ended one model at half the
-success of another that learned from the same 300). So every demonstration is held out once, and the folds' curves are
-averaged; with many, one tenth is enough.
+With few demonstrations, a single small held-out split is too noisy: early stopping on 30 rows once gave a model with
+half the success of another one trained on the same 300 rows. So the loss curve is averaged over cross-validation
+folds. With many demonstrations a single split of one tenth is enough.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
 from rlgaf_ray.models.generator import policy_logprobs
 from rlgaf_ray.training.precision import Precision, autocast
 from rlgaf_ray.training.randomness import seeded
-from rlgaf_ray.training.warmup import Loss, NextTokenLoss, Progress, Training, Worker
+from rlgaf_ray.training.warmup import Loss, NextTokenLoss, Training, WarmupProgress, Worker
 from rlgaf_ray.types import Demonstration
 
-EVERY = 25  # steps between measurements
-PATIENCE = 4  # measurements without a new low that end a fold
+MEASURE_EVERY = 25  # steps
+PATIENCE = 4  # measurements without a new minimum before a fold stops
 FOLDS = 4
-FEWEST_ROWS = 2  # one to hold out and one to learn from
-ENOUGH_HELD_OUT = 200  # rows; with as many in a tenth, one fold is enough
+FEWEST_ROWS = 2  # one to hold out and one to train on
+ENOUGH_HELD_OUT = 200  # rows; a single split is enough if a tenth has that many
 
 
 class SftLoss:
-    """Next-token loss of the responses and, weighted, which prompt each belongs to by the model's own likelihood::
+    """Next-token loss of the responses plus a weighted contrastive loss over prompts::
 
         L = mean_t -log p(y_t | x, y_<t) + w mean_i -log p(y_i | x_i) / (p(y_i | x_i) + sum_k p(y_i | x_k))
 
-    The second mean is over the demonstrations; x_1 ... x_K are drawn, with replacement, from the prompts that differ
-    from x_i. It is InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) with the sequence's log-likelihood as
-    score: what the prompt asks for is a small part of a response's likelihood, and all of this term. It costs K + 1
-    more forward passes, of which one exists at a time (the backward pass repeats each).
+    The second mean is over the demonstrations; x_1 ... x_K are sampled with replacement from the prompts other than
+    x_i. It is InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) with the sequence log-likelihood as score.
+    The prompt's effect is a small part of a response's likelihood but all of this term. It costs K + 1 more forward
+    passes, checkpointed so that the activations of only one are in memory.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class SftLoss:
             return loss
         count = self.settings.contrastive_prompts
         drawn = torch.randint(len(self.prompts) - 1, (count, len(rows))).numpy()
-        others = drawn + (drawn >= self.own[rows])  # every prompt but its own
+        others = drawn + (drawn >= self.own[rows])  # skip the row's own prompt
         choices = torch.stack([self._likelihoods(rows, prompts) for prompts in (self.own[rows], *others)])
         contrastive = (choices.logsumexp(0) - choices[0]).sum() / len(batch)
         return loss + self.settings.contrastive_weight * contrastive
 
     def _likelihoods(self, rows: np.ndarray, prompts: np.ndarray) -> Tensor:
-        """log p of each row's response under the prompt beside it, in nats: [rows]."""
+        """Return the log-likelihood of each row's response given the paired prompt, in nats: [rows]."""
         items = [
             Demonstration(self.prompts[prompt], self.demonstrations[row].response_ids)
             for row, prompt in zip(rows, prompts, strict=True)
@@ -83,8 +83,8 @@ class SftLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A loss on some of its rows alone."""
+class Subset:
+    """A loss restricted to some of its rows."""
 
     loss: Loss
     rows: np.ndarray
@@ -106,8 +106,8 @@ def fine_tune(
     checkpoint_every: int,
     worker: Worker,
 ) -> None:
-    """``settings.steps`` steps, which must be a number. Trains ``model`` in place."""
-    assert isinstance(settings.steps, int), "the steps are decided"
+    """Train ``model`` in place for ``settings.steps`` steps, which must be a number."""
+    assert isinstance(settings.steps, int), "resolve warmup.sft.steps first"
     wrapped = worker.wrap(model)
     loss = SftLoss(wrapped, demonstrations, settings, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
@@ -123,52 +123,53 @@ def choose_steps(
     seed: int,
     worker: Worker,
 ) -> int:
-    """Steps on all ``demonstrations`` that pass over them as often as was best in cross-validation.
+    """Return the number of steps on all ``demonstrations`` that matches the best number of epochs in cross-validation.
 
-    ``make_model`` gives the model that is fine-tuned, anew for each fold. Needs ``FEWEST_ROWS`` or more.
+    ``make_model`` returns a fresh copy of the initial model for each fold. Needs at least ``FEWEST_ROWS`` rows.
     """
     order = np.random.default_rng(seed).permutation(len(demonstrations))
     enough = len(demonstrations) // 10 >= ENOUGH_HELD_OUT
     folds = [order[: len(order) // 10]] if enough else np.array_split(order, min(FOLDS, len(order)))
-    alone = Worker(device=worker.device)  # each of several workers finds the same number by itself
+    single = Worker(device=worker.device)  # every worker computes the same number independently
     curves: list[list[float]] = []
     for fold in folds:
         model = make_model()
-        # The contrastive term of a held-out response has all prompts to choose from.
+        # Held-out responses are contrasted with the prompts of all demonstrations.
         loss = SftLoss(model, demonstrations, settings, worker.device)
-        learned = Part(loss, np.setdiff1d(order, fold))
-        training = Training(model, learned, settings, settings.max_steps, precision, seed, alone)
+        training_rows = Subset(loss, np.setdiff1d(order, fold))
+        training = Training(model, training_rows, settings, settings.max_steps, precision, seed, single)
         curve: list[float] = []
         started = time.perf_counter()
-        for value in _measured(training, Part(loss, fold)):
+        for value in _measured(training, Subset(loss, fold)):
             curve.append(value)
             seconds = time.perf_counter() - started
-            tokens = (len(curve) - 1) * EVERY * settings.batch_size * _tokens_per_row(loss)
-            worker.report(Progress((len(curve) - 1) * EVERY, settings.max_steps, value, tokens / seconds))
+            steps = (len(curve) - 1) * MEASURE_EVERY
+            tokens = steps * settings.batch_size * _tokens_per_row(loss)
+            worker.report(WarmupProgress(steps, settings.max_steps, value, tokens / seconds))
             if len(curve) - 1 - int(np.argmin(curve)) == PATIENCE:
                 break
         curves.append(curve)
     shortest = min(map(len, curves))
-    best = int(np.argmin(np.mean([curve[:shortest] for curve in curves], axis=0))) * EVERY
+    best = int(np.argmin(np.mean([curve[:shortest] for curve in curves], axis=0))) * MEASURE_EVERY
     trained_on = len(order) - len(folds[0])
     return round(best * len(order) / trained_on)
 
 
 def _measured(training: Training, held_out: Loss) -> Iterator[float]:
-    """The held-out loss before the first step and after every ``EVERY`` steps."""
+    """Yield the held-out loss before the first step and after every ``MEASURE_EVERY`` steps."""
     yield _held_out(training, held_out)
     for done, _ in training.steps():
-        if done % EVERY == 0:
+        if done % MEASURE_EVERY == 0:
             yield _held_out(training, held_out)
 
 
 @torch.no_grad()
 def _held_out(training: Training, held_out: Loss) -> float:
-    """Mean over all rows; the same prompts are drawn every time."""
+    """Return the mean loss over all rows, with the same contrastive prompts every time."""
     rows, device = np.arange(len(held_out)), training.worker.device
-    parts = np.split(rows, range(training.settings.batch_size, len(rows), training.settings.batch_size))
+    chunks = np.split(rows, range(training.settings.batch_size, len(rows), training.settings.batch_size))
     with autocast(training.dtype, device), seeded(training.seed, 0, device):
-        return sum(float(held_out(part, rows)) for part in parts)
+        return sum(float(held_out(chunk, rows)) for chunk in chunks)
 
 
 def _tokens_per_row(loss: SftLoss) -> int:

@@ -1,6 +1,6 @@
-"""The supervised warm-ups as plain functions: they run in any process, alone or as one rank of several.
+"""Supervised warm-ups as plain functions, for a single process or one rank of several.
 
-Every step's batch depends on (seed, step) alone, so that a resumed warm-up equals an uninterrupted one.
+Each step's batch depends on (seed, step) only, so a resumed warm-up matches an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,22 +39,24 @@ MODEL, OPTIMIZER, STEP = "model.safetensors", "optimizer.safetensors", "step.txt
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class WarmupProgress:
+    """Progress report of a warm-up."""
+
     step: int
     num_steps: int
-    loss: float  # mean over the steps since the last report, nats per token (generator) or per window
+    loss: float  # mean over the steps since the last report, in nats per token (generator) or window (discriminator)
     tokens_per_second: float  # of this process
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """Where this process stands among the warm-up's workers, and how it reports."""
+    """Rank, device and callbacks of one warm-up process."""
 
     rank: int = 0
     num_workers: int = 1
     device: torch.device = torch.device("cpu")
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # DistributedDataParallel, with several workers
-    report: Callable[[Progress], None] = lambda progress: None
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module  # DistributedDataParallel if several workers
+    report: Callable[[WarmupProgress], None] = lambda progress: None
     checkpoint: Callable[[Callable[[Path], None]], None] = lambda write: None
     resume_from: Path | None = None
 
@@ -69,8 +71,8 @@ def warm_up_generator(
     checkpoint_every: int,
     worker: Worker,
 ) -> None:
-    """Next-token loss, averaged over the tokens that are learned. Trains ``model`` in place."""
-    assert settings.steps is not None, "the steps are decided"
+    """Train ``model`` in place on the next-token loss, averaged over the learned tokens."""
+    assert settings.steps is not None, "resolve warmup.generator.steps first"
     wrapped = worker.wrap(model)
     loss = NextTokenLoss(wrapped, blocks, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
@@ -89,7 +91,7 @@ def warm_up_discriminator(
     checkpoint_every: int,
     worker: Worker,
 ) -> None:
-    """Binary cross-entropy of the logit against the label (1 = wanted). Trains a ``DiscriminatorNetwork`` in place."""
+    """Train a ``DiscriminatorNetwork`` in place on the binary cross-entropy of its logits (label 1: wanted)."""
     wrapped = worker.wrap(model)
     loss = LabelLoss(wrapped, windows, labels, pad_token_id, worker.device)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
@@ -97,20 +99,20 @@ def warm_up_discriminator(
 
 
 class Loss(Protocol):
-    """A mean over the terms of a batch of rows, to which each worker gives the share of its own rows."""
+    """A mean loss over a batch, of which each worker computes its own rows' share."""
 
     def __len__(self) -> int:
-        """Rows there are."""
+        """Return the number of rows in the data set."""
         ...
 
     def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
-        """The sum over the terms of ``rows``, divided by the number of terms of ``batch``, which holds them."""
+        """Sum the loss terms of ``rows`` and divide by the number of terms of the full ``batch``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NextTokenLoss:
-    """Nats a learned token."""
+    """Next-token cross-entropy in nats per learned token."""
 
     model: nn.Module
     blocks: TextBlocks
@@ -120,10 +122,10 @@ class NextTokenLoss:
         return len(self.blocks)
 
     def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
-        part = self.blocks[rows]
-        length = int(np.flatnonzero(part.learned.any(axis=0))[-1]) + 1  # beyond it stands padding alone
-        tokens = torch.from_numpy(part.token_ids[:, :length]).long().to(self.device)
-        learned = torch.from_numpy(part.learned[:, 1:length]).to(self.device)
+        blocks = self.blocks[rows]
+        length = int(np.flatnonzero(blocks.learned.any(axis=0))[-1]) + 1  # only padding beyond
+        tokens = torch.from_numpy(blocks.token_ids[:, :length]).long().to(self.device)
+        learned = torch.from_numpy(blocks.learned[:, 1:length]).to(self.device)
         predicting = torch.arange(length - 1, device=self.device)
         logits = self.model(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
         logprobs = token_logprobs(logits, tokens[:, 1:])
@@ -132,7 +134,7 @@ class NextTokenLoss:
 
 @dataclass(frozen=True, slots=True)
 class LabelLoss:
-    """Nats a window."""
+    """Binary cross-entropy in nats per window."""
 
     model: nn.Module
     windows: Sequence[Demonstration]
@@ -151,7 +153,7 @@ class LabelLoss:
 
 
 class Training:
-    """AdamW on one loss. ``steps`` makes the steps; ``run`` also reports, checkpoints and resumes."""
+    """AdamW training loop on one loss. ``steps`` only trains; ``run`` also reports, checkpoints and resumes."""
 
     def __init__(
         self,
@@ -180,16 +182,16 @@ class Training:
         )
 
     def steps(self, start: int = 0) -> Iterator[tuple[int, float]]:
-        """Make the steps from ``start`` on, one for each item: how many were made, and the loss by this rank's rows."""
+        """Train from step ``start``, yielding after each step the steps done and the loss from this rank's rows."""
         worker, settings = self.worker, self.settings
         dropout = settings.dropout if isinstance(settings, SftWarmup) else 0.0
         self.stream.next(start * settings.batch_size)
         for step in range(start, self.num_steps):
             batch = self.stream.next(settings.batch_size)
             rows = batch[worker.rank :: worker.num_workers]
-            with dropout_of(self.trained, dropout):  # in the backward pass too, which may repeat a forward pass
+            with dropout_of(self.trained, dropout):  # includes backward, which may recompute a forward pass
                 with autocast(self.dtype, worker.device), seeded(self.seed, step, worker.device, rank=worker.rank):
-                    loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over them
+                    loss = self.loss(rows, batch) * worker.num_workers  # DistributedDataParallel averages over workers
                 loss.backward()
             optimizer_step(
                 self.optimizer,
@@ -200,13 +202,14 @@ class Training:
             yield step + 1, float(loss.detach())
 
     def _learning_rate_factor(self, step: int) -> float:
-        """Cosine to zero, but constant for SFT, whose number of steps is not known before it is chosen."""
+        """Return the learning rate multiplier: cosine decay, but constant for SFT, where the length is chosen later."""
         if isinstance(self.settings, SftWarmup):
             return min(1.0, (step + 1) / SFT_WARMUP_STEPS)
         warmup_steps = int(self.num_steps * self.settings.warmup_fraction)
         return schedule_factor(step, num_steps=self.num_steps, num_warmup_steps=warmup_steps, schedule="cosine")
 
     def run(self, checkpoint_every: int, *, tokens_per_row: int) -> None:
+        """Train all steps, resuming from ``worker.resume_from`` if set."""
         start = 0
         if self.worker.resume_from is not None:
             start = int((self.worker.resume_from / STEP).read_text(encoding="utf-8"))
@@ -220,7 +223,7 @@ class Training:
             if done % REPORT_EVERY == 0 or done == self.num_steps:
                 seconds = time.perf_counter() - clock
                 speed = len(losses) * rows * tokens_per_row / seconds
-                self.worker.report(Progress(done, self.num_steps, sum(losses) / len(losses), speed))
+                self.worker.report(WarmupProgress(done, self.num_steps, sum(losses) / len(losses), speed))
                 losses, clock = [], time.perf_counter()
             if done % checkpoint_every == 0 and done < self.num_steps:
                 self.worker.checkpoint(partial(self._write, done))

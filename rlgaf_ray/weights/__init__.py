@@ -1,0 +1,1 @@
+"""Weight transfer from the learner to the rollout engines: object store, NCCL or CUDA IPC."""

@@ -1,4 +1,4 @@
-"""Which way new weights take from the learner to the engines, decided by where the two stand."""
+"""Choose the weight transfer backend between learner and engines from their placement."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Backend = Literal["object_store", "nccl", "ipc"]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one process computes."""
+    """The node and GPUs of one process."""
 
     node: str
-    gpus: tuple[str, ...] = ()  # what the driver calls each card, the same in every process; empty: on CPU
+    gpus: tuple[str, ...] = ()  # UUIDs of the GPUs, the same in every process; empty on CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,48 +27,51 @@ class Choice:
     reason: str
 
     def __str__(self) -> str:
-        return f"new weights reach the engines by {self.backend}: {self.reason}"
+        return f"weight transfer over {self.backend}: {self.reason}"
 
 
 def choose_transfer(
-    asked: Literal["auto", "object_store", "nccl", "ipc"],
+    requested: Literal["auto", "object_store", "nccl", "ipc"],
     *,
     learners: Sequence[Site],
     engines: Sequence[Site],
     device_transfer: bool,
     together: bool,
 ) -> Choice:
-    """The backend that was asked for, or the fastest one that the placement allows.
+    """Return the requested backend, or with ``auto`` the fastest one that the placement allows.
 
-    ``ipc`` opens the learner's own memory and needs every engine's GPUs to be a learner's too; ``nccl`` is a
-    collective, in which no GPU may stand twice; ``object_store`` goes through the memory of the hosts and works
-    everywhere.
+    ``ipc`` maps the learner's memory and needs every engine GPU to be a learner GPU too. ``nccl`` is a collective
+    with one process per GPU. ``object_store`` goes through host memory and always works.
 
     Args:
-        learners: of each rank, the one that sends first.
-        engines: of each engine, with all of its GPUs.
-        device_transfer: whether the engines have ``ipc`` and ``nccl``.
-        together: whether all engines take new weights at once, for these two; otherwise each between its requests.
+        requested: ``weights.transfer``.
+        learners: site of each learner rank, the sending rank first.
+        engines: site of each engine, with all of its GPUs.
+        device_transfer: whether the engines support ``ipc`` and ``nccl``.
+        together: whether all engines update at the same time, as ``ipc`` and ``nccl`` require; if False, each updates
+            between its own requests.
 
     Raises:
-        UserError: the placement does not allow what was asked for.
+        UserError: the placement does not allow the requested backend.
     """
     obstacles = {"ipc": _obstacle_to_ipc(learners, engines), "nccl": _obstacle_to_nccl(learners[0], engines)}
     if not together:
-        obstacles = dict.fromkeys(obstacles, "each engine takes weights between requests of its own")
+        obstacles = dict.fromkeys(obstacles, "each engine updates its weights between its own requests")
     if not device_transfer:
-        obstacles = dict.fromkeys(obstacles, "this rollout engine takes weights from memory only")
-    match asked:
+        obstacles = dict.fromkeys(obstacles, "this rollout engine receives weights through host memory only")
+    match requested:
         case "object_store":
-            return Choice("object_store", "weights.transfer asks for it")
+            return Choice("object_store", "set by weights.transfer")
         case "ipc" | "nccl":
-            if obstacle := obstacles[asked]:
-                raise UserError(f"weights.transfer={asked} is not possible here, {obstacle}: set weights.transfer=auto")
-            return Choice(asked, "weights.transfer asks for it")
+            if obstacle := obstacles[requested]:
+                raise UserError(
+                    f"weights.transfer={requested} is not possible here, {obstacle}: set weights.transfer=auto"
+                )
+            return Choice(requested, "set by weights.transfer")
     if not obstacles["ipc"]:
         return Choice("ipc", "every engine shares its GPU with a learner")
     if not obstacles["nccl"]:
-        return Choice("nccl", "learner and engines have GPUs of their own")
+        return Choice("nccl", "learner and engines are on separate GPUs")
     reasons = dict.fromkeys(obstacles.values())
     return Choice("object_store", "; ".join(str(reason) for reason in reasons))
 
@@ -79,7 +82,7 @@ def _obstacle_to_ipc(learners: Sequence[Site], engines: Sequence[Site]) -> str |
     shared = {gpu for site in learners for gpu in site.gpus}
     for index, engine in enumerate(engines):
         if not shared.issuperset(engine.gpus):
-            return f"rollout worker {index} has a GPU that no learner is on"
+            return f"rollout worker {index} is on a GPU without a learner"
     return None
 
 
@@ -91,16 +94,16 @@ def _obstacle_to_nccl(sender: Site, engines: Sequence[Site]) -> str | None:
     if count == 1:
         return None
     if card == sender.gpus[0]:
-        return "the learner shares its GPU with a rollout worker, and NCCL takes one process a GPU"
-    return "two rollout workers share a GPU, and NCCL takes one process a GPU"
+        return "the learner shares its GPU with a rollout worker, and NCCL needs one process per GPU"
+    return "two rollout workers share a GPU, and NCCL needs one process per GPU"
 
 
 def _on_cpu(sites: Sequence[Site]) -> str | None:
-    return None if all(site.gpus for site in sites) else "learner or engines compute on CPU"
+    return None if all(site.gpus for site in sites) else "learner or engines run on CPU"
 
 
 def current_site(device: str) -> Site:
-    """Where this process computes: all GPUs that it sees, or none if ``device`` is the CPU."""
+    """Return this process's site: its node and all visible GPUs, or no GPUs if ``device`` is ``cpu``."""
     node = socket.gethostname()
     if device == "cpu":
         return Site(node)

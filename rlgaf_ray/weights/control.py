@@ -1,4 +1,4 @@
-"""What a backend needs of a running vLLM: the phases of a weight update, as ``vllm.LLM`` has them."""
+"""Protocol of the weight update phases that a transfer backend calls on a running vLLM."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 
 class Control(Protocol):
+    """The weight update methods of ``vllm.LLM``."""
+
     def init_weight_transfer_engine(self, request: dict[str, Any]) -> None: ...
 
     def start_weight_update(self) -> None: ...

@@ -1,7 +1,7 @@
-"""Weights from a learner to an engine on the same GPU by vLLM's own IPC backend: the engine opens the learner's memory.
+"""Weight transfer to engines on the learner's own GPU through vLLM's CUDA IPC backend.
 
-The learner makes handles, the engines copy from them, and only then may the learner change its weights or let go of
-them (``IpcSender.release``). Of sharded weights the whole copies are held for that long on every rank's GPU.
+The learner shares memory handles and the engines copy from them. Only after that may the learner change or free its
+weights (``IpcSender.release``). For sharded weights every rank holds the gathered full tensors on its GPU until then.
 
 Written for vLLM 0.32 and torch 2.13 (``reduce_tensor``).
 """
@@ -21,47 +21,47 @@ from rlgaf_ray.weights.nccl import update_info
 
 
 def connect(control: Control) -> None:
-    """Nobody to meet: only that each entry comes with a handle of its own."""
+    """Initialise the backend: no rendezvous, one handle per entry."""
     control.init_weight_transfer_engine({"init_info": {"packed": False}})
 
 
 def receive(control: Control, update: DeviceUpdate, *, same_process: bool = True) -> None:
-    """Copy from the learner's memory; the update was checked before (``check_announced``).
+    """Load weights from the learner's memory; call ``check_announced`` first.
 
-    To vLLM's own child processes the handles go as text: its messages carry no Python objects.
+    vLLM's child processes get the handles pickled as text, because its messages cannot carry Python objects.
     """
-    assert update.handles is not None, "an update over ipc carries handles"
+    assert update.handles is not None, "an update over ipc needs handles"
     control.start_weight_update()
     handles = [dict(update.handles[name]) for name in update.shapes]
     if same_process:
-        carried: dict[str, Any] = {"ipc_handles": handles}
+        payload: dict[str, Any] = {"ipc_handles": handles}
     else:
-        carried = {"ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
-    control.update_weights({"update_info": update_info(update) | carried})
+        payload = {"ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
+    control.update_weights({"update_info": update_info(update) | payload})
     control.finish_weight_update(weight_version=str(update.policy_version))
 
 
 class IpcSender:
-    """Holds what was shared until ``release``."""
+    """Shares the learner's weights and keeps them alive until ``release``."""
 
     def __init__(self) -> None:
         self._shared: list[torch.Tensor] = []
 
     def share(self, state: Mapping[str, torch.Tensor], policy_version: int) -> DeviceUpdate:
-        """Handles to every entry. Contiguous entries are not copied: the update shows later changes of the tensors."""
+        """Return an update with handles to every entry. Contiguous tensors are not copied, so do not modify them."""
         from torch.multiprocessing.reductions import reduce_tensor
         from vllm.distributed.weight_transfer.base import materialize_full_tensor
 
-        assert not self._shared, "the engines have not let go of the weights shared before"
-        whole = {name: materialize_full_tensor(tensor.detach()).contiguous() for name, tensor in state.items()}
-        self._shared = list(whole.values())
-        card = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        own = {name: {card: reduce_tensor(tensor)[1]} for name, tensor in whole.items()}
-        torch.cuda.current_stream().synchronize()  # the engines read from another process, which no stream orders
-        return announce(whole, policy_version, merge_handles(_from_all_ranks(own)))
+        assert not self._shared, "release the previously shared weights first"
+        full = {name: materialize_full_tensor(tensor.detach()).contiguous() for name, tensor in state.items()}
+        self._shared = list(full.values())
+        gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+        own = {name: {gpu: reduce_tensor(tensor)[1]} for name, tensor in full.items()}
+        torch.cuda.current_stream().synchronize()  # streams do not order reads from the engines' processes
+        return announce(full, policy_version, merge_handles(_from_all_ranks(own)))
 
     def release(self) -> None:
-        """The engines are done: the memory is the learner's alone again."""
+        """Stop sharing, once all engines have copied the weights."""
         self._shared = []
         torch.cuda.ipc_collect()
 
@@ -70,8 +70,8 @@ Handles = Mapping[str, Mapping[str, tuple[Any, ...]]]
 
 
 def merge_handles(ranks: list[Handles]) -> dict[str, dict[str, tuple[Any, ...]]]:
-    """Each entry with its handle on every rank's GPU: an engine takes the one of the GPU that it is on."""
-    return {name: {card: handle for rank in ranks for card, handle in rank[name].items()} for name in ranks[0]}
+    """Merge the ranks' handles per entry, keyed by GPU; an engine uses the handle of its own GPU."""
+    return {name: {gpu: handle for rank in ranks for gpu, handle in rank[name].items()} for name in ranks[0]}
 
 
 def _from_all_ranks(own: Handles) -> list[Handles]:

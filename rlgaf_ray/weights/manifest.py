@@ -1,4 +1,4 @@
-"""An update whose weights stay on GPUs: what it says that it brings, and how a receiver holds it to that."""
+"""Manifest of a GPU-to-GPU weight update, and the receiver's check of it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from rlgaf_ray.weights.state import Shapes, check_entries, entries_checksum
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceUpdate:
-    """One version of a network's weights for vLLM's own GPU backends. The weights themselves travel another way.
+    """Metadata of one version of a network's weights; vLLM's GPU backends transfer the weights themselves.
 
-    It comes in one part: what vLLM has not copied yet at a part's end it would read after the sender has let go of it.
+    It is always sent in one chunk: with several, vLLM would read tensors it has not copied yet after the sender has
+    freed them.
     """
 
     policy_version: int
-    shapes: Shapes  # every state_dict entry, tied copies included, in the order of sending
+    shapes: Shapes  # every state_dict entry, tied copies included, in sending order
     dtypes: Mapping[str, str]  # "float32", "bfloat16", "float16"
-    checksum: str  # of the three above, by the sender
-    handles: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None  # ipc: how each GPU's process opens each entry
+    checksum: str  # over the three fields above, computed by the sender
+    handles: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None  # ipc: handle of each entry by GPU UUID
 
     @property
     def is_first(self) -> bool:
@@ -46,22 +47,22 @@ def announce(
     policy_version: int,
     handles: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None,
 ) -> DeviceUpdate:
-    """What a sender says of the state dict that it is about to send."""
+    """Build the manifest of a state dict before it is sent."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items()}
     return DeviceUpdate(policy_version, shapes, dtypes, entries_checksum(policy_version, shapes, dtypes), handles)
 
 
 def check_announced(update: DeviceUpdate, expected: Shapes) -> None:
-    """Refuse an update before its first byte arrives: a damaged message, or another model's weights.
+    """Reject a corrupted manifest or the weights of another model before any data is transferred.
 
     Raises:
-        ValueError: names what is wrong, as ``check_shapes`` does.
+        ValueError: names the mismatch, as in ``check_shapes``.
     """
     if entries_checksum(update.policy_version, update.shapes, update.dtypes) != update.checksum:
         raise ValueError(
-            f"the message of version {update.policy_version} arrived changed: its names, shapes and types are not "
-            "those of the sender's checksum"
+            f"the manifest of version {update.policy_version} is corrupted: its names, shapes and types do not match "
+            "the sender's checksum"
         )
     if update.handles is not None and update.handles.keys() != update.shapes.keys():
         missing = sorted(update.shapes.keys() ^ update.handles.keys())

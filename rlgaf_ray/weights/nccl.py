@@ -1,10 +1,10 @@
-"""Weights from the learner's GPU to the engines' by vLLM's own NCCL backend: one broadcast, in packed buckets.
+"""Weight transfer from learner to engine GPUs through vLLM's NCCL backend: a broadcast in packed buckets.
 
-Who waits for whom: every engine and the learner's first rank meet at the learner's address (``Rendezvous``), once. At
-a push all of them enter the same broadcast; whoever comes first waits for the rest. Neither side calls the other: the
-driver tells both, holds each to a time limit, and so knows who did not answer.
+All engines and the learner's rank 0 join one process group at the learner's address (``Rendezvous``). Every push is a
+broadcast that all members enter, and each blocks until the others arrive. Learner and engines do not call each other:
+the driver starts both sides with a timeout each, so it knows which side did not respond.
 
-Written for vLLM 0.32, whose trainer side drives the engines through a client; ours only sends (``_Unattended``).
+Written for vLLM 0.32, whose trainer drives the engines through a client; ours only sends (``_NoClient``).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
 BUCKET_BYTES = 256 * 2**20
-NUM_BUCKETS = 2  # one is filled while the other travels
+NUM_BUCKETS = 2  # double buffering: one is filled while the other is sent
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where the members of the broadcast meet, and how many they are: the sender and every GPU of every engine."""
+    """Address and size of the broadcast group: the sender and every GPU of every engine."""
 
     address: str
     port: int
@@ -40,7 +40,7 @@ class Rendezvous:
         return 1 + self.num_engines * self.gpus_per_engine
 
     def engine_info(self, engine: int) -> dict[str, Any]:
-        """What engine number ``engine`` is told. Engines know nothing of one another: each has ranks of its own."""
+        """Return vLLM's init info for engine number ``engine``, which owns a contiguous range of ranks."""
         return {
             "master_address": self.address,
             "master_port": self.port,
@@ -53,26 +53,26 @@ class Rendezvous:
 
 
 def open_address() -> tuple[str, int]:
-    """An address of this host and a free port on it."""
+    """Return this host's address and a free port."""
     from vllm.utils.network_utils import get_ip, get_open_port
 
     return get_ip(), get_open_port()
 
 
 def connect(control: Control, rendezvous: Rendezvous, engine: int) -> None:
-    """The engine's part of the meeting; returns when all have come."""
+    """Join the group from the engine side; blocks until all members have joined."""
     control.init_weight_transfer_engine({"init_info": rendezvous.engine_info(engine)})
 
 
 def receive(control: Control, update: DeviceUpdate) -> None:
-    """The engine's part of a push; the update was checked before (``check_announced``)."""
+    """Receive a broadcast and load it on the engine side; call ``check_announced`` first."""
     control.start_weight_update()
     control.update_weights({"update_info": update_info(update)})
     control.finish_weight_update(weight_version=str(update.policy_version))
 
 
 def update_info(update: DeviceUpdate) -> dict[str, Any]:
-    """What both sides cut the stream of bytes by."""
+    """Return the names, dtypes and shapes by which both sides split the byte stream."""
     return {
         "names": list(update.shapes),
         "dtype_names": [update.dtypes[name] for name in update.shapes],
@@ -81,7 +81,7 @@ def update_info(update: DeviceUpdate) -> dict[str, Any]:
 
 
 class NcclSender:
-    """The learner's part. On ranks other than the first it only takes part in the gathering of sharded weights."""
+    """The learner side of the broadcast. Ranks other than 0 only take part in gathering sharded weights."""
 
     def __init__(self, rendezvous: Rendezvous, *, rank: int) -> None:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
@@ -98,20 +98,20 @@ class NcclSender:
             rank=rank,
         )
         self._engine: NCCLTrainerWeightTransferEngine = WeightTransferTrainerFactory.trainer_init(  # type: ignore[assignment]
-            info, client=_Unattended(), source=self._source
+            info, client=_NoClient(), source=self._source
         )
 
     def send(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Broadcast a state dict; returns when its memory may change again."""
-        if torch.cuda.is_available():  # vLLM packs on streams of its own, which do not wait for what made the weights
+        """Broadcast a state dict; returns once its memory may be modified."""
+        if torch.cuda.is_available():  # vLLM packs on its own streams, which do not wait for pending weight updates
             torch.cuda.current_stream().synchronize()
         self._source.state = state  # type: ignore[attr-defined]
         self._engine.send_weights()
         self._source.state = {}  # type: ignore[attr-defined]
 
 
-class _Unattended:
-    """In place of vLLM's client: the driver has told the engines already."""
+class _NoClient:
+    """Replaces vLLM's client, because the driver has already started the engines' side."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
 
@@ -123,7 +123,7 @@ class _Unattended:
 
 
 def state_source() -> WeightSource:
-    """A source of every entry of a state dict: vLLM's own walks ``named_parameters()``, which drops tied copies."""
+    """Create a weight source over all entries of a state dict; vLLM's own uses ``named_parameters()``, without ties."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, materialize_full_tensor
 
     class StateSource(WeightSource):

@@ -1,4 +1,4 @@
-"""The engine's side of a push, whichever way the weights come: check it, load it, forget what old weights computed."""
+"""The engine side of a weight push for every backend: check the update, load it, clear the prefix cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlgaf_ray.weights.state import Receipt, num_bytes
 
 
 def open_channel(control: Control, backend: Backend) -> None:
-    """Once, after the engine has started. Over NCCL the engine has to meet the learner: ``nccl.connect``."""
+    """Initialise the backend once after engine start. NCCL also needs the learner: call ``nccl.connect`` for it."""
     match backend:
         case "object_store":
             object_store.connect(control)
@@ -20,7 +20,7 @@ def open_channel(control: Control, backend: Backend) -> None:
 
 
 def check(update: WeightUpdate | DeviceUpdate, receipt: Receipt) -> None:
-    """Raise ``ValueError`` for an update that, with its other parts, is no full state dict of the engine's model."""
+    """Raise ``ValueError`` unless the update, with its previous chunks, matches the engine model's state dict."""
     match update:
         case WeightUpdate():
             receipt.take(update)
@@ -29,7 +29,7 @@ def check(update: WeightUpdate | DeviceUpdate, receipt: Receipt) -> None:
 
 
 def load(control: Control, update: WeightUpdate | DeviceUpdate, *, same_process: bool) -> None:
-    """Load an update that was checked. ``same_process``: this one computes with the weights, none that vLLM started."""
+    """Load a checked update. ``same_process``: vLLM runs in this process, without workers of its own."""
     match update:
         case WeightUpdate():
             object_store.push(control, update, same_process=same_process)
@@ -42,5 +42,5 @@ def load(control: Control, update: WeightUpdate | DeviceUpdate, *, same_process:
 
 
 def megabytes(update: WeightUpdate | DeviceUpdate) -> float:
-    """Tied entries count once where they travel once."""
+    """Return the size of an update in MB; tied entries count once if they are sent once."""
     return (num_bytes(update) if isinstance(update, WeightUpdate) else update.num_bytes) / 1e6

@@ -1,4 +1,4 @@
-"""An update as a file in shared memory, for an engine whose workers are other processes of the same host."""
+"""A weight update as a file in shared memory, for engines with workers in other processes on the same host."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHARED_MEMORY = Path("/dev/shm")
 
 @contextmanager
 def shared_file(update: WeightUpdate) -> Iterator[Path]:
-    """Write the update once; every process that opens the file reads the same pages. It is gone after the block."""
+    """Write the update to a file that all processes can map; it is deleted on exit from the context."""
     with tempfile.NamedTemporaryFile(dir=_folder(num_bytes(update)), prefix="rlgaf-", suffix=".safetensors") as file:
         path = Path(file.name)
-        first: dict[int, str] = {}  # of each array, the name that it is written under
+        first: dict[int, str] = {}  # array id -> name under which it is written
         tied = {name: first.setdefault(id(array), name) for name, array in update.arrays.items()}
         tensors = to_tensors(update)
         save_file({name: tensors[name] for name in first.values()}, path, metadata={"names": json.dumps(tied)})
@@ -32,7 +32,7 @@ def shared_file(update: WeightUpdate) -> Iterator[Path]:
 
 
 def read_shared(path: str) -> dict[str, torch.Tensor]:
-    """Every entry under every name of its own; entries that were one array are one tensor."""
+    """Read all entries; tied names share one tensor."""
     with safe_open(path, framework="pt") as file:
         names: dict[str, str] = json.loads(file.metadata()["names"])
         tensors = {name: file.get_tensor(name) for name in set(names.values())}
@@ -40,7 +40,7 @@ def read_shared(path: str) -> dict[str, torch.Tensor]:
 
 
 def _folder(size: int) -> Path:
-    """Shared memory where there is room: containers often have 64 MB of it."""
+    """Return /dev/shm if it has enough free space (containers often have 64 MB), else the temporary directory."""
     if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > size:
         return SHARED_MEMORY
     return Path(tempfile.gettempdir())

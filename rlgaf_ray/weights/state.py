@@ -1,4 +1,4 @@
-"""A state dict as plain arrays and back, without copying, and the checks that it is the state dict that was meant."""
+"""Zero-copy conversion of a state dict to numpy arrays and back, and checks against the receiving model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def to_arrays(
 ) -> WeightUpdate:
     """View every entry of a ``state_dict()`` as a numpy array; bfloat16 is viewed as uint16.
 
-    Contiguous CPU tensors are not copied: the update shows later changes of the tensors until it is put into an
-    object store. Entries tied to one another keep both names and become one array object, which pickle stores once.
-    ``part``: which of ``num_parts`` parts of the state (``split_state``) this is.
+    Contiguous CPU tensors are not copied, so in-place changes show in the update until it is in an object store.
+    Tied entries keep both names and become one array object, which pickle stores once.
+    ``part`` is the index of this chunk among the ``num_parts`` chunks of the state (``split_state``).
     """
     arrays: dict[str, np.ndarray] = {}
     dtypes: dict[str, str] = {}
@@ -44,10 +44,11 @@ def to_arrays(
 
 
 def split_state(network: nn.Module, *, max_bytes: int) -> list[list[str]]:
-    """Names of a network's ``state_dict()`` in its order, in parts of at most so many bytes unless an entry is larger.
+    """Split the names of a network's ``state_dict()``, in order, into chunks of at most ``max_bytes``.
 
-    Entries tied to one another stand together: they are one array, and a receiver ties them again. A network that is
-    cut over a group has the same parts on every rank. Adapters are part of what they adapt (``merged_state``).
+    An entry larger than ``max_bytes`` is a chunk of its own. Tied entries are in the same chunk, because they are one
+    array and the receiver ties them again. For a sharded network every rank gets the same chunks. Adapters are merged
+    into the weights they adapt (``merged_state``).
     """
     tied: dict[int, list[str]] = {}
     sizes: dict[int, int] = {}
@@ -66,21 +67,21 @@ def split_state(network: nn.Module, *, max_bytes: int) -> list[list[str]]:
 
 
 def to_tensors(update: WeightUpdate) -> dict[str, torch.Tensor]:
-    """View an update's arrays as tensors of their real types, without copying. Read them only: others share them."""
+    """View an update's arrays as tensors of their actual dtypes without copying; treat them as read-only."""
     with warnings.catch_warnings():
-        # Arrays from an object store are read-only, which torch cannot express; we only ever copy out of them.
+        # Arrays from an object store are read-only, which torch cannot express; we only copy from them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensors = {name: torch.from_numpy(array) for name, array in update.arrays.items()}
     return {name: tensor.view(getattr(torch, update.dtypes[name])) for name, tensor in tensors.items()}
 
 
-def checksum(update: WeightUpdate) -> str:
-    """SHA-256 of the version and of every entry's name, shape and type: what a sender says that it sent."""
+def update_checksum(update: WeightUpdate) -> str:
+    """Return the SHA-256 over the version and every entry's name, shape and dtype (not the values)."""
     return entries_checksum(update.policy_version, _shapes(update), update.dtypes)
 
 
 def entries_checksum(policy_version: int, shapes: Shapes, dtypes: Mapping[str, str]) -> str:
-    """As ``checksum``, of weights that are no arrays."""
+    """Return ``update_checksum`` for weights given by their shapes and dtypes."""
     entries = [[name, list(shape), dtypes[name]] for name, shape in sorted(shapes.items())]
     return hashlib.sha256(json.dumps([policy_version, entries]).encode()).hexdigest()
 
@@ -90,12 +91,12 @@ def _shapes(update: WeightUpdate) -> Shapes:
 
 
 def num_bytes(update: WeightUpdate) -> int:
-    """Bytes of all entries, tied ones counted once."""
+    """Return the bytes of all entries, counting tied ones once."""
     return sum({id(array): array.nbytes for array in update.arrays.values()}.values())
 
 
 def expected_shapes(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> dict[str, tuple[int, ...]]:
-    """The names and shapes in the ``state_dict()`` of a causal language model of this config, tied copies included."""
+    """Return names and shapes in the ``state_dict()`` of a causal LM of this config, tied copies included."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -104,27 +105,27 @@ def expected_shapes(config: PreTrainedConfig, *, trust_remote_code: bool = False
 
 
 class Receipt:
-    """What a receiver keeps of an update that comes in parts: which entries are there, and whether all of them are."""
+    """Tracks the entries received so far of an update in chunks, and checks that none is missing at the end."""
 
     def __init__(self, expected: Shapes) -> None:
         self.expected = expected
         self.received: dict[str, tuple[int, ...]] = {}
 
     def take(self, update: WeightUpdate) -> None:
-        """Check one more part, before it is loaded. Raises ValueError as ``check_shapes``."""
+        """Check the next chunk before it is loaded. Raises ValueError like ``check_shapes``."""
         if update.is_first:
             self.received = {}
         self.received |= _shapes(update)
         expected = self.expected
-        if not update.is_last:  # what is still to come is not missing
+        if not update.is_last:  # later chunks bring the other entries
             expected = {name: shape for name, shape in expected.items() if name in update.arrays}
         check_entries(update.policy_version, self.received, expected, known=self.expected)
 
 
 def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
-    """Refuse an update that is not a full state dict of the receiving model.
+    """Reject an update that is not a full state dict of the receiving model.
 
-    A missing tied copy is the dangerous case: the output layer would keep its old weights and nothing would fail.
+    A missing tied copy is the dangerous case: the output layer would silently keep its old weights.
 
     Raises:
         ValueError: names the first entry that is missing, unknown, or of another shape.
@@ -133,7 +134,7 @@ def check_shapes(update: WeightUpdate, expected: Shapes) -> None:
 
 
 def check_entries(policy_version: int, shapes: Shapes, expected: Shapes, *, known: Shapes) -> None:
-    """As ``check_shapes``, of weights that are no arrays: all of ``expected`` is there, and nothing but ``known``."""
+    """Check that ``shapes`` has all of ``expected`` and nothing outside ``known``; raises like ``check_shapes``."""
     for name, shape in expected.items():
         if name not in shapes:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Each test records the faults that it injected; a closing table has them all."""
+"""Fixtures of the fault-injection tests; a table at the end of the session lists all injected faults."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.table import Table
 
 from tests.chaos.program import Run
 
-COLUMNS = ("fault", "times injected", "detected after", "recovered after", "iterations repeated", "lost")
+COLUMNS = ("fault", "times injected", "detected after", "recovered after", "iterations repeated", "rollouts missing")
 PROPERTY = "fault"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All but those that are marked slow are for ``make chaos`` alone."""
+    """Mark all tests that are not slow as chaos: they run with ``make chaos`` only."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.chaos)
@@ -25,9 +25,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def record(record_property) -> Callable[..., None]:
-    """Puts one kind of fault into the closing table: seconds until each was noticed and until each was made good.
+    """Add a fault to the final table: the seconds until each was detected and until the run recovered.
 
-    ``lost``: rollouts that are missing in the end, which must be none.
+    ``missing`` is the number of missing rollouts at the end; the test fails if there are any.
     """
 
     def row(
@@ -37,17 +37,17 @@ def record(record_property) -> Callable[..., None]:
         detected: Sequence[float] = (),
         recovered: Sequence[float] = (),
         repeated: int = 0,
-        lost: int = 0,
+        missing: int = 0,
     ) -> None:
-        record_property(PROPERTY, [fault, str(times), span(detected), span(recovered), str(repeated), str(lost)])
-        assert lost == 0, f"{fault}: {lost} rollouts are missing"
+        record_property(PROPERTY, [fault, str(times), span(detected), span(recovered), str(repeated), str(missing)])
+        assert missing == 0, f"{fault}: {missing} rollouts are missing"
 
     return row
 
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
-    """Starts a ``Run``; what a test that failed leaves of it is killed."""
+    """Start a ``Run``; its remaining processes are killed at the end of the test."""
     runs: list[Run] = []
 
     def begin(*arguments, **environment) -> Run:
@@ -57,7 +57,7 @@ def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
     yield begin
     for run in runs:
         run.descendants()
-        for process in run.left():
+        for process in run.remaining():
             try:
                 process.kill()
             except psutil.NoSuchProcess:

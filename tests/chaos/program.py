@@ -1,4 +1,4 @@
-"""The program in a process of its own, whose processes are hit, and what it makes of that, with the time of each."""
+"""Run the command line in a subprocess, send signals to its processes, and time its reactions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-BATCH = 8  # rollouts of an iteration
-QUICK = [  # what is trained does not matter; threads of several processes that wait for one another do not help
+BATCH = 8  # rollouts per iteration
+QUICK = [  # minimal training; one thread per process, because the processes share few cores
     "warmup.generator.steps=4",
     "warmup.sft.steps=2",
     "warmup.discriminator.steps=2",
@@ -30,14 +30,14 @@ QUICK = [  # what is trained does not matter; threads of several processes that 
 ]
 SMALL = [*QUICK, "rollout.engine=transformers", "learner.precision=float32"]
 ALIKE = {"OMP_NUM_THREADS": "1"}
-MARK = "RLGAF_CHAOS_RUN"  # in the environment of the program and of all that it starts
-GONE_SECONDS = 300.0  # after which nothing may be left of a program: Ray's agents look for a killed GCS for 60 s
+MARK = "RLGAF_CHAOS_RUN"  # environment variable of the program, inherited by all its processes
+GONE_SECONDS = 300.0  # after which no process of a program may remain; Ray's agents retry a killed GCS for 60 s
 
 
 class Run:
-    """One start of the program.
+    """One invocation of the program.
 
-    A thread reads the program's output and notes when each line came. Moments are seconds of ``time.monotonic``.
+    A thread reads the program's output and records the time of each line, in seconds of ``time.monotonic``.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, **environment: str) -> None:
@@ -66,7 +66,7 @@ class Run:
         return "\n".join(line for _, line in self.lines)
 
     def rows(self) -> list[dict[str, float]]:
-        return whole_rows(self.folder)
+        return complete_rows(self.folder)
 
     def replaced(self) -> float:
         return sum(row.get("rollout/workers_replaced", 0.0) for row in self.rows())
@@ -95,7 +95,7 @@ class Run:
         return [process for process in self.descendants() if f"ray::{name}" in title(process)]
 
     def hit(self, processes: Iterable[psutil.Process], number: signal.Signals = signal.SIGKILL) -> float:
-        """Send all a signal; returns the moment."""
+        """Send a signal to all these processes; returns the time."""
         self.descendants()
         moment = time.monotonic()
         for process in processes:
@@ -103,7 +103,7 @@ class Run:
         return moment
 
     def wait(self, condition: Callable[[], bool], what: str) -> float:
-        """Until the condition holds; returns the moment. Fails where the program ends before."""
+        """Wait until the condition holds; returns the time. Fails if the program ends before."""
         while not condition():
             if self.process.poll() is not None:
                 self.reader.join()
@@ -112,27 +112,29 @@ class Run:
         return time.monotonic()
 
     def reaches(self, iteration: int) -> None:
+        """Wait until the run has completed this iteration."""
         self.wait(lambda: iteration <= reached(self.folder), f"iteration {iteration}")
 
-    def says(self, pattern: str, *, times: int = 1) -> float:
-        """The moment at which a line that fits this came, for the ``times``-th time."""
+    def prints(self, pattern: str, *, times: int = 1) -> float:
+        """Wait for the ``times``-th output line that matches the pattern; returns its time."""
 
-        def said() -> list[float]:
+        def matches() -> list[float]:
             return [moment for moment, line in list(self.lines) if re.search(pattern, line)]
 
-        self.wait(lambda: len(said()) >= times, f"line with {pattern!r}")
-        return said()[times - 1]
+        self.wait(lambda: len(matches()) >= times, f"line with {pattern!r}")
+        return matches()[times - 1]
 
     def repeated(self) -> int:
-        """Iterations that are done again, from the last line that says where the run went back to.
+        """Return the number of iterations that the last rollback repeats.
 
-        Rollouts are not cut back: they tell how far it had come. To be asked before it is there again.
+        A rollback does not delete rollouts, so they show how far the run had come. Call it before the run is there
+        again.
         """
-        *_, back = re.findall(r"goes back to iteration (\d+)", self.output)
+        *_, back = re.findall(r"rolling back to iteration (\d+)", self.output)
         return max(int(path.stem) for path in (self.folder / "rollouts").iterdir()) - int(back)
 
     def ended(self, code: int) -> str:
-        """What it has printed, once it has ended with this exit code and nothing is left of it."""
+        """Wait until the program has ended with this exit code and has no process left; returns its output."""
         while self.process.poll() is None:
             self.descendants()
             time.sleep(0.05)
@@ -141,17 +143,17 @@ class Run:
         return self.output
 
     def gone(self, of: str = "") -> float:
-        """Wait for the last process of the program to end whose title has this in it; returns how long that took."""
+        """Wait until no process of the program with ``of`` in its title remains; returns the seconds it took."""
         start = time.monotonic()
         self.process.wait(GONE_SECONDS)
-        while left := [process for process in self.left() if of in title(process)]:
-            assert time.monotonic() - start < GONE_SECONDS, f"left behind: {[title(process) for process in left]}"
+        while alive := [process for process in self.remaining() if of in title(process)]:
+            assert time.monotonic() - start < GONE_SECONDS, f"still running: {[title(process) for process in alive]}"
             time.sleep(0.05)
         self.reader.join(GONE_SECONDS)
         return time.monotonic() - start
 
-    def left(self) -> list[psutil.Process]:
-        """What it started and still runs, wherever in the tree of processes: also what has lost its parent."""
+    def remaining(self) -> list[psutil.Process]:
+        """Return all running processes that the program started, including orphaned ones."""
         return [process for process in {*self.family, *self._marked()} if runs(process)]
 
     def _marked(self) -> list[psutil.Process]:
@@ -160,7 +162,7 @@ class Run:
             try:
                 if process.environ().get(MARK) == self.mark:
                     found.append(process)
-            except psutil.Error:  # it has ended, or is another user's
+            except psutil.Error:  # it has ended or belongs to another user
                 continue
         return found
 
@@ -179,26 +181,27 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
-def whole_lines(folder: Path) -> list[str]:
-    """Of the metrics, but for one that is being written."""
+def complete_lines(folder: Path) -> list[str]:
+    """Read the lines of metrics.jsonl, without a last one that is being written."""
     metrics = folder / "metrics.jsonl"
     lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
     return [line for line in lines if line.endswith("\n")]
 
 
-def whole_rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in whole_lines(folder)]
+def complete_rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in complete_lines(folder)]
 
 
 def reached(folder: Path) -> float:
-    lines = whole_lines(folder)  # asked for often: only the last one is read
+    """Return the last logged iteration; -1 if there is none."""
+    lines = complete_lines(folder)  # called often, so only the last line is parsed
     return json.loads(lines[-1])["iteration"] if lines else -1
 
 
-def lost(folder: Path) -> int:
-    """Rollouts that are missing: each iteration up to the last one must have a row, and a whole batch in Parquet."""
-    iterations = [int(row["iteration"]) for row in whole_rows(folder)]
-    assert iterations == sorted(set(iterations)), "an iteration is there twice"
+def count_missing(folder: Path) -> int:
+    """Count missing rollouts: each iteration up to the last needs a row of metrics and a full batch in Parquet."""
+    iterations = [int(row["iteration"]) for row in complete_rows(folder)]
+    assert iterations == sorted(set(iterations)), "an iteration is logged twice"
     files = [folder / "rollouts" / f"{iteration:06d}.parquet" for iteration in iterations[1:]]
-    there = sum(pq.read_metadata(file).num_rows for file in files if file.is_file())
-    return BATCH * iterations[-1] - there
+    written = sum(pq.read_metadata(file).num_rows for file in files if file.is_file())
+    return BATCH * iterations[-1] - written

@@ -1,15 +1,13 @@
-"""Runs with corrupted checkpoints."""
+"""Resuming a run with damaged checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.chaos.program import SMALL, lost, reached
+from tests.chaos.program import SMALL, count_missing, reached
 
 
-def test_damaged_checkpoints_are_named_and_the_one_before_them_is_used(
-    start, small_under, record, tmp_path: Path
-) -> None:
+def test_damaged_checkpoints_are_reported_and_skipped(start, small_under, record, tmp_path: Path) -> None:
     words = small_under(tmp_path, "run.name=hurt", *SMALL, "checkpoint.every=2", "checkpoint.keep=3")
     folder = tmp_path / "hurt"
     start([*words, "run.iterations=6"], folder).ended(0)
@@ -22,11 +20,13 @@ def test_damaged_checkpoints_are_named_and_the_one_before_them_is_used(
     flipped.write_bytes(content)
 
     run = start([*words, "run.iterations=8", "--resume"], folder)
-    detected = run.says("damaged checkpoint skipped: .*step_000004: discriminator/model.safetensors is corrupted")
-    run.says("damaged checkpoint skipped: .*step_000006: learner/optimizer.safetensors is corrupted")
-    run.says("resuming from .*step_000002")
+    detected = run.prints("damaged checkpoint skipped: .*step_000004: discriminator/model.safetensors is corrupted")
+    run.prints("damaged checkpoint skipped: .*step_000006: learner/optimizer.safetensors is corrupted")
+    run.prints("resuming from .*step_000002")
     recovered = run.wait(lambda: 2 < reached(folder) < 6, "new iteration")
     run.ended(0)
     assert reached(folder) == 8
     since = {"detected": [detected - run.started], "recovered": [recovered - run.started]}
-    record("checkpoint: one cut short, one with a flipped bit", times=2, **since, repeated=4, lost=lost(folder))
+    record(
+        "checkpoint: one truncated, one with a flipped bit", times=2, **since, repeated=4, missing=count_missing(folder)
+    )

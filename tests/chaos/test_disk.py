@@ -1,4 +1,4 @@
-"""A disk without room, and a storage that does not answer."""
+"""A full disk, and a storage that does not respond."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.program import SMALL, Run, lost, reached
+from tests.chaos.program import SMALL, Run, count_missing, reached
 from tests.moto_server import KEY, SECRET, moto_server, needs_moto
 
 MEGABYTES = 256
@@ -21,30 +21,30 @@ AWAY_SECONDS = 60.0
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(place)]
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         pytest.skip(f"nothing can be mounted here: {error}")
     if done.returncode != 0:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(disk: Path, *, leave: int) -> Path:
-    """A file that takes all of the room but so many bytes."""
+    """Write a file that fills the disk except for ``leave`` bytes."""
     ballast = disk / "ballast"
-    room = os.statvfs(disk)
-    with suppress(OSError):  # the run may have taken the last of it meanwhile
-        ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - leave))
+    space = os.statvfs(disk)
+    with suppress(OSError):  # the run may have used the space meanwhile
+        ballast.write_bytes(bytes(space.f_bavail * space.f_frsize - leave))
     return ballast
 
 
 @pytest.mark.parametrize("what", ["rollouts", "checkpoint"])
-def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_room(
+def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(
     start, small_under, record, small_disk: Path, what: str
 ) -> None:
     every = 2 if what == "checkpoint" else 4
@@ -53,7 +53,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     run: Run = start([*words, "run.iterations=2000"], folder)
     latest = folder / "checkpoints/latest"
     run.wait(latest.is_file, "checkpoint")
-    run.hit([run.main], signal.SIGSTOP)  # no checkpoint may come, and no other go, while the disk is filled
+    run.hit([run.main], signal.SIGSTOP)  # no checkpoint may be written or deleted while the disk is filled
     saved = sum(file.stat().st_size for file in (folder / "checkpoints").rglob("*") if file.is_file())
     moment = time.monotonic()
     ballast = fill(small_disk, leave=saved // 8 if what == "checkpoint" else 0)
@@ -74,24 +74,24 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_roo
     recovered = again.wait(lambda: reached(folder) > before, "new iteration") - begin
     again.ended(0)
     name = f"disk full when {'a checkpoint is' if what == 'checkpoint' else 'rollouts are'} written"
-    record(name, detected=[detected], recovered=[recovered], repeated=repeated, lost=lost(folder))
+    record(name, detected=[detected], recovered=[recovered], repeated=repeated, missing=count_missing(folder))
 
 
-def test_a_full_disk_under_the_warm_ups_ends_the_run_before_it_begins(
+def test_a_full_disk_during_the_warmups_ends_the_run_with_one_line(
     start, small_under, record, small_disk: Path, tmp_path: Path
 ) -> None:
-    fill(small_disk, leave=2**24)  # the tokens of the reviews find room, the generator does not
+    fill(small_disk, leave=2**24)  # enough for the tokenized reviews, but not for the generator
     words = small_under(tmp_path, "run.name=none", *SMALL, f"warmup.cache={small_disk}")
     output = start(words, tmp_path / "none").ended(1)
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert f"error: {small_disk}/warmups/generator-" in error and "No space left on device" in error
-    assert error.endswith(": once it can be, start the run again") and "Traceback" not in output
+    assert error.endswith(": fix the storage and start the run again") and "Traceback" not in output
     assert not (tmp_path / "none").exists()
     record("disk full when a warm-up is written")
 
 
 @needs_moto
-def test_a_run_waits_for_a_storage_that_does_not_answer_for_a_while(start, small_under, record, tmp_path: Path) -> None:
+def test_a_run_survives_an_unresponsive_storage(start, small_under, record, tmp_path: Path) -> None:
     with moto_server(tmp_path / "server.log") as (server, options):
         root = f"s3://{KEY}:{SECRET}@bucket/runs?{options}&allow_bucket_creation=true"
         words = [*small_under(tmp_path, "run.name=hurt", *SMALL), f"run.root={root}", "checkpoint.every=2"]
@@ -105,10 +105,10 @@ def test_a_run_waits_for_a_storage_that_does_not_answer_for_a_while(start, small
         time.sleep(AWAY_SECONDS)
         before, moment = reached(run.folder), time.monotonic()
         server.send_signal(signal.SIGCONT)
-        run.reaches(int(before) + 3)  # across the next checkpoint
+        run.reaches(int(before) + 3)  # past the next checkpoint
         recovered = time.monotonic() - moment
-        missing = lost(run.folder)
+        missing = count_missing(run.folder)
         run.hit([run.main], signal.SIGINT)
         run.ended(130)
         name = f"storage: SIGSTOP of its server for {AWAY_SECONDS:g} s (recovered: since it answers)"
-        record(name, recovered=[recovered], lost=missing)
+        record(name, recovered=[recovered], missing=missing)

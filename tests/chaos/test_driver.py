@@ -1,4 +1,4 @@
-"""The program itself, killed at random moments of one run and resumed each time."""
+"""The driver, killed at random moments of one run and resumed each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.loop.checkpoint import Checkpoints
-from tests.chaos.program import SMALL, Run, lost, reached
+from tests.chaos.program import SMALL, Run, count_missing, reached
 
 KILLS, EVERY = 20, 3
 IN_STARTUP = (2, 7, 12, 17)  # kills that do not wait for an iteration
@@ -19,7 +19,7 @@ MOST_ITERATIONS = 5  # between a start and the kill
 
 
 @pytest.mark.timeout(3600)
-def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_of, record, tmp_path: Path) -> None:
+def test_twenty_kills_do_not_change_the_result(start, small_under, rows_of, record, tmp_path: Path) -> None:
     settings = [*SMALL, "run.iterations=120", f"checkpoint.every={EVERY}"]
     words = small_under(tmp_path, "run.name=hurt", *settings)
     folder = tmp_path / "hurt"
@@ -31,8 +31,8 @@ def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_o
     for kill in range(KILLS):
         before = reached(folder)
         run = start([*words, *(["--resume"] if kill else [])], folder)
-        if kill:  # what is left of the killed one ends while the next one starts
-            runs[-1].gone("Worker")  # its actors, not the agents of Ray, which linger
+        if kill:  # processes of the killed run end while the next one starts
+            runs[-1].gone("Worker")  # its actors; Ray's agents live longer
             gone.append(time.monotonic() - killed)
         if kill in IN_STARTUP:
             time.sleep(moments.uniform(0.0, 10.0))
@@ -40,29 +40,29 @@ def test_twenty_kills_of_one_run_leave_no_trace_in_it(start, small_under, rows_o
             first = run.wait(lambda before=before: reached(folder) > before, "new iteration")
             if kill:
                 recovered.append(first - killed)
-            # the first kill needs a checkpoint to come back to
+            # the first kill waits for a checkpoint
             run.reaches(int(before) + moments.randint(1, MOST_ITERATIONS) + (0 if kill else EVERY))
             time.sleep(moments.uniform(0.0, 0.5))
         assert run.process.poll() is None, f"the run has ended before kill {kill + 1}:\n{run.output}"
         killed = run.hit([run.main])
         runs.append(run)
-        repeated += check_what_is_left(folder)
+        repeated += check_checkpoints(folder)
 
     last = start([*words, "--resume"], folder)
     runs[-1].gone("Worker")
     gone.append(time.monotonic() - killed)
     last.ended(0)
-    start(small_under(tmp_path, "run.name=whole", *settings), tmp_path / "whole").ended(0)
+    start(small_under(tmp_path, "run.name=reference", *settings), tmp_path / "reference").ended(0)
     for run in runs:
         run.gone()
     name = "driver: SIGKILL (detected: until its last actor has ended)"
-    record(name, times=KILLS, detected=gone, recovered=recovered, repeated=repeated, lost=lost(folder))
-    assert rows_of(folder) == rows_of(tmp_path / "whole")
-    assert weights_of(folder) == weights_of(tmp_path / "whole")
+    record(name, times=KILLS, detected=gone, recovered=recovered, repeated=repeated, missing=count_missing(folder))
+    assert rows_of(folder) == rows_of(tmp_path / "reference")
+    assert weights_of(folder) == weights_of(tmp_path / "reference")
 
 
-def check_what_is_left(folder: Path) -> int:
-    """Every checkpoint is whole, and not too far back: the iterations that the resumed run will repeat."""
+def check_checkpoints(folder: Path) -> int:
+    """Check that every checkpoint is readable and the last one recent; returns the iterations to repeat."""
     checkpoints = Checkpoints(folder / "checkpoints", keep=2)
     states = [checkpoints.load_state(path) for path in checkpoints.all()]
     repeated = int(reached(folder)) - states[-1]["iteration"]
@@ -71,7 +71,7 @@ def check_what_is_left(folder: Path) -> int:
 
 
 def weights_of(folder: Path) -> str:
-    """A hash of the newest checkpoint (weights, optimisers, streams, the loop's state) and of both exported models."""
+    """Hash the newest checkpoint (weights, optimizers, random streams, loop state) and both exported models."""
     digest = hashlib.sha256()
     newest = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text().strip()
     for place in (newest, folder / "generator", folder / "discriminator"):

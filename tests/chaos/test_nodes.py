@@ -1,4 +1,4 @@
-"""Nodes that leave and nodes that come: Ray's simulated cluster, one core a node, so that each actor has its own."""
+"""Nodes that leave and join Ray's simulated cluster; with one core per node, each actor has its own node."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.chaos.program import SMALL, Run, lost, title
+from tests.chaos.program import SMALL, Run, count_missing, title
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Four nodes. A learner, a discriminator and two rollout workers: beside the head, one node has a worker alone."""
+    """Four nodes for a learner, a discriminator and two rollout workers; at least one worker is not on the head."""
     monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # sockets have short names: a deep folder would be refused
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")  # the paths of Unix sockets are limited in length
     cluster = Cluster()
     try:
         for _ in range(4):
@@ -36,20 +36,20 @@ def add_node(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False)
 
 
-def of_a_worker(cluster: Cluster) -> Any:
-    """A node, not the head, on which there is a rollout worker."""
+def worker_node(cluster: Cluster) -> Any:
+    """Return a node other than the head that runs a rollout worker."""
     for node in cluster.worker_nodes:
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         if any("ray::RolloutWorker" in title(process) for process in raylet.children()):
             return node
-    raise AssertionError("no rollout worker beside the head")
+    raise AssertionError("no rollout worker outside the head node")
 
 
 def replaced(run: Run, number: int) -> Callable[[], bool]:
     return lambda: run.replaced() == number
 
 
-def test_a_run_goes_on_when_nodes_leave_and_others_come(
+def test_a_run_continues_when_nodes_leave_and_join(
     start, small_under, record, cluster: Cluster, tmp_path: Path
 ) -> None:
     settings = ["rollout.num_workers=2", "cluster.placement=spread", "cluster.cpus_per_actor=1", "run.iterations=2000"]
@@ -57,16 +57,16 @@ def test_a_run_goes_on_when_nodes_leave_and_others_come(
     run: Run = start(words, tmp_path / "hurt")
     run.reaches(3)
     for number, graceful in enumerate((False, True), start=1):
-        node = of_a_worker(cluster)
-        told = len(re.findall("rollout worker . died", run.output))  # a replacement may have been lost as well
+        node = worker_node(cluster)
+        failures = len(re.findall("rollout worker . died", run.output))  # a replacement may have failed as well
         moment = run.hit([])
         cluster.remove_node(node, allow_graceful=graceful)
-        detected = run.says("rollout worker . died", times=told + 1) - moment
+        detected = run.prints("rollout worker . died", times=failures + 1) - moment
         added = run.hit([])
         add_node(cluster)
         recovered = run.wait(replaced(run, number), "row that counts the worker") - added
         how = "gracefully" if graceful else "hard"
-        name = f"node of a rollout worker removed {how} (recovered: since another came)"
-        record(name, detected=[detected], recovered=[recovered], lost=lost(run.folder))
+        name = f"node of a rollout worker removed {how} (recovered: since another joined)"
+        record(name, detected=[detected], recovered=[recovered], missing=count_missing(run.folder))
     run.hit([run.main], signal.SIGINT)
     run.ended(130)

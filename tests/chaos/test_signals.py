@@ -1,4 +1,4 @@
-"""SIGTERM, as schedulers send it some seconds before they kill."""
+"""SIGTERM, which schedulers send some seconds before they kill a process."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.program import SMALL, lost, reached
+from tests.chaos.program import SMALL, count_missing, reached
 
 GRACE_SECONDS = 30.0  # Kubernetes' default
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_to_end_saves_and_ends(start, small_under, record, tmp_path: Path) -> None:
-    words = small_under(tmp_path, "run.name=told", *SMALL, "run.iterations=2000", "checkpoint.every=1000")
-    run = start(words, tmp_path / "told")
+def test_sigterm_saves_a_checkpoint_and_ends_the_run(start, small_under, record, tmp_path: Path) -> None:
+    words = small_under(tmp_path, "run.name=stopped", *SMALL, "run.iterations=2000", "checkpoint.every=1000")
+    run = start(words, tmp_path / "stopped")
     run.reaches(3)
     moment = run.hit([run.main], signal.SIGTERM)
-    said = run.says("stopped after iteration") - moment
+    detected = run.prints("stopped after iteration") - moment
     output = run.ended(143)
-    assert said < GRACE_SECONDS
+    assert detected < GRACE_SECONDS
     last = int(reached(run.folder))
-    assert f"stopped after iteration {last}; go on with --resume run.name=told" in output
+    assert f"stopped after iteration {last}; continue with --resume run.name=stopped" in output
     assert (run.folder / "checkpoints/latest").read_text() == f"step_{last:06d}\n"
     assert "Traceback" not in output
-    record("program: SIGTERM (detected: until its checkpoint is written)", detected=[said], lost=lost(run.folder))
+    record(
+        "program: SIGTERM (detected: until its checkpoint is written)",
+        detected=[detected],
+        missing=count_missing(run.folder),
+    )
 
 
-def test_a_run_that_is_told_to_end_while_it_starts_ends(start, small_under, record, tmp_path: Path) -> None:
-    run = start(small_under(tmp_path, "run.name=told", *SMALL), tmp_path / "told")
+def test_sigterm_during_startup_ends_the_run(start, small_under, record, tmp_path: Path) -> None:
+    run = start(small_under(tmp_path, "run.name=stopped", *SMALL), tmp_path / "stopped")
     run.wait(lambda: bool(run.processes("LearnerWorker")), "learner")
     moment = run.hit([run.main], signal.SIGTERM)
     run.process.wait()

@@ -19,7 +19,7 @@ from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training import learner as learner_module
 from rlgaf_ray.training import policy as policy_module
-from rlgaf_ray.training.distributed import ALONE, Group, join_group, whole_state
+from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, join_group
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
@@ -137,7 +137,7 @@ def run(job: Job, group: Group, folder: Path) -> dict[str, np.ndarray]:
 
     def record(when: str) -> None:
         for name, network in networks.items():
-            for entry, tensor in (whole_state(network, group) or {}).items():
+            for entry, tensor in (gather_state_dict(network, group) or {}).items():
                 found[f"{when} {name}.{entry}"] = tensor.detach().numpy().copy()
 
     record("before")

@@ -13,7 +13,7 @@ from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 
-MISTAKE = UserError("discriminator.frozen_layers=5, but the model has 4: freeze at most so many")
+MISTAKE = UserError("discriminator.frozen_layers=5, but the model has 4: set at most 4")
 
 
 class Worker:

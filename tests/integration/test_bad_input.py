@@ -57,7 +57,7 @@ def test_wrong_type(refused) -> None:
 
 def test_more_frozen_layers_than_there_are(refused) -> None:
     assert refused("discriminator.frozen_layers=5") == (
-        "discriminator.frozen_layers=5, but the model has 4: freeze at most so many"
+        "discriminator.frozen_layers=5, but the model has 4: set at most 4"
     )
 
 
@@ -213,7 +213,7 @@ def test_existing_run_folder_without_resume(small, tmp_path: Path, capsys) -> No
     (folder / "precious.txt").write_text("keep")
     assert main(small("run.name=taken", "rollout.engine=transformers")) == 1
     assert capsys.readouterr().err == (
-        f"error: {folder} exists: add --resume to go on with that run, or choose another run.name\n"
+        f"error: {folder} exists: add --resume to continue that run, or choose another run.name\n"
     )
     assert [path.name for path in folder.iterdir()] == ["precious.txt"]
 

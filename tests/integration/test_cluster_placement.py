@@ -99,7 +99,7 @@ def test_colocated_roles_share_each_gpu(granted) -> None:
     assert len(found[0][1]) == 1
 
 
-def test_separate_roles_have_gpus_of_their_own(granted) -> None:
+def test_separate_roles_get_their_own_gpus(granted) -> None:
     overrides = ["rollout.num_workers=2", "rollout.tensor_parallel_size=2", "cluster.gpus_per_actor=1"]
     placement, _, nodes = granted("cluster.placement=separate", *overrides)
     assert len(nodes) == placement.num_actors == 4
@@ -115,7 +115,7 @@ def test_spread_actors_are_on_all_nodes(granted) -> None:
     assert len({nodes[bundle] for bundle in placement.rollout_bundles}) >= 2
 
 
-def test_colocated_cores_are_of_one_node(granted) -> None:
+def test_colocated_cpu_actors_are_on_one_node(granted) -> None:
     _, _, nodes = granted("cluster.placement=colocate", "rollout.num_workers=2")
     assert len(nodes) == 4 and len(set(nodes)) == 1
 
@@ -154,6 +154,6 @@ def test_what_others_hold_is_refused_in_time(granted, config, monkeypatch: pytes
         find_placement(config(*separate, "rollout.num_workers=3"))
     message = str(caught.value)
     assert message.startswith(
-        "the run asks for 5 CPUs and 5 GPUs and others leave 9 CPUs and 3 GPUs of the cluster free"
+        "the run asks for 5 CPUs and 5 GPUs, but other jobs leave 9 CPUs and 3 GPUs of the cluster free"
     )
     assert message.endswith("the nearest plan that fits: rollout.num_workers=1")

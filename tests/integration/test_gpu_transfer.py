@@ -20,7 +20,7 @@ import ray.cloudpickle
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlgaf_ray.actors.answers import Asked
+from rlgaf_ray.actors.answers import PendingCall
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.groups import LearnerWorker
 from rlgaf_ray.actors.rollout import RolloutWorker
@@ -70,7 +70,7 @@ def prompts() -> list[Prompt]:
     return [Prompt(i, numbers.integers(1, VOCABULARY, n).astype(np.int32)) for i, n in enumerate((3, 40, 9))]
 
 
-def wait(calls: Sequence[Asked]) -> list[Any]:
+def wait(calls: Sequence[PendingCall]) -> list[Any]:
     return [ray.get(ref) for _, _, ref in calls]
 
 

@@ -22,7 +22,7 @@ from rlgaf_ray.evaluation.distance import two_sample_texts
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import prepare_judge
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure
-from rlgaf_ray.evaluation.text import degenerate_share, whole_texts
+from rlgaf_ray.evaluation.text import degenerate_share, full_texts
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
 from rlgaf_ray.run.preparation import prepare_data
@@ -89,9 +89,9 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
     judge = prepare_judge(*task.judge_texts("test"), cache_folder)
     assert judge.accuracy > 0.85
     assert judge.accuracy_window > 0.66
-    real = whole_texts(evaluation_set(task, 2000, "test"), tokenizer)
+    real = full_texts(evaluation_set(task, 2000, "test"), tokenizer)
     assert (judge.scores(real) > 0).mean() == pytest.approx(0.72, abs=0.03)
-    assert (judge.scores(whole_texts(task.contrast, tokenizer)) > 0).mean() < 0.4
+    assert (judge.scores(full_texts(task.contrast, tokenizer)) > 0).mean() < 0.4
     other = task.demonstrations[:2000]
     evaluator = Evaluator(
         SentimentMeasure(judge, real, task.asked_positive("test")[:2000]),
@@ -100,7 +100,7 @@ def test_the_judge_knows_sentiment_and_real_text_passes_the_two_sample_test(
         demonstrations=[item.response_ids for item in task.demonstrations[2000:]],
     )
     metrics = evaluator(
-        [item.response_ids for item in other], whole_texts(other, tokenizer), sample_nll=4.9, real_nll=4.9
+        [item.response_ids for item in other], full_texts(other, tokenizer), sample_nll=4.9, real_nll=4.9
     )
     # Both are real: three binomial standard errors around chance.
     assert abs(metrics["eval/two_sample_accuracy"] - 0.5) < 3 * np.sqrt(0.25 / 4000)

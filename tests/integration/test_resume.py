@@ -21,7 +21,7 @@ from rlgaf_ray.run import provenance
 from rlgaf_ray.training.fingerprint import folder_fingerprint
 from tests.integration.test_api import small_run
 
-NOT_THE_DATA = r"step_000002 cannot be resumed: the data are not those that the run began with: bring them back, or"
+NOT_THE_DATA = r"step_000002 cannot be resumed: the data differ from those the run started with: restore them, or"
 
 
 def save_model(folder: Path, *, seed: int) -> None:
@@ -66,13 +66,13 @@ def test_another_model_behind_the_same_path_is_refused(begun: Path) -> None:
     shutil.move(begun / "model", begun / "moved")
     try:
         save_model(begun / "model", seed=1)
-        with pytest.raises(rl.UserError, match=r"model\.generator is another model than the run began with: bring"):
+        with pytest.raises(rl.UserError, match=r"model\.generator differs from the model the run started with"):
             resume(begun)
         shutil.rmtree(begun / "model")
         shutil.copytree(begun / "moved", begun / "model")
         settings = json.loads((begun / "model/tokenizer_config.json").read_text())
         (begun / "model/tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
-        with pytest.raises(rl.UserError, match=r"model\.generator is another model than the run began with: bring"):
+        with pytest.raises(rl.UserError, match=r"model\.generator differs from the model the run started with"):
             resume(begun)
     finally:
         shutil.rmtree(begun / "model")
@@ -91,7 +91,7 @@ def test_another_cache_is_refused_unless_it_gives_the_same_models(begun: Path, t
     shutil.copytree(begun / "cache" / "warmups" / sft.name, sft)
     with np.load(found / "contrast.npz") as stored:
         np.savez(found / "contrast.npz", token_ids=stored["token_ids"][::-1], lengths=stored["lengths"])
-    with pytest.raises(rl.UserError, match=r"warmup\.cache has other contrast samples than the run began with: set it"):
+    with pytest.raises(rl.UserError, match=r"warmup\.cache holds different contrast samples than the run"):
         resume(begun, {"warmup.cache": str(other)})
     shutil.copytree(begun / "api", tmp_path / "api")
     made_again = {"warmup.cache": str(tmp_path / "empty"), "run.root": str(tmp_path)}

@@ -76,7 +76,7 @@ def test_a_function_that_fails_ends_the_run_behind_a_saved_iteration(tmp_path: P
         rl.train(config, roles="local", rewards={"discriminator": 0.5, flaky: 0.1})
     line = str(caught.value)
     assert line.startswith("reward function flaky raised KeyError: 'quota' (test_rewards.py:")
-    assert "the last checkpoint, step_000001, is intact: go on with --resume" in line and "\n" not in line
+    assert "the last checkpoint, step_000001, is intact: continue with --resume" in line and "\n" not in line
     assert isinstance(caught.value.__cause__, rl.UserError) and isinstance(caught.value.__cause__.__cause__, KeyError)
 
     again = rl.load_config(tmp_path / "api" / "config.yaml")

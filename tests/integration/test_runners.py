@@ -227,7 +227,7 @@ def test_a_group_that_loses_a_rank_is_saved_by_the_one_that_is_left_if_it_is_no_
         with pytest.raises(ActorFailure, match="rank 0 of the learner died"):
             roles.update_generator(scored, iteration=1, text=text)
         if strategy == "fsdp":
-            with pytest.raises(ActorFailure, match="nobody answers who has all of the learner"):
+            with pytest.raises(ActorFailure, match="no surviving rank holds the full learner"):
                 roles.rescue(folders[1])
         else:
             roles.rescue(folders[1])

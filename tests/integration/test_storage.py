@@ -239,7 +239,7 @@ def test_the_program_itself_on_ray(bucket: str, small_under, tmp_path: Path, cap
     process.wait()
     reached = int((folder / "checkpoints" / "latest").read_text().strip().removeprefix("step_"))
     assert main(["--resume", folder.uri, f"run.iterations={reached + 4}"]) == 0
-    assert f"everything is in {folder}" in " ".join(capsys.readouterr().out.split())
+    assert f"results are in {folder}" in " ".join(capsys.readouterr().out.split())
     assert main(["report", folder.uri, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "report.html").is_file()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -70,9 +70,9 @@ def test_the_best_config_trains_the_best_trial_alone(finished: Path) -> None:
 def test_a_sweep_is_not_begun_twice_nor_resumed_with_another_space(finished: Path, capsys) -> None:
     begun = [f"run.root={finished.parent}", "run.name=two"]
     assert main(["tune", *begun, f"{RATES}[1e-3]", "sweep.scheduler=none", "rollout.engine=transformers"]) == 1
-    assert "exists: add --resume to go on with that sweep" in capsys.readouterr().err
+    assert "exists: add --resume to continue that sweep" in capsys.readouterr().err
     assert main(["tune", *begun, f"{RATES}[1e-3]", "--resume"]) == 1
-    assert "was begun with another config: a resumed sweep may change cluster.* only" in capsys.readouterr().err
+    assert "was started with a different config: a resumed sweep may change cluster.* only" in capsys.readouterr().err
 
 
 def test_a_metric_that_is_never_logged_ends_the_sweep_at_the_first_evaluation(small, tmp_path: Path, capsys) -> None:
@@ -153,7 +153,7 @@ def test_an_exploit_copies_generator_discriminator_and_both_optimisers(
     assert isinstance(source, Path)
     changed = config.model_copy(update={"generator": config.generator.model_copy(update={"learning_rate": 1e-5})})
     taker, ours = trial("taker", changed)
-    assert ours.take_over(source) == "donor"
+    assert ours.copy_from(source) == "donor"
     path, state, _ = ours.newest_usable()
     taker.resume(path, state)
 

@@ -95,15 +95,15 @@ def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, ex
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"measure": "rogue"}, "CountingTask.measure='rogue' is unknown: name one of sentiment, answers, responses"),
+        ({"measure": "rogue"}, "CountingTask.measure='rogue' is unknown: choose one of sentiment, answers, responses"),
         (
             {"measure": "sentiment"},
-            "CountingTask.measure='sentiment' needs judge_texts and asked_positive of the task: add them, or name "
+            "CountingTask.measure='sentiment' needs the task's judge_texts and asked_positive: add them or choose "
             "another",
         ),
         (
             {"baseline": ("eval/absent",)},
-            "Successors.baseline names eval/absent, which it does not measure",
+            "Successors.baseline has eval/absent, which it does not measure",
         ),
         (
             {"quality": "eval/absent"},

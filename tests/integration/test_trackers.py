@@ -165,7 +165,7 @@ def test_an_mlflow_server_that_is_gone_is_reported_once(tmp_path: Path, monkeypa
     with trackers("mlflow", tmp_path, messages=messages) as found:
         log(found, range(3), 1.0)
     (message,) = messages
-    assert message.startswith("tracker mlflow failed and is off until the run is resumed (MlflowException: ")
+    assert message.startswith("tracker mlflow failed and is disabled until the run is resumed (MlflowException: ")
     assert [row["iteration"] for row in Record(tmp_path).rows()] == [0, 1, 2]
 
 
@@ -203,10 +203,11 @@ def test_wandb_offline_has_every_metric_once_a_step(tmp_path: Path, monkeypatch:
     wandb.teardown()  # as at the end of a process: its service writes what it still holds
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     records = list(wandb_records(path))
-    rows = []
-    for record in records:
-        if record.HasField("history"):
-            rows.append({(item.nested_key or [item.key])[0]: item.value_json for item in record.history.item})
+    rows = [
+        {(item.nested_key or [item.key])[0]: item.value_json for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
     assert one_value_a_step([(int(row["_step"]), float(row["eval/loss"])) for row in rows]) == EXPECTED
     assert [int(row["_step"]) for row in rows if "rollouts" in row] == [0, 2, 4]
     assert [int(row["_step"]) for row in rows if "samples" in row] == [5]

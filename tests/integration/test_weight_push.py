@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.config import Config
 from rlgaf_ray.data.collate import collate_sequences
-from rlgaf_ray.engines.sampling import sampled_logprobs
+from rlgaf_ray.engines.sampling import sampling_logprobs
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.engines.vllm import VLLMEngine
 from rlgaf_ray.models.generator import load_generator, policy_logprobs
@@ -183,7 +183,7 @@ def test_truncation_is_in_the_behaviour_logprobs(pairs: dict[str, Pair]) -> None
         token_ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.response_ids])).long()
         with torch.no_grad():
             logits = pair.model(token_ids[None]).logits[0, len(rollout.prompt_ids) - 1 : -1]
-        expected = sampled_logprobs(logits, sampling, masked_ids=[END]).numpy()[range(12), rollout.response_ids]
+        expected = sampling_logprobs(logits, sampling, masked_ids=[END]).numpy()[range(12), rollout.response_ids]
         np.testing.assert_allclose(rollout.behaviour_logprobs, expected, atol=1e-5)
 
 
@@ -254,7 +254,7 @@ def test_both_engines_sample_from_the_same_distribution(pair: Pair) -> None:
     ]
     with torch.no_grad():
         logits = pair.model(torch.from_numpy(prompt.token_ids).long()[None]).logits[:, -1]
-    expected = sampled_logprobs(logits, sampling, masked_ids=[END])[0].exp().numpy() * 3000
+    expected = sampling_logprobs(logits, sampling, masked_ids=[END])[0].exp().numpy() * 3000
     likely = expected >= 5
     for count in counts:
         # Pearson's chi-square over the likely tokens and all others as one: its mean is the number of cells - 1

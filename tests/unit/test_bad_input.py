@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlgaf_ray.config import Config, dump_config, load_config
-from rlgaf_ray.config.load import _keys
+from rlgaf_ray.config.explain import keys_of
 from rlgaf_ray.config.rows import RowSettings
 from rlgaf_ray.config.task import SquadSettings, TaskSection
 from rlgaf_ray.data.columns import read_example
@@ -32,7 +32,7 @@ from rlgaf_ray.main import main
 from rlgaf_ray.report.runs import load_run
 from tests.unit.fuzz import JSON, cases, damages, refused_or_done, write
 
-KEYS = _keys(Config)
+KEYS = keys_of(Config)
 VALUES = st.one_of(
     st.text(max_size=30),
     st.integers().map(str),

@@ -30,7 +30,9 @@ def run(tmp_path: Path):
 
 def test_packages_that_can_be_imported_are_no_complaint(run) -> None:
     done = run("rlgaf_ray.doctor")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "the installation is sound\n", "")
+    assert (done.returncode, done.stderr) == (0, "") and "torchvision" not in done.stdout
+    fixed = run("rlgaf_ray.doctor", "--fix")
+    assert (fixed.returncode, fixed.stdout, fixed.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("error", ["RuntimeError('no FFmpeg')", "ImportError('no FFmpeg')"])
@@ -40,11 +42,14 @@ def test_torchcodec_without_ffmpeg_is_no_complaint(run, error: str) -> None:
 
 def test_broken_packages_are_named_with_the_command_that_removes_them(run) -> None:
     done = run("rlgaf_ray.doctor", torchvision=FOREIGN, torchaudio=UNLOADABLE, torchcodec=UNLOADABLE)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        f"torchvision, torchaudio and torchcodec cannot be imported beside torch {torch.__version__}, and transformers "
-        f"and vLLM end with that; nothing here needs them, so run: {sys.executable} -m pip uninstall -y torchvision "
-        "torchaudio torchcodec\n"
+    assert (done.returncode, done.stderr) == (1, "")
+    *_, finding, advice, count = done.stdout.splitlines()
+    assert finding.split(maxsplit=2) == ["fail", "torch", "torchvision, torchaudio and torchcodec broken"]
+    assert count.startswith("1 cannot work")
+    assert advice.strip() == (
+        f"-> torchvision, torchaudio and torchcodec cannot be imported beside torch {torch.__version__}, and "
+        "transformers and vLLM end with that; nothing here needs them, so run: "
+        f"{sys.executable} -m pip uninstall -y torchvision torchaudio torchcodec"
     )
 
 

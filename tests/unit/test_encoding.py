@@ -62,7 +62,7 @@ from rlgaf_ray.report.console import Terminal, write_samples
 from rlgaf_ray.report.runs import save_samples
 from rlgaf_ray.data.storage import replace_text
 
-def show(arguments):
+def show(words):
     terminal = Terminal()
     terminal.on_message({ODD!a})
     metrics = {{"eval/f1": 50.0, "eval/f1_stderr": 1.0, "eval/two_sample_auc": 0.5}}
@@ -75,7 +75,7 @@ def show(arguments):
     print({ODD!a})
     return 0
 
-main._run = show
+main.run = show
 raise SystemExit(main.main([]))
 """
     done = subprocess.run(

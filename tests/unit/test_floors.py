@@ -15,7 +15,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "rlgaf_ray"
 
 FLOORS = {
-    **dict.fromkeys(("main", "run", "doctor", "plan", "report", "sweep", "compare", "testing"), 5),
+    **dict.fromkeys(
+        ("__main__", "main", "cli", "run", "doctor", "checkup", "plan", "report", "sweep", "compare", "testing"), 5
+    ),
     **dict.fromkeys(("loop", "actors"), 4),
     **dict.fromkeys(("training", "engines", "weights", "evaluation", "tracking"), 3),
     **dict.fromkeys(("models", "data"), 2),
@@ -213,7 +215,8 @@ def test_a_planted_circle_of_neighbouring_parts_is_found() -> None:
     ("module", "unwanted"),
     [
         ("rlgaf_ray.config", "torch ray vllm transformers"),
-        ("rlgaf_ray.main", "torch ray vllm transformers"),
+        ("rlgaf_ray.main", "torch ray vllm transformers pydantic yaml"),
+        ("rlgaf_ray.cli", "torch ray vllm transformers pydantic"),
         ("rlgaf_ray.objectives", "ray vllm transformers"),
         ("rlgaf_ray.plan.memory", "torch ray vllm transformers"),
         ("rlgaf_ray.plan.speed", "torch ray vllm transformers"),

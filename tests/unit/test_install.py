@@ -57,7 +57,7 @@ def test_pips_settings_become_uvs_and_those_that_are_set_stay(install: ModuleTyp
     }
 
 
-@pytest.mark.parametrize("cpu, expected", [(True, {"UV_TORCH_BACKEND": "cpu"}), (False, {})])
+@pytest.mark.parametrize(("cpu", "expected"), [(True, {"UV_TORCH_BACKEND": "cpu"}), (False, {})])
 def test_torch_comes_from_the_cpu_index_where_pip_has_no_wheels(install: ModuleType, cpu: bool, expected: dict) -> None:
     assert install.uv_environment({}, {}, cpu=cpu) == expected
 

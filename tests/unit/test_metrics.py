@@ -1,4 +1,4 @@
-"""The table of metrics and its page agree, and metrics that the table does not know are shown, too."""
+"""The metrics table matches docs/metrics.md, and metrics outside the table are formatted too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def documented() -> dict[str, str]:
-    """Name and unit of every row of the page's tables."""
+    """Return the unit of every metric in the tables of the page."""
     units: dict[str, str] = {}
     unit = ""
     for line in PAGE.read_text().splitlines():
@@ -25,12 +25,12 @@ def documented() -> dict[str, str]:
             continue
         names, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         if cells[0] != "the same":
-            unit = cells[0] if len(cells) > 1 else "s"  # the table of times has no column for it
+            unit = cells[0] if len(cells) > 1 else "s"  # the table of times has no unit column
         units |= dict.fromkeys(re.findall(r"`([a-z]+/[a-z0-9_]+)`", names), unit)
     return units
 
 
-def test_the_page_has_every_metric_of_the_table() -> None:
+def test_the_page_documents_every_metric_of_the_table() -> None:
     assert sorted(METRICS.keys() - documented().keys()) == []
 
 
@@ -39,13 +39,13 @@ def test_the_table_has_every_metric_of_the_page_with_its_unit() -> None:
     assert known == documented()
 
 
-def test_every_view_shows_metrics_of_the_table() -> None:
+def test_every_report_uses_metrics_of_the_table() -> None:
     curves = {name for curve in CURVES for name in curve.metrics}
     views = {*console.TRAINING_COLUMNS, *console.RESULT_LINES, *quality.COLUMNS, *quality.QUALITIES, *COLUMNS, *curves}
     assert sorted(views - METRICS.keys()) == []
 
 
-def test_values_are_shown_by_the_table() -> None:
+def test_values_are_formatted_by_the_table() -> None:
     assert metric("eval/f1").shown(71.25) == "71.2" and metric("eval/f1").percent
     assert metric("eval/copied").shown(0.0123) == "1.23%" and not metric("eval/copied").percent
     assert (metric("eval/perplexity_ratio").sign, metric("eval/f1").sign) == (-1.0, 1.0)
@@ -55,7 +55,7 @@ def test_values_are_shown_by_the_table() -> None:
     assert metric("rhymes").line == "rhymes" and metric("rhymes").owner == "rhymes"
 
 
-def test_own_metrics_come_first_and_each_once() -> None:
+def test_metrics_of_the_task_come_first_without_duplicates() -> None:
     logged = [
         "eval/b",
         "eval/b_stderr",
@@ -76,6 +76,6 @@ def test_own_metrics_come_first_and_each_once() -> None:
 
 
 @pytest.mark.parametrize("name", ["eval/unheard_of", "", "/", "unheard"])
-def test_an_unknown_metric_is_no_error(name: str) -> None:
+def test_an_unknown_metric_gets_defaults(name: str) -> None:
     assert metric(name).shown(1.0) == "1"
     assert evaluation_score({name: 2.0}, name) == 2.0

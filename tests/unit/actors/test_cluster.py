@@ -1,4 +1,4 @@
-"""Starting a Ray of the run's own, with Ray left out."""
+"""Starting a local Ray, with ``ray.init`` replaced by a fake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BUSY = Exception("The current node timed out during startup. This could happen b
 
 
 def attempts(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> list[str]:
-    """Calls of Ray; ``failures`` are raised one after the other, then it starts."""
+    """Record the calls to Ray; ``init`` raises the ``failures`` in order, then succeeds."""
     calls: list[str] = []
 
     def init(*words: str, **settings: object) -> None:
@@ -24,14 +24,14 @@ def attempts(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> list
     return calls
 
 
-def test_a_start_that_misses_rays_own_limits_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_startup_timeout_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = attempts(monkeypatch, [BUSY, BUSY])
     cluster._start()
     assert calls == ["init", "shutdown", "init", "shutdown", "init"]
 
 
-@pytest.mark.parametrize("failures, expected", [([BUSY] * 3, 3), ([ValueError("num_cpus")], 1)])
-def test_other_failures_and_the_last_one_are_raised(
+@pytest.mark.parametrize(("failures", "expected"), [([BUSY] * 3, 3), ([ValueError("num_cpus")], 1)])
+def test_other_errors_and_the_last_timeout_are_raised(
     monkeypatch: pytest.MonkeyPatch, failures: list[Exception], expected: int
 ) -> None:
     calls = attempts(monkeypatch, list(failures))

@@ -1,4 +1,4 @@
-"""Samples of the base model as contrast."""
+"""Sampling, saving and loading contrast samples of the base model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def test_they_are_the_base_models_samples_in_the_prompts_order(
+def test_contrast_matches_the_base_model_in_prompt_order(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(None, ["discriminator.contrast_samples=3", "task.response_tokens=6"])
@@ -43,7 +43,7 @@ def test_they_are_the_base_models_samples_in_the_prompts_order(
     assert [item.prompt_ids.tolist() for item in found] == [ids.tolist() for ids in PROMPTS for _ in range(3)]
 
 
-def test_responses_of_unlike_length_are_kept_as_they_are(tmp_path: Path) -> None:
+def test_contrast_round_trips_responses_of_different_lengths(tmp_path: Path) -> None:
     responses = [np.array(ids, np.int32) for ids in ([1], [2, 3, 4], [5, 6], [7])]
     save_contrast(responses, tmp_path)
     found = load_contrast(tmp_path, [Demonstration(ids, ids) for ids in PROMPTS[:2]])

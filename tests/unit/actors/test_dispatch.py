@@ -1,4 +1,4 @@
-"""Workers that only pretend: they answer each seed with itself, and hold the version they were given last."""
+"""The dispatcher with fake workers: each returns the seed as its response and reports the version it loaded last."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Worker:
     def __init__(self) -> None:
         self.version = -1
         self.loads: list[int] = []
-        self.parts: list[list[int]] = []  # prompts of each
+        self.parts: list[list[int]] = []  # prompt ids of each part
         self.gate = threading.Event()
         self.gate.set()
-        self.begun = threading.Event()
+        self.started = threading.Event()
 
     def __call__(self, update: Any | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
         if update is not None:
@@ -34,7 +34,7 @@ class Worker:
         if part is None:
             return {"load_seconds": float(self.version)}, []
         self.parts.append([prompt.prompt_id for prompt in part.prompts])
-        self.begun.set()
+        self.started.set()
         assert self.gate.wait(HANGS_AFTER)
         share = part.sampling.samples_per_prompt
         assert len(part.seeds) == share * len(part.prompts)
@@ -69,24 +69,24 @@ def build() -> Iterator[Any]:
         assert not any(thread.is_alive() for thread in dispatcher.threads)
 
 
-def test_tokens_and_cuts_by_hand() -> None:
-    """A prompt's own tokens once, and 10 for each of its 2 samples; one prompt has room for 4 only."""
+def test_expected_tokens_and_split_boundaries() -> None:
+    """Each prompt counts once, plus 10 tokens for each of 2 samples; the last prompt allows 4 tokens only."""
     prompts = [*prompts_of(3, 5), Prompt(2, np.zeros(7, np.int32), max_new_tokens=4)]
     assert expected_tokens(prompts, SAMPLING) == [23, 25, 15]
     assert split([1, 1, 1, 3], 2) == [0, 3, 4]
     assert split([4, 1, 1, 2], 2) == [0, 1, 4]
-    assert split([5, 5], 4) == [0, 0, 1, 2, 2]  # positions of half a prompt are rounded: empty parts are left out
+    assert split([5, 5], 4) == [0, 0, 1, 2, 2]  # boundaries are rounded to whole prompts; start() skips empty parts
     assert split([], 2) == [0, 0, 0]
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
-def test_equal_prompts_are_cut_into_equal_numbers(num_parts: int) -> None:
+def test_equal_prompts_are_split_evenly(num_parts: int) -> None:
     for count in (1, 5, 16, 33):
         expected = np.linspace(0, count, num_parts + 1).round().astype(int).tolist()
         assert split([31] * count, num_parts) == expected
 
 
-def test_rollouts_come_in_the_prompts_order_whoever_makes_them_and_when(build) -> None:
+def test_rollouts_keep_the_prompt_order_for_any_worker_timing(build) -> None:
     def sleepy(worker: Worker, delays: random.Random):
         def call(update: Any | None, part: Part | None):
             time.sleep(delays.random() * 0.004)
@@ -110,8 +110,8 @@ def test_rollouts_come_in_the_prompts_order_whoever_makes_them_and_when(build) -
     assert all(part == list(range(part[0], part[-1] + 1)) for worker in workers for part in worker.parts)
 
 
-def test_a_worker_that_stands_still_holds_its_part_and_no_more(build) -> None:
-    """8 parts for 2 workers: one is stopped in its first, the other makes seven."""
+def test_a_stalled_worker_holds_one_part_only(build) -> None:
+    """8 parts for 2 workers: one stalls in its first part, the other samples seven."""
     slow, fast = Worker(), Worker()
     slow.gate.clear()
     fast.gate.clear()
@@ -128,13 +128,13 @@ def test_a_worker_that_stands_still_holds_its_part_and_no_more(build) -> None:
     assert [int(rollout.response_ids[0]) for rollout in wait()[0]] == list(range(32))
 
 
-def test_the_longest_part_goes_first(build) -> None:
+def test_the_longest_part_is_sampled_first(build) -> None:
     worker = Worker()
     worker.gate.clear()
     dispatcher = build([worker], 3)
     first = dispatcher.start(prompts_of(1), SAMPLING, [0, 1])
-    assert worker.begun.wait(HANGS_AFTER)
-    # 21, 21, 80, 21, 21, 21, 21 tokens: thirds end at 68.7, within the third prompt, and at 137.3, within the fourth
+    assert worker.started.wait(HANGS_AFTER)
+    # 21, 21, 80, 21, 21, 21, 21 tokens: the thirds end at 68.7 (third prompt) and 137.3 (fourth prompt)
     second = dispatcher.start(prompts_of(1, 1, 60, 1, 1, 1, 1), SAMPLING, list(range(14)))
     worker.gate.set()
     first(), second()
@@ -145,32 +145,32 @@ def test_the_longest_part_goes_first(build) -> None:
     ("num_rollouts", "num_workers", "parts"),
     [(64, 2, 2), (256, 1, 1), (16, 8, 8), (1024, 2, 4), (9999, 2, 8)],
 )
-def test_a_small_batch_is_one_part_for_each_worker(build, num_rollouts: int, num_workers: int, parts: int) -> None:
+def test_number_of_parts_depends_on_the_batch_size(build, num_rollouts: int, num_workers: int, parts: int) -> None:
     assert build([Worker() for _ in range(num_workers)])._num_parts(num_rollouts) == parts
 
 
-def test_rollouts_have_the_weights_of_when_they_were_asked_for(build) -> None:
+def test_rollouts_use_the_weights_at_the_time_of_the_request(build) -> None:
     worker = Worker()
     worker.gate.clear()
     dispatcher = build([worker])
     dispatcher.push(0)()
     waits = [dispatcher.start(prompts_of(3), SAMPLING, [0, 1])]
-    assert worker.begun.wait(HANGS_AFTER)  # in the middle of a request
+    assert worker.started.wait(HANGS_AFTER)  # in the middle of a request
     pushes = [dispatcher.push(version) for version in (1, 2, 3)]
     waits.append(dispatcher.start(prompts_of(3), SAMPLING, [2, 3]))
     pushes.append(dispatcher.push(4))
     worker.gate.set()
     assert [{rollout.policy_version for rollout in wait()[0]} for wait in waits] == [{0}, {3}]
     assert [push()["load_seconds"] for push in pushes] == [3.0, 3.0, 3.0, 4.0]
-    assert worker.loads == [0, 3, 4]  # 1 and 2 were passed over; 4 was loaded when there was nothing to do
+    assert worker.loads == [0, 3, 4]  # 1 and 2 were skipped; 4 was loaded while idle
 
 
-def test_parts_that_were_dropped_are_not_made(build) -> None:
+def test_dropped_parts_are_not_sampled(build) -> None:
     worker = Worker()
     worker.gate.clear()
     dispatcher = build([worker], 4)
     dispatcher.start(prompts_of(*[3] * 8), SAMPLING, list(range(16)))
-    assert worker.begun.wait(HANGS_AFTER)
+    assert worker.started.wait(HANGS_AFTER)
     dispatcher.drop()
     wait = dispatcher.start(prompts_of(9), SAMPLING, [70, 71])
     worker.gate.set()
@@ -178,7 +178,7 @@ def test_parts_that_were_dropped_are_not_made(build) -> None:
     assert len(worker.parts) == 2
 
 
-def test_whoever_waits_hears_of_a_worker_that_failed(build) -> None:
+def test_a_worker_failure_is_raised_in_every_waiting_caller(build) -> None:
     broken = Worker()
     broken.gate.clear()
 
@@ -188,7 +188,7 @@ def test_whoever_waits_hears_of_a_worker_that_failed(build) -> None:
 
     dispatcher = build([fails])
     wait = dispatcher.start(prompts_of(3), SAMPLING, [0, 1])
-    assert broken.begun.wait(HANGS_AFTER)
+    assert broken.started.wait(HANGS_AFTER)
     behind, push = dispatcher.start(prompts_of(3), SAMPLING, [2, 3]), dispatcher.push(1)
     broken.gate.set()
     for ask in (wait, behind, push, lambda: dispatcher.start(prompts_of(3), SAMPLING, [4, 5])):
@@ -196,5 +196,5 @@ def test_whoever_waits_hears_of_a_worker_that_failed(build) -> None:
             ask()
 
 
-def test_nothing_asked_for_is_nothing_made(build) -> None:
+def test_an_empty_request_returns_no_rollouts(build) -> None:
     assert build([Worker()]).start([], SAMPLING, [])() == ([], 0.0)

@@ -1,4 +1,4 @@
-"""Environments that people bring: no home, long folders, proxies, empty and unusual addresses."""
+"""Unusual environments: no home, long temporary paths, proxies, empty and invalid addresses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from rlgaf_ray.errors import UserError
         ("auto", "", "auto"),
     ],
 )
-def test_an_empty_address_is_none(
+def test_an_empty_address_means_a_local_ray(
     monkeypatch: pytest.MonkeyPatch, configured: str | None, variable: str | None, expected: str | None
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -65,20 +65,20 @@ def test_endpoints(address: str, expected: tuple[str | None, int | None]) -> Non
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "https://ray.example"])
-def test_the_jobs_api_is_no_cluster_to_join(address: str) -> None:
+def test_the_address_of_the_jobs_api_is_rejected(address: str) -> None:
     with pytest.raises(UserError, match=f"^{address} is the address of Ray's Jobs API.* 'ray job submit --address "):
         prepare_environment(address)
 
 
 @pytest.mark.parametrize("address", ["head", "head:", ":6379", "::1", "::1:6379", "head:port", "head:99999", "[::1:2"])
-def test_what_is_no_address_is_one_line(address: str) -> None:
+def test_an_invalid_address_gives_one_line(address: str) -> None:
     with pytest.raises(
-        UserError, match=r" is no address of a Ray cluster: set cluster\.address or RAY_ADDRESS to HOST"
+        UserError, match=r" is not the address of a Ray cluster: set cluster\.address or RAY_ADDRESS to HOST"
     ):
         prepare_environment(address)
 
 
-def test_a_head_on_ipv6_is_reached() -> None:
+def test_probe_reaches_an_ipv6_address() -> None:
     try:
         listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
     except OSError:
@@ -87,7 +87,7 @@ def test_a_head_on_ipv6_is_reached() -> None:
         cluster.probe(f"[::1]:{listener.getsockname()[1]}")
 
 
-def test_hosts_are_reached_without_the_proxy() -> None:
+def test_without_proxy_extends_the_no_proxy_list() -> None:
     assert without_proxy({}, ("127.0.0.1",)) == {}
     assert without_proxy({"no_proxy": "a"}, ("127.0.0.1",)) == {}
     given = {"HTTPS_PROXY": "http://proxy:3128", "no_proxy": "a.example, 127.0.0.1", "NO_PROXY": "b.example"}
@@ -95,7 +95,7 @@ def test_hosts_are_reached_without_the_proxy() -> None:
     assert without_proxy(given, ("127.0.0.1", "::1")) == {"no_proxy": listed, "NO_PROXY": listed}
 
 
-def test_a_cluster_is_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cluster_address_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "")
@@ -103,13 +103,13 @@ def test_a_cluster_is_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatch)
     assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "localhost,127.0.0.1,::1,10.0.0.1"
 
 
-def test_a_folder_that_is_too_long_for_sockets_is_replaced(tmp_path: Path) -> None:
+def test_a_temporary_folder_too_long_for_sockets_is_replaced(tmp_path: Path) -> None:
     long = tmp_path / "scratch_of_a_cluster_job" / "user_name" / "job_1234567" / "node_0001"
     assert short_temporary_folder({"TMPDIR": "/tmp"}) == {} == short_temporary_folder({})
     changes = {"RAY_TMPDIR": "/tmp", "VLLM_RPC_BASE_PATH": "/tmp"}
     assert short_temporary_folder({"TMPDIR": str(long)}) == changes
     assert short_temporary_folder({"TMPDIR": str(long), "RAY_TMPDIR": "/tmp"}) == {}
-    assert short_temporary_folder({"TMPDIR": "/proc/none"}) == changes, "one that cannot be written"
+    assert short_temporary_folder({"TMPDIR": "/proc/none"}) == changes, "not writable"
     for name in ("RAY_TMPDIR", "TMPDIR"):
         with pytest.raises(UserError, match=rf"^{name}=.*node_0001 cannot hold Ray's sockets: set RAY_TMPDIR to an"):
             short_temporary_folder({name: str(long)}, others=[str(long)])
@@ -118,7 +118,7 @@ def test_a_folder_that_is_too_long_for_sockets_is_replaced(tmp_path: Path) -> No
     assert not long.exists()
 
 
-def test_a_folder_of_another_user_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_temporary_folder_of_another_user_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def made(folder: str) -> bool:
         return folder != "/tmp"
 
@@ -127,7 +127,7 @@ def test_a_folder_of_another_user_is_replaced(monkeypatch: pytest.MonkeyPatch, t
     assert short_temporary_folder({}) == {"RAY_TMPDIR": own, "VLLM_RPC_BASE_PATH": own}
 
 
-def test_the_longest_folder_is_one_that_ray_takes() -> None:
+def test_ray_accepts_the_longest_allowed_folder() -> None:
     longest = "/" + "x" * (environment.SOCKET_BYTES - environment.RAY_SOCKET - 1)
     session = "session_2026-01-01_00-00-00_000000_4194304"
     validate_socket_filepath(f"{longest}/ray/{session}/sockets/plasma_store")
@@ -136,7 +136,7 @@ def test_the_longest_folder_is_one_that_ray_takes() -> None:
 
 
 @pytest.mark.parametrize("home", ["/proc/nobody", "/dev/null", ""])
-def test_ray_gets_a_token_where_the_home_takes_none(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+def test_ray_gets_a_token_without_a_writable_home(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
     def nameless(user_id: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {user_id}")
 
@@ -150,14 +150,14 @@ def test_ray_gets_a_token_where_the_home_takes_none(monkeypatch: pytest.MonkeyPa
         assert token(given) == {}
 
 
-def test_a_home_that_takes_the_token_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_token_is_set_with_a_writable_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert token({}) == {}
     (tmp_path / ".ray/auth_token").write_text("token")
     assert token({}) == {}
 
 
-def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "me")
     assert user_name() == {}
 
@@ -168,7 +168,7 @@ def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert user_name() == {"USER": f"user-{os.getuid()}"}
 
 
-def test_uv_uploads_no_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uv_does_not_upload_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, expected in ((None, False), ("1", True)):
         monkeypatch.setattr(ray_constants, environment.UV_HOOK, True)
         monkeypatch.delenv(environment.UV_HOOK, raising=False)
@@ -181,7 +181,7 @@ def test_uv_uploads_no_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ray_starts_in_a_prepared_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "")
     monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * 60)
-    monkeypatch.setenv("RAY_TMPDIR", "")  # restored afterwards, whatever is set meanwhile
+    monkeypatch.setenv("RAY_TMPDIR", "")  # set here so that monkeypatch restores it
     monkeypatch.setenv("VLLM_RPC_BASE_PATH", "/tmp")
     started: list[tuple[object, ...]] = []
     monkeypatch.setattr("ray.init", lambda *words, **_: started.append((*words, os.environ["RAY_TMPDIR"])))
@@ -191,7 +191,7 @@ def test_ray_starts_in_a_prepared_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_ray_runs_without_a_home_and_with_a_proxy(tmp_path: Path) -> None:
+def test_ray_starts_without_a_home_and_with_a_proxy(tmp_path: Path) -> None:
     long = tmp_path / ("scratch_of_a_cluster_job" * 3)
     long.mkdir()
     odd = {"HOME": "/proc/nobody", "TMPDIR": str(long), "RAY_ADDRESS": "", "http_proxy": "http://127.0.0.1:9"}

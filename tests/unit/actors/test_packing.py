@@ -14,13 +14,13 @@ def test_strict_pack_takes_the_first_node_that_holds_all() -> None:
     assert pack([{"CPU": 2.0}] * 4, "STRICT_PACK", [Node(4), Node(6)]) is None
 
 
-def test_spread_goes_round() -> None:
+def test_spread_alternates_between_nodes() -> None:
     assert pack([{"CPU": 1.0}] * 5, "SPREAD", THREE) == [0, 1, 2, 0, 1]
     assert pack([{"CPU": 3.0}] * 4, "SPREAD", THREE) is None
 
 
-def test_fractions_come_from_one_gpu_each() -> None:
-    bundles = [{"CPU": 1.0, "GPU": 0.6}] * 3  # 1.8 of 2 GPUs, and each holds one
+def test_a_fractional_bundle_fits_on_one_gpu() -> None:
+    bundles = [{"CPU": 1.0, "GPU": 0.6}] * 3  # 1.8 GPUs in total, but a GPU holds one bundle only
     assert pack(bundles, "PACK", [Node(8, 2)]) is None
     assert pack(bundles, "PACK", [Node(8, 3)]) == [0, 0, 0]
     assert pack([{"CPU": 1.0, "GPU": 0.333}] * 3, "PACK", [Node(8, 1)]) == [0, 0, 0]

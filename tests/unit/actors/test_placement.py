@@ -13,7 +13,7 @@ def plan(*overrides: str, cpus: float = 2, gpus: float = 0, node_cpus: int = 2):
     return plan_placement(load_config(None, overrides), cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
 
 
-def test_two_cores_are_shared_by_roles_that_take_turns() -> None:
+def test_roles_that_take_turns_share_two_cores() -> None:
     placement = plan()
     assert placement.num_actors == 4  # two rollout workers
     assert placement.cpus_per_actor == 0.5
@@ -21,13 +21,13 @@ def test_two_cores_are_shared_by_roles_that_take_turns() -> None:
     assert plan(cpus=1, node_cpus=1).num_actors == 3
 
 
-def test_rollout_workers_share_the_cores_because_they_sample_at_the_same_time() -> None:
+def test_rollout_workers_divide_the_cores() -> None:
     assert plan("rollout.num_workers=2").rollout_threads == 1
     assert plan("rollout.num_workers=4", cpus=16, node_cpus=16).rollout_threads == 4
     assert plan("rollout.num_workers=8").rollout_threads == 1
 
 
-def test_rollouts_that_are_made_meanwhile_have_cores_of_their_own() -> None:
+def test_async_rollouts_get_half_of_the_cores() -> None:
     def shares(node_cpus: int, *more: str) -> tuple[int, int, int]:
         placement = plan("schedule.mode=async", *more, cpus=node_cpus, node_cpus=node_cpus)
         return placement.num_rollout_workers, placement.rollout_threads, placement.threads
@@ -40,7 +40,7 @@ def test_rollouts_that_are_made_meanwhile_have_cores_of_their_own() -> None:
     assert shares(8, "cluster.threads=3") == (2, 1, 3)
 
 
-def test_a_large_cluster_gives_one_cpu_each_unless_asked() -> None:
+def test_default_is_one_cpu_per_actor_on_a_large_cluster() -> None:
     assert plan(cpus=64, node_cpus=16).cpus_per_actor == 1.0
     assert plan("cluster.cpus_per_actor=4", cpus=64, node_cpus=16).cpus_per_actor == 4
     assert plan("cluster.threads=3").threads == 3
@@ -59,7 +59,7 @@ def test_too_many_cpus() -> None:
         plan("cluster.cpus_per_actor=4")
 
 
-# Explicit placements, on nodes.
+# Explicit placements on a list of nodes.
 
 
 def on(*nodes: Node, overrides: tuple[str, ...]):
@@ -76,10 +76,10 @@ def test_colocated_roles_share_each_gpu() -> None:
     assert [*placement.learner_bundles] == [*placement.rollout_bundles] == list(range(8))
     assert [*placement.discriminator_bundles] == list(range(4))
     assert (placement.gpus_per_actor, placement.strategy, placement.shares_gpus) == (0.333, "PACK", True)
-    assert placement.engines_start_last and not placement.engines_start_in_turn  # each on a GPU of its own
+    assert placement.engines_start_last and not placement.engines_start_in_turn  # each has its own GPU
 
 
-def test_separate_roles_have_gpus_of_their_own() -> None:
+def test_separate_roles_get_their_own_gpus() -> None:
     wide = ("rollout.num_workers=2", "rollout.tensor_parallel_size=4", "learner.num_workers=3")
     placement = on(*GPU_NODES, overrides=("cluster.placement=separate", "cluster.gpus_per_actor=1", *wide))
     assert placement.bundles == [{"CPU": 1.0, "GPU": 1.0}] * 4 + [{"CPU": 1.0, "GPU": 4.0}] * 2
@@ -88,7 +88,7 @@ def test_separate_roles_have_gpus_of_their_own() -> None:
     assert not placement.engines_start_last
 
 
-def test_engines_start_in_turn_where_an_actor_has_a_part_of_a_gpu() -> None:
+def test_engines_start_in_turn_with_fractional_gpus() -> None:
     assert on(Node(16, 1), overrides=("cluster.gpus_per_actor=0.3", "rollout.num_workers=1")).engines_start_in_turn
     assert not on(Node(4), overrides=()).engines_start_last
 
@@ -104,12 +104,12 @@ def test_separate_cores() -> None:
         on(Node(2), overrides=("cluster.placement=separate", "rollout.num_workers=2", "cluster.cpus_per_actor=1"))
 
 
-def test_spread_actors_have_the_cores_of_their_nodes() -> None:
+def test_spread_actors_use_the_cores_of_their_node() -> None:
     placement = on(*[Node(8)] * 3, overrides=("cluster.placement=spread", "rollout.num_workers=6"))
     assert (placement.strategy, placement.threads, placement.rollout_threads) == ("SPREAD", 8, 4)
 
 
-def test_colocated_cores_are_of_one_node() -> None:
+def test_colocated_cpu_actors_are_on_one_node() -> None:
     placement = on(Node(2), Node(8), overrides=("cluster.placement=colocate", "rollout.num_workers=2"))
     assert (placement.strategy, placement.cpus_per_actor, placement.shared_cores) == ("STRICT_PACK", 1.0, True)
 
@@ -144,9 +144,7 @@ def test_colocated_cores_are_of_one_node() -> None:
         ),
     ],
 )
-def test_a_refusal_names_the_nearest_plan_and_that_plan_is_taken(
-    overrides: list[str], problem: str, nearest: str
-) -> None:
+def test_the_error_names_a_plan_that_fits(overrides: list[str], problem: str, nearest: str) -> None:
     asked = ("cluster.gpus_per_actor=1", *overrides)
     with pytest.raises(UserError) as caught:
         on(*GPU_NODES, overrides=asked)
@@ -156,7 +154,7 @@ def test_a_refusal_names_the_nearest_plan_and_that_plan_is_taken(
     on(*GPU_NODES, overrides=(*asked, *nearest.split()))
 
 
-def test_one_gpu_for_three_is_shared() -> None:
+def test_the_suggested_plan_shares_a_single_gpu() -> None:
     with pytest.raises(UserError, match=r"the nearest plan that fits: cluster.gpus_per_actor=0.333$"):
         plan("cluster.gpus_per_actor=1", gpus=1, cpus=8, node_cpus=8)
     with pytest.raises(UserError, match=r"the nearest plan that fits: cluster.placement=colocate$"):
@@ -168,13 +166,13 @@ def test_nothing_fits() -> None:
         plan("cluster.gpus_per_actor=1", gpus=0)
 
 
-def test_shards_take_whole_gpus() -> None:
+def test_tensor_parallel_shards_need_whole_gpus() -> None:
     for placed in ("cluster.gpus_per_actor=0.5", "cluster.placement=colocate"):
-        with pytest.raises(UserError, match=r"rollout.tensor_parallel_size=2 takes whole GPUs"):
+        with pytest.raises(UserError, match=r"rollout.tensor_parallel_size=2 needs whole GPUs"):
             plan("rollout.tensor_parallel_size=2", "cluster.gpus_per_actor=1", placed, gpus=8)
 
 
-def test_the_default_on_one_node_is_what_it_was() -> None:
+def test_default_placement_on_one_node() -> None:
     placement = on(Node(2), overrides=())
     assert placement == plan()
     assert (placement.bundles, placement.strategy) == ([{"CPU": 0.5}] * 4, "PACK")
@@ -183,7 +181,7 @@ def test_the_default_on_one_node_is_what_it_was() -> None:
     assert [*learner, *discriminator, *placement.rollout_bundles] == [0, 1, 2, 3]
 
 
-def test_nodes_may_join_before_a_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_placement_waits_for_nodes_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes, asked = [Node(8)], []
 
     def join(bundles: list[dict[str, float]]) -> None:
@@ -198,7 +196,8 @@ def test_nodes_may_join_before_a_plan_is_refused(monkeypatch: pytest.MonkeyPatch
     placement = find_placement(config)
     assert placement.total("GPU") == 3
     assert asked[0] == [{"CPU": 1.0, "GPU": 1.0}] * 3
-    assert len(nodes) == 4  # one more request once there was enough: it keeps the nodes
+    assert len(nodes) == 4  # the last request, with enough nodes, keeps them
+    nodes[:] = [Node(8)]
+    impatient = config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})})
     with pytest.raises(UserError, match="the cluster has 0"):
-        nodes[:] = [Node(8)]
-        find_placement(config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})}))
+        find_placement(impatient)

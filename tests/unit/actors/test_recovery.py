@@ -1,4 +1,4 @@
-"""How many losses a run bears, and which errors of a living actor are a loss."""
+"""The limit on actor failures, and the errors after which an actor that is alive is replaced."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch
 from ray.exceptions import RayTaskError
 
 from rlgaf_ray.actors import answers, recovery
-from rlgaf_ray.actors.answers import ActorFailure, ActorSpent, Answers, SourceLost
-from rlgaf_ray.actors.recovery import Recoveries, TooManyLost
+from rlgaf_ray.actors.answers import ActorFailure, ActorUnusable, Answers, UpstreamFailure
+from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.config.cluster import ClusterSection
 
 
-def test_losses_count_within_a_window_and_are_forgotten_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures_count_only_within_the_recovery_window(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 50.0, 101.0, 160.0, 190.0])
     monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    told: list[str] = []
-    recoveries = Recoveries(ClusterSection(max_recoveries=2, recovery_window_seconds=100.0), told.append)
+    reports: list[str] = []
+    recoveries = Recoveries(ClusterSection(max_recoveries=2, recovery_window_seconds=100.0), reports.append)
     failure = ActorFailure("rollout worker 1 died")
     for _ in range(4):  # at most two within 100 s
-        recoveries.lost(failure, "it is replaced")
-    assert told == ["rollout worker 1 died: it is replaced"] * 4
-    with pytest.raises(TooManyLost, match=r"^rollout worker 1 died; more than 2 actors were lost within 100 s"):
-        recoveries.lost(failure, "it is replaced")
-    assert len(told) == 4
+        recoveries.record(failure, "replacing it")
+    assert reports == ["rollout worker 1 died: replacing it"] * 4
+    with pytest.raises(TooManyFailures, match=r"^rollout worker 1 died; more than 2 actors failed within 100 s"):
+        recoveries.record(failure, "replacing it")
+    assert len(reports) == 4
 
 
-def test_what_was_lost_is_taken_once() -> None:
+def test_take_returns_the_counts_once() -> None:
     recoveries = Recoveries(ClusterSection())
     recoveries.worker_replaced(3)
     recoveries.worker_replaced(5)
@@ -40,7 +40,7 @@ def test_what_was_lost_is_taken_once() -> None:
 
 
 class EngineDeadError(Exception):
-    """Named as vLLM's."""
+    """Has the name of vLLM's exception."""
 
 
 @pytest.mark.parametrize(
@@ -55,28 +55,28 @@ class EngineDeadError(Exception):
         (ValueError("prompt too long"), ""),
     ],
 )
-def test_an_actor_without_memory_or_engine_is_spent_and_one_with_a_bug_is_not(error: Exception, reason: str) -> None:
-    assert answers._spent(error) == reason
+def test_out_of_memory_and_engine_death_are_recoverable_and_bugs_are_not(error: Exception, reason: str) -> None:
+    assert answers._unusable(error) == reason
 
 
-def test_torchs_own_words_for_no_memory_on_cpu_are_known() -> None:
+def test_torch_cpu_out_of_memory_error_is_recognised() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60)
-    assert answers._spent(raised.value) == "ran out of memory"
+    assert answers._unusable(raised.value) == "ran out of memory"
 
 
 @pytest.mark.parametrize(
     ("method", "failure", "sentence"),
     [
-        ("generate", ActorSpent, "rollout worker 1 ran out of memory during generate: no room"),
+        ("generate", ActorUnusable, "rollout worker 1 ran out of memory during generate: no room"),
         (
             "update_weights",
-            SourceLost,
-            "rollout worker 1, or the learner whose weights it was to take, ran out",
+            UpstreamFailure,
+            "rollout worker 1, or the learner that sends its weights, ran out",
         ),
     ],
 )
-def test_a_worker_is_not_replaced_for_weights_that_the_learner_had_no_memory_for(
+def test_out_of_memory_during_a_weight_push_may_be_the_learners(
     monkeypatch: pytest.MonkeyPatch, method: str, failure: type[ActorFailure], sentence: str
 ) -> None:
     def refuse(*arguments: Any, **options: Any) -> None:

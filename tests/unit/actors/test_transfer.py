@@ -1,4 +1,4 @@
-"""Who is told what, and in which order, when weights go to the engines. The actors are mocks: nothing is sent here."""
+"""Which calls a weight push makes, and in which order. The actors are mocks: no weights are sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlgaf_ray.weights.nccl import Rendezvous
 
 
 class MockActor:
-    """Answers like Ray's handle: ``actor.method.remote(...)`` is written down and gives a reference."""
+    """Mimics a Ray actor handle: ``actor.method.remote(...)`` is logged and returns a reference."""
 
     def __init__(self, name: str, log: list[tuple[str, str, tuple, dict]], answers: dict[str, Any]) -> None:
         self.name, self.log, self.answers = name, log, answers
@@ -56,7 +56,7 @@ def load(worker: MockActor, update: str) -> str:
     return worker.update_weights.remote(update)
 
 
-def test_over_nccl_all_meet_once_and_every_rank_helps_the_first_to_send() -> None:
+def test_nccl_joins_once_and_broadcasts_from_every_rank() -> None:
     transfer, log, waited = cluster("nccl", gpus_per_engine=2, num_learners=2)
     meeting = Rendezvous("10.0.0.1", 4000, num_engines=2, gpus_per_engine=2)
     assert log == [
@@ -80,7 +80,7 @@ def test_over_nccl_all_meet_once_and_every_rank_helps_the_first_to_send() -> Non
         ("learner 0", "broadcast", (), {"network": "average"}),
         ("learner 1", "broadcast", (), {"network": "average"}),
     ]
-    assert waited == []  # all of it is under way before anybody is waited for
+    assert waited == []  # push() does not block
     assert [(worker.name, ref) for worker, ref in received.items()] == [
         ("worker 0", "worker 0.update_weights"),
         ("worker 1", "worker 1.update_weights"),
@@ -88,9 +88,9 @@ def test_over_nccl_all_meet_once_and_every_rank_helps_the_first_to_send() -> Non
     assert [ref for _, _, ref in sent] == ["learner 0.broadcast", "learner 1.broadcast"]
 
 
-def test_over_ipc_every_rank_keeps_its_memory_until_all_engines_have_copied() -> None:
+def test_ipc_releases_memory_after_all_engines_have_copied() -> None:
     transfer, log, waited = cluster("ipc", num_learners=2)
-    assert log == waited == []  # nobody to meet
+    assert log == waited == []  # ipc needs no process group
     _, sent = transfer.push(5, "policy", load)
     copied = ("worker 0.update_weights", "worker 1.update_weights")
     assert log == [
@@ -105,15 +105,15 @@ def test_over_ipc_every_rank_keeps_its_memory_until_all_engines_have_copied() ->
 
 
 class MockDispatcher:
-    """Keeps what a worker is to load before the next part."""
+    """Stores the load that a worker runs before its next part."""
 
     def push(self, load: Load) -> Any:
         self.load = load
-        return lambda: {"in": "their own time"}
+        return lambda: {"loaded": "asynchronously"}
 
 
 class MockAnswers:
-    """Every load took a second for worker 0 and two for worker 1."""
+    """Each load takes one second on worker 0 and two on worker 1."""
 
     def __init__(self, num_parts: int) -> None:
         self.num_parts = num_parts
@@ -122,7 +122,7 @@ class MockAnswers:
     def get(self, actor: MockActor, method: str, ref: str) -> Any:
         return self.num_parts if method == "num_parts" else {"load_seconds": 1.0 + int(actor.name[-1])}
 
-    def of_all(self, calls: Any) -> list[Any]:
+    def get_all(self, calls: Any) -> list[Any]:
         self.waited += [ref for _, _, ref in calls]
         return []
 
@@ -142,17 +142,17 @@ def pushing(num_parts: int, *overrides: str):
 
 
 @pytest.mark.parametrize(("num_parts", "overrides"), [(1, []), (3, ["schedule.mode=async"])])
-def test_workers_take_weights_when_they_come_to_what_needs_them(num_parts: int, overrides: list[str]) -> None:
+def test_workers_load_weights_before_the_next_request(num_parts: int, overrides: list[str]) -> None:
     push, workers, answers, log, dispatcher = pushing(num_parts, *overrides)
-    assert push.push(4, "policy", dispatcher)() == {"in": "their own time"}
+    assert push.push(4, "policy", dispatcher)() == {"loaded": "asynchronously"}
     assert [name for name, *_ in log] == ["learner"] * num_parts
     log.clear()
     dispatcher.load(workers[1])
     assert log == [("worker 1", "update_weights", ("learner.weights_after",), {})] * num_parts
-    assert answers.awaited == ("weights_after", ["learner.weights_after"] * num_parts)  # by no worker's clock
+    assert answers.awaited == ("weights_after", ["learner.weights_after"] * num_parts)  # not a worker's timeout
 
 
-def test_parts_for_workers_that_wait_take_turns() -> None:
+def test_at_most_two_parts_are_in_the_object_store() -> None:
     push, workers, answers, log, dispatcher = pushing(3)
     slowest = push.push(4, "policy", dispatcher)
     loads: list[Any] = [(f"worker {index}", "update_weights", ("learner.weights_after",), {}) for index in range(2)]
@@ -162,38 +162,38 @@ def test_parts_for_workers_that_wait_take_turns() -> None:
         *loads,
         ("learner", "weights_after", (4, 1, "policy"), {}),
         *loads,
-        ("learner", "weights_after", (4, 2, "policy", *both), {}),  # part 0 is loaded, and gone
+        ("learner", "weights_after", (4, 2, "policy", *both), {}),  # after part 0 is loaded and freed
         *loads,
     ]
     assert slowest() == {"load_seconds": 6.0}
     assert len(answers.waited) == 6
     log.clear()
     assert dispatcher.load(workers[1]) == ["worker 1.update_weights"] * 3
-    assert log == []  # it was told already
+    assert log == []  # the worker was called already
 
 
-def test_in_mid_flight_no_load_overtakes_another() -> None:
+def test_in_flight_updates_load_in_order() -> None:
     mid_flight = ["schedule.mode=async", "weights.mid_flight=true", "generator.average_decay=0"]
     push, _, _, log, dispatcher = pushing(1, "rollout.engine=vllm_async", *mid_flight)
     for version in (4, 5):
         push.push(version, "policy", dispatcher)
-    of_worker_0 = [arguments for name, _, arguments, _ in log if name == "worker 0"]
-    assert of_worker_0 == [("learner.weights_after",), ("learner.weights_after", "worker 0.update_weights")]
+    loads = [arguments for name, _, arguments, _ in log if name == "worker 0"]
+    assert loads == [("learner.weights_after",), ("learner.weights_after", "worker 0.update_weights")]
 
 
-def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> None:
-    """Sleep level 2, whose engines lose their weights."""
+def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
+    """With sleep level 2, which discards the weights."""
     roles = RayRoles.__new__(RayRoles)
-    did: list[str] = []
+    events: list[str] = []
     roles.pool = pool = RolloutPool.__new__(RolloutPool)
     pool.workers = [MockActor("worker", [], {})]
-    pool.answers = SimpleNamespace(of_all=lambda calls: did.append("sleep"))  # type: ignore[assignment]
+    pool.answers = SimpleNamespace(get_all=lambda calls: events.append("sleep"))  # type: ignore[assignment]
 
     def start(*request: object) -> Callable[[], tuple[list[Rollout], float]]:
-        did.append("start")
+        events.append("start")
 
         def wait() -> tuple[list[Rollout], float]:
-            did.append("rollouts")
+            events.append("rollouts")
             return [], 0.0
 
         return wait
@@ -201,22 +201,22 @@ def test_engines_sleep_once_a_batch_is_whole_and_get_back_what_they_forgot() -> 
     pool.dispatcher = SimpleNamespace(start=start)  # type: ignore[assignment]
 
     def push(version: int, network: str, dispatcher: object):
-        did.append(f"push {network} {version}")
-        return lambda: did.append("loaded")
+        events.append(f"push {network} {version}")
+        return lambda: events.append("loaded")
 
     pool.weights = SimpleNamespace(push=push)  # type: ignore[assignment]
     pool.settings = RolloutSection(engine="vllm", sleep_level=2)
-    pool.forgotten, roles.pushed = False, None
+    pool.weights_discarded, roles.pushed = False, None
     roles.push_weights(3, network="average")()
-    did.clear()
+    events.clear()
     sampling = SamplingSettings(max_new_tokens=1)
     pending = roles.start_generate([], sampling, [])
-    assert did == ["start"]
+    assert events == ["start"]
     pending()
-    assert did == ["start", "rollouts", "sleep"]
-    did.clear()
+    assert events == ["start", "rollouts", "sleep"]
+    events.clear()
     roles.generate([], sampling, [])
-    assert did == ["push average 3", "loaded", "start", "rollouts", "sleep"]
-    roles.pushed = None  # as an update of the learner leaves it
-    with pytest.raises(AssertionError, match="the engines forgot their weights"):
+    assert events == ["push average 3", "loaded", "start", "rollouts", "sleep"]
+    roles.pushed = None  # as after an update of the learner
+    with pytest.raises(AssertionError, match="the engines discarded their weights"):
         roles.generate([], sampling, [])

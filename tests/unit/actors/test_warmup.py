@@ -1,4 +1,4 @@
-"""Which folders the warm-ups are kept in, and what the labelled one reads; no model is trained."""
+"""The cache folders of the warm-ups, and the input of the labelled one; no model is trained."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return make
 
 
-def test_the_base_model_is_the_one_before_sft(prepared) -> None:
+def test_base_is_the_model_before_sft(prepared) -> None:
     without = prepared("warmup.sft.steps=0")
     assert without.base == without.generator == FOLDER
     tuned = prepared("warmup.sft.steps=5")
@@ -47,7 +47,7 @@ def test_the_base_model_is_the_one_before_sft(prepared) -> None:
     assert new.base.name.startswith("generator-") and new.generator.name.startswith("sft-")
 
 
-def test_contrast_is_sampled_where_the_base_model_gives_it(prepared) -> None:
+def test_contrast_is_sampled_only_from_the_base_model(prepared) -> None:
     sampled = prepared().contrast
     assert sampled.name.startswith("contrast-")
     assert prepared("discriminator.contrast_samples=2").contrast != sampled
@@ -56,7 +56,7 @@ def test_contrast_is_sampled_where_the_base_model_gives_it(prepared) -> None:
     assert prepared("discriminator.contrast=labels").contrast is None
 
 
-def test_another_view_is_another_warm_up(prepared) -> None:
+def test_each_discriminator_view_has_its_own_warmup(prepared) -> None:
     shared = "generator.reinforce.credit=sequence"
     views = [[], ["discriminator.view=without_end"], [LAST_TWO], [LAST_TWO.replace("2", "3")]]
     views.append([LAST_TWO, "discriminator.match_lengths=true"])
@@ -64,8 +64,8 @@ def test_another_view_is_another_warm_up(prepared) -> None:
     assert len(folders) == len(views)
 
 
-def test_a_warm_up_is_found_by_the_models_content(prepared, tmp_path: Path) -> None:
-    """Two projects with a ./model each share no entry, and one model at two paths shares it."""
+def test_warmups_are_cached_by_model_content(prepared, tmp_path: Path) -> None:
+    """Two different models at the same path get two entries; the same model at two paths shares one."""
     (tmp_path / "model").mkdir()
 
     def folders(weights: bytes, settings: str = "{}", name: str = "model") -> list[Path | None]:
@@ -94,7 +94,7 @@ def test_a_warm_up_is_found_by_the_models_content(prepared, tmp_path: Path) -> N
         ([LAST_TWO, "discriminator.match_lengths=true"], [[6, 7], [8]]),
     ],
 )
-def test_the_labelled_warm_up_reads_what_training_reads(
+def test_the_labelled_warmup_uses_the_training_view(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, overrides: list[str], expected: list[list[int]]
 ) -> None:
     build_tiny_gpt2(vocab_size=16, end_of_text_id=0, seed=0).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""The files of ``cluster/``, offline: Ray's own launcher schema, the fields of KubeRay that they use, the image."""
+"""Validate the files of ``cluster/`` offline: Ray's launcher schema, the KubeRay fields in use, and the image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(name: str) -> Any:
     return yaml.safe_load((CLUSTER / name).read_text())
 
 
-def test_every_file_is_described() -> None:
+def test_readme_lists_every_file() -> None:
     readme = (CLUSTER / "README.md").read_text()
     names = {path.name for path in CLUSTER.iterdir() if path.is_file() and path.name != "README.md"}
     assert {name for name in names if f"`{name}`" not in readme} == set()
@@ -45,7 +45,7 @@ def test_launcher_files_pass_rays_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_launchers_ask_for_the_token_and_keep_the_dashboard_on_the_head(name: str) -> None:
+def test_launchers_require_the_token_and_keep_the_dashboard_local(name: str) -> None:
     config = read(f"{name}.yaml")
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     starts = [line for key in ("head_start_ray_commands", "worker_start_ray_commands") for line in config[key]]
@@ -56,7 +56,7 @@ def test_launchers_ask_for_the_token_and_keep_the_dashboard_on_the_head(name: st
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_gpu_nodes_are_there_for_each_role(name: str) -> None:
+def test_each_role_has_gpu_nodes(name: str) -> None:
     types = read(f"{name}.yaml")["available_node_types"]
     assert "GPU" not in types["head"]["resources"]
     assert {types[role]["resources"]["GPU"] for role in ("training", "rollout")} == {8, 4}
@@ -185,14 +185,14 @@ def cluster_specs() -> list[dict[str, Any]]:
     return [read("raycluster.yaml")["spec"], read("rayjob.yaml")["spec"]["rayClusterSpec"]]
 
 
-def test_manifests_have_the_fields_of_kuberay() -> None:
+def test_manifests_match_the_kuberay_schema() -> None:
     cluster, job = read("raycluster.yaml"), read("rayjob.yaml")
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     jsonschema.validate(cluster["spec"], RAY_CLUSTER)
     jsonschema.validate(job["spec"], RAY_JOB)
     wrong = copy.deepcopy(cluster["spec"])
-    wrong["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0  # a number, as it is easily written
+    wrong["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0  # a number instead of a string
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, RAY_CLUSTER)
 
@@ -217,12 +217,12 @@ def test_pods_are_consistent(spec: dict[str, Any]) -> None:
         assert int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]) > 0
 
 
-def test_the_job_and_the_cluster_are_alike() -> None:
+def test_rayjob_and_raycluster_have_the_same_spec() -> None:
     first, second = cluster_specs()
     assert first == second
 
 
-def test_only_the_clusters_own_pods_and_the_operator_reach_the_ports() -> None:
+def test_only_cluster_pods_and_the_operator_reach_the_ports() -> None:
     policy = read("network_policy.yaml")
     labels = policy["spec"]["podSelector"]["matchLabels"]
     pods, operator = policy["spec"]["ingress"]
@@ -233,14 +233,14 @@ def test_only_the_clusters_own_pods_and_the_operator_reach_the_ports() -> None:
     assert all(template["metadata"]["labels"] == labels for template in templates)
 
 
-def test_the_jobs_words_are_a_config() -> None:
+def test_the_entrypoint_is_a_valid_config() -> None:
     spec = read("rayjob.yaml")["spec"]
     words = re.fullmatch(r"bash -c 'exec python -m rlgaf_ray.main (.*) \$RLGAF_OVERRIDES'", spec["entrypoint"])
     assert words
     overrides = yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RLGAF_OVERRIDES"].split()
     config = load_config(None, [*words[1].split(), *overrides])
     assert (config.run.folder, config.cluster.placement) == (Path("/shared/runs/job"), "separate")
-    assert config.cluster.join_seconds > 0  # groups start from nothing
+    assert config.cluster.join_seconds > 0  # worker groups scale up from zero
 
 
 # The image.
@@ -252,7 +252,7 @@ def instructions() -> list[tuple[str, str]]:
     return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
 
 
-def test_the_image() -> None:
+def test_dockerfile_instructions() -> None:
     steps = instructions()
     known = {"FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD"}
     assert {name for name, _ in steps} <= known and steps[0][0] == "FROM"

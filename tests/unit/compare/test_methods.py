@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
+from rlgaf_ray.compare.budget import num_rollouts
 from rlgaf_ray.compare.methods import METHODS, method_config
-from rlgaf_ray.compare.trial import num_rollouts
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.errors import UserError
@@ -28,8 +28,9 @@ def test_every_method_is_possible_and_shares_demonstrations_and_seed(name: Metho
 def test_rejection_has_as_many_rollouts_in_few_rounds() -> None:
     plain, rejection = (method_config(config(), name, 0) for name in ("rlgaf", "rejection"))
     assert rejection.run.iterations == 6 and rejection.rollout.batch_size == 320
-    assert num_rollouts(plain, "generator") - num_rollouts(plain, "discriminator") == 1920
+    assert num_rollouts(plain, METHODS["rlgaf"]) - num_rollouts(plain, METHODS["best_of_4"]) == 1920
     assert rejection.run.iterations * rejection.rollout.batch_size == 1920
+    assert rejection.discriminator_warmup_rollouts == plain.discriminator_warmup_rollouts == 32
 
 
 def test_frozen_and_zero_reward_differ_in_the_discriminator_alone() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlgaf_ray.compare.results import Row, best_temperature, table
+from rlgaf_ray.compare.decoding import Decoding, curves
+from rlgaf_ray.compare.results import Row, best_decoding, table
 from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config.compare import MethodName
@@ -55,8 +56,30 @@ def test_a_curve_has_no_height_outside_of_it() -> None:
     assert at_level(points, 0.9) is None and at_level(points, 2.1) is None
 
 
-def test_the_temperature_is_chosen_on_validation_prompts() -> None:
-    assert best_temperature({0: trial("sft", 0, 0.0)}) == 1.0
+def test_the_decoding_is_chosen_on_validation_prompts() -> None:
+    assert best_decoding({0: trial("sft", 0, 0.0)}) == Decoding(1.0)
+
+
+def point(quality: float, entropy: float, **decoding: float) -> Measured:
+    made = Decoding(**decoding)
+    return Measured(made.temperature, quality, None, entropy, 0.5, {}, made.top_p, made.min_p)
+
+
+def test_truncation_is_a_point_of_the_choice_and_a_curve_of_its_own() -> None:
+    plain, cold = point(0.4, 10.0), point(0.6, 4.0, temperature=0.5)
+    nucleus, floor = point(0.9, 6.0, top_p=0.8), point(0.5, 7.0, min_p=0.1)
+    points = [plain, cold, nucleus, floor]
+    assert curves(points) == [[plain, cold], [plain, nucleus], [plain, floor]]
+    assert curves(points[:2]) == [[plain, cold]]
+    assert [str(each.decoding) for each in points] == ["T 1", "T 0.5", "top-p 0.8", "min-p 0.1"]
+    parts = {"validation": points, "test": points}
+    base = Trial("sft", 0, parts, 0, {"training": 0.0}, 1)  # type: ignore[arg-type]
+    assert best_decoding({0: base}) == Decoding(top_p=0.8)
+    own = [point(0.8, 8.0), point(0.7, 5.0, temperature=0.5)]
+    other = Trial("rlgaf", 0, {"validation": own, "test": own}, 0, {"training": 0.0}, 1)
+    level = rows(base, other, methods=["sft", "rlgaf"])["rlgaf"].level_difference
+    # At 8 nats the curve over temperatures is at 0.6 - 0.2 * 4 / 6, over top-p at 0.65, over min-p at 0.4667.
+    assert level is not None and level.mean == pytest.approx(0.8 - 0.65)
 
 
 def rows(*trials: Trial, methods: list[MethodName]) -> dict[str, Row]:
@@ -70,7 +93,7 @@ def test_methods_against_the_baseline() -> None:
     found = rows(*trials, methods=["sft", "best_of_4", "rlgaf"])
     assert list(found) == ["sft", "best_of_4", "rlgaf"]
     rlgaf, best = found["rlgaf"], found["best_of_4"]
-    assert (rlgaf.best_temperature, rlgaf.at_one, rlgaf.entropy_at_one) == (1.0, pytest.approx(0.5), 10.0)
+    assert (rlgaf.best.temperature, rlgaf.at_one, rlgaf.entropy_at_one) == (1.0, pytest.approx(0.5), 10.0)
     assert rlgaf.best_difference.mean == pytest.approx(0.1) and rlgaf.p < 1e-6
     assert rlgaf.interval == pytest.approx((0.1, 0.1))
     assert rlgaf.level == "entropy" and rlgaf.level_difference is not None

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.config import Config, ConfigError, dump_config, load_config
+from rlgaf_ray.config.load import run_config_file
 from rlgaf_ray.main import main
 
 TASKS = [
@@ -188,6 +189,14 @@ def write(tmp_path: Path):
 )  # fmt: skip
 def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> None:
     assert message(override) == expected
+
+
+def test_text_that_yaml_takes_for_its_own_is_text_where_a_key_takes_text() -> None:
+    config = load_config(None, ["cluster.address=[::1]:6379", "task.jsonl.path=*.jsonl", "model.generator=[a"])
+    assert config.cluster.address == "[::1]:6379"
+    assert (config.task.jsonl.path, config.model.generator) == ("*.jsonl", "[a")
+    assert load_config(None, ["task.jsonl.path=[a.jsonl, b.jsonl]"]).task.jsonl.path == ["a.jsonl", "b.jsonl"]
+    assert message("run.seed=*x") == "override 'run.seed=*x': line 1, column 1: found undefined alias 'x'"
 
 
 @pytest.mark.parametrize(
@@ -389,10 +398,9 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: 'tarin' is neither a command (train, tune, compare, plan, evaluate, report) nor a .yaml file, a "
-            "preset or key=value\n",
+            "error: tarin is no command, preset, .yaml file or key=value; did you mean train?\n",
         ),
-        (["train", "run.seed=1", "x.yaml"], "error: override 'x.yaml' is not of the form section.key=value\n"),
+        (["train", "run.seed=1", "x.yaml"], "error: cannot read config x.yaml: No such file or directory\n"),
         (
             ["--resume"],
             "error: --resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file\n",
@@ -418,13 +426,13 @@ def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) ->
     folder = tmp_path / "first"
     overrides = [f"run.root={tmp_path}", "run.name=first"]
     with pytest.raises(ConfigError) as caught:
-        load_run_config(overrides)
+        run_config_file(overrides)
     assert str(caught.value) == (
         f"nothing to resume: {folder / 'config.yaml'} does not exist (run.root and run.name say where to look)"
     )
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(load_config(None, [*overrides, "run.seed=9", "run.iterations=4"])))
-    resumed = load_run_config([*overrides, "run.iterations=6"])
+    resumed = load_config(run_config_file(overrides), [*overrides, "run.iterations=6"])
     assert (resumed.run.folder, resumed.run.seed, resumed.run.iterations) == (folder, 9, 6)
 
 

@@ -11,7 +11,7 @@ def run_of(*overrides: str):
     return load_config(None, ["run.name=one", *overrides]).run
 
 
-def test_a_plain_path_is_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_are_used_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = run_of()
     assert (run.folder, run.remote, run.shown) == (tmp_path / "runs" / "one", None, str(tmp_path / "runs" / "one"))

@@ -89,7 +89,13 @@ def test_texts_are_judged_as_they_are_written() -> None:
     assert texts[0] == "c2 a1"
     metrics = measure(texts)
     assert metrics["eval/success"] == metrics["eval/legal"] == 0.25 and metrics["eval/arrives"] == 0.5
-    assert measure.distinct([["c2 a1", "b3 a1", "c2 a1"], ["c2 a1"] * 3, ["c2 b3"] * 3, ["c2 a1"] * 3]) == 1.0
+    samples = [["c2 a1", "b3 a1", "c2 a1"], ["c2 a1"] * 3, ["c2 b3"] * 3, ["c2 a1"] * 3]
+    assert measure.repeated(samples, None) == {"eval/distinct_successes": 1.0}
+    always = BridgeMeasure(board, np.array([[0, 0]] * 2), 2).repeated([["c2 a1"] * 4] * 2, np.full((2, 4), -0.5))
+    # Two walks lead from a1 to a1 in two moves.
+    assert always["eval/expert_log_ratio"] == pytest.approx(np.log(2) - 0.5) == always["eval/expert_kl"]
+    assert always["eval/success_entropy"] == pytest.approx(0.5)
+    assert always["eval/success_entropy_real"] == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize(

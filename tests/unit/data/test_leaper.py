@@ -8,11 +8,13 @@ import pytest
 
 from rlgaf_ray.data.leaper import (
     Board,
+    against_expert,
     distinct_successes,
     expert_logprobs,
     expert_walks,
     free_walks,
     judge,
+    mean_log_success,
 )
 
 SMALL = Board(4)
@@ -95,3 +97,60 @@ def test_distinct_successes_of_each_prompt() -> None:
     walks = np.array([[[1, 2], [1, 2], [3, 4]], [[1, 2], [5, 6], [7, 8]]])
     success = np.array([[True, True, True], [False, True, False]])
     assert distinct_successes(walks, success).tolist() == [2, 1]
+
+
+def test_the_share_of_successes_is_estimated_without_the_bias_of_its_logarithm() -> None:
+    assert mean_log_success(np.array([[True, True, False, False]])) == pytest.approx(-(1 / 2 + 1 / 3))
+    assert mean_log_success(np.array([[True] * 4, [True, False, False, False]])) == pytest.approx(
+        -(1 + 1 / 2 + 1 / 3) / 5
+    )
+    assert np.isnan(mean_log_success(np.zeros((3, 4), bool)))
+    success = np.random.default_rng(0).random((200_000, 8)) < 0.6
+    rest = sum(0.4**v / v for v in range(8, 60))
+    assert mean_log_success(success) == pytest.approx(np.log(0.6) + rest, abs=2e-3)  # the plug-in estimate: -0.56
+
+
+def test_entropy_and_ratio_of_successful_walks_are_those_of_enumeration(walks: list[list[tuple[int, ...]]]) -> None:
+    """A policy that has its own probabilities for the moves from each square, whatever the goal."""
+    rng = np.random.default_rng(3)
+    weights = SMALL.moves * rng.gamma(1.0, size=SMALL.moves.shape)
+    moves = weights / weights.sum(1, keepdims=True)
+
+    def logprob(start: int, walk: tuple[int, ...]) -> float:
+        line = [start, *walk]
+        return float(np.log(moves[line[:-1], line[1:]]).sum())
+
+    pairs = rng.permutation(SMALL.pairs(MOVES))[:40]
+    expert = expert_logprobs(SMALL, pairs, MOVES)
+    entropies, kls, ratios, shares = [], [], [], []
+    for (start, goal), exact in zip(pairs.tolist(), expert, strict=True):
+        own = np.array([logprob(start, walk) for walk in walks[start] if walk[-1] == goal])
+        share = np.exp(own).sum()
+        given = np.exp(own) / share
+        shares.append(share)
+        entropies.append(-(given * np.log(given)).sum())
+        kls.append((given * (np.log(given) - exact)).sum())
+        ratios.append((given * (own - exact)).sum())
+    expected = [np.average(each, weights=shares) for each in (entropies, kls, ratios)]
+
+    count = 4000
+    here = np.repeat(pairs[:, :1], count, 1)
+    starts, line = here.copy(), []
+    for _ in range(MOVES):
+        here = (moves[here].cumsum(-1) < rng.random((*here.shape, 1))).sum(-1)
+        line.append(here)
+    success = here == pairs[:, 1:]
+    steps = np.stack([starts, *line], -1)
+    logprobs = np.log(moves[steps[..., :-1], steps[..., 1:]]).sum(-1)
+    found = against_expert(expert, logprobs, success)
+    assert [found.entropy, found.kl, found.log_ratio] == pytest.approx(expected, abs=0.03)
+    assert found.kl > 0.1
+    assert found.entropy + found.kl == pytest.approx(np.average(-expert, weights=success.sum(1)))
+
+
+def test_the_expert_is_like_itself() -> None:
+    pairs = SMALL.pairs(MOVES)
+    expert = expert_logprobs(SMALL, pairs, MOVES)
+    found = against_expert(expert, np.repeat(expert[:, None], 3, 1), np.ones((len(pairs), 3), bool))
+    assert (found.kl, found.log_ratio) == (pytest.approx(0), pytest.approx(0))
+    assert found.entropy == pytest.approx(-expert.mean())

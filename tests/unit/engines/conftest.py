@@ -1,4 +1,4 @@
-"""A small random GPT-2 in a folder, with logits spread wide enough that every token matters."""
+"""A small random GPT-2 on disk, with logits of large variance so that token errors show."""
 
 from __future__ import annotations
 

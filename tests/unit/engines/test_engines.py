@@ -1,4 +1,4 @@
-"""The table of engines: every row is a whole engine, and what its traits leave out is what it does not define."""
+"""The engine table: every row names an engine class, which defines exactly the methods that its traits promise."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def test_the_table_has_a_row_for_every_name() -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_engine_defines_what_its_traits_say(name: EngineName) -> None:
+def test_an_engine_defines_the_methods_of_its_traits(name: EngineName) -> None:
     found = engine_class(load_config(None, [f"rollout.engine={name}"]))
     traits = ENGINES[name]
     expected = dict.fromkeys(ALWAYS, True)
     expected |= {"sleep": traits.sleeps, "wake_up": traits.sleeps, "meet": traits.device_transfer}
-    # vars: a class method is another object each time it is looked up
+    # vars, because attribute access creates a new bound method each time
     defined = {
         method: any(method in vars(base) for base in found.__mro__ if base is not RolloutEngine) for method in expected
     }
@@ -37,7 +37,7 @@ def test_an_engine_defines_what_its_traits_say(name: EngineName) -> None:
 
 
 class Echo(RolloutEngine):
-    """Answers every prompt with nothing; knows how it was built."""
+    """Returns no rollouts and records its constructor arguments."""
 
     arguments: tuple[Any, ...]
     options: dict[str, Any]
@@ -52,7 +52,7 @@ class Echo(RolloutEngine):
         return []
 
 
-def test_a_further_engine_is_a_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_engine_only_needs_a_row_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = EngineTraits(f"{__name__}:Echo")
     monkeypatch.setattr(rollout_section, "ENGINES", {**ENGINES, "transformers": row})
     config = load_config(None, ["rollout.engine=transformers"])

@@ -1,4 +1,4 @@
-"""The transformers engine against a plain teacher-forced pass of the same model."""
+"""The transformers engine against a teacher-forced forward pass of the same model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlgaf_ray.engines.sampling import sampled_logprobs
+from rlgaf_ray.engines.sampling import sampling_logprobs
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import load_generator
@@ -26,12 +26,12 @@ def engine(gpt2_folder: Path) -> TransformersEngine:
 
 
 def recomputed_logprobs(model, rollout: Rollout, sampling: SamplingSettings) -> np.ndarray:
-    """Of the response, in one unpadded pass without cache."""
+    """Log-probs of the response from one unpadded forward pass without a KV cache."""
     token_ids = torch.from_numpy(np.concatenate([rollout.prompt_ids, rollout.response_ids])).long()
     with torch.no_grad():
         logits = model(token_ids[None], use_cache=False).logits[0, len(rollout.prompt_ids) - 1 : -1]
     masked_ids = [] if sampling.stop_at_end_of_text else [END]
-    logprobs = sampled_logprobs(logits, sampling, masked_ids=masked_ids)
+    logprobs = sampling_logprobs(logits, sampling, masked_ids=masked_ids)
     return logprobs[range(len(logprobs)), rollout.response_ids].numpy()
 
 
@@ -39,7 +39,7 @@ def recomputed_logprobs(model, rollout: Rollout, sampling: SamplingSettings) -> 
     "changes",
     [{}, {"stop_at_end_of_text": False}, {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "stop_at_end_of_text": False}],
 )
-def test_logprobs_equal_a_teacher_forced_pass(engine: TransformersEngine, gpt2_folder: Path, changes: dict) -> None:
+def test_logprobs_match_a_teacher_forced_pass(engine: TransformersEngine, gpt2_folder: Path, changes: dict) -> None:
     sampling = SamplingSettings(max_new_tokens=12, samples_per_prompt=3, **changes)
     rollouts = engine.generate(PROMPTS, sampling, seeds=range(12))
     model = load_generator(gpt2_folder)
@@ -51,7 +51,7 @@ def test_logprobs_equal_a_teacher_forced_pass(engine: TransformersEngine, gpt2_f
         )
 
 
-def test_a_rollout_does_not_depend_on_its_company(engine: TransformersEngine) -> None:
+def test_a_rollout_does_not_depend_on_the_rest_of_the_batch(engine: TransformersEngine) -> None:
     sampling = SamplingSettings(max_new_tokens=10, samples_per_prompt=2, stop_at_end_of_text=False)
     alone = SamplingSettings(max_new_tokens=10, stop_at_end_of_text=False)
     together = engine.generate(PROMPTS, sampling, seeds=range(50, 58))
@@ -61,7 +61,7 @@ def test_a_rollout_does_not_depend_on_its_company(engine: TransformersEngine) ->
         np.testing.assert_allclose(single.behaviour_logprobs, rollout.behaviour_logprobs, atol=1e-5)
 
 
-def test_other_seeds_give_other_rollouts(engine: TransformersEngine) -> None:
+def test_different_seeds_give_different_rollouts(engine: TransformersEngine) -> None:
     sampling = SamplingSettings(max_new_tokens=10, stop_at_end_of_text=False)
     first = engine.generate(PROMPTS, sampling, seeds=range(4))
     assert [r.response_ids.tolist() for r in first] == [
@@ -71,7 +71,7 @@ def test_other_seeds_give_other_rollouts(engine: TransformersEngine) -> None:
     assert all(a.response_ids.tolist() != b.response_ids.tolist() for a, b in zip(first, other, strict=True))
 
 
-def test_end_of_text_stops_a_row_and_is_kept(engine: TransformersEngine) -> None:
+def test_end_of_text_stops_a_row_and_is_part_of_the_response(engine: TransformersEngine) -> None:
     sampling = SamplingSettings(max_new_tokens=20, samples_per_prompt=16)
     rollouts = engine.generate(PROMPTS, sampling, seeds=range(64))
     stopped = [rollout for rollout in rollouts if rollout.finish_reason == "stop"]
@@ -108,7 +108,7 @@ def test_new_weights_change_samples_and_version(gpt2_folder: Path) -> None:
         assert abs(old.behaviour_logprobs - recomputed_logprobs(model, old, sampling)).max() > 1e-3
 
 
-def test_new_weights_in_parts_count_with_the_last(gpt2_folder: Path) -> None:
+def test_the_last_chunk_of_an_update_sets_the_version(gpt2_folder: Path) -> None:
     engine, whole = TransformersEngine(gpt2_folder), TransformersEngine(gpt2_folder)
     state = {name: tensor * 1.5 for name, tensor in load_generator(gpt2_folder).state_dict().items()}
     names = list(state)
@@ -123,17 +123,17 @@ def test_new_weights_in_parts_count_with_the_last(gpt2_folder: Path) -> None:
         np.testing.assert_array_equal(one.behaviour_logprobs, other.behaviour_logprobs)
 
 
-def test_half_a_state_dict_is_refused_and_nothing_changes(gpt2_folder: Path) -> None:
+def test_an_incomplete_state_dict_raises_and_changes_nothing(gpt2_folder: Path) -> None:
     engine, model = TransformersEngine(gpt2_folder), load_generator(gpt2_folder)
     with pytest.raises(ValueError, match=r"version 1 lack 'lm_head\.weight'"):
         engine.update_weights(to_arrays(dict(model.named_parameters()), policy_version=1))
     assert engine.policy_version == 0
 
 
-def test_too_long_a_request_is_refused_in_words(engine: TransformersEngine) -> None:
-    with pytest.raises(UserError, match=r"gpt2.* takes 32 tokens, .* have 33: lower task\.prompt_tokens"):
+def test_a_request_that_is_too_long_raises(engine: TransformersEngine) -> None:
+    with pytest.raises(UserError, match=r"gpt2.* takes at most 32 tokens, .* have 33: lower task\.prompt_tokens"):
         engine.generate(PROMPTS, SamplingSettings(max_new_tokens=29), seeds=range(4))
 
 
-def test_no_prompts_no_rollouts(engine: TransformersEngine) -> None:
+def test_no_prompts_give_no_rollouts(engine: TransformersEngine) -> None:
     assert engine.generate([], SamplingSettings(max_new_tokens=5), seeds=[]) == []

@@ -11,7 +11,7 @@ from rlgaf_ray.evaluation.answers import answer_metrics, exact_match, f1, normal
         ("The Broncos.", "broncos"),
         ("  A  man, a plan;\tan  apple ", "man plan apple"),
         ("U.S.", "us"),
-        ("theatre", "theatre"),  # articles are whole words
+        ("theatre", "theatre"),  # only full words are articles
         ("the", ""),
         ("twenty-one", "twentyone"),
     ],
@@ -27,10 +27,10 @@ def test_normalize(text, expected):
         ("the Denver Broncos!", ["denver broncos"], 1.0, 1.0),
         ("Broncos of Denver", ["Denver Broncos"], 0.0, 2 * 2 / 5),
         ("gold", ["gold anniversary", "golden"], 0.0, 2 / 3),
-        ("gold gold", ["gold"], 0.0, 2 / 3),  # a word counts as often as it stands in both
+        ("gold gold", ["gold"], 0.0, 2 / 3),  # counts the occurrences common to both
         ("Paris", ["London"], 0.0, 0.0),
         ("", [], 1.0, 1.0),
-        ("the", [], 1.0, 1.0),  # nothing is left of it
+        ("the", [], 1.0, 1.0),  # empty after normalisation
         ("Paris", [], 0.0, 0.0),
         ("", ["Paris"], 0.0, 0.0),
     ],
@@ -40,7 +40,7 @@ def test_exact_match_and_f1(answer, references, expected_exact, expected_f1):
     assert f1(answer, references) == pytest.approx(expected_f1)
 
 
-def test_all_measures_of_four_questions():
+def test_all_metrics_of_four_questions():
     metrics = answer_metrics(
         ["Denver Broncos", "in the year 1999", "", "Paris"],
         [["Denver Broncos"], ["1999"], [], []],

@@ -15,7 +15,7 @@ def random_texts(count: int, num_words: int, seed: int, vocabulary: int = 500) -
     return [" ".join(f"w{word}" for word in row) for row in words]
 
 
-def test_two_samples_from_one_source_cannot_be_told_apart() -> None:
+def test_two_samples_from_one_source_are_indistinguishable() -> None:
     accuracy = two_sample_texts(random_texts(300, 12, seed=1), random_texts(300, 12, seed=2)).accuracy
     assert abs(accuracy - 0.5) < 3 * np.sqrt(0.25 / 600)
 
@@ -31,7 +31,7 @@ def test_two_samples_from_one_source_cannot_be_told_apart() -> None:
     ],
 )
 def test_texts_without_a_shared_word_are_measured(real: list[str], generated: list[str]) -> None:
-    """Short unique answers, scripts without spaces, a generator that has collapsed to empty answers."""
+    """Short unique answers, scripts without spaces, and a generator that collapsed to empty answers."""
     found = two_sample_texts(real, generated)
     if real[0] != real[1] or real == generated:
         assert (found.accuracy, found.auc) == (0.5, 0.5)
@@ -39,7 +39,7 @@ def test_texts_without_a_shared_word_are_measured(real: list[str], generated: li
     assert 0 <= self_bleu(generated) <= 1
 
 
-def test_two_samples_with_a_tell_are_told_apart() -> None:
+def test_two_samples_with_a_marker_word_are_separated() -> None:
     real = random_texts(300, 12, seed=1)
     assert two_sample_texts(real, [f"{text} !" for text in random_texts(300, 12, seed=2)]).accuracy > 0.9
 
@@ -51,12 +51,12 @@ def test_shared_prompts_do_not_push_the_accuracy_below_chance() -> None:
         for seed in (1, 2)
     )
     assert two_sample_texts(real, generated).accuracy > 0.45
-    # Out of step, a prompt that stands on one side in the test stood more often on the other side in training.
+    # Unaligned, a prompt in one class of the test set was more often in the other class in training.
     assert two_sample_texts(real, generated[2:] + generated[:2]).accuracy < 0.4
 
 
-def test_the_auc_is_the_share_of_pairs_of_a_fold_in_order() -> None:
-    """In one dimension the classifier keeps the order of its input: pairs can be counted without it."""
+def test_the_auc_averages_the_ranked_pairs_of_each_fold() -> None:
+    """In one dimension the classifier is monotonic, so pairs can be counted directly."""
     generator = np.random.default_rng(0)
     real, generated = generator.integers(1, 6, (50, 1)) * 1.0, generator.integers(0, 5, (50, 1)) * 1.0
     shares = []
@@ -68,7 +68,7 @@ def test_the_auc_is_the_share_of_pairs_of_a_fold_in_order() -> None:
     assert found.auc == pytest.approx(np.mean(shares))
 
 
-def test_auc_and_accuracy_of_chance_and_of_certainty() -> None:
+def test_auc_and_accuracy_at_chance_and_at_perfect_separation() -> None:
     noise = np.random.default_rng(0).normal(size=(600, 4))
     chance = two_sample_embeddings(noise[:300], noise[300:])
     assert abs(chance.auc - 0.5) < 3 * chance.auc_stderr
@@ -80,11 +80,11 @@ def test_auc_and_accuracy_of_chance_and_of_certainty() -> None:
     ("real", "generated"),
     [
         (["the same"] * 20, ["the same"] * 20),
-        ([""] * 20, [""] * 20),  # no word at all
-        ([f"r{row}" for row in range(20)], [f"g{row}" for row in range(20)]),  # no word in two texts
+        ([""] * 20, [""] * 20),  # no words
+        ([f"r{row}" for row in range(20)], [f"g{row}" for row in range(20)]),  # no word occurs in two texts
     ],
 )
-def test_texts_without_a_tell_are_chance(real: list[str], generated: list[str]) -> None:
+def test_texts_without_common_words_give_chance(real: list[str], generated: list[str]) -> None:
     found = two_sample_texts(real, generated)
     assert (found.accuracy, found.auc) == (0.5, 0.5)
 
@@ -102,12 +102,12 @@ def test_copied_8_grams_by_hand() -> None:
     assert copying.share([np.arange(10)]) == 1.0
     assert copying.share([np.arange(1, 12)]) == 2 / 4  # 1-8, 2-9 | 3-10, 4-11
     assert copying.share([np.arange(1, 9), np.arange(20, 28), np.arange(3)]) == 1 / 2
-    assert copying.share([np.arange(8)[::-1]]) == 0.0  # the order counts
+    assert copying.share([np.arange(8)[::-1]]) == 0.0  # order matters
     assert copying.share([np.arange(7), np.array([], np.int32)]) == 0.0
     assert Copying([]).share([np.arange(9)]) == 0.0
 
 
-def test_copied_8_grams_agree_with_sets_of_tuples() -> None:
+def test_copied_8_grams_match_sets_of_tuples() -> None:
     generator = np.random.default_rng(3)
     demonstrations, responses = ([row.astype(np.int32) for row in generator.integers(0, 2, (40, 15))] for _ in range(2))
 

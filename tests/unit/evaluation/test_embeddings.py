@@ -20,7 +20,7 @@ WORDS = ["awful", "dull", "lovely", "superb", "film", "story", "music", "night"]
 
 
 def counts(texts: Sequence[str]) -> np.ndarray:
-    """Stands in for the encoder: normalised word counts."""
+    """A fake encoder: normalised word counts."""
     rows = np.array([[text.split().count(word) for word in WORDS] for text in texts], np.float32).reshape(
         -1, len(WORDS)
     )
@@ -38,14 +38,14 @@ def make_reviews(count: int = 80, num_words: int = 24) -> tuple[list[str], np.nd
     return texts, labels
 
 
-def test_the_judge_learns_what_the_embeddings_say() -> None:
+def test_the_judge_learns_from_embeddings() -> None:
     judge = EmbeddingJudge.fit(counts, *make_reviews(), window_words=12)
     assert judge.accuracy_window == 1.0
     assert (judge.scores(["a lovely film", "an awful story", "superb music"]) > 0).tolist() == [True, False, True]
 
 
 def test_no_part_of_a_held_out_review_is_trained_on_and_windows_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each review has words of its own: only windows of held-out reviews may be classified by anything but memory."""
+    """Each review has unique words, so the windows that the classifier was fitted on can be identified."""
     texts = [" ".join([f"r{row}"] * 30) for row in range(40)]
     trained: list[int] = []
 
@@ -65,7 +65,7 @@ def test_no_part_of_a_held_out_review_is_trained_on_and_windows_are_limited(monk
     assert len(trained) < 60 and len(set(trained)) > 20
 
 
-def test_a_prepared_judge_is_fitted_once_and_kept_as_plain_arrays(
+def test_a_prepared_judge_is_fitted_once_and_cached_as_plain_arrays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts, labels = make_reviews()
@@ -81,7 +81,7 @@ def test_a_prepared_judge_is_fitted_once_and_kept_as_plain_arrays(
         assert {array.dtype.kind for array in arrays.values()} == {"f"}
 
 
-def test_a_package_that_is_absent_or_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_different_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embeddings.importlib.util, "find_spec", lambda name: None)
     assert load_encode(tmp_path) is None
     found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
@@ -102,26 +102,26 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Encode:
     return made
 
 
-def test_the_encoder_is_what_its_package_says(encode: Encode, tmp_path: Path) -> None:
+def test_the_encoder_matches_its_package(encode: Encode, tmp_path: Path) -> None:
     texts = [
         "This movie was a wonderful surprise.",
         "I really loved this film.",
         "The central bank raised interest rates again on Tuesday.",
         "",
-        "word " * 400,  # cut to 256 tokens
+        "word " * 400,  # truncated to 256 tokens
     ]
     rows = encode(texts)
     assert rows.shape == (5, DIMENSIONS) and rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
     similarity = rows @ rows.T
     assert similarity[0, 1] > 0.5 > 0.2 > similarity[0, 2]
-    # A text's embedding does not depend on what is embedded beside it, in which order.
+    # A text's embedding does not depend on the rest of the batch or its order.
     np.testing.assert_allclose(encode(texts[::-1])[::-1], rows, atol=1e-5)
     assert encode([]).shape == (0, DIMENSIONS)
 
 
-def test_the_encoder_pools_and_normalises_as_its_files_say(encode: Encode) -> None:
-    """By hand, for one text without padding: the mean of the last hidden states, divided by its length."""
+def test_the_encoder_pools_and_normalises_as_in_its_files(encode: Encode) -> None:
+    """By hand, for one text without padding: the mean of the last hidden states, divided by its norm."""
     import torch
 
     assert isinstance(encode, embeddings.SentenceEncoder)
@@ -133,7 +133,7 @@ def test_the_encoder_pools_and_normalises_as_its_files_say(encode: Encode) -> No
 
 
 @pytest.mark.skipif(not INSTALLED, reason=f"no sentence embeddings: {INSTALL}")
-def test_damaged_files_in_the_cache_are_extracted_again(encode: Encode, tmp_path: Path) -> None:
+def test_corrupted_files_in_the_cache_are_extracted_again(encode: Encode, tmp_path: Path) -> None:
     package = importlib.util.find_spec(embeddings.PACKAGE)
     assert package is not None and package.submodule_search_locations
     archive = Path(package.submodule_search_locations[0]) / "model.zip"

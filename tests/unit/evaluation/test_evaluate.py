@@ -15,7 +15,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.evaluation.judge import SentimentJudge
 from rlgaf_ray.evaluation.score import WORST
 from rlgaf_ray.evaluation.sentiment import SentimentMeasure, closeness, gap_closed
-from rlgaf_ray.evaluation.text import whole_texts
+from rlgaf_ray.evaluation.text import full_texts
 from rlgaf_ray.types import Demonstration
 
 NUM_PROMPTS = 20
@@ -31,7 +31,7 @@ NAMES = {
 
 
 def make_texts(num_positive: int) -> list[str]:
-    """NUM_PROMPTS texts, the first of them positive; the nouns keep them apart."""
+    """NUM_PROMPTS texts with different nouns, the first ones positive."""
     opinions = ["a great lovely"] * num_positive + ["an awful horrible"] * (NUM_PROMPTS - num_positive)
     return [f"it was {opinion} thing{row} thing{row + 1}" for row, opinion in enumerate(opinions)]
 
@@ -56,7 +56,7 @@ def evaluator_of(
 
 
 def responses(num_distinct: int) -> list[np.ndarray]:
-    """NUM_PROMPTS responses of eight tokens, of which so many are all different."""
+    """NUM_PROMPTS responses of eight tokens; the given number of them have distinct tokens."""
     return [np.arange(8) + 10 * min(row, num_distinct - 1) for row in range(NUM_PROMPTS)]
 
 
@@ -68,7 +68,7 @@ def test_gap_closed() -> None:
     assert gap_closed(0.6, 0.5, 0.5) == 0.0
 
 
-def test_every_number_of_a_run(judge: SentimentJudge) -> None:
+def test_all_metrics_of_a_run(judge: SentimentJudge) -> None:
     evaluator = evaluator_of(judge, 16)
     start = evaluator(responses(20), make_texts(8), sample_nll=math.log(140), real_nll=4.5)
     assert {name.removeprefix("eval/") for name in start} == NAMES
@@ -95,12 +95,12 @@ def test_every_number_of_a_run(judge: SentimentJudge) -> None:
     assert later["eval/perplexity_ratio"] == pytest.approx(1.25)
     assert later["eval/distinct_2"] == later["eval/distinct_2_ratio"] == 0.5
     assert later["eval/distinct_2_real"] == 1.0
-    assert later["eval/perplexity_real"] == start["eval/perplexity_real"]  # under the SFT model, not under this one
+    assert later["eval/perplexity_real"] == start["eval/perplexity_real"]  # under the SFT model, not the measured one
     assert later["eval/panel_gap"] == pytest.approx(0.1)
 
 
 class Scripted:
-    """Finds the first texts of any list positive; as many as are given for the list of real texts, and for others."""
+    """A fake judge that labels the first texts of a list positive: ``real`` of the real texts, ``other`` of others."""
 
     accuracy = accuracy_window = 0.75
 
@@ -112,8 +112,8 @@ class Scripted:
         return np.where(np.arange(len(texts)) < count, 1.0, -1.0)
 
 
-def test_the_panel_averages_distances_of_either_sign() -> None:
-    """Linear judge 0.9 against 0.7 of real text, VADER 0.4 against 0.8, embeddings 0.75 against 0.7."""
+def test_the_panel_averages_absolute_distances() -> None:
+    """Linear judge 0.9 versus 0.7 on real text, VADER 0.4 versus 0.8, embeddings 0.75 versus 0.7."""
     judge, embedded = Scripted(14, 18), Scripted(14, 15)
     measure = SentimentMeasure(judge, make_texts(16), np.ones(NUM_PROMPTS, int), embedded)  # type: ignore[arg-type]
     metrics = measure(make_texts(8))
@@ -130,7 +130,7 @@ def test_the_panel_averages_distances_of_either_sign() -> None:
     assert compared["eval/gap_closed"] == pytest.approx(0.4 / 0.2)
 
 
-def test_real_text_is_closest_to_real_text() -> None:
+def test_real_text_has_the_highest_closeness() -> None:
     assert closeness(0.5, 0.0) == 0.0
     assert closeness(0.7, 0.0) == pytest.approx(-0.2)
     assert closeness(0.5, 0.1) == pytest.approx(-0.1)
@@ -149,7 +149,7 @@ def test_embeddings_add_a_judge_and_a_two_sample_test(judge: SentimentJudge) -> 
     assert metrics["eval/embedding_two_sample_auc_stderr"] == 0.0
 
 
-def test_a_quick_evaluation_is_of_the_first_prompts_and_moves_no_baseline(judge: SentimentJudge) -> None:
+def test_a_quick_evaluation_uses_the_first_prompts_and_no_baseline(judge: SentimentJudge) -> None:
     evaluator = evaluator_of(judge, 16)
     metrics = evaluator.quick(make_texts(8)[:10])
     assert set(metrics) == {"quick/judge_share", "quick/judge_share_real", "quick/two_sample_auc"}
@@ -163,8 +163,8 @@ def test_a_negative_target_mirrors_the_shares(judge: SentimentJudge) -> None:
     assert metrics["eval/judge_share"] == metrics["eval/vader_share"] == 0.25
 
 
-def test_of_both_sentiments_the_one_that_was_asked_for_counts(judge: SentimentJudge) -> None:
-    wanted = np.repeat([1, 0], [12, 8])  # positive asked for in the first 12
+def test_with_both_sentiments_the_requested_one_counts(judge: SentimentJudge) -> None:
+    wanted = np.repeat([1, 0], [12, 8])  # positive requested in the first 12
     metrics = evaluator_of(judge, 12, wanted)(responses(20), make_texts(15), sample_nll=1.0, real_nll=1.0)
     assert metrics["eval/judge_share_real"] == 1.0
     assert metrics["eval/judge_share"] == metrics["eval/vader_share"] == 17 / 20  # 12 and 5 of them
@@ -172,7 +172,7 @@ def test_of_both_sentiments_the_one_that_was_asked_for_counts(judge: SentimentJu
     assert metrics["eval/judge_share_asked_negative"] == 5 / 8
 
 
-def test_answers_are_held_against_the_sft_models() -> None:
+def test_answers_are_compared_with_the_sft_models() -> None:
     references = [("a b c",)] * NUM_PROMPTS
     measure = AnswerMeasure(references, [""] * NUM_PROMPTS, no_answer="none")
     evaluator = Evaluator(measure, responses(20), ["a b c"] * NUM_PROMPTS, demonstrations=[])
@@ -181,7 +181,7 @@ def test_answers_are_held_against_the_sft_models() -> None:
     later = evaluator(responses(20), [" b c"] * 15 + [" none"] * 5, sample_nll=1.0, real_nll=1.0)
     assert later["eval/length_distance"] == pytest.approx(0.75 * 1 + 0.25 * 3)
     assert later["eval/length_distance_ratio"] == pytest.approx(0.75)
-    assert later["eval/f1"] == pytest.approx(75)  # "a" is an article: it does not count
+    assert later["eval/f1"] == pytest.approx(75)  # "a" is an article: it is ignored
     assert "eval/in_context_share" not in later and "eval/closeness" not in later
     quick = evaluator.quick([" b c"] * 6 + [" none"] * 4)
     assert set(quick) == {"quick/f1", "quick/two_sample_auc"}
@@ -196,7 +196,7 @@ def test_a_resumed_evaluator_keeps_the_baseline(judge: SentimentJudge) -> None:
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     later = (responses(10), make_texts(14))
     assert resumed(*later, sample_nll=3.5, real_nll=4.6) == first(*later, sample_nll=3.5, real_nll=4.6)
-    with pytest.raises(UserError, match="damaged evaluation state"):
+    with pytest.raises(UserError, match="corrupted evaluation state"):
         resumed.load_state_dict({"eval/judge_share": 0.5})
 
 
@@ -205,7 +205,7 @@ def test_one_sample_per_prompt(judge: SentimentJudge) -> None:
         evaluator_of(judge, 16)(responses(20)[:-1], make_texts(8)[:-1], sample_nll=1.0, real_nll=1.0)
 
 
-def test_whole_texts_join_prompt_and_response_and_drops_special_tokens() -> None:
+def test_full_texts_join_prompt_and_response_without_special_tokens() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -215,4 +215,4 @@ def test_whole_texts_join_prompt_and_response_and_drops_special_tokens() -> None
     bpe.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>")
     item = Demonstration(np.array([1, 2], np.int32), np.array([3, 2, 0], np.int32))
-    assert whole_texts([item], tokenizer) == ["A film , film"]
+    assert full_texts([item], tokenizer) == ["A film , film"]

@@ -29,18 +29,18 @@ def judge() -> SentimentJudge:
     return SentimentJudge.fit(*make_reviews(), window_words=12)
 
 
-def test_learns_what_the_words_say(judge: SentimentJudge) -> None:
+def test_the_judge_learns_from_words(judge: SentimentJudge) -> None:
     assert judge.accuracy == 1.0
     assert judge.accuracy_window == 1.0
     texts = ["a lovely film", "an awful film", "a superb story", "great music"]
     assert (judge.scores(texts) > 0).tolist() == [True, False, True, True]
 
 
-def test_labels_without_meaning_give_chance_not_memory() -> None:
+def test_random_labels_give_chance_accuracy() -> None:
     texts, _ = make_reviews(400)
     labels = np.random.default_rng(1).integers(0, 2, 400)
     judge = SentimentJudge.fit(texts, labels, window_words=12)
-    # 60 held-out reviews: three binomial standard errors around one half.
+    # 60 held-out reviews: one half +- three binomial standard errors.
     assert abs(judge.accuracy - 0.5) < 3 * np.sqrt(0.25 / 60)
     assert abs(judge.accuracy_window - 0.5) < 3 * np.sqrt(0.25 / 60)
 
@@ -66,18 +66,18 @@ def test_no_part_of_a_held_out_review_is_trained_on(monkeypatch: pytest.MonkeyPa
     whole = [document for document in seen if document in texts]
     assert len(whole) == 85
     windows = [document for document in seen if document not in texts]
-    assert len(windows) == 85 * 2  # 30 words: two whole windows of 12
+    assert len(windows) == 85 * 2  # 30 words: two full windows of 12
     owners = {document.split("x")[0].split()[0].removeprefix("review").removeprefix("word") for document in windows}
     assert owners == {document.split()[0].removeprefix("review") for document in whole}
 
 
-def test_windows_are_whole_and_end_to_end() -> None:
+def test_windows_are_full_and_consecutive() -> None:
     windows, owners = judge_module.windows(["a b c d e", "f", "g h i j"], 2)
     assert windows == ["a b", "c d", "f", "g h", "i j"]
     assert owners.tolist() == [0, 0, 1, 2, 2]
 
 
-def test_a_saved_judge_scores_the_same_to_the_last_bit(judge: SentimentJudge, tmp_path: Path) -> None:
+def test_a_saved_judge_has_bit_identical_scores(judge: SentimentJudge, tmp_path: Path) -> None:
     path = tmp_path / "judge.npz"
     judge.save(path)
     loaded = SentimentJudge.load(path)

@@ -21,12 +21,12 @@ def sentiment(closeness: float) -> dict[str, float]:
         (sentiment(-0.2), "eval/closeness", -0.2),
         (sentiment(math.nan), "eval/closeness", WORST),
         (answers(80.0, 0.9, 1.25), "eval/f1", 0.8 * 0.9 * 0.8),
-        # More diversity or a lower perplexity than the SFT model's earns nothing,
+        # Higher diversity or lower perplexity than the SFT model's adds nothing,
         (answers(50.0, 1.2, 0.5), "eval/f1", 0.5),
-        (answers(80.0, 1.2, 2.0), "eval/f1", 0.4),  # and neither pays for a loss in another
+        (answers(80.0, 1.2, 2.0), "eval/f1", 0.4),  # and cannot offset a lower quality
         (answers(math.nan), "eval/f1", WORST),
         (answers(100.0, 1.0, math.inf), "eval/f1", WORST),
-        ({"eval/rhymes": 7.0}, "eval/rhymes", 7.0),  # of a task's own measure: as it is
+        ({"eval/rhymes": 7.0}, "eval/rhymes", 7.0),  # metric of a custom task, unchanged
         ({"eval/rhymes": -2000.0}, "eval/rhymes", -2000.0),
         ({"eval/perplexity_ratio": 1.5}, "eval/perplexity_ratio", -1.5),  # lower is better
         ({"eval/f1": 80.0}, "eval/f1", WORST),
@@ -40,12 +40,12 @@ def test_one_evaluation(metrics: dict[str, float], quality: str, expected: float
 def test_the_last_third_counts() -> None:
     qualities = {0: 0.0, 75: -0.8, 150: -0.6, 200: -0.1, 225: -0.4, 300: -0.2}
     evaluations = [(iteration, sentiment(quality)) for iteration, quality in qualities.items()]
-    # The mean over iterations 225 and 300: iteration 200 ends the second third.
+    # The mean over iterations 225 and 300; the last third starts after iteration 200.
     assert sweep_score(evaluations, "eval/closeness") == pytest.approx(-0.3)
-    assert sweep_score(evaluations[:3], "eval/closeness") == pytest.approx(-0.6)  # of 150: 75 lies in the first half
+    assert sweep_score(evaluations[:3], "eval/closeness") == pytest.approx(-0.6)  # of 150; 75 is too early
     assert sweep_score(evaluations[:2], "eval/closeness") == pytest.approx(-0.8)
 
 
-def test_the_sft_model_alone_has_no_score() -> None:
+def test_an_evaluation_of_the_sft_model_only_has_no_score() -> None:
     with pytest.raises(AssertionError, match="no evaluation after iteration 0"):
         sweep_score([(0, sentiment(0.0))], "eval/closeness")

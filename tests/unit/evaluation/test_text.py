@@ -23,7 +23,7 @@ def random_texts(count: int, num_words: int, seed: int, vocabulary: int = 500) -
     return [" ".join(f"w{word}" for word in row) for row in words]
 
 
-def test_self_bleu_at_its_ends_and_between() -> None:
+def test_self_bleu_at_its_bounds_and_in_between() -> None:
     assert self_bleu(["the same old story told again"] * 12) == pytest.approx(1.0)
     apart = [" ".join(f"w{row}x{place}" for place in range(12)) for row in range(12)]
     assert self_bleu(apart) < 0.05
@@ -39,7 +39,7 @@ def test_self_bleu_of_one_text_is_sacrebleus_sentence_bleu() -> None:
     assert self_bleu(texts) == pytest.approx(np.mean(expected) / 100)
 
 
-def test_self_bleu_draws_a_fixed_number_with_its_seed() -> None:
+def test_self_bleu_samples_a_fixed_number_by_seed() -> None:
     texts = random_texts(60, 15, seed=2, vocabulary=20)
     first = self_bleu(texts, num_references=20, seed=4)
     assert first == self_bleu(texts, num_references=20, seed=4)
@@ -69,6 +69,6 @@ def test_degenerate_responses_one_by_one() -> None:
     assert degenerate_share(arrays(*(sequence for sequence, _ in cases))) == pytest.approx(6 / 11 + 1 / 11)
 
 
-def test_vader_counts_either_sentiment_and_neither() -> None:
+def test_vader_labels_positive_negative_and_neutral() -> None:
     texts = ["What a great, lovely film!", "A horrible, ugly mess.", "The table has four legs.", "I love it."]
     assert vader_labels(texts).tolist() == [1, -1, 0, 1]

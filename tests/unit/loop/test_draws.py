@@ -115,5 +115,5 @@ def test_unusable_shares_are_rejected(keys: list[str], named: str) -> None:
 
 
 def test_a_task_without_free_prompts_is_rejected() -> None:
-    with pytest.raises(UserError, match="the task has no prompts without demonstrations"):
+    with pytest.raises(UserError, match="the task has no prompts without answers"):
         drawn_from(load_config(None, ["rollout.free_prompts=0.5"]), FakeTask(PROMPTS, contrast=()))

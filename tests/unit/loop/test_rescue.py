@@ -43,7 +43,7 @@ class Losing(FakeRoles):
 
     def rescue(self, folder: Place) -> None:
         if not self.everything_is_left:
-            raise RuntimeError("nobody answers who has all of the learner")
+            raise RuntimeError("no surviving rank holds the full learner")
         super().rescue(folder)
 
 
@@ -63,14 +63,14 @@ def test_the_last_completed_iteration_is_saved_and_resumed_exactly(tmp_path: Pat
     assert ends[0]["streams"] == ends[1]["streams"] and ends[0]["held_out"] == ends[1]["held_out"]
 
 
-@pytest.mark.parametrize("everything_is_left, where", [(True, "after"), (False, "before")])
+@pytest.mark.parametrize(("everything_is_left", "where"), [(True, "after"), (False, "before")])
 def test_an_incomplete_state_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
     losing = Losing(where, everything_is_left=everything_is_left)
     loop, callback = ready(settings(*SMALL), losing, tmp_path)
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
         loop.run()
     loop.rescue()
-    told = "iteration 4 could not be saved: nobody answers"
+    told = "iteration 4 could not be saved: no surviving rank"
     assert len(callback.messages) == (where == "before") and all(text.startswith(told) for text in callback.messages)
     assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
 

@@ -238,8 +238,8 @@ def logs(log_extra: Callable[..., None], **columns: object) -> list[float]:
     ],
 )
 def test_a_failing_function_is_named(rewards, function: RewardFunction, expected: str) -> None:
+    patience = 0.2 if function in (hangs, waits) else 60
     with pytest.raises(RewardFailed) as caught:
-        patience = 0.2 if function in (hangs, waits) else 60
         rewards([function], f"reward.timeout_seconds={patience}")(scored("a", "b"), 1)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"reward function {function.__name__} {expected}")  # type: ignore[attr-defined]

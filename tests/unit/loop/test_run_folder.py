@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from rlgaf_ray.config import ConfigError, dump_config, load_config, load_run_config
+from rlgaf_ray.cli.words import split_words
+from rlgaf_ray.config import ConfigError, dump_config, load_config
+from rlgaf_ray.config.load import run_config_file
 from rlgaf_ray.data.remote import Remote, StorageError
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.run_folder import RunFolder, config_file
-from rlgaf_ray.main import _split
 from rlgaf_ray.run.preparation import with_name
 
 ROOT = "s3://KEY:SECRET@bucket/runs"
@@ -156,19 +157,19 @@ def test_files_that_cannot_be_stored_are_kept(store: Path, monkeypatch: pytest.M
 
 
 def test_a_runs_uri_finds_its_config(store: Path) -> None:
-    path, overrides = _split([f"{ROOT}/one?region=x", "run.seed=4"], resume=True)
-    assert (path, overrides) == (None, [f"run.root={ROOT}?region=x", "run.name=one", "run.seed=4"])
+    path, overrides = split_words([f"{ROOT}/one?region=x", "run.seed=4"], resume=True)
+    assert (path, overrides) == ([], [f"run.root={ROOT}?region=x", "run.name=one", "run.seed=4"])
     with pytest.raises(ConfigError, match=r"nothing to resume: s3://bucket/runs/one/config.yaml\?region=x does not"):
-        load_run_config(overrides, config_file)
+        run_config_file(overrides, config_file)
     (store / "runs" / "one").mkdir(parents=True)
     begun = load_config(None, [*overrides, "run.seed=3", "run.iterations=9"])
     (store / "runs" / "one" / "config.yaml").write_text(dump_config(begun))
-    config = load_run_config(overrides, config_file)
+    config = load_config(run_config_file(overrides, config_file), overrides)
     assert (config.run.seed, config.run.iterations) == (4, 9)
     assert config.run.remote == f"{ROOT}/one?region=x", "the key is the command line's, not the file's"
     with pytest.raises(ConfigError, match="a run's URI follows --resume"):
-        _split([f"{ROOT}/one"])
-    assert _split(["s3://bucket/best.yaml?region=x", "run.seed=4"]) == (
-        "s3://bucket/best.yaml?region=x",
+        split_words([f"{ROOT}/one"])
+    assert split_words(["s3://bucket/best.yaml?region=x", "run.seed=4"]) == (
+        ["s3://bucket/best.yaml?region=x"],
         ["run.seed=4"],
     )

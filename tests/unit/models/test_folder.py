@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from hypothesis import given
@@ -15,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rlgaf_ray.config import load_config
-from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.engines.transformers import check_cached_steps
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.families import attention_for, check_soft_family, scoring_class
+from rlgaf_ray.models.families import NO_ENGINE, attention_for, check_soft_family, scoring_class
 from rlgaf_ray.models.folder import check_model, longest_sequence
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.lora import export_network
@@ -103,6 +104,7 @@ def test_adapters_beside_a_config(folder: Path) -> None:
     [
         ("bert", "is an encoder (bert)"),
         ("xlm-roberta", "is an encoder (xlm-roberta)"),
+        ("bert-generation", "is an encoder (bert-generation)"),
         ("t5", "is an encoder-decoder (t5)"),
         ("bart", "is an encoder-decoder (bart)"),
         ("vit", "is no causal language model (vit)"),
@@ -229,13 +231,48 @@ def test_a_model_of_any_length_is_asked_for_any_length(tmp_path: Path) -> None:
 # What a family is asked for.
 
 
-def test_a_recurrent_layer_that_reads_padding_is_refused(tmp_path: Path) -> None:
-    settings = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "lru_width": 32, "vocab_size": 40}
-    config = AutoConfig.for_model("recurrent_gemma", intermediate_size=64, eos_token_id=1, **settings)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    check_model(str(tmp_path))
-    with pytest.raises(UserError, match="its logits change with a cache or with padding on the left: set rollout"):
-        TransformersEngine(tmp_path)
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "is_decoder": True,
+}
+OF_TYPE = {
+    "cpmant": {"dim_head": 32},
+    "git": {"vision_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}},
+    "minimax": {"num_local_experts": 2},
+    "recurrent_gemma": {"lru_width": 64},
+    "trocr": {"d_model": 64, "decoder_layers": 2, "decoder_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("model_type", NO_ENGINE)
+def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: str, tmp_path: Path) -> None:
+    """Each of them fails what the engine tries when it starts."""
+    settings = SMALL | OF_TYPE.get(model_type, {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.1)
+    with pytest.raises(UserError, match=r"cannot be sampled from by rollout\.engine=transformers"):
+        check_cached_steps(model, "it")
+    model.config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    for engine in ("transformers", "vllm"):
+        with pytest.raises(UserError) as error:
+            check_before_start(load_config(None, [f"rollout.engine={engine}", f"model.generator={tmp_path}"]))
+        assert str(error.value) == (
+            f"model.generator={tmp_path} cannot be sampled from here ({model_type}): {NO_ENGINE[model_type]}: take a "
+            "transformer such as Llama or Qwen"
+        )
 
 
 @pytest.mark.parametrize(
@@ -283,3 +320,87 @@ def test_a_tokenizer_without_a_model_of_its_own_is_refused_as_a_tokenizer(folder
     (folder / "tokenizer.json").write_text('{"model": {"type": "nothing"}}')
     with pytest.raises(UserError, match=r"the tokenizer of .* cannot be read: "):
         load_tokenizer(folder)
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(folder: Path) -> None:
+    """Llama 3's own has none."""
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.pad_token_id, tokenizer.eos_token) == (tokenizer.eos_token_id, "</s>")
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(UserError, match=r"has no end-of-text token: set eos_token in its tokenizer_config\.json"):
+        load_tokenizer(folder)
+
+
+def test_a_tokenizer_that_names_tokens_without_an_embedding_is_refused(folder: Path) -> None:
+    """Before anything is loaded, for every command."""
+    size = AutoConfig.from_pretrained(folder).vocab_size
+    words = load_tokenizer(folder)
+    words.add_special_tokens({"pad_token": "[PAD]"})
+    words.save_pretrained(folder)
+    assert refusal(folder).startswith(f"has {size} embeddings and its tokenizer {size + 1} tokens: '[PAD]' (pad_token)")
+
+
+@pytest.mark.parametrize("home", ["~no-such-user", "~"])
+def test_a_home_that_is_not_there_holds_no_model(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=rf"^model\.generator={home}/model does not exist: give film-reviews"):
+        check_model(f"{home}/model")
+
+
+# The hub.
+
+
+@pytest.fixture
+def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub that does not answer, and in its cache org/model without weights."""
+    cached = tmp_path / "hub" / "models--org--model"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc" / "model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return cached / "snapshots" / "abc"
+
+
+def of_the_hub(*more: str) -> Config:
+    return load_config(None, ["rollout.engine=transformers", "model.generator=org/model", *more])
+
+
+def answers(*names: str) -> Callable[..., list[str]]:
+    return lambda hub, source: [*names, "config.json"]
+
+
+def test_a_model_of_the_hub_is_checked_without_its_weights(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"org/model is without its weights in the cache of the hub, which does not answer: download it where"
+    with pytest.raises(UserError, match=message):
+        check_before_start(of_the_hub())
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("pytorch_model.bin"))
+    with pytest.raises(UserError, match=r"org/model has no \*\.safetensors on the hub: take a model with safetensors"):
+        check_before_start(of_the_hub())
+    check_before_start(of_the_hub("model.allow_pickle=true"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))
+    check_before_start(of_the_hub())
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda f: edit(f / "config.json", hidden_act="no such function"), "cannot be read: "),
+        (lambda f: edit(f / "config.json", num_attention_heads=0), "cannot be read: "),
+        (lambda f: (f / "generation_config.json").write_text("{"), "cannot be read: "),
+        (lambda f: (f / "tokenizer.json").write_text("{"), "the tokenizer of org/model cannot be read: "),
+        (lambda f: edit(f / "config.json", vocab_size=2), "has 2 embeddings and its tokenizer "),
+    ],
+)
+def test_files_of_the_hub_that_do_not_make_a_model(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], reason: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))
+    damage(hub)
+    with pytest.raises(UserError, match=reason):
+        check_before_start(of_the_hub())

@@ -14,7 +14,7 @@ from rlgaf_ray.models.families import scoring_class
 from rlgaf_ray.models.generator import blocks_of, load_generator
 from rlgaf_ray.models.lora import add_adapters, load_adapters, save_adapters
 from rlgaf_ray.models.scalar import ScalarModel
-from rlgaf_ray.training.distributed import restore_whole
+from rlgaf_ray.training.distributed import load_full_state_dict
 from rlgaf_ray.training.regularization import dropout_of, freeze_lower_layers
 from rlgaf_ray.types import SequenceBatch
 from tests.families import FAMILIES, Family, save_family
@@ -58,7 +58,7 @@ def test_it_is_saved_loaded_and_restored(family: Family, tmp_path: Path) -> None
         torch.testing.assert_close(again(batch()), scores)
         other = load(tmp_path / "model", seed=3)
         assert not torch.allclose(other(batch()), scores)
-        restore_whole(other.network, tmp_path / "export")
+        load_full_state_dict(other.network, tmp_path / "export")
         torch.testing.assert_close(other(batch()), scores)
     assert again.network.config.rlgaf_pooling == "mean"
     heads = [load(tmp_path / "model", seed=seed).network.score.weight for seed in (1, 1, 2)]

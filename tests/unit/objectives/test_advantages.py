@@ -14,7 +14,7 @@ from rlgaf_ray.objectives.advantages import (
 )
 
 NAN = math.nan
-# Two prompt columns, a response of four tokens and one of two, padding on the right.
+# Two prompt columns, responses of four and two tokens, right padding.
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0, 0]]).bool()
 
 
@@ -30,22 +30,22 @@ class TestRewardsToGo:
         expected = [[0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 0.0], [0.0, 0.0, 5.5, 5.0, 0.0, 0.0, 0.0]]
         assert rewards_to_go(self.REWARDS, MASK, discount=0.5).tolist() == expected
 
-    def test_discount_zero_leaves_the_reward_itself(self):
+    def test_discount_zero_returns_the_rewards(self):
         expected = [[0.0, 0.0, 1.0, 0.0, 2.0, 4.0, 0.0], [0.0, 0.0, 3.0, 5.0, 0.0, 0.0, 0.0]]
         assert rewards_to_go(self.REWARDS, MASK, discount=0.0).tolist() == expected
 
-    def test_what_is_masked_is_never_read(self):
+    def test_masked_entries_are_ignored(self):
         poisoned = self.REWARDS.masked_fill(~MASK, NAN)
         assert torch.equal(rewards_to_go(poisoned, MASK, discount=0.9), rewards_to_go(self.REWARDS, MASK, discount=0.9))
 
-    def test_runs_of_the_mask_are_separate_responses(self):
+    def test_contiguous_runs_of_the_mask_are_separate_responses(self):
         mask = torch.tensor([[True, True, False, True]])
         assert rewards_to_go(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), mask, discount=1.0).tolist() == [
             [3.0, 2.0, 0.0, 8.0]
         ]
 
-    def test_discount_outside_its_range(self):
-        with pytest.raises(ValueError, match=r"discount=1.5 must lie between 0 and 1"):
+    def test_discount_out_of_range_raises(self):
+        with pytest.raises(ValueError, match=r"discount=1.5 must be between 0 and 1"):
             rewards_to_go(self.REWARDS, MASK, discount=1.5)
 
 
@@ -71,7 +71,7 @@ class TestGeneralizedAdvantageEstimate:
         assert torch.equal(advantages, self.ADVANTAGES)
         assert torch.equal(returns, self.RETURNS)
 
-    def test_what_is_masked_is_never_read(self):
+    def test_masked_entries_are_ignored(self):
         advantages, returns = generalized_advantage_estimate(
             self.REWARDS.masked_fill(~MASK, NAN),
             self.VALUES.masked_fill(~MASK, NAN),
@@ -82,22 +82,22 @@ class TestGeneralizedAdvantageEstimate:
         assert torch.equal(advantages, self.ADVANTAGES)
         assert torch.equal(returns, self.RETURNS)
 
-    def test_lambda_zero_is_the_one_step_error(self):
+    def test_lambda_zero_gives_the_td_error(self):
         advantages, _ = generalized_advantage_estimate(self.REWARDS, self.VALUES, MASK, discount=0.5, gae_lambda=0.0)
         assert advantages.tolist() == [[0.0, 0.0, 1.0, 0.0, 2.0, -12.0, 0.0], [0.0, 0.0, 3.0, 2.0, 0.0, 0.0, 0.0]]
 
-    def test_lambda_one_fits_the_critic_to_the_rewards_to_go(self):
+    def test_lambda_one_returns_are_the_rewards_to_go(self):
         _, returns = generalized_advantage_estimate(self.REWARDS, self.VALUES, MASK, discount=0.5, gae_lambda=1.0)
         assert returns.tolist() == [[0.0, 0.0, 2.0, 2.0, 4.0, 4.0, 0.0], [0.0, 0.0, 5.0, 4.0, 0.0, 0.0, 0.0]]
 
-    def test_no_gradient_reaches_the_critic_through_its_target(self):
+    def test_results_are_detached_from_the_critic(self):
         advantages, returns = generalized_advantage_estimate(
             self.REWARDS, self.VALUES.clone().requires_grad_(), MASK, discount=0.5, gae_lambda=0.5
         )
         assert not advantages.requires_grad and not returns.requires_grad
 
-    def test_lambda_outside_its_range(self):
-        with pytest.raises(ValueError, match=r"gae_lambda=-0.1 must lie between 0 and 1"):
+    def test_lambda_out_of_range_raises(self):
+        with pytest.raises(ValueError, match=r"gae_lambda=-0.1 must be between 0 and 1"):
             generalized_advantage_estimate(self.REWARDS, self.VALUES, MASK, discount=1.0, gae_lambda=-0.1)
 
 
@@ -109,7 +109,7 @@ class TestScaleAdvantages:
     def scaled(self, scale, group_size=2):
         return scale_advantages(self.ADVANTAGES, self.MASK, scale=scale, group_size=group_size)
 
-    def test_none_only_masks(self):
+    def test_none_only_applies_the_mask(self):
         assert self.scaled("none").tolist() == [[0.0, 0.0, 2.0], [0.0, 3.0, 0.0], [0.0, -1.0, 0.0], [0.0, 4.0, 6.0]]
 
     def test_batch(self):
@@ -123,11 +123,11 @@ class TestScaleAdvantages:
         expected = [[0.0, 0.0, 2 / small], [0.0, 3 / small, 0.0], [0.0, -1 / large, 0.0], [0.0, 4 / large, 6 / large]]
         torch.testing.assert_close(self.scaled("group"), torch.tensor(expected), atol=3e-6, rtol=0.0)
 
-    def test_group_does_not_count_a_sequence_without_tokens(self):
+    def test_group_ignores_a_sequence_without_tokens(self):
         advantages = torch.tensor([[1.0], [3.0], [100.0]])
         mask = torch.tensor([[True], [True], [False]])
         scaled = scale_advantages(advantages, mask, scale="group", group_size=3)
-        expected = torch.tensor([[1.0], [3.0], [0.0]]) / math.sqrt(2)  # of the two others, by n - 1
+        expected = torch.tensor([[1.0], [3.0], [0.0]]) / math.sqrt(2)  # over the two others, dividing by n - 1
         torch.testing.assert_close(scaled, expected, atol=4e-6, rtol=0.0)
 
     def test_a_group_of_one_gives_zero(self):
@@ -136,26 +136,26 @@ class TestScaleAdvantages:
             [0.0],
         ]
 
-    def test_a_group_without_spread_gives_zeros_and_leaves_the_others(self):
+    def test_a_group_of_equal_values_gives_zeros_and_keeps_other_groups(self):
         advantages = torch.tensor([[0.1, 0.1], [0.1, 0.1], [-2.0, -2.0], [2.0, 2.0]])
         mask = torch.ones(4, 2).bool()
         scaled = scale_advantages(advantages, mask, scale="group", group_size=2)
         expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [-1.0, -1.0], [1.0, 1.0]]) / math.sqrt(2)
         torch.testing.assert_close(scaled, expected, atol=1e-6, rtol=0.0)
 
-    def test_a_batch_without_spread_gives_zeros(self):
+    def test_a_batch_of_equal_values_gives_zeros(self):
         constant = torch.full((4, 3), 1000.1)
         assert scale_advantages(constant, self.MASK, scale="batch", group_size=2).tolist() == [[0.0] * 3] * 4
 
     @pytest.mark.parametrize("scale", ["none", "batch", "group"])
-    def test_what_is_masked_is_never_read(self, scale):
+    def test_masked_entries_are_ignored(self, scale):
         poisoned = self.ADVANTAGES.masked_fill(~self.MASK, NAN)
         assert torch.equal(scale_advantages(poisoned, self.MASK, scale=scale, group_size=2), self.scaled(scale))
 
-    def test_refuses(self):
+    def test_invalid_arguments_raise(self):
         with pytest.raises(ValueError, match="unknown advantage scale 'std': choose none, batch or group"):
             self.scaled("std")
-        with pytest.raises(ValueError, match="a batch of 4 sequences cannot be cut into groups of group_size=3"):
+        with pytest.raises(ValueError, match="a batch of 4 sequences is not divisible by group_size=3"):
             self.scaled("group", group_size=3)
 
 
@@ -167,7 +167,7 @@ class TestWhiten:
         expected = torch.tensor([[-1.3416408, -0.4472136, 0.0], [0.4472136, 1.3416408, 0.0]])
         torch.testing.assert_close(whiten(self.VALUES, self.MASK), expected)
 
-    def test_mean_can_be_kept(self):
+    def test_shift_mean_false_keeps_the_mean(self):
         expected = torch.tensor([[2.6583592, 3.5527864, 0.0], [4.4472136, 5.3416408, 0.0]])
         torch.testing.assert_close(whiten(self.VALUES, self.MASK, shift_mean=False), expected)
 
@@ -176,14 +176,14 @@ class TestWhiten:
         assert whitened.dtype == torch.float32
         torch.testing.assert_close(whitened, torch.zeros(7), atol=1e-6, rtol=0.0)
 
-    def test_what_is_masked_is_never_read(self):
+    def test_masked_entries_are_ignored(self):
         poisoned = self.VALUES.masked_fill(~self.MASK, NAN)
         assert torch.equal(whiten(poisoned, self.MASK), whiten(self.VALUES, self.MASK))
 
 
 class TestRunningStatistics:
-    def test_uneven_chunks_equal_numpy_on_the_whole(self):
-        # Far from zero with a small spread: the naive mean of squares would lose every digit in float32.
+    def test_uneven_chunks_match_numpy_on_all_values(self):
+        # Large mean, small variance: the naive mean of squares would lose all precision in float32.
         values = np.random.default_rng(0).normal(1e4, 0.5, size=1000)
         statistics = RunningStatistics()
         for chunk in np.split(values, [1, 2, 9, 9, 500, 997]):  # one chunk is empty
@@ -200,7 +200,7 @@ class TestRunningStatistics:
         assert statistics.mean == pytest.approx(5.0)
         assert statistics.deviation == pytest.approx(math.sqrt(26 / 3))
 
-    def test_state_survives_json_to_the_last_digit(self):
+    def test_state_survives_json_exactly(self):
         first, second = RunningStatistics(), RunningStatistics()
         first.update(torch.tensor([0.1, 0.7, -3.3]))
         second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -209,10 +209,10 @@ class TestRunningStatistics:
         assert second.state_dict() == first.state_dict()
         assert second.count == 4
 
-    def test_a_value_that_is_not_finite_is_refused_and_leaves_no_trace(self):
+    def test_a_non_finite_value_raises_and_changes_nothing(self):
         statistics = RunningStatistics()
         statistics.update(torch.tensor([1.0, 3.0]))
         before = statistics.state_dict()
-        with pytest.raises(ValueError, match="given a value that is not finite"):
+        with pytest.raises(ValueError, match="received a non-finite value"):
             statistics.update(torch.tensor([1.0, NAN]))
         assert statistics.state_dict() == before

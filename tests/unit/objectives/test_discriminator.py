@@ -60,14 +60,14 @@ class TestHandWorkedValues:
         assert loss.item() == 1e4
         assert gradient_of(real) == -0.5
 
-    def test_an_undecided_discriminator_is_right_half_of_the_time(self):
+    def test_an_undecided_discriminator_has_accuracy_one_half(self):
         loss, metrics = discriminator_loss(torch.zeros(3), torch.zeros(5))
         assert loss.item() == pytest.approx(math.log(2.0))
         assert metrics["accuracy"].item() == 0.5
 
 
 class TestOptimum:
-    """A table of logits, one per outcome, trained on every outcome as often as its probability says."""
+    """A table with one logit per outcome, trained on counts proportional to the outcomes' probabilities."""
 
     # Out of 8: real 4, 2, 1, 1; fake 1, 1, 2, 4; contrast 1, 4, 2, 1.
     REAL = torch.tensor([0, 0, 0, 0, 1, 1, 2, 3])
@@ -104,8 +104,8 @@ class TestOptimum:
         expected = [math.log(4), math.log(2 / 3), math.log(1 / 2), math.log(1 / 2)]
         assert self.optimum(contrast_weight=2.0) == pytest.approx(expected, abs=1e-6)
 
-    def test_counts_do_not_tilt_it(self):
-        """Four times as many fakes of the same distribution: the same optimum."""
+    def test_unequal_counts_do_not_shift_it(self):
+        """Four times as many fakes from the same distribution have the same optimum."""
         once = self.optimum()
         self.FAKE = self.FAKE.repeat(4)
         assert self.optimum() == pytest.approx(once, abs=1e-6)
@@ -115,21 +115,21 @@ class TestOptimum:
     ("arguments", "message"),
     [
         ({"contrast_weight": -1.0}, "contrast_weight=-1.0 must not be negative"),
-        ({"contrast_weight": 1.0}, "contrast_weight=1.0 needs contrast_logits: give them, or set the weight to 0"),
+        ({"contrast_weight": 1.0}, "contrast_weight=1.0 needs contrast_logits: pass them, or set the weight to 0"),
         (
             {"contrast_logits": torch.zeros(0), "contrast_weight": 1.0},
-            "holds no contrast sequences: raise its batch size",
+            "has no contrast sequences: raise its batch size",
         ),
-        ({"fake_logits": torch.zeros(0)}, "holds no fake sequences"),
+        ({"fake_logits": torch.zeros(0)}, "has no fake sequences"),
     ],
 )
-def test_refuses(arguments, message):
+def test_invalid_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         discriminator_loss(**{"real_logits": torch.zeros(2), "fake_logits": torch.zeros(2)} | arguments)
 
 
 class TestOtherLosses:
-    """Numbers worked by hand; with contrast weight 2 the parts are weighed 1 : 1 : 2."""
+    """Hand-worked values; with contrast weight 2 the parts are weighted 1 : 1 : 2."""
 
     REAL, FAKE, CONTRAST = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, 2.0])
 
@@ -147,7 +147,7 @@ class TestOtherLosses:
         assert metrics["accuracy_contrast"] == pytest.approx(1 / 3)
 
     def test_least_squares(self):
-        # real: 1, 0.25, 4; fake: 4, 0.25, 1; the middle is 0.5
+        # real: 1, 0.25, 4; fake: 4, 0.25, 1; the threshold is 0.5
         loss, metrics = self.loss("least_squares")
         assert loss == pytest.approx((5.25 / 3 + 5.25 / 3) / 2)
         assert (metrics["accuracy_real"], metrics["accuracy_fake"]) == pytest.approx((1 / 3, 2 / 3))
@@ -163,9 +163,9 @@ class TestOtherLosses:
         assert loss == pytest.approx(expected, abs=1e-6)
 
     def test_contrastive(self):
-        """One softmax over the real row, its rollout and two rows of contrast, by hand."""
+        """One hand-worked softmax over the real row, its rollout and two contrast rows."""
         real, fake = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0])
-        contrast = torch.tensor([-1.0, 0.0, 1.0, 0.5])  # of row 0, of row 1, of row 0, of row 1
+        contrast = torch.tensor([-1.0, 0.0, 1.0, 0.5])  # rows 0, 1, 0, 1
         loss, metrics = discriminator_loss(real, fake, kind="contrastive", contrast_logits=contrast)
         rows = [(1.0, 0.0, -1.0, 1.0), (0.0, 2.0, 0.0, 0.5)]
         expected = sum(math.log(sum(map(math.exp, row))) - row[0] for row in rows) / 2
@@ -175,20 +175,20 @@ class TestOtherLosses:
         alone, _ = discriminator_loss(real, fake, kind="contrastive")
         ranked, _ = discriminator_loss(real, fake, kind="bradley_terry")
         assert alone.item() == pytest.approx(ranked.item(), abs=1e-6)
-        with pytest.raises(ValueError, match="answers to one prompt, but got 2 real, 2 fake, 3 contrast"):
+        with pytest.raises(ValueError, match="responses to one prompt, but got 2 real, 2 fake, 3 contrast"):
             discriminator_loss(real, fake, kind="contrastive", contrast_logits=contrast[:3])
 
-    def test_bradley_terry_sees_differences_only(self):
+    def test_bradley_terry_depends_on_differences_only(self):
         shifted, _ = discriminator_loss(self.REAL + 7, self.FAKE + 7, kind="bradley_terry")
         assert shifted.item() == pytest.approx(self.loss("bradley_terry")[0], abs=1e-6)
 
-    def test_bradley_terry_refuses_what_is_not_paired(self):
-        with pytest.raises(ValueError, match="got 3 real and 2 fake sequences: give one of each for every prompt"):
+    def test_bradley_terry_raises_on_unpaired_sequences(self):
+        with pytest.raises(ValueError, match="got 3 real and 2 fake sequences: pass one of each for every prompt"):
             discriminator_loss(self.REAL, self.FAKE[:2], kind="bradley_terry")
 
 
 class TestPositiveUnlabelled:
-    """A share of 1/4 of the rollouts is real."""
+    """A quarter of the rollouts counts as real."""
 
     REAL = torch.tensor([LOG3, -LOG3])  # -log p: 0.2876821, 1.3862944; -log(1 - p) the other way round; means 0.8369882
     FAKE = torch.tensor([LOG3, LOG3, 0.0])  # -log(1 - p): 1.3862944 twice, 0.6931472; mean 1.1552453
@@ -207,12 +207,12 @@ class TestPositiveUnlabelled:
         assert {name: metrics[name] for name in plain} == {name: value.item() for name, value in plain.items()}
 
     def test_with_contrast(self):
-        """Labelled negatives are none that could be real: they stand beside the risk by their weight."""
+        """Contrast rows are labelled negatives: they are averaged with the clipped risk by their weight."""
         loss, metrics = self.loss(contrast_logits=torch.tensor([-LOG3]), contrast_weight=2.0)
         assert loss.item() == pytest.approx(0.8369882 / 2 + (self.RISK + 2 * 0.2876821) / 6, abs=1e-6)
         assert metrics["loss_contrast"] == pytest.approx(0.2876821, abs=1e-6)
 
-    def test_a_negative_risk_is_none_and_teaches_nothing(self):
+    def test_a_negative_risk_counts_as_zero_without_gradient(self):
         real = torch.tensor([LOG3], requires_grad=True)
         fake = torch.tensor([-LOG3], requires_grad=True)
         loss, metrics = self.loss(real, fake)  # 0.2876821 - 0.25 * 1.3862944 < 0
@@ -228,18 +228,18 @@ class TestPositiveUnlabelled:
         assert gradient_of(fake) == pytest.approx(0.75 / 0.75 / 2)
         assert gradient_of(real) == pytest.approx((-0.25 - 0.25 * 0.75 / 0.75) / 2)
 
-    def test_the_whole_batch_may_have_decided(self):
+    def test_clipping_can_be_decided_by_the_full_batch(self):
         kept, _ = self.loss(torch.tensor([LOG3]), torch.tensor([-LOG3]), clipped=False)
         assert kept.item() == pytest.approx((0.2876821 + (0.2876821 - 0.25 * 1.3862944) / 0.75) / 2, abs=1e-6)
         left_out, _ = self.loss(clipped=True)
         assert left_out.item() == pytest.approx(0.8369882 / 2, abs=1e-6)
 
-    def test_without_a_share_it_is_binary_cross_entropy(self):
+    def test_a_share_of_zero_is_binary_cross_entropy(self):
         assert self.loss(positive_share=0.0)[0].item() == discriminator_loss(self.REAL, self.FAKE)[0].item()
-        with pytest.raises(ValueError, match=r"positive_share=1.0 must lie in \[0, 1\)"):
+        with pytest.raises(ValueError, match=r"positive_share=1.0 must be in \[0, 1\)"):
             self.loss(positive_share=1.0)
 
-    def test_the_optimum_is_the_log_ratio_to_the_bad_ones(self):
+    def test_the_optimum_is_the_log_ratio_to_the_bad_rollouts(self):
         """Counts per sequence: real 4, 2, 1, 1; bad 1, 1, 2, 4. A quarter of the 32 rollouts is real: 7, 5, 7, 13."""
         settings = TestOptimum()
         settings.REAL = torch.repeat_interleave(torch.arange(4), torch.tensor([4, 2, 1, 1]))

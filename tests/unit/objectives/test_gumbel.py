@@ -27,7 +27,7 @@ def rows() -> torch.Tensor:
     return ODDS.log().expand(NUM_DRAWS, 3)
 
 
-def test_the_argmax_is_a_draw_from_the_softmax() -> None:
+def test_the_argmax_is_a_sample_from_the_softmax() -> None:
     tokens = gumbel_perturbed(rows(), generator=seeded()).argmax(-1)
     counts = torch.bincount(tokens, minlength=3).tolist()
     assert chisquare(counts, [NUM_DRAWS / 8, NUM_DRAWS / 4, 5 * NUM_DRAWS / 8]).pvalue > 0.01
@@ -36,13 +36,13 @@ def test_the_argmax_is_a_draw_from_the_softmax() -> None:
 class TestConditional:
     def test_its_argmax_is_the_given_token_in_every_row(self) -> None:
         logits = 20 * torch.randn(2_000, 50, generator=seeded(1))
-        tokens = torch.randint(0, 50, (2_000,), generator=seeded(2))  # most of them next to impossible
+        tokens = torch.randint(0, 50, (2_000,), generator=seeded(2))  # most of them very unlikely
         perturbed = conditional_gumbel_perturbed(logits, tokens, generator=seeded(3))
         assert torch.equal(perturbed.argmax(-1), tokens)
         assert bool((perturbed.topk(2, dim=-1).values.diff(dim=-1) < 0).all())
         assert bool(perturbed.isfinite().all())
 
-    def test_over_tokens_of_the_softmax_it_has_the_distribution_of_free_noise(self) -> None:
+    def test_averaged_over_sampled_tokens_it_is_unconditional_noise(self) -> None:
         tokens = torch.multinomial(ODDS / 8, NUM_DRAWS, replacement=True, generator=seeded(1))
         perturbed = conditional_gumbel_perturbed(rows(), tokens, generator=seeded(2))
         for column in range(3):  # z_i - phi_i is a standard Gumbel
@@ -50,27 +50,27 @@ class TestConditional:
             assert kstest(noise, "gumbel_r").pvalue > 0.01
         assert kstest(perturbed.amax(-1).double().numpy(), "gumbel_r").pvalue > 0.01
 
-    def test_given_one_token_it_has_the_distribution_of_the_draws_that_gave_it(self) -> None:
+    def test_given_a_token_it_matches_unconditional_noise_with_that_argmax(self) -> None:
         free = gumbel_perturbed(rows().log_softmax(-1), generator=seeded(4))
         kept = free[free.argmax(-1) == 1]
         given = conditional_gumbel_perturbed(rows(), torch.ones(NUM_DRAWS, dtype=torch.long), generator=seeded(5))
         for column in range(3):
             assert kstest(kept[:, column].numpy(), given[:, column].numpy()).pvalue > 0.01
 
-    def test_the_noise_is_held_fixed(self) -> None:
+    def test_the_noise_has_no_gradient(self) -> None:
         logits = ODDS.log()[None].requires_grad_()
         perturbed = conditional_gumbel_perturbed(logits, torch.tensor([2]), generator=seeded())
         gradient = torch.autograd.grad(perturbed[0, 0], logits)[0]
         torch.testing.assert_close(gradient, torch.tensor([[1 - 1 / 8, -2 / 8, -5 / 8]]))
 
-    def test_a_masked_token_stays_out(self) -> None:
+    def test_a_masked_token_stays_masked(self) -> None:
         logits = torch.tensor([[0.0, -math.inf, 1.0]])
         perturbed = conditional_gumbel_perturbed(logits, torch.tensor([0]), generator=seeded())
         assert perturbed[0, 1] == -math.inf and perturbed.argmax() == 0
 
 
 class TestStraightThrough:
-    def test_forward_is_exact_and_backward_is_the_softmax(self) -> None:
+    def test_forward_is_one_hot_and_backward_is_the_softmax(self) -> None:
         perturbed = torch.tensor([[0.5, 1.5, -1.0]], requires_grad=True)
         one_hot = straight_through_one_hot(perturbed, temperature=0.5)
         assert one_hot.tolist() == [[0.0, 1.0, 0.0]]
@@ -80,20 +80,20 @@ class TestStraightThrough:
         p = (perturbed.detach() / 0.5).softmax(-1)
         torch.testing.assert_close(gradient, p * (weights - (p * weights).sum()) / 0.5)
 
-    def test_the_embedding_of_a_one_hot_is_the_lookup_to_the_bit(self) -> None:
+    def test_the_embedding_of_a_one_hot_is_exactly_the_lookup(self) -> None:
         embedding = torch.randn(1000, 64, generator=seeded())
         tokens = torch.randint(0, 1000, (7, 9), generator=seeded(1))
         perturbed = conditional_gumbel_perturbed(torch.randn(7, 9, 1000, generator=seeded(2)), tokens)
         one_hots = straight_through_one_hot(perturbed, temperature=1.0)
         assert torch.equal(soft_embedding(one_hots, embedding), embedding[tokens])
 
-    def test_refuses_a_temperature_of_zero(self) -> None:
-        with pytest.raises(ValueError, match=r"temperature of 0.0 must be positive"):
+    def test_a_temperature_of_zero_raises(self) -> None:
+        with pytest.raises(ValueError, match=r"temperature 0.0 must be positive"):
             straight_through_one_hot(torch.zeros(1, 2), temperature=0.0)
 
 
 class TestStraightThroughEmbeddings:
-    def test_values_and_gradients_are_those_of_one_hots(self) -> None:
+    def test_values_and_gradients_match_explicit_one_hots(self) -> None:
         perturbed = torch.randn(3, 5, 20, generator=seeded(1))
         perturbed[..., 7] = -math.inf  # a masked token
         matrices = [torch.randn(20, width, generator=seeded(width)) for width in (4, 6)]
@@ -115,7 +115,7 @@ class TestStraightThroughEmbeddings:
         for fused, plain in zip(gradients(True), gradients(False), strict=True):
             torch.testing.assert_close(fused, plain)
 
-    def test_a_result_that_nothing_reads_has_no_part(self) -> None:
+    def test_an_unused_output_adds_no_gradient(self) -> None:
         perturbed = torch.randn(2, 5, generator=seeded()).requires_grad_()
         matrices = [torch.randn(5, 3, requires_grad=True) for _ in range(2)]
         _, (first, _) = straight_through_embeddings(perturbed, matrices, temperature=1.0)
@@ -123,12 +123,12 @@ class TestStraightThroughEmbeddings:
         assert matrices[1].grad is None
         assert perturbed.grad is not None and matrices[0].grad is not None
 
-    def test_refuses_a_temperature_of_zero(self) -> None:
-        with pytest.raises(ValueError, match=r"temperature of 0.0 must be positive"):
+    def test_a_temperature_of_zero_raises(self) -> None:
+        with pytest.raises(ValueError, match=r"temperature 0.0 must be positive"):
             straight_through_embeddings(torch.zeros(1, 2), [], temperature=0.0)
 
 
-def test_noise_of_a_row_does_not_depend_on_its_company() -> None:
+def test_noise_of_a_row_does_not_depend_on_other_rows() -> None:
     logits = torch.randn(3, 4, 10, generator=seeded())
     together = gumbel_perturbed(logits, generator=[seeded(5), seeded(6), seeded(7)])
     assert torch.equal(gumbel_perturbed(logits[1:2], generator=[seeded(6)]), together[1:2])

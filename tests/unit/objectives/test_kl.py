@@ -11,12 +11,12 @@ KL_POLICY_REFERENCE = 0.3600624406359049  # 0.5 ln 2.5 + 0.3 ln 1.5 + 0.2 ln(1/3
 
 
 def expectation(estimator):
-    """Over tokens of the policy: the estimator at every token, weighted by the token's probability."""
+    """Expected value of the estimator over the policy's tokens."""
     return float((POLICY * kl_estimate(POLICY.log(), REFERENCE.log(), estimator=estimator)).sum())
 
 
 def expected_gradient(estimator):
-    """Of the estimator as a loss, in the policy's logits: tokens are drawn first, then differentiated."""
+    """Expected gradient of the estimator as a loss w.r.t. the policy's logits, with the sampled tokens fixed."""
     logits = POLICY.log().requires_grad_()
     estimates = kl_estimate(logits.log_softmax(0), REFERENCE.log(), estimator=estimator)
     (gradient,) = torch.autograd.grad((POLICY * estimates).sum(), logits)
@@ -37,8 +37,8 @@ def test_hand_worked_values():
     torch.testing.assert_close(kl_estimate(policy, reference, estimator="k3"), torch.tensor([0.1931472, 0.7182818]))
 
 
-def test_k3_keeps_its_digits_where_the_two_are_close():
-    # d = 1e-4: k3 = d^2 / 2 - d^3 / 6 + ... = 5e-9, which exp(-d) - 1 would drown in float32.
+def test_k3_is_precise_for_nearly_equal_log_probs():
+    # d = 1e-4: k3 = d^2 / 2 - d^3 / 6 + ... = 5e-9, which exp(-d) - 1 would round away in float32.
     distance = kl_estimate(torch.tensor([1e-4]), torch.tensor([0.0]), estimator="k3")
     assert distance.item() == pytest.approx(5e-9, rel=0.01)
 
@@ -60,7 +60,7 @@ def test_expected_gradients_as_losses():
     torch.testing.assert_close(expected_gradient("k3"), torch.tensor([0.3, 0.1, -0.4], dtype=torch.float64))
 
 
-def test_unknown_estimator_names_the_choices():
+def test_unknown_estimator_raises_with_the_choices():
     with pytest.raises(ValueError, match="unknown KL estimator 'k4': choose k1, k2 or k3"):
         kl_estimate(torch.zeros(1), torch.zeros(1), estimator="k4")  # type: ignore[arg-type]  # on purpose
 
@@ -69,9 +69,9 @@ def test_unknown_estimator_names_the_choices():
     ("observed", "expected"),
     [
         (6.0, 0.05),  # on target
-        (6.6, 0.05 * 1.01),  # error 0.1, times 1000 / 10000
-        (60.0, 0.05 * 1.02),  # error bounded at 0.2
-        (0.0, 0.05 * 0.98),  # and at -0.2
+        (6.6, 0.05 * 1.01),  # error 0.1 times 1000 / 10000
+        (60.0, 0.05 * 1.02),  # error clipped to 0.2
+        (0.0, 0.05 * 0.98),  # and to -0.2
         (-3.0, 0.05 * 0.98),  # a k1 estimate may be negative
     ],
 )
@@ -86,10 +86,10 @@ def test_adaptive_coefficient_by_hand(observed, expected):
         ({"target": 0.0}, "needs a positive target and horizon, got target=0.0"),
         ({"horizon": 0}, "needs a positive target and horizon, got target=6.0, horizon=0"),
         ({"observed_kl": math.nan}, "the observed KL is nan"),
-        ({"num_samples": 50_000}, "must stay below 5 x horizon=10000: raise the horizon"),
+        ({"num_samples": 50_000}, "must be below 5 x horizon=10000: raise the horizon"),
     ],
 )
-def test_adaptive_coefficient_refuses(changed, message):
+def test_adaptive_coefficient_raises(changed, message):
     arguments = {"observed_kl": 6.0, "target": 6.0, "num_samples": 1000, "horizon": 10_000} | changed
     with pytest.raises(ValueError, match=message):
         adaptive_kl_coefficient(0.05, **arguments)
@@ -102,7 +102,7 @@ class TestExact:
         halves = torch.tensor([[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]]).log()
         assert exact_entropy(halves).tolist() == pytest.approx([1.5 * math.log(2), math.log(3)])
 
-    def test_the_gradient_is_that_of_the_sum_over_the_vocabulary(self):
+    def test_the_gradient_matches_the_sum_over_the_vocabulary(self):
         found = exact_gradient(lambda logprobs: exact_kl(logprobs, REFERENCE.log()))
         difference = (POLICY / REFERENCE).log()
         torch.testing.assert_close(found, POLICY * (difference - KL_POLICY_REFERENCE))

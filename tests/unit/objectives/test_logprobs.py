@@ -15,7 +15,7 @@ def test_hand_worked_distribution():
     torch.testing.assert_close(logprobs, torch.tensor([-2.0794415, -1.3862944, -0.4700036]))
 
 
-def test_leading_shape_is_kept_and_ids_pick_their_own_row():
+def test_leading_dimensions_are_kept_and_each_id_reads_its_own_row():
     logits = torch.zeros(2, 3, 4)
     logits[1, 2, 3] = math.log(9.0)  # odds 1 : 1 : 1 : 9
     logprobs = token_logprobs(logits, torch.tensor([[0, 1, 2], [3, 0, 3]]))
@@ -25,13 +25,13 @@ def test_leading_shape_is_kept_and_ids_pick_their_own_row():
 
 
 def test_bfloat16_logits_are_summed_in_float32():
-    # 1,024 equal logits: the probability is exactly 2^-10. A bfloat16 sum would stall at 256.
+    # 1,024 equal logits: the probability is exactly 2^-10. A bfloat16 sum would saturate at 256.
     logprobs = token_logprobs(torch.ones(1, 1024, dtype=torch.bfloat16), torch.tensor([5]))
     assert logprobs.dtype == torch.float32
     assert logprobs.item() == pytest.approx(-10 * math.log(2.0), abs=1e-5)
 
 
-def test_large_logits_do_not_overflow_and_masked_tokens_take_no_part():
+def test_large_logits_do_not_overflow_and_masked_tokens_are_ignored():
     logits = torch.tensor([[1e4, 1e4, -math.inf, 0.0]])
     assert token_logprobs(logits, torch.tensor([0])).item() == pytest.approx(-math.log(2.0))
     assert token_logprobs(logits, torch.tensor([2])).item() == -math.inf
@@ -43,7 +43,7 @@ def test_gradient_is_one_hot_minus_probability():
     torch.testing.assert_close(logits.grad, torch.tensor([[-0.125, 0.75, -0.625]]))
 
 
-def test_id_outside_the_vocabulary_is_an_error_and_never_padding():
+def test_an_id_outside_the_vocabulary_raises():
     for token_id in (-100, 4):
         with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
             token_logprobs(torch.zeros(1, 4), torch.tensor([token_id]))
@@ -53,7 +53,7 @@ TOKENS, WIDTH, WORDS = 37, 5, 41
 
 
 class LargestArray(TorchDispatchMode):
-    """Elements of the largest array that any operation gives."""
+    """Records the number of elements of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class LargestArray(TorchDispatchMode):
 
 
 def chunk_inputs() -> list[torch.Tensor]:
-    """Hidden states, an output layer, the reference's two, and the tokens' weights in a loss: float64."""
+    """Hidden states and output layer of policy and reference, and per-token loss weights: float64."""
     numbers = torch.Generator().manual_seed(0)
     shapes = [(TOKENS, WIDTH), (WORDS, WIDTH), (TOKENS, WIDTH), (WORDS, WIDTH), (TOKENS,)]
     return [torch.randn(shape, generator=numbers, dtype=torch.float64) for shape in shapes]
@@ -105,7 +105,7 @@ def test_chunks_change_neither_values_nor_gradients(size: int) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
 
 
-def test_no_array_of_all_tokens_and_the_whole_vocabulary_exists() -> None:
+def test_logits_of_all_tokens_are_never_materialised() -> None:
     hidden, layer, reference_hidden, reference_layer, _ = chunk_inputs()
     hidden.requires_grad_()
     layer.requires_grad_()

@@ -13,7 +13,7 @@ from rlgaf_ray.objectives.policy import (
 )
 
 NAN = math.nan
-# One prompt column, responses of two tokens and of one.
+# One prompt column, responses of two tokens and one token.
 MASK = torch.tensor([[0, 1, 1], [0, 1, 0]]).bool()
 
 
@@ -51,7 +51,7 @@ class TestMaskedAverage:
             ("constant", [[0, 0.1, 0.1], [0, 0.1, 0]]),
         ],
     )
-    def test_what_is_masked_is_never_read_and_gets_no_gradient(self, average, expected):
+    def test_masked_entries_are_ignored_and_get_no_gradient(self, average, expected):
         values = self.VALUES.masked_fill(~MASK, NAN).requires_grad_()
         masked_average(values, MASK, average=average, max_tokens=5).backward()
         torch.testing.assert_close(values.grad, torch.tensor(expected))
@@ -60,7 +60,7 @@ class TestMaskedAverage:
     def test_empty_mask_gives_zero(self, average):
         assert masked_average(self.VALUES, torch.zeros(2, 3).bool(), average=average, max_tokens=5).item() == 0.0
 
-    def test_unknown_average_names_the_choices(self):
+    def test_unknown_average_raises_with_the_choices(self):
         with pytest.raises(ValueError, match="unknown average 'batch': choose token, sequence, sequence_sum or const"):
             masked_average(self.VALUES, MASK, average="batch")  # type: ignore[arg-type]  # on purpose
 
@@ -77,7 +77,7 @@ class TestReinforceLoss:
         assert metrics["policy_loss"].item() == pytest.approx(expected)
         assert "importance_weight" not in metrics
 
-    def test_gradient_is_the_weighted_advantage_and_stops_there(self):
+    def test_gradient_is_the_weighted_advantage_for_the_policy_only(self):
         logprobs, advantages = self.LOGPROBS.clone().requires_grad_(), self.ADVANTAGES.clone().requires_grad_()
         weights = torch.tensor([[9.0, 0.5, 1.0], [9.0, 3.0, 9.0]]).requires_grad_()
         loss, metrics = reinforce_loss(logprobs, advantages, MASK, average="token", importance_weights=weights)
@@ -87,7 +87,7 @@ class TestReinforceLoss:
         assert metrics["importance_weight"].item() == 1.5
         assert not any(value.requires_grad for value in metrics.values())
 
-    def test_what_is_masked_changes_neither_value_nor_gradient(self):
+    def test_masked_entries_change_neither_value_nor_gradient(self):
         logprobs = self.LOGPROBS.masked_fill(~MASK, -math.inf).requires_grad_()
         weights = torch.ones(2, 3).masked_fill(~MASK, NAN)
         loss, _ = reinforce_loss(
@@ -101,7 +101,7 @@ class TestReinforceLoss:
 class TestPPOPolicyLoss:
     RATIOS = row(1.0, 1.5, 1.5, 0.5, 0.5, 1.1)
     ADVANTAGES = row(2.0, 1.0, -1.0, 1.0, -1.0, 3.0)
-    # min(r A, clip(r, 0.8, 1.2) A): the clip binds at 1.5 with a positive and at 0.5 with a negative advantage.
+    # min(r A, clip(r, 0.8, 1.2) A): clipped at 1.5 with a positive and at 0.5 with a negative advantage.
     OBJECTIVE = row(2.0, 1.2, -1.5, 0.5, -0.8, 3.3)
 
     def test_hand_worked_values(self):
@@ -115,7 +115,7 @@ class TestPPOPolicyLoss:
         # r - 1 - ln r: 0; 0.0945349 twice; 0.1931472 twice; 0.0046898
         assert metrics["approximate_kl"].item() == pytest.approx(0.5800540 / 6, rel=1e-4)
         loss.backward()
-        # d(r A) / d log pi = r A where the clip does not bind, else 0.
+        # d(r A) / d log pi = r A where unclipped, else 0.
         expected = -row(2.0, 0.0, -1.5, 0.5, 0.0, 3.3) / 6
         torch.testing.assert_close(logprobs.grad, expected, atol=1e-6, rtol=1e-5)
 
@@ -158,7 +158,7 @@ class TestPPOPolicyLoss:
         torch.testing.assert_close(gradients[0], gradients[1])
 
     def test_sequence_ratio_is_the_geometric_mean_of_its_tokens(self):
-        # Token ratios 4 and 1/4: 1 together; 2.25 and 1: 1.5, clipped to 1.2 for both tokens. The last one is padding.
+        # Token ratios 4 and 1/4: geometric mean 1; 2.25 and 1: 1.5, clipped to 1.2. The last column is padding.
         mask = torch.tensor([[True, True, False], [True, True, False]])
         logprobs = torch.tensor([[4.0, 0.25, 9.0], [2.25, 1.0, 9.0]]).log().requires_grad_()
         advantages = torch.tensor([[1.0, 2.0, 9.0], [1.0, 3.0, 9.0]])
@@ -168,10 +168,10 @@ class TestPPOPolicyLoss:
         assert loss.item() == pytest.approx(-(1 + 2 + 1.2 + 3.6) / 4, rel=1e-5)
         assert metrics["clip_fraction"].item() == 0.5
         loss.backward()
-        # k3 of the tokens' own ratios: 4 - 1 - ln 4 and 1/4 - 1 + ln 4; 2.25 - 1 - ln 2.25 and 0
+        # k3 of the token ratios: 4 - 1 - ln 4 and 1/4 - 1 + ln 4; 2.25 - 1 - ln 2.25 and 0
         expected = (3 - math.log(4) - 0.75 + math.log(4) + 1.25 - math.log(2.25)) / 4
         assert metrics["approximate_kl"].item() == pytest.approx(expected, rel=1e-5)
-        # d/d log pi of the mean: half of the response's advantages each, and nothing where the clip binds
+        # d/d log pi of the mean: half of the response's advantages each, zero where clipped
         torch.testing.assert_close(logprobs.grad, torch.tensor([[-0.375, -0.375, 0.0], [0.0, 0.0, 0.0]]))
 
     def test_an_overflow_outside_the_response_leaves_the_gradient_finite(self):
@@ -184,7 +184,7 @@ class TestPPOPolicyLoss:
 
     @pytest.mark.parametrize("ratio_level", ["token", "sequence"])
     def test_a_ratio_that_would_overflow_gets_no_gradient(self, ratio_level):
-        """e^89 is infinite in float32. The clip binds for A = 1, nothing is to be learned for A = 0."""
+        """e^89 is infinite in float32. A = 1 is clipped, and A = 0 has no gradient."""
         old = torch.full((3, 1), -89.0)
         logprobs = torch.zeros(3, 1, requires_grad=True)
         advantages = torch.tensor([[1.0], [0.0], [-1.0]])
@@ -196,7 +196,7 @@ class TestPPOPolicyLoss:
         assert logprobs.grad is not None and logprobs.grad.tolist() == [[0.0], [0.0], [0.0]]
         assert math.isfinite(metrics["approximate_kl"].item())
 
-    def test_the_upper_bound_may_be_wider(self):
+    def test_the_upper_clip_range_may_be_wider(self):
         old = torch.zeros_like(self.RATIOS)
         loss, metrics = ppo_policy_loss(
             self.RATIOS.log(),
@@ -233,18 +233,18 @@ class TestPPOPolicyLoss:
         ppo_policy_loss(logprobs, old, advantages, mask, clip_range=0.2, average="token")[0].backward()
         assert logprobs.grad is not None and old.grad is None and advantages.grad is None
 
-    def test_refuses_a_clip_range_of_zero(self):
+    def test_a_clip_range_of_zero_raises(self):
         zeros = torch.zeros(1, 2)
         with pytest.raises(ValueError, match=r"clip_range=0.0 must be positive"):
             ppo_policy_loss(zeros, zeros, zeros, whole(zeros), clip_range=0.0, average="token")
 
 
 class TestPPOValueLoss:
-    # V_old, V, R and, with a clip of 0.5, V_clip and max of the two squared errors:
-    #   1.0  1.2  2.0   1.2   0.64          inside the clip
-    #   1.0  3.0  3.0   1.5   2.25          at the target, but further than the clip: no gradient
-    #   1.0  3.0  0.0   1.5   9.00          past the clip, away from the target: still pulled back
-    #   0.0 -2.0  1.0  -0.5   9.00          the same below
+    # V_old, V, R, V_clip for clip 0.5, max of the two squared errors:
+    #   1.0  1.2  2.0   1.2   0.64          inside the clip range
+    #   1.0  3.0  3.0   1.5   2.25          at the target, but clipped: no gradient
+    #   1.0  3.0  0.0   1.5   9.00          beyond the clip range, away from the target: still pulled back
+    #   0.0 -2.0  1.0  -0.5   9.00          the same in the other direction
     OLD, VALUES, RETURNS = row(1.0, 1.0, 1.0, 0.0), row(1.2, 3.0, 3.0, -2.0), row(2.0, 3.0, 0.0, 1.0)
 
     def test_hand_worked_values(self):
@@ -268,7 +268,7 @@ class TestPPOValueLoss:
         _, constant = ppo_value_loss(self.VALUES, self.OLD, flat, mask, value_clip_range=9.0, average="token")
         assert constant["explained_variance"].item() == 0.0
 
-    def test_what_is_masked_is_never_read(self):
+    def test_masked_entries_are_ignored(self):
         values = torch.tensor([[NAN, 1.0, 2.0], [NAN, 0.0, NAN]]).requires_grad_()
         old = torch.tensor([[NAN, 1.0, 2.0], [NAN, 0.0, NAN]])
         returns = torch.tensor([[NAN, 2.0, 4.0], [NAN, 2.0, NAN]])
@@ -278,31 +278,31 @@ class TestPPOValueLoss:
         torch.testing.assert_close(values.grad, torch.tensor([[0.0, -0.25, -0.5], [0.0, -1.0, 0.0]]))
         assert math.isfinite(metrics["explained_variance"].item())
 
-    def test_refuses_a_clip_range_of_zero(self):
+    def test_a_clip_range_of_zero_raises(self):
         with pytest.raises(ValueError, match=r"value_clip_range=0.0 must be positive"):
             ppo_value_loss(self.VALUES, self.OLD, self.RETURNS, whole(self.OLD), value_clip_range=0.0, average="token")
 
 
 class TestImportanceWeights:
-    def test_ratio_up_to_the_cap(self):
+    def test_the_ratio_is_capped(self):
         policy = row(math.log(0.5), math.log(0.2), math.log(0.9), 0.0).requires_grad_()
         behaviour = row(math.log(0.25), math.log(0.4), math.log(0.1), 0.0)
         weights = truncated_importance_weights(policy, behaviour, cap=3.0)
-        torch.testing.assert_close(weights, row(2.0, 0.5, 3.0, 1.0))  # 9 is cut to 3
+        torch.testing.assert_close(weights, row(2.0, 0.5, 3.0, 1.0))  # 9 is capped at 3
         assert not weights.requires_grad
 
-    def test_the_mask_drops_what_lies_beyond_the_cap(self):
+    def test_the_mask_drops_ratios_above_the_cap(self):
         policy = row(math.log(0.5), math.log(0.2), math.log(0.9), 0.0).requires_grad_()
         behaviour = row(math.log(0.25), math.log(0.4), math.log(0.1), 0.0)
         weights = truncated_importance_weights(policy, behaviour, cap=3.0, bound="mask")
-        torch.testing.assert_close(weights, row(2.0, 0.5, 0.0, 1.0))  # 9 counts for nothing
+        torch.testing.assert_close(weights, row(2.0, 0.5, 0.0, 1.0))  # 9 is dropped
         assert not weights.requires_grad
         assert truncated_importance_weights(row(0.0), row(-1000.0), cap=2.0, bound="mask").tolist() == [[0.0]]
 
-    def test_corrected_by_hand(self):
+    def test_hand_worked_correction(self):
         """Tokens sampled with probability 1/2 each, now 3/4 and 1/4: weights 1.5 and 0.5. Advantages 1 and -1.
 
-        loss = -(1.5 * log 3/4 - 0.5 * log 1/4) / 2; where the first is masked, its part is 0.
+        loss = -(1.5 * log 3/4 - 0.5 * log 1/4) / 2; masking the first token removes its term.
         """
         policy, behaviour = row(math.log(0.75), math.log(0.25)), row(math.log(0.5), math.log(0.5))
         mask, advantages = whole(policy), row(1.0, -1.0)
@@ -312,20 +312,20 @@ class TestImportanceWeights:
         assert metrics["importance_weight"].item() == pytest.approx(1.0)
         weights = truncated_importance_weights(policy, behaviour, cap=1.4, bound="mask")
         loss, metrics = reinforce_loss(policy, advantages, mask, average="token", importance_weights=weights)
-        assert loss.item() == pytest.approx(0.5 * math.log(0.25) / 2)  # a mean over two tokens still
+        assert loss.item() == pytest.approx(0.5 * math.log(0.25) / 2)  # still a mean over two tokens
         assert metrics["importance_weight"].item() == pytest.approx(0.25)
 
-    def test_refuses_a_mask_below_one_and_other_bounds(self):
-        with pytest.raises(ValueError, match=r"a mask beyond 0.5 would drop even tokens of an unchanged policy"):
+    def test_a_mask_below_one_and_unknown_bounds_raise(self):
+        with pytest.raises(ValueError, match=r"a mask at 0.5 would drop even tokens of an unchanged policy"):
             truncated_importance_weights(row(0.0), row(0.0), cap=0.5, bound="mask")
         with pytest.raises(ValueError, match=r"unknown bound 'none': choose cap or mask"):
             truncated_importance_weights(row(0.0), row(0.0), cap=2.0, bound="none")  # type: ignore[arg-type]
 
-    def test_an_overflow_meets_the_cap(self):
+    def test_an_overflow_is_capped(self):
         assert truncated_importance_weights(row(0.0), row(-1000.0), cap=2.0).tolist() == [[2.0]]
 
-    def test_refuses_a_cap_of_zero(self):
-        with pytest.raises(ValueError, match=r"cap of importance weights is 0.0: give a positive number such as 2"):
+    def test_a_cap_of_zero_raises(self):
+        with pytest.raises(ValueError, match=r"cap of importance weights is 0.0: set a positive number such as 2"):
             truncated_importance_weights(row(0.0), row(0.0), cap=0.0)
 
 

@@ -1,4 +1,4 @@
-"""REINFORCE and PPO against exact enumeration: all 27 answers of an autoregressive policy over 3 tokens and 3 steps."""
+"""REINFORCE and PPO against exact enumeration of all 27 responses (3 tokens, 3 steps) of an autoregressive policy."""
 
 import itertools
 
@@ -12,21 +12,21 @@ from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 
 VOCABULARY, LENGTH = 3, 3
 SEQUENCES = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=LENGTH)))  # [27, 3]
-# A context is the tokens so far: 1 empty, 3 of one token, 9 of two, each with its own row of logits.
+# A context is the prefix: 1 empty, 3 of one token, 9 of two tokens, each with its own row of logits.
 CONTEXTS = torch.stack(
     [torch.zeros(27, dtype=torch.long), 1 + SEQUENCES[:, 0], 4 + SEQUENCES[:, :2] @ torch.tensor([3, 1])], 1
 )
-# A prompt column before the response and a padded one behind it.
+# One prompt column before the response and one padding column after it.
 MASK = torch.tensor([[False, True, True, True, False]]).expand(27, -1)
 LENGTHS = MASK.sum(1)
-JUNK = 1e3  # stands wherever the mask is false
+JUNK = 1e3  # fills entries outside the mask
 
 
 def table(seed):
     return torch.randn(13, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-# The reward of a token depends on the token and on all before it.
+# A token's reward depends on the token and its prefix.
 REWARDS = table(1)[CONTEXTS, SEQUENCES]  # [27, 3]
 
 
@@ -45,7 +45,7 @@ def logits():
 
 @pytest.fixture
 def exact(logits):
-    """The gradient of E[sum of rewards], by differentiating the sum over all answers."""
+    """The gradient of E[sum of rewards], by differentiating the sum over all responses."""
     value = (response_logprobs(logits).sum(1).exp() * REWARDS.sum(1)).sum()
     (gradient,) = torch.autograd.grad(value, logits)
     assert gradient.abs().max() > 0.05
@@ -53,7 +53,7 @@ def exact(logits):
 
 
 def expected_gradient(logits, advantages, loss_of=None):
-    """The estimate from one sample, weighted by the sample's probability and summed over all of them."""
+    """Expected value of the single-sample estimate: the probability-weighted sum over all responses."""
     logprobs = response_logprobs(logits)
     probabilities = logprobs.sum(1).exp().detach()
     assert probabilities.sum().item() == pytest.approx(1.0)
@@ -69,7 +69,7 @@ def expected_gradient(logits, advantages, loss_of=None):
     return -LENGTH * gradient  # the loss is a mean over the tokens; the return is a sum
 
 
-def test_whole_return_without_baseline(logits, exact):
+def test_full_return_without_baseline(logits, exact):
     advantages = REWARDS.sum(1, keepdim=True).expand(-1, LENGTH)
     torch.testing.assert_close(expected_gradient(logits, pad(advantages)), exact)
 
@@ -84,21 +84,21 @@ def test_constant_baseline(logits, exact):
     torch.testing.assert_close(expected_gradient(logits, advantages), exact)
 
 
-def test_baseline_that_depends_on_the_state(logits, exact):
-    baseline = table(2)[CONTEXTS, 0]  # any function of the tokens before
+def test_state_dependent_baseline(logits, exact):
+    baseline = table(2)[CONTEXTS, 0]  # any function of the prefix
     advantages = rewards_to_go(pad(REWARDS), MASK, discount=1.0) - pad(baseline)
     torch.testing.assert_close(expected_gradient(logits, advantages), exact)
 
 
-def test_baseline_that_depends_on_the_action_is_biased(logits, exact):
-    """The equalities above could fail: a baseline that sees the sampled token breaks them."""
+def test_action_dependent_baseline_is_biased(logits, exact):
+    """Shows that the equality tests above can fail: a baseline that depends on the sampled token breaks them."""
     baseline = table(2)[CONTEXTS, SEQUENCES]
     advantages = rewards_to_go(pad(REWARDS), MASK, discount=1.0) - pad(baseline)
     assert (expected_gradient(logits, advantages) - exact).abs().max() > 0.01
 
 
-def test_past_scores_leave_the_gradient_as_it_is(logits, exact):
-    """One reward at the end of the answer, that is the sum of its tokens' parts."""
+def test_past_scores_keep_the_expected_gradient(logits, exact):
+    """A single reward at the end of the response, the sum of its token scores."""
     whole = at_the_end(REWARDS.sum(1), MASK).double()
     returns = rewards_to_go(whole, MASK, discount=1.0)
     credited = returns - past_scores(pad(REWARDS), MASK, LENGTHS) / LENGTH
@@ -106,10 +106,10 @@ def test_past_scores_leave_the_gradient_as_it_is(logits, exact):
     torch.testing.assert_close(expected_gradient(logits, credited), exact, atol=1e-6, rtol=0)
 
 
-def test_past_scores_of_independent_tokens_take_a_third_of_the_noise():
-    """Three tokens drawn evenly, each worth its own value: returns hold 3, 2, 1 of them in place of 3, 3, 3.
+def test_past_scores_of_independent_tokens_remove_a_third_of_the_variance():
+    """Three uniform tokens, each scored by its value: returns sum 3, 2, 1 of them instead of 3, 3, 3.
 
-    Each of 27 answers is centred by the 26 others.
+    Each of the 27 responses is centred by the other 26.
     """
     values = torch.tensor([-1.0, 0.0, 1.0])[SEQUENCES]
     returns = rewards_to_go(at_the_end(values.sum(1), MASK), MASK, discount=1.0)
@@ -119,7 +119,7 @@ def test_past_scores_of_independent_tokens_take_a_third_of_the_noise():
 
 
 def expected_gradient_of_pairs(logits, advantages_of):
-    """As ``expected_gradient``, of batches of two answers; ``advantages_of`` takes their rows."""
+    """Like ``expected_gradient`` for batches of two responses; ``advantages_of`` takes their rows."""
     logprobs = response_logprobs(logits)
     probabilities, padded = logprobs.sum(1).exp().detach(), pad(logprobs)
     total = torch.zeros((), dtype=torch.float64)
@@ -158,7 +158,7 @@ def test_ppo_at_ratio_one(logits, exact):
     torch.testing.assert_close(expected_gradient(logits, advantages, loss_of), exact)
 
 
-def test_entropy_as_a_reward_has_the_gradient_of_the_entropy_of_whole_answers(logits):
+def test_entropy_reward_has_the_gradient_of_the_sequence_entropy(logits):
     logprobs = response_logprobs(logits).sum(1)
     (exact_gradient,) = torch.autograd.grad(-0.3 * (logprobs.exp() * logprobs).sum(), logits)
     rewards = entropy_rewards(pad(response_logprobs(logits)), MASK, coefficient=0.3)
@@ -169,7 +169,7 @@ def test_entropy_as_a_reward_has_the_gradient_of_the_entropy_of_whole_answers(lo
 
 
 def test_importance_weights_correct_for_another_sampler(logits, exact):
-    """Samples from the uniform policy, whole-sequence weights pi / uniform: the same gradient."""
+    """Samples from the uniform policy with sequence-level weights pi / uniform give the same gradient."""
     logprobs = response_logprobs(logits)
     weights = (27 * logprobs.sum(1).exp().detach())[:, None].expand(-1, LENGTH)
     advantages = rewards_to_go(pad(REWARDS), MASK, discount=1.0)

@@ -1,4 +1,4 @@
-"""DPO's loss against numbers by hand and against TRL's trainer."""
+"""The DPO loss against hand-worked numbers and TRL's trainer."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from rlgaf_ray.types import SequenceBatch
 
 
 def test_one_pair_by_hand() -> None:
-    """Chosen: log ratio 0.5, rejected: -1.5; beta 0.1, so that the margin is 0.2."""
+    """Log ratios 0.5 (chosen) and -1.5 (rejected) with beta 0.1: the margin is 0.2."""
     values = [torch.tensor([value]) for value in (-10.0, -12.0, -10.5, -10.5)]
     loss, metrics = dpo_loss(*values, beta=0.1)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.2)))
@@ -27,7 +27,7 @@ def test_one_pair_by_hand() -> None:
     assert metrics["accuracy"].item() == 1.0
 
 
-def test_the_gradient_is_that_of_the_paper() -> None:
+def test_the_gradient_matches_the_paper() -> None:
     """Rafailov et al., section 4: beta sigmoid(-margin) times the difference of the log-probs' gradients."""
     chosen, rejected = torch.tensor([-3.0], requires_grad=True), torch.tensor([-4.0], requires_grad=True)
     reference = torch.tensor([-3.5], requires_grad=True)
@@ -38,7 +38,7 @@ def test_the_gradient_is_that_of_the_paper() -> None:
     assert (chosen.grad.item(), rejected.grad.item()) == pytest.approx((-weight, weight))
 
 
-def test_far_margins_stay_finite() -> None:
+def test_large_margins_stay_finite() -> None:
     far = torch.tensor([0.0, -3000.0], requires_grad=True)
     loss, _ = dpo_loss(far, far.flip(0).detach(), torch.zeros(2), torch.zeros(2), beta=1.0)
     assert loss.tolist() == [0.0, 3000.0]
@@ -46,8 +46,8 @@ def test_far_margins_stay_finite() -> None:
     assert far.grad is not None and far.grad.isfinite().all()
 
 
-def test_batches_of_trl_have_the_same_loss_and_gradient(tmp_path: Path) -> None:
-    """Its own collator, forward pass and loss, on answers of unequal lengths."""
+def test_loss_and_gradient_match_trl(tmp_path: Path) -> None:
+    """TRL's collator, forward pass and loss on responses of unequal lengths."""
     from trl import DPOConfig, DPOTrainer
 
     words = {word: index for index, word in enumerate(["<pad>", "<eos>", *"abcdefgh"])}

@@ -34,11 +34,11 @@ def test_hand_worked_values(kind, expected):
     ("kind", "expected"),
     [("logit", [-1e4, 1e4]), ("probability_centered", [-0.5, 0.5]), ("log_probability", [-1e4, 0.0])],
 )
-def test_a_sure_discriminator_gives_finite_rewards(kind, expected):
+def test_extreme_logits_give_finite_rewards(kind, expected):
     torch.testing.assert_close(discriminator_reward(torch.tensor([-1e4, 1e4]), kind=kind), torch.tensor(expected))
 
 
-def test_every_name_has_its_function_and_its_traits() -> None:
+def test_every_reward_kind_has_a_function_and_traits() -> None:
     assert get_args(RewardKind) == tuple(FROM_LOGITS) == tuple(REWARD_KINDS)
     assert get_args(RewardCombination) == tuple(COMBINE) == tuple(COMBINATIONS)
     logits = torch.linspace(-30, 30, 7)
@@ -47,14 +47,14 @@ def test_every_name_has_its_function_and_its_traits() -> None:
 
 
 @pytest.mark.parametrize(("combine", "expected"), [("sum", [7.0, 2.0, 3.0]), ("product", [8.0, 2.0, 9.0])])
-def test_rewards_are_combined_by_weight_where_they_are_given(combine: RewardCombination, expected: list[float]) -> None:
+def test_given_rewards_are_combined_by_weight(combine: RewardCombination, expected: list[float]) -> None:
     """Sums 2 + 2 x 2.5, 2, 2 x 1.5; products 0.5 x 4^2, 2, 3^2."""
     rewards = {"sum": [[2.0, 2.0, 9.0], [2.5, 9.0, 1.5]], "product": [[0.5, 2.0, 9.0], [4.0, 9.0, 3.0]]}[combine]
     given = torch.tensor([[True, True, False], [True, False, True]])
     assert COMBINE[combine](torch.tensor(rewards), torch.tensor([1.0, 2.0]), given).tolist() == expected
 
 
-def test_no_reward_makes_up_for_another_in_a_product() -> None:
+def test_a_high_reward_cannot_offset_a_zero_in_a_product() -> None:
     rewards = torch.tensor([[0.01, 0.5], [100.0, 1.0]])
     both, weights = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, 0.1])
     bought_off, honest = COMBINE["product"](rewards, weights, both)
@@ -63,25 +63,25 @@ def test_no_reward_makes_up_for_another_in_a_product() -> None:
     assert bought_off > honest
 
 
-def test_rewards_stand_at_the_last_response_token() -> None:
+def test_rewards_are_placed_at_the_last_response_token() -> None:
     mask = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
     found = at_the_end(torch.tensor([2.0, -1.0]), mask)
     assert found.tolist() == [[0, 0, 2, 0], [0, 0, 0, -1]]
 
 
-def test_a_response_without_tokens_has_no_place_for_its_reward() -> None:
+def test_the_reward_of_an_empty_response_is_dropped() -> None:
     mask = torch.tensor([[False, False], [False, True]])
     assert at_the_end(torch.tensor([float("nan"), 3.0]), mask).tolist() == [[0, 0], [0, 3]]
 
 
-def test_the_base_models_log_probs_count_inside_the_mask_alone() -> None:
+def test_base_log_prob_rewards_are_zero_outside_the_mask() -> None:
     logprobs = torch.tensor([[-9.0, -1.0, -0.5], [-2.0, float("nan"), -4.0]])
     mask = torch.tensor([[0, 1, 1], [1, 0, 1]]).bool()
     found = base_logprob_rewards(logprobs, mask, coefficient=0.5)
     assert found.tolist() == [[0, -0.5, -0.25], [-1, 0, -2]]
 
 
-def test_base_log_probs_and_entropy_bonus_are_a_kl() -> None:
+def test_base_log_prob_and_entropy_rewards_add_up_to_a_kl() -> None:
     mask = torch.tensor([[True, True]])
     policy, base = torch.tensor([[-1.0, -3.0]]), torch.tensor([[-2.0, -1.5]])
     both = base_logprob_rewards(base, mask, coefficient=0.5) + entropy_rewards(policy, mask, coefficient=0.5)

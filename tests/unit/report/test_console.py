@@ -1,4 +1,4 @@
-"""The terminal's lines, with a terminal and without one."""
+"""Console output with and without a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_a_wait_is_two_plain_lines_without_a_terminal(clock: list[float]) -> None:
+def test_a_wait_prints_two_lines_without_a_terminal(clock: list[float]) -> None:
     terminal, output = shown(False)
     with terminal.waiting("starting 1 rollout worker [vllm]"):
         assert output.getvalue() == "starting 1 rollout worker [vllm] ...\n"
@@ -31,30 +31,30 @@ def test_a_wait_is_two_plain_lines_without_a_terminal(clock: list[float]) -> Non
     assert output.getvalue().splitlines()[1:] == ["starting 1 rollout worker [vllm]: done in 41 s"]
 
 
-def test_a_short_wait_is_one_line(clock: list[float]) -> None:
+def test_a_short_wait_prints_one_line(clock: list[float]) -> None:
     terminal, output = shown(False)
     with terminal.waiting("preparing the judge"):
         clock[0] += 0.4
     assert output.getvalue() == "preparing the judge ...\n"
 
 
-def test_a_wait_in_a_terminal_is_a_spinner_with_its_time() -> None:
+def test_a_wait_shows_a_spinner_in_a_terminal() -> None:
     terminal, output = shown(True)
     with terminal.waiting("starting [vllm]"):
         pass
     assert "starting [vllm]" in output.getvalue() and "0:00:00" in output.getvalue()
 
 
-def test_a_wait_that_fails_is_not_reported_as_done(clock: list[float]) -> None:
+def test_a_failed_wait_is_not_reported_as_done(clock: list[float]) -> None:
     terminal, output = shown(False)
-    with pytest.raises(ValueError), terminal.waiting("starting"):
+    with pytest.raises(ValueError, match=r"^$"), terminal.waiting("starting"):
         clock[0] += 5
         raise ValueError
     assert output.getvalue() == "starting ...\n"
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
-def test_training_shows_its_first_wait_until_the_first_row(is_terminal: bool) -> None:
+def test_training_shows_the_wait_before_the_first_row(is_terminal: bool) -> None:
     terminal, output = shown(is_terminal)
     with terminal.training(start=0, total=10, first="evaluating the start on 40 prompts"):
         (task,) = terminal.progress.tasks

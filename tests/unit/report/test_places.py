@@ -20,7 +20,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store" / "bucket"
 
 
-def test_a_report_goes_back_to_where_its_run_is_kept(store: Path, tmp_path: Path) -> None:
+def test_output_is_uploaded_to_the_run_folder(store: Path, tmp_path: Path) -> None:
     with opened(["s3://K:S@bucket/runs/one?region=x", str(tmp_path)], None, subfolders=["generator"]) as places:
         one, other = places.folders
         assert (one.name, other) == ("one", tmp_path)
@@ -36,7 +36,7 @@ def test_a_report_goes_back_to_where_its_run_is_kept(store: Path, tmp_path: Path
     assert not one.exists()
 
 
-def test_a_report_goes_to_where_it_is_wanted(store: Path, tmp_path: Path) -> None:
+def test_output_goes_to_the_given_folder_or_uri(store: Path, tmp_path: Path) -> None:
     with opened(["s3://bucket/runs/one"], str(tmp_path / "out")) as places:
         assert (places.target, places.remote) == (tmp_path / "out", None)
     with opened([str(tmp_path)], "s3://bucket/reports") as places:
@@ -45,7 +45,7 @@ def test_a_report_goes_to_where_it_is_wanted(store: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_path_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_paths_are_used_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with opened(["runs/one"], None) as places:
         assert (places.folders, places.target) == ([Path("runs/one")], Path("runs/one"))
@@ -53,6 +53,6 @@ def test_a_path_is_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_uri_that_cannot_be_is_refused() -> None:
+def test_an_unknown_scheme_is_rejected() -> None:
     with pytest.raises(StorageRefused, match="unknown scheme"), opened(["ftp://host/run"], None):
         pass

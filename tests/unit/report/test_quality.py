@@ -36,7 +36,7 @@ ROWS = [
 ]
 
 
-def test_the_advantage_is_read_off_the_curve_at_equal_diversity() -> None:
+def test_advantage_interpolates_the_curve_at_equal_diversity() -> None:
     sft = ROWS[:3]
     assert advantage(ROWS[3], sft, "eval/judge_share") == (
         "run at temperature 1 against SFT, at equal distinct-2 0.600: 0.700 against 0.550 (+0.150)"
@@ -45,11 +45,11 @@ def test_the_advantage_is_read_off_the_curve_at_equal_diversity() -> None:
         "0.600 against 0.675 (-0.075)"
     )
     assert advantage(ROWS[4], sft, "eval/judge_share") == (
-        "run at temperature 0.8 against SFT: distinct-2 0.300 lies outside the curve (0.400 to 0.700)"
+        "run at temperature 0.8 against SFT: distinct-2 0.300 is outside the curve (0.400 to 0.700)"
     )
 
 
-def test_a_comparison_comes_back_from_its_file_and_is_drawn(tmp_path: Path) -> None:
+def test_comparison_round_trips_and_is_drawn(tmp_path: Path) -> None:
     comparison = Comparison(ROWS, ["run"], QualityPoint(0.75, 90.0, 0.65, 0.2))
     comparison.save(tmp_path)
     loaded = Comparison.load(tmp_path)
@@ -64,7 +64,7 @@ def test_a_comparison_comes_back_from_its_file_and_is_drawn(tmp_path: Path) -> N
 
 
 def printed(shown: Table) -> list[list[str]]:
-    """The cells of each line."""
+    """Return the cells of each line of a printed table."""
     console = Console(width=240, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(shown)
     return [
@@ -73,7 +73,7 @@ def printed(shown: Table) -> list[list[str]]:
     ]
 
 
-def test_models_stand_beside_real_text_with_intervals() -> None:
+def test_models_table_has_real_text_and_intervals() -> None:
     lines = printed(models_table(ROWS))
     assert lines[0] == ["validation prompts, one sample each, temperature 1"]
     assert ["", SFT, "run", "real text"] in lines
@@ -83,7 +83,7 @@ def test_models_stand_beside_real_text_with_intervals() -> None:
     assert not any("F1" in line[0] for line in lines)
 
 
-def test_temperatures_stand_below_one_another_by_model() -> None:
+def test_temperatures_table_is_sorted_by_model_and_temperature() -> None:
     lines = printed(temperatures_table(ROWS))
     assert [line[:2] for line in lines if line[0] in (SFT, "run")] == [
         *([SFT, "0.7"], [SFT, "0.8"], [SFT, "1"]),

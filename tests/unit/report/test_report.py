@@ -33,8 +33,10 @@ def make_run(folder: Path, *, name: str, iterations: int = 40) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"run:\n  name: {name}\n  seed: 3\n")
     rows: list[dict[str, float | None]] = [{"iteration": 0, **evaluation(0.5)}]
-    for iteration in range(1, iterations + 1):
-        rows.append({"iteration": iteration, "reward/mean": iteration / 10, "generator/kl": 0.01 * iteration})
+    rows += [
+        {"iteration": iteration, "reward/mean": iteration / 10, "generator/kl": 0.01 * iteration}
+        for iteration in range(1, iterations + 1)
+    ]
     rows[-1] |= evaluation(0.7) | {"quick/judge_share": 0.1}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     samples = [{"before": "a dull film", "after": SCRIPT}, {"before": "=1+1", "after": "fine & good"}]
@@ -51,18 +53,18 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_one_page_with_everything_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_page_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "one", name="one")
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
     assert "<td>judged as wanted (linear judge)</td><td>0.500 ± 0.020</td><td>0.700 ± 0.020</td><td>0.750</td>" in page
     assert "<th>SFT</th><th>iteration 40</th><th>real text</th>" in page and "seed: 3" in page
-    assert page.count("<svg") == 3  # reward, KL, judged share: the others were not logged
+    assert page.count("<svg") == 3  # reward, KL and judged share are the metrics that were logged
     assert {path.name for path in (run / "figures").iterdir()} >= {"reward.png", "reward.svg", "judge.png"}
 
 
-def test_what_a_model_wrote_stays_text(tmp_path: Path) -> None:
+def test_model_output_is_escaped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", name="<b>one</b>")
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
@@ -72,13 +74,13 @@ def test_what_a_model_wrote_stays_text(tmp_path: Path) -> None:
     names = {tag for tag, _ in parser.tags}
     assert not names & {"script", "img", "b", "iframe", "link"}
     assert not [attrs for _, attrs in parser.tags if any(name.startswith("on") for name in attrs)]
-    # nothing is loaded from elsewhere: no address in an attribute but fragments and XML name spaces
+    # no external resources: attributes hold no address except fragments and XML namespaces
     assert not re.findall(r'(?:src|href)="(?!#)[^"]', page)
     policy = next(attrs["content"] for tag, attrs in parser.tags if attrs.get("http-equiv"))
     assert policy is not None and policy.startswith("default-src 'none'")
 
 
-def test_several_runs_side_by_side(tmp_path: Path) -> None:
+def test_report_page_of_several_runs(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name, name=name) for name in ("one", "two")]
     out = tmp_path / "both"
     assert main(["report", *map(str, runs), "--out", str(out), "--rating-sheet"]) == 0
@@ -94,32 +96,32 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
     assert [row["side"] for row in key] != sorted(row["side"] for row in key)
 
 
-def test_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_run_folders_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report"]) == 2
     assert "report needs a run folder" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 1
-    assert f"error: {tmp_path} is no run folder (no metrics.jsonl in it)" in capsys.readouterr().err
+    assert f"error: {tmp_path} is not a run folder (it has no metrics.jsonl)" in capsys.readouterr().err
     run = make_run(tmp_path / "one", name="one")
     (run / "samples.jsonl").unlink()
     assert main(["report", str(run), "--rating-sheet"]) == 1
-    assert "the runs have not ended yet" in capsys.readouterr().err
+    assert "the runs have not finished yet" in capsys.readouterr().err
     (run / "metrics.jsonl").write_text('{"iteration": ')
     assert main(["report", str(run)]) == 1
     assert "is damaged" in capsys.readouterr().err
 
 
-def test_the_guard_is_told_from_what_is_not_finite(tmp_path: Path) -> None:
+def test_guard_verdict_lists_non_finite_metrics(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", name="one", iterations=2)
     assert guard_verdict(load_run(run)) == "healthy over 2 iterations"
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 3, "reward/mean": None}) + "\n")
-    assert guard_verdict(load_run(run)) == "no finite value of reward/mean at iteration 3"
+    assert guard_verdict(load_run(run)) == "non-finite: reward/mean at iteration 3"
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"iteration": 4, "generator/skipped_steps": 2.0}) + "\n")
-    assert guard_verdict(load_run(run)).startswith("2 optimiser steps were skipped; no finite value")
+    assert guard_verdict(load_run(run)).startswith("2 optimiser steps were skipped; non-finite")
 
 
-def test_verdicts_stand_in_the_report_with_what_was_done(tmp_path: Path) -> None:
+def test_guard_verdict_lists_verdicts_and_actions(tmp_path: Path) -> None:
     run = make_run(tmp_path / "one", name="one", iterations=2)
     events = [
         {"iteration": 19, "verdict": "kl_runaway", "evidence": "generator/kl is 0.9", "action": "heal"},
@@ -129,7 +131,7 @@ def test_verdicts_stand_in_the_report_with_what_was_done(tmp_path: Path) -> None
     assert guard_verdict(load_run(run)) == "iteration 19: kl_runaway (heal): generator/kl is 0.9"
 
 
-def test_names_of_runs_are_labels_as_they_stand(tmp_path: Path) -> None:
+def test_run_names_are_literal_labels(tmp_path: Path) -> None:
     runs = [load_run(make_run(tmp_path / str(row), name=name)) for row, name in enumerate(("_a", "$x_2$", "y" * 99))]
     curve = next(curve for curve in CURVES if curve.name == "kl")
     figure = draw(curve, runs)
@@ -151,7 +153,7 @@ def quality_curves() -> list[QualityCurve]:
     return [QualityCurve("SFT", swept), QualityCurve("adversarial", adversarial, adversarial=True)]
 
 
-def test_quality_is_drawn_against_diversity() -> None:
+def test_quality_diversity_figure() -> None:
     figure = quality_diversity(quality_curves(), real=QualityPoint(0.755, 60.0, 0.7, 0.15))
     upper_left, upper_right, lower_left, lower_right = figure.axes
     lines = [container[0] for container in upper_left.containers]
@@ -160,7 +162,7 @@ def test_quality_is_drawn_against_diversity() -> None:
     assert lines[1].get_linestyle() == "None"
     assert lower_right.containers[0][0].get_xydata().tolist() == [[0.20, 143.0], [0.30, 80.0]]
     assert lower_left.get_yscale() == "log" and upper_left.get_yscale() == "linear"
-    for axes in (upper_right, lower_right):  # to the right is more diverse
+    for axes in (upper_right, lower_right):  # diversity increases to the right
         assert axes.xaxis_inverted()
     assert not upper_left.xaxis_inverted()
     assert [text.get_text() for text in figure.legends[0].texts] == ["SFT", "adversarial", "real text"]

@@ -1,4 +1,4 @@
-"""One set of ends for demonstrations, engines, masks and exported files, from data to warm-ups."""
+"""The end tokens agree between demonstrations, engines, masks and exported files."""
 
 from __future__ import annotations
 
@@ -77,10 +77,10 @@ def chats() -> list[dict]:
     ("tokenizer_end", "config_end", "warned"),
     [("<|im_end|>", "</s>", False), ("</s>", "<|im_end|>", False), ("</s>", "</s>", True)],
 )
-def test_rollouts_end_where_demonstrations_do(
+def test_rollouts_end_like_the_demonstrations(
     tokenizer_end: str, config_end: str, warned: bool, prepare: Prepare, tmp_path: Path
 ) -> None:
-    """Where the files name different ends, and where none names the one that the template writes."""
+    """Tokenizer and config may name different end tokens, or neither the one that the chat template writes."""
     folder = model_folder(tmp_path / "model", tokenizer_end=tokenizer_end, config_end=config_end)
     _, data, warmups = prepare(folder, chats())
     end, other = (data.tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "</s>"))
@@ -96,7 +96,7 @@ def test_rollouts_end_where_demonstrations_do(
     engine = TransformersEngine(warmups.generator)
     assert set(engine._end_of_text_ids) == {end, other}
 
-    with torch.no_grad():  # a generator that says nothing but the template's end
+    with torch.no_grad():  # a generator that only emits the template's end token
         network: Any = engine._model
         last, rows = network.transformer.ln_f, network.lm_head.weight
         rows[end] *= 100
@@ -108,7 +108,7 @@ def test_rollouts_end_where_demonstrations_do(
     assert rollout.response_ids.tolist() == [end] and rollout.finish_reason == "stop"
 
 
-def test_plain_rows_end_with_the_tokenizers_end(prepare: Prepare, tmp_path: Path) -> None:
+def test_plain_rows_end_with_the_tokenizers_eos(prepare: Prepare, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", tokenizer_end="<|im_end|>", config_end="</s>")
     rows = [{"prompt": f"What is {number}?", "response": " It is so."} for number in range(20)]
     _, data, warmups = prepare(folder, rows)
@@ -118,30 +118,30 @@ def test_plain_rows_end_with_the_tokenizers_end(prepare: Prepare, tmp_path: Path
     assert data.notes == []
 
 
-def test_demonstrations_that_go_on_after_an_end_are_reported(prepare: Prepare, tmp_path: Path) -> None:
+def test_demonstrations_with_an_inner_end_token_are_reported(prepare: Prepare, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", tokenizer_end="<|im_end|>", config_end="</s>")
     _, data, _ = prepare(folder, chats())
     end = data.tokenizer.eos_token_id
     first = data.task.demonstrations[0]
     data.task.demonstrations[0] = Demonstration(first.prompt_ids, np.array([end, *first.response_ids], np.int32))
     (note,) = notes_on_ends(data.task, [end], data.tokenizer)
-    assert note.startswith(f"1 of {len(data.task.demonstrations)} demonstrations hold a token that ends a rollout")
+    assert note.startswith(f"1 of {len(data.task.demonstrations)} demonstrations contain a token that ends a rollout")
 
 
-def test_the_date_is_recorded_and_taken_up_again(tmp_path: Path) -> None:
+def test_the_date_is_recorded_and_reused(tmp_path: Path) -> None:
     config = load_config(None, [])
     recorded = tmp_path / "config.yaml"
-    begun = with_date(config, recorded)
-    assert begun.task.date is not None
-    assert timedelta(0) <= datetime.now() - datetime.fromisoformat(begun.task.date) < timedelta(minutes=1)
+    dated = with_date(config, recorded)
+    assert dated.task.date is not None
+    assert timedelta(0) <= datetime.now() - datetime.fromisoformat(dated.task.date) < timedelta(minutes=1)
     recorded.write_text("task: {date: '2020-02-29T23:59:00'}")
     assert with_date(config, recorded).task.date == "2020-02-29T23:59:00"
-    assert with_date(begun, recorded) == begun
+    assert with_date(dated, recorded) == dated
 
 
 @pytest.mark.slow
-def test_a_resumed_run_shows_its_own_date(tmp_path: Path) -> None:
-    """Where the config that it is resumed with has no date; on another day the warm-ups are those of the cache."""
+def test_a_resumed_run_keeps_its_date(tmp_path: Path) -> None:
+    """A resumed run keeps its date even if the new config has none, and finds its warm-ups in the cache."""
     folder = model_folder(tmp_path / "model", tokenizer_end="<|im_end|>", config_end="<|im_end|>")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
@@ -150,11 +150,11 @@ def test_a_resumed_run_shows_its_own_date(tmp_path: Path) -> None:
     for number, row in enumerate(rows):
         row["messages"][0] = {"role": "user", "content": f"What is {number}?"}
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    said: list[str] = []
+    messages: list[str] = []
 
-    class Heard(Callback):
+    class Messages(Callback):
         def on_message(self, message: str) -> None:
-            said.append(message)
+            messages.append(message)
 
     def run(iterations: int, *more: str, resume: bool = False) -> str | None:
         settings = {
@@ -171,12 +171,12 @@ def test_a_resumed_run_shows_its_own_date(tmp_path: Path) -> None:
             "evaluation": "{num_prompts: 10, num_samples: 2, embeddings: false}",
         }
         config = load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *more])
-        train(config, resume=resume, roles="local", callbacks=[Heard()])
+        train(config, resume=resume, roles="local", callbacks=[Messages()])
         return load_config(tmp_path / "runs" / "dated" / "config.yaml").task.date
 
     assert run(1, "task.date=2020-02-29") == "2020-02-29"
-    said.clear()
+    messages.clear()
     assert run(2, resume=True) == "2020-02-29"
-    assert any(message.startswith("warm-ups from the cache") for message in said)
+    assert any(message.startswith("warm-ups from the cache") for message in messages)
     samples = (tmp_path / "runs" / "dated" / "samples.jsonl").read_text()
     assert "29 Feb 2020" in samples

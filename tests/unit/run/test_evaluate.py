@@ -1,24 +1,88 @@
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 
+from rlgaf_ray.config import dump_config
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
+from rlgaf_ray.run import evaluate as module
+from rlgaf_ray.run.preparation import prepare_data
+from rlgaf_ray.run.provenance import of_inputs
+from tests.families import save_family
+from tests.unit.run.test_vocabulary import LLAMA, add_to_tokenizer, config
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["evaluate"], "error: evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]\n"),
-        (["evaluate", "nowhere"], "nowhere is no finished run (no config.yaml or generator/ in it)"),
+        (["evaluate", "nowhere"], "nowhere is not a finished run (it has no config.yaml or no generator/)"),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
+def test_a_folder_that_is_not_a_run_is_rejected(words: list[str], expected: str, capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(words) in (1, 2)
     assert expected in capsys.readouterr().err
 
 
 def test_temperatures_are_positive_numbers(capsys) -> None:
-    with pytest.raises(SystemExit):
-        main(["evaluate", "run", "--temperatures", "1,-2"])
-    assert "invalid comma-separated positive numbers value: '1,-2'" in capsys.readouterr().err
+    assert main(["evaluate", "run", "--temperatures", "1,-2"]) == 2
+    assert capsys.readouterr().err == (
+        "error: rlgaf evaluate: invalid value for '--temperatures': '1,-2' is no list of positive numbers such as "
+        "0.8,1; see rlgaf evaluate --help\n"
+    )
+
+
+class Started(Exception):
+    """Ray would start now."""
+
+
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run, as far as it is read before Ray starts."""
+    model = save_family(LLAMA, tmp_path / "model")
+    settings = config(model, f"warmup.cache={tmp_path / 'cache'}", "evaluation.num_prompts=10")
+    task = prepare_data(settings, tmp_path / "cache").task
+    folder = tmp_path / "run"
+    shutil.copytree(model, folder / "generator")
+    (folder / "config.yaml").write_text(dump_config(settings))
+    (folder / "data.json").write_text(json.dumps({"provenance": dict(of_inputs(settings, task))}))
+
+    def ray_session(_: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(module, "ray_session", ray_session)
+    return folder
+
+
+def test_what_changed_since_the_run_is_refused_before_ray_starts(finished: Path) -> None:
+    with pytest.raises(Started):
+        module.evaluate([finished])
+    rows = finished.parent / "rows.jsonl"
+    before = rows.read_text()
+    rows.write_text(before.replace("it is 20", "it is 21"))
+    with pytest.raises(UserError, match=r"run cannot be evaluated: the data are not those that the run began with"):
+        module.evaluate([finished], part="test")
+    assert not (finished / module.TEST_READINGS).exists()
+    rows.write_text(before)
+    save_family(LLAMA, finished.parent / "model", seed=1)
+    with pytest.raises(UserError, match=r"run cannot be evaluated: model\.generator is another model than the run"):
+        module.evaluate([finished])
+
+
+def test_other_versions_are_said_and_evaluated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads((finished / "data.json").read_text())
+    found["provenance"]["torch"] = "0.1"
+    (finished / "data.json").write_text(json.dumps(found))
+    assert main(["evaluate", str(finished)]) == 1  # as Ray would start
+    assert "run was trained with torch 0.1, and is evaluated with torch " in capsys.readouterr().out
+
+
+def test_a_token_without_an_embedding_is_refused_before_ray_starts(finished: Path) -> None:
+    add_to_tokenizer(finished.parent / "model", pad_token="[PAD]")
+    with pytest.raises(UserError, match=r"'\[PAD\]' \(pad_token\) has the id"):
+        module.evaluate([finished])

@@ -1,4 +1,4 @@
-"""Preparation of a run, and how it recovers from failed actors."""
+"""Recovery of a run from actor failures, and messages of its preparation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorSpent
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorUnusable
 from rlgaf_ray.actors.placement import plan_placement
-from rlgaf_ray.actors.recovery import TooManyLost
+from rlgaf_ray.actors.recovery import TooManyFailures
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING
@@ -27,12 +27,12 @@ from rlgaf_ray.run import train as train_module
 from rlgaf_ray.testing import RecordingCallback
 
 DEAD = ActorFailure("the learner died during update")
-SPENT = ActorSpent("the learner ran out of memory during update")
-End = tuple[int, ActorFailure | TooManyLost | None]  # the iteration it reached, and the loss there, if any
+OUT_OF_MEMORY = ActorUnusable("the learner ran out of memory during update")
+End = tuple[int, ActorFailure | TooManyFailures | None]  # the last iteration of a loop, and its failure, if any
 
 
 class Failing:
-    """Stands for a loop that ends as told."""
+    """A fake loop that ends with a given failure."""
 
     def __init__(self, reached: int, failure: Exception | None, rescued: list[int]) -> None:
         self.iteration, self.failure, self.rescued = reached, failure, rescued
@@ -49,9 +49,9 @@ class Failing:
 def outcomes(
     monkeypatch: pytest.MonkeyPatch, folder: Path, ends: Sequence[End], rescued: list[int], *more: Callback
 ) -> list[int]:
-    """Where each loop ended, if the run bears all failures. No checkpoint is there, so each loop begins again.
+    """Run loops that end as in ``ends`` until one succeeds; returns the iteration at which each ended.
 
-    ``rescued`` gets the iteration of each loop whose last state was to be saved.
+    There is no checkpoint, so each loop starts from scratch. ``rescued`` receives the iteration of each rescue.
     """
     reached: list[int] = []
 
@@ -75,8 +75,8 @@ def outcomes(
     "ends",
     [
         [(5, DEAD), (5, DEAD), (9, None)],
-        [(5, SPENT), (7, SPENT), (9, None)],  # farther each time
-        [(5, SPENT), (5, DEAD), (9, None)],
+        [(5, OUT_OF_MEMORY), (7, OUT_OF_MEMORY), (9, None)],  # with progress in between
+        [(5, OUT_OF_MEMORY), (5, DEAD), (9, None)],
     ],
 )
 def test_a_run_survives_failures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ends: list[End]) -> None:
@@ -86,8 +86,8 @@ def test_a_run_survives_failures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), None])
-def test_actors_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch, error: RuntimeError | None) -> None:
-    """A constructor's exception is raised as such, with its remote traceback."""
+def test_an_actor_that_does_not_start_ends_the_run(monkeypatch: pytest.MonkeyPatch, error: RuntimeError | None) -> None:
+    """A constructor's exception is raised itself, with its remote traceback."""
 
     def build(recoveries: object) -> Any:
         raise ActorNotStarted("the learner could not be built") from error
@@ -98,7 +98,7 @@ def test_actors_that_do_not_start_end_the_run(monkeypatch: pytest.MonkeyPatch, e
         session.run_with_recovery(prepared, build, nothing, Callbacks(), None)
 
 
-def test_a_run_that_was_asked_to_stop_is_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stopped_run_is_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stop = Callback()
     stop.stop_requested = True
     with pytest.raises(ActorFailure, match="the learner died"):
@@ -106,28 +106,26 @@ def test_a_run_that_was_asked_to_stop_is_not_restarted(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("again", [5, 3])
-def test_an_actor_that_needs_too_much_memory_at_the_same_place_again_ends_the_run(
+def test_a_second_out_of_memory_without_progress_ends_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, again: int
 ) -> None:
-    with pytest.raises(ActorSpent, match="ran out of memory"):
-        outcomes(monkeypatch, tmp_path, [(5, SPENT), (again, SPENT), (9, None)], [])
+    with pytest.raises(ActorUnusable, match="ran out of memory"):
+        outcomes(monkeypatch, tmp_path, [(5, OUT_OF_MEMORY), (again, OUT_OF_MEMORY), (9, None)], [])
 
 
-def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_too_many_failures_end_the_run_after_a_rescue(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rescued: list[int] = []
-    with pytest.raises(TooManyLost, match="more than 2 actors were lost"):
+    with pytest.raises(TooManyFailures, match="more than 2 actors failed"):
         outcomes(monkeypatch, tmp_path, [(5, DEAD), (6, DEAD), (7, DEAD), (9, None)], rescued)
     assert rescued == [5, 6, 7]
     rescued.clear()
-    with pytest.raises(TooManyLost):  # of rollout workers, which the loop replaces by itself
-        outcomes(monkeypatch, tmp_path, [(5, TooManyLost("rollout worker 0 died"))], rescued)
+    with pytest.raises(TooManyFailures):  # failures of rollout workers, which are replaced without a restart
+        outcomes(monkeypatch, tmp_path, [(5, TooManyFailures("rollout worker 0 died"))], rescued)
     assert rescued == [5]
 
 
 @pytest.mark.parametrize(
-    "words, expected",
+    ("words", "expected"),
     [
         (["rollout.num_workers=2"], "2 rollout workers (vllm), the discriminator and the learner"),
         (
@@ -136,13 +134,13 @@ def test_one_loss_too_many_ends_the_run_once_what_is_left_was_saved(
         ),
     ],
 )
-def test_the_actors_are_described(words: list[str], expected: str) -> None:
+def test_actors_of_describes_the_placement(words: list[str], expected: str) -> None:
     config = load_config(None, words)
     placement = plan_placement(config, cluster_cpus=8, cluster_gpus=0, node_cpus=8)
     assert session.actors_of(config, placement) == expected
 
 
-def test_a_run_without_sentence_embeddings_says_so_in_one_line(
+def test_missing_sentence_embeddings_are_reported_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [json.dumps({"prompt": f"What is {row}?", "response": f"It is {row}."}) for row in range(200)]
@@ -163,7 +161,7 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
     metrics = evaluator(answers, ["It is 7."] * 10, sample_nll=1.0, real_nll=1.0)
     assert "eval/two_sample_auc" in metrics and "eval/embedding_two_sample_auc" not in metrics
     quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"embeddings": False})})
-    monkeypatch.setattr(preparation, "load_encode", None)  # not even looked for
+    monkeypatch.setattr(preparation, "load_encode", None)  # must not be called
     preparation.prepare_evaluator(quiet, data, tmp_path, report=reported.append)
     assert reported == [MISSING]
 
@@ -187,7 +185,7 @@ def test_a_run_without_sentence_embeddings_says_so_in_one_line(
         ),
     ],
 )
-def test_a_run_says_first_which_labels_it_reads(words: list[str], expected: str) -> None:
+def test_a_run_reports_which_labels_it_uses(words: list[str], expected: str) -> None:
     task = SimpleNamespace(demonstrations=[None] * 3, unwanted="reviews of the other sentiment", counts=None)
     assert preparation.what_is_learned_from(load_config(None, words), task).startswith(expected)
 
@@ -196,7 +194,7 @@ def test_a_run_says_first_which_labels_it_reads(words: list[str], expected: str)
 def test_rows_left_out_are_reported_before_the_warmups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float
 ) -> None:
-    """Or refused; and the run's data.json has them. Rejected answers that nothing reads are named, too."""
+    """Or too many raise an error. data.json records them; the message also counts unused rejected answers."""
     rows = [
         {"prompt": "w " * (200 if row % 5 else 2) + f"{row}?", "chosen": f" is {row % 7}", "rejected": " no"}
         for row in range(1000)
@@ -210,7 +208,7 @@ def test_rows_left_out_are_reported_before_the_warmups(
 
     def prepare_warmups(config: Any, task: Any, tokenizer: Any, *_: Any, **__: Any) -> Any:
         made.append(SimpleNamespace(config=config, data=SimpleNamespace(task=task)))
-        raise UserError("far enough")
+        raise UserError("stop here")
 
     monkeypatch.setattr(train_module, "prepare_warmups", prepare_warmups)
     left_out = "800 of 1,000 rows (80%) left out: 800 with a prompt longer than task.prompt_tokens=40"
@@ -219,10 +217,12 @@ def test_rows_left_out_are_reported_before_the_warmups(
     if limit == 0.5:
         assert str(caught.value).startswith(left_out) and not made
         return
-    assert str(caught.value) == "far enough"
+    assert str(caught.value) == "stop here"
     assert recording.messages[0].startswith(f"{left_out}; parts: base ")
-    session.write_run_files(made[0])
-    described = json.loads((tmp_path / "a" / "data.json").read_text())["rows"]
+    session.write_run_files(made[0], {"data": "a checksum"})
+    written = json.loads((tmp_path / "a" / "data.json").read_text())
+    assert written["provenance"] == {"data": "a checksum"}
+    described = written["rows"]
     assert described["dropped"] == {"with a prompt longer than task.prompt_tokens=40": 800}
     used = {name: part["used"] for name, part in described["parts"].items()}
     assert sum(used.values()) == described["used"] == 200

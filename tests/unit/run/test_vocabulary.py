@@ -1,4 +1,4 @@
-"""Tokenizer against embedding: ids without an embedding are refused before Ray, those without a token never sampled."""
+"""Token ids without an embedding are rejected before Ray starts; ids without a token are never sampled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def add_to_tokenizer(folder: Path, *tokens: str, **special: str) -> None:
-    """As somebody who forgets ``resize_token_embeddings``."""
+    """Add tokens without ``resize_token_embeddings``."""
     words = AutoTokenizer.from_pretrained(folder)
     words.add_tokens(list(tokens))
     words.add_special_tokens({**special})
@@ -50,7 +50,7 @@ def config(folder: Path, *more: str, word: str = "") -> Config:
 
 
 @pytest.mark.parametrize("name", ["pad_token", "eos_token"])
-def test_a_special_token_outside_of_the_embedding_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_special_token_outside_the_embedding_is_rejected(folder: Path, tmp_path: Path, name: str) -> None:
     add_to_tokenizer(folder, **{name: "[NEW]"})
     with pytest.raises(UserError) as error:
         prepare_data(config(folder), tmp_path)
@@ -60,19 +60,19 @@ def test_a_special_token_outside_of_the_embedding_is_refused(folder: Path, tmp_p
     )
 
 
-def test_an_added_token_is_refused_where_the_data_has_it(folder: Path, tmp_path: Path) -> None:
-    add_to_tokenizer(folder, "<note>", "<image_soft_token>")  # as Gemma 3's own tokenizer, whose model reads no image
+def test_an_added_token_is_rejected_only_if_the_data_has_it(folder: Path, tmp_path: Path) -> None:
+    add_to_tokenizer(folder, "<note>", "<image_soft_token>")  # as Gemma 3's tokenizer for a text-only model
     assert prepare_data(config(folder), tmp_path).tokenizer.convert_tokens_to_ids("<note>") == SIZE
     with pytest.raises(UserError, match=rf"'<note>' \((demonstrations|part \w+)\) has the id {SIZE}; call model"):
         prepare_data(config(folder, word="<note>"), tmp_path)
 
 
-def test_ids_of_a_task_from_python_are_checked(folder: Path) -> None:
+def test_token_ids_of_a_custom_task_are_checked(folder: Path) -> None:
     words: Any = tokenizer(LLAMA)
     check_token_ids(FakeTask(range(40)), words, 140, "m", block_tokens=None)  # 139 is the largest id
     for part in ("demonstrations", "contrast"):
+        task = FakeTask(range(40 if part == "demonstrations" else 3), range(40 if part == "contrast" else 3))
         with pytest.raises(UserError, match=rf"m has 139 embeddings .* \({part}\) has the id 139"):
-            task = FakeTask(range(40 if part == "demonstrations" else 3), range(40 if part == "contrast" else 3))
             check_token_ids(task, words, 139, "m", block_tokens=None)
     with pytest.raises(UserError, match="text of the base warm-up"):
         check_token_ids(Blocks(range(3), range(3)), words, 139, "m", block_tokens=2)
@@ -84,7 +84,7 @@ class Blocks(FakeTask):
 
 
 def test_ids_without_a_token_are_never_sampled(tmp_path: Path) -> None:
-    """An embedding that is padded to a multiple of 64 has logits that belong to no token."""
+    """Embeddings padded to a multiple of 64 produce logits for ids without a token."""
     source = save_family(LLAMA, tmp_path / "model", spare_embeddings=400)
     settings = config(
         source,
@@ -96,7 +96,7 @@ def test_ids_without_a_token_are_never_sampled(tmp_path: Path) -> None:
     prompts = [Prompt(row, np.arange(5, 9 + row, dtype=np.int32)) for row in range(4)]
     sampling = SamplingSettings(max_new_tokens=20, samples_per_prompt=2)
     before = TransformersEngine(source).generate(prompts, sampling, seeds=range(8))
-    assert max(int(rollout.response_ids.max()) for rollout in before) >= SIZE  # more than half of the ids
+    assert max(int(rollout.response_ids.max()) for rollout in before) >= SIZE  # more than half of the ids have no token
     engine = TransformersEngine(made.generator)
     rollouts = engine.generate(prompts, sampling, seeds=range(8))
     assert max(int(rollout.response_ids.max()) for rollout in rollouts) < SIZE
@@ -113,7 +113,7 @@ def test_ids_without_a_token_are_never_sampled(tmp_path: Path) -> None:
         np.testing.assert_allclose(rollout.behaviour_logprobs, expected, atol=1e-4, rtol=0)
 
 
-def test_ids_without_a_token_lie_anywhere() -> None:
+def test_unused_token_ids() -> None:
     words = tokenizer(LLAMA)
     words.add_tokens(["<a>"])
     assert unused_token_ids(words, SIZE + 1) == []
@@ -121,7 +121,7 @@ def test_ids_without_a_token_lie_anywhere() -> None:
     assert unused_token_ids(words, SIZE - 9) == []  # a tokenizer with more tokens than the model
 
 
-def test_a_model_without_spare_embeddings_masks_end_of_text_alone(folder: Path) -> None:
+def test_a_model_without_spare_embeddings_masks_only_end_of_text(folder: Path) -> None:
     found = TransformersEngine(folder)._model.config
     assert masked_token_ids(found, stop_at_end_of_text=True) == []
     assert masked_token_ids(found, stop_at_end_of_text=False) == [found.eos_token_id]

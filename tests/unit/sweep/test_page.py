@@ -1,4 +1,4 @@
-"""The page of a sweep from trials' folders: what is drawn where, and nothing that runs."""
+"""The page, figures and table of a sweep."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ def results(config: Config) -> list[TrialResult]:
 
 
 def points(line: Line2D) -> list[list[float]]:
-    """[P, 2]"""
+    """Return the line's points, [P, 2]."""
     return np.asarray(line.get_xydata()).tolist()
 
 
-def test_the_score_against_a_knob(config: Config, results: list[TrialResult]) -> None:
+def test_knob_figure_plots_the_score_against_a_key(config: Config, results: list[TrialResult]) -> None:
     (axes,) = knob_figure(results, RATE, config.sweep.space[RATE], by=SPEED, metric="sweep/score").axes
     assert axes.get_xscale() == "log"
     lines = [(points(line), line.get_marker()) for line in axes.lines if points(line)]
-    assert ([[0.1, 0.6], [1.0, 0.3]], "None") in lines  # joins the finished trials of one learning rate
+    assert ([[0.1, 0.6], [1.0, 0.3]], "None") in lines  # connects the finished trials of one learning rate
     assert ([[0.1, 0.6], [1.0, 0.3]], "o") in lines
     assert ([[0.1, 0.2]], "x") in lines and ([[1.0, 0.0]], "s") in lines
     assert len(lines) == 4
 
 
-def test_words_are_places_on_the_axis() -> None:
+def test_knob_figure_has_a_tick_per_text_value() -> None:
     config = load_config(None, ["sweep.space.reward.kind.choice=[logit, log_probability]"])
     result = TrialResult("a", {"reward.kind": "log_probability"}, "finished", 4, 0.6, {})
     (axes,) = knob_figure([result], "reward.kind", config.sweep.space["reward.kind"], by=None, metric="m").axes
@@ -73,7 +73,7 @@ def test_words_are_places_on_the_axis() -> None:
     assert [points(line) for line in axes.lines if points(line)] == [[[1.0, 0.6]]]
 
 
-def test_curves_end_with_a_mark(config: Config, results: list[TrialResult]) -> None:
+def test_curve_figure_marks_early_stops(config: Config, results: list[TrialResult]) -> None:
     runs = trial_runs(config.run.folder, results)
     assert [result.trial_id for result, _ in runs] == ["a", "b", "c", "d"]
     figure = curve_figure("Score", "sweep/score", runs, key=RATE, best="a", quality="eval/closeness")
@@ -84,11 +84,11 @@ def test_curves_end_with_a_mark(config: Config, results: list[TrialResult]) -> N
     assert curve_figure("F1", "eval/f1", runs, key=RATE, best=None, quality="eval/closeness") is None
 
 
-def test_one_page_that_runs_nothing(config: Config, results: list[TrialResult]) -> None:
+def test_page_is_one_file_without_scripts_or_links(config: Config, results: list[TrialResult]) -> None:
     path = write_page(config, results, results[0], "python -m rlgaf_ray.main best.yaml")
     page = path.read_text()
     assert path == config.run.folder / "sweep.html"
-    assert page.count("<svg") == 2 + 4  # a figure a knob; score, closeness, both ratios
+    assert page.count("<svg") == 2 + 4  # one per searched key; score, closeness, both ratios
     assert "<strong>a</strong>" in page and "python -m rlgaf_ray.main best.yaml" in page
     assert "&lt;b&gt;bad&lt;/b&gt;" in page and "the learner died" in page
     assert not re.findall(r"<script|<img|<iframe|<link", page)
@@ -97,13 +97,13 @@ def test_one_page_that_runs_nothing(config: Config, results: list[TrialResult]) 
     assert {f"knob_{RATE}.png", "curve_sweep_score.svg"} <= names
 
 
-def test_a_sweep_without_any_result_has_a_page_too(config: Config) -> None:
+def test_page_of_a_sweep_without_results(config: Config) -> None:
     config.run.folder.mkdir(parents=True)
     failed = TrialResult("e", {RATE: 1.0, SPEED: 2e-4}, "failed", 0, None, {}, "no")
     assert "<svg" in write_page(config, [failed], None, None).read_text()
 
 
-def test_the_table(config: Config, results: list[TrialResult]) -> None:
+def test_result_table(config: Config, results: list[TrialResult]) -> None:
     console = Console(width=160, record=True, quiet=False, file=(config.run.folder / "out").open("w"))
     console.print(result_table(results, config, results[0]))
     text = console.export_text()

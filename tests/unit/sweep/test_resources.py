@@ -17,13 +17,13 @@ def test_one_trial_uses_two_cores() -> None:
     assert placement.bundles == [{"CPU": 0.5}] * 4
 
 
-def test_several_at_a_time_share_the_cores() -> None:
+def test_concurrent_trials_share_the_cores() -> None:
     placement, concurrent = plan("sweep.max_concurrent=2")
     assert (concurrent, placement.cpus_per_actor, placement.threads, placement.rollout_threads) == (2, 0.25, 1, 1)
     assert plan("sweep.max_concurrent=2", "cluster.threads=3")[0].threads == 3
 
 
-def test_a_cluster_gets_a_trial_a_node() -> None:
+def test_a_cluster_runs_one_trial_per_node() -> None:
     placement, concurrent = plan(cpus=64, node_cpus=16)
     assert (concurrent, placement.cpus_per_actor, placement.threads) == (4, 1.0, 16)
     assert plan("cluster.cpus_per_actor=8", cpus=64, node_cpus=16)[1] == 2
@@ -42,6 +42,6 @@ def test_a_cluster_gets_a_trial_a_node() -> None:
         (["cluster.gpus_per_actor=1"], r"the run asks for 3 GPUs \(3 actors x 1\) and the cluster has 0"),
     ],
 )
-def test_more_than_there_is_fails_at_once(overrides: list[str], message: str) -> None:
+def test_a_sweep_that_does_not_fit_raises(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan(*overrides)

@@ -10,7 +10,7 @@ def read(report: dict[str, object], error: str | None = None) -> TrialResult:
     return read_result(CONFIG, trial_id="x", values={"run.seed": 1}, last_report=report, error=error)
 
 
-def test_how_a_trial_ended() -> None:
+def test_ending_follows_from_the_last_report() -> None:
     assert read({"iteration": 100, "sweep/score": 0.5, "done": True}).ending == "finished"
     assert read({"iteration": 50, "sweep/score": 0.5, "done": True}).ending == "stopped by the scheduler"
     assert read({"iteration": 50, "sweep/score": 0.5, "done": False}).ending == "not finished"
@@ -22,7 +22,7 @@ def test_how_a_trial_ended() -> None:
     assert read({"iteration": 0, "mistake": "never logged", "sweep/score": 0.0}).ending == "failed"
 
 
-def test_only_numbers_of_metrics_are_kept() -> None:
+def test_result_keeps_only_numeric_metrics() -> None:
     report = {"iteration": 100, "sweep/score": 0.5, "eval/closeness": -0.2, "trial_id": "x", "time_total_s": 3.0}
     assert dict(read(report).metrics) == {"sweep/score": 0.5, "eval/closeness": -0.2}
 
@@ -31,7 +31,7 @@ def trial(name: str, ending: str, value: float | None, *, iteration: int = 100, 
     return TrialResult(name, values, ending, iteration, value, {})  # type: ignore[arg-type]
 
 
-def test_finished_trials_lead() -> None:
+def test_finished_trials_rank_first() -> None:
     results = [
         trial("failed", "failed", None, iteration=0),
         trial("early", "stopped by the scheduler", 0.99, iteration=25),
@@ -45,7 +45,7 @@ def test_finished_trials_lead() -> None:
     assert [result.trial_id for result in ranked(results, "min")][:2] == ["low", "high"]
 
 
-def test_seeds_repeat_a_setting_and_its_mean_decides() -> None:
+def test_best_setting_has_the_best_mean_over_seeds() -> None:
     def repeated(name: str, rate: int, *values: float) -> list[TrialResult]:
         return [
             trial(f"{name}{seed}", "finished", value, rate=rate, **{"run.seed": seed})

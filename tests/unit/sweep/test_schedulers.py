@@ -21,7 +21,7 @@ SPACE = (
 
 @dataclass(frozen=True)
 class Named:
-    """What the schedulers ask of a trial."""
+    """The part of a Tune trial that the schedulers use."""
 
     trial_id: str
 
@@ -34,7 +34,7 @@ def reported(folder: Path, trial_id: str, *values: float) -> Any:
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_a_resumed_scheduler_knows_the_trials_that_have_been(tmp_path: Path, scheduler: str) -> None:
+def test_a_resumed_scheduler_knows_earlier_trials(tmp_path: Path, scheduler: str) -> None:
     config = load_config(
         None,
         [SPACE, "run.iterations=100", "sweep.grace=25", f"sweep.scheduler={scheduler}", "sweep.median.min_trials=2"],
@@ -53,13 +53,13 @@ def test_a_resumed_scheduler_knows_the_trials_that_have_been(tmp_path: Path, sch
     assert decisions == {"good": TrialScheduler.CONTINUE, "bad": TrialScheduler.STOP}
 
 
-def test_a_report_that_a_kill_cut_off_does_not_count(tmp_path: Path) -> None:
+def test_an_incomplete_last_report_is_skipped(tmp_path: Path) -> None:
     assert read_reports(tmp_path) == []
     (tmp_path / REPORTS).write_text('{"iteration": 25}\n{"itera')
     assert read_reports(tmp_path) == [{"iteration": 25}]
 
 
-def test_the_space_in_tunes_words() -> None:
+def test_build_space_translates_each_domain() -> None:
     space = build_space(load_config(None, [SPACE]))
     assert space["run.seed"] == {"grid_search": [0, 1]}
     assert isinstance(space["reward.kind"], Categorical) and space["reward.kind"].categories == ["logit"]
@@ -68,7 +68,7 @@ def test_the_space_in_tunes_words() -> None:
     assert [(rate.lower, rate.upper) for rate in rates] == [(1e-5, 1e-3), (0.1, 0.2)]
 
 
-def test_optuna_draws_within_the_bounds() -> None:
+def test_optuna_samples_within_the_bounds() -> None:
     pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
     config = load_config(
         None,
@@ -80,7 +80,7 @@ def test_optuna_draws_within_the_bounds() -> None:
         assert isinstance(searcher, Searcher)
         assert searcher.set_search_properties("sweep/score", "max", build_space(config))
         draws.append([searcher.suggest(str(number)) for number in range(20)])
-    assert draws[0] == draws[1]  # by run.seed
+    assert draws[0] == draws[1]  # seeded with run.seed
     assert all(draw is not None and 1e-5 <= draw["generator.learning_rate"] <= 1e-3 for draw in draws[0])
     assert {draw["run.seed"] for draw in draws[0] if draw} == {0, 1}
 

@@ -1,4 +1,4 @@
-"""What a person may get wrong in a search space: one sentence, before anything is loaded."""
+"""Errors in a search space are reported in one sentence, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def refusal(*overrides: str) -> str:
         ("{generator.reinforce.baseline_decay: {uniform: [0.5, 1.5]}}",
          "sweep.space: generator.reinforce.baseline_decay=1.5: must be less than or equal to 1"),
         ("{rollout.top_k: {uniform: [1, 5]}}",
-         "sweep.space: rollout.top_k=1.0: must be a valid integer (draws between bounds have fractions: list values "
-         "as grid or choice)"),
+         "sweep.space: rollout.top_k=1.0: must be a valid integer (values sampled from a range are not integers: list "
+         "them as grid or choice)"),
         ("{generator.learning_rate: {uniform: [2, 1]}}",
          "sweep.space.generator.learning_rate.uniform: the lower bound 2 must be below the upper bound 1"),
         ("{generator.learning_rate: {log_uniform: [0, 1]}}",
@@ -54,17 +54,17 @@ def refusal(*overrides: str) -> str:
          "sweep.space.generator.learning_rate must have exactly one of grid: [...], choice: [...], "
          "uniform: [low, high], log_uniform: [low, high]"),
         ("{run.iterations: {grid: [1, 2]}}",
-         "sweep.space.run.iterations: run.iterations is the same for all trials of a sweep"),
+         "sweep.space.run.iterations: run.iterations must be the same for all trials of a sweep"),
         ("{cluster.threads: {grid: [1, 2]}}",
-         "sweep.space.cluster.threads: cluster.threads is the same for all trials of a sweep"),
+         "sweep.space.cluster.threads: cluster.threads must be the same for all trials of a sweep"),
         ("{warmup.generator.learning_rate: {uniform: [0.1, 0.2]}}",
-         "sweep.space.warmup.generator.learning_rate: warmup.generator.learning_rate decides the warm-up, which is "
-         "made before the trials: list values as grid or choice"),
+         "sweep.space.warmup.generator.learning_rate: warmup.generator.learning_rate changes the warm-up, which runs "
+         "before the trials: list its values as grid or choice"),
         ("{}", "sweep.space is empty: name at least one key to vary, such as "
          "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"),
     ],
 )  # fmt: skip
-def test_a_wrong_space(space: str, expected: str) -> None:
+def test_invalid_search_spaces_are_rejected(space: str, expected: str) -> None:
     assert refusal(f"sweep.space={space}") == expected
 
 
@@ -72,13 +72,13 @@ def test_a_wrong_space(space: str, expected: str) -> None:
     ("override", "expected"),
     [
         ("evaluation.every=0",
-         "sweep.scheduler=asha decides at evaluations, and evaluation.every=0 makes none before the end of "
+         "sweep.scheduler=asha decides at evaluations, but evaluation.every=0 has none before the end of "
          "run.iterations=150: lower it, or set sweep.scheduler=none"),
         ("evaluation.every=150",
-         "sweep.scheduler=asha decides at evaluations, and evaluation.every=150 makes none before the end of "
+         "sweep.scheduler=asha decides at evaluations, but evaluation.every=150 has none before the end of "
          "run.iterations=150: lower it, or set sweep.scheduler=none"),
         ("sweep.grace=150",
-         "sweep.grace=150 leaves nothing to stop of run.iterations=150: lower it"),
+         "sweep.grace=150 is not below run.iterations=150, so no trial is stopped: lower it"),
         ("sweep={scheduler: pbt, space: {generator.learning_rate: {choice: [1.0]}}}",
          "sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more"),
         ("sweep.metric=loss",
@@ -94,21 +94,21 @@ def test_a_wrong_space(space: str, expected: str) -> None:
         ("sweep.searcher=ax", "sweep.searcher=ax: must be 'random' or 'optuna'"),
     ],
 )  # fmt: skip
-def test_a_wrong_search(override: str, expected: str) -> None:
+def test_invalid_search_settings_are_rejected(override: str, expected: str) -> None:
     assert refusal(RATE, override) == expected
 
 
-def test_a_searcher_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else real(name, *rest)
     )
     space = "sweep={searcher: optuna, space: {generator.learning_rate: {log_uniform: [1e-5, 1e-3]}}}"
-    assert refusal(space) == 'sweep.searcher=optuna needs a package that is not here: pip install -e ".[tune]"'
+    assert refusal(space) == 'sweep.searcher=optuna needs a package that is not installed: pip install -e ".[tune]"'
     check_sweep(load_config(None, [space.replace("optuna", "random")]))
 
 
-def test_the_program_says_it_in_one_line_with_code_2() -> None:
+def test_command_exits_with_2_and_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rlgaf_ray.main", "tune", "sweep.space.run.sed.grid=[1]"],
         capture_output=True,
@@ -119,7 +119,7 @@ def test_the_program_says_it_in_one_line_with_code_2() -> None:
     assert done.stderr == "error: sweep.space: unknown key run.sed; did you mean run.seed?\n"
 
 
-def test_what_is_refused_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_bad_input_fails_before_ray_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setattr("ray.init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("run: {name: run}\n")
@@ -127,12 +127,11 @@ def test_what_is_refused_before_ray_starts(tmp_path: Path, capsys: pytest.Captur
     assert main([*words, "--resume"]) == 1
     folder = tmp_path / "run"
     assert capsys.readouterr().err == (
-        f"error: nothing to resume: {folder} is no sweep (no tune/tuner.pkl in it; run.root and run.name say where to "
-        "look)\n"
+        f"error: nothing to resume: {folder} is not a sweep (it has no tune/tuner.pkl): check run.root and run.name\n"
     )
     assert main([*words, RATE]) == 1
     assert capsys.readouterr().err == (
-        f"error: {folder} exists: add --resume to go on with that sweep, or choose another run.name\n"
+        f"error: {folder} exists: add --resume to continue that sweep, or choose another run.name\n"
     )
     assert main(["tune", f"run.root={tmp_path}", "run.name=none", "--resume"]) == 2
     assert "nothing to resume" in capsys.readouterr().err
@@ -144,7 +143,7 @@ def test_what_is_refused_before_ray_starts(tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / "new").exists()
 
 
-def test_an_override_adds_to_the_space_or_replaces_a_key(tmp_path: Path) -> None:
+def test_overrides_extend_the_space(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("sweep:\n  space:\n    run.seed: {grid: [0, 1]}\n    generator.learning_rate: {grid: [1e-4]}\n")
     space = load_config(path, ["sweep.space.generator.learning_rate.log_uniform=[1e-5, 1e-3]", RATE]).sweep.space
@@ -163,7 +162,7 @@ def test_counts_and_grace() -> None:
     assert grace(load_config(None, ["sweep.grace=7"])) == 7
 
 
-def test_every_warm_up_that_a_trial_starts_from_is_made_before() -> None:
+def test_warmup_variants_cover_every_trial() -> None:
     config = load_config(
         None,
         [

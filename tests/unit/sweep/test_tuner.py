@@ -1,11 +1,17 @@
-"""What a sweep changes in the config before its trials start in folders of their own."""
+"""Paths in the config are made absolute before the trials start in their own working directories."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rlgaf_ray.config import load_config
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.sweep import tuner
 from rlgaf_ray.sweep.tuner import with_absolute_paths
+from tests.families import save_family
+from tests.unit.run.test_vocabulary import LLAMA, add_to_tokenizer, config
 
 
 def test_code_by_path_is_found_from_a_trials_folder() -> None:
@@ -28,3 +34,30 @@ def test_data_files_are_found_from_a_trials_folder() -> None:
     assert config.task.jsonl.path == [f"{here}/a.jsonl", "s3://bucket/*.jsonl"]
     assert config.task.jsonl.test_path == f"{here}/b/*.csv"
     assert config.task.jsonl.validation_path is None
+
+
+def test_tokens_without_an_embedding_are_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        """Ray would start now."""
+
+    def ray_session(_: object) -> None:
+        raise Started
+
+    monkeypatch.setattr(tuner, "ray_session", ray_session)
+    words = [
+        "sweep.space={discriminator.updates_per_generator_update: {grid: [0.5, 1]}}",
+        f"run.root={tmp_path}",
+        f"warmup.cache={tmp_path / 'cache'}",
+        "evaluation.num_prompts=10",
+    ]
+    model = save_family(LLAMA, tmp_path / "model")
+    add_to_tokenizer(model, "<note>")
+    with pytest.raises(Started):
+        tuner.sweep(config(model, *words), resume=False)
+    with pytest.raises(UserError, match=r"'<note>' \((demonstrations|part \w+)\) has the id"):
+        tuner.sweep(config(model, *words, word="<note>"), resume=False)
+    add_to_tokenizer(model, pad_token="[PAD]")
+    with pytest.raises(UserError, match=r"'\[PAD\]' \(pad_token\) has the id"):
+        tuner.sweep(config(model, *words), resume=False)

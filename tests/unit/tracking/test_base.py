@@ -1,4 +1,4 @@
-"""The fan-out: order, history at a resume and a rollback, and trackers that fail or hang."""
+"""The fan-out to trackers: order, history on resume and rollback, and trackers that fail or hang."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlgaf_ray.types import Metrics
 
 
 class Kept(Tracker):
-    """Has what a service without deletion has: a list of calls, filled again at each start."""
+    """A service that cannot delete values: a list of calls, refilled at each start."""
 
     def start(self, run: TrackedRun) -> None:
         self.calls: list[tuple[Any, ...]] = [("start", run.name, run.last)]
@@ -53,13 +53,13 @@ class Hanging(Tracker):
         self.released.wait()
 
 
-def test_a_tracker_sees_the_run_once_after_a_resume_and_a_rollback(tmp_path: Path) -> None:
+def test_a_tracker_has_every_value_once_after_resume_and_rollback(tmp_path: Path) -> None:
     rows = [{"response": "a", "score": 0.5}]
     first = Kept()
     with Trackers(Record(tmp_path), {"kept": first}) as trackers:
         for iteration in range(4):
             trackers.log_table(iteration, "rollouts", rows)
-            trackers.log_table(iteration, "rollouts", rows)  # the same evaluation, once more
+            trackers.log_table(iteration, "rollouts", rows)  # the same evaluation again
             trackers.log(iteration, {"loss": math.inf if iteration == 1 else float(iteration)})
     before = [(1, "rollouts", rows), (1, {"loss": math.inf})]
     assert first.calls[:5] == [("start", tmp_path.name, -1), (0, "rollouts", rows), (0, {"loss": 0.0}), *before]
@@ -80,7 +80,7 @@ def test_a_tracker_sees_the_run_once_after_a_resume_and_a_rollback(tmp_path: Pat
     ]
 
 
-def test_null_in_the_record_is_replayed_as_nan(tmp_path: Path) -> None:
+def test_null_values_are_replayed_as_nan(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record.log(0, {"loss": math.inf})
     kept = Kept()
@@ -89,7 +89,7 @@ def test_null_in_the_record_is_replayed_as_nan(tmp_path: Path) -> None:
     assert math.isnan(kept.calls[1][1]["loss"])
 
 
-def test_a_tracker_that_raises_is_reported_once_and_delays_nobody(tmp_path: Path) -> None:
+def test_a_failing_tracker_is_reported_once_and_disabled(tmp_path: Path) -> None:
     messages: list[str] = []
     broken, other = Broken(), OnlyLogs()
     with Trackers(Record(tmp_path), {"broken": broken, "other": other}, report=messages.append) as trackers:
@@ -98,15 +98,15 @@ def test_a_tracker_that_raises_is_reported_once_and_delays_nobody(tmp_path: Path
         trackers.rewind(1)
         trackers.log(2, {"loss": 1.0})
     assert messages == [
-        "tracker broken failed and is off until the run is resumed (ConnectionError: nobody there); "
-        "metrics.jsonl has every value"
+        "tracker broken failed and is disabled until the run is resumed (ConnectionError: nobody there); "
+        "metrics.jsonl has all values"
     ]
     assert broken.steps == [0]
     assert other.steps == [0, 1, 2, 2]
     assert [row["loss"] for row in Record(tmp_path).rows()] == [0.0, 0.0, 1.0]
 
 
-def test_a_tracker_that_hangs_delays_only_the_end_and_that_by_the_limit(tmp_path: Path, monkeypatch) -> None:
+def test_a_hanging_tracker_delays_only_close(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(base, "CLOSE_SECONDS", 0.2)
     messages: list[str] = []
     hanging, other = Hanging(), OnlyLogs()
@@ -123,7 +123,7 @@ def test_a_tracker_that_hangs_delays_only_the_end_and_that_by_the_limit(tmp_path
 
 
 @pytest.mark.parametrize("name", ["start", "log", "log_table", "close"])
-def test_every_method_of_the_protocol_has_a_default(name: str, tmp_path: Path) -> None:
+def test_every_tracker_method_has_a_default(name: str, tmp_path: Path) -> None:
     arguments: dict[str, list[Any]] = {
         "start": [TrackedRun("run", tmp_path, {})],
         "log": [0, {}],

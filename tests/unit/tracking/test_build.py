@@ -1,4 +1,4 @@
-"""What ``tracking.to`` names: the table, packages that are missing, trackers of one's own, and secrets."""
+"""Building the trackers of ``tracking.to``: missing packages, custom trackers, and secrets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Lines(Tracker):
 class Other:
     def log(self, iteration, metrics): ...
 
-class Unmakeable(Tracker):
+class NeedsArgument(Tracker):
     def __init__(self, address): ...
 """
 
@@ -39,7 +39,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["own_tracker:Lines", "own_tracker.py:Lines"])
-def test_a_tracker_of_ones_own_is_found_in_the_working_folder(own: None, name: str) -> None:
+def test_a_custom_tracker_is_loaded_from_the_working_directory(own: None, name: str) -> None:
     (made,) = make_trackers([name]).values()
     assert type(made).__name__ == "Lines" and isinstance(made, Tracker)
 
@@ -47,35 +47,35 @@ def test_a_tracker_of_ones_own_is_found_in_the_working_folder(own: None, name: s
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("wnadb", "tracking.to=wnadb is unknown: take tensorboard, wandb, mlflow, trackio, or module:Class"),
+        ("wnadb", "tracking.to=wnadb is unknown: use tensorboard, wandb, mlflow, trackio, or module:Class"),
         ("no_such_module:Tracker", "no_such_module cannot be imported: ModuleNotFoundError: No module named"),
         ("no_such_file.py:Tracker", "no_such_file.py cannot be imported: FileNotFoundError"),
         ("broken_tracker:Tracker", "broken_tracker cannot be imported: ModuleNotFoundError: No module named 'no_such"),
         ("own_tracker:Nothing", "tracking.to=own_tracker:Nothing: own_tracker has no Nothing"),
         ("own_tracker:", "'own_tracker:' names no object: write module:name or file.py:name"),
-        ("own_tracker:Other", "tracking.to=own_tracker:Other is no tracker: derive it from"),
-        ("own_tracker:Unmakeable", "the tracker cannot be made: TypeError"),
+        ("own_tracker:Other", "tracking.to=own_tracker:Other is not a tracker: derive it from"),
+        ("own_tracker:NeedsArgument", "cannot create the tracker: TypeError"),
     ],
 )
-def test_a_name_that_leads_to_no_tracker_is_one_line(own: None, name: str, sentence: str) -> None:
+def test_an_invalid_tracker_name_gives_one_line(own: None, name: str, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         make_trackers([name])
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_package_that_is_not_installed_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'rlgaf_ray\[{name}\]'"):
         make_trackers([name])
 
 
-def test_a_module_path_is_announced_and_a_name_is_not() -> None:
+def test_only_custom_trackers_are_listed_as_risks() -> None:
     config = load_config(None, ["tracking.to=[tensorboard, 'own_tracker:Lines']"])
     assert config.tracking.risks == ["tracking.to=own_tracker:Lines: its Python code will run"]
 
 
-def test_the_config_reaches_a_tracker_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_gets_the_config_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAM_SERVICE_TOKEN", "0123456789abcdef")
     keys = ["run.root=s3://user:pass@bucket/runs", "model.generator=org/0123456789abcdef"]
     config = load_config(None, [*keys, "tracking.to=[]"])
@@ -87,7 +87,7 @@ def test_the_config_reaches_a_tracker_without_secrets(tmp_path: Path, monkeypatc
     assert seen.run.config["generator"]["learning_rate"] == config.generator.learning_rate
 
 
-def test_trackers_of_one_class_stand_beside_each_other() -> None:
+def test_trackers_of_the_same_class_get_numbered_names() -> None:
     one, other, third = (TRACKERS["tensorboard"]() for _ in range(3))
     made = make_trackers(["tensorboard", one, other, third])
     name = type(one).__name__

@@ -9,19 +9,19 @@ from rlgaf_ray.data.remote import StorageError
 from rlgaf_ray.tracking.files import Record
 
 
-def test_rows_after_the_cut_are_removed_and_so_is_half_a_line(tmp_path: Path) -> None:
+def test_truncate_removes_later_rows_and_an_incomplete_line(tmp_path: Path) -> None:
     record = Record(tmp_path)
     for iteration in range(4):
         record.log(iteration, {"loss": float(iteration)})
         record.log_table(iteration, "rollouts", [{"response": str(iteration)}])
     with record.metrics_path.open("a") as file:
         file.write('{"iteration": 4, "lo')
-    record.cut(2)
+    record.truncate(2)
     assert [json.loads(line)["iteration"] for line in record.metrics_path.read_text().splitlines()] == [0, 1, 2]
     assert [table["rows"] for table in record.tables()] == [[{"response": str(iteration)}] for iteration in range(3)]
 
 
-def test_a_table_is_written_once_an_iteration(tmp_path: Path) -> None:
+def test_a_table_is_written_once_per_iteration(tmp_path: Path) -> None:
     record = Record(tmp_path)
     assert [record.log_table(1, "rollouts", [{"response": text}]) for text in "ab"] == [True, False]
     assert record.log_table(1, "samples", [{"before": "a"}])
@@ -29,7 +29,7 @@ def test_a_table_is_written_once_an_iteration(tmp_path: Path) -> None:
     assert record.tables()[0]["rows"] == [{"response": "a"}]
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_failed_write_names_the_file(tmp_path: Path) -> None:
     record = Record(tmp_path)
     record.metrics_path = Path("/dev/full")
     with pytest.raises(StorageError, match="/dev/full could not be written: No space left on device"):

@@ -20,15 +20,15 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def values(folder: Path) -> dict[int, list[float]]:
-    """Values of the metric loss, by step."""
+    """Return the values of the metric loss, by step."""
     found: dict[int, list[float]] = {}
     for event in events(folder).Scalars("loss"):
         found.setdefault(event.step, []).append(event.value)
     return found
 
 
-def test_a_run_that_begins_again_or_goes_back_has_one_value_a_step(tmp_path: Path) -> None:
-    for value in (1.0, 2.0):  # the second run begins anew
+def test_restarts_and_rollbacks_leave_one_value_per_step(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):  # the second run starts from scratch
         with Trackers(Record(tmp_path), {"tensorboard": TensorBoardTracker()}) as trackers:
             for iteration in range(4):
                 trackers.log(iteration, {"loss": value})
@@ -41,7 +41,7 @@ def test_a_run_that_begins_again_or_goes_back_has_one_value_a_step(tmp_path: Pat
     assert values(tmp_path) == {0: [2.0], 1: [2.0], 2: [4.0], 3: [4.0]}
 
 
-def test_a_table_is_shown_as_text(tmp_path: Path) -> None:
+def test_a_table_is_logged_as_markdown(tmp_path: Path) -> None:
     with Trackers(Record(tmp_path), {"tensorboard": TensorBoardTracker()}) as trackers:
         trackers.log_table(3, "rollouts", [{"response": "a | b\nc", "score": 0.5}])
     (event,) = events(tmp_path).Tensors("rollouts/text_summary")
@@ -50,7 +50,7 @@ def test_a_table_is_shown_as_text(tmp_path: Path) -> None:
     assert shown == "| response | score |\n| --- | --- |\n| a \\| b c | 0.5 |"
 
 
-def test_a_write_that_fails_in_tensorboards_thread_is_raised_and_not_printed(tmp_path: Path, capsys) -> None:
+def test_a_failed_write_in_tensorboards_thread_is_raised(tmp_path: Path, capsys) -> None:
     found = TensorBoardTracker()
     found.start(TrackedRun("run", tmp_path, {}))
     event_writer: Any = found.writer.file_writer.event_writer  # type: ignore[attr-defined]  # set by its first value

@@ -1,4 +1,4 @@
-"""The model that the tests of training start from."""
+"""The initial model of the training tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables that a discriminator is chosen from, and the generative critic's training."""
+"""The table of discriminator architectures, and training of the generative critic."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ASKED = [
 VOCABULARY = 300
 
 
-def test_a_config_can_name_what_the_tables_hold() -> None:
+def test_every_config_value_has_a_table_row() -> None:
     assert set(get_args(DiscriminatorLoss)) == LOSSES.keys() >= LOSS_TRAITS.keys()
     assert set(get_args(DiscriminatorArchitecture)) == DISCRIMINATORS.keys() == ARCHITECTURE_TRAITS.keys()
 
@@ -55,7 +55,7 @@ def asked(*overrides: str) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the warm-up writes it."""
+    """A discriminator folder as written by the warm-up."""
     path = tmp_path_factory.mktemp("critic")
     new = DISCRIMINATORS["generative"].new
     options = {"vocab_size": VOCABULARY, "pad_token_id": 0, "seed": 0, "device": torch.device("cpu")}
@@ -64,7 +64,7 @@ def folder(sft: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(token: int, seed: int) -> list[Rollout]:
-    """Responses of one to six random tokens with this one among them."""
+    """Responses of one to six random tokens that include this token."""
     generator = np.random.default_rng(seed)
     rows = []
     for _ in range(12):
@@ -88,7 +88,7 @@ def scores(discriminator: NeuralDiscriminator, items: list[Rollout] | list[Demon
     [[], ["model.lora.rank=4", "generator.average_decay=0", "discriminator.learning_rate=1e-2"]],
     ids=["all", "lora"],
 )
-def test_the_critic_learns_to_tell_two_types_of_responses_apart(folder: Path, more: list[str], tmp_path: Path) -> None:
+def test_the_critic_learns_to_separate_two_types_of_responses(folder: Path, more: list[str], tmp_path: Path) -> None:
     config = asked(*more)
     critic = NeuralDiscriminator(folder, config, pad_token_id=0)
     start = {name: value.clone() for name, value in critic.model.network.state_dict().items()}
@@ -110,10 +110,10 @@ def test_the_critic_learns_to_tell_two_types_of_responses_apart(folder: Path, mo
     assert following[0] == following[1]
 
 
-def test_a_question_that_the_model_has_no_positions_for_is_refused(sft: Path) -> None:
+def test_a_question_beyond_the_models_positions_raises(sft: Path) -> None:
     check, tokenizer = DISCRIMINATORS["generative"].check, load_tokenizer(str(sft))
     config = asked(f"model.generator={sft}")
     limit = 256 - len(tokenizer.encode(" real?")) - 1
     check(config, tokenizer, limit)
-    with pytest.raises(UserError, match=r"takes 256 tokens, but prompt, response, .* have 257: shorten them"):
+    with pytest.raises(UserError, match=r"takes at most 256 tokens, but prompt, response, .* have 257: shorten them"):
         check(config, tokenizer, limit + 1)

@@ -26,7 +26,7 @@ def filled(module: nn.Module, value: float) -> nn.Module:
     return module
 
 
-def test_a_step_at_seqgans_rate() -> None:
+def test_an_update_at_seqgans_rate() -> None:
     average, network = (build_lstm(vocab_size=20, end_of_text_id=0, seed=seed) for seed in (1, 2))
     before = [weight.clone() for weight in average.parameters()]
     update_average(average, network, rate=0.8)
@@ -42,7 +42,7 @@ def test_a_step_at_seqgans_rate() -> None:
 
 
 def follow(values: list[float], *, rate: float, debiased: bool) -> list[float]:
-    """The average after each value, from a network that started at 100."""
+    """Return the average after each value, for a network initialised at 100."""
     network = build_lstm(vocab_size=5, end_of_text_id=0, seed=1, embedding_size=2, hidden_size=2)
     average = MovingAverage(network, rate=rate, debiased=debiased)
     filled(average.network, 100.0)
@@ -54,13 +54,13 @@ def follow(values: list[float], *, rate: float, debiased: bool) -> list[float]:
     return found
 
 
-def test_a_debiased_average_is_the_weighted_mean_without_the_start() -> None:
+def test_a_debiased_average_excludes_the_initial_network() -> None:
     # weights of the steps so far: 1; 1/2, 1; 1/4, 1/2, 1
     assert follow([8.0, 2.0, 6.0], rate=0.5, debiased=True) == pytest.approx([8.0, 6 / 1.5, 9 / 1.75])
     assert follow([8.0, 2.0], rate=0.5, debiased=False) == pytest.approx([54.0, 28.0])
 
 
-def test_the_rate_rises_to_its_own() -> None:
+def test_the_effective_rate_rises_to_the_rate() -> None:
     network = build_lstm(vocab_size=5, end_of_text_id=0, seed=1, embedding_size=2, hidden_size=2)
     average = MovingAverage(network, rate=0.98, debiased=True)
     rates = []
@@ -98,7 +98,7 @@ def scored() -> list[ScoredRollout]:
     ]
 
 
-def test_the_learner_averages_after_each_step_and_a_checkpoint_brings_it_back(folder: Path, tmp_path: Path) -> None:
+def test_the_learner_averages_after_each_step_and_restores_averages(folder: Path, tmp_path: Path) -> None:
     first, weights = learner(folder), []
     assert np.array_equal(first.weights(0, network="average").arrays[WEIGHT], first.weights(0).arrays[WEIGHT])
     for iteration in range(2):
@@ -120,7 +120,7 @@ def test_the_learner_averages_after_each_step_and_a_checkpoint_brings_it_back(fo
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_ppo_averages_over_all_its_steps(folder: Path) -> None:
+def test_ppo_averages_after_every_optimiser_step(folder: Path) -> None:
     four = learner(folder, "generator.algorithm=ppo", "generator.ppo.critic_warmup_iterations=1")
     four.update(scored(), iteration=0)
     assert four.policy.averages["average"].num_steps == 0  # the policy did not move
@@ -128,7 +128,7 @@ def test_ppo_averages_over_all_its_steps(folder: Path) -> None:
     assert four.policy.averages["average"].num_steps == 4  # two epochs of two minibatches
 
 
-def test_seqgans_rollout_policy_is_an_average_of_its_own(folder: Path) -> None:
+def test_seqgans_rollout_policy_is_a_separate_average(folder: Path) -> None:
     both = learner(folder, "generator.algorithm=seqgan", "generator.seqgan.rollout_policy_rate=0.75")
     start = both.weights(0).arrays[WEIGHT].copy()
     both.update(scored(), iteration=0)
@@ -138,7 +138,7 @@ def test_seqgans_rollout_policy_is_an_average_of_its_own(folder: Path) -> None:
     np.testing.assert_allclose(slow, 0.75 * start + 0.25 * moved, atol=1e-7)
 
 
-def test_an_average_cannot_begin_in_the_middle_of_a_run(folder: Path, tmp_path: Path) -> None:
+def test_an_average_cannot_be_enabled_in_a_resumed_run(folder: Path, tmp_path: Path) -> None:
     learner(folder, "generator.average_decay=0").save(tmp_path)
-    with pytest.raises(UserError, match=r"holds no moving average 'average': generator\.average_decay"):
+    with pytest.raises(UserError, match=r"has no moving average 'average': generator\.average_decay"):
         learner(folder).load(tmp_path)

@@ -1,4 +1,4 @@
-"""Which rows pass together, on which rank: hand-worked plans, and shares that make up the whole."""
+"""Micro-batches and their distribution across ranks: hand-worked plans, and shares that sum to one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from rlgaf_ray.objectives.policy import LossAverage, masked_average
-from rlgaf_ray.training.batching import Batching, deal, shuffled_minibatches
+from rlgaf_ray.training.batching import Batching, balanced_shares, shuffled_minibatches
 from rlgaf_ray.training.distributed import Group
 from rlgaf_ray.types import SequenceBatch
 
 LENGTHS = [3, 9, 2, 8, 5]
-WITH_AN_EMPTY_RESPONSE = [3, 9, 1, 8, 5]  # beside a prompt of one token
+WITH_AN_EMPTY_RESPONSE = [3, 9, 1, 8, 5]  # plus a prompt of one token
 
 
 def batch(lengths: list[int], num_prompt: int = 1) -> SequenceBatch:
@@ -24,33 +24,33 @@ def of_rank(rank: int, size: int, **settings: int) -> Batching:
     return Batching(settings.get("rows", 64), settings.get("tokens"), Group(rank, size))
 
 
-def test_alone_and_without_a_budget_rows_stay_in_order() -> None:
+def test_without_a_budget_a_single_process_keeps_the_row_order() -> None:
     assert Batching(2).plan(LENGTHS) == [[0, 1], [2, 3], [4]]
 
 
-def test_a_budget_puts_like_lengths_together() -> None:
+def test_a_token_budget_groups_similar_lengths() -> None:
     """9 and 8 fill 18 with padding; 5, 3, 2 fill 15."""
     assert Batching(64, 18).plan(LENGTHS) == [[1, 3], [4, 0, 2]]
-    assert Batching(64, 8).plan(LENGTHS) == [[1], [3], [4], [0, 2]]  # what is longer than the budget goes alone
-    assert Batching(64, 18).plan(LENGTHS, per_row=3) == [[1], [3], [4], [0, 2]]  # each row stands for three sequences
+    assert Batching(64, 8).plan(LENGTHS) == [[1], [3], [4], [0, 2]]  # a row above the budget is on its own
+    assert Batching(64, 18).plan(LENGTHS, sequences_per_row=3) == [[1], [3], [4], [0, 2]]  # three sequences per row
 
 
-def test_by_length_the_longest_go_first_and_equal_ones_stay_in_order() -> None:
+def test_by_length_sorts_longest_first_and_is_stable() -> None:
     assert Batching(2).by_length([2, 9, 3, 9, 1, 3]) == [[1, 3], [2, 5], [0, 4]]
     assert Batching(2).by_length([4, 4, 4]) == Batching(2).plan([4, 4, 4])
     assert Batching(64, 18).by_length(LENGTHS) == Batching(64, 18).plan(LENGTHS)
-    assert of_rank(0, 2, rows=1).by_length(LENGTHS) == [[1], [0], [2]]  # as dealt below
+    assert of_rank(0, 2, rows=1).by_length(LENGTHS) == [[1], [0], [2]]  # shares as in the next test
     assert of_rank(1, 2, rows=1).by_length(LENGTHS) == [[3], [4], []]
 
 
-def test_the_longest_go_to_the_rank_with_the_fewest_tokens() -> None:
+def test_the_longest_row_goes_to_the_rank_with_the_fewest_tokens() -> None:
     """9 | 8, then 5 to the eight, 3 to the nine, 2 to the twelve: 9 + 3 + 2 = 14 against 8 + 5 = 13."""
-    assert deal(LENGTHS, 2) == [[0, 1, 2], [3, 4]]
-    assert deal([4], 3) == [[0], [], []]
+    assert balanced_shares(LENGTHS, 2) == [[0, 1, 2], [3, 4]]
+    assert balanced_shares([4], 3) == [[0], [], []]
 
 
 @pytest.mark.parametrize("settings", [{"rows": 1}, {"rows": 2}, {"tokens": 9}])
-def test_ranks_have_as_many_passes_and_each_row_once(settings: dict[str, int]) -> None:
+def test_all_ranks_have_the_same_number_of_passes_and_each_row_once(settings: dict[str, int]) -> None:
     plans = [of_rank(rank, 3, **settings).plan(LENGTHS) for rank in range(3)]
     assert len({len(plan) for plan in plans}) == 1
     assert sorted(row for plan in plans for rows in plan for row in rows) == [0, 1, 2, 3, 4]
@@ -58,7 +58,7 @@ def test_ranks_have_as_many_passes_and_each_row_once(settings: dict[str, int]) -
 
 @pytest.mark.parametrize("average", ["token", "sequence", "sequence_sum"])
 @pytest.mark.parametrize("settings", [{"rows": 1}, {"tokens": 18}])
-def test_shares_of_all_ranks_make_one_average(average: LossAverage, settings: dict[str, int]) -> None:
+def test_shares_of_all_ranks_sum_to_the_batch_average(average: LossAverage, settings: dict[str, int]) -> None:
     """A masked average is the sum of the micro-batches' averages times their shares."""
     whole = batch(WITH_AN_EMPTY_RESPONSE)
     mask = whole.response_mask
@@ -71,7 +71,7 @@ def test_shares_of_all_ranks_make_one_average(average: LossAverage, settings: di
     assert total == pytest.approx(float(masked_average(values, mask, average=average)), rel=1e-6)
 
 
-def test_a_budget_cuts_the_columns_that_no_row_reaches() -> None:
+def test_a_token_budget_drops_unused_columns() -> None:
     whole = batch(LENGTHS)
     parts = list(Batching(64, 18).micro_batches(whole, average="token"))
     assert [part.width for part in parts] == [9, 5]
@@ -80,15 +80,15 @@ def test_a_budget_cuts_the_columns_that_no_row_reaches() -> None:
     assert [part.share for part in parts] == pytest.approx([15 / 22, 7 / 22])
 
 
-def test_micro_batches_among_some_rows() -> None:
-    """Rows 4, 0, 1 in that order, as PPO shuffles them."""
+def test_micro_batches_of_selected_rows() -> None:
+    """Rows 4, 0, 1 in that order, as in a PPO minibatch."""
     (first, second) = Batching(2).micro_batches(batch(LENGTHS), average="token", among=torch.tensor([4, 0, 1]))
     assert (first.rows.tolist(), second.rows.tolist()) == ([4, 0], [1])
     assert (first.share, second.share) == pytest.approx((6 / 14, 8 / 14))
 
 
-def test_minibatches_are_every_row_once_an_epoch() -> None:
-    """Five rows in three steps, twice; the order is the seed's."""
+def test_minibatches_cover_every_row_once_per_epoch() -> None:
+    """Five rows in three steps, for two epochs; the order depends on the seed."""
 
     def steps(seed: int) -> list[list[int]]:
         device = torch.device("cpu")

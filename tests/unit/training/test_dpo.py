@@ -1,4 +1,4 @@
-"""Updates from pairs: DPO on own samples, SPIN and DITTO."""
+"""Preference updates: DPO on the policy's own samples, SPIN and DITTO."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ def by_hand(learner: Learner, beta: float, coefficient: float) -> tuple[float, d
 
 
 @pytest.mark.parametrize("passes", ["micro_batch_size=64", "micro_batch_size=3", "micro_batch_tokens=24"])
-def test_one_step_is_the_loss_by_hand(folder: Path, passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_step_matches_the_hand_worked_loss(folder: Path, passes: str, monkeypatch: pytest.MonkeyPatch) -> None:
     beta = "generator.dpo.kl.coefficient=0.3"
     settings = config(beta, "generator.dpo.demonstration_coefficient=0.2", f"learner.{passes}")
     learner = Learner(folder, settings, pad_token_id=0)
-    with torch.no_grad():  # away from the reference
+    with torch.no_grad():  # move away from the reference
         for weight in learner.policy.model.parameters():
             weight.mul_(1.1)
     loss, expected = by_hand(learner, beta=0.3, coefficient=0.2)
@@ -112,7 +112,7 @@ def test_one_step_is_the_loss_by_hand(folder: Path, passes: str, monkeypatch: py
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
 
 
-def test_demonstrations_come_to_be_preferred(folder: Path) -> None:
+def test_training_raises_the_preference_for_demonstrations(folder: Path) -> None:
     learner = Learner(folder, config("generator.learning_rate=1e-3"), pad_token_id=0)
     first, *_, last = [update(learner) for _ in range(8)]
     assert first["generator/loss"] == pytest.approx(math.log(2), abs=1e-5)  # policy and reference are equal
@@ -122,8 +122,8 @@ def test_demonstrations_come_to_be_preferred(folder: Path) -> None:
     assert last["generator/kl"] != 0
 
 
-def test_self_play_measures_from_the_policy_that_sampled(folder: Path) -> None:
-    """SPIN: every iteration starts at a margin of zero, and its later steps leave it."""
+def test_self_play_uses_the_sampling_policy_as_reference(folder: Path) -> None:
+    """SPIN: every iteration starts at a margin of zero, which later steps increase."""
     keys = ["generator.dpo.self_play=true", "generator.learning_rate=1e-3", "generator.learning_rate_schedule=constant"]
     learner = Learner(folder, config(*keys), pad_token_id=0)
     for iteration in range(3):
@@ -132,8 +132,8 @@ def test_self_play_measures_from_the_policy_that_sampled(folder: Path) -> None:
     assert update(several)["generator/loss"] < math.log(2) - 0.01
 
 
-def test_earlier_samples_are_rejected_and_left_behind(folder: Path, tmp_path: Path) -> None:
-    """DITTO: of many pairs the shares have the three kinds; the samples stand in the checkpoint."""
+def test_earlier_samples_are_rejected_and_checkpointed(folder: Path, tmp_path: Path) -> None:
+    """DITTO: pairs have the configured shares of the three kinds; the samples are in the checkpoint."""
     shares = ["generator.dpo.replay_share=0.3", "generator.dpo.between_share=0.2", "generator.dpo.replay_size=8"]
     learner = Learner(folder, config(*shares), pad_token_id=0)
     algorithm = learner.algorithm
@@ -179,6 +179,6 @@ def test_earlier_samples_are_rejected_and_left_behind(folder: Path, tmp_path: Pa
         (["generator.dpo.minibatches=9"], "exceeds rollout.batch_size=8"),
     ],
 )
-def test_what_dpo_would_ignore_is_refused(keys: list[str], named: str) -> None:
+def test_settings_that_dpo_ignores_raise(keys: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         config(*keys)

@@ -1,4 +1,4 @@
-"""Learner and discriminator that train adapters alone: one copy of the base, small checkpoints, plain exports."""
+"""Training LoRA adapters only: one copy of the base weights, small checkpoints, merged exports."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def demonstrations() -> list[Demonstration]:
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "gumbel"])
-def test_an_update_moves_the_policy_and_not_its_base(folder: Path, algorithm: str) -> None:
+def test_an_update_changes_the_adapters_only(folder: Path, algorithm: str) -> None:
     settings = [f"generator.algorithm={algorithm}", "generator.ppo.critic_warmup_iterations=0"]
     learner = Learner(folder, config(*settings), pad_token_id=0)
     if algorithm == "gumbel":
@@ -74,19 +74,19 @@ def test_an_update_moves_the_policy_and_not_its_base(folder: Path, algorithm: st
     assert trained == {id(p) for n, p in now.items() if ".lora_" in n}
 
 
-def test_the_reference_is_no_second_copy(folder: Path) -> None:
+def test_the_reference_shares_the_base_weights(folder: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
     assert learner.policy.network("reference").network is learner.policy.model
 
 
-def test_a_push_is_a_whole_plain_state(folder: Path) -> None:
+def test_a_push_is_a_full_state_dict_without_adapters(folder: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
     learner.update(scored(), iteration=0)
     update = learner.weights(1)
     check_shapes(update, expected_shapes(learner.policy.model.config))
 
 
-def test_parts_of_a_push_hold_merged_weights_and_no_adapters(folder: Path) -> None:
+def test_chunks_of_a_push_have_merged_weights(folder: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
     learner.update(scored(), iteration=0)
     small = partial(split_state, max_bytes=20_000)
@@ -103,7 +103,7 @@ def test_parts_of_a_push_hold_merged_weights_and_no_adapters(folder: Path) -> No
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_only_the_first_rank_sends_and_writes(folder: Path, tmp_path: Path) -> None:
+def test_only_rank_zero_sends_and_writes(folder: Path, tmp_path: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
     learner.group = Group(rank=1, size=2)
     assert learner.weights_part(1, 0) is None
@@ -111,14 +111,14 @@ def test_only_the_first_rank_sends_and_writes(folder: Path, tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_log_probs_in_chunks_are_the_same_with_and_without_adapters(folder: Path) -> None:
+def test_chunked_log_probs_are_the_same_with_and_without_adapters(folder: Path) -> None:
     whole = Learner(folder, config("generator.reinforce.kl.estimator=exact"), pad_token_id=0)
     chunked = Learner(
         folder,
         config("generator.reinforce.kl.estimator=exact", "learner.logprob_chunk_tokens=3"),
         pad_token_id=0,
     )
-    for iteration in range(2):  # after the first step the reference is another distribution
+    for iteration in range(2):  # after the first step policy and reference differ
         one, other = (learner.update(scored(), iteration=iteration) for learner in (whole, chunked))
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -129,7 +129,7 @@ def test_log_probs_in_chunks_are_the_same_with_and_without_adapters(folder: Path
         assert chunked.mean_nll(items, model=model) == pytest.approx(whole.mean_nll(items, model=model), abs=1e-5)
 
 
-def test_checkpoints_hold_adapters_and_optimisers_and_resume_exactly(folder: Path, tmp_path: Path) -> None:
+def test_checkpoints_have_adapters_and_optimisers_and_resume_exactly(folder: Path, tmp_path: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
     discriminator = NeuralDiscriminator(folder, config(), pad_token_id=0)
     learner.update(scored(), iteration=0)
@@ -152,7 +152,7 @@ def test_checkpoints_hold_adapters_and_optimisers_and_resume_exactly(folder: Pat
             np.testing.assert_array_equal(array, theirs.arrays[name])
 
 
-def test_the_end_of_a_run_exports_plain_models(folder: Path, tmp_path: Path) -> None:
+def test_the_final_export_has_merged_models(folder: Path, tmp_path: Path) -> None:
     learner = Learner(folder, config(), pad_token_id=0)
     discriminator = NeuralDiscriminator(folder, config(), pad_token_id=0)
     learner.update(scored(), iteration=0)

@@ -1,4 +1,4 @@
-"""What keeps the discriminator from learning demonstrations by heart, and the control that lets it learn noise."""
+"""Regularisation against memorised demonstrations, and the shuffled-labels control."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def trained(discriminator: NeuralDiscriminator) -> dict[str, torch.Tensor]:
     return state_of(discriminator)
 
 
-def test_dropout_is_of_training_alone_and_seeded_for_each_update(build) -> None:
+def test_dropout_is_only_active_in_updates_and_seeded_per_update(build) -> None:
     first, second, plain = build("dropout=0.3"), build("dropout=0.3"), build()
     assert logits(first) == logits(plain)
     again = trained(second)
     assert equal(trained(first), again) and not equal(again, trained(plain))
     assert logits(first) == logits(first) and not first.model.network.training
     other = build("dropout=0.3")
-    other.version = 1  # the second update draws otherwise
+    other.version = 1  # the second update has another dropout mask
     assert not equal(trained(other), again)
 
 
 def test_dropout_is_in_embeddings_attention_and_residuals(build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GPT-2 of four blocks: once after the embeddings, and on weights, attention and MLP of each block."""
+    """GPT-2 with four blocks: after the embeddings, and on attention weights, attention and MLP of each block."""
     rates: list[float] = []
     drop = torch.nn.functional.dropout
 
@@ -73,7 +73,7 @@ def test_dropout_is_in_embeddings_attention_and_residuals(build, monkeypatch: py
     assert rates == [0.0] * 13
 
 
-def test_dropout_of_a_recomputed_block_is_the_same(folder: Path) -> None:
+def test_recomputed_blocks_have_the_same_dropout(folder: Path) -> None:
     states = []
     for recomputed in ("false", "true"):
         settings = [f"learner.activation_checkpointing={recomputed}", "discriminator.dropout=0.3"]
@@ -83,12 +83,12 @@ def test_dropout_of_a_recomputed_block_is_the_same(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("negative", [True, False])
-def test_the_whole_batch_decides_whether_the_positive_unlabelled_risk_counts(build, negative: bool) -> None:
-    """Micro-batches of one sequence, whose own risk is positive, give the gradient of the whole batch."""
+def test_the_full_batch_decides_whether_the_positive_unlabelled_risk_counts(build, negative: bool) -> None:
+    """Micro-batches of one sequence, each of positive risk, give the gradient of the full batch."""
     gradients = []
     for size in (64, 1):
         discriminator = build("loss=positive_unlabelled", "positive_share=0", "learning_rate=1e-3")
-        for _ in range(12 if negative else 2):  # after 12 it knows them by heart
+        for _ in range(12 if negative else 2):  # after 12 updates the demonstrations are memorised
             discriminator.update(REAL, FAKE)
         discriminator.settings = discriminator.settings.model_copy(update={"positive_share": 0.5})
         discriminator.batching = Batching(size)
@@ -105,7 +105,7 @@ def test_the_whole_batch_decides_whether_the_positive_unlabelled_risk_counts(bui
     assert all(alike) == negative
 
 
-def test_the_risk_is_decided_with_the_draws_that_are_learned_from(build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_risk_is_decided_with_the_dropout_of_the_update(build, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
 
     def watched(real: torch.Tensor, fake: torch.Tensor, **options):
@@ -128,8 +128,8 @@ def numbers(kinds) -> list[list[int]]:
     return [[int(item.response_ids[0]) for item in kind] for kind in kinds]
 
 
-def test_shuffled_labels_are_independent_of_the_true_ones() -> None:
-    """Each of 12 texts is called real in a third of the draws, generated in half, contrast in a sixth."""
+def test_shuffled_labels_are_independent_of_the_true_labels() -> None:
+    """Each of 12 texts is labelled real in a third of the draws, generated in half, contrast in a sixth."""
     kinds = numbered(*range(4)), numbered(*range(4, 10)), numbered(10, 11)
     counts = np.zeros((3, 12))
     for seed in range(3000):
@@ -141,7 +141,7 @@ def test_shuffled_labels_are_independent_of_the_true_ones() -> None:
 
 
 def test_shuffled_labels_of_a_paired_loss_stay_within_a_prompt() -> None:
-    """Tens are the prompt: one real row, one rollout and two of contrast of each."""
+    """The tens digit is the prompt: one real row, one rollout and two contrast rows each."""
     kinds = numbered(0, 10, 20), numbered(1, 11, 21), numbered(2, 12, 22, 3, 13, 23)
     firsts = []
     for seed in range(400):
@@ -149,7 +149,7 @@ def test_shuffled_labels_of_a_paired_loss_stay_within_a_prompt() -> None:
         for row, quartet in enumerate(zip(real, fake, contrast[:3], contrast[3:], strict=True)):
             assert sorted(quartet) == [10 * row + kind for kind in range(4)]
         firsts.append(real)
-    assert len({tuple(row) for row in firsts}) == 64  # each prompt by itself
+    assert len({tuple(row) for row in firsts}) == 64  # prompts are shuffled independently
     np.testing.assert_allclose(np.mean(np.array(firsts) % 10 == 0, axis=0), [0.25] * 3, atol=0.1)
     without = numbers(shuffled(*kinds[:2], [], paired=True, generator=np.random.default_rng(0)))
     assert [sorted(pair) for pair in zip(*without[:2], strict=True)] == [[0, 1], [10, 11], [20, 21]]
@@ -157,7 +157,7 @@ def test_shuffled_labels_of_a_paired_loss_stay_within_a_prompt() -> None:
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])
-def test_shuffled_labels_are_drawn_anew_for_each_update(folder: Path, loss: str) -> None:
+def test_labels_are_reshuffled_in_each_update(folder: Path, loss: str) -> None:
     def teach(*overrides: str, version: int = 0) -> dict[str, torch.Tensor]:
         shared = ["learner.precision=float32", "warmup.discriminator.steps=0", f"discriminator.loss={loss}"]
         sequence = "generator.reinforce.credit=sequence"
@@ -168,12 +168,12 @@ def test_shuffled_labels_are_drawn_anew_for_each_update(folder: Path, loss: str)
     labels = "discriminator.labels=shuffled"
     first = teach(labels)
     assert equal(first, teach(labels))
-    for other in (teach(), teach(labels, version=1)):  # another number of the update
+    for other in (teach(), teach(labels, version=1)):  # another update number
         assert not equal(first, other)
 
 
 def test_nothing_is_learned_from_shuffled_labels(folder: Path) -> None:
-    """Tokens below and above 32 tell real from generated at once, where the labels are correct."""
+    """With correct labels, tokens below and above 32 separate real from generated text immediately."""
     areas = {}
     for labels in ("correct", "shuffled"):
         shared = ["learner.precision=float32", "warmup.discriminator.steps=0", "discriminator.learning_rate=1e-3"]
@@ -188,8 +188,8 @@ def test_nothing_is_learned_from_shuffled_labels(folder: Path) -> None:
     assert areas["correct"] > 0.99 and 0.2 < areas["shuffled"] < 0.8
 
 
-def test_past_pairs_are_learned_from_as_pairs(build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A demonstration's first token is that of its rollout's answer: so it is after the exchange, and in the loss."""
+def test_replayed_pairs_stay_pairs_in_the_loss(build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A demonstration and its rollout share the first token, also after the exchange and in the loss."""
     settings = ["loss=bradley_terry", "replay_share=0.5"]
     discriminator = build(*settings)
     seen: list[tuple[list[int], list[int], int]] = []

@@ -1,4 +1,4 @@
-"""Rejection fine-tuning: which samples are kept, and what is learned of them."""
+"""Rejection fine-tuning: selection of samples and the update on them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_best_of_each_prompt_is_kept() -> None:
 
 
 @pytest.mark.parametrize("passes", ["micro_batch_size=64", "micro_batch_size=1"])
-def test_the_loss_is_the_likelihood_of_what_is_kept(folder: Path, passes: str) -> None:
+def test_the_loss_is_the_nll_of_the_kept_samples(folder: Path, passes: str) -> None:
     learner = Learner(folder, config(f"learner.{passes}"), pad_token_id=0)
     items = scored(REWARDS)  # the best are rows 0 and 7
     kept = collate_sequences([items[row].rollout for row in (0, 7)], 0)
@@ -42,7 +42,7 @@ def test_the_loss_is_the_likelihood_of_what_is_kept(folder: Path, passes: str) -
     assert metrics["generator/selection_gain"] == pytest.approx((1.0 + 1.2) / 2 - mean, rel=1e-5)
 
 
-def test_what_is_kept_gains_likelihood_and_a_kl_holds_it_back(folder: Path) -> None:
+def test_kept_samples_gain_likelihood_and_the_kl_limits_it(folder: Path) -> None:
     items, moved = scored(REWARDS), {}
     for coefficient in (0, 20):
         keys = ["generator.raft.epochs=10", "generator.learning_rate=1e-3"]
@@ -62,6 +62,6 @@ def test_what_is_kept_gains_likelihood_and_a_kl_holds_it_back(folder: Path) -> N
         (["generator.entropy_bonus=0.1"], "remove generator.entropy_bonus"),
     ],
 )
-def test_what_cannot_be_kept_or_used_is_refused(keys: list[str], named: str) -> None:
+def test_incompatible_settings_raise(keys: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         config(*keys)

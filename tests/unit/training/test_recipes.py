@@ -1,6 +1,6 @@
-"""The presets of configs/recipes/ against their papers: settings one by one, and losses by plain loops over tokens.
+"""The presets of configs/recipes/ against their papers: every setting, and losses from plain loops over tokens.
 
-Four responses of one, three, two and four tokens; two of each prompt, or for REINFORCE++ one.
+Four responses of one, three, two and four tokens; two per prompt, or one for REINFORCE++.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config.compose import compose
 from rlgaf_ray.config.generator import ReinforceSettings
 from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.objectives.kl import kl_estimate
@@ -89,7 +89,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """Log-probs of each response's tokens: now, before the first step, under the reference, of the engine."""
+    """Token log-probs of each response: current, before the first step, reference, engine."""
 
     now: list[list[float]]
     old: list[list[float]]
@@ -103,13 +103,13 @@ def clipped(ratio: float, advantage: float, low: float, high: float) -> float:
 
 
 def of_groups(rewards: list[float], deviation: Callable[[list[float]], float]) -> list[float]:
-    """Each reward less the mean of its pair, over a deviation of the pair."""
+    """Each reward minus the mean of its pair, divided by the pair's deviation."""
     pairs = [rewards[:2], rewards[2:]]
     return [(reward - fmean(pair)) / deviation(pair) for pair in pairs for reward in pair]
 
 
 def grpo_terms(case: Case, coefficient: float) -> list[list[float]]:
-    """-min(r A, clip(r) A) + coefficient * k3 of every token."""
+    """Return -min(r A, clip(r) A) + coefficient * k3 for every token."""
     advantages = of_groups(case.rewards, stdev)
     return [
         [
@@ -150,7 +150,7 @@ def rloo(case: Case) -> float:
         reward - 0.05 * (sum(engine) - sum(reference))
         for reward, engine, reference in zip(case.rewards, case.engine, case.reference, strict=True)
     ]
-    advantages = [totals[index] - totals[index ^ 1] for index in range(4)]  # of two, the other
+    advantages = [totals[index] - totals[index ^ 1] for index in range(4)]  # leave-one-out of two samples
     return -fmean(advantage * sum(now) for advantage, now in zip(advantages, case.now, strict=True))
 
 
@@ -193,8 +193,8 @@ def test_every_recipe_is_tested() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_states_its_papers_settings(name: str) -> None:
-    """Stated, not inherited: a default may change."""
-    tree = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    """Stated there or in the recipe that it extends: a default may change."""
+    tree = compose([RECIPES / f"{name}.yaml"]).values
     assert {key: stated(tree, key) for key in PUBLISHED[name]} == PUBLISHED[name]
     assert tree["generator"]["reinforce"].keys() == ReinforceSettings.model_fields.keys() - {"baseline_decay"}
     assert {"batch_size", "samples_per_prompt", "temperature"} == tree["rollout"].keys()
@@ -213,8 +213,8 @@ def ragged(values: torch.Tensor, mask: torch.Tensor) -> list[list[float]]:
 
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("noise", [1e-4, 0.3])
-def test_the_loss_away_from_the_old_policy(name: str, noise: float) -> None:
-    """Clip ranges bind for some tokens (GSPO's for some responses at 1e-4), and padding holds what nobody reads."""
+def test_the_loss_far_from_the_old_policy(name: str, noise: float) -> None:
+    """Some tokens are clipped (for GSPO some responses, at 1e-4), and padding has arbitrary values."""
     settings = config(name).generator.reinforce
     algorithm = Reinforce(settings)
     generator = torch.Generator().manual_seed(1)
@@ -245,7 +245,7 @@ def test_the_loss_away_from_the_old_policy(name: str, noise: float) -> None:
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_the_loss_of_a_learner(folder: Path, name: str) -> None:
-    """The whole update, on a policy that has left its reference and an engine that differs from it."""
+    """The full update, with a policy that differs from its reference and from the engine."""
     settings = config(name)
     learner = Learner(folder, settings, pad_token_id=0)
     generator = torch.Generator().manual_seed(2)

@@ -1,4 +1,4 @@
-"""The frozen models beside the policy: the SFT model, and the model before SFT where the config asks for it."""
+"""The frozen reference models: the SFT model and, if configured, the model before SFT."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KL = {
 
 @pytest.fixture(scope="module")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Other weights than the policy's, as if an SFT had changed all of them."""
+    """A base model whose weights all differ from the policy's, as after SFT."""
     path = tmp_path_factory.mktemp("base")
     build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=8).save_pretrained(path)
     return path
@@ -69,8 +69,8 @@ def scored() -> list[ScoredRollout]:
 
 @pytest.mark.parametrize("lora", [[], LORA], ids=["whole", "lora"])
 @pytest.mark.parametrize("algorithm", ["reinforce", "reinforce-chunked", "reinforce-k3", "seqgan", "ppo"])
-def test_the_kl_is_measured_from_the_reference_that_is_named(build, algorithm: str, lora: list[str]) -> None:
-    """On given tokens the sampled KL is the NLL under the reference less the policy's own."""
+def test_the_kl_uses_the_configured_reference(build, algorithm: str, lora: list[str]) -> None:
+    """On fixed tokens the sampled KL is the NLL under the reference minus that under the policy."""
     algorithm, _, how = algorithm.partition("-")
     overrides = [SFT, f"generator.algorithm={algorithm}", *lora]
     overrides += {"chunked": ["learner.logprob_chunk_tokens=2"], "k3": [f"{KL[algorithm]}.estimator=k3"]}.get(how, [])
@@ -91,7 +91,7 @@ def test_the_kl_is_measured_from_the_reference_that_is_named(build, algorithm: s
 
 
 @pytest.mark.parametrize("mode", ["autoregressive", "conditional"])
-def test_gumbel_softmax_measures_from_the_reference_that_is_named(build, mode: str) -> None:
+def test_gumbel_softmax_uses_the_configured_reference(build, mode: str) -> None:
     overrides = [SFT, "generator.algorithm=gumbel", f"generator.gumbel.mode={mode}"]
     kl = {
         reference: build(*overrides, f"generator.gumbel.kl.reference={reference}").update(scored(), iteration=0)
@@ -104,14 +104,14 @@ def test_gumbel_softmax_measures_from_the_reference_that_is_named(build, mode: s
     ("overrides", "copies"),
     [
         ([SFT], 0),
-        ([SFT, "generator.ppo.kl.reference=base"], 0),  # of an algorithm that is not used
+        ([SFT, "generator.ppo.kl.reference=base"], 0),  # for an algorithm that is not in use
         ([SFT, "generator.reinforce.kl.reference=base"], 1),
         ([SFT, "reward.base_logprob=0.1"], 1),
         (["warmup.sft.steps=0", "generator.reinforce.kl.reference=base"], 0),  # the SFT model is the base model
         (["warmup.sft.steps=0", "reward.base_logprob=0.1"], 0),
     ],
 )
-def test_the_base_model_is_loaded_only_where_it_is_needed(build, overrides: list[str], copies: int) -> None:
+def test_the_base_model_is_loaded_only_if_needed(build, overrides: list[str], copies: int) -> None:
     policy = build(*overrides).policy
     assert (policy.base is not policy.reference) == bool(copies)
     if copies:
@@ -120,8 +120,8 @@ def test_the_base_model_is_loaded_only_where_it_is_needed(build, overrides: list
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "seqgan", "ppo"])
-def test_tokens_are_rewarded_for_what_the_base_model_knows(build, algorithm: str) -> None:
-    """No reward, no KL, no baseline: the advantages are 0.1 x log p of the base model, summed from each token on."""
+def test_tokens_are_rewarded_with_base_log_probs(build, algorithm: str) -> None:
+    """No reward, KL or baseline: advantages are 0.1 x log p of the base model, summed over the remaining tokens."""
     bare = {
         "reinforce": "{credit: sequence, baseline: none, advantage_scale: none, kl: {coefficient: 0}}",
         "seqgan": "{baseline: none, advantage_scale: none, kl: {coefficient: 0}}",
@@ -141,8 +141,8 @@ def test_tokens_are_rewarded_for_what_the_base_model_knows(build, algorithm: str
     assert "reward/base_logprob" not in build(*overrides).update(items, iteration=9)
 
 
-def test_with_the_entropy_bonus_it_is_a_kl_to_the_base_model_in_the_reward(build) -> None:
-    """-0.1 x (log pi - log p_base) of each token: PPO takes both log-probs from the same networks."""
+def test_with_the_entropy_bonus_it_is_a_kl_reward_to_the_base_model(build) -> None:
+    """Token rewards of -0.1 x (log pi - log p_base), with both log-probs computed by the learner's networks in PPO."""
     ppo = "generator.ppo={whiten_rewards: false, kl: {coefficient: %s, reference: base}}"
     shared = [SFT, "generator.algorithm=ppo", "generator.max_grad_norm=1e9"]
     both = build(*shared, ppo % 0, "reward.base_logprob=0.1", "generator.entropy_bonus=0.1").update(
@@ -156,7 +156,7 @@ def test_with_the_entropy_bonus_it_is_a_kl_to_the_base_model_in_the_reward(build
     )
 
 
-def test_a_checkpoint_holds_no_reference(build, base_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_has_no_reference(build, base_folder: Path, tmp_path: Path) -> None:
     overrides = [SFT, "generator.reinforce.kl.reference=base", "generator.learning_rate=1e-3"]
     learner = build(*overrides)
     learner.update(scored(), iteration=0)
@@ -170,13 +170,13 @@ def test_a_checkpoint_holds_no_reference(build, base_folder: Path, tmp_path: Pat
 
 
 def _mean_logprob(model) -> float:
-    """Nats per response token of ``scored()``."""
+    """NLL in nats per response token of ``scored()``."""
     return float(np.concatenate(_logprobs(model)).mean())
 
 
 @torch.no_grad()
 def _logprobs(model) -> list[np.ndarray]:
-    """Log-probs of the response tokens of ``scored()``, one sequence at a time, computed with transformers alone."""
+    """Log-probs of the response tokens of ``scored()``, one sequence at a time, computed with transformers only."""
     rows = []
     for item in scored():
         prompt, response = item.rollout.prompt_ids, item.rollout.response_ids

@@ -11,7 +11,7 @@ from rlgaf_ray.types import Demonstration, Rollout
 
 
 def rollouts(version: int, count: int = 8) -> list[Rollout]:
-    """Their tokens tell the version and the row."""
+    """Rollouts whose tokens encode version and row."""
     return [
         Rollout(
             prompt_id=row,
@@ -29,27 +29,27 @@ def versions(items: list[Demonstration | Rollout]) -> list[int]:
     return [int(item.prompt_ids[0]) for item in items]
 
 
-def test_the_share_is_taken_from_the_past() -> None:
+def test_the_share_comes_from_past_rollouts() -> None:
     buffer = ReplayBuffer(share=0.25, size=100, seed=0)
     for version in range(5):
         _, mixed, num_past = buffer.exchange((), rollouts(version), update=version)
         assert len(mixed) == 8
-        assert num_past == (2 if version else 0)  # nothing is past at first
+        assert num_past == (2 if version else 0)  # the buffer is empty at first
         assert versions(mixed).count(version) == 8 - num_past
         assert all(past < version for past in versions(mixed)[8 - num_past :])
         responses = [tuple(item.prompt_ids) + tuple(item.response_ids) for item in mixed]
-        assert len(set(responses)) == 8  # none twice
+        assert len(set(responses)) == 8  # no duplicates
     assert len(buffer.items) == 40
 
 
-def test_a_full_buffer_gives_up_entries_by_lot() -> None:
+def test_a_full_buffer_overwrites_random_entries() -> None:
     buffer = ReplayBuffer(share=0.5, size=20, seed=0)
     for version in range(50):
         buffer.exchange((), rollouts(version), update=version)
         assert len(buffer.items) == min(20, 8 * (version + 1))
     kept = versions([item.generated for item in buffer.items])
     assert kept.count(49) == 8  # the newest are all there
-    assert len(set(kept)) > 2 and min(kept) > 30  # of the others some: each stays with 12 chances in 20 an update
+    assert len(set(kept)) > 2 and min(kept) > 30  # some older ones: an entry survives an update with probability 12/20
 
 
 def test_a_buffer_smaller_than_a_batch() -> None:
@@ -67,7 +67,7 @@ def test_rollouts_of_one_iteration_are_added_once() -> None:
     assert len(buffer.items) == 8
 
 
-def test_it_comes_back_from_its_file_and_draws_on_alike(tmp_path: Path) -> None:
+def test_a_loaded_buffer_continues_identically(tmp_path: Path) -> None:
     whole = ReplayBuffer(share=0.5, size=12, seed=3)
     empty = ReplayBuffer(share=0.5, size=12, seed=3)
     empty.save(tmp_path / "empty.safetensors")
@@ -84,11 +84,11 @@ def test_it_comes_back_from_its_file_and_draws_on_alike(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
     resumed.load(tmp_path / "empty.safetensors")
     assert (resumed.items, resumed.newest_version) == ([], -1)
-    with pytest.raises(UserError, match="replay_share cannot be switched on in the middle of a run"):
+    with pytest.raises(UserError, match="replay_share cannot be enabled in a resumed run"):
         resumed.load(tmp_path / "none.safetensors")
 
 
-def test_the_seed_decides() -> None:
+def test_sampling_depends_on_the_seed() -> None:
     drawn = []
     for seed in (0, 0, 1):
         buffer = ReplayBuffer(share=0.5, size=100, seed=seed)
@@ -98,13 +98,13 @@ def test_the_seed_decides() -> None:
 
 
 def demonstrations_of(fake: list[Rollout]) -> list[Demonstration]:
-    """Demonstrations for the rollouts' prompts, numbered by version and row; their lengths differ."""
+    """Demonstrations of varying length for the rollouts' prompts, encoding version and row."""
     return [
         Demonstration(item.prompt_ids, np.array([50, item.policy_version, item.prompt_id], np.int32)) for item in fake
     ]
 
 
-def test_pairs_stay_pairs_when_they_are_exchanged_and_saved(tmp_path: Path) -> None:
+def test_pairs_stay_pairs_after_exchange_and_checkpoint(tmp_path: Path) -> None:
     buffers = [ReplayBuffer(share=0.25, size=12, seed=0, paired=True) for _ in range(2)]
     plain = ReplayBuffer(share=0.25, size=12, seed=0)
     for version in range(6):
@@ -116,16 +116,14 @@ def test_pairs_stay_pairs_when_they_are_exchanged_and_saved(tmp_path: Path) -> N
             named = [(int(item.response_ids[1]), int(item.response_ids[2])) for item in real]
             assert named == [(int(item.prompt_ids[0]), int(item.response_ids[-1])) for item in mixed]
             assert all(np.array_equal(one.prompt_ids, other.prompt_ids) for one, other in zip(real, mixed, strict=True))
-            if version == 3 and number == 1:  # goes on from its file
+            if version == 3 and number == 1:  # continue from a saved file
                 buffer.save(tmp_path / "pairs.safetensors")
                 buffers[1] = ReplayBuffer(share=0.25, size=12, seed=0, paired=True)
                 buffers[1].load(tmp_path / "pairs.safetensors")
         same, alone, _ = plain.exchange(given, fake, update=version)
-        assert same is given and versions(alone) == versions(mixed)  # what is drawn does not depend on pairs
+        assert same is given and versions(alone) == versions(mixed)  # sampling does not depend on pairing
     plain.save(tmp_path / "plain.safetensors")
-    with pytest.raises(
-        UserError, match=r"discriminator\.loss cannot be changed to bradley_terry in the middle of a run"
-    ):
+    with pytest.raises(UserError, match=r"discriminator\.loss cannot be changed to a paired loss in a resumed run"):
         buffers[0].load(tmp_path / "plain.safetensors")
     plain.load(tmp_path / "pairs.safetensors")
     assert [item.real for item in plain.items] == [None] * 12

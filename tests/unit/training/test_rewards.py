@@ -66,13 +66,13 @@ def shape(shaping: RewardShaping, rewards: list[float], values: list[float] | No
     return shaping(torch.tensor(rewards), batch)
 
 
-def test_nothing_is_done_unless_asked_for() -> None:
+def test_rewards_are_unchanged_by_default() -> None:
     rewards, batch, metrics = shape(RewardShaping(load_config().reward), [1.0, 2.0], [5.0, 6.0])
     assert (rewards.tolist(), metrics) == ([1.0, 2.0], {})
     assert batch.action_values is not None and batch.action_values[:, 2:].tolist() == [[5.0, 1.0], [6.0, 2.0]]
 
 
-def test_whitening_by_all_rewards_so_far_then_clipping() -> None:
+def test_whitening_by_running_statistics_then_clipping() -> None:
     shaping = RewardShaping(load_config(None, [SEQUENCE, "reward.whiten=true", "reward.clip=1.5"]).reward)
     first, _, metrics = shape(shaping, [1.0, 3.0])  # mean 2, deviation 1
     assert (first.tolist(), metrics) == ([-1.0, 1.0], {"reward/clipped_share": 0.0})
@@ -95,8 +95,8 @@ def test_the_statistics_are_part_of_the_checkpoint(build, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(0.5, 6.5**0.5), (0.0, 2.0)])
-def test_credit_of_tokens_is_the_discriminators_by_its_weight(folder: Path, weight: float, expected: float) -> None:
-    """Tokens add (3, 1) and (1, 1) to the scores, a function gives 2 and 0 to the responses.
+def test_token_credit_scales_with_the_discriminators_weight(folder: Path, weight: float, expected: float) -> None:
+    """Token scores (3, 1) and (1, 1); a reward function returns 2 and 0 for the responses.
 
     Weight 0.5: returns (4, 4 - 1.5) and (1, 1 - 0.5), each the other's baseline. Weight 0: (2, 2) and (0, 0).
     """
@@ -110,15 +110,15 @@ def test_credit_of_tokens_is_the_discriminators_by_its_weight(folder: Path, weig
     assert learner.update(items, iteration=0)["generator/advantage_deviation"] == pytest.approx(expected)
 
 
-def test_whitened_rewards_keep_their_size_beside_the_kl(build) -> None:
-    """Rewards of a hundredfold spread, whitened: the advantages are as before."""
+def test_whitened_rewards_keep_their_scale_relative_to_the_kl(build) -> None:
+    """Rewards of a hundred times the spread give the same advantages after whitening."""
     plain = ["generator.reinforce.advantage_scale=none", "generator.reinforce.kl.coefficient=0"]
     deviations = {}
     for spread in (1.0, 100.0):
         for whiten in ("false", "true"):
             learner = build(*plain, f"reward.whiten={whiten}")
             metrics = learner.update(scored([spread * reward for reward in (1.0, 3.0, 2.0, 0.0)]), iteration=0)
-            assert metrics["reward/deviation"] == pytest.approx(spread * 1.1180340)  # what was given
+            assert metrics["reward/deviation"] == pytest.approx(spread * 1.1180340)  # before whitening
             deviations[spread, whiten] = metrics["generator/advantage_deviation"]
     assert deviations[100.0, "false"] == pytest.approx(100 * deviations[1.0, "false"])
     assert deviations[100.0, "true"] == pytest.approx(deviations[1.0, "true"])
@@ -150,8 +150,8 @@ def test_ppo_is_rewarded_for_unlikely_tokens(build) -> None:
     assert metrics["generator/advantage_deviation"] == pytest.approx(0.1 * float(to_go.std(correction=0)), rel=1e-4)
 
 
-def test_the_adaptive_kl_holds_to_its_target(build, tmp_path: Path) -> None:
-    """Below the target the coefficient falls by 0.2 x samples / horizon an update, above it rises by as much."""
+def test_the_adaptive_kl_follows_its_target(build, tmp_path: Path) -> None:
+    """The coefficient falls by 0.2 x samples / horizon per update below the target, and rises by it above."""
     settings = [
         "generator.learning_rate=1e-3",
         "generator.learning_rate_schedule=constant",
@@ -159,7 +159,7 @@ def test_the_adaptive_kl_holds_to_its_target(build, tmp_path: Path) -> None:
     ]
     learner, coefficient, seen = build(*settings), 0.1, set()
     for iteration in range(30):
-        metrics = learner.update(scored([1.0] * 4), iteration=iteration)  # all become likelier
+        metrics = learner.update(scored([1.0] * 4), iteration=iteration)  # raises the likelihood of all
         assert metrics["generator/kl_coefficient"] == pytest.approx(coefficient)
         error = min(max(metrics["generator/kl_exact"] / 0.05 - 1, -0.2), 0.2)
         coefficient *= 1 + error * 4 / 40
@@ -171,7 +171,7 @@ def test_the_adaptive_kl_holds_to_its_target(build, tmp_path: Path) -> None:
     assert again.algorithm.kl.coefficient == pytest.approx(coefficient)
 
 
-def test_a_kl_that_is_not_finite_leaves_the_coefficient_to_the_guard() -> None:
+def test_a_non_finite_kl_does_not_change_the_coefficient() -> None:
     controller = KLController(KLSettings(coefficient=0.1, target=0.05))
     controller.observe(float("nan"), 64)
     assert controller.coefficient == 0.1

@@ -11,7 +11,7 @@ from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.training import sft
 from rlgaf_ray.training.regularization import dropout_of
 from rlgaf_ray.training.sft import SftLoss, choose_steps, fine_tune
-from rlgaf_ray.training.warmup import Progress, Worker
+from rlgaf_ray.training.warmup import WarmupProgress, Worker
 from rlgaf_ray.types import Demonstration
 
 VOCABULARY = 32
@@ -19,15 +19,15 @@ MODEL = partial(build_tiny_gpt2, vocab_size=VOCABULARY, end_of_text_id=0, seed=0
 
 
 def texts(count: int, *, noise: float, seed: int = 0) -> list[Demonstration]:
-    """Counting up from a random number, with random tokens in between."""
+    """Sequences that count up from a random number, with a share of random tokens."""
     rng = np.random.default_rng(seed)
     rows = (rng.integers(1, VOCABULARY, (count, 1)) + np.arange(12)) % VOCABULARY
     rows = np.where(rng.random(rows.shape) < noise, rng.integers(0, VOCABULARY, rows.shape), rows)
     return [Demonstration(row[:2], row[2:]) for row in rows.astype(np.int32)]
 
 
-def chosen(demonstrations: list[Demonstration], **settings) -> tuple[int, list[Progress]]:
-    seen: list[Progress] = []
+def chosen(demonstrations: list[Demonstration], **settings) -> tuple[int, list[WarmupProgress]]:
+    seen: list[WarmupProgress] = []
     found = choose_steps(
         MODEL,
         demonstrations,
@@ -39,15 +39,15 @@ def chosen(demonstrations: list[Demonstration], **settings) -> tuple[int, list[P
     return found, seen
 
 
-def test_noise_is_not_learned_and_a_rule_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "EVERY", 5)
+def test_cross_validation_stops_on_noise_and_trains_on_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "MEASURE_EVERY", 5)
     nothing, seen = chosen(texts(24, noise=1.0), max_steps=60)
     rule, _ = chosen(texts(24, noise=0.0), max_steps=60)
     assert nothing <= 10 < 30 <= rule
     assert {progress.num_steps for progress in seen} == {60}
 
 
-def test_every_row_is_held_out_once_unless_a_tenth_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_is_held_out_once_unless_one_split_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     held_out: list[int] = []
 
     def measured(training, rows):
@@ -55,14 +55,14 @@ def test_every_row_is_held_out_once_unless_a_tenth_is_enough(monkeypatch: pytest
         yield from (3.0, 2.0, 1.0, 2.0, 2.0, 2.0, 2.0)
 
     monkeypatch.setattr(sft, "_measured", measured)
-    assert chosen(texts(10, noise=1.0))[0] == round(50 * 10 / 7)  # as many passes over all ten as over seven
+    assert chosen(texts(10, noise=1.0))[0] == round(50 * 10 / 7)  # the same number of epochs on all ten as on seven
     assert held_out == [3, 3, 2, 2]
     held_out.clear()
     assert chosen(texts(2000, noise=1.0))[0] == round(50 * 2000 / 1800)
     assert held_out == [200]
 
 
-def test_dropout_is_on_while_it_learns_and_the_draws_follow_the_seed() -> None:
+def test_dropout_is_active_in_training_and_seeded() -> None:
     model = MODEL().eval()
     tokens = torch.arange(12)[None]
     plain = model(tokens).logits
@@ -89,14 +89,14 @@ CONTRASTIVE = SftWarmup(contrastive_weight=3.0, contrastive_prompts=2, dropout=0
 
 
 def likelihoods(model: torch.nn.Module, prompts: list[list[int]]) -> torch.Tensor:
-    """log p of each of TWO_PROMPTS' responses under the prompt beside it."""
+    """Return log p of each of TWO_PROMPTS' responses given the paired prompt."""
     rows = [[*prompt, *item.response_ids] for prompt, item in zip(prompts, TWO_PROMPTS, strict=True)]
     logprobs = model(torch.tensor(rows)).logits.log_softmax(-1)
     return logprobs[:, 1:3].gather(-1, torch.tensor(rows)[:, 2:, None]).sum((1, 2))
 
 
-def test_the_contrastive_term_asks_which_prompt_a_response_belongs_to() -> None:
-    """With two prompts the other one is the only choice, twice: log (1 + 2 p(y | other) / p(y | own))."""
+def test_the_contrastive_term_by_hand() -> None:
+    """With two prompts both negatives are the other one: log (1 + 2 p(y | other) / p(y | own))."""
     model, rows = MODEL().eval(), np.arange(4)
     own = likelihoods(model, [item.prompt_ids.tolist() for item in TWO_PROMPTS])
     other = likelihoods(model, [[1, 5 - int(item.prompt_ids[1])] for item in TWO_PROMPTS])
@@ -113,8 +113,8 @@ def test_the_contrastive_term_asks_which_prompt_a_response_belongs_to() -> None:
     assert float(torch.stack(shares).sum().detach()) == pytest.approx(float(found.detach()), rel=1e-5)
 
 
-def test_the_contrastive_term_learns_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its forward passes are repeated in the backward pass, where the same entries must be dropped."""
+def test_the_contrastive_term_works_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its forward passes are recomputed in the backward pass, which must use the same dropout masks."""
     settings = CONTRASTIVE.model_copy(update={"dropout": 0.3, "steps": 3, "batch_size": 4})
 
     def trained() -> torch.Tensor:
@@ -128,7 +128,7 @@ def test_the_contrastive_term_learns_with_dropout(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(trained(), again, rtol=1e-4, atol=1e-6)
 
 
-def test_a_response_is_never_held_against_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_response_is_never_contrasted_with_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = SftLoss(MODEL(), texts(40, noise=0.5), CONTRASTIVE, torch.device("cpu"))
     asked: list[np.ndarray] = []
 

@@ -1,4 +1,4 @@
-"""What steadies the discriminator, each against numbers; and that none of it is seen by a score."""
+"""Discriminator stabilisers against known numbers; none of them affects scoring."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_embeddings_given_as_they_are_change_nothing(build) -> None:
+def test_input_embeddings_give_the_same_logits_as_token_ids(build) -> None:
     discriminator = build()
     sequences = discriminator.collate(FAKE)
     torch.testing.assert_close(
@@ -67,7 +67,7 @@ def test_embeddings_given_as_they_are_change_nothing(build) -> None:
     )
 
 
-def test_frozen_layers_stay_and_the_others_learn(build, tmp_path: Path) -> None:
+def test_frozen_layers_are_fixed_and_the_others_train(build, tmp_path: Path) -> None:
     discriminator = build("discriminator.frozen_layers=2", "discriminator.weight_decay=0.1")
     before = state_of(discriminator)
     discriminator.update(REAL, FAKE, CONTRAST)
@@ -83,19 +83,19 @@ def test_frozen_layers_stay_and_the_others_learn(build, tmp_path: Path) -> None:
     assert equal(state_of(discriminator), state_of(again))
 
 
-def test_below_the_frozen_layers_no_gradient_is_kept(build) -> None:
+def test_frozen_layers_keep_no_activations_for_backward(build) -> None:
     discriminator = build("discriminator.frozen_layers=2")
     kept: list[bool] = []
     for block in blocks_of(discriminator.model.network):
         block.register_forward_pre_hook(lambda block, inputs: kept.append(inputs[0].requires_grad))
     discriminator.update(REAL, FAKE)
-    assert kept == [False, False, False, True]  # what each block reads
+    assert kept == [False, False, False, True]  # inputs of each block
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])
 @pytest.mark.parametrize("budget", ["learner.micro_batch_size=3", "learner.micro_batch_tokens=14"])
-def test_micro_batches_of_like_length_do_not_change_the_gradient(build, loss: str, budget: str) -> None:
-    """Not the weights: the first step of Adam divides each gradient by its size, that of rounding too."""
+def test_grouping_by_length_does_not_change_the_gradient(build, loss: str, budget: str) -> None:
+    """Compares gradients, not weights: Adam's first step normalises each gradient, rounding errors included."""
 
     def of_update(*words: str):
         discriminator = build(f"discriminator.loss={loss}", *words)
@@ -107,8 +107,8 @@ def test_micro_batches_of_like_length_do_not_change_the_gradient(build, loss: st
     assert float(torch.dist(parts, whole) / whole.norm()) < 1e-5
 
 
-def test_an_update_reads_little_padding(build) -> None:
-    """Responses of 2, 3, 4 and 5 tokens behind prompts of 2, six of each: one length a pass, where 5 would pad all."""
+def test_an_update_has_little_padding(build) -> None:
+    """Six responses each of 2, 3, 4 and 5 tokens, prompts of 2: one length per pass instead of padding all to 5."""
     discriminator = build("learner.micro_batch_size=6")
     read: list[tuple[int, ...]] = []
     discriminator.model.network.base_model.register_forward_pre_hook(
@@ -118,9 +118,9 @@ def test_an_update_reads_little_padding(build) -> None:
     assert read == [(6, 7), (6, 6), (6, 5), (6, 4)]
 
 
-def test_more_frozen_layers_than_there_are(build) -> None:
+def test_too_many_frozen_layers_raise(build) -> None:
     build("discriminator.frozen_layers=4")
-    with pytest.raises(UserError, match=r"discriminator\.frozen_layers=5, but the model has 4: freeze at most"):
+    with pytest.raises(UserError, match=r"discriminator\.frozen_layers=5, but the model has 4: set at most 4"):
         build("discriminator.frozen_layers=5")
 
 
@@ -141,7 +141,7 @@ def test_the_blocks_of_another_architecture_are_found() -> None:
     assert not network.model.embed_tokens.weight.requires_grad and network.score.weight.requires_grad
 
 
-def test_past_rollouts_are_learned_from_again_and_kept_in_the_checkpoint(build, tmp_path: Path) -> None:
+def test_replayed_rollouts_are_trained_on_and_checkpointed(build, tmp_path: Path) -> None:
     settings = ["discriminator.replay_share=0.5", "discriminator.replay_size=12"]
     discriminator, plain = build(*settings), build()
     for version in range(3):
@@ -160,7 +160,7 @@ def test_past_rollouts_are_learned_from_again_and_kept_in_the_checkpoint(build, 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("matched", ["false", "true"])
-def test_demonstrations_are_scored_with_rollouts_as_by_themselves(build, matched: str, pooling: str) -> None:
+def test_scores_do_not_depend_on_the_rest_of_the_batch(build, matched: str, pooling: str) -> None:
     """Eight sequences, in passes of three."""
     overrides = ["learner.micro_batch_size=1", f"discriminator.match_lengths={matched}"]
     discriminator = build(*overrides, f"discriminator.pooling={pooling}", "generator.reinforce.credit=sequence")
@@ -175,8 +175,8 @@ def test_demonstrations_are_scored_with_rollouts_as_by_themselves(build, matched
     assert len(set(found)) == 3
 
 
-def test_matched_lengths_leave_a_difference_of_length_unlearned(build) -> None:
-    """Answers of one token repeated, real ones short and ended, fake ones long: nothing else tells them apart."""
+def test_matched_lengths_hide_length_differences(build) -> None:
+    """Real and fake repeat the same token; they differ only in length and in the real ones' end of text."""
     prompt = np.array([3, 4], np.int32)
     real = [Demonstration(prompt, np.array([7] * (1 + row % 3) + [0], np.int32)) for row in range(8)]
     fake = [

@@ -20,7 +20,7 @@ from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.training.optimizer import build_optimizer, load_optimizer, save_optimizer, schedule_factor
 from rlgaf_ray.training.reinforce import Reinforce
-from rlgaf_ray.training.warmup import Progress, Worker, warm_up_generator
+from rlgaf_ray.training.warmup import WarmupProgress, Worker, warm_up_generator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, SequenceBatch, TextBlocks, TrainBatch
 
 VOCABULARY = 64
@@ -28,7 +28,7 @@ VOCABULARY = 64
 
 def config(*overrides: str) -> Config:
     small = ["rollout.batch_size=8", "rollout.samples_per_prompt=4", "learner.precision=float32"]
-    tiny = ["discriminator.frozen_layers=2", "generator.learning_rate=1e-4"]  # of four blocks
+    tiny = ["discriminator.frozen_layers=2", "generator.learning_rate=1e-4"]  # out of four blocks
     return load_config(None, [*small, *tiny, *overrides])
 
 
@@ -52,7 +52,7 @@ def logits(items: list[ScoredRollout]) -> list[float]:
 
 
 def scored(rewards: list[float]) -> list[ScoredRollout]:
-    """All of a reward is what the last token adds."""
+    """Scored rollouts whose full score is on the last token."""
     return [
         ScoredRollout(rollout, reward, 0, reward, np.eye(len(rollout.response_ids), dtype=np.float32)[-1] * reward)
         for rollout, reward in zip(rollouts(), rewards, strict=True)
@@ -80,7 +80,7 @@ def test_micro_batches_do_not_change_the_update(folder: Path, algorithm: str, av
         assert loss == pytest.approx(losses[0], abs=1e-5)
 
 
-def test_weights_in_parts_are_the_weights(folder: Path) -> None:
+def test_chunks_add_up_to_the_weights(folder: Path) -> None:
     learner = Learner(folder, config("weights.bucket_mib=1"), pad_token_id=0)
     whole = learner.weights(3)
     parts = [learner.weights_part(3, part) for part in range(learner.num_parts())]
@@ -91,7 +91,7 @@ def test_weights_in_parts_are_the_weights(folder: Path) -> None:
         names += part.arrays
         assert (part.policy_version, part.part, part.is_last) == (3, index, index == len(parts) - 1)
         for name, array in part.arrays.items():
-            assert array.ctypes.data == whole.arrays[name].ctypes.data  # of one process nothing is copied
+            assert array.ctypes.data == whole.arrays[name].ctypes.data  # a single process does not copy
     assert sorted(names) == sorted(whole.arrays)
 
 
@@ -103,7 +103,7 @@ def test_chunked_logprobs_need_a_plain_output_layer(tmp_path: Path) -> None:
         Learner(tmp_path, config("learner.activation_checkpointing=true"), pad_token_id=0)
 
 
-def test_a_rewarded_response_becomes_likelier(folder: Path) -> None:
+def test_a_rewarded_response_gains_likelihood(folder: Path) -> None:
     overrides = ["generator.learning_rate=1e-3", "generator.reinforce.kl.coefficient=0"]
     learner = Learner(folder, config(*overrides), pad_token_id=0)
     items = scored([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
@@ -117,7 +117,7 @@ def test_a_rewarded_response_becomes_likelier(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
-def test_rewards_that_are_not_finite_leave_the_weights(folder: Path, algorithm: str) -> None:
+def test_non_finite_rewards_leave_the_weights_unchanged(folder: Path, algorithm: str) -> None:
     learner = Learner(folder, config(f"generator.algorithm={algorithm}"), pad_token_id=0)
     before = {name: value.copy() for name, value in learner.weights(0).arrays.items()}
     metrics = learner.update(scored([float("nan")] + [0.0] * 7), iteration=0)
@@ -126,9 +126,7 @@ def test_rewards_that_are_not_finite_leave_the_weights(folder: Path, algorithm: 
 
 
 @pytest.mark.parametrize(("algorithm", "steps"), [("reinforce", 1), ("ppo", 6)])
-def test_steps_of_gradients_that_are_not_finite_are_skipped_and_counted(
-    folder: Path, algorithm: str, steps: int
-) -> None:
+def test_steps_with_non_finite_gradients_are_skipped_and_counted(folder: Path, algorithm: str, steps: int) -> None:
     overrides = ["generator.ppo.epochs=3", "generator.ppo.minibatches=2", "generator.ppo.critic_warmup_iterations=0"]
     learner = Learner(folder, config(f"generator.algorithm={algorithm}", *overrides), pad_token_id=0)
     rewards = scored([1.0, 0, 0, 0, 0, 0, 0, 1.0])
@@ -151,7 +149,7 @@ def moments_of(learner: Learner) -> list[dict[str, torch.Tensor]]:
     return list(learner.policy.optimizer.state.values())
 
 
-def test_a_discriminators_step_of_a_gradient_that_is_not_finite_is_skipped_and_counted(folder: Path) -> None:
+def test_a_discriminator_step_with_a_non_finite_gradient_is_skipped_and_counted(folder: Path) -> None:
     discriminator = NeuralDiscriminator(folder, config("discriminator.frozen_layers=0"), pad_token_id=0)
     real = [Demonstration(item.prompt_ids, item.response_ids) for item in rollouts(seed=1)]
     assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 0
@@ -163,7 +161,7 @@ def test_a_discriminators_step_of_a_gradient_that_is_not_finite_is_skipped_and_c
     assert discriminator.update(real, rollouts())["discriminator/skipped_steps"] == 0
 
 
-def test_the_critic_learns_alone_at_first(folder: Path) -> None:
+def test_only_the_critic_trains_at_first(folder: Path) -> None:
     learner = Learner(
         folder, config("generator.algorithm=ppo", "generator.ppo.critic_warmup_iterations=1"), pad_token_id=0
     )
@@ -175,7 +173,7 @@ def test_the_critic_learns_alone_at_first(folder: Path) -> None:
     assert not np.array_equal(before, learner.weights(0).arrays["transformer.wpe.weight"])
 
 
-def test_the_discriminator_learns_to_tell_and_scores_before_and_after_differ(folder: Path) -> None:
+def test_the_discriminator_learns_and_its_scores_change(folder: Path) -> None:
     settings = config("discriminator.learning_rate=1e-3", "discriminator.contrast_weight=1.3")
     discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
@@ -199,7 +197,7 @@ def test_schedules() -> None:
     assert factors("linear", warmup=2) == [0.5, 1, 1, 0.5, 0]
 
 
-def test_optimizer_state_survives_without_pickle(tmp_path: Path) -> None:
+def test_optimizer_state_round_trips_without_pickle(tmp_path: Path) -> None:
     def network() -> torch.nn.Linear:
         torch.manual_seed(0)
         return torch.nn.Linear(3, 2)
@@ -227,12 +225,12 @@ def test_optimizer_state_survives_without_pickle(tmp_path: Path) -> None:
 def test_a_resumed_warmup_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     token_ids = generator.integers(0, VOCABULARY, (40, 16)).astype(np.int32)
-    ends = generator.integers(4, 16, (40, 1))  # what lies beyond is padding
+    ends = generator.integers(4, 16, (40, 1))  # the rest is padding
     blocks = TextBlocks(token_ids, (np.arange(16) > 0) & (np.arange(16) < ends))
     settings = config("warmup.generator.steps=12", "warmup.generator.batch_size=4").warmup.generator
     saved = tmp_path / "checkpoint"
     saved.mkdir()
-    seen: list[Progress] = []
+    seen: list[WarmupProgress] = []
 
     def run(resume: bool) -> torch.Tensor:
         model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1)
@@ -248,7 +246,7 @@ def test_a_resumed_warmup_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     assert seen[0].step == 10 and seen[1].step == 12 and seen[-1].step == 12
 
 
-def test_the_warmup_reads_nothing_beyond_what_it_learns() -> None:
+def test_the_warmup_ignores_padding() -> None:
     settings = config("warmup.generator.steps=3", "warmup.generator.batch_size=4").warmup.generator
     token_ids = np.random.default_rng(0).integers(0, VOCABULARY, (4, 16)).astype(np.int32)
     learned = np.zeros((4, 16), bool)
@@ -273,7 +271,7 @@ def test_the_warmup_reads_nothing_beyond_what_it_learns() -> None:
 
 
 def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
-    """From its folder; it learns, scores without dropout, and comes back from its own folder."""
+    """Loads from a folder, trains, scores without dropout, and reloads from its own export."""
     build_cnn(vocab_size=VOCABULARY, pad_token_id=0, seed=1, window_sizes=(1, 2), num_filters=(8, 8)).export(tmp_path)
     cnn = ["discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}", "generator.reinforce.credit=sequence"]
     discriminator = NeuralDiscriminator(tmp_path, config(*cnn, "discriminator.learning_rate=1e-2"), pad_token_id=0)
@@ -292,7 +290,7 @@ def test_the_discriminator_takes_seqgans_cnn(tmp_path: Path) -> None:
 
 
 def test_the_learner_trains_an_lstm(tmp_path: Path) -> None:
-    """What is rewarded becomes likelier, through the same update as any other model's."""
+    """Rewarded responses gain likelihood through the same update as for any other model."""
     build_lstm(vocab_size=VOCABULARY, end_of_text_id=0, seed=1).save_pretrained(tmp_path)
     learner = Learner(tmp_path, config("generator.learning_rate=1e-2"), pad_token_id=0)
     rewarded = [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
@@ -309,7 +307,7 @@ def test_the_learner_trains_an_lstm(tmp_path: Path) -> None:
     assert gains[[0, 5]].min() > gains[[1, 2, 3, 4, 6, 7]].max()
 
 
-def test_the_rollout_policy_follows_the_policy_and_comes_back(tmp_path: Path) -> None:
+def test_the_rollout_policy_follows_the_policy_and_is_restored(tmp_path: Path) -> None:
     build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=1).save_pretrained(tmp_path / "model")
     settings = config("generator.algorithm=seqgan", "generator.seqgan.rollout_policy_rate=0.75")
     learner = Learner(tmp_path / "model", settings, pad_token_id=0)
@@ -326,8 +324,8 @@ def test_the_rollout_policy_follows_the_policy_and_comes_back(tmp_path: Path) ->
     np.testing.assert_array_equal(again.weights(1).arrays[name], moved)
 
 
-def test_exact_kl_is_measured_over_the_vocabulary_and_holds_the_policy(folder: Path) -> None:
-    """Rewards that ask for one thing again and again: a heavy KL as a loss keeps the policy near its start."""
+def test_exact_kl_covers_the_vocabulary_and_constrains_the_policy(folder: Path) -> None:
+    """With the same rewards in every update, a large KL loss keeps the policy near its start."""
 
     def kl(coefficient: float) -> list[float]:
         learner = Learner(
@@ -347,8 +345,8 @@ def test_exact_kl_is_measured_over_the_vocabulary_and_holds_the_policy(folder: P
     assert min(free) > -1e-6 and free[-1] > 5 * held[-1] > 0
 
 
-def test_credit_of_tokens_takes_what_came_before_off_the_return(folder: Path) -> None:
-    """Two answers of two tokens that add (3, 1) and (1, 1): returns 4, 2 become (4, 1) and (2, 1), each the other's
+def test_token_credit_subtracts_past_scores_from_the_return(folder: Path) -> None:
+    """Two responses with token scores (3, 1) and (1, 1): returns 4, 2 become (4, 1) and (2, 1), each the other's
     baseline."""
     algorithm = Reinforce(
         config(
@@ -369,8 +367,8 @@ def test_credit_of_tokens_takes_what_came_before_off_the_return(folder: Path) ->
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "seqgan", "gumbel"])
-def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, algorithm: str) -> None:
-    """The factor is of the config's rate, not of the last; a saved learner without moments comes back."""
+def test_a_learner_can_be_adjusted_during_training(folder: Path, tmp_path: Path, algorithm: str) -> None:
+    """The factor applies to the configured rate, not the last one; a learner without moments can be restored."""
     overrides = [f"generator.algorithm={algorithm}", "generator.learning_rate_schedule=constant"]
     settings = config(*overrides, "generator.ppo.critic_warmup_iterations=0", "task.response_tokens=4")
     learner = Learner(folder, settings, pad_token_id=0)
@@ -401,7 +399,7 @@ def test_a_learner_is_adjusted_while_it_learns(folder: Path, tmp_path: Path, alg
     assert (ours["generator/learning_rate"], ours["generator/kl_coefficient"]) == (1e-4, 0.3)
 
 
-def test_a_discriminator_is_adjusted_while_it_learns(folder: Path) -> None:
+def test_a_discriminator_can_be_adjusted_during_training(folder: Path) -> None:
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
     discriminator = NeuralDiscriminator(folder, config("discriminator.learning_rate=1e-3"), pad_token_id=0)
     discriminator.update(real, rollouts())
@@ -415,8 +413,8 @@ def test_a_discriminator_is_adjusted_while_it_learns(folder: Path) -> None:
     assert step == pytest.approx(5e-4, rel=1e-3)
 
 
-def test_demonstrations_are_learned_beside_the_reward(folder: Path) -> None:
-    """With rewards all equal and no KL, the step is one of maximum likelihood on the demonstrations, scaled."""
+def test_the_demonstration_loss_is_added_to_the_reward_objective(folder: Path) -> None:
+    """With equal rewards and no KL, the step is a scaled maximum likelihood step on the demonstrations."""
     quiet = ["generator.reinforce.kl.coefficient=0", "generator.reinforce.demonstration_coefficient=0.5"]
     learner = Learner(folder, config(*quiet, "generator.max_grad_norm=1e9"), pad_token_id=0)
     demonstrations = [

@@ -1,6 +1,6 @@
-"""REINFORCE's estimator at ragged lengths against exact enumeration: its expectation is the policy gradient.
+"""REINFORCE with responses of varying length against exact enumeration: its expectation is the policy gradient.
 
-Responses over two tokens and an end of text, cut after three: fifteen of one to three tokens. Losses are averaged by
+Responses over two tokens and an end of text, truncated at three: fifteen of one to three tokens. Losses use
 ``sequence_sum``, the average of RLGAF's eq. 2.
 """
 
@@ -29,7 +29,7 @@ MASK = torch.tensor([[position < len(item) for position in range(LENGTH)] for it
 
 
 def table(seed: int) -> torch.Tensor:
-    """A number for each token in each context."""
+    """Random values for each token in each context."""
     return torch.randn(7, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -42,7 +42,7 @@ def of_tokens(values: torch.Tensor) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-# With an end of text that the discriminator reads, or does not read and scores nothing; alone it is always read.
+# The discriminator reads the end of text, or ignores it (score 0); as the only token it is always read.
 NUM_READ = {
     "read": torch.tensor([len(item) for item in SEQUENCES]),
     "unread": torch.tensor([len(item) - (item[-1] == END and len(item) > 1) for item in SEQUENCES]),
@@ -50,8 +50,8 @@ NUM_READ = {
 
 
 def token_scores(num_read: torch.Tensor) -> torch.Tensor:
-    """The parts of a score that is a mean over the tokens that are read: [15, 3]."""
-    scores = of_tokens(3.0 + table(1))  # not centred: without a baseline most of a return is noise
+    """Token contributions to a score that averages over the tokens read: [15, 3]."""
+    scores = of_tokens(3.0 + table(1))  # not centred, so returns without a baseline are mostly noise
     return (scores / num_read[:, None]) * (torch.arange(LENGTH) < num_read[:, None])
 
 
@@ -63,9 +63,9 @@ def gradients(
     average: LossAverage = "sequence_sum",
     rewards: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The estimate's expectation over all batches, and the gradient of the expected reward.
+    """Return the estimate's expectation over all batches and the gradient of the expected reward.
 
-    ``parts``: what is known of the tokens' parts of the rewards [15], which are by default their sums.
+    ``parts``: token contributions to the score [15, 3]; by default the rewards [15] are their sums.
     """
     settings = load_config(None, ["generator.reinforce.advantage_scale=none", *overrides]).generator.reinforce
     algorithm = Reinforce(settings)
@@ -96,7 +96,7 @@ def gradients(
 
 
 def bias(*arguments: Any, rewards: torch.Tensor | None = None) -> float:
-    """The norm of the expected gradient's error, over that of the gradient."""
+    """Return the norm of the bias relative to the norm of the gradient."""
     expected, exact = gradients(*arguments, rewards=rewards)
     return float((expected - exact).norm() / exact.norm())
 
@@ -110,13 +110,13 @@ def test_position_mean(num_rollouts: int) -> None:
 
 @pytest.mark.parametrize("ends", ["read", "unread"])
 @pytest.mark.parametrize("baseline", ["position_mean", "none"])
-def test_credit_of_tokens(baseline: str, ends: str) -> None:
+def test_token_credit(baseline: str, ends: str) -> None:
     num_read = NUM_READ[ends]
     settings = f"generator.reinforce.baseline={baseline}"
     assert bias(2, token_scores(num_read), num_read, settings) < 1e-6
 
 
-def test_credit_of_tokens_with_both_left_out_of_three() -> None:
+def test_token_credit_with_both_left_out_of_three() -> None:
     num_read = NUM_READ["unread"]
     assert bias(3, token_scores(num_read), num_read) < 1e-6
 
@@ -128,35 +128,35 @@ WHOLE_REWARDS = 5.0 * torch.rand(len(SEQUENCES), generator=torch.Generator().man
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("ends", ["read", "unread"])
 @pytest.mark.parametrize("baseline", ["position_mean", "none"])
-def test_credit_of_tokens_with_a_reward_of_whole_responses(baseline: str, ends: str, weight: float) -> None:
-    """The discriminator's reward by its weight, a function's at the last token."""
+def test_token_credit_with_sequence_level_rewards(baseline: str, ends: str, weight: float) -> None:
+    """The discriminator's weighted reward per token, and a function's reward at the last token."""
     num_read = NUM_READ[ends]
     parts = weight * token_scores(num_read)
     settings = f"generator.reinforce.baseline={baseline}"
     assert bias(2, parts, num_read, settings, rewards=parts.sum(1) + WHOLE_REWARDS) < 1e-6
 
 
-def test_a_reward_of_whole_responses_at_an_earlier_token_is_biased() -> None:
+def test_a_sequence_level_reward_at_an_earlier_token_is_biased() -> None:
     parts = token_scores(NUM_READ["read"])
     early = parts + torch.nn.functional.pad(WHOLE_REWARDS[:, None], (0, LENGTH - 1))
     assert bias(2, early, NUM_READ["read"], rewards=parts.sum(1) + WHOLE_REWARDS) > 0.01
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "position_mean"])
-def test_whole_returns(baseline: str) -> None:
+def test_full_returns(baseline: str) -> None:
     settings = [
         f"generator.reinforce.{key}" for key in ("credit=sequence", f"baseline={baseline}", "reward_to_go=false")
     ]
     assert bias(2, token_scores(NUM_READ["read"]), None, *settings) < 1e-6
 
 
-def test_lengths_of_tokens_that_were_not_read_are_biased() -> None:
-    """The equalities above could fail: a response's own length tells whether it is about to end."""
+def test_dividing_by_the_own_length_is_biased() -> None:
+    """Shows that the tests above can fail: a response's own length reveals whether it is about to end."""
     assert bias(2, token_scores(NUM_READ["unread"]), NUM_READ["read"]) > 0.01
 
 
 @pytest.mark.parametrize("average", ["token", "sequence"])
-def test_other_averages_tilt_the_gradient(average: LossAverage) -> None:
-    """As their docstring says; a factor alone would be the learning rate's."""
+def test_other_averages_bias_the_gradient(average: LossAverage) -> None:
+    """As stated in their docstring; a constant factor would only change the learning rate."""
     found, exact = gradients(3, token_scores(NUM_READ["read"]), None, average=average)
     assert 0.9 < float(torch.nn.functional.cosine_similarity(found.flatten(), exact.flatten(), dim=0)) < 0.999

@@ -27,7 +27,7 @@ def config(*overrides: str) -> Config:
 
 
 def scored(rewards: list[float], length: int | None = None) -> list[ScoredRollout]:
-    """Responses of one to four tokens that no policy sampled; all of a reward is what the last token adds."""
+    """Responses of one to four tokens not sampled from the policy, with the full score on the last token."""
     generator = np.random.default_rng(0)
     lengths = [length or 1 + row % 4 for row in range(len(rewards))]
     return [
@@ -50,22 +50,20 @@ def scored(rewards: list[float], length: int | None = None) -> list[ScoredRollou
 
 
 @pytest.mark.parametrize("algorithm", ["reinforce", "ppo"])
-def test_a_batch_of_one_token_is_sound(folder: Path, algorithm: str) -> None:
-    """Deviations of one number are zero; NaN would make the guard stop the run."""
+def test_a_batch_of_one_token_is_finite(folder: Path, algorithm: str) -> None:
+    """The deviation of a single value is zero; a NaN would make the guard stop the run."""
     one = ["rollout.batch_size=1", "rollout.samples_per_prompt=1", f"generator.algorithm={algorithm}"]
     plain = "generator.reinforce={baseline: none, advantage_scale: none}"
     learner = Learner(folder, config(*one, plain, "generator.ppo.minibatches=1"), pad_token_id=0)
     metrics = learner.update(scored([0.7], length=1), iteration=9)
     assert not broken(metrics) and metrics["reward/deviation"] == metrics["generator/advantage_deviation"] == 0
-    assert metrics["generator/grad_norm"] > 0 or algorithm == "ppo"  # whose reward is in units of its deviation
+    assert metrics["generator/grad_norm"] > 0 or algorithm == "ppo"  # PPO whitens the single reward to zero
 
 
 @pytest.mark.parametrize("estimator", ["exact", "k3"])
 @pytest.mark.parametrize("steps", [[], [*CLIPPED, "generator.reinforce.minibatches=2"]])
-def test_entropy_and_kl_add_up_to_the_likelihood_under_the_reference(
-    folder: Path, estimator: str, steps: list[str]
-) -> None:
-    """On tokens that the policy did not sample too, as in an asynchronous run."""
+def test_entropy_and_kl_add_up_to_the_nll_under_the_reference(folder: Path, estimator: str, steps: list[str]) -> None:
+    """Also on tokens sampled by another policy, as in an asynchronous run."""
     nothing_masked = "rollout.stop_at_end_of_text=true"
     estimated = f"generator.reinforce.kl.estimator={estimator}"
     learner = Learner(folder, config(estimated, nothing_masked, *steps), pad_token_id=0)
@@ -85,7 +83,7 @@ def test_entropy_and_kl_add_up_to_the_likelihood_under_the_reference(
 
 
 def test_one_clipped_step_is_reinforce(folder: Path) -> None:
-    """The ratio is one, and no pass is spent on the log-probs that it would be taken from."""
+    """The ratio is one, so no forward pass is spent on the old log-probs."""
     norms = [
         Learner(folder, config(*settings), pad_token_id=0).update(scored(REWARDS), iteration=0)["generator/grad_norm"]
         for settings in ([SEQUENCE], CLIPPED)
@@ -94,7 +92,7 @@ def test_one_clipped_step_is_reinforce(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
-def test_several_steps_move_from_the_old_policy_until_the_clip_binds(folder: Path, ratio: str) -> None:
+def test_several_steps_leave_the_old_policy_until_clipped(folder: Path, ratio: str) -> None:
     steps = ["epochs=6", "minibatches=3", f"ratio={ratio}", "kl.coefficient=0", "clip_range_high=0.3"]
     settings = [*CLIPPED, *(f"generator.reinforce.{key}" for key in steps), "generator.learning_rate=3e-3"]
     learner = Learner(folder, config(*settings, "generator.max_grad_norm=1e9"), pad_token_id=0)
@@ -108,15 +106,15 @@ def test_several_steps_move_from_the_old_policy_until_the_clip_binds(folder: Pat
     assert again.update(scored(REWARDS), iteration=1) != metrics
 
 
-def test_the_kl_coefficient_waits_for_the_policy(folder: Path) -> None:
-    """PPO: it has no effect while only the critic learns."""
+def test_the_kl_coefficient_is_fixed_during_critic_warmup(folder: Path) -> None:
+    """It has no effect while only PPO's critic trains."""
     adaptive = "generator.ppo={critic_warmup_iterations: 2, kl: {coefficient: 0.1, target: 0.05, horizon: 40}}"
     learner = Learner(folder, config("generator.algorithm=ppo", adaptive), pad_token_id=0)
     used = [learner.update(scored(REWARDS), iteration=step)["generator/kl_coefficient"] for step in range(4)]
     assert used[:3] == [0.1, 0.1, 0.1] and used[3] == pytest.approx(0.1 * (1 - 0.2 * 8 / 40))
 
 
-def test_the_critics_rate_has_a_schedule_and_is_lowered_by_a_roll_back(folder: Path) -> None:
+def test_the_critics_learning_rate_follows_schedule_and_rollback(folder: Path) -> None:
     schedule = ["run.iterations=4", "generator.ppo.value_learning_rate_schedule=linear"]
     learner = Learner(folder, config("generator.algorithm=ppo", *schedule), pad_token_id=0)
 
@@ -127,11 +125,11 @@ def test_the_critics_rate_has_a_schedule_and_is_lowered_by_a_roll_back(folder: P
     assert learner.algorithm.networks()["critic"].optimizer.param_groups[0]["lr"] == pytest.approx(2.5e-5)
     learner.adjust(learning_rate_factor=0.5)
     assert rate(2) == pytest.approx(2.5e-5)
-    learner.adjust(learning_rate_factor=0.25)  # of the config's rate, not of the last
+    learner.adjust(learning_rate_factor=0.25)  # applies to the configured rate, not the last one
     assert rate(0) == pytest.approx(2.5e-5)
 
 
-def test_the_discriminators_rate_has_a_schedule_over_its_updates(folder: Path, tmp_path: Path) -> None:
+def test_the_discriminators_learning_rate_schedule_counts_its_updates(folder: Path, tmp_path: Path) -> None:
     """Ten iterations at 0.4 updates each are four updates."""
     settings = config(
         "run.iterations=10",
@@ -152,8 +150,8 @@ def test_the_discriminators_rate_has_a_schedule_over_its_updates(folder: Path, t
     assert again.update(real, fake)["discriminator/learning_rate"] == pytest.approx(1.25e-4)
 
 
-def test_the_learner_knows_what_the_discriminator_did_not_read(folder: Path) -> None:
-    """The end of text (0) at the end of a response; alone it is read."""
+def test_the_learner_knows_the_tokens_outside_the_view(folder: Path) -> None:
+    """A final end of text (0) is not read, unless it is the only token."""
     ends = [[5, 0], [0], [5, 6], [0, 5, 0]]
     items = [
         ScoredRollout(
@@ -171,12 +169,12 @@ def test_the_learner_knows_what_the_discriminator_did_not_read(folder: Path) -> 
         assert batch.num_read.tolist() == expected  # type: ignore[union-attr]
         discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
         rows = discriminator.score([item.rollout for item in items])
-        # The score is the mean over what was read: the parts of the others are zero.
+        # The score is the mean over the tokens read; the others contribute zero.
         assert [int(np.count_nonzero(row.token_scores)) for row in rows] == expected  # type: ignore[arg-type]
 
 
 def test_an_unread_end_of_text_does_not_enter_the_baseline(folder: Path) -> None:
-    """Two responses that begin with a token scored 1: one ends, the other scores 1 again. Their means are equal."""
+    """Both responses start with a token of score 1: one ends, the other scores 1 again. Their means are equal."""
     parts = {(5, 0): [1.0, 0.0], (5, 6): [0.5, 0.5]}
     items = [
         ScoredRollout(
@@ -194,8 +192,8 @@ def test_an_unread_end_of_text_does_not_enter_the_baseline(folder: Path) -> None
     assert learner.update(items, iteration=0)["generator/advantage_deviation"] == 0
 
 
-def test_an_average_over_responses_does_not_count_empty_ones(folder: Path) -> None:
-    """However they are put into passes: an engine gives none, and one would shrink its pass."""
+def test_an_average_over_responses_ignores_empty_ones(folder: Path) -> None:
+    """For any micro-batching. Engines return no empty responses; one would lower the average of its micro-batch."""
     norms = []
     items = scored(REWARDS)
     empty = Rollout(0, np.array([3, 4], np.int32), np.zeros(0, np.int32), np.zeros(0, np.float32), "stop", 0)

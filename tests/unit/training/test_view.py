@@ -1,4 +1,4 @@
-"""What the discriminator reads of a response (``discriminator.view``), in scoring and in training alike."""
+"""The discriminator's view of a response (``discriminator.view``) in scoring and training."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ RAGGED = [rollout([3, 4], [5, 6, 7, END]), rollout([9], [8]), rollout([3], [5, E
     ids=["last_tokens", "without_end", "last_tokens-matched"],
 )
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_a_score_is_of_the_tokens_that_are_read(build, folder: Path, view: list[str], spans, pooling: str) -> None:
-    """The others' parts are zero; the prompt is read. In passes of two."""
+def test_a_score_covers_the_tokens_in_the_view(build, folder: Path, view: list[str], spans, pooling: str) -> None:
+    """Other tokens contribute zero; the prompt is always read. Micro-batches of two."""
     settings = [*view, f"discriminator.pooling={pooling}", "learner.micro_batch_size=2"]
     discriminator = build(*settings)
     scored = discriminator.score(RAGGED)
@@ -80,8 +80,8 @@ def test_a_score_is_of_the_tokens_that_are_read(build, folder: Path, view: list[
         (WITHOUT_END, [[5, 6, END], [5, 6]], [5, 6, 9]),
     ],
 )
-def test_an_update_learns_from_the_tokens_that_are_read(build, view: str, alike: list[list[int]], other) -> None:
-    """Responses that differ in unread tokens alone teach the same, to the bit; others do not."""
+def test_an_update_depends_on_the_tokens_in_the_view_only(build, view: str, alike: list[list[int]], other) -> None:
+    """Responses that differ only in unread tokens give bit-identical updates; others do not."""
     contrast = [demonstration(response) for response in ([7, 7, 8, END], [7, 8])]
 
     def update(real: list[int], fake: list[int]) -> tuple[dict[str, float], torch.Tensor]:
@@ -98,7 +98,7 @@ def test_an_update_learns_from_the_tokens_that_are_read(build, view: str, alike:
 
 
 def test_matched_last_tokens_are_the_last_of_both(build) -> None:
-    """Three tokens are read at most, and real text has two: the rollout's last two teach, whatever stands before."""
+    """At most three tokens are read and real text has two, so only the rollout's last two matter."""
     settings = ["discriminator={view: last_tokens, view_tokens: 3, match_lengths: true, contrast_weight: 0}"]
     found = [
         build(*settings).update([demonstration([5, 6, END])], [rollout([3, 4], fake)])
@@ -108,8 +108,8 @@ def test_matched_last_tokens_are_the_last_of_both(build) -> None:
     assert found[0]["discriminator/response_tokens"] == 2
 
 
-def test_credit_goes_to_the_tokens_that_are_read(folder: Path) -> None:
-    """Two answers of three tokens, the last two read, which add (3, 1) and (1, 1): returns 4, 4, 1 and 2, 2, 1."""
+def test_token_credit_goes_to_the_tokens_in_the_view(folder: Path) -> None:
+    """Two responses of three tokens, the last two read, with scores (3, 1) and (1, 1): returns 4, 4, 1 and 2, 2, 1."""
     items = [
         ScoredRollout(rollout([3], [5, 6, 7]), sum(parts), 0, sum(parts), np.array(parts, np.float32))
         for parts in ([0.0, 3.0, 1.0], [0.0, 1.0, 1.0])
@@ -117,5 +117,5 @@ def test_credit_goes_to_the_tokens_that_are_read(folder: Path) -> None:
     sizes = ["rollout.batch_size=2", "rollout.samples_per_prompt=2", "generator.reinforce.advantage_scale=none"]
     settings = load_config(None, ["learner.precision=float32", LAST_TWO, *sizes])
     metrics = Learner(folder, settings, pad_token_id=0).update(items, iteration=0)
-    # less the other's at each position: 2, 2, 0 and -2, -2, 0
+    # minus the other's at each position: 2, 2, 0 and -2, -2, 0
     assert metrics["generator/advantage_deviation"] == pytest.approx((16 / 6) ** 0.5)

@@ -1,4 +1,4 @@
-"""The way of new weights, by placement: what is possible, what is fastest, what is refused."""
+"""Choice of the weight transfer backend by placement: the fastest possible one, or an error."""
 
 from __future__ import annotations
 
@@ -15,69 +15,69 @@ PAIR = Site("b", ("GPU-4", "GPU-5"))
 @pytest.mark.parametrize(
     ("learners", "engines", "backend", "reason"),
     [
-        ([CPU], [CPU, CPU], "object_store", "learner or engines compute on CPU"),
-        ([CPU], [ONE], "object_store", "learner or engines compute on CPU"),
+        ([CPU], [CPU, CPU], "object_store", "learner or engines run on CPU"),
+        ([CPU], [ONE], "object_store", "learner or engines run on CPU"),
         ([ONE], [ONE], "ipc", "every engine shares its GPU with a learner"),
         ([ONE], [ONE, ONE], "ipc", "every engine shares its GPU with a learner"),
         ([ONE, TWO], [TWO, ONE], "ipc", "every engine shares its GPU with a learner"),
-        ([ONE], [TWO, THREE], "nccl", "learner and engines have GPUs of their own"),
-        ([ONE], [PAIR], "nccl", "learner and engines have GPUs of their own"),
-        # a second rank of the learner is no member of the broadcast
-        ([ONE, TWO], [TWO, THREE], "nccl", "learner and engines have GPUs of their own"),
+        ([ONE], [TWO, THREE], "nccl", "learner and engines are on separate GPUs"),
+        ([ONE], [PAIR], "nccl", "learner and engines are on separate GPUs"),
+        # the learner's rank 1 is not in the broadcast group
+        ([ONE, TWO], [TWO, THREE], "nccl", "learner and engines are on separate GPUs"),
         (
             [ONE],
             [ONE, TWO],
             "object_store",
-            "rollout worker 1 has a GPU that no learner is on; "
-            "the learner shares its GPU with a rollout worker, and NCCL takes one process a GPU",
+            "rollout worker 1 is on a GPU without a learner; "
+            "the learner shares its GPU with a rollout worker, and NCCL needs one process per GPU",
         ),
         (
             [ONE],
             [TWO, TWO],
             "object_store",
-            "rollout worker 0 has a GPU that no learner is on; "
-            "two rollout workers share a GPU, and NCCL takes one process a GPU",
+            "rollout worker 0 is on a GPU without a learner; "
+            "two rollout workers share a GPU, and NCCL needs one process per GPU",
         ),
     ],
 )
-def test_auto_takes_the_fastest_that_the_placement_allows(
+def test_auto_chooses_the_fastest_possible_backend(
     learners: list[Site], engines: list[Site], backend: str, reason: str
 ) -> None:
     choice = choose_transfer("auto", learners=learners, engines=engines, device_transfer=True, together=True)
     assert (choice.backend, choice.reason) == (backend, reason)
-    assert str(choice) == f"new weights reach the engines by {backend}: {reason}"
+    assert str(choice) == f"weight transfer over {backend}: {reason}"
 
 
-def test_an_engine_without_device_transfer_takes_weights_from_memory() -> None:
+def test_an_engine_without_device_transfer_uses_the_object_store() -> None:
     choice = choose_transfer("auto", learners=[ONE], engines=[ONE], device_transfer=False, together=True)
     assert choice.backend == "object_store"
-    assert choice.reason == "this rollout engine takes weights from memory only"
+    assert choice.reason == "this rollout engine receives weights through host memory only"
 
 
-def test_engines_that_take_weights_in_their_own_time_take_them_from_memory() -> None:
+def test_asynchronous_updates_use_the_object_store() -> None:
     choice = choose_transfer("auto", learners=[ONE], engines=[TWO], device_transfer=True, together=False)
     assert choice.backend == "object_store"
-    assert choice.reason == "each engine takes weights between requests of its own"
-    with pytest.raises(UserError, match=r"weights\.transfer=nccl is not possible here, each engine takes weights"):
+    assert choice.reason == "each engine updates its weights between its own requests"
+    with pytest.raises(UserError, match=r"weights\.transfer=nccl is not possible here, each engine updates"):
         choose_transfer("nccl", learners=[ONE], engines=[TWO], device_transfer=True, together=False)
 
 
-def test_what_is_asked_for_and_possible_is_taken() -> None:
+def test_a_possible_backend_is_used_as_configured() -> None:
     for asked, engine in (("object_store", TWO), ("nccl", TWO), ("ipc", ONE)):
         choice = choose_transfer(asked, learners=[ONE], engines=[engine], device_transfer=True, together=True)  # type: ignore[arg-type]
-        assert (choice.backend, choice.reason) == (asked, "weights.transfer asks for it")
+        assert (choice.backend, choice.reason) == (asked, "set by weights.transfer")
 
 
 @pytest.mark.parametrize(
     ("asked", "engine", "obstacle"),
     [
         ("nccl", ONE, "the learner shares its GPU with a rollout worker"),
-        ("ipc", TWO, "rollout worker 0 has a GPU that no learner is on"),
-        ("nccl", CPU, "compute on CPU"),
-        ("ipc", CPU, "compute on CPU"),
+        ("ipc", TWO, "rollout worker 0 is on a GPU without a learner"),
+        ("nccl", CPU, "run on CPU"),
+        ("ipc", CPU, "run on CPU"),
     ],
 )
-def test_what_is_asked_for_and_impossible_is_refused(asked, engine: Site, obstacle: str) -> None:
+def test_an_impossible_backend_raises(asked, engine: Site, obstacle: str) -> None:
     with pytest.raises(UserError, match=f"weights.transfer={asked} is not possible here.*{obstacle}.*=auto"):
         choose_transfer(asked, learners=[ONE], engines=[engine], device_transfer=True, together=True)
 

@@ -1,4 +1,4 @@
-"""Messages of pushes between GPUs. vLLM's control plane and its NCCL are mocks here: this machine may have no GPU."""
+"""Messages of GPU-to-GPU weight pushes, with mocks of vLLM's control plane and NCCL, so no GPU is needed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rlgaf_ray.types import WeightUpdate
 from rlgaf_ray.weights import ipc, nccl, receive
 from rlgaf_ray.weights.manifest import DeviceUpdate, announce
 from rlgaf_ray.weights.nccl import Rendezvous
-from rlgaf_ray.weights.state import Receipt, checksum, to_arrays
+from rlgaf_ray.weights.state import Receipt, to_arrays, update_checksum
 
 STATE = {"b.weight": torch.zeros(2, 3), "a.bias": torch.zeros(4, dtype=torch.bfloat16)}
 EXPECTED = {"a.bias": (4,), "b.weight": (2, 3)}
 
 
 class MockControl:
-    """Writes down what vLLM would be told."""
+    """Records the calls that vLLM would receive."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -41,31 +41,31 @@ class MockControl:
         return True
 
 
-def test_an_update_says_what_it_brings() -> None:
+def test_a_manifest_lists_entries_in_sending_order() -> None:
     update = announce(STATE, policy_version=7)
-    assert list(update.shapes.items()) == [("b.weight", (2, 3)), ("a.bias", (4,))]  # the order of sending
+    assert list(update.shapes.items()) == [("b.weight", (2, 3)), ("a.bias", (4,))]  # sending order
     assert update.dtypes == {"b.weight": "float32", "a.bias": "bfloat16"}
     assert update.num_bytes == 2 * 3 * 4 + 4 * 2
     assert receive.megabytes(update) == 32 / 1e6
 
 
-def test_one_checksum_for_every_backend() -> None:
+def test_all_backends_share_one_checksum() -> None:
     arrays: WeightUpdate = to_arrays(STATE, 7)
-    assert announce(STATE, 7).checksum == checksum(arrays)
-    assert announce(STATE, 8).checksum != checksum(arrays)
+    assert announce(STATE, 7).checksum == update_checksum(arrays)
+    assert announce(STATE, 8).checksum != update_checksum(arrays)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"policy_version": 8}, "the message of version 8 arrived changed"),
-        ({"shapes": {"b.weight": (3, 2), "a.bias": (4,)}}, "arrived changed"),
-        ({"dtypes": {"b.weight": "float16", "a.bias": "bfloat16"}}, "arrived changed"),
-        ({"shapes": {"b.weight": (2, 3)}}, "arrived changed"),
+        ({"policy_version": 8}, "the manifest of version 8 is corrupted"),
+        ({"shapes": {"b.weight": (3, 2), "a.bias": (4,)}}, "is corrupted"),
+        ({"dtypes": {"b.weight": "float16", "a.bias": "bfloat16"}}, "is corrupted"),
+        ({"shapes": {"b.weight": (2, 3)}}, "is corrupted"),
         ({"handles": {"b.weight": {}}}, "and their handles differ in 'a.bias'"),
     ],
 )
-def test_a_message_that_was_changed_on_its_way_is_refused(change: dict[str, Any], sentence: str) -> None:
+def test_a_corrupted_manifest_raises(change: dict[str, Any], sentence: str) -> None:
     update = dataclasses.replace(announce(STATE, 7), **change)
     with pytest.raises(ValueError, match=sentence):
         receive.check(update, Receipt(EXPECTED))
@@ -79,14 +79,14 @@ def test_a_message_that_was_changed_on_its_way_is_refused(change: dict[str, Any]
         (EXPECTED | {"b.weight": (3, 2)}, r"of shape \[2, 3\], but the engine's model has \[3, 2\]"),
     ],
 )
-def test_another_models_weights_are_refused_before_they_travel(expected, sentence: str) -> None:
+def test_weights_of_another_model_raise_before_the_transfer(expected, sentence: str) -> None:
     update = announce(STATE, 7)
     receive.check(update, Receipt(EXPECTED))
     with pytest.raises(ValueError, match=sentence):
         receive.check(update, Receipt(expected))
 
 
-def test_an_update_from_memory_may_come_in_parts() -> None:
+def test_an_object_store_update_may_have_several_chunks() -> None:
     control, receipt = MockControl(), Receipt(EXPECTED)
     for part, name in enumerate(STATE):
         update = to_arrays({name: STATE[name]}, 7, part=part, num_parts=2)
@@ -97,7 +97,7 @@ def test_an_update_from_memory_may_come_in_parts() -> None:
         receive.check(to_arrays({"a.bias": STATE["a.bias"]}, 8), receipt)
 
 
-def test_engines_of_a_broadcast_have_ranks_of_their_own() -> None:
+def test_engines_of_a_broadcast_have_distinct_ranks() -> None:
     rendezvous = Rendezvous("10.0.0.1", 4000, num_engines=3, gpus_per_engine=2)
     assert rendezvous.world_size == 7  # the sender is rank 0
     infos = [rendezvous.engine_info(engine) for engine in range(3)]
@@ -106,14 +106,14 @@ def test_engines_of_a_broadcast_have_ranks_of_their_own() -> None:
     assert {(info["master_address"], info["master_port"]) for info in infos} == {("10.0.0.1", 4000)}
 
 
-def test_what_an_engine_is_told_over_nccl() -> None:
+def test_control_messages_over_nccl() -> None:
     control = MockControl()
     receive.load(control, announce(STATE, 7), same_process=True)
     message = {"names": ["b.weight", "a.bias"], "dtype_names": ["float32", "bfloat16"], "shapes": [[2, 3], [4]]}
     assert control.calls == [("start", None), ("update", message), ("finish", "7"), ("reset", None)]
 
 
-def test_what_an_engine_is_told_over_ipc() -> None:
+def test_control_messages_over_ipc() -> None:
     control = MockControl()
     ipc.connect(control)
     handles = {"a.bias": {"card": ("A",)}, "b.weight": {"card": ("B",)}}
@@ -125,7 +125,7 @@ def test_what_an_engine_is_told_over_ipc() -> None:
     assert rest == [("finish", "7"), ("reset", None)]
 
 
-def test_handles_of_all_ranks_stand_under_each_name() -> None:
+def test_handles_of_all_ranks_are_merged_per_entry() -> None:
     ranks = [{"w": {"GPU-1": (1,)}}, {"w": {"GPU-2": (2,)}}]
     assert ipc.merge_handles(ranks) == {"w": {"GPU-1": (1,), "GPU-2": (2,)}}  # type: ignore[arg-type]
 
@@ -133,8 +133,8 @@ def test_handles_of_all_ranks_stand_under_each_name() -> None:
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed")
 
 
-def test_vllm_reads_our_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The dataclasses that vLLM parses them into, which refuse unknown and missing fields."""
+def test_vllm_parses_our_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's request dataclasses reject unknown and missing fields."""
     from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferInitInfo, IPCWeightTransferUpdateInfo
     from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
@@ -151,12 +151,12 @@ def test_vllm_reads_our_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(as_text["ipc_handles_pickled"], str)
     with pytest.raises(ValueError, match="VLLM_ALLOW_INSECURE_SERIALIZATION=1"):
         IPCWeightTransferUpdateInfo(**as_text)
-    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # as prepare_children does for the children
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # as set by prepare_children
     assert IPCWeightTransferUpdateInfo(**as_text).ipc_handles == [{"card": ("B",)}] * 2
 
 
 class MockBroadcast:
-    """Keeps what vLLM's packed producer would put on the wire."""
+    """Records the tensors that vLLM's packed producer would broadcast."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, torch.Tensor]] = []
@@ -166,8 +166,8 @@ class MockBroadcast:
         self.sent += [(item[0], post_iter_func(item)) for item in iterator]
 
 
-def test_the_sender_broadcasts_every_entry_in_the_announced_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own trainer engine, with mocks of its meeting and of its broadcast."""
+def test_the_sender_broadcasts_every_entry_in_manifest_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's trainer engine with mocks of rendezvous and broadcast."""
     from vllm.distributed.weight_transfer import nccl_engine
 
     broadcast = MockBroadcast()
@@ -186,11 +186,11 @@ def test_the_sender_broadcasts_every_entry_in_the_announced_order(monkeypatch: p
     sender.send(state)
     assert [name for name, _ in broadcast.sent] == list(announce(state, 0).shapes)
     assert all(torch.equal(tensor, state[name]) for name, tensor in broadcast.sent)
-    sender.send({"embedding": tied * 2})  # a new state each time
+    sender.send({"embedding": tied * 2})  # another state in every push
     assert torch.equal(broadcast.sent[-1][1], torch.full((2, 2), 2.0))
 
 
-def test_other_ranks_only_take_part_in_the_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_only_gather_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.distributed.weight_transfer import nccl_engine
 
     broadcast = MockBroadcast()
@@ -208,7 +208,7 @@ def test_other_ranks_only_take_part_in_the_gathering(monkeypatch: pytest.MonkeyP
     assert broadcast.sent == []
 
 
-def test_device_updates_travel() -> None:
+def test_device_updates_can_be_pickled() -> None:
     import pickle
 
     update = announce(STATE, 7, {name: {"card": ("A", 1)} for name in STATE})

@@ -1,4 +1,4 @@
-"""A state dict as arrays and back: no copies, real types, both names of a tie."""
+"""Conversion of a state dict to arrays and back: zero-copy, dtypes and tied names preserved."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from rlgaf_ray.weights.state import (
     Receipt,
     check_shapes,
-    checksum,
     expected_shapes,
     num_bytes,
     split_state,
     to_arrays,
     to_tensors,
+    update_checksum,
 )
 
 TIED = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=2)
@@ -40,13 +40,13 @@ def test_contiguous_tensors_are_viewed_both_ways() -> None:
     assert to_tensors(update)["a"].data_ptr() == tensor.data_ptr()
 
 
-def test_other_tensors_are_copied_right() -> None:
+def test_non_contiguous_tensors_are_copied_correctly() -> None:
     tensor = torch.arange(6.0).reshape(2, 3).T
     assert torch.equal(to_tensors(to_arrays({"a": tensor}, 0))["a"], tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
-def test_every_bit_survives(dtype: torch.dtype) -> None:
+def test_round_trip_is_bit_exact(dtype: torch.dtype) -> None:
     tensor = (torch.randn(3, 5, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
     update = to_arrays({"a": tensor, "scalar": tensor[0, 0].clone()}, 0)
     back = to_tensors(pickle.loads(pickle.dumps(update)))
@@ -64,7 +64,7 @@ def test_bfloat16_is_viewed_as_uint16() -> None:
     assert update.arrays["a"].tolist() == [0x3F80, 0xC020]
 
 
-def test_read_only_arrays_are_taken_without_a_warning() -> None:
+def test_read_only_arrays_cause_no_warning() -> None:
     update = to_arrays({"a": torch.ones(3)}, 0)
     update.arrays["a"].flags.writeable = False
     with warnings.catch_warnings():
@@ -83,7 +83,7 @@ def test_tied_entries_keep_both_names_and_are_stored_once() -> None:
 
 
 @pytest.mark.parametrize(("config", "kind"), [(TIED, GPT2LMHeadModel), (UNTIED, LlamaForCausalLM)])
-def test_expected_shapes_are_those_of_the_state_dict(config, kind) -> None:
+def test_expected_shapes_match_the_state_dict(config, kind) -> None:
     state = kind(config).state_dict()
     assert expected_shapes(config) == {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert "lm_head.weight" in expected_shapes(config)
@@ -101,7 +101,7 @@ def test_the_first_mismatch_is_named() -> None:
         check_shapes(to_arrays({**whole, "other": torch.ones(1)}, 7), expected)
 
 
-def test_the_checksum_covers_version_names_shapes_and_types() -> None:
+def test_the_checksum_covers_version_names_shapes_and_dtypes() -> None:
     base = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
     variants = [
         to_arrays(base, 1),
@@ -112,24 +112,24 @@ def test_the_checksum_covers_version_names_shapes_and_types() -> None:
         to_arrays({"a": base["a"].to(torch.bfloat16), "b": base["b"]}, 1),
         to_arrays({"a": base["a"]}, 1),
     ]
-    assert len({checksum(update) for update in variants}) == len(variants)
-    assert checksum(variants[0]) == checksum(to_arrays(dict(reversed(base.items())), 1))
+    assert len({update_checksum(update) for update in variants}) == len(variants)
+    assert update_checksum(variants[0]) == update_checksum(to_arrays(dict(reversed(base.items())), 1))
 
 
-def test_parts_hold_every_entry_in_order_and_ties_together() -> None:
-    """20 x 8 and 8 x 8 float32 are 640 and 256 bytes; the tied output layer stands beside the embedding."""
+def test_chunks_have_every_entry_in_order_with_ties_together() -> None:
+    """20 x 8 and 8 x 8 float32 are 640 and 256 bytes; the tied output layer is in the embedding's chunk."""
     model = GPT2LMHeadModel(TIED)
     parts = split_state(model, max_bytes=900)
     assert parts[0] == ["transformer.wte.weight", "lm_head.weight", "transformer.wpe.weight"]
     assert sorted(name for part in parts for name in part) == sorted(model.state_dict())
     state = model.state_dict()
     for part in parts:
-        assert num_bytes(to_arrays({name: state[name] for name in part}, 0)) <= 1024  # of which one entry is
+        assert num_bytes(to_arrays({name: state[name] for name in part}, 0)) <= 1024  # the largest single entry
     assert len(split_state(model, max_bytes=2**20)) == 1
-    assert len(split_state(model, max_bytes=1)) == len(state) - 1  # an entry alone, except for the tie
+    assert len(split_state(model, max_bytes=1)) == len(state) - 1  # one entry per chunk, except for the tie
 
 
-def test_a_receipt_takes_parts_and_misses_what_never_came() -> None:
+def test_a_receipt_accepts_chunks_and_reports_missing_entries() -> None:
     state = {"a": torch.ones(2, 3), "b": torch.ones(4), "tied": torch.ones(2)}
     receipt = Receipt({name: tuple(tensor.shape) for name, tensor in state.items()})
 

@@ -1,0 +1,174 @@
+"""Commands on runs that are there already: evaluate, report, sample, runs, diff."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import click
+
+from rlgaf_ray.cli import options
+from rlgaf_ray.cli.configured import check_packages
+from rlgaf_ray.errors import UsageError, UserError
+
+
+class Numbers(click.ParamType):
+    """Comma-separated positive numbers."""
+
+    name = "N,N,..."
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            numbers = [self.kind(part) for part in value.split(",") if part]
+        except ValueError:
+            numbers = []
+        if not numbers or any(number <= 0 for number in numbers):
+            example = "0.8,1" if self.kind is float else "200,400"
+            self.fail(f"{value!r} is no list of positive numbers such as {example}")
+        return numbers
+
+
+@click.command()
+@options.run_folders("runs")
+@click.option("--temperatures", type=Numbers(float), help="Of sampling; 0.6,0.7,0.8,0.9,1,1.1,1.2,1.3 by default.")
+@click.option("--sft-steps", type=Numbers(int), help="SFT on the demonstrations for so many steps; 200,400 by default.")
+@click.option("--sft-learning-rate", type=float, help="Of that SFT; 5e-4 by default.")
+@click.option("--num-prompts", type=click.IntRange(min=1), help="By default the run's; with --test all.")
+@click.option("--test", is_flag=True, help="On the test part, once all is decided; noted in the run's folder.")
+@options.out
+@options.verbosity
+def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int | None, **asked: Any) -> int:
+    """Measure runs beside the SFT model at many temperatures."""
+    if not runs:
+        raise UsageError("evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]")
+    check_packages()
+
+    from rich.console import Console
+
+    from rlgaf_ray.run.evaluate import evaluate as measure
+
+    options.quiet_transformers()
+    measure(
+        runs,
+        **{name: value for name, value in asked.items() if value is not None},
+        num_prompts=num_prompts,
+        out=out,
+        part="test" if test else "validation",
+        console=Console(),
+    )
+    return 0
+
+
+@click.command()
+@options.run_folders("runs")
+@click.option("--rating-sheet", is_flag=True, help="Also a blinded CSV for human judges.")
+@options.out
+def report(runs: Sequence[str], rating_sheet: bool, out: str | None) -> int:
+    """Write report.html over one or several runs."""
+    if not runs:
+        raise UsageError("report needs a run folder: rlgaf report runs/NAME [runs/OTHER ...]")
+
+    from rlgaf_ray.data.storage import writing
+    from rlgaf_ray.report.page import write_rating_sheet, write_report
+    from rlgaf_ray.report.places import opened
+    from rlgaf_ray.report.runs import load_run
+
+    with opened(runs, out) as places:
+        loaded = [load_run(folder) for folder in places.folders]
+        with writing(places.target):
+            places.target.mkdir(parents=True, exist_ok=True)
+            written = [write_report(loaded, places.target)]
+            if rating_sheet:
+                written += write_rating_sheet(loaded, places.target)
+    print(*(places.shown(path) for path in written), sep="\n")
+    return 0
+
+
+@click.command()
+@click.argument("run", type=click.Path())
+@click.option("--prompt", "prompts", multiple=True, help="What to continue or answer; may be given several times.")
+@click.option("-n", "--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Of each model.")
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="By default the run's.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="By default the run's task.response_tokens.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@options.verbosity
+def sample(
+    run: str, prompts: Sequence[str], samples: int, temperature: float | None, max_tokens: int | None, seed: int
+) -> int:
+    """Sample a run's SFT model and trained model side by side.
+
+    Each sample has the discriminator's score. Without --prompt, prompts are read
+    from the terminal or a pipe, one a line.
+    """
+    check_packages()
+
+    from rich.console import Console
+
+    from rlgaf_ray.report.samples import show_samples
+    from rlgaf_ray.run.sample import open_sampler
+
+    options.quiet_transformers()
+    console = Console()
+    with open_sampler(run, report=lambda text: print(text, file=sys.stderr)) as sampler:
+        for prompt in prompts or _typed_prompts():
+            try:
+                found = sampler.sample(
+                    prompt, num_samples=samples, temperature=temperature, max_tokens=max_tokens, seed=seed
+                )
+            except UserError as error:  # of a prompt that is typed: the next one may do
+                if prompts or not sys.stdin.isatty():
+                    raise
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                show_samples(prompt, found, console)
+    return 0
+
+
+def _typed_prompts() -> Iterator[str]:
+    """Lines from the terminal or the pipe, until its end."""
+    while True:
+        try:
+            line = input("prompt> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+@click.command()
+@click.argument("root", default="runs", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="One JSON list, for scripts.")
+def runs(root: str, as_json: bool) -> int:
+    """List runs: state, iterations, best metric, size, age."""
+    from rlgaf_ray.report.listing import as_records, list_runs, listing_table
+
+    found = list_runs(root)
+    if as_json:
+        import json
+
+        print(json.dumps(as_records(found), indent=1))
+        return 0
+
+    from rich.console import Console
+
+    Console().print(listing_table(found) if found else f"no runs in {root}", highlight=False)
+    return 0
+
+
+@click.command()
+@click.argument("first", type=click.Path(), metavar="A")
+@click.argument("second", type=click.Path(), metavar="B")
+def diff(first: str, second: str) -> int:
+    """Show where two runs differ: config, versions, results."""
+    from rich.console import Console
+
+    from rlgaf_ray.report.difference import differences
+    from rlgaf_ray.report.places import opened
+
+    with opened([first, second], None) as places:
+        Console().print(differences(places.folders, places.places), highlight=False)
+    return 0

@@ -1,0 +1,214 @@
+"""Config files and overrides merged into one tree, which knows where each value was set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from rlgaf_ray.config.hidden import public
+from rlgaf_ray.config.presets import nearest, presets
+from rlgaf_ray.config.reader import read_yaml
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.errors import UsageError
+
+SMALL = "small"  # a file's section of what differs on two cores without a hub
+EXTENDS = "extends"  # the preset or file that a file starts from
+
+Key = tuple[str, ...]
+Values = dict[str, Any]
+
+
+class ConfigError(UsageError):
+    """A config that cannot be used, in one line that names the key, the value and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The place where a value was set: a file, its section ``small``, or the command line (no file)."""
+
+    file: str | None = None
+    small: bool = False
+
+    def __str__(self) -> str:
+        if self.file is None:
+            return "command line"
+        return f"{SMALL} ({self.file})" if self.small else self.file
+
+
+@dataclass
+class Tree:
+    """Values by section and key, and the origin of each leaf. Later layers win."""
+
+    values: Values = field(default_factory=dict)
+    origins: dict[Key, Origin] = field(default_factory=dict)
+    layers: list[Origin] = field(default_factory=list)
+
+    def merge(self, changes: Values, origin: Origin) -> None:
+        """Change what a file says, section by section."""
+        self.layers.append(origin)
+        self.values = self._merged(self.values, changes, origin, ())
+
+    def _merged(self, old: Values, changes: Values, origin: Origin, prefix: Key) -> Values:
+        merged = dict(old)
+        for key, value in changes.items():
+            place = (*prefix, str(key))
+            if isinstance(value, dict) and isinstance(merged.get(key), dict):
+                merged[key] = self._merged(merged[key], value, origin, place)
+            else:
+                self._record(place, value, origin, replaced=key in merged)
+                merged[key] = value
+        return merged
+
+    def set(self, key: str, value: Any, origin: Origin, *, source: str) -> None:
+        """Replace a dotted key's value. Raises ``ConfigError``, beginning with ``source``, below a value."""
+        parts = key.split(".")
+        self.layers.append(origin)
+        node = self.values = dict(self.values)
+        for depth, part in enumerate(parts[:-1]):
+            below = node.get(part, {})
+            if not isinstance(below, dict):
+                raise ConfigError(f"{source}: {'.'.join(parts[: depth + 1])} is a value, not a section")
+            node[part] = dict(below)
+            node = node[part]
+        self._record(tuple(parts), value, origin, replaced=parts[-1] in node)
+        node[parts[-1]] = value
+
+    def _record(self, place: Key, value: Any, origin: Origin, *, replaced: bool) -> None:
+        if replaced:
+            for each in [each for each in self.origins if each[: len(place)] == place]:
+                del self.origins[each]
+        self.origins.update(dict.fromkeys(_leaves(value, place), origin))
+
+    def last(self, place: Key) -> Origin | None:
+        """The last origin of a value at, above or below this key."""
+        found = {origin for key, origin in self.origins.items() if _on_one_branch(key, place)}
+        return max(found, key=self.layers.index, default=None)
+
+
+def compose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, small: bool = False) -> Tree:
+    """The files from left to right, each after what it extends, then ``a.b.c=value``.
+
+    With ``small`` each file's section of that name follows the file's own values. Raises ``ConfigError``.
+    """
+    tree = Tree()
+    has_small = False
+    for path in paths:
+        for name, values in _documents(*find(path)):
+            smaller = values.pop(SMALL, None)
+            tree.merge(values, Origin(name))
+            if small and isinstance(smaller, dict):
+                tree.merge(smaller, Origin(name, small=True))
+                has_small = True
+    if small and not has_small:
+        names = f"{' and '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'}" if paths else "none has"
+        raise ConfigError(f"--small needs a config file with a section '{SMALL}:', and {names} none")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        source = f"override {printable(override)!r}"
+        if not separator or not all(key.split(".")):
+            raise ConfigError(f"{source} is not of the form section.key=value")
+        tree.set(key, _override(key, text, source=source), Origin(), source=source)
+    return tree
+
+
+def _override(key: str, text: str, *, source: str) -> Any:
+    """The value of an override: YAML, or plain text if the key takes text and ``[::1]:6379`` or ``*.jsonl`` is given.
+
+    The shell removes the quotes that YAML would need.
+    """
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        if text.startswith(("[", "*")) and _takes_text(key):
+            return text
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _takes_text(key: str) -> bool:
+    kind: Any = Config
+    for part in key.split("."):
+        known = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if known is None:
+            return False
+        kind = known.annotation
+    return kind is str or str in get_args(kind)
+
+
+def find(path: str | Path) -> tuple[Path, str]:
+    """A file by its path, or by its name where it is a preset; and what to call it."""
+    path = Path(path)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path, str(path)
+    if (preset := presets().get(path.as_posix())) is not None:
+        return preset, f"{path.as_posix()}.yaml"
+    name = printable(str(path))
+    raise ConfigError(f"{name} is neither a .yaml file nor a preset; {nearest(name)}")
+
+
+def _documents(file: Path, name: str, above: Sequence[tuple[Path, str]] = ()) -> list[tuple[str, Values]]:
+    """Name and values of a file, after those of the file that it extends. ``above``: those that extend this one."""
+    chain = [*above, (file.resolve(), name)]
+    if chain[-1][0] in [path for path, _ in above]:
+        first, *others = (each for _, each in chain)
+        raise ConfigError(f"{first} {EXTENDS} {f', which {EXTENDS} '.join(others)}: a circle")
+    values = _read(file, name, by=above[-1][1] if above else None)
+    base = values.pop(EXTENDS, None)
+    if base is None:
+        return [(name, values)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{name}: {EXTENDS} must be a preset or a .yaml file, not {printable(str(base))}")
+    if base.endswith((".yaml", ".yml")):
+        found = file.parent / base, os.path.normpath(Path(name).parent / base)
+    else:
+        try:
+            found = find(base)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {EXTENDS}: {error}") from None
+    return [*_documents(*found, chain), (name, values)]
+
+
+def _read(path: Path, name: str, *, by: str | None) -> Values:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that cannot be
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"cannot read config {name}{f', which {by} {EXTENDS}' if by else ''}: {reason}") from None
+    tree = _parse(text, source=name)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: expected sections such as 'run:' at the top, found a {type(tree).__name__}")
+    return tree
+
+
+def _parse(text: str, *, source: str) -> Any:
+    try:
+        return read_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def printable(text: str) -> str:
+    """A key or an override as it is shown: on one line, without secrets, no longer than anybody means one to be."""
+    text = public(text)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _leaves(value: Any, place: Key) -> Iterator[Key]:
+    if isinstance(value, dict) and value:
+        for key, below in value.items():
+            yield from _leaves(below, (*place, str(key)))
+    else:
+        yield place
+
+
+def _on_one_branch(place: Sequence[str], other: Sequence[str]) -> bool:
+    return all(part == other_part for part, other_part in zip(place, other, strict=False))

@@ -1,0 +1,83 @@
+"""What is wrong with a config, in one readable line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from rlgaf_ray.config.compose import printable
+from rlgaf_ray.config.hidden import public
+from rlgaf_ray.config.schema import Config
+
+
+def key_of(error: ValidationError) -> tuple[str, ...]:
+    """The key that the first error is about, part by part."""
+    return tuple(str(part) for part in error.errors()[0]["loc"])
+
+
+def describe(error: ValidationError) -> str:
+    """The first error, and how many more there are."""
+    errors = error.errors()
+    location = [printable(part) for part in key_of(error)]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return _explain(errors[0], location) + more
+
+
+def _explain(error: ErrorDetails, location: list[str]) -> str:
+    key = ".".join(location)
+    match error["type"]:
+        case "extra_forbidden" | "invalid_key":
+            return f"unknown key {key}; {_suggest(location)}"
+        case "value_error":
+            text = str(error["ctx"]["error"])
+            return text if key in text else f"{key}: {text}"
+        case "model_type":
+            return f"{key}={short(error['input'])}: must be a section with {_children(key)}"
+        case "missing":  # of a tuple: every other key has a default
+            return f"{'.'.join(location[:-1])}={short(error['input'])}: must be a list with more values"
+        case "too_long":
+            return f"{key}={short(error['input'])}: must be a list of {error['ctx']['max_length']} values"
+        case "tuple_type":
+            return f"{key}={short(error['input'])}: must be a list of values"
+        case _:
+            return f"{key}={short(error['input'])}: must {error['msg'].partition(' should ')[2]}"
+
+
+def short(value: Any) -> str:
+    """A value as YAML on one line, without secrets, of at most 80 characters."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n")
+    text = public(" ".join(text.split()))  # before it is cut: half a key is still one
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _suggest(location: list[str]) -> str:
+    """A key of the same section spelt nearly so, else keys of that name elsewhere, else what the section has."""
+    parent, name = ".".join(location[:-1]), location[-1]
+    names = _children(parent).split(", ")
+    if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+        return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
+    if elsewhere := [key for key in keys_of(Config) if key.split(".")[-1] == name]:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"{parent or 'the top'} has {', '.join(names)}"
+
+
+def _children(parent: str) -> str:
+    prefix = f"{parent}." if parent else ""
+    names = [key.removeprefix(prefix) for key in keys_of(Config) if key.startswith(prefix)]
+    return ", ".join(name for name in names if "." not in name) or "no keys yet"
+
+
+def keys_of(section: type[BaseModel], prefix: str = "") -> Sequence[str]:
+    """Every dotted key of the tree."""
+    keys = []
+    for name, field in section.model_fields.items():
+        keys.append(prefix + name)
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys += keys_of(kind, f"{prefix}{name}.")
+    return keys

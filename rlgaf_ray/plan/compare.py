@@ -1,0 +1,210 @@
+"""What ``rlgaf compare`` would need: counts, seconds and memory of each method, and the time of all trials.
+
+On cores a trial is one process on one core, as many at a time as there are cores. On GPUs, which ``rlgaf compare`` does
+not use by itself, each trial is taken to be a run of its own with the config's placement, one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+from rich.console import Console
+from rich.table import Table
+
+from rlgaf_ray.actors.layout import Placement
+from rlgaf_ray.actors.packing import Node
+from rlgaf_ray.actors.placement import plan_on
+from rlgaf_ray.compare.budget import Budget, budget, sft_steps
+from rlgaf_ray.compare.decoding import decodings
+from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.trial import PROMPTS_AT_ONCE
+from rlgaf_ray.config import Config
+from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.plan.estimate import GIB, Estimate, Hardware, estimate
+from rlgaf_ray.plan.shape import BFLOAT16, FLOAT32, ModelShape
+from rlgaf_ray.plan.speed import (
+    Rates,
+    Work,
+    discriminator_seconds,
+    rollout_seconds,
+    training_seconds,
+)
+from rlgaf_ray.types import EVALUATION_PARTS
+
+ONE_PROCESS = Placement(num_rollout_workers=1, cpus_per_actor=1 / 3, gpus_per_actor=0.0, threads=1, rollout_threads=1)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPlan:
+    """One trial."""
+
+    name: MethodName
+    budget: Budget
+    sft_seconds: float
+    train_seconds: float
+    measure_seconds: float
+    memory: float  # bytes of the fullest GPU, or of the trial's process
+
+    @property
+    def seconds(self) -> float:
+        return self.sft_seconds + self.train_seconds + self.measure_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonPlan:
+    methods: list[MethodPlan]
+    replicates: int
+    base_seconds: float  # of the base warm-up, once for all
+    shared_seconds: float  # of a replicate: SFT that several methods start from is made once
+    devices: float  # GPUs or cores of one trial
+    at_a_time: int  # trials
+
+    @property
+    def wall_seconds(self) -> float:
+        trials = self.replicates * (sum(each.seconds for each in self.methods) - self.shared_seconds)
+        return self.base_seconds + trials / self.at_a_time
+
+
+def plan_comparison(
+    config: Config, shape: ModelShape, hardware: Hardware, rates: Rates, *, bfloat16: bool
+) -> ComparisonPlan:
+    """Raises ``UserError`` for a method that the config does not allow, or without room on these machines."""
+    on_gpu, settings = config.cluster.gpus_per_actor > 0, config.compare
+    found, sft, devices = [], dict[str, list[float]](), 1.0
+    for name in settings.methods:
+        own = method_config(config, name, settings.first_replicate, in_one_process=not on_gpu)
+        placement = plan_on(own, hardware.nodes) if on_gpu else ONE_PROCESS
+        machines = hardware if on_gpu else replace(hardware, nodes=[Node(1.0)])
+        plan = estimate(own, shape, placement, machines, rates, bfloat16=bfloat16)
+        each = MethodPlan(
+            name,
+            budget(own, name),
+            sft_seconds=_sft_seconds(own, shape, rates),
+            train_seconds=_train_seconds(own, name, shape, placement, rates, plan),
+            measure_seconds=_measure_seconds(own, name, shape, placement, rates),
+            memory=plan.device_bytes() if on_gpu else _process_bytes(plan),
+        )
+        found.append(each)
+        sft.setdefault(own.warmup.sft.model_dump_json(), []).append(each.sft_seconds)
+        devices = max(devices, placement.total("GPU"))
+    warmup = config.base_warmup
+    length = warmup.block_tokens if config.task.traits.packed else _length(config)
+    cores = sum(int(node.cpus) for node in hardware.nodes)
+    return ComparisonPlan(
+        found,
+        settings.replicates,
+        base_seconds=training_seconds(
+            shape, rates, rows=(warmup.steps or 0) * warmup.batch_size, length=length, devices=config.warmup.num_workers
+        ),
+        shared_seconds=sum(chain.from_iterable(seconds[1:] for seconds in sft.values())),
+        devices=devices,
+        at_a_time=1 if on_gpu else settings.concurrent or max(1, cores),
+    )
+
+
+def _length(config: Config) -> int:
+    return config.task.prompt_tokens + config.task.response_tokens
+
+
+def _sft_seconds(config: Config, shape: ModelShape, rates: Rates) -> float:
+    """With the contrastive term each demonstration is read under other prompts, too."""
+    settings = config.warmup.sft
+    prompts = 1 + (settings.contrastive_prompts if settings.contrastive_weight > 0 else 0)
+    rows = sft_steps(config) * settings.batch_size * prompts
+    return training_seconds(shape, rates, rows=rows, length=_length(config), devices=config.warmup.num_workers)
+
+
+def _train_seconds(
+    config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates, plan: Estimate
+) -> float:
+    method = METHODS[name]
+    if not method.scores:
+        return 0.0
+    share = config.discriminator_warmup_rollouts / config.rollout.batch_size
+    once, never = (
+        discriminator_seconds(
+            shape,
+            replace(plan.work, discriminator_updates=updates),
+            rates,
+            devices=placement.num_discriminators * (1 if placement.device == "cuda" else placement.threads),
+        )
+        for updates in (1.0, 0.0)
+    )
+    warmup = config.discriminator_warmup_updates * share * (plan.phases["rollout"] + once - never)
+    loop = config.run.iterations * plan.iteration_seconds if method.trains == "generator" else 0.0
+    return warmup + loop
+
+
+def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates) -> float:
+    """Of ``evaluation.num_prompts`` prompts of each part."""
+    candidates = METHODS[name].answering.candidates
+    per_prompt = config.compare.samples * candidates
+    total = config.evaluation.num_prompts * per_prompt
+    batch = min(total, PROMPTS_AT_ONCE * per_prompt)
+    work = Work(batch, config.task.prompt_tokens, config.task.response_tokens, 0, 0.0)
+    on_gpu = placement.device == "cuda"
+    seconds = rollout_seconds(
+        shape,
+        work,
+        rates,
+        engines=placement.num_rollout_workers,
+        cores=placement.tensor_parallel_size if on_gpu else placement.rollout_threads,
+        element=BFLOAT16 if config.model.dtype == "bfloat16" else FLOAT32,
+    )
+    if candidates > 1:
+        devices = placement.num_discriminators * (1 if on_gpu else placement.threads)
+        seconds += discriminator_seconds(shape, work, rates, devices=devices)
+    return len(EVALUATION_PARTS) * len(decodings(config.compare)) * total / batch * seconds
+
+
+def _process_bytes(plan: Estimate) -> float:
+    """All roles in one process, whose libraries are loaded once."""
+    memory = plan.memory.values()
+    return sum(each.total - each.runtime for each in memory) + max(each.runtime for each in memory)
+
+
+def show_comparison(console: Console, config: Config, plan: ComparisonPlan, hardware: Hardware) -> None:
+    on_gpu = config.cluster.gpus_per_actor > 0
+    device = "GPU" if on_gpu else "core"
+    table = Table(title=f"comparison: one of {plan.replicates} replicates of each method, estimated")
+    heads = ("rollouts", "generator steps", "D updates", "passes an answer", f"{device} s", "GiB")
+    for head in ("method", *heads):
+        table.add_column(head, justify="left" if head == "method" else "right")
+    for each in plan.methods:
+        counts = each.budget
+        table.add_row(
+            METHODS[each.name].title,
+            f"{counts.rollouts:,}",
+            f"{counts.generator_steps:,}",
+            f"{counts.discriminator_updates:,}",
+            f"{counts.passes:,}",
+            f"{each.seconds * plan.devices:,.0f}",
+            f"{each.memory / GIB:,.1f}",
+        )
+    console.print(table)
+    for sentence in sentences(config, plan, hardware):
+        console.print(sentence, highlight=False)
+
+
+def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Sequence[str]:
+    """Under the table: the time of everything, and what the numbers take for granted."""
+    on_gpu = config.cluster.gpus_per_actor > 0
+    most = max(plan.methods, key=lambda each: each.memory)
+    trials, hours = len(plan.methods) * plan.replicates, plan.wall_seconds / 3600
+    if on_gpu:
+        fits = "fits" if most.memory <= hardware.gpu_memory else "does not fit"
+        place = f"one after another on {plan.devices:g} GPUs, each a run of rlgaf train with the method's keys"
+        memory = f"a GPU needs up to {most.memory / GIB:,.1f} of {hardware.gpu_memory / GIB:g} GiB: {fits}"
+    else:
+        place = f"{plan.at_a_time} at a time, one core each"
+        memory = f"the trials at a time need up to {plan.at_a_time * most.memory / GIB:,.1f} GiB"
+    found = [
+        f"{trials} trials, {place}: {hours:,.1f} hours of wall time, the warm-ups included; {memory}",
+        f"measured with {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
+        f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts",
+    ]
+    if config.warmup.sft.steps == "auto":
+        found.append(f"warmup.sft.steps=auto is counted as warmup.sft.max_steps={config.warmup.sft.max_steps}")
+    return found

@@ -1,0 +1,120 @@
+"""``rlgaf diff``: where two runs differ, in config, versions and results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from rlgaf_ray.config.explain import short
+from rlgaf_ray.config.reader import read_yaml
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.checkpoint import STATE, Checkpoints
+from rlgaf_ray.metrics import metric
+from rlgaf_ray.report.listing import best_of
+from rlgaf_ray.report.runs import Run, load_run
+
+OWN = ("run.name", "run.root", "task.date")  # keys in which any two runs differ
+MISSING = "-"
+VERSIONS = ("rlgaf_ray", "torch", "transformers", "tokenizers", "ray", "vllm")
+SHOWN = 12  # characters of a hash
+
+
+def differences(folders: Sequence[Path], places: Sequence[Place]) -> Group:
+    """Three tables: keys of the config, what the newest checkpoint recorded, and the newest evaluations.
+
+    ``folders``: both runs' here; ``places``: where they are kept. Raises ``UserError`` where one of them is no run.
+    """
+    runs = load_run(folders[0]), load_run(folders[1])
+    names = [run.name for run in runs]
+    if names[0] == names[1]:
+        names = [str(place) for place in places]
+    first, second = (dict(_flat(_tree(run.config))) for run in runs)
+    config = changed(first, second, without=OWN)
+    recorded = changed(provenance(places[0]), provenance(places[1]))
+    ordered = sorted(recorded, key=lambda key: (key not in VERSIONS, key))
+    return Group(
+        _table("config", names, {key: (_value(a), _value(b)) for key, (a, b) in config.items()}),
+        _table("versions and data", names, {key: (_cut(recorded[key][0]), _cut(recorded[key][1])) for key in ordered}),
+        results_table(runs, names),
+    )
+
+
+def changed(
+    first: Mapping[str, Any], second: Mapping[str, Any], without: Sequence[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, with both values; one that is not there is ``-``."""
+    keys = [key for key in dict.fromkeys([*first, *second]) if key not in without]
+    pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys}
+    return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
+
+
+def provenance(run: Place) -> dict[str, str]:
+    """What the run's newest checkpoint says that it follows from; nothing where there is none."""
+    latest = Checkpoints(run / "checkpoints", keep=1).named("latest")
+    if latest is None or not (latest / STATE).is_file():
+        return {}
+    try:
+        return dict(json.loads((latest / STATE).read_text(encoding="utf-8")).get("provenance", {}))
+    except ValueError as error:
+        raise UserError(f"{latest / STATE} is damaged: {error}") from None
+
+
+def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
+    """The newest value of each metric that both evaluated, then the best of it."""
+    table = Table(title="results: newest evaluation, best of the run", title_justify="left")
+    for head in ("metric", *names, "difference", "best", "best", "difference"):
+        table.add_column(head, justify="left" if head == "metric" else "right", overflow="fold")
+    for name in (each for each in runs[0].evaluations[1] if each in runs[1].evaluations[1]):
+        if name.endswith(("_stderr", "_real")):
+            continue
+        last = [run.last(name) for run in runs]
+        best = [found[0] if (found := best_of(run, name)) else None for run in runs]
+        table.add_row(name, *_compared(name, *last), *_compared(name, *best))
+    return table
+
+
+def _compared(name: str, first: float | None, second: float | None) -> list[str]:
+    shown = [MISSING if value is None else metric(name).shown(value) for value in (first, second)]
+    if first is None or second is None:
+        return [*shown, ""]
+    difference = second - first
+    return [*shown, f"{'+' if difference >= 0 else '-'}{metric(name).shown(abs(difference))}"]
+
+
+def _table(title: str, names: list[str], rows: Mapping[str, tuple[str, str]]) -> Table | str:
+    if not rows:
+        return f"{title}: the same"
+    table = Table(title=title, title_justify="left")
+    for head in ("", *names):
+        table.add_column(head, overflow="fold")
+    for key, values in rows.items():
+        table.add_row(key, *map(escape, values))
+    return table
+
+
+def _value(value: Any) -> str:
+    return value if value == MISSING else short(value)
+
+
+def _tree(config: str) -> Any:
+    return read_yaml(config) or {}
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _cut(text: str) -> str:
+    """A hash by its beginning."""
+    return f"{text[:SHOWN]}..." if len(text) >= 40 and " " not in text else text

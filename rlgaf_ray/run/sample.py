@@ -1,0 +1,172 @@
+"""``rlgaf sample``: a prompt answered by a run's SFT model and by its trained model, each answer with its score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rlgaf_ray.config import Config, load_config, with_values
+from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.data.chat import ChatTemplate
+from rlgaf_ray.data.encoder import Encoder
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.engines.base import RolloutEngine
+from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
+from rlgaf_ray.engines.transformers import TransformersEngine
+from rlgaf_ray.errors import UserError
+from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.loop.checkpoint import STATE, Checkpoints
+from rlgaf_ray.models.built_in import FOLDER
+from rlgaf_ray.models.folder import read_config
+from rlgaf_ray.models.generator import end_of_text_ids
+from rlgaf_ray.models.tokenizer import load_tokenizer
+from rlgaf_ray.report.places import opened
+from rlgaf_ray.run.preparation import cache_folder
+from rlgaf_ray.run.provenance import KEY
+from rlgaf_ray.training.discriminator import Discriminator, with_scores
+from rlgaf_ray.training.distributed import ALONE
+from rlgaf_ray.training.fingerprint import folder_fingerprint
+from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
+from rlgaf_ray.types import Prompt, SamplingSettings
+
+SFT, TRAINED = "SFT", "adversarial"
+PROBE = "probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    text: str
+    score: float | None  # the discriminator's logit; None where the run exported no network
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The models of a run, by name, in this process."""
+
+    config: Config
+    engines: Mapping[str, RolloutEngine]
+    discriminator: Discriminator | None
+    tokenizer: PreTrainedTokenizerBase
+    encode: Callable[[str], list[int]]
+
+    def sample(
+        self,
+        prompt: str,
+        *,
+        num_samples: int = 4,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        seed: int = 0,
+    ) -> dict[str, list[Sample]]:
+        """Answers by each model, with the same random draws. By default as long and as varied as in training.
+
+        Raises ``UserError`` for a prompt without tokens, and for one that is too long.
+        """
+        token_ids = np.array(self.encode(prompt), np.int32)
+        if not len(token_ids):
+            raise UserError(f"the prompt {prompt!r} has no tokens: give some text")
+        sampling = SamplingSettings(
+            max_new_tokens=max_tokens or self.config.task.response_tokens,
+            temperature=self.config.rollout.temperature if temperature is None else temperature,
+            samples_per_prompt=num_samples,
+            stop_at_end_of_text=self.config.stop_at_end_of_text,
+        )
+        seeds = [rollout_seed(seed, EVALUATION, index) for index in range(num_samples)]
+        found = {}
+        for name, engine in self.engines.items():
+            rollouts = engine.generate([Prompt(0, token_ids)], sampling, seeds=seeds)
+            scores: list[float | None] = [None] * num_samples
+            if self.discriminator is not None:
+                scored, _ = with_scores(rollouts, (), *self.discriminator.token_scores(rollouts))
+                scores = [item.score for item in scored]
+            texts = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
+            found[name] = [Sample(text, score) for text, score in zip(texts, scores, strict=True)]
+        return found
+
+
+@contextmanager
+def open_sampler(run: str, *, report: Callable[[str], None] = print) -> Iterator[Sampler]:
+    """The sampler of a run, by its folder or URI. ``report`` gets a sentence for each part that cannot be loaded.
+
+    Raises ``UserError`` where the run exported no models.
+    """
+    with opened([run], None, subfolders=("generator", "discriminator")) as places:
+        folder = places.folders[0]
+        if not (folder / "config.yaml").is_file() or not (folder / "generator" / "config.json").is_file():
+            raise UserError(f"{run} has no exported models (generator/): give the folder of a run that has ended")
+        config = load_config(folder / "config.yaml")
+        trusted = config.model.trust_remote_code
+        tokenizer = load_tokenizer(folder / "generator", trust_remote_code=trusted)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        sft = sft_folder(config, places.places[0])
+        if sft is None:
+            report(
+                f"the SFT model that {run} began with is not in {cache_folder(config) / 'warmups'}, so the trained one "
+                f"is shown alone: bring that cache back, or make the model again with: rlgaf evaluate {run}"
+            )
+        folders = ({} if sft is None else {SFT: sft}) | {TRAINED: folder / "generator"}
+        engines = {
+            name: TransformersEngine(each, dtype=config.model.dtype, device=device, trust_remote_code=trusted)
+            for name, each in folders.items()
+        }
+        discriminator = None
+        if (folder / "discriminator" / "config.json").is_file():
+            discriminator = load_discriminator(folder / "discriminator", config, tokenizer, device)
+        else:
+            report(f"{run} exported no discriminator network, so the samples have no scores")
+        yield Sampler(config, engines, discriminator, tokenizer, prompt_encoder(folder, config, tokenizer))
+
+
+def load_discriminator(
+    folder: Path, config: Config, tokenizer: PreTrainedTokenizerBase, device: str
+) -> NeuralDiscriminator:
+    """The exported network, whose adapters are merged, in one process."""
+    alone = with_values(config, {"model.lora.rank": 0, "learner.strategy": "ddp", "learner.num_workers": 1})
+    return NeuralDiscriminator(folder, alone, pad_token_id=tokenizer.pad_token_id, device=device, group=ALONE)
+
+
+def sft_folder(config: Config, run: Place) -> Path | None:
+    """The model that the run began with, found in the cache by the content that its checkpoint names."""
+    latest = Checkpoints(run / "checkpoints", keep=1).named("latest")
+    if latest is None or not (latest / STATE).is_file():
+        return None
+    wanted = json.loads((latest / STATE).read_text(encoding="utf-8")).get(KEY, {}).get("sft_model")
+    cached = (cache_folder(config) / "warmups").glob("sft-*" if config.warmup.sft.steps else "generator-*")
+    folders = [FOLDER, *(path for path in sorted(cached) if (path / "config.json").is_file())]
+    return next((folder for folder in folders if folder_fingerprint(folder) == wanted), None)
+
+
+def prompt_encoder(run: Path, config: Config, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
+    """Encodes a text as the run's prompts were: as a user's message, or plain with what the tokenizer puts first."""
+    ends = end_of_text_ids(read_config(run / "generator", trust_remote_code=config.model.trust_remote_code))
+    encoder = Encoder(tokenizer, ends)
+    settings = config.task.settings
+    if isinstance(settings, RowSettings) and tokenizer.chat_template is not None:
+        now = datetime.fromisoformat(config.task.date) if config.task.date else datetime.now()
+        template = ChatTemplate(tokenizer, settings, ends=ends, now=now)
+        system = [] if settings.system_prompt is None else [{"role": "system", "content": settings.system_prompt}]
+
+        def rendered(text: str) -> str:
+            messages = [*system, {"role": "user", "content": text}]
+            answer = {"role": "assistant", "content": PROBE}
+            return template.turn(messages, answer, settings.tools, "the prompt").prompt
+
+        closing = encoder.readable(rendered(PROBE).rpartition(PROBE)[2])
+        if any(tokenizer.decode(ids).endswith(closing) for ids in _recorded_prompts(run)):
+            return lambda text: encoder([rendered(text)])[0]
+    return lambda text: [*encoder.bos, *encoder([text])[0]]
+
+
+def _recorded_prompts(run: Path) -> list[list[int]]:
+    """Token ids of some prompts that the run trained on; none where it wrote no rollouts."""
+    files = sorted((run / "rollouts").glob("*.parquet"))
+    return pq.read_table(files[0], columns=["prompt_ids"])["prompt_ids"].slice(0, 8).to_pylist() if files else []

@@ -1,0 +1,36 @@
+"""What the trials of a sweep share: the data, checked before Ray starts, and the warm-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlgaf_ray.actors.warmup import prepare_warmups
+from rlgaf_ray.config import Config
+from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.run.preparation import Data, cache_folder, check_lengths, prepare_data
+from rlgaf_ray.sweep.space import warmup_variants
+from rlgaf_ray.training.architectures import DISCRIMINATORS
+
+
+def prepare_variants(config: Config, terminal: Terminal) -> list[tuple[Config, Data]]:
+    """The config and the data of every warm-up that a trial starts from. Raises ``UserError`` where they do not fit."""
+    cache, prepared = cache_folder(config), []
+    for variant in warmup_variants(config):
+        data = prepare_data(variant, cache)
+        for note in data.notes:
+            terminal.on_message(note)
+        evaluation_set(data.task, variant.evaluation.num_prompts)
+        check_lengths(variant, data.task.max_tokens)
+        DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)
+        prepared.append((variant, data))
+    return prepared
+
+
+def make_warmups(config: Config, prepared: Sequence[tuple[Config, Data]], terminal: Terminal) -> None:
+    """Run every warm-up once; the trials load them from the cache."""
+    cache = cache_folder(config)
+    for variant, data in prepared:
+        with terminal.warming_up():
+            warmups = prepare_warmups(variant, data.task, data.tokenizer, cache, terminal.on_warmup)
+        terminal.on_message(f"warm-ups {'from the cache' if warmups.cached else 'done'}")

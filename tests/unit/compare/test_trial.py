@@ -1,0 +1,50 @@
+"""A trial from the warm-ups to its measures: the same seeds give the same numbers, other replicates others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlgaf_ray.compare.decoding import Decoding
+from rlgaf_ray.compare.trial import Trial, run_trial
+from rlgaf_ray.config import load_config
+from rlgaf_ray.config.compare import MethodName
+from tests.unit.compare.small import SMALL
+
+
+def ran(folder: Path, cache: Path, name: MethodName = "rlgaf", replicate: int = 0) -> Trial:
+    """Without its times."""
+    config = load_config(None, [*SMALL, f"warmup.cache={cache}", "compare.top_p=[0.8]", "compare.min_p=[0.2]"])
+    return replace(run_trial(config, name, replicate, folder), seconds={})
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
+    cache = tmp_path_factory.mktemp("cache")
+    return ran(tmp_path_factory.mktemp("first"), cache), cache
+
+
+def test_the_same_seeds_give_the_same_comparison(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    """From nothing: the second has a cache of its own."""
+    assert ran(tmp_path / "again", tmp_path / "cache") == first[0]
+
+
+def test_another_replicate_has_other_seeds_and_demonstrations(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    other = ran(tmp_path / "other", first[1], replicate=1)
+    assert other.parts.keys() == first[0].parts.keys()
+    assert other.parts != first[0].parts
+
+
+def test_every_decoding_is_measured_on_both_parts(first: tuple[Trial, Path]) -> None:
+    trial = first[0]
+    for part, prompts in (("validation", 20), ("test", 30)):
+        found = {each.decoding: each for each in trial.parts[part]}  # type: ignore[index]
+        assert [*found] == [Decoding(1.0), Decoding(0.5), Decoding(top_p=0.8), Decoding(min_p=0.2)]
+        entropies = {decoding: each.entropy or 0.0 for decoding, each in found.items()}
+        assert all(entropies[each] < entropies[Decoding()] for each in found if each != Decoding())
+        for each in found.values():
+            assert each.each is not None and len(each.each) == prompts
+            assert each.quality == pytest.approx(sum(each.each) / prompts) == each.metrics["eval/success"]
+            assert 0 <= each.metrics["eval/distinct_successes"] <= 2  # answers to a prompt
