@@ -176,9 +176,7 @@ class DiscriminatorSection(Section):
         0.1, description="dropout of embeddings, attention and residuals during updates; off during scoring"
     )
     frozen_layers: NonNegative | None = Field(
-        None,
-        description="number of lowest blocks that are frozen together with the embeddings; 0: train all; null: four "
-        "fifths of the blocks",
+        None, description="lowest blocks to freeze, with the embeddings; 0: train all; null: four fifths of the blocks"
     )
     replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.0, description="share of each update's rollouts drawn from a replay buffer; 0: no replay"
