@@ -49,7 +49,7 @@ class KLSettings(Section):
         None, description="adapt the coefficient to hold the KL per token near this value; null: fixed coefficient"
     )
     horizon: Positive = Field(
-        10_000, description="an adaptive coefficient changes by at most about 20 % per so many samples"
+        10_000, description="an adaptive coefficient changes by at most about 20 % per this many samples"
     )
 
     @model_validator(mode="after")
@@ -88,7 +88,7 @@ class GumbelKLSettings(Section):
         None, description="adapt the coefficient to hold the KL per token near this value; null: fixed coefficient"
     )
     horizon: Positive = Field(
-        10_000, description="an adaptive coefficient changes by at most about 20 % per so many samples"
+        10_000, description="an adaptive coefficient changes by at most about 20 % per this many samples"
     )
     exact: ClassVar[bool] = True
 

@@ -54,7 +54,7 @@ class ReinforceSettings(PolicyGradientSettings):
 
     def _check_token_credit(self, others: OtherSections) -> None:
         reward, discriminator = others.reward, others.discriminator
-        if reward.discriminator_weight == 0:  # no token credit: functions reward whole responses
+        if reward.discriminator_weight == 0:  # no token credit: functions reward full responses
             return
         needed = {
             "reward.combine=sum": COMBINATIONS[reward.combine].additive,

@@ -86,7 +86,7 @@ class Config(Section):
 
     @property
     def discriminator_warmup_rollouts(self) -> int:
-        """Of each of these updates: whole groups."""
+        """Number of rollouts per such update, rounded down to full groups."""
         group = self.rollout.samples_per_prompt
         asked = self.warmup.discriminator.rollouts or self.rollout.batch_size
         return max(1, asked // group) * group

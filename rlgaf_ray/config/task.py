@@ -139,10 +139,10 @@ class TaskSection(Section):
         28, description="maximum response length; imdb: demonstrations are truncated to it"
     )
     max_demonstrations: Positive | None = Field(
-        None, description="use at most the first so many demonstrations (and contrast rows); null: all"
+        None, description="number of demonstrations (and contrast rows) to use, the first ones by default; null: all"
     )
     draw_seed: NonNegative | None = Field(
-        None, description="choose max_demonstrations at random with this seed; null: the first ones"
+        None, description="choose the demonstrations at random with this seed; null: the first ones"
     )
     draw_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="with draw_seed: use this random share of the demonstrations, e.g. 0.8 for a replicate"

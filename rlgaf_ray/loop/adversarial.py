@@ -203,7 +203,7 @@ class AdversarialLoop:
         if self.checkpoints.named("best") is None:
             state["best"] = None
         self.resume(path, state)
-        self.guard.evaluations.clear()  # gentler settings may reach less quality: judge drift anew
+        self.guard.evaluations.clear()  # gentler settings may reach lower quality: restart drift detection
         if ratio.adaptive:
             ratio.rate = healing.update_rate(settings.heal, new_heals, ratio.rate)
             ratio.move(1.0)

@@ -1,4 +1,4 @@
-"""Detects non-finite metrics, and tells those that a skipped optimiser step explains from others."""
+"""Detection of non-finite metrics, and of those that a skipped optimiser step explains."""
 
 from __future__ import annotations
 

@@ -100,8 +100,8 @@ def test_only_non_finite_metrics_fire_before_the_start_is_known() -> None:
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 def test_skipped_steps_fire_after_k_consecutive_iterations(network: str) -> None:
     def skips(*iterations: int):
-        lost = {f"{network}/skipped_steps": 1.0, f"{network}/grad_norm": float("nan"), "generator/weight_norm": 5.0}
-        return [verdict.kind for verdict in verdicts(lambda now: lost if now in iterations else {}, count=6)]
+        skipped = {f"{network}/skipped_steps": 1.0, f"{network}/grad_norm": float("nan"), "generator/weight_norm": 5.0}
+        return [verdict.kind for verdict in verdicts(lambda now: skipped if now in iterations else {}, count=6)]
 
     assert skips(1, 2, 4, 5) == ["healthy"] * 6
     assert skips(2, 3, 4, 5) == ["healthy"] * 3 + ["non_finite"] * 2 + ["healthy"]
@@ -121,9 +121,9 @@ def test_skipped_steps_fire_after_k_consecutive_iterations(network: str) -> None
     ],
 )
 def test_a_skipped_step_explains_the_metrics_of_its_network_only(network: str, name: str, waits: bool) -> None:
-    lost = {f"{network}/skipped_steps": 1.0, name: float("inf")}
-    assert verdicts(lambda now: lost, count=1)[0].kind == ("healthy" if waits else "non_finite")
-    assert broken(lost) is not waits
+    metrics = {f"{network}/skipped_steps": 1.0, name: float("inf")}
+    assert verdicts(lambda now: metrics, count=1)[0].kind == ("healthy" if waits else "non_finite")
+    assert broken(metrics) is not waits
 
 
 def test_non_finite_metrics_precede_an_older_verdict() -> None:
@@ -220,13 +220,13 @@ def test_the_longest_symptom_is_the_verdict() -> None:
 
 def test_the_state_is_restored() -> None:
     change = after(10, "generator/kl", 0.9)
-    whole = verdicts(change)
+    expected = verdicts(change)
     first = Guard(SETTINGS, quality="eval/closeness")
     found = [first.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, 14)]
     second = Guard(SETTINGS, quality="eval/closeness")
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found += [second.examine(iteration, HEALTHY | change(iteration)) for iteration in range(14, 31)]
-    assert found == whole
+    assert found == expected
 
 
 def reading(auc: float, two_sample: float, *, reward: float = 0.0, judged: float = 0.6) -> Metrics:

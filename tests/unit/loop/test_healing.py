@@ -312,14 +312,14 @@ def test_callbacks_follow_a_rollback(tmp_path: Path) -> None:
     assert checkpoints[-1] == 40
 
 
-@pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "ill", "healed"])
+@pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "unstable", "rolled_back"])
 def test_a_run_resumed_around_a_rollback_equals_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
     config = settings("discriminator.updates_per_generator_update=10")
-    run(config, UnstableRoles(), tmp_path / "whole")
-    run(config, UnstableRoles(), tmp_path / "cut", stop_after=stop_after)
+    run(config, UnstableRoles(), tmp_path / "uninterrupted")
+    run(config, UnstableRoles(), tmp_path / "resumed", stop_after=stop_after)
     resumed = UnstableRoles()
-    _, _, loop = run(config, resumed, tmp_path / "cut", resume=True)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    _, _, loop = run(config, resumed, tmp_path / "resumed", resume=True)
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "uninterrupted")
     assert (loop.healed, resumed.learning_rate_factor, loop.train_step.update_ratio.rate) == (["kl_runaway"], 0.5, 0.5)
 
 
@@ -473,14 +473,14 @@ def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
     assert rows(tmp_path)[6]["discriminator/update_rate"] == pytest.approx(3.0 * np.exp(-0.1))
 
 
-@pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "ill", "healed"])
+@pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "unstable", "rolled_back"])
 def test_a_raised_rate_survives_a_resume(tmp_path: Path, stop_after: int) -> None:
     config = settings(*READ, "discriminator.updates_per_generator_update=0.2")
-    run(config, UnstableRoles(onset=None), tmp_path / "whole", kind=Uninformed)
-    run(config, UnstableRoles(onset=None), tmp_path / "cut", stop_after=stop_after, kind=Uninformed)
+    run(config, UnstableRoles(onset=None), tmp_path / "uninterrupted", kind=Uninformed)
+    run(config, UnstableRoles(onset=None), tmp_path / "resumed", stop_after=stop_after, kind=Uninformed)
     resumed = UnstableRoles(onset=None)
-    _, _, loop = run(config, resumed, tmp_path / "cut", resume=True, kind=Uninformed)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    _, _, loop = run(config, resumed, tmp_path / "resumed", resume=True, kind=Uninformed)
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "uninterrupted")
     assert (loop.train_step.update_ratio.rate, resumed.learning_rate_factor) == (1.0, 1.0)
 
 

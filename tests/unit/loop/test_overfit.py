@@ -85,9 +85,11 @@ def test_a_resumed_run_skips_the_same_updates(tmp_path: Path) -> None:
     config = settings(
         "discriminator.held_out=20", "guard.action=warn", "run.iterations=12", "discriminator.overfit_gap=0.2", RATE
     )
-    run(config, Numbered(), tmp_path / "whole")
-    run(config, Numbered(), tmp_path / "cut", stop_after=5)
-    run(config, Numbered(), tmp_path / "cut", resume=True)
+    run(config, Numbered(), tmp_path / "uninterrupted")
+    run(config, Numbered(), tmp_path / "resumed", stop_after=5)
+    run(config, Numbered(), tmp_path / "resumed", resume=True)
     names = ("discriminator/overfit_gap", "discriminator/skipped_updates", "discriminator/updates")
-    whole, cut = ([[row[name] for name in names] for row in rows(tmp_path / each)[1:]] for each in ("whole", "cut"))
-    assert whole == cut and {row[1] > 0 for row in whole} == {True, False}
+    expected, resumed = (
+        [[row[name] for name in names] for row in rows(tmp_path / each)[1:]] for each in ("uninterrupted", "resumed")
+    )
+    assert expected == resumed and {row[1] > 0 for row in expected} == {True, False}

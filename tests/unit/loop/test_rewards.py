@@ -118,8 +118,8 @@ def test_a_reward_of_weight_0_is_logged_only(rewards, combine: str) -> None:
 
 
 def test_non_finite_scores_pass_through(rewards) -> None:
-    (lost, _) = values(rewards([length])(scored("ab", "c", scores=[math.nan, 1.0]), 1))
-    assert lost is not None and math.isnan(lost)  # reported by the learner
+    (first, _) = values(rewards([length])(scored("ab", "c", scores=[math.nan, 1.0]), 1))
+    assert first is not None and math.isnan(first)  # reported by the learner
 
 
 def test_a_response_without_any_reward_gets_the_mean(rewards) -> None:

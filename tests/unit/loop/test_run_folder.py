@@ -62,7 +62,7 @@ def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
         (folder.local / "config.yaml").write_text("")
         assert folder.exists()
     with local_folder(tmp_path / "runs").claimed():
-        assert folder.exists(), "for a run that goes on"
+        assert folder.exists(), "for a resumed run"
 
 
 def test_an_empty_run_folder_is_removed(tmp_path: Path) -> None:

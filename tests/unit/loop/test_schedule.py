@@ -190,10 +190,10 @@ def test_the_update_overlaps_with_the_next_rollouts_and_scores(tmp_path: Path) -
 def test_a_resume_neither_skips_nor_repeats_prompts(tmp_path: Path, max_staleness: int, stop_after: int) -> None:
     config = asynchronous(max_staleness, "run.iterations=12", "checkpoint.every=0")
     first, second = BusyRoles(longest=0.002), BusyRoles(longest=0.002)
-    train(config, first, tmp_path / "cut", stop_after=stop_after)
-    logged = train(config, second, tmp_path / "cut", resume=True)
+    train(config, first, tmp_path / "resumed", stop_after=stop_after)
+    logged = train(config, second, tmp_path / "resumed", resume=True)
     assert len(first.learned) == stop_after
-    assert first.learned + second.learned == prompts_in_order(tmp_path / "whole", 12)
+    assert first.learned + second.learned == prompts_in_order(tmp_path / "uninterrupted", 12)
     # Batches made ahead were dropped: their prompts were sampled again, from the policy of the checkpoint.
     staleness = [row["rollout/staleness"] for row in logged]
     assert staleness[stop_after:] == [min(index, max_staleness) for index in range(12 - stop_after)]
@@ -202,7 +202,7 @@ def test_a_resume_neither_skips_nor_repeats_prompts(tmp_path: Path, max_stalenes
 def test_a_rollback_drops_batches_made_ahead(tmp_path: Path) -> None:
     """Healthy until 13, so iteration 19 rolls back to checkpoint 12, with two batches made ahead."""
     roles = BusyRoles(longest=0.002, onset=14)
-    logged = train(asynchronous(2, "guard.action=heal", "run.iterations=24"), roles, tmp_path / "ill")
+    logged = train(asynchronous(2, "guard.action=heal", "run.iterations=24"), roles, tmp_path / "rolled_back")
     order = prompts_in_order(tmp_path / "calm", 24)
     assert roles.learned == order[:19] + order[12:]
     assert [row["rollout/staleness"] for row in logged[12:]] == [0, 1] + [2] * 10
