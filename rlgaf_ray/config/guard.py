@@ -38,13 +38,14 @@ class GuardLimits(Section):
         3, description="discriminator_uninformative, reward_hacking: number of evaluations, full or quick, to average"
     )
     told_apart: Fraction = Field(
-        0.05, description="discriminator_uninformative: a fresh linear classifier's AUC is at least 0.5 + this"
+        0.05,
+        description="discriminator_uninformative: at chance while a linear classifier's AUC is at least 0.5 + this",
     )
     two_sample_rise: Fraction = Field(
         0.06, description="reward_hacking: a fresh linear classifier's AUC above its start by more than this"
     )
     judge_rise: Fraction = Field(
-        0.05, description="reward_hacking: eval/judge_share above its start by more than this, unless the reward rises"
+        0.05, description="reward_hacking: judged share above its start by more than this, or any rise of the reward"
     )
     quality_fall: Rate = Field(
         0.1,
