@@ -126,8 +126,8 @@ class BridgeSettings(TaskSettings):
     base_walks: Positive = Field(40_000, description="random legal walks for the base warm-up")
     base_goals: Literal["visited", "random"] = Field(
         "visited",
-        description="goal in the prompt of a base walk; visited: a random square of the walk; random: any square, which "
-        "is uninformative",
+        description="goal in the prompt of a base walk; visited: a random square of the walk; random: any square, "
+        "which is uninformative",
     )
     validation: Positive = Field(256, description="pairs of start and goal for validation")
     test: Positive = Field(512, description="pairs of start and goal for the test; all others are for training")
