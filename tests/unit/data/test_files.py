@@ -77,7 +77,7 @@ def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=message) as caught:
             numbers(f"{bucket}/{name}")
         assert "HUSHHUSH" not in str(caught.value)
-    with pytest.raises(UserError, match="names no bucket"):
+    with pytest.raises(UserError, match="has no bucket"):
         numbers("s3:///a.jsonl")
 
 
