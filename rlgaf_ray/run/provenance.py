@@ -1,4 +1,5 @@
 """Data, models and versions behind a run: recorded by the run, compared when it is resumed or evaluated."""
+
 from __future__ import annotations
 
 import json
