@@ -108,7 +108,7 @@ def test_the_discriminator_is_a_plain_folder(finished: Path) -> None:
 def test_a_finished_run_is_sampled_listed_and_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", str(finished), "--prompt", "This film was", "-n", "2"]) == 0
     out, err = capsys.readouterr()
-    assert err == "" and "SFT" in out and "adversarial" in out and out.count("score") == 2
+    assert err == "" and "SFT" in out and "adversarial" in out and out.count("score") >= 2
     assert main(["runs", str(finished.parent), "--json"]) == 0
     (run,) = json.loads(capsys.readouterr().out)
     assert (run["name"], run["state"], run["iteration"], run["iterations"]) == ("whole", "finished", 8, 8)
