@@ -174,8 +174,7 @@ def test_a_dashboard_may_take_longer_than_rays_minute(own: str | None, monkeypat
     monkeypatch.delenv("RAY_DASHBOARD_STARTUP_TIMEOUT_S", raising=False)
     if own is not None:
         monkeypatch.setenv("RAY_DASHBOARD_STARTUP_TIMEOUT_S", own)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    prepare_environment(None)
+    prepare_environment("auto")
     assert (ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S == 9) is (own is not None)
 
 
