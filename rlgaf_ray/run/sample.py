@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config import Config, load_config, with_values
-from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.config.rows import RowSettings
 from rlgaf_ray.data.chat import ChatTemplate
 from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.storage import Place
