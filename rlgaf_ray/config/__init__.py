@@ -1,4 +1,4 @@
-"""The typed config tree and how it is read. Imports neither torch nor ray, and pydantic only once a name is used."""
+"""The typed config tree and its loader. Imports neither torch nor ray, and pydantic only when a name is used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

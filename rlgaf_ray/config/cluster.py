@@ -1,4 +1,4 @@
-"""The cluster: what actors ask for, where they are placed, how many of their failures a run survives."""
+"""The Ray cluster: resources per actor, placement, timeouts and failure budget."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ class ClusterSection(Section):
     """The Ray cluster, and the CPUs and GPUs of each actor."""
 
     address: str | None = Field(
-        None, description="Ray address, 'auto' for a running cluster; default: RAY_ADDRESS, else a Ray of its own"
+        None, description="Ray address; auto: a running cluster; null: RAY_ADDRESS if set, else a new local Ray"
     )
-    num_cpus: Positive | None = Field(None, description="CPUs of the Ray that is started for the run; default: all")
-    threads: Positive | None = Field(
-        None, description="compute threads of each actor; default: measured rule of the placement"
-    )
+    num_cpus: Positive | None = Field(None, description="CPUs of the Ray started for this run; null: all")
+    threads: Positive | None = Field(None, description="compute threads of each actor; null: chosen from the placement")
     placement: Literal["auto", "colocate", "separate", "spread"] = Field(
         "auto",
-        description="auto: on as few nodes as possible, cores shared; colocate: one actor of each role on every GPU "
-        "(or all on one node's cores); separate: own GPUs (or cores) each; spread: neighbours on different nodes",
+        description="auto: pack onto as few nodes as possible, sharing cores; colocate: one actor of each role on "
+        "every GPU (on CPU: all on one node); separate: exclusive GPUs (or cores) for each actor; spread: consecutive "
+        "actors on different nodes",
     )
     gpus_per_actor: NonNegativeRate = Field(
         0.0,
-        description="GPUs (a fraction shares one) that each actor asks for; 0: CPU; colocate shares each GPU equally",
+        description="GPUs per actor, a fraction to share one; 0: run on CPU; colocate divides each GPU equally",
     )
-    cpus_per_actor: Rate | None = Field(None, description="CPUs that each actor asks for; default: an equal share")
+    cpus_per_actor: Rate | None = Field(None, description="CPUs per actor; null: an equal share")
     join_seconds: NonNegativeRate = Field(
-        0.0, description="how long nodes of an autoscaled cluster may take to join before a plan is refused"
+        0.0, description="seconds to wait for nodes of an autoscaled cluster before the placement fails"
     )
-    timeout_seconds: Rate = Field(600.0, description="longest wait for any one answer of an actor")
+    timeout_seconds: Rate = Field(
+        600.0, description="seconds to wait for a single actor call before the actor counts as failed"
+    )
     max_recoveries: NonNegative = Field(
         8,
-        description="actor failures tolerated per recovery_window_seconds: a rollout worker is replaced, and after the "
-        "loss of a learner or discriminator the run resumes from its last checkpoint; the next failure ends the run",
+        description="actor failures tolerated per recovery_window_seconds before the run aborts; a failed rollout "
+        "worker is replaced, a failed learner or discriminator resumes the run from its last checkpoint",
     )
-    recovery_window_seconds: Rate = Field(3600.0, description="the window of max_recoveries")
+    recovery_window_seconds: Rate = Field(3600.0, description="seconds over which max_recoveries counts failures")

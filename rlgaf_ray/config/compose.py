@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
-
-from pydantic import BaseModel
+from typing import Any
 
 from rlgaf_ray.config.hidden import public
 from rlgaf_ray.config.presets import nearest, presets
 from rlgaf_ray.config.reader import read_yaml
-from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UsageError
 
 SMALL = "small"  # a file's section of what differs on two cores without a hub
@@ -90,10 +87,17 @@ class Tree:
         return max(found, key=self.layers.index, default=None)
 
 
-def compose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, small: bool = False) -> Tree:
+def compose(
+    paths: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    small: bool = False,
+    takes_text: Callable[[str], bool] = lambda key: False,
+) -> Tree:
     """The files from left to right, each after what it extends, then ``a.b.c=value``.
 
-    With ``small`` each file's section of that name follows the file's own values. Raises ``ConfigError``.
+    With ``small`` each file's section of that name follows the file's own values. ``takes_text``: whether the value of
+    a dotted key may be text, so that ``[::1]:6379`` needs no quotes. Raises ``ConfigError``.
     """
     tree = Tree()
     has_small = False
@@ -112,31 +116,18 @@ def compose(paths: Sequence[str | Path], overrides: Sequence[str] = (), *, small
         source = f"override {printable(override)!r}"
         if not separator or not all(key.split(".")):
             raise ConfigError(f"{source} is not of the form section.key=value")
-        tree.set(key, _override(key, text, source=source), Origin(), source=source)
+        tree.set(key, _override(text, source=source, is_text=takes_text(key)), Origin(), source=source)
     return tree
 
 
-def _override(key: str, text: str, *, source: str) -> Any:
-    """The value of an override: YAML, or plain text if the key takes text and ``[::1]:6379`` or ``*.jsonl`` is given.
-
-    The shell removes the quotes that YAML would need.
-    """
+def _override(text: str, *, source: str, is_text: bool) -> Any:
+    """The value of an override: YAML, or the text itself, such as ``*.jsonl``: the shell removes the quotes."""
     try:
         return read_yaml(text)
     except ValueError as error:
-        if text.startswith(("[", "*")) and _takes_text(key):
+        if is_text and text.startswith(("[", "*")):
             return text
         raise ConfigError(f"{source}: {error}") from None
-
-
-def _takes_text(key: str) -> bool:
-    kind: Any = Config
-    for part in key.split("."):
-        known = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        if known is None:
-            return False
-        kind = known.annotation
-    return kind is str or str in get_args(kind)
 
 
 def find(path: str | Path) -> tuple[Path, str]:

@@ -1,4 +1,4 @@
-"""The discriminator's update: how often, by which loss, and what steadies it."""
+"""The discriminator: architecture, loss, update schedule and regularisation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ DiscriminatorLoss = Literal[
 
 @dataclass(frozen=True, slots=True)
 class LossTraits:
-    """What a loss asks of batches and settings; its function is in ``objectives.discriminator.LOSSES``."""
+    """Requirements of a loss on its batches; the loss functions are in ``objectives.discriminator.LOSSES``."""
 
-    pairwise: bool = False  # row i of every set answers the same prompt
-    other_prompts: bool = False  # its contrast rows are the demonstrations under other prompts
-    clipped: bool = False  # one of its terms is clipped at zero, by the mean over the whole batch
+    pairwise: bool = False  # row i of real, fake and contrast belongs to the same prompt
+    other_prompts: bool = False  # its contrast rows are the demonstrations paired with other prompts
+    clipped: bool = False  # clips a term at zero, depending on its mean over the full batch
 
 
 LOSS_TRAITS: dict[DiscriminatorLoss, LossTraits] = {
@@ -39,16 +39,16 @@ LOSS_TRAITS: dict[DiscriminatorLoss, LossTraits] = {
     "bradley_terry": LossTraits(pairwise=True),
     "contrastive": LossTraits(pairwise=True, other_prompts=True),
 }
-"""Losses that are not listed have no traits."""
+"""Losses not listed here have no special requirements."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchNeeds:
-    """The rows that a discriminator's update compares the rollouts with."""
+    """Rows that a discriminator update compares the rollouts with."""
 
-    pairs: bool = False  # the demonstration of each rollout's prompt; else batch_size demonstrations of any prompts
-    contrast: bool = False  # rows of the unwanted kind
-    other_prompts: int = 0  # in place of them: the demonstrations under so many other prompts
+    pairs: bool = False  # the demonstration of each rollout's prompt; else batch_size random demonstrations
+    contrast: bool = False  # negatives other than rollouts (discriminator.contrast)
+    other_prompts: int = 0  # instead: the demonstrations paired with this many other prompts
 
 
 DiscriminatorArchitecture = Literal["generator", "cnn", "generative"]
@@ -56,11 +56,11 @@ DiscriminatorArchitecture = Literal["generator", "cnn", "generative"]
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureTraits:
-    """What an architecture can do; how it is made is in ``training.architectures.DISCRIMINATORS``."""
+    """Capabilities of an architecture; its factory is in ``training.architectures.DISCRIMINATORS``."""
 
-    lacks: Mapping[str, Any]  # settings that it cannot follow, and their value without it
-    transformer: bool = True  # it starts from the SFT model, whose adapters and blocks it has
-    scalar_head: bool = False  # its logit is a sum over tokens, and it reads soft ones
+    lacks: Mapping[str, Any]  # settings that it does not support, with the neutral value that they must have
+    transformer: bool = True  # initialised from the SFT model, with its blocks and adapters
+    scalar_head: bool = False  # its logit is a sum over tokens, and it accepts soft tokens
 
 
 ARCHITECTURE_TRAITS: dict[DiscriminatorArchitecture, ArchitectureTraits] = {
@@ -73,122 +73,135 @@ ARCHITECTURE_TRAITS: dict[DiscriminatorArchitecture, ArchitectureTraits] = {
 
 
 class UpdateRatioSection(Section):
-    """Adaptive: the rate is moved so that the discriminator's held-out accuracy stays in a band."""
+    """Control of the update rate that keeps the discriminator's held-out accuracy in a band."""
 
-    mode: Literal["fixed", "adaptive"] = Field("fixed", description="adaptive starts at updates_per_generator_update")
-    band: Pair = Field((0.6, 0.75), description="of the held-out accuracy; its middle is aimed at")
-    minimum: Rate = Field(0.02, description="updates per generator update, never fewer")
-    maximum: Rate = Field(4.0, description="never more: what is above it costs more than it teaches")
+    mode: Literal["fixed", "adaptive"] = Field(
+        "fixed",
+        description="adaptive: start at updates_per_generator_update, then keep the held-out accuracy in the band",
+    )
+    band: Pair = Field(
+        (0.6, 0.75), description="target band of the held-out accuracy; the controller aims at its middle"
+    )
+    minimum: Rate = Field(0.02, description="lower bound of the adaptive rate, in updates per generator update")
+    maximum: Rate = Field(4.0, description="upper bound of the adaptive rate, in updates per generator update")
     step: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.1, description="largest change of the rate's logarithm an iteration; it is made at the band's edges"
+        0.1, description="largest change of log(rate) per iteration, reached at the edges of the band"
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> UpdateRatioSection:
         low, high = self.band
         if low >= high:
-            raise ValueError(f"discriminator.update_ratio.band={[low, high]} must rise")
+            raise ValueError(
+                f"discriminator.update_ratio.band={[low, high]} is not increasing: give [low, high] with low < high"
+            )
         if self.minimum > self.maximum:
             raise ValueError(
-                f"discriminator.update_ratio.minimum={self.minimum:g} lies above "
-                f"discriminator.update_ratio.maximum={self.maximum:g}"
+                f"discriminator.update_ratio.minimum={self.minimum:g} is above "
+                f"discriminator.update_ratio.maximum={self.maximum:g}: lower it, or raise the maximum"
             )
         return self
 
 
 class DiscriminatorSection(Section):
-    """Architecture, loss, regularization and update ratio of the discriminator."""
+    """Architecture, loss, regularisation and update ratio of the discriminator."""
 
-    num_workers: Positive = Field(1, description="processes that share its scoring and each of its updates")
+    num_workers: Positive = Field(1, description="data-parallel processes for scoring and updates")
     updates_per_generator_update: NonNegativeRate = Field(
-        1.0, description="0.2: once every five generator updates; 2: twice each; 0: frozen"
+        1.0, description="discriminator updates per generator update; 0.2: one in five iterations; 0: frozen"
     )
     update_ratio: UpdateRatioSection = UpdateRatioSection()
     held_out: NonNegative | None = Field(
         None,
-        description="demonstrations that it never trains on, for its held-out accuracy; default: 128 where the update "
-        "ratio is adaptive, overfit_gap is set or the guard stops or heals, else 0",
+        description="number of demonstrations excluded from training to measure held-out accuracy; null: 128 if "
+        "update_ratio.mode=adaptive, overfit_gap is set or guard.action is stop or heal, else 0",
     )
     overfit_gap: Fraction | None = Field(
         None,
-        description="an iteration's updates are skipped while AUC on demonstrations it trains on exceeds that on "
-        "held-out ones by more; null: off",
+        description="skip updates while the AUC on training demonstrations exceeds the AUC on held-out ones by more "
+        "than this, e.g. 0.15; null: never skip",
     )
     loss: DiscriminatorLoss = Field(
         "binary_cross_entropy",
-        description="positive_unlabelled counts a share of the rollouts as real; bradley_terry ranks each rollout "
-        "below the demonstration of its prompt; contrastive picks the "
-        "demonstration among its rollout and itself under other prompts, where prompts carry meaning",
+        description="binary_cross_entropy, least_squares, hinge: real against generated; positive_unlabelled: treats a "
+        "share of the rollouts as real; bradley_terry: ranks each rollout below the demonstration of its prompt; "
+        "contrastive: picks the demonstration among a rollout and the same response under other prompts, for tasks "
+        "whose prompts determine the response",
     )
     positive_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.2, description="positive_unlabelled: share of the rollouts that are as good as demonstrations"
+        0.2, description="loss=positive_unlabelled: assumed share of rollouts that are as good as demonstrations"
     )
-    contrastive_prompts: Positive = Field(8, description="contrastive: other prompts that a demonstration is put under")
+    contrastive_prompts: Positive = Field(8, description="loss=contrastive: number of other prompts per demonstration")
     labels: Literal["correct", "shuffled"] = Field(
         "correct",
-        description="shuffled: a control in which it learns nothing but noise; the texts of each update are divided at "
-        "random into real and generated ones",
+        description="shuffled: control run in which the real and generated labels of each update are permuted at "
+        "random, so that there is nothing to learn",
     )
     architecture: DiscriminatorArchitecture = Field(
         "generator",
-        description="the generator's, with a scalar head; cnn: SeqGAN's, from scratch; generative: the SFT model, "
-        "asked a question after the response, scores by the log-odds of its answer",
+        description="generator: the generator's architecture with a scalar head; cnn: SeqGAN's CNN, from scratch; "
+        "generative: the SFT model reads a question after the response, and the log-odds of its answer are the score",
     )
-    pooling: Literal["mean", "last"] = Field("mean", description="over the response's hidden states")
+    pooling: Literal["mean", "last"] = Field(
+        "mean", description="how the hidden states of the response are pooled before the head"
+    )
     question: str = Field(
-        "\n\nIs this a real answer to the prompt, yes or no?", description="generative: read after prompt and response"
+        "\n\nIs this a real answer to the prompt, yes or no?",
+        description="architecture=generative: question appended after the response",
     )
     verdicts: Annotated[tuple[str, str], Field(strict=False)] = Field(
-        (" yes", " no"), description="generative: its answers for real and for generated, one token each"
+        (" yes", " no"), description="architecture=generative: answers that mean real and generated, one token each"
     )
-    batch_size: Positive = Field(64, description="demonstrations an update; fakes are the iteration's rollouts")
+    batch_size: Positive = Field(
+        64, description="demonstrations per update; the negatives are all rollouts of the iteration"
+    )
     contrast: Literal["labels", "base_model"] = Field(
         "base_model",
-        description="labels: answers of the unwanted kind (for prompts and responses: other responses); base_model: "
-        "samples of the model before SFT, which need no label",
+        description="source of additional negatives; base_model: samples of the model before SFT, without labels; "
+        "labels: labelled unwanted responses of the task (imdb: negative reviews; rows: rejected or other responses)",
     )
-    contrast_samples: Positive = Field(4, description="base_model: samples of each demonstration's prompt")
-    contrast_weight: NonNegativeRate = Field(1.0, description="weight of the contrast, labelled 0; 0: off")
+    contrast_samples: Positive = Field(4, description="contrast=base_model: samples per prompt")
+    contrast_weight: NonNegativeRate = Field(
+        1.0, description="loss weight of the contrast rows, which are labelled fake; 0: no contrast"
+    )
     learning_rate: Rate = 1e-3
     learning_rate_schedule: LearningRateSchedule = Field(
         "constant",
-        description="linear and cosine end at 0 after run.iterations * updates_per_generator_update updates",
+        description="linear, cosine: decay to 0 over run.iterations * updates_per_generator_update updates",
     )
     betas: Pair = (0.5, 0.99)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.1, description="of embeddings, attention and residuals below the head, on its updates; off when it scores"
+        0.1, description="dropout of embeddings, attention and residuals during updates; off during scoring"
     )
     frozen_layers: NonNegative | None = Field(
-        None,
-        description="so many of the lowest blocks, and the embeddings, stay as they were; 0: all learn; null: four "
-        "fifths of the blocks",
+        None, description="lowest blocks to freeze, with the embeddings; 0: train all; null: four fifths of the blocks"
     )
     replay_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="share of each update's rollouts that is drawn from past ones; 0: off"
+        0.0, description="share of each update's rollouts drawn from a replay buffer; 0: no replay"
     )
-    replay_size: Positive = Field(1000, description="past rollouts that are kept")
+    replay_size: Positive = Field(1000, description="capacity of the replay buffer, in rollouts")
     leave_out_liked: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="share of an update's rollouts, those of the highest scores, that its loss leaves out; 0: none"
+        0.0, description="share of rollouts with the highest scores that updates leave out of the loss; 0: none"
     )
     match_lengths: bool = Field(
-        False, description="responses of an update are cut to one distribution of lengths, and read without their end"
+        False, description="truncate the responses of an update to one length distribution, without end of text"
     )
-
     view: Literal["response", "without_end", "last_tokens"] = Field(
         "response",
-        description="what it reads of a response, in training and in scoring: all; all but its end of text; its last "
-        "view_tokens tokens. The prompt is read in any case",
+        description="part of the response that it reads besides the prompt; response: all; without_end: all but the "
+        "end of text; last_tokens: the last view_tokens tokens",
     )
-    view_tokens: Positive | None = Field(None, description="of view=last_tokens, which needs it")
+    view_tokens: Positive | None = Field(None, description="view=last_tokens: number of tokens, required")
 
     @model_validator(mode="after")
     def _schedule_has_an_end(self) -> DiscriminatorSection:
         if self.learning_rate_schedule != "constant" and self.update_ratio.mode == "adaptive":
             raise ValueError(
                 f"discriminator.learning_rate_schedule={self.learning_rate_schedule} needs a known number of updates, "
-                "which discriminator.update_ratio.mode=adaptive changes: set one of them to constant or fixed"
+                "which discriminator.update_ratio.mode=adaptive varies: set "
+                "discriminator.learning_rate_schedule=constant, or discriminator.update_ratio.mode=fixed"
             )
         return self
 
@@ -196,8 +209,8 @@ class DiscriminatorSection(Section):
     def _overfitting_is_measured(self) -> DiscriminatorSection:
         if self.overfit_gap is not None and self.held_out == 0:
             raise ValueError(
-                "discriminator.overfit_gap compares with held-out demonstrations, and discriminator.held_out=0 keeps "
-                "none: raise it, or leave it out"
+                "discriminator.overfit_gap needs held-out demonstrations, but discriminator.held_out=0: set "
+                "discriminator.held_out=128, or remove it"
             )
         return self
 
@@ -205,13 +218,13 @@ class DiscriminatorSection(Section):
     def _stabilisers_fit(self) -> DiscriminatorSection:
         if self.loss_traits.other_prompts and self.replay_share > 0:
             raise ValueError(
-                f"discriminator.loss={self.loss} compares the answers to the prompts of one iteration: "
-                "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"
+                f"discriminator.loss={self.loss} needs all responses from the same iteration: set "
+                "discriminator.replay_share=0, or discriminator.loss=bradley_terry"
             )
         for name, without in self.traits.lacks.items():
             if getattr(self, name) not in (without, None):
                 raise ValueError(
-                    f"discriminator.architecture={self.architecture} has no {name}: set "
+                    f"discriminator.architecture={self.architecture} does not support discriminator.{name}: set "
                     f"discriminator.{name}={str(without).lower()}, or discriminator.architecture=generator"
                 )
         return self
@@ -220,11 +233,13 @@ class DiscriminatorSection(Section):
     def _view_has_its_tokens(self) -> DiscriminatorSection:
         view, tokens = self.view, self.view_tokens
         if view == "last_tokens" and tokens is None:
-            raise ValueError("discriminator.view=last_tokens needs their number: set discriminator.view_tokens")
+            raise ValueError(
+                "discriminator.view=last_tokens needs discriminator.view_tokens: set it to the number of tokens"
+            )
         if view != "last_tokens" and tokens is not None:
             raise ValueError(
-                f"discriminator.view_tokens={tokens} is read only with discriminator.view=last_tokens, not with "
-                f"discriminator.view={view}: leave it out"
+                f"discriminator.view_tokens={tokens} has no effect with discriminator.view={view}: remove it, or set "
+                "discriminator.view=last_tokens"
             )
         return self
 
@@ -235,19 +250,19 @@ class DiscriminatorSection(Section):
             return self
         if not ratio.minimum <= rate <= ratio.maximum:
             raise ValueError(
-                f"discriminator.updates_per_generator_update={rate:g} is where "
-                "discriminator.update_ratio.mode=adaptive starts: it must lie between "
-                f"discriminator.update_ratio.minimum={ratio.minimum:g} and maximum={ratio.maximum:g}"
+                f"discriminator.updates_per_generator_update={rate:g} is outside the bounds of "
+                f"discriminator.update_ratio.mode=adaptive: set it between {ratio.minimum:g} and {ratio.maximum:g} "
+                "(discriminator.update_ratio.minimum and maximum)"
             )
         if self.held_out == 0:
             raise ValueError(
-                "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and "
-                "discriminator.held_out=0 keeps none: raise it, or leave it out"
+                "discriminator.update_ratio.mode=adaptive needs held-out demonstrations, but "
+                "discriminator.held_out=0: set discriminator.held_out=128, or remove it"
             )
         return self
 
     def num_frozen(self, num_blocks: int) -> int:
-        """How many of the blocks do not learn."""
+        """Return the number of frozen blocks of a network with ``num_blocks``."""
         return num_blocks * 4 // 5 if self.frozen_layers is None else self.frozen_layers
 
     @property
@@ -260,7 +275,7 @@ class DiscriminatorSection(Section):
 
     @property
     def needs(self) -> BatchNeeds:
-        """The rows that the configured loss compares the rollouts with."""
+        """Rows that the configured loss compares the rollouts with."""
         traits = self.loss_traits
         return BatchNeeds(
             pairs=traits.pairwise,
@@ -270,15 +285,15 @@ class DiscriminatorSection(Section):
 
     @property
     def contrast_read(self) -> Literal["labels", "base_model"] | None:
-        """The source of its contrast rows; None where it has none, or takes demonstrations under other prompts."""
+        """Source of the contrast rows; None without contrast, or if the loss makes its own from other prompts."""
         return self.contrast if self.needs.contrast else None
 
 
 def check_view(discriminator: DiscriminatorSection, task: TaskSection) -> None:
-    """Raise ``ValueError`` for a ``discriminator.view`` of more tokens than a response has."""
+    """Raise ``ValueError`` if ``discriminator.view_tokens`` exceeds the response length."""
     tokens = discriminator.view_tokens
     if tokens is not None and tokens > task.response_tokens:
         raise ValueError(
-            f"discriminator.view_tokens={tokens} is more than task.response_tokens={task.response_tokens}: "
-            "lower it, or set discriminator.view=response"
+            f"discriminator.view_tokens={tokens} exceeds task.response_tokens={task.response_tokens}: set it to "
+            f"{task.response_tokens} or less, or set discriminator.view=response"
         )

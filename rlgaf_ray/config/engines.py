@@ -1,6 +1,6 @@
-"""The rollout engines: the one table of their names, with what each can do.
+"""The table of rollout engines and their capabilities.
 
-It is here, below ``engines/``, because config rules and ``rlgaf plan`` read it without loading torch or vLLM.
+It is here and not in ``engines/`` so that config rules and ``rlgaf plan`` can read it without importing torch or vLLM.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ EngineName = Literal["vllm", "vllm_async", "transformers"]
 
 @dataclass(frozen=True, slots=True)
 class EngineTraits:
-    """What the rest of the package asks of an engine, instead of its name.
+    """Capabilities of an engine; the rest of the package reads these traits, never the engine's name.
 
     Attributes:
-        engine: ``module:Class`` of an ``engines.base.RolloutEngine``, imported where an engine is built.
-        vllm: runs on vLLM, which must be installed, has a KV cache of fixed size and limits concurrent sequences.
-        any_architecture: runs models that only transformers knows, such as ``seqgan-lstm``.
-        tensor_parallel: shards a model over several GPUs.
-        sleeps: frees GPU memory between rollouts (``sleep`` and ``wake_up``).
-        device_transfer: takes weights over NCCL and CUDA IPC (``meet``).
-        mid_flight: takes weights while it generates.
+        engine: ``module:Class`` of an ``engines.base.RolloutEngine``, imported when an engine is built.
+        vllm: runs on vLLM: needs it installed, has a KV cache of fixed size and limits concurrent sequences.
+        any_architecture: runs models that only transformers supports, such as ``seqgan-lstm``.
+        tensor_parallel: can shard a model across GPUs.
+        sleeps: can free its GPU memory between rollouts (``sleep`` and ``wake_up``).
+        device_transfer: receives weights over NCCL and CUDA IPC (``meet``).
+        mid_flight: can load new weights while it generates.
     """
 
     engine: str
@@ -52,5 +52,5 @@ ENGINES: Mapping[EngineName, EngineTraits] = {
 
 
 def engines_with(trait: str) -> str:
-    """The names of the engines that have this trait, as an error message lists them."""
+    """List the engines that have this trait, for an error message."""
     return " or ".join(name for name, traits in ENGINES.items() if getattr(traits, trait))

@@ -1,6 +1,6 @@
-"""The generator's update: the algorithms with their rules, and the optimiser.
+"""The generator: its algorithms with their settings and rules, and its optimiser.
 
-To add an algorithm, write its section here and give ``GeneratorSection`` a field of its name (docs/algorithms.md).
+To add an algorithm, write its section here and add a field of its name to ``GeneratorSection`` (docs/algorithms.md).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ReinforceSettings(PolicyGradientSettings):
 
     def _check_token_credit(self, others: OtherSections) -> None:
         reward, discriminator = others.reward, others.discriminator
-        if reward.discriminator_weight == 0:  # nothing is a token's: the returns are those of whole responses
+        if reward.discriminator_weight == 0:  # no token credit: functions reward full responses
             return
         needed = {
             "reward.combine=sum": COMBINATIONS[reward.combine].additive,
@@ -66,39 +66,40 @@ class ReinforceSettings(PolicyGradientSettings):
         }
         for setting in (each for each, met in needed.items() if not met):
             raise ValueError(
-                f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {setting}, "
-                "or generator.reinforce.credit=sequence"
+                f"generator.reinforce.credit=token needs a reward that is a sum over tokens: set {setting}, or "
+                "generator.reinforce.credit=sequence"
             )
         if discriminator.view == "last_tokens" and others.stop_at_end_of_text:
             raise ValueError(
-                "generator.reinforce.credit=token credits tokens before it is known which are the last ones: with "
-                "discriminator.view=last_tokens set generator.reinforce.credit=sequence, or "
-                "rollout.stop_at_end_of_text=false, with which all responses have one length"
+                "generator.reinforce.credit=token with discriminator.view=last_tokens needs responses of equal length: "
+                "set rollout.stop_at_end_of_text=false, or generator.reinforce.credit=sequence"
             )
 
 
 class SeqGANSettings(PolicyGradientSettings):
-    """REINFORCE whose returns are Monte-Carlo action values."""
+    """REINFORCE with Monte-Carlo action values as returns (SeqGAN)."""
 
     key = "seqgan"
     searches = True
-    sync_only = "searches with the engines that would make the next rollouts meanwhile"
+    sync_only = "searches with the engines that asynchronous rollouts would occupy"
 
-    num_completions: Positive = Field(16, description="completions of each prefix")
-    stride: Positive = Field(1, description="complete every k-th prefix; its tokens share the value")
+    num_completions: Positive = Field(16, description="Monte-Carlo completions per prefix")
+    stride: Positive = Field(1, description="complete every k-th prefix only; the k tokens share its value")
     rollout_policy_rate: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.0, description="completions come from a moving average of the policy with this rate (SeqGAN: 0.8); 0: from it"
+        0.0, description="decay of the policy's moving average that completes prefixes (SeqGAN: 0.8); 0: the policy"
     )
 
     @model_validator(mode="after")
     def _values_are_of_tokens(self) -> SeqGANSettings:
         if self.credit == "token":
             raise ValueError(
-                "generator.seqgan.credit: SeqGAN's action values are each token's own; leave it at sequence"
+                "generator.seqgan.credit=token does not apply, since action values are per token already: set "
+                "generator.seqgan.credit=sequence"
             )
         if not self.reward_to_go:
             raise ValueError(
-                "generator.seqgan.reward_to_go: SeqGAN's action values are each token's own; leave it at true"
+                "generator.seqgan.reward_to_go=false would ignore the action values of tokens: set "
+                "generator.seqgan.reward_to_go=true"
             )
         return self
 
@@ -115,26 +116,26 @@ class PPOSettings(AlgorithmSettings):
 
     epochs: Positive = 2
     minibatches: Positive = 2
-    clip_range: Rate = Field(0.2, description="bound of ratios below 1, and above it without clip_range_high")
-    clip_range_high: Rate | None = Field(None, description="bound of ratios above 1; null: clip_range")
+    clip_range: Rate = Field(0.2, description="clip range of the probability ratio")
+    clip_range_high: Rate | None = Field(None, description="upper clip range (clip-higher); null: clip_range")
     value_clip_range: Rate = 0.2
     value_coefficient: NonNegativeRate = 0.5
     value_learning_rate: Rate = 1e-4
     value_learning_rate_schedule: LearningRateSchedule = Field(
-        "constant", description="of the critic, over run.iterations; linear and cosine end at 0"
+        "constant", description="schedule of the critic over run.iterations; linear, cosine: decay to 0"
     )
     discount: Fraction = 1.0
     gae_lambda: Fraction = 0.95
-    whiten_rewards: bool = Field(True, description="by running statistics over iterations")
+    whiten_rewards: bool = Field(True, description="whiten rewards with running statistics over iterations")
     whiten_advantages: bool = True
-    critic_warmup_iterations: NonNegative = Field(5, description="the critic learns alone before the policy moves")
+    critic_warmup_iterations: NonNegative = Field(5, description="iterations in which only the critic is trained")
     pretraining_coefficient: NonNegativeRate = Field(
-        0.0, description="gamma of InstructGPT's PPO-ptx, of the mean per token (the paper's is of whole texts)"
+        0.0, description="gamma of InstructGPT's PPO-ptx, weight of the NLL per token (paper: per text); 0: off"
     )
     ratio: RatioLevel = Field(
         "token",
-        description="sequence: one length-normalised ratio a response, GSPO's with loss_average=sequence; the critic's "
-        "advantages still differ by token (configs/recipes/gspo.yaml is GSPO)",
+        description="token: one ratio per token; sequence: one length-normalised ratio per response, with advantages "
+        "still per token (for GSPO itself see configs/recipes/gspo.yaml)",
     )
     loss_average: LossAverage = Field("token", description=LOSS_AVERAGE)
     kl: KLSettings = KLSettings()
@@ -143,7 +144,8 @@ class PPOSettings(AlgorithmSettings):
     def _kl_in_reward(self) -> PPOSettings:
         if self.kl.placement != "reward":
             raise ValueError(
-                "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward"
+                "generator.ppo.kl.placement=loss is not supported, since InstructGPT's objective subtracts the KL from "
+                "the reward: set generator.ppo.kl.placement=reward"
             )
         return self
 
@@ -158,7 +160,8 @@ class PPOSettings(AlgorithmSettings):
     def check(self, others: OtherSections) -> None:
         if self.whiten_rewards and others.reward.whiten:
             raise ValueError(
-                "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
+                "generator.ppo.whiten_rewards=true and reward.whiten=true would whiten rewards twice: set one of them "
+                "to false"
             )
         self.check_minibatches(self.minibatches, others.rollout)
         super().check(others)
@@ -170,15 +173,15 @@ class GumbelSettings(AlgorithmSettings):
     key = "gumbel"
     needs_discriminator = True
     rewards_tokens = False
-    sync_only = "learns from the newest policy's own samples"
+    sync_only = "learns from samples of the current policy"
 
     mode: Literal["autoregressive", "conditional"] = Field(
         "autoregressive",
-        description="autoregressive: the learner samples, each soft token feeds the next; conditional: tokens of the "
-        "rollouts in one pass, without the gradient through later tokens",
+        description="autoregressive: the learner samples responses, feeding each soft token to the next step; "
+        "conditional: relaxes the rollouts' tokens in one pass, without gradients through later tokens",
     )
-    temperature_start: Rate = Field(1.0, description="of the relaxation, at the first iteration")
-    temperature_end: Rate = Field(0.5, description="at the last one; geometric in between")
+    temperature_start: Rate = Field(1.0, description="temperature of the relaxation at the first iteration")
+    temperature_end: Rate = Field(0.5, description="temperature at the last iteration; geometric in between")
     kl: GumbelKLSettings = GumbelKLSettings()
 
     @property
@@ -189,24 +192,24 @@ class GumbelSettings(AlgorithmSettings):
         discriminator = others.discriminator
         if not discriminator.traits.scalar_head:
             raise ValueError(
-                "generator.algorithm=gumbel needs a discriminator that reads soft tokens: "
-                "set discriminator.architecture=generator"
+                "generator.algorithm=gumbel needs a discriminator that accepts soft tokens: set "
+                "discriminator.architecture=generator"
             )
         self.check_without_rewards(others, "learns from the discriminator's gradient")
         if others.learner.num_workers > 1:
             raise ValueError(
-                "generator.algorithm=gumbel trains in one process, which holds the discriminator too: "
-                "set learner.num_workers=1"
+                f"generator.algorithm=gumbel trains in a single process, but learner.num_workers="
+                f"{others.learner.num_workers}: set learner.num_workers=1"
             )
         if discriminator.match_lengths:
             raise ValueError(
-                "generator.algorithm=gumbel reads responses with their end, which discriminator.match_lengths hides "
-                "from the discriminator: leave it out"
+                "generator.algorithm=gumbel scores responses with their end of text, which "
+                "discriminator.match_lengths=true removes: set discriminator.match_lengths=false"
             )
         if discriminator.view != "response":
             raise ValueError(
-                f"generator.algorithm=gumbel reads whole responses, of which discriminator.view={discriminator.view} "
-                "hides a part from the discriminator: set discriminator.view=response"
+                f"generator.algorithm=gumbel scores full responses, but discriminator.view={discriminator.view} reads "
+                "only a part: set discriminator.view=response"
             )
         super().check(others)
 
@@ -223,23 +226,23 @@ class GeneratorSection(Section):
     raft: RaftSettings = RaftSettings()
     learning_rate: Rate = 3e-5
     learning_rate_schedule: LearningRateSchedule = "linear"
-    learning_rate_warmup: NonNegative = Field(0, description="iterations of linear warm-up")
+    learning_rate_warmup: NonNegative = Field(0, description="iterations of linear learning-rate warm-up")
     betas: Pair = (0.9, 0.95)
     weight_decay: NonNegativeRate = 0.0
     max_grad_norm: Rate = 1.0
     entropy_bonus: NonNegativeRate = Field(
-        0.0, description="coefficient of -log pi, added to each sampled token's reward; 0: off"
+        0.0, description="coefficient of -log pi, added to the reward of each sampled token; 0: off"
     )
     average_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.985,
-        description="evaluate and export a moving average of the weights with this decay at each optimiser "
-        "step (of which a minibatch makes one); 0: off",
+        description="decay per optimiser step of the moving average of the weights that is evaluated and exported; 0: "
+        "off",
     )
     importance_weight_cap: Rate | None = Field(
-        None, description="bound of importance weights between learner and rollout log-probs; none: off, async: 2.0"
+        None, description="cap of importance weights between learner and rollout log-probs; null: off, async: 2.0"
     )
     importance_weight_mode: Literal["cap", "mask", "none"] = Field(
-        "cap", description="cap: weights end at the bound; mask: tokens beyond it count for nothing; none: no weights"
+        "cap", description="cap: truncate weights at the cap; mask: drop tokens above it; none: no importance weights"
     )
 
     @model_validator(mode="after")
@@ -248,13 +251,13 @@ class GeneratorSection(Section):
         if self.importance_weight_mode == "mask" and cap is not None and cap < 1:
             raise ValueError(
                 f"generator.importance_weight_cap={cap:g} with generator.importance_weight_mode=mask would drop every "
-                "token that the policy did not change: set it to 1 or more"
+                "on-policy token, whose weight is 1: set the cap to 1 or more"
             )
         return self
 
     @property
     def active(self) -> AlgorithmSettings:
-        """The section of the algorithm in use."""
+        """Section of the configured algorithm."""
         return self.settings[self.algorithm]
 
     @property
@@ -262,20 +265,19 @@ class GeneratorSection(Section):
         return {name: getattr(self, name) for name in get_args(AlgorithmName)}
 
     def check(self, others: OtherSections) -> None:
-        """Raise ``ValueError`` for what the algorithm in use cannot use, here or in the other sections."""
+        """Raise ``ValueError`` if the configured algorithm is incompatible with this or other sections."""
         active, rollout = self.active, others.rollout
         if self.entropy_bonus > 0 and not active.rewards_tokens:
             raise ValueError(
-                f"generator.algorithm={self.algorithm} learns from no reward of single tokens: leave out "
-                "generator.entropy_bonus"
+                f"generator.algorithm={self.algorithm} does not use per-token rewards: remove generator.entropy_bonus"
             )
         active.check(others)
         if (rollout.top_p < 1.0 or rollout.top_k > 0) and not active.samples_again:
             key = f"top_p={rollout.top_p:g}" if rollout.top_p < 1.0 else f"top_k={rollout.top_k}"
             raise ValueError(
-                f"rollout.{key} samples from a truncated distribution, and generator.algorithm={self.algorithm} learns "
-                "from log-probs of the full one: set rollout.top_p=1 and rollout.top_k=0, and lower "
-                "rollout.temperature for likelier tokens"
+                f"rollout.{key} samples from a truncated distribution, but generator.algorithm={self.algorithm} uses "
+                "log-probs of the full one: set rollout.top_p=1 and rollout.top_k=0 (to sharpen sampling, lower "
+                "rollout.temperature)"
             )
         if others.schedule.mode == "async" and active.sync_only is not None:
             possible = " or ".join(name for name, each in self.settings.items() if each.sync_only is None)

@@ -1,4 +1,4 @@
-"""The guard: what counts as a symptom, and what is done about a verdict."""
+"""The guard: thresholds of its symptoms, and the action on a verdict."""
 
 from __future__ import annotations
 
@@ -11,66 +11,71 @@ from rlgaf_ray.config.section import Fraction, NonNegativeRate, Positive, Rate, 
 
 
 class GuardLimits(Section):
-    """Where a metric, averaged over ``guard.window``, is a symptom. "Start": its mean over the run's first window."""
+    """Thresholds of metrics averaged over ``guard.window``; "start" is the mean over the run's first window."""
 
     distinct_2_ratio: Fraction = Field(
-        0.8, description="mode_collapse: rollout/distinct_2 below this part of the start's"
+        0.8, description="mode_collapse: rollout/distinct_2 below this fraction of its start"
     )
-    entropy_ratio: Fraction = Field(0.6, description="mode_collapse: generator/entropy below this part of the start's")
+    entropy_ratio: Fraction = Field(
+        0.6, description="mode_collapse: generator/entropy below this fraction of its start"
+    )
     degenerate_share: Fraction = Field(
-        0.1, description="mode_collapse: rollout/degenerate_share higher than at the start by this"
+        0.1, description="mode_collapse: rollout/degenerate_share above its start by more than this"
     )
     identical_share: Fraction = Field(
-        0.2, description="mode_collapse: rollout/identical_share higher than at the start by this"
+        0.2, description="mode_collapse: rollout/identical_share above its start by more than this"
     )
-    held_out_accuracy: Fraction = Field(0.95, description="discriminator_saturated: held-out accuracy above")
-    logit_gap: Rate = Field(8.0, description="discriminator_saturated: held-out logit of real less fake above")
+    held_out_accuracy: Fraction = Field(0.95, description="discriminator_saturated: held-out accuracy above this")
+    logit_gap: Rate = Field(8.0, description="discriminator_saturated: held-out logit gap (real - fake) above this")
     reward_deviation_ratio: Fraction = Field(
-        0.1, description="discriminator_saturated: reward/deviation below this part of the start's"
+        0.1, description="discriminator_saturated: reward/deviation below this fraction of its start"
     )
-    kl: Rate = Field(0.5, description="kl_runaway: generator/kl or generator/kl_exact above, nats per token")
+    kl: Rate = Field(0.5, description="kl_runaway: generator/kl or generator/kl_exact above this, in nats per token")
     reference_nll: Rate = Field(
-        0.7, description="kl_runaway: rollout/reference_nll higher than at the start by this; 0.7: twice the perplexity"
+        0.7, description="kl_runaway: rollout/reference_nll above its start by more than this; 0.7: doubled perplexity"
     )
     readings: Positive = Field(
-        3, description="discriminator_uninformative, reward_hacking: evaluations, quick ones too, that are averaged"
+        3, description="discriminator_uninformative, reward_hacking: number of evaluations, full or quick, to average"
     )
     told_apart: Fraction = Field(
-        0.05, description="discriminator_uninformative: a fresh linear classifier's AUC is above 0.5 by this"
+        0.05,
+        description="discriminator_uninformative: at chance while a linear classifier's AUC is at least 0.5 + this",
     )
     two_sample_rise: Fraction = Field(
-        0.06, description="reward_hacking: a fresh linear classifier's AUC is higher than at the start by this"
+        0.06, description="reward_hacking: a fresh linear classifier's AUC above its start by more than this"
     )
     judge_rise: Fraction = Field(
-        0.05, description="reward_hacking: the judged share is higher than at the start by this, or the reward is"
+        0.05, description="reward_hacking: judged share above its start by more than this, or any rise of the reward"
     )
     quality_fall: Rate = Field(
         0.1,
-        description="drift: the best metric this far below its best at two evaluations in a row, with a higher reward; "
-        "of a metric in percent one hundredth is compared",
+        description="drift: best_metric worse than its best value by more than this in two consecutive evaluations "
+        "while the reward is higher; metrics in percent are divided by 100",
     )
 
 
 class HealSection(Section):
-    """What each heal changes, beside the way back to a checkpoint and optimisers without moments."""
+    """Changes after each rollback, besides the optimisers' moments, which are reset."""
 
     learning_rate_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.5, description="of generator.learning_rate and discriminator.learning_rate"
+        0.5, description="factor of generator.learning_rate and discriminator.learning_rate"
     )
     update_rate_factor: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        0.5, description="of the discriminator's updates per generator update"
+        0.5, description="factor of the discriminator updates per generator update"
     )
-    update_rate_ceiling: Rate = Field(0.5, description="discriminator updates per generator update, at most")
+    update_rate_ceiling: Rate = Field(
+        0.5, description="upper bound of discriminator updates per generator update after a rollback"
+    )
     update_rate_raise: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
         2.0,
-        description="in place of update_rate_factor and its ceiling after discriminator_uninformative, to 1 update or "
-        "more; learning rates and KL coefficient stay",
+        description="after discriminator_uninformative: factor of the update rate, then at least 1, without other "
+        "changes",
     )
     kl_factor: Annotated[float, Field(ge=1.0, allow_inf_nan=False)] = Field(
-        2.0, description="of the KL coefficient that the run had when it fell ill"
+        2.0, description="factor of the KL coefficient in use when the guard fired"
     )
     kl_floor: NonNegativeRate = Field(
-        0.1, description="KL coefficient, at least; a run without KL gets one; 0: it does not"
+        0.1, description="lower bound of the KL coefficient after a rollback, also for runs without KL; 0: none"
     )
 
 
@@ -78,15 +83,16 @@ class GuardSection(Section):
     """Symptoms of an unstable run, and the action that follows."""
 
     action: Literal["warn", "stop", "heal"] = Field(
-        "warn", description="on any verdict but non_finite; heal: back to the last healthy checkpoint, gentler"
+        "warn",
+        description="on any verdict but non_finite; heal: roll back to a healthy checkpoint, with gentler settings",
     )
-    non_finite: Literal["stop", "warn", "heal"] = Field("stop", description="on a number that is not finite")
+    non_finite: Literal["stop", "warn", "heal"] = Field("stop", description="action on a non-finite metric or weight")
     non_finite_patience: Positive = Field(
-        3, description="iterations in a row with a step skipped (gradient or reward not finite) before a verdict"
+        3, description="consecutive iterations with skipped steps (non-finite gradient or reward) before a verdict"
     )
-    window: Annotated[int, Field(ge=2)] = Field(10, description="iterations that are averaged")
-    patience: Positive = Field(5, description="iterations that a symptom must hold on before it is a verdict")
-    max_heals: Positive = Field(3, description="the next verdict stops the run")
+    window: Annotated[int, Field(ge=2)] = Field(10, description="iterations to average over")
+    patience: Positive = Field(5, description="consecutive iterations with a symptom before a verdict")
+    max_heals: Positive = Field(3, description="number of rollbacks before the next verdict stops the run")
     limits: GuardLimits = GuardLimits()
     heal: HealSection = HealSection()
 
@@ -96,10 +102,10 @@ class GuardSection(Section):
 
 
 def check_rollback(guard: GuardSection, checkpoint: CheckpointSection) -> None:
-    """Raise ``ValueError`` if the guard heals but no checkpoint is written to roll back to."""
+    """Raise ``ValueError`` if the guard rolls back but no checkpoints are written during training."""
     if guard.heals and checkpoint.every == 0:
         key = "action" if guard.action == "heal" else "non_finite"
         raise ValueError(
-            f"guard.{key}=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: "
-            f"set checkpoint.every, or guard.{key}=stop"
+            f"guard.{key}=heal rolls back to a checkpoint, but checkpoint.every=0 writes none before the end: set "
+            f"checkpoint.every=50, or guard.{key}=stop"
         )

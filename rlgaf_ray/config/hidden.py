@@ -1,4 +1,4 @@
-"""Text made fit to be shown or written down: without the keys that URIs and the environment carry."""
+"""Redaction: removes keys of URIs, tokens and secrets of the environment from text that is shown or logged."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 from typing import Any
 
 MARK = "***"
-# The user and password of a URI end at the last @ before the path; with a colon in them also behind a stray slash,
-# which somebody forgot to write as %2F. A colon in front of digits and a slash is a port.
+# User and password of a URI end at the last @ before the path. With a colon in them, a slash that should have been
+# written as %2F may precede the @. A colon before digits and a slash is a port.
 USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#\s'\"]*@|[^/?#\s'\"@:]*:(?!\d+(?:[/?#]|$))[^\s'\"]*@)")
 SECRET_NAME = r"[A-Za-z0-9_.-]*(?:token|secret|passw(?:or)?d|signature|credential|api_?key|access_?key)[A-Za-z0-9_.-]*"
 OPTION = re.compile(rf"([?&]{SECRET_NAME}=)[^&#\s'\"]+", re.IGNORECASE)
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 SECRET_VARIABLE = re.compile(r"(?:.*_)?(?:token|secret|password|passwd|credentials?|key|key_id)", re.IGNORECASE)
-SHORTEST = 12  # characters of a variable's value: "1" or "disabled" would blot out half of any text
+SHORTEST = 12  # minimum length of a secret: redacting values such as "1" or "disabled" would garble any text
 
 
 def public(text: str) -> str:
-    """The text without the users, passwords and secret options of URIs, hub tokens and the environment's secrets."""
+    """Redact users, passwords and secret options of URIs, hub tokens and secrets of the environment."""
     text = USER.sub(r"\1", text)
     text = OPTION.sub(rf"\1{MARK}", text)
     text = HUB_TOKEN.sub(MARK, text)
@@ -28,7 +28,7 @@ def public(text: str) -> str:
 
 
 def public_values(tree: Any) -> Any:
-    """A tree of dicts and lists with every text in it made ``public``."""
+    """Apply ``public`` to every string in a tree of dicts and lists."""
     match tree:
         case str():
             return public(tree)
@@ -41,7 +41,7 @@ def public_values(tree: Any) -> Any:
 
 
 def _environment_secrets() -> list[str]:
-    """Values, the longest first: one may hold another. Names of files that hold a key are no secret."""
+    """Values of secret variables, longest first, since one may contain another; paths of key files are not secret."""
     values = (
         value
         for name, value in os.environ.items()

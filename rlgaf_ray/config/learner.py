@@ -1,4 +1,4 @@
-"""The learner's processes: how many, what they share, how much of a batch they compute at a time."""
+"""The learner: number of processes, sharding, precision and micro-batches."""
 
 from __future__ import annotations
 
@@ -15,50 +15,55 @@ class FsdpSection(Section):
     """Settings of ``learner.strategy=fsdp``."""
 
     mixed_precision: bool = Field(
-        False, description="weights are gathered and multiplied in bfloat16; gradients are summed in float32"
+        False, description="all-gather and compute in bfloat16; gradients are reduced in float32"
     )
     offload_reference: bool = Field(
-        False, description="the frozen reference's shards stay in CPU memory between its passes, for GPUs short of it"
+        False, description="keep the shards of the frozen reference in CPU memory between forward passes"
     )
 
 
 class LearnerSection(Section):
     """Processes, sharding, precision and micro-batches of the learner."""
 
-    num_workers: Positive = Field(1, description="processes that share each update of the generator")
+    num_workers: Positive = Field(1, description="data-parallel learner processes")
     strategy: Literal["ddp", "fsdp"] = Field(
         "ddp",
-        description="of several workers, here and of the discriminator: ddp: a replica each; fsdp: weights, gradients "
-        "and optimiser state sharded across workers",
+        description="for several workers of learner or discriminator; ddp: a full replica each; fsdp: weights, "
+        "gradients and optimiser state sharded across workers",
     )
     fsdp: FsdpSection = FsdpSection()
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="autocast of learner, discriminator and warm-ups; auto: bfloat16 where the processor has it"
+        "auto",
+        description="autocast of learner, discriminator and warm-ups; auto: bfloat16 if the hardware supports it",
     )
-    micro_batch_size: Positive = Field(64, description="sequences a forward pass; gradients are accumulated")
+    micro_batch_size: Positive = Field(
+        64, description="sequences per forward pass; gradients are accumulated over the batch"
+    )
     micro_batch_tokens: Positive | None = Field(
         None,
-        description="in place of it: tokens a forward pass, padding included; sequences of like length stand together",
+        description="token budget per forward pass, padding included, e.g. 4096; replaces micro_batch_size and batches "
+        "sequences of similar length together; null: off",
     )
     logprob_chunk_tokens: Positive | None = Field(
         None,
-        description="response tokens whose logits exist at a time, computed again in the backward pass; null: all",
+        description="response tokens whose logits are materialised at a time, e.g. 512, and recomputed in the backward "
+        "pass; null: all at once",
     )
     activation_checkpointing: bool = Field(
-        False, description="blocks keep their inputs only and are computed again in the backward pass"
+        False, description="recompute transformer blocks in the backward pass instead of storing their activations"
     )
 
 
 def check_workers(learner: LearnerSection, discriminator: DiscriminatorSection, rollout: RolloutSection) -> None:
-    """Raise ``ValueError`` for processes that would have nothing to do, or that a strategy cannot serve."""
+    """Raise ``ValueError`` for idle learner processes, or for FSDP with a single process."""
     learners, discriminators = learner.num_workers, discriminator.num_workers
     if learner.strategy == "fsdp" and learners == discriminators == 1:
         raise ValueError(
-            "learner.strategy=fsdp cuts weights over several workers: raise learner.num_workers or "
-            "discriminator.num_workers, or set learner.strategy=ddp"
+            "learner.strategy=fsdp shards weights across workers, but learner.num_workers and "
+            "discriminator.num_workers are 1: raise one of them, or set learner.strategy=ddp"
         )
     if learners > rollout.batch_size:
         raise ValueError(
-            f"learner.num_workers={learners} is more than rollout.batch_size={rollout.batch_size}: "
-            "some would have no sequence to learn from"
+            f"learner.num_workers={learners} exceeds rollout.batch_size={rollout.batch_size}, and some workers would "
+            f"be idle: set it to {rollout.batch_size} or less"
         )

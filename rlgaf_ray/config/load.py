@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rlgaf_ray.config import uri
 from rlgaf_ray.config.compose import ConfigError, Key, Origin, Tree, compose
@@ -35,7 +35,7 @@ def load_with_origins(
 ) -> tuple[Config, Origins]:
     """As ``load_config``, and the origin of each value that is set."""
     paths = [] if path is None else [path] if isinstance(path, str | Path) else path
-    tree = compose(paths, overrides, small=small)
+    tree = compose(paths, overrides, small=small, takes_text=_takes_text)
     return _validated(tree), tree.origins
 
 
@@ -111,3 +111,13 @@ def _at(tree: Any, key: Key) -> Any:
     for part in key:
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
+
+
+def _takes_text(key: str) -> bool:
+    kind: Any = Config
+    for part in key.split("."):
+        known = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+        if known is None:
+            return False
+        kind = known.annotation
+    return kind is str or str in get_args(kind)

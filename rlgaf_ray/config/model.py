@@ -1,4 +1,4 @@
-"""The generator's model, its adapters, and what a model rules out elsewhere."""
+"""The generator's model and adapters, and the settings that a model rules out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlgaf_ray.config.section import Section
 
 FILM_REVIEWS = "film-reviews"
 FROM_SCRATCH = ("tiny-gpt2", "seqgan-lstm")
-"""Names of models that are trained from nothing, with a tokenizer of the task's own text."""
+"""Models that are trained from scratch, with a tokenizer trained on the task's text."""
 
 
 class ModelSection(Section):
@@ -24,53 +24,53 @@ class ModelSection(Section):
 
     generator: str = Field(
         FILM_REVIEWS,
-        description="a local folder, a hub id, the built-in 'film-reviews', or a model trained from nothing: "
-        "'tiny-gpt2', 'seqgan-lstm'",
+        description="local folder or hub id of a causal LM, the built-in 'film-reviews', or a model trained from "
+        "scratch: 'tiny-gpt2', 'seqgan-lstm'",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the stored weights and of the rollout engine"
+        "float32", description="type of the stored weights and of the rollout engine; bfloat16 for large models"
     )
-    trust_remote_code: bool = Field(False, description="run Python code that the model's folder or repository brings")
+    trust_remote_code: bool = Field(False, description="run Python code from the model's folder or repository")
     allow_pickle: bool = Field(
-        False, description="read pytorch_model.bin where there is no safetensors; a pickle can run code when it is read"
+        False, description="load pytorch_model.bin if there are no safetensors; unpickling can run arbitrary code"
     )
     lora: LoraSettings = LoraSettings()
 
     @property
     def risks(self) -> list[str]:
-        """What a command says aloud before it looks at the model."""
-        said = []
+        """Warnings to print before the model is loaded."""
+        warnings = []
         if self.trust_remote_code:
-            said.append(f"model.trust_remote_code=true: Python code that {self.generator} brings along will run")
+            warnings.append(f"model.trust_remote_code=true: Python code of {self.generator} will run")
         if self.allow_pickle:
-            said.append(f"model.allow_pickle=true: {self.generator} may be read from a pickle, which can run code")
-        return said
+            warnings.append(f"model.allow_pickle=true: {self.generator} may be unpickled, which can run arbitrary code")
+        return warnings
 
 
 def check_model(
     model: ModelSection, rollout: RolloutSection, discriminator: DiscriminatorSection, generator: GeneratorSection
 ) -> None:
-    """Raise ``ValueError`` for what SeqGAN's LSTM, which is no transformer, is asked for."""
+    """Raise ``ValueError`` for settings that need a transformer if the generator is SeqGAN's LSTM."""
     if model.generator != "seqgan-lstm":
         return
     if not rollout.traits.any_architecture:
         raise ValueError(
-            f"model.generator=seqgan-lstm is unknown to rollout.engine={rollout.engine}: "
+            f"model.generator=seqgan-lstm is not supported by rollout.engine={rollout.engine}: "
             f"set rollout.engine={engines_with('any_architecture')}"
         )
     if discriminator.traits.transformer:
         raise ValueError(
-            "model.generator=seqgan-lstm is no transformer, and discriminator.architecture="
-            f"{discriminator.architecture} is made of one: set discriminator.architecture=cnn"
+            f"discriminator.architecture={discriminator.architecture} needs a transformer, and "
+            "model.generator=seqgan-lstm is none: set discriminator.architecture=cnn"
         )
     if generator.active.trains_critic:
-        raise ValueError("model.generator=seqgan-lstm has no critic: set generator.algorithm=seqgan or reinforce")
+        raise ValueError("model.generator=seqgan-lstm cannot be a critic: set generator.algorithm=seqgan or reinforce")
 
 
 def check_adapters(
     model: ModelSection, learner: LearnerSection, generator: GeneratorSection, discriminator: DiscriminatorSection
 ) -> None:
-    """Raise ``ValueError`` for what needs weights that ``model.lora`` freezes, or a second copy of them."""
+    """Raise ``ValueError`` for settings that are incompatible with the frozen weights of ``model.lora``."""
     if model.lora.rank == 0:
         return
     missing = {
@@ -78,7 +78,7 @@ def check_adapters(
         "generator.average_decay=0": generator.average_decay == 0,
         "generator.seqgan.rollout_policy_rate=0": generator.seqgan.rollout_policy_rate == 0,
         "discriminator.architecture=generator": discriminator.traits.transformer,
-        "a model.generator that is a transformer": model.generator != "seqgan-lstm",
+        "model.generator to a transformer": model.generator != "seqgan-lstm",
     }
     for key in (key for key, met in missing.items() if not met):
-        raise ValueError(f"model.lora.rank={model.lora.rank} trains adapters of frozen networks: set {key}")
+        raise ValueError(f"model.lora.rank={model.lora.rank} trains adapters over frozen weights: set {key}")

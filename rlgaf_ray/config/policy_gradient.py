@@ -1,4 +1,4 @@
-"""What the sections of REINFORCE and SeqGAN share: the estimator of the policy gradient."""
+"""Policy-gradient settings that REINFORCE and SeqGAN share."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ from rlgaf_ray.config.section import Fraction, NonNegativeRate, Positive, Rate
 
 Credit = Literal["sequence", "token"]
 Baseline = Literal["none", "moving_average", "leave_one_out", "group_mean", "batch_mean", "position_mean"]
-DEMONSTRATION_COEFFICIENT = "of the demonstrations' negative log-likelihood, added to the loss; 0: off"
+DEMONSTRATION_COEFFICIENT = "weight of the demonstrations' NLL in the loss; 0: off"
 
 
 class PolicyGradientSettings(AlgorithmSettings):
-    """One policy gradient, or several clipped steps, on each batch of rollouts."""
+    """One policy-gradient step, or several clipped ones, per batch of rollouts."""
 
     credit: Credit = Field(
         "sequence",
-        description="token: what earlier tokens have added to the score is taken off a token's return: same expected "
-        "gradient, less noise",
+        description="sequence: every token is credited with the response's score; token: without the part that earlier "
+        "tokens contributed, same expected gradient and lower variance",
     )
     reward_to_go: bool = Field(
         True,
-        description="false: every token's return is the response's total, score less all KL penalties: the response is "
-        "one action (RLOO, GRPO)",
+        description="true: a token's return sums its own and later rewards; false: every token gets the response's "
+        "total, KL penalties included, as one action (RLOO, GRPO)",
     )
     baseline: Baseline = Field(
         "leave_one_out",
-        description="RLOO: leave_one_out; GRPO: group_mean, scaled by the group; REINFORCE++: batch_mean; "
-        "position_mean: the other responses of the batch at the same position, for credit=token",
+        description="leave_one_out: as in RLOO; group_mean: as in GRPO, with advantage_scale=group; batch_mean: as in "
+        "REINFORCE++; position_mean: mean of the batch's other responses at the same position, for credit=token",
     )
-    baseline_decay: Fraction = Field(0.95, description="of the moving average")
+    baseline_decay: Fraction = Field(0.95, description="baseline=moving_average: its decay")
     advantage_scale: Literal["none", "batch", "group"] = Field(
-        "batch", description="divide advantages by this deviation"
+        "batch", description="divide advantages by the standard deviation of the batch or group"
     )
-    advantage_clip: Rate | None = Field(None, description="scaled advantages are cut to plus and minus this")
+    advantage_clip: Rate | None = Field(None, description="clip scaled advantages to [-x, x]; null: off")
     loss_average: LossAverage = Field("token", description=LOSS_AVERAGE)
     discount: Fraction = 1.0
-    epochs: Positive = Field(1, description="passes over a batch of rollouts")
-    minibatches: Positive = Field(1, description="steps of a pass, each on its share of the rollouts")
+    epochs: Positive = Field(1, description="passes over each batch of rollouts")
+    minibatches: Positive = Field(1, description="optimiser steps per pass, each on an equal share of the rollouts")
     clip_range: Rate | None = Field(
         None,
-        description="PPO's clipped ratio to the policy before the first step, as GRPO has it, e.g. 0.2: needed by more "
-        "than one step a batch; null: no ratio",
+        description="clip range of PPO's probability ratio, as in GRPO, e.g. 0.2; required for more than one step per "
+        "batch; null: no ratio",
     )
-    clip_range_high: Rate | None = Field(None, description="bound of ratios above 1; null: clip_range")
-    ratio: RatioLevel = Field("token", description="sequence: one length-normalised ratio a response (GSPO)")
+    clip_range_high: Rate | None = Field(None, description="upper clip range (clip-higher); null: clip_range")
+    ratio: RatioLevel = Field(
+        "token", description="token: one ratio per token; sequence: one length-normalised ratio per response (GSPO)"
+    )
     demonstration_coefficient: NonNegativeRate = Field(0.0, description=DEMONSTRATION_COEFFICIENT)
     kl: KLSettings = KLSettings()
 
@@ -64,11 +66,11 @@ class PolicyGradientSettings(AlgorithmSettings):
     def _baseline_fits_the_credit(self) -> PolicyGradientSettings:
         if self.credit == "token" and self.baseline not in ("none", "batch_mean", "position_mean"):
             raise ValueError(
-                f"baseline={self.baseline} is of whole sequences: with credit=token take position_mean, batch_mean or "
-                "none, or set credit=sequence"
+                f"baseline={self.baseline} is per response and does not fit credit=token: set baseline=position_mean, "
+                "batch_mean or none, or credit=sequence"
             )
         if self.credit == "token" and not self.reward_to_go:
-            raise ValueError("reward_to_go=false gives all tokens one return: set credit=sequence")
+            raise ValueError("reward_to_go=false gives all tokens the same return: set credit=sequence")
         return self
 
     @model_validator(mode="after")
@@ -77,16 +79,18 @@ class PolicyGradientSettings(AlgorithmSettings):
             return self
         if self.credit == "token":
             raise ValueError(
-                f"discount={self.discount:g} discounts the score, but not the earlier tokens' parts that credit=token "
-                "subtracts from it: set discount=1 or credit=sequence"
+                f"discount={self.discount:g} does not apply to the earlier tokens' score that credit=token subtracts: "
+                "set discount=1, or credit=sequence"
             )
         if self.baseline in ("leave_one_out", "group_mean", "moving_average"):
             raise ValueError(
-                f"baseline={self.baseline} is a mean of undiscounted totals, and discount={self.discount:g} makes "
-                "returns smaller: set discount=1, or take position_mean, batch_mean or none"
+                f"baseline={self.baseline} is a mean of undiscounted returns, but discount={self.discount:g}: set "
+                "discount=1, or baseline=position_mean, batch_mean or none"
             )
         if not self.reward_to_go:
-            raise ValueError(f"reward_to_go=false discounts nothing, but discount={self.discount:g}: set discount=1")
+            raise ValueError(
+                f"reward_to_go=false ignores discount={self.discount:g}: set discount=1, or reward_to_go=true"
+            )
         return self
 
     @model_validator(mode="after")
@@ -95,12 +99,12 @@ class PolicyGradientSettings(AlgorithmSettings):
             return self
         if self.epochs * self.minibatches > 1:
             raise ValueError(
-                f"epochs={self.epochs} and minibatches={self.minibatches} step away from the policy that sampled: set "
+                f"epochs={self.epochs} and minibatches={self.minibatches} make several off-policy steps per batch: set "
                 "clip_range, e.g. 0.2, or both to 1"
             )
         for key, used in (("clip_range_high", self.clip_range_high is not None), ("ratio", self.ratio != "token")):
             if used:
-                raise ValueError(f"{key} is read only with clip_range: set clip_range, or leave {key} out")
+                raise ValueError(f"{key} has no effect without clip_range: set clip_range, or remove {key}")
         return self
 
     @property
@@ -117,14 +121,14 @@ class PolicyGradientSettings(AlgorithmSettings):
         super().check(others)
 
     def _check_sizes(self, rollout: RolloutSection) -> None:
-        """Raise ``ValueError`` for batches and groups too small for the baseline and scale that read them."""
+        """Raise ``ValueError`` if batch or group is too small for the baseline or the advantage scale."""
         of_groups = {
             f"baseline={self.baseline}": self.baseline in ("leave_one_out", "group_mean"),
             "advantage_scale=group": self.advantage_scale == "group",
         }
         for setting in (each for each, used in of_groups.items() if used and rollout.samples_per_prompt < 2):
             raise ValueError(
-                f"generator.{self.key}.{setting} compares the samples of one prompt, and rollout.samples_per_prompt=1: "
+                f"generator.{self.key}.{setting} needs several samples per prompt, but rollout.samples_per_prompt=1: "
                 f"set it to 2 or more, or change generator.{self.key}.{setting.partition('=')[0]}"
             )
         of_batches = {
@@ -133,6 +137,6 @@ class PolicyGradientSettings(AlgorithmSettings):
         }
         for setting in (each for each, used in of_batches.items() if used and rollout.batch_size < 2):
             raise ValueError(
-                f"generator.{self.key}.{setting} compares the rollouts of a batch, and rollout.batch_size=1: "
+                f"generator.{self.key}.{setting} needs several rollouts per batch, but rollout.batch_size=1: "
                 f"set it to 2 or more, or generator.{self.key}.{setting.partition('=')[0]}=none"
             )

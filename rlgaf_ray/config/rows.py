@@ -1,4 +1,4 @@
-"""Settings of tasks whose data are rows of prompts and responses, or of chats."""
+"""Settings of tasks whose data are rows: prompts and responses, or chats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, field_validator
 from rlgaf_ray.config.section import Positive, Rate, Section
 
 CHAT_ARGUMENTS = (
-    frozenset(  # of apply_chat_template: what the run sets by itself, or what would change the result's type
+    frozenset(  # arguments of apply_chat_template that the run sets, or that would change the result's type
         (
             *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
             *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
@@ -20,71 +20,73 @@ CHAT_ARGUMENTS = (
 
 
 class TaskSettings(Section):
-    """Base of the sections that belong to one task."""
+    """Base of the task-specific sections."""
 
     @property
     def variant(self) -> str:
-        """What a run's name says beside the task's."""
+        """Suffix of the task's name in the default run name."""
         return ""
 
     def check(self) -> None:
-        """Called for the task that is chosen; ``ValueError`` where its settings lack something."""
+        """Raise ``ValueError`` if required settings are missing; called for the configured task only."""
 
 
 class PairShares(Section):
-    """Disjoint parts of a task's rows; they need not sum to 1."""
+    """Relative sizes of the disjoint parts of a task's rows; they need not sum to 1."""
 
-    base: Rate = Field(0.45, description="for the base warm-up; without one it goes to the demonstrations")
+    base: Rate = Field(0.45, description="rows for the base warm-up; without one they become demonstrations")
     demonstrations: Rate = 0.35
     validation: Rate = 0.1
     test: Rate = 0.1
 
 
 class PairSettings(TaskSettings):
-    """What tasks of prompts and whole responses share."""
+    """Settings shared by tasks of prompts and responses."""
 
     shares: PairShares = PairShares()
-    max_rows: Positive | None = Field(None, description="read no more than this many (drawn by lot); default: all")
+    max_rows: Positive | None = Field(None, description="use at most this many rows, chosen at random; null: all")
     warmup_loss: Literal["response", "all"] = Field(
-        "response", description="all: the generator's warm-up learns the prompts' text too, as a new model must"
+        "response", description="loss of the base warm-up; all: on prompts too, as a model from scratch needs"
     )
 
 
 class RowSettings(PairSettings):
-    """Demonstrations as rows: a prompt and a response, or the messages of a chat."""
+    """Settings of demonstrations as rows: a prompt and a response, or the messages of a chat."""
 
-    prompt_column: str | None = Field(None, description="text or messages; null: prompt, or question beside answer")
+    prompt_column: str | None = Field(None, description="column with text or messages; null: prompt, or question")
     response_column: str | None = Field(
-        None, description="text or messages; null: response, completion, chosen or answer"
+        None, description="column with text or messages; null: response, completion, chosen or answer"
     )
     rejected_column: str | None = Field(
-        None, description="an answer that is not wanted, for discriminator.contrast=labels; null: rejected"
+        None, description="column with a rejected response, for discriminator.contrast=labels; null: rejected"
     )
     messages_column: str | None = Field(
-        None, description="a list of {role, content}; the last is the response; null: messages or conversations"
+        None, description="column with [{role, content}, ...] ending in the response; null: messages or conversations"
     )
     messages_train: Literal["last", "all"] = Field(
-        "last", description="all: every answer of a chat is a demonstration, after the conversation so far"
+        "last", description="all: every assistant turn is a demonstration, given the turns before it"
     )
-    system_prompt: str | None = Field(None, description="the first message of each chat that has no system message")
+    system_prompt: str | None = Field(None, description="system message of chats without one; null: none")
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="passed to the chat template, such as {enable_thinking: false}"
+        default_factory=dict, description="extra arguments of the chat template, e.g. {enable_thinking: false}"
     )
     tools: list[dict[str, Any]] | None = Field(
-        None, description="JSON schemas of the tools that a chat template shows; a row's own column goes first"
+        None, description="tools for the chat template, as JSON schemas; overridden by the row's tools_column"
     )
-    tools_column: str = Field("tools", description="a row's tools: a list of JSON schemas, or its JSON as text")
+    tools_column: str = Field(
+        "tools", description="column with a row's tools: a list of JSON schemas, or its JSON as text"
+    )
 
     @field_validator("chat_template_kwargs")
     @classmethod
     def _leaves_the_chat_alone(cls, values: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(CHAT_ARGUMENTS & values.keys()):
-            raise ValueError(f"{', '.join(taken)} is set by the run: leave it out")
+            raise ValueError(f"{', '.join(taken)} is set by the run: remove it")
         return values
 
     @property
     def for_chats(self) -> str:
-        """The settings that only a chat template reads and that are given."""
+        """Names of the given settings that only a chat template reads."""
         given = {
             "system_prompt": self.system_prompt is not None,
             "chat_template_kwargs": bool(self.chat_template_kwargs),
@@ -102,7 +104,7 @@ def _paths(value: Any) -> Any:
 
 
 Paths = Annotated[str | list[str] | None, PlainValidator(_paths)]
-"""One or several paths, globs or URIs."""
+"""One or more paths, globs or URIs."""
 
 
 class JsonlSettings(RowSettings):
@@ -110,18 +112,17 @@ class JsonlSettings(RowSettings):
 
     path: Paths = Field(
         None,
-        description="JSON Lines, JSON, CSV or Parquet, by the suffix, or any of them with .gz; globs and s3://, "
-        "gs://, hf:// count",
+        description="JSON Lines, JSON, CSV or Parquet files, optionally .gz: paths, globs or URIs (s3://, gs://, hf://)",
     )
     prompts: Paths = Field(
-        None, description="rows of prompts without answers, for rollouts alone: rollout.free_prompts is their share"
+        None, description="files of prompts without answers, for rollouts only; rollout.free_prompts is their share"
     )
     base: Paths = Field(
         None,
-        description="rows for the base warm-up, in place of its share of path: pairs, chats, or texts (a column text)",
+        description="files for the base warm-up: pairs, chats or texts (a column text); null: its share of path",
     )
-    validation_path: Paths = Field(None, description="the part validation, in place of its share of path")
-    test_path: Paths = Field(None, description="the part test, in place of its share of path")
+    validation_path: Paths = Field(None, description="files of the validation part; null: its share of path")
+    test_path: Paths = Field(None, description="files of the test part; null: its share of path")
 
     def check(self) -> None:
         if not self.path:
@@ -131,23 +132,23 @@ class JsonlSettings(RowSettings):
 class HubSettings(RowSettings):
     """Demonstrations from a data set of the Hugging Face hub."""
 
-    dataset: str | None = Field(None, description="id of a data set on the hub")
+    dataset: str | None = Field(None, description="data set id on the Hugging Face hub")
     subset: str | None = None
     split: str = "train"
     prompts: str | None = Field(
         None,
-        description="id of a data set of prompts without answers, for rollouts alone: rollout.free_prompts is their "
+        description="id of a data set of prompts without answers, for rollouts only; rollout.free_prompts is their "
         "share",
     )
     prompts_split: str = "train"
     base: str | None = Field(
         None,
-        description="id of a data set for the base warm-up, in place of its share: pairs, chats, or texts (a column "
-        "text)",
+        description="id of a data set for the base warm-up: pairs, chats or texts (a column text); null: its share of "
+        "split",
     )
     base_split: str = "train"
-    validation_split: str | None = Field(None, description="the part validation, in place of its share of split")
-    test_split: str | None = Field(None, description="the part test, in place of its share of split")
+    validation_split: str | None = Field(None, description="split of the validation part; null: its share of split")
+    test_split: str | None = Field(None, description="split of the test part; null: its share of split")
 
     def check(self) -> None:
         if not self.dataset:

@@ -1,4 +1,4 @@
-"""The run: its name, where it is kept, how long it is."""
+"""The run: name, folder, seed and length."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ class RunSection(Section):
     """Name, folder, seed and length of the run."""
 
     name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder name under root; default: task and time"
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the run's folder under root; null: task and start time",
     )
-    root: str = Field("runs", description="where run folders are made: a path, file:///, s3:// or gs://")
+    root: str = Field("runs", description="parent of the run folders: a path, file:///, s3:// or gs://")
     storage_timeout_seconds: Rate = Field(
-        120.0, description="how long a failing read or write of s3:// and gs:// is tried again"
+        120.0, description="seconds for which a failing read or write of s3:// or gs:// is retried"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    iterations: Positive = Field(150, description="generator updates")
+    iterations: Positive = Field(150, description="number of generator updates")
 
     @field_validator("root")
     @classmethod
     def _usable_root(cls, root: str) -> str:
         if not root or not uri.unquoted(root).isprintable():
-            raise ValueError("give a path or a URI, without control characters")
+            raise ValueError("must be a path or a URI without control characters")
         if uri.is_uri(root):
             uri.check(root)
         return root
 
     @property
     def folder(self) -> Path:
-        """The run's folder in the file system; where ``remote`` names another place, what is on its way to there."""
+        """Local folder of the run; for a ``remote`` run the staging folder that is mirrored to it."""
         assert self.name is not None, "the run has no name yet"
         if self.remote is not None:
             place = hashlib.sha256(uri.public(self.root).encode()).hexdigest()[:16]
@@ -47,26 +49,26 @@ class RunSection(Section):
 
     @property
     def remote(self) -> str | None:
-        """The URI of the run's folder, where that is not in the file system. It may hold a key: never show it."""
+        """URI of the run's folder in an object store, else None. May contain a key: show ``shown`` instead."""
         assert self.name is not None, "the run has no name yet"
         return uri.child(self.root, self.name) if uri.is_remote(self.root) else None
 
     @property
     def shown(self) -> str:
-        """Where the run's folder is, for people."""
+        """Location of the run's folder, without keys, for messages."""
         return str(self.folder) if self.remote is None else uri.public(self.remote)
 
     @property
     def again(self) -> str:
-        """What follows --resume to go on with this run."""
+        """Argument of --resume that resumes this run."""
         return f"run.name={self.name}" if self.remote is None else self.shown
 
 
 def check_storage(run: RunSection, cluster: ClusterSection) -> None:
-    """Raise ``ValueError`` where an actor may try to store a checkpoint for longer than its answer is waited for."""
+    """Raise ``ValueError`` if an actor may retry a checkpoint write for longer than its call may take."""
     limit, answer = run.storage_timeout_seconds, cluster.timeout_seconds
     if uri.is_remote(run.root) and limit >= answer:
         raise ValueError(
-            f"run.storage_timeout_seconds={limit:g} must be below cluster.timeout_seconds={answer:g}: an actor "
-            "that still tries to store its checkpoint would pass for dead"
+            f"run.storage_timeout_seconds={limit:g} must be below cluster.timeout_seconds={answer:g}, else an actor "
+            "that retries a checkpoint write counts as failed: lower it, or raise cluster.timeout_seconds"
         )

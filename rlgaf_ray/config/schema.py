@@ -1,6 +1,6 @@
-"""The typed config tree: every section a run can be given, the rules between them, and what follows from the values.
+"""The typed config tree: its sections, the rules between them, and values derived from them.
 
-A rule that spans sections is in the file of the section that it is about, and takes the sections that it reads.
+A rule across sections is in the file of the section it is about, and takes the sections that it reads.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        """The first rule that is broken is the error that the user reads."""
+        """Check the rules between sections; the first violation is the error that the user sees."""
         check_model(self.model, self.rollout, self.discriminator, self.generator)
         self.generator.check(self)
         check_storage(self.run, self.cluster)
@@ -68,32 +68,32 @@ class Config(Section):
 
     @property
     def base_warmup(self) -> GeneratorWarmup:
-        """``warmup.generator`` with its steps decided."""
+        """``warmup.generator`` with the default of ``steps`` resolved."""
         settings = self.warmup.generator
         default = 1500 if self.model.generator in FROM_SCRATCH else 0
         return settings if settings.steps is not None else settings.model_copy(update={"steps": default})
 
     @property
     def needs_base_model(self) -> bool:
-        """Whether the learner holds the model before SFT beside the SFT model; without an SFT stage the two are one."""
+        """Whether the learner holds the model before SFT besides the SFT model; without SFT they are the same."""
         used = self.generator.active.kl.reference == "base" or self.reward.base_logprob > 0
         return used and bool(self.warmup.sft.steps)
 
     @property
     def discriminator_warmup_updates(self) -> int:
-        """Updates on rollouts before the first iteration."""
+        """Number of discriminator updates on rollouts before the first iteration."""
         return self.warmup.discriminator.steps if self.warmup.discriminator.type == "rollouts" else 0
 
     @property
     def discriminator_warmup_rollouts(self) -> int:
-        """Of each of these updates: whole groups."""
+        """Number of rollouts per such update, rounded down to full groups."""
         group = self.rollout.samples_per_prompt
         asked = self.warmup.discriminator.rollouts or self.rollout.batch_size
         return max(1, asked // group) * group
 
     @property
     def labels_read(self) -> list[str]:
-        """Where the discriminator reads answers of the unwanted kind, which are labels that SFT does not have."""
+        """Stages in which the discriminator reads labelled negatives, which SFT does not see."""
         warmup, settings = self.warmup.discriminator, self.discriminator
         labelled_warmup = warmup.type == "labels" and warmup.steps > 0
         places = {"its warm-up": labelled_warmup, "its contrast": settings.contrast_read == "labels"}
@@ -101,19 +101,19 @@ class Config(Section):
 
     @property
     def max_staleness(self) -> int:
-        """How many versions a rollout may be behind the learner that it teaches."""
+        """Largest number of policy versions that a rollout may lag behind the learner; 0 in sync mode."""
         return self.schedule.max_staleness if self.schedule.mode == "async" else 0
 
     @property
     def importance_weight_cap(self) -> float | None:
-        """As asked for; rollouts of an older policy are corrected unless that is switched off."""
+        """Cap of the importance weights; by default set in async mode, to correct stale rollouts, else None."""
         if self.generator.importance_weight_mode == "none":
             return None
         return self.generator.importance_weight_cap or (ASYNC_IMPORTANCE_CAP if self.max_staleness else None)
 
     @property
     def held_out_demonstrations(self) -> int:
-        """How many the discriminator never trains on, as asked for or as its control and the guard need them."""
+        """Number of demonstrations held out from the discriminator; by default as its controls and the guard need."""
         if self.discriminator.held_out is not None:
             return self.discriminator.held_out
         measured = self.discriminator.update_ratio.mode == "adaptive" or self.discriminator.overfit_gap is not None
@@ -121,11 +121,11 @@ class Config(Section):
 
     @property
     def stop_at_end_of_text(self) -> bool:
-        """As asked for; by default not where every response has the same length."""
+        """Whether end of text is sampled; by default unless the task's responses have fixed length."""
         asked = self.rollout.stop_at_end_of_text
         return not self.task.traits.full_length if asked is None else asked
 
     @property
     def best_metric(self) -> str:
-        """Marks the best checkpoint."""
+        """Metric that selects the best checkpoint."""
         return self.evaluation.best_metric or self.task.traits.quality

@@ -1,4 +1,4 @@
-"""The base of every section, and the bounds that keys share."""
+"""Base class of the sections, and the bounded types that their fields share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LearningRateSchedule = Literal["constant", "linear", "cosine"]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, and so is a value of another type, on assignment too."""
+    """Base of all sections: rejects unknown keys and values of another type, also on assignment."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, validate_assignment=True, validate_default=True, protected_namespaces=()

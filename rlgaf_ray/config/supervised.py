@@ -1,4 +1,4 @@
-"""Algorithms that learn from whole texts: pairs of a demonstration and a sample, or the best of several samples."""
+"""Algorithms that train on full responses: DPO on pairs, RAFT on the best of several samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlgaf_ray.config.section import Fraction, NonNegativeRate, Positive
 
 
 class DPOSettings(AlgorithmSettings):
-    """Demonstrations are preferred to the policy's own samples for the same prompts: no reward is read."""
+    """DPO that prefers demonstrations to the policy's samples for the same prompts, without rewards."""
 
     key = "dpo"
     rewards_tokens = False
@@ -18,17 +18,17 @@ class DPOSettings(AlgorithmSettings):
     epochs: Positive = 1
     minibatches: Positive = 1
     self_play: bool = Field(
-        False, description="the reference is the policy that sampled the batch, in place of kl.reference: SPIN"
+        False, description="use the policy that sampled the batch as the reference, as in SPIN, instead of kl.reference"
     )
     replay_share: Fraction = Field(
-        0.0, description="of the pairs, have a sample of an earlier iteration as the rejected response (DITTO: 0.2)"
+        0.0, description="share of pairs whose rejected response is from an earlier iteration (DITTO: 0.2)"
     )
     between_share: Fraction = Field(
-        0.0, description="of the pairs, prefer this iteration's sample to an earlier one's (DITTO: 0.1)"
+        0.0, description="share of pairs that prefer a current sample to one of an earlier iteration (DITTO: 0.1)"
     )
-    replay_size: Positive = Field(4096, description="samples of earlier iterations that are kept")
+    replay_size: Positive = Field(4096, description="capacity of the replay buffer, in samples")
     demonstration_coefficient: NonNegativeRate = Field(
-        0.0, description="of the demonstrations' negative log-likelihood per token, added to the loss"
+        0.0, description="weight of the demonstrations' NLL per token in the loss; 0: off"
     )
     kl: PreferenceKLSettings = PreferenceKLSettings()
 
@@ -36,7 +36,8 @@ class DPOSettings(AlgorithmSettings):
     def _shares_of_one_batch(self) -> DPOSettings:
         if self.replay_share + self.between_share > 1:
             raise ValueError(
-                "generator.dpo.replay_share and generator.dpo.between_share are parts of one batch: at most 1"
+                f"generator.dpo.replay_share={self.replay_share:g} and generator.dpo.between_share="
+                f"{self.between_share:g} sum to more than 1: lower one of them"
             )
         return self
 
@@ -49,11 +50,10 @@ class DPOSettings(AlgorithmSettings):
         return 2 * self.epochs
 
     def check(self, others: OtherSections) -> None:
-        self.check_without_rewards(others, "prefers demonstrations to samples")
+        self.check_without_rewards(others, "learns from preference pairs")
         if others.rollout.free_prompts > 0:
             raise ValueError(
-                "generator.algorithm=dpo compares each rollout with the demonstration of its prompt: set "
-                "rollout.free_prompts=0"
+                "generator.algorithm=dpo needs a demonstration for every prompt: set rollout.free_prompts=0"
             )
         self.check_minibatches(self.minibatches, others.rollout)
         super().check(others)
@@ -66,12 +66,12 @@ class UnpenalisedKLSettings(ExactKLSettings):
 
 
 class RaftSettings(AlgorithmSettings):
-    """Rejection fine-tuning: the best of each prompt's samples is learned like a demonstration."""
+    """Rejection fine-tuning (RAFT): next-token loss on the best of each prompt's samples."""
 
     key = "raft"
     rewards_tokens = False
 
-    epochs: Positive = Field(1, description="over the samples that are kept")
+    epochs: Positive = Field(1, description="passes over the selected samples")
     minibatches: Positive = 1
     demonstration_coefficient: NonNegativeRate = Field(0.0, description=DEMONSTRATION_COEFFICIENT)
     kl: UnpenalisedKLSettings = UnpenalisedKLSettings()
@@ -79,7 +79,7 @@ class RaftSettings(AlgorithmSettings):
     @model_validator(mode="after")
     def _kl_in_the_loss(self) -> RaftSettings:
         if not self.kl.exact:
-            raise ValueError("generator.raft.kl.estimator must be exact: it is a term of the loss")
+            raise ValueError("generator.raft supports the exact KL only: set generator.raft.kl.estimator=exact")
         return self
 
     @property
@@ -93,12 +93,12 @@ class RaftSettings(AlgorithmSettings):
     def check(self, others: OtherSections) -> None:
         if others.rollout.samples_per_prompt < 2:
             raise ValueError(
-                "generator.algorithm=raft keeps the best of a prompt's samples, and rollout.samples_per_prompt=1: set "
-                "it to 2 or more"
+                "generator.algorithm=raft selects the best of a prompt's samples, but rollout.samples_per_prompt=1: "
+                "set it to 2 or more"
             )
         if self.minibatches > others.rollout.prompts_per_iteration:
             raise ValueError(
-                f"generator.raft.minibatches={self.minibatches} is more than the "
-                f"{others.rollout.prompts_per_iteration} prompts of a batch, of each of which one sample is kept"
+                f"generator.raft.minibatches={self.minibatches} exceeds the {others.rollout.prompts_per_iteration} "
+                "selected samples of a batch, one per prompt: lower it, or raise rollout.batch_size"
             )
         super().check(others)

@@ -1,4 +1,4 @@
-"""A sweep of Ray Tune: which keys vary and how, what is optimised, and which rule ends trials early."""
+"""A sweep with Ray Tune: search space, metric, scheduler and searcher."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Bounds = Annotated[tuple[Finite, Finite], Field(strict=False)]  # a list in YAML
 
 
 class Domain(Section):
-    """The values of one key: exactly one of the four."""
+    """The values of one key; exactly one of the four fields is set."""
 
-    grid: list[Any] | None = Field(None, description="every one of these")
-    choice: list[Any] | None = Field(None, description="one of these by lot")
-    uniform: Bounds | None = Field(None, description="between two bounds by lot")
-    log_uniform: Bounds | None = Field(None, description="the same on a logarithmic scale")
+    grid: list[Any] | None = Field(None, description="try every value")
+    choice: list[Any] | None = Field(None, description="sample one of these values")
+    uniform: Bounds | None = Field(None, description="sample between two bounds")
+    log_uniform: Bounds | None = Field(None, description="sample between two bounds on a logarithmic scale")
 
     @field_validator("uniform", "log_uniform")
     @classmethod
@@ -48,51 +48,55 @@ class Domain(Section):
 
     @property
     def values(self) -> list[Any]:
-        """Those listed; none of a continuous key."""
+        """The listed values; empty for a continuous key."""
         return self.grid or self.choice or []
 
 
 class AshaSettings(Section):
-    """Successive halving (Li et al. 2020, arXiv 1810.05934): at each rung the worse part ends."""
+    """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934): stops the worse trials at each rung."""
 
     reduction_factor: Annotated[float, Field(gt=1.0, allow_inf_nan=False)] = Field(
-        2.0, description="one in so many goes on from a rung, and the next rung lies so much further"
+        2.0, description="one in this many trials passes a rung, and the next rung is this many times later"
     )
 
 
 class MedianSettings(Section):
-    """A trial ends whose best value is below the median of the others' running means (Golovin et al. 2017)."""
+    """Median stopping (Golovin et al. 2017): stops a trial whose best value is below the median of running means."""
 
-    min_trials: Positive = Field(3, description="others that must have got as far")
+    min_trials: Positive = Field(3, description="number of other trials that must have reached the same iteration")
 
 
 class PBTSettings(Section):
-    """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846): bad trials go on from good ones' weights."""
+    """Population-based training (Jaderberg et al. 2017, arXiv 1711.09846): bad trials copy weights of good ones."""
 
-    every: Positive = Field(50, description="iterations between decisions")
-    mutate: list[str] | None = Field(None, description="keys of the space that change at an exploit; default: all")
-    quantile: Annotated[float, Field(gt=0.0, le=0.5)] = Field(0.25, description="share that copies, and is copied")
+    every: Positive = Field(50, description="iterations between exploit decisions")
+    mutate: list[str] | None = Field(None, description="keys of the space to perturb at an exploit; null: all")
+    quantile: Annotated[float, Field(gt=0.0, le=0.5)] = Field(
+        0.25, description="share of worst trials that copy, and of best trials that are copied"
+    )
     resample: Fraction = Field(
-        0.25, description="chance of a fresh draw; else times 0.8 or 1.2, or the listed neighbour"
+        0.25, description="probability of resampling a value; else x 0.8 or 1.2, or the neighbouring listed value"
     )
 
 
 class SweepSection(Section):
-    """Read by ``rlgaf tune`` only."""
+    """Settings of ``rlgaf tune``; other commands ignore them."""
 
     space: dict[str, Domain] = Field(
-        {}, description="dotted key: {grid | choice: [...]} or {uniform | log_uniform: [a, b]}"
+        {}, description="search space by dotted key: {grid | choice: [...]} or {uniform | log_uniform: [a, b]}"
     )
-    num_samples: Positive = Field(1, description="draws of the whole space (each over the full grid)")
-    metric: str = Field(SCORE, description="what is optimised: sweep/score or any metric that a run logs")
+    num_samples: Positive = Field(1, description="samples of the space, each crossed with the full grid")
+    metric: str = Field(SCORE, description="metric to optimise: sweep/score or any metric of a run")
     mode: Literal["max", "min"] = "max"
-    scheduler: Literal["none", "asha", "median", "pbt"] = Field("asha", description="which rule ends trials early")
-    searcher: Literal["random", "optuna"] = Field("random", description="optuna: the extra 'tune'")
+    scheduler: Literal["none", "asha", "median", "pbt"] = Field(
+        "asha", description="rule that stops or perturbs trials early"
+    )
+    searcher: Literal["random", "optuna"] = Field("random", description="optuna: TPE, needs the extra 'tune'")
     grace: Positive | None = Field(
-        None, description="iterations before a scheduler touches a trial; default: a third of run.iterations"
+        None, description="iterations before the scheduler may act on a trial; null: a third of run.iterations"
     )
     max_concurrent: Positive | None = Field(
-        None, description="trials at a time; default: one a node on CPUs, else as many as the GPUs hold"
+        None, description="concurrent trials; null: one per node on CPU, else as many as fit the GPUs"
     )
     asha: AshaSettings = AshaSettings()
     median: MedianSettings = MedianSettings()
@@ -101,7 +105,7 @@ class SweepSection(Section):
     @field_validator("space", mode="before")
     @classmethod
     def _flat(cls, space: Any) -> Any:
-        """Sections may nest, as an override's dots make them: ``sweep.space.generator.learning_rate.grid=[...]``."""
+        """Flatten nested sections, as made by overrides: ``sweep.space.generator.learning_rate.grid=[...]``."""
         return _flatten(space, "") if isinstance(space, dict) else space
 
     @field_validator("metric")
@@ -109,7 +113,7 @@ class SweepSection(Section):
     def _of_a_known_group(cls, metric: str) -> str:
         if metric != SCORE and metric.partition("/")[0] not in METRIC_GROUPS:
             raise ValueError(
-                f"sweep.metric={metric} is none that a run logs: take {SCORE} or one that begins with "
+                f"sweep.metric={metric} is not a metric of a run: use {SCORE} or one that starts with "
                 f"{', '.join(f'{group}/' for group in METRIC_GROUPS)}"
             )
         return metric
@@ -117,14 +121,18 @@ class SweepSection(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> SweepSection:
         if self.metric == SCORE and self.mode == "min":
-            raise ValueError(f"sweep.mode=min asks for the worst run: {SCORE} is better when higher")
+            raise ValueError(
+                f"sweep.mode=min would select the worst run, since a higher {SCORE} is better: set sweep.mode=max"
+            )
         if self.searcher == "optuna":
             if grid := [key for key, domain in self.space.items() if domain.grid is not None]:
-                raise ValueError(f"sweep.searcher=optuna draws values itself: make grid of {grid[0]} a choice")
+                raise ValueError(f"sweep.searcher=optuna does not support grid: use choice for {grid[0]}")
             if self.scheduler == "pbt":
-                raise ValueError("sweep.scheduler=pbt chooses new values itself: set sweep.searcher=random")
+                raise ValueError(
+                    "sweep.scheduler=pbt does not support sweep.searcher=optuna: set sweep.searcher=random"
+                )
         if absent := [key for key in self.pbt.mutate or [] if key not in self.space]:
-            raise ValueError(f"sweep.pbt.mutate names {absent[0]}, which is not in sweep.space")
+            raise ValueError(f"sweep.pbt.mutate: {absent[0]} is not in sweep.space: add it there, or remove it")
         return self
 
 
@@ -138,7 +146,7 @@ def _flatten(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
             flat[key] = value
         else:
             raise ValueError(
-                f"sweep.space.{key} must have one of grid: [...], choice: [...], uniform: [low, high], "
+                f"sweep.space.{key} must have exactly one of grid: [...], choice: [...], uniform: [low, high], "
                 "log_uniform: [low, high]"
             )
     return flat

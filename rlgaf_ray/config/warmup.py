@@ -1,4 +1,4 @@
-"""The warm-ups: next-token training of the generator, SFT, and the discriminator's first updates."""
+"""The warm-ups: base warm-up of the generator, SFT, and the discriminator's first updates."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from rlgaf_ray.config.section import Fraction, NonNegative, NonNegativeRate, Pos
 
 
 class GeneratorWarmup(Section):
-    """Base warm-up, by next-token loss: on reviews packed into blocks (imdb), else on prompts and their responses."""
+    """Base warm-up with next-token loss, on packed reviews (imdb) or on prompts and responses."""
 
     steps: NonNegative | None = Field(
-        None, description="default: 1500 for a model that is trained from nothing, 0 for a pretrained one"
+        None, description="optimiser steps; null: 1500 for a model trained from scratch, else 0"
     )
     batch_size: Positive = 32
-    block_tokens: Positive = Field(64, description="imdb: reviews are packed end to end into blocks of this length")
+    block_tokens: Positive = Field(64, description="imdb: length of the blocks into which reviews are packed")
     learning_rate: Rate = 2e-3
     weight_decay: NonNegativeRate = 0.1
     warmup_fraction: Fraction = 0.05
@@ -25,40 +25,40 @@ class GeneratorWarmup(Section):
 
 
 class SftWarmup(Section):
-    """Supervised fine-tuning: next-token loss on the demonstrations' responses."""
+    """Supervised fine-tuning with next-token loss on the responses of the demonstrations."""
 
     steps: NonNegative | Literal["auto"] = Field(
         "auto",
-        description="auto: as many passes over the demonstrations as give the lowest NLL by cross-validation; 0: none",
+        description="optimiser steps; auto: the number with the lowest cross-validated NLL; 0: no SFT",
     )
-    max_steps: Positive = Field(800, description="auto: try no more than this many")
+    max_steps: Positive = Field(800, description="steps=auto: largest number of steps to try")
     batch_size: Positive = 64
-    learning_rate: Rate = Field(1e-4, description="constant after ten steps of warm-up")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of the network while it is fine-tuned")
+    learning_rate: Rate = Field(1e-4, description="constant after ten warm-up steps")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="dropout during SFT")
     contrastive_weight: NonNegativeRate = Field(
         0.0,
-        description="of a second loss: which prompt a response belongs to, by the model's own likelihood; e.g. 3 where "
-        "prompts carry meaning",
+        description="weight of a contrastive loss: classify the prompt of a response by the model's likelihood; e.g. 3 "
+        "for tasks whose prompts determine the response; 0: off",
     )
-    contrastive_prompts: Positive = Field(8, description="other prompts to choose from; each costs a forward pass")
+    contrastive_prompts: Positive = Field(8, description="other prompts per response in that loss, each a forward pass")
     weight_decay: NonNegativeRate = 0.1
     max_grad_norm: Rate = 1.0
 
 
 class DiscriminatorWarmup(Section):
-    """Updates before the first of the generator."""
+    """Discriminator updates before the first generator update."""
 
     type: Literal["rollouts", "labels"] = Field(
         "rollouts",
-        description="rollouts: demonstrations against samples of the SFT model, with the loss, batches and learning "
-        "rate of training; labels: against demonstrations of the unwanted kind (RLGAF, section 3.3)",
+        description="rollouts: demonstrations against samples of the SFT model, with the loss, batch size and learning "
+        "rate of training; labels: demonstrations against labelled negatives (RLGAF, section 3.3)",
     )
     steps: NonNegative = 100
     rollouts: Positive | None = Field(
-        None, description="rollouts: of each update, in whole groups; null: rollout.batch_size"
+        None, description="type=rollouts: rollouts per update, in full groups; null: rollout.batch_size"
     )
-    batch_size: Positive = Field(64, description="labels")
-    learning_rate: Rate = Field(2e-4, description="labels")
+    batch_size: Positive = Field(64, description="type=labels: rows per update")
+    learning_rate: Rate = Field(2e-4, description="type=labels: learning rate")
     weight_decay: NonNegativeRate = 0.01
     warmup_fraction: Fraction = 0.1
     max_grad_norm: Rate = 1.0
@@ -70,24 +70,23 @@ class WarmupSection(Section):
     generator: GeneratorWarmup = GeneratorWarmup()
     sft: SftWarmup = SftWarmup()
     discriminator: DiscriminatorWarmup = DiscriminatorWarmup()
-    num_workers: Positive = Field(1, description="Ray Train workers; one runs in the driver's process")
+    num_workers: Positive = Field(1, description="Ray Train workers; 1: run in the driver's process")
     checkpoint_every: Positive = Field(500, description="steps between resumable warm-up checkpoints")
-    cache: str | None = Field(None, description="where warm-ups and data are kept (default: the user's cache folder)")
+    cache: str | None = Field(None, description="folder that caches warm-ups and data; null: the user's cache folder")
 
 
 def check_warmups(warmup: WarmupSection, discriminator: DiscriminatorSection) -> None:
-    """Raise ``ValueError`` for a warm-up whose batch is smaller than its number of workers, or that teaches the
-    discriminator what its control must not know."""
+    """Raise ``ValueError`` for idle workers, or for a labelled warm-up of the shuffled-label control."""
     judge = warmup.discriminator
     if discriminator.labels == "shuffled" and judge.type == "labels" and judge.steps > 0:
         raise ValueError(
-            "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
-            "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"
+            "discriminator.labels=shuffled must not see correct labels, but warmup.discriminator.type=labels trains on "
+            "them: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0"
         )
     for name in ("generator", "sft", "discriminator"):
         batch_size = getattr(warmup, name).batch_size
         if warmup.num_workers > batch_size:
             raise ValueError(
-                f"warmup.num_workers={warmup.num_workers} is more than warmup.{name}.batch_size={batch_size}: some "
-                "would have nothing to learn from"
+                f"warmup.num_workers={warmup.num_workers} exceeds warmup.{name}.batch_size={batch_size}, and some "
+                f"workers would be idle: set it to {batch_size} or less"
             )

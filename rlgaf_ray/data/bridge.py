@@ -172,17 +172,20 @@ class BridgeTask(Task):
 
     @property
     def base_key(self) -> Sequence[str]:
-        return str(self._settings.base_walks), f"legal_only={self._settings.legal_only}"
+        settings = self._settings
+        return str(settings.base_walks), settings.base_goals, f"legal_only={settings.legal_only}"
 
     @property
     def max_tokens(self) -> int:
         return 2 + self._settings.moves
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """Legal walks from everywhere that head nowhere: their goals are drawn at random."""
-        generator = np.random.default_rng([SEED, 1])
-        starts, goals = generator.integers(self.board.num_squares, size=(2, self._settings.base_walks))
-        walks = free_walks(self.board, starts, self._settings.moves, generator)
+        """Random legal walks from everywhere; ``task.bridge.base_goals`` says what the goal in their prompts is."""
+        settings, generator = self._settings, np.random.default_rng([SEED, 1])
+        starts, goals = generator.integers(self.board.num_squares, size=(2, settings.base_walks))
+        walks = free_walks(self.board, starts, settings.moves, generator)
+        if settings.base_goals == "visited":
+            goals = walks[np.arange(len(walks)), generator.integers(settings.moves, size=len(walks))]
         items = _demonstrations(np.column_stack([starts, goals]), walks)
         return text_blocks(items, num_tokens=self.max_tokens, pad_token_id=self._end_of_text)
 

@@ -39,7 +39,7 @@ class AdversarialLoop:
         callbacks: Iterable[Callback] = (),
         rewards: Mapping[str, RewardFunction] | None = None,
     ) -> None:
-        """``rewards``: the functions of ``reward.functions`` that were passed as arguments, by name."""
+        """``rewards``: functions of ``reward.functions`` that were passed as arguments, by name."""
         self.config = config
         self.roles = roles
         self.task = task
@@ -50,7 +50,7 @@ class AdversarialLoop:
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
         self.train_step = TrainingStep(config, roles, task, tokenizer, trackers, rewards)
-        self.provenance: Mapping[str, str] = {}  # what the checkpoints record of data, models and versions
+        self.provenance: Mapping[str, str] = {}  # data, models and versions, stored in every checkpoint
         self.best = BestMetric(config.best_metric)
         self.first: Metrics = {}
         self.samples_before: list[str] = []
@@ -58,8 +58,8 @@ class AdversarialLoop:
         self.unsaved: tuple[dict[str, Any], bool] | None = None
         contrast = config.discriminator.needs.contrast
         self.guard = Guard(config.guard, quality=config.best_metric, contrast=contrast)
-        self.verdict: Kind = "healthy"  # the last one, which has been reported
-        self.healed: list[Kind] = []  # the verdict of each heal
+        self.verdict: Kind = "healthy"  # of the last reported verdict
+        self.healed: list[Kind] = []  # the verdict behind each rollback
 
     @property
     def iteration(self) -> int:
@@ -67,7 +67,7 @@ class AdversarialLoop:
         return self.train_step.iteration
 
     def resume(self, path: Place, state: dict[str, Any]) -> None:
-        """Restore the run from this checkpoint, including the order of the prompts."""
+        """Restore the state of a checkpoint, including the order of the prompts."""
         self.train_step.load_state_dict(state)
         self.unsaved = None
         self.best.value = state["best"]
@@ -81,7 +81,7 @@ class AdversarialLoop:
         self._adjust()
 
     def push(self) -> None:
-        """Give the roles each other's weights, at the start and after a rollback."""
+        """Push weights to the engines, and the discriminator to a learner that needs it; at start and rollback."""
         self.roles.push_weights(self.iteration)()
         if self.config.generator.active.needs_discriminator:
             self.roles.push_discriminator()()
@@ -94,9 +94,9 @@ class AdversarialLoop:
         return self.callbacks.stop_requested
 
     def run(self) -> Outcome:
-        """Train to ``run.iterations``, or until a callback asks for a stop; a checkpoint is written at either end.
+        """Train to ``run.iterations`` or until a callback requests a stop; both end with a checkpoint.
 
-        Raises ``TrainingStopped`` on the guard's word.
+        Raises ``TrainingStopped`` if the guard stops the run.
         """
         settings = self.config
         self.push()
@@ -112,20 +112,20 @@ class AdversarialLoop:
             if settings.guard.heals:
                 self.save(best=False)
         self.best.check(self.first)
-        carried: Metrics = {}  # a checkpoint's time stands in the next row: its own row must be written before it
+        carried: Metrics = {}  # time of a checkpoint, logged with the next iteration: the row of this one precedes it
         while self.iteration < settings.run.iterations and not self.stop_requested:
             metrics = carried | self.train_step()
             carried = {}
             iteration = self.iteration
             with timed(metrics, "time/guards"):
-                hopeless = settings.guard.non_finite != "warn" and broken(metrics)  # nothing to evaluate or to keep
+                non_finite = settings.guard.non_finite != "warn" and broken(metrics)  # not worth an evaluation
             ended = iteration == settings.run.iterations
-            evaluated = not hopeless and (ended or _every(iteration, settings.evaluation.every))
+            evaluated = not non_finite and (ended or _every(iteration, settings.evaluation.every))
             if evaluated:
                 with timed(metrics, "time/evaluation"):
                     last, samples = self.evaluate()
                 metrics |= last
-            elif not hopeless and _every(iteration, settings.evaluation.quick_every):
+            elif not non_finite and _every(iteration, settings.evaluation.quick_every):
                 with timed(metrics, "time/evaluation"):
                     metrics |= self.quick_evaluation()
             with timed(metrics, "time/guards"):
@@ -145,9 +145,9 @@ class AdversarialLoop:
                     self.save(best=best)
             else:
                 self.unsaved = self._state(), best
-        if self.unsaved is not None:  # asked to stop after the last look
+        if self.unsaved is not None:  # the stop was requested after the checkpoint decision
             self._write(self.roles.save)
-        if not last and not self.stop_requested:  # resumed at the end: only its measures are still asked for
+        if not last and not self.stop_requested:  # resumed after the last iteration: only the evaluation is missing
             last, samples = self.evaluate()
         outcome = Outcome(
             config=settings,
@@ -168,14 +168,13 @@ class AdversarialLoop:
     def quick_evaluation(self) -> Metrics:
         return self.evaluation.quick(self.iteration)
 
-    def _act_on(self, verdict: Verdict) -> Literal["gone on", "rolled back"]:
-        """Raises ``TrainingStopped`` where the run is to end."""
-        decision = healing.respond(
-            verdict, healing.Health(self.iteration, self.verdict, self.healed), self.config.guard
-        )
+    def _act_on(self, verdict: Verdict) -> Literal["continue", "rolled back"]:
+        """Act on the verdict as configured. Raises ``TrainingStopped`` if the run has to stop."""
+        health = healing.Health(self.iteration, self.verdict, self.healed)
+        decision = healing.respond(verdict, health, self.config.guard)
         self.verdict = verdict.kind
         match decision:
-            case healing.GoOn(action, sentence):
+            case healing.Continue(action, sentence):
                 if action is not None:
                     self._record(verdict, action)
                     self.callbacks.on_message(sentence)
@@ -185,26 +184,26 @@ class AdversarialLoop:
             case healing.Stop(sentence, advice):
                 self._record(verdict, "stop")
                 raise TrainingStopped(f"{sentence}; {self.checkpoints.intact()}: {advice}")
-        return "gone on"
+        return "continue"
 
     def _heal(self, verdict: Verdict, decision: healing.Heal) -> None:
-        """Back to the newest healthy checkpoint, gentler. Raises ``TrainingStopped`` where none is left."""
-        settings, step, sick_at = self.config.guard, self.train_step, self.iteration
+        """Roll back to the newest healthy checkpoint, with gentler settings; ``TrainingStopped`` if there is none."""
+        settings, step, fired_at = self.config.guard, self.train_step, self.iteration
         ratio = step.update_ratio
-        found, damage = self.checkpoints.newest_healthy(verdict.sound_until)
+        found, damage = self.checkpoints.newest_healthy(verdict.last_healthy)
         for error in damage:
             self.callbacks.on_message(f"damaged checkpoint skipped: {error}")
         if found is None:
-            left = f"no healthy checkpoint of iteration {verdict.sound_until} or before is left"
-            raise TrainingStopped(f"{decision.sentence}; {left}")
+            missing = f"there is no healthy checkpoint up to iteration {verdict.last_healthy} to roll back to"
+            raise TrainingStopped(f"{decision.sentence}; {missing}")
         path, state = found
         coefficient = healing.kl_coefficient(settings.heal, verdict.kind, step.kl_coefficient)
-        new_heals = decision.heals[len(state["healed"]) :]  # that the checkpoint does not know of
-        self.checkpoints.cut(state["iteration"])
+        new_heals = decision.heals[len(state["healed"]) :]  # since the checkpoint
+        self.checkpoints.discard_after(state["iteration"])
         if self.checkpoints.named("best") is None:
             state["best"] = None
         self.resume(path, state)
-        self.guard.evaluations.clear()  # gentler settings may end lower and sound: drift is judged from here on
+        self.guard.evaluations.clear()  # gentler settings may reach lower quality: restart drift detection
         if ratio.adaptive:
             ratio.rate = healing.update_rate(settings.heal, new_heals, ratio.rate)
             ratio.move(1.0)
@@ -217,20 +216,20 @@ class AdversarialLoop:
         self._record(
             verdict,
             "heal",
-            iteration=sick_at,
+            iteration=fired_at,
             back_to=self.iteration,
             learning_rate_factor=factor,
             update_rate=ratio.rate,
             kl_coefficient=coefficient,
         )
         self.callbacks.on_message(
-            f"{decision.sentence}; heal {len(self.healed)} of {settings.max_heals}: back to iteration "
-            f"{self.iteration}, learning rates x {factor:g}, {ratio.rate:.3g} discriminator updates per generator "
-            f"update, KL coefficient {coefficient:g}"
+            f"{decision.sentence}; rollback {len(self.healed)} of {settings.max_heals} to iteration {self.iteration}: "
+            f"learning rates x {factor:g}, {ratio.rate:.3g} discriminator updates per generator update, KL coefficient "
+            f"{coefficient:g}"
         )
 
     def _adjust(self, *, kl_coefficient: float | None = None, refresh: bool = False) -> None:
-        """Set what follows from the heals; the KL coefficient is in the learner's checkpoint."""
+        """Apply update rate and learning rates after all rollbacks; the KL coefficient is in the checkpoint."""
         settings, rate = self.config.guard.heal, self.config.discriminator.updates_per_generator_update
         if not self.train_step.update_ratio.adaptive:
             self.train_step.update_ratio.rate = healing.update_rate(settings, self.healed, rate)
@@ -238,7 +237,7 @@ class AdversarialLoop:
         self.roles.adjust(learning_rate_factor=factor, kl_coefficient=kl_coefficient, refresh=refresh)
 
     def _record(self, verdict: Verdict, action: str, **more: float) -> None:
-        """To ``guard.jsonl``."""
+        """Append an event to ``guard.jsonl``."""
         self.trackers.log_verdict(
             {
                 "iteration": self.iteration,
@@ -264,13 +263,13 @@ class AdversarialLoop:
             return
         try:
             self._write(self.roles.rescue)
-        except Exception as error:  # the actor's failure is what ends or restarts the run
+        except Exception as error:  # the original failure aborts or restarts the run
             self.callbacks.on_message(f"iteration {self.iteration} could not be saved: {error}")
         else:
             self.callbacks.on_message(f"iteration {self.iteration} was saved")
 
     def _write(self, write: Callable[[Place], None]) -> None:
-        """What is ``unsaved``; ``write`` is the roles' part."""
+        """Write the ``unsaved`` state as a checkpoint; ``write`` saves the roles."""
         assert self.unsaved is not None
         state, best = self.unsaved
         folder = self.checkpoints.save(
@@ -278,7 +277,6 @@ class AdversarialLoop:
             write,
             state,
             best=best,
-            # A symptom that is a verdict in the iterations to come leads back to here, at the farthest.
             healthy_until=self.guard.earliest_rollback(self.iteration) if self.config.guard.heals else None,
         )
         self.unsaved = None

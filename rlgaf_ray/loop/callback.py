@@ -1,4 +1,4 @@
-"""What the caller of a run can follow and influence while it runs."""
+"""Callbacks of a run: progress, verdicts, checkpoints and stop requests."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from rlgaf_ray.types import Metrics
 
 
 class Callback:
-    """Override what you need; by default every method does nothing. An exception in one ends the run."""
+    """Base class whose methods do nothing: override what you need. An exception in a callback ends the run."""
 
     stop_requested = False
-    """Set it, from any thread, to end the run after the current iteration, with a checkpoint."""
+    """Set to True, from any thread, to stop the run after the current iteration, with a checkpoint."""
 
     def on_iteration(self, iteration: int, metrics: Metrics) -> None:
-        """After each iteration, with all of its metrics; iteration 0 is the SFT model's evaluation."""
+        """Called after each iteration with all its metrics; iteration 0 is the evaluation of the SFT model."""
 
     def on_evaluation(self, iteration: int, metrics: Metrics) -> None:
-        """After ``on_iteration`` where the generator was evaluated, with the evaluation's metrics."""
+        """Called after ``on_iteration`` with the metrics of a full evaluation."""
 
     def on_verdict(self, iteration: int, verdict: Verdict) -> None:
-        """The guard found a symptom, or none after there was one; before the run acts on it."""
+        """Called when the guard fires or recovers, before the run acts on the verdict."""
 
     def on_checkpoint(self, iteration: int, folder: Place) -> None:
-        """A checkpoint is complete."""
+        """Called when a checkpoint is complete."""
 
     def on_end(self, outcome: Outcome) -> None:
-        """The run has ended and its models are exported. Not called where an exception ended it."""
+        """Called when the run has ended and its models are exported; not after an exception."""
 
-    # For displays.
+    # Progress displays.
 
     def on_message(self, text: str) -> None:
-        """One line about the run's state: a warm-up from the cache, a replaced worker. From any thread."""
+        """Called from any thread with a one-line message, such as a cached warm-up or a replaced worker."""
 
     def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
-        """A step of a supervised warm-up: ``generator``, ``sft`` or ``discriminator``."""
+        """Called after a step of a supervised warm-up: ``generator``, ``sft`` or ``discriminator``."""
 
     def on_discriminator_warmup(self, update: int, total: int, metrics: Metrics) -> None:
-        """An update of the discriminator on rollouts before the first iteration."""
+        """Called after a discriminator update on rollouts before the first iteration."""
 
     def warming_up(self) -> AbstractContextManager[None]:
-        """Entered for the supervised warm-ups."""
+        """Context of the supervised warm-ups."""
         return nullcontext()
 
     def waiting(self, what: str) -> AbstractContextManager[None]:
-        """Entered for a slow step, such as the start of the actors."""
+        """Context of a slow step, such as starting the actors."""
         return nullcontext()
 
     def training(self, *, start: int, total: int, first: str) -> AbstractContextManager[None]:
-        """Entered for the loop from iteration ``start``; ``first``: the step before its first metrics."""
+        """Context of the training loop from iteration ``start``; ``first``: the step before its first metrics."""
         return nullcontext()
 
 
 class Callbacks:
-    """Calls each of several callbacks, in order."""
+    """Calls several callbacks in order."""
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self.callbacks = tuple(callbacks)

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that are whole or absent, a checksum for every file; ``latest`` and ``best`` name one each."""
+"""Checkpoints: atomically written folders with file checksums, and the pointers ``latest`` and ``best``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ NAME = re.compile(rf"{PREFIX}[0-9]+(?:{AGAIN}[0-9]+)?")
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint whose files are not those that were written."""
+    """A checkpoint with a missing, changed or unreadable file."""
 
 
 class Checkpoints:
     """The ``checkpoints/`` folder of one run.
 
-    A checkpoint is written beside its final name and renamed when complete, so that a kill at any moment leaves
-    either all of it or none. An object store renames nothing: there a checkpoint is one once it has its manifest, which
+    A checkpoint is written under a temporary name and renamed when complete, so that a kill at any time leaves either
+    all of it or nothing. An object store has no rename: there a checkpoint is complete once it has its manifest, which
     is written last and removed first.
     """
 
     def __init__(self, folder: Place, *, keep: int, flush: Callable[[], None] = lambda: None) -> None:
-        """``flush``: stores what else the run wrote; a complete checkpoint never lacks the metrics that led to it."""
+        """``flush`` stores the run's other files first, so that a checkpoint never precedes its own metrics."""
         self.folder = folder
         self.keep = keep
         self.flush = flush
@@ -50,21 +50,23 @@ class Checkpoints:
         )
 
     def named(self, name: str) -> Place | None:
-        """Where ``latest`` or ``best`` points. Raises ``DamagedCheckpoint`` for one that names no checkpoint here."""
+        """Resolve ``latest`` or ``best``; None without it. Raises ``DamagedCheckpoint`` for an invalid pointer."""
         pointer = self.folder / name
         if not pointer.is_file():
             return None
         target = pointer.read_bytes().decode(errors="replace").strip()
         if not NAME.fullmatch(target):
-            raise DamagedCheckpoint(f"{pointer} names no checkpoint ({target[:40]!r}): write the name of one into it")
+            raise DamagedCheckpoint(
+                f"{pointer} does not name a checkpoint ({target[:40]!r}): write its folder name into it"
+            )
         return self.folder / target
 
     def healthy(self, until: int) -> list[Place]:
-        """Those whose state says ``healthy``, of iterations up to this one, newest first."""
-        return [path for path in reversed(self.all()) if _iteration(path) <= until and self._says_healthy(path)]
+        """Checkpoints up to this iteration whose state is marked healthy, newest first."""
+        return [path for path in reversed(self.all()) if _iteration(path) <= until and self._is_healthy(path)]
 
     def newest_healthy(self, until: int) -> tuple[tuple[Place, dict[str, Any]] | None, list[DamagedCheckpoint]]:
-        """The newest undamaged checkpoint of ``healthy(until)`` with its state, and the errors of damaged ones."""
+        """Find the newest intact one of ``healthy(until)`` with its state; also return the errors of damaged ones."""
         damage: list[DamagedCheckpoint] = []
         for path in self.healthy(until):
             try:
@@ -73,16 +75,16 @@ class Checkpoints:
                 damage.append(error)
         return None, damage
 
-    def cut(self, iteration: int) -> None:
-        """Throw away what was written after this iteration; ``latest`` and ``best`` no longer name it."""
+    def discard_after(self, iteration: int) -> None:
+        """Remove the checkpoints after this iteration, and update ``latest`` and ``best``."""
         best = self.named("best")
         for path in self.all():
             if _iteration(path) > iteration:
                 self._remove(path)
         if best is not None and _iteration(best) > iteration:
             remove(self.folder / "best")
-        if left := self.all():
-            self._point("latest", left[-1])
+        if remaining := self.all():
+            self._point("latest", remaining[-1])
 
     def save(
         self,
@@ -93,11 +95,11 @@ class Checkpoints:
         best: bool,
         healthy_until: int | None = None,
     ) -> Place:
-        """``write`` fills the folder it is given; ``state`` is JSON and comes back from ``load_state``.
+        """Write a checkpoint: ``write`` fills its folder, ``state`` (JSON) is returned by ``load_state``.
 
-        ``healthy_until``: beside the newest and the best, the newest healthy one up to this iteration is kept, and the
-        healthy ones after it; all healthy ones where none is as old. Raises ``StorageError`` where it cannot be
-        written; the others stay as they are.
+        Older checkpoints are pruned, except the newest ``keep`` and the best. With ``healthy_until`` also the newest
+        healthy one up to that iteration is kept, and all healthy ones after it; if none is that old, all healthy ones.
+        Raises ``StorageError`` if the checkpoint cannot be written; existing ones are then unchanged.
         """
         with writing(self.path(iteration)):
             final = self._write(iteration, write, state)
@@ -117,11 +119,11 @@ class Checkpoints:
     def _write(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any]) -> Place:
         final = self.path(iteration)
         if isinstance(final, Path):
-            for left in final.parent.glob(f"{PREFIX}*{PARTIAL}"):  # by a kill, or by a disk that was full
-                remove(left)
-            beside = final.with_name(final.name + PARTIAL)
-            beside.mkdir(parents=True)
-            partial: Place = beside
+            for leftover in final.parent.glob(f"{PREFIX}*{PARTIAL}"):  # of a kill or a full disk
+                remove(leftover)
+            temporary = final.with_name(final.name + PARTIAL)
+            temporary.mkdir(parents=True)
+            partial: Place = temporary
         else:
             final = partial = self._free(iteration)
         write(partial)
@@ -129,33 +131,33 @@ class Checkpoints:
         self.flush()
         (partial / MANIFEST).write_text(json.dumps(checksums(partial), indent=1), encoding="utf-8")
         if isinstance(partial, Path) and isinstance(final, Path):
-            if final.is_dir():  # of this iteration, from before a rollback
+            if final.is_dir():  # of the same iteration, from before a rollback
                 self._remove(final)
             partial.rename(final)
         return final
 
     def intact(self) -> str:
-        """What is left to go on from, in a few words."""
+        """Describe the checkpoint that the run can be resumed from, for a message."""
         latest = self.named("latest")
         return f"the last checkpoint, {latest.name}, is intact" if latest else "no checkpoint was written yet"
 
     def load_state(self, path: Place) -> dict[str, Any]:
-        """Check every file against the manifest and return the state.
+        """Verify every file against the manifest and return the state.
 
-        Raises ``DamagedCheckpoint`` naming the first file that is missing or changed.
+        Raises ``DamagedCheckpoint`` with the first file that is missing or changed.
         """
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(f"{path}: {MANIFEST} cannot be read ({error})") from error
         if not isinstance(manifest, dict) or STATE not in manifest or not all(map(_stays_inside, manifest)):
-            raise DamagedCheckpoint(f"{path}: {MANIFEST} is no list of this checkpoint's files")
+            raise DamagedCheckpoint(f"{path}: {MANIFEST} is not a list of this checkpoint's files")
         for name, digest in manifest.items():
             file = path / name
             if not file.is_file():
                 raise DamagedCheckpoint(f"{path}: {name} is missing")
             if checksum(file) != digest:
-                raise DamagedCheckpoint(f"{path}: {name} is not what was written (its checksum differs)")
+                raise DamagedCheckpoint(f"{path}: {name} is corrupted (checksum mismatch)")
         return self._state(path)
 
     def _state(self, path: Place) -> dict[str, Any]:
@@ -164,19 +166,19 @@ class Checkpoints:
         except (OSError, ValueError, RecursionError) as error:
             raise DamagedCheckpoint(f"{path}: {STATE} cannot be read ({error})") from error
         if not isinstance(state, dict) or not isinstance(state.get("iteration"), int):
-            raise DamagedCheckpoint(f"{path}: {STATE} is no state of a run")
+            raise DamagedCheckpoint(f"{path}: {STATE} is not the state of a run")
         return state
 
-    def _says_healthy(self, path: Place) -> bool:
+    def _is_healthy(self, path: Place) -> bool:
         try:
             return bool(self._state(path).get("healthy", False))
         except DamagedCheckpoint:
-            return False  # nothing to go back to; whoever resumes from it is told why
+            return False  # not a rollback target; resuming from it reports the damage
 
     def newest_usable(self) -> tuple[Place, dict[str, Any], list[str]]:
-        """The newest undamaged checkpoint, its state, and what was wrong with those after it.
+        """Find the newest intact checkpoint and its state; also return the errors of newer, damaged ones.
 
-        Raises ``UserError`` where there is none.
+        Raises ``UserError`` if there is none.
         """
         damage: list[str] = []
         for path in reversed(self.all()):
@@ -184,7 +186,7 @@ class Checkpoints:
                 return path, self.load_state(path), damage
             except DamagedCheckpoint as error:
                 damage.append(str(error))
-        reasons = "; ".join(damage) or f"{self.folder} holds none"
+        reasons = "; ".join(damage) or f"{self.folder} has none"
         raise UserError(f"no usable checkpoint to resume from ({reasons}): start a new run under another run.name")
 
     def _point(self, name: str, target: Place) -> None:
@@ -201,9 +203,9 @@ class Checkpoints:
                 self._remove(path)
 
     def _free(self, iteration: int) -> Place:
-        """A name in an object store that no checkpoint has; one of this iteration may be there, from before a rollback.
+        """Return an unused name in an object store, and remove leftovers of killed writes.
 
-        What a kill left of others is removed.
+        A checkpoint of the same iteration, from before a rollback, may have the default name.
         """
         assert isinstance(self.folder, Remote)
         complete = {path.name for path in self.all()}
@@ -214,7 +216,7 @@ class Checkpoints:
         return self.folder / next(free for free in chain([name], again) if free not in complete)
 
     def _replace(self, final: Remote) -> None:
-        """What a rename does in the file system: the checkpoint of the same iteration gives way to this one."""
+        """Remove another checkpoint of the same iteration, as a rename does in the file system."""
         for path in self.all():
             if path != final and _iteration(path) == _iteration(final):
                 if self.named("best") == path:
@@ -222,7 +224,7 @@ class Checkpoints:
                 self._remove(path)
 
     def _remove(self, path: Place) -> None:
-        """A kill in the middle of it leaves nothing that looks like a checkpoint."""
+        """Remove a checkpoint so that a kill at any time leaves nothing that looks like one."""
         if isinstance(path, Remote):
             remove(path / MANIFEST)
             remove(path)

@@ -1,4 +1,4 @@
-"""Whether a task has the demonstrations that the config asks for: checked before Ray starts."""
+"""Checks that a task has the demonstrations that the config needs, before Ray starts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.prompts import num_free
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.held_out import contrast_without, set_apart
+from rlgaf_ray.loop.held_out import contrast_without, split_held_out
 from rlgaf_ray.training.sft import FEWEST_ROWS
 
 
 def check_demonstrations(config: Config, task: Task) -> None:
-    """Raise ``UserError`` for fewer demonstrations, contrast rows or prompts than the run needs."""
+    """Raise ``UserError`` for too few demonstrations, contrast rows or distinct prompts."""
     check_free_prompts(config, task, config.discriminator.needs)
     count, settings = len(task.demonstrations), config.discriminator
-    trained, held_out = set_apart(count, config.held_out_demonstrations)
+    trained, held_out = split_held_out(count, config.held_out_demonstrations)
     if config.warmup.sft.steps == "auto" and count < FEWEST_ROWS:
         raise UserError(
-            f"warmup.sft.steps=auto holds demonstrations out in turn and needs {FEWEST_ROWS} or more, but the task has "
-            f"{count}: give more, or set warmup.sft.steps to a number"
+            f"warmup.sft.steps=auto cross-validates on at least {FEWEST_ROWS} demonstrations, but the task has "
+            f"{count}: add some, or set warmup.sft.steps to a number"
         )
     if config.warmup.sft.steps and (weight := config.warmup.sft.contrastive_weight) > 0:
         _check_prompts(f"warmup.sft.contrastive_weight={weight:g}", task, range(count), "set it to 0")
@@ -29,39 +29,38 @@ def check_demonstrations(config: Config, task: Task) -> None:
         _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):
         raise UserError(
-            f"discriminator.contrast_weight={settings.contrast_weight:g} needs answers of the unwanted kind, but "
-            f"task.name={config.task.name} has none to train on (for prompts and responses: other responses): set it "
-            "to 0"
+            f"discriminator.contrast_weight={settings.contrast_weight:g} needs labelled negatives, but task.name="
+            f"{config.task.name} has none to train on (for rows: rejected or other responses): set it to 0"
         )
 
 
 def check_free_prompts(config: Config, task: Task, needs: BatchNeeds) -> None:
-    """Raise ``UserError`` for a share of prompts without answers that cannot be had, or that D cannot learn beside.
+    """Raise ``UserError`` for a ``rollout.free_prompts`` that the task or the discriminator's loss does not support.
 
-    ``needs``: of the discriminator's updates.
+    ``needs``: rows that the discriminator's updates require.
     """
     share, count, settings = config.rollout.free_prompts, config.rollout.prompts_per_iteration, config.discriminator
     if share == 0:
         return
     if not len(task.prompts):
         raise UserError(
-            f"rollout.free_prompts={share:g}, but the task has no prompts without answers: give task.jsonl.prompts or "
+            f"rollout.free_prompts={share:g}, but the task has no prompts without answers: set task.jsonl.prompts or "
             "task.hub.prompts, or set it to 0"
         )
     free = num_free(share, count)
     if free == 0:
         raise UserError(
-            f"rollout.free_prompts={share:g} of {count} prompts a batch is none: raise it, or rollout.batch_size"
+            f"rollout.free_prompts={share:g} of {count} prompts per batch rounds to 0: raise it, or rollout.batch_size"
         )
     if needs.pairs and free == count and settings.updates_per_generator_update > 0:
         raise UserError(
             f"rollout.free_prompts={share:g} leaves no prompt with a demonstration, which "
-            f"discriminator.loss={settings.loss} compares the rollouts with: lower it, or take another loss"
+            f"discriminator.loss={settings.loss} needs for its pairs: lower it, or set another loss"
         )
 
 
 def _check_prompts(key: str, task: Task, rows: Sequence[int], fix: str) -> None:
     if len({task.demonstrations[row].prompt_ids.tobytes() for row in rows}) < 2:
         raise UserError(
-            f"{key} needs two different prompts, but the {len(rows)} demonstrations that it trains on share one: {fix}"
+            f"{key} needs two different prompts, but the {len(rows)} training demonstrations share one: {fix}"
         )

@@ -1,4 +1,4 @@
-"""What the iterations take from the data: prompts, demonstrations, contrast, real text, each in an order of its own."""
+"""Sampling of the data for each iteration: prompts, demonstrations, contrast rows and real text."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rlgaf_ray.data.collate import demonstration_blocks
 from rlgaf_ray.data.prompts import MixedPromptStream, PromptStream
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.loop.data_checks import check_free_prompts
-from rlgaf_ray.loop.held_out import contrast_without, set_apart
+from rlgaf_ray.loop.held_out import contrast_without, split_held_out
 from rlgaf_ray.types import Demonstration, Prompt, Rollout, ScoredRollout, TextBlocks
 
 
 class Draws:
-    """Rows that are held out of training are never drawn. All streams are seeded by ``run.seed``, and resumable."""
+    """Resumable streams of training rows, seeded by ``run.seed``; held-out rows are never drawn."""
 
     def __init__(self, config: Config, task: Task, needs: BatchNeeds) -> None:
-        """``needs``: of the discriminator's updates."""
+        """``needs``: rows that the discriminator's updates require."""
         self.config = config
         self.task = task
         self.needs = needs
-        self.trained_rows, self.held_out_rows = set_apart(len(task.demonstrations), config.held_out_demonstrations)
+        self.trained_rows, self.held_out_rows = split_held_out(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
         self.text: TextBlocks | None = None
         self.answers = config.generator.active.text == "answers"
@@ -56,29 +56,29 @@ class Draws:
         }
 
     def prompts(self) -> list[Prompt]:
-        """Of the next batch of rollouts; free ones come last, numbered after the demonstrations."""
+        """Return the prompts of the next batch; those without demonstrations come last, with ids after all others."""
         rows = self.prompt_stream.next(self.config.rollout.prompts_per_iteration)
         own, free = rows[rows < len(self.trained_rows)], rows[rows >= len(self.trained_rows)] - len(self.trained_rows)
         demonstrations, prompts = self.task.demonstrations, self.task.prompts
-        return self._asked(own) + [Prompt(len(demonstrations) + row, prompts[row]) for row in free.tolist()]
+        return self._prompts_of(own) + [Prompt(len(demonstrations) + row, prompts[row]) for row in free.tolist()]
 
     def warmup_prompts(self) -> list[Prompt]:
-        """Of a batch of rollouts for the discriminator's warm-up: demonstrations' prompts alone."""
+        """Return the prompts of a batch of the discriminator's warm-up: only those with demonstrations."""
         count = self.config.discriminator_warmup_rollouts // self.config.rollout.samples_per_prompt
-        return self._asked(self.prompt_stream.own(count))
+        return self._prompts_of(self.prompt_stream.own(count))
 
-    def _asked(self, rows: np.ndarray) -> list[Prompt]:
-        """The prompts of these ``trained_rows``."""
+    def _prompts_of(self, rows: np.ndarray) -> list[Prompt]:
+        """Prompts of the demonstrations at these positions of ``trained_rows``."""
         return [Prompt(row, self.task.demonstrations[row].prompt_ids) for row in self.trained_rows[rows].tolist()]
 
     def comparable(self, scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
-        """Those that an update of the discriminator can read: a loss of pairs needs the prompt's demonstration."""
+        """Rollouts that a discriminator update can use: a pairwise loss needs the demonstration of their prompt."""
         if not self.needs.pairs:
             return scored
         return [item for item in scored if item.rollout.prompt_id < len(self.task.demonstrations)]
 
     def real(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
-        """Demonstrations for one discriminator update beside these rollouts."""
+        """Draw the demonstrations of one discriminator update on these rollouts."""
         demonstrations = self.task.demonstrations
         if self.needs.pairs:
             return [demonstrations[rollout.prompt_id] for rollout in rollouts]
@@ -87,7 +87,7 @@ class Draws:
         ]
 
     def contrast(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
-        """Demonstrations of the unwanted kind for the same update; none where they are switched off."""
+        """Draw the contrast rows of the same update; empty without contrast."""
         if self.needs.other_prompts:
             return self._under_other_prompts(rollouts, self.needs.other_prompts)
         if not self.needs.contrast or not self.contrast_rows:
@@ -96,7 +96,7 @@ class Draws:
         return [self.contrast_rows[row] for row in self._next("contrast", count)]
 
     def _under_other_prompts(self, rollouts: Sequence[Rollout], num_prompts: int) -> list[Demonstration]:
-        """The demonstrations of the rollouts' prompts under other prompts: a block of all of them for each prompt."""
+        """Pair the rollouts' demonstrations with other prompts: ``num_prompts`` blocks of one row per rollout."""
         demonstrations = self.task.demonstrations
         own = [demonstrations[rollout.prompt_id] for rollout in rollouts]
         moved = []
@@ -106,7 +106,7 @@ class Draws:
         return moved
 
     def _wrong_prompt(self, own: int, drawn: int) -> np.ndarray:
-        """One that the response of demonstration ``own`` does not answer."""
+        """Choose a prompt that the response of demonstration ``own`` does not answer."""
         if (others := self.task.other_prompts(own)) is not None:
             return others[drawn % len(others)]
         demonstrations = self.task.demonstrations
@@ -114,7 +114,7 @@ class Draws:
         return next(ids for ids in prompts if ids.tobytes() != demonstrations[own].prompt_ids.tobytes())
 
     def text_beside(self, rollouts: Sequence[Rollout]) -> TextBlocks | None:
-        """What the algorithm reads beside these rollouts (``AlgorithmSettings.text``)."""
+        """Real text for the generator update on these rollouts (``AlgorithmSettings.text``); None if unused."""
         if self.answers:
             return demonstration_blocks([self.task.demonstrations[rollout.prompt_id] for rollout in rollouts])
         return None if self.text is None else self.text[self._next("pretraining", self.config.rollout.batch_size)]

@@ -1,4 +1,4 @@
-"""What a run measures of both networks on the validation part: the same prompts and random draws every time."""
+"""Evaluation of generator and discriminator on the validation part, with fixed prompts and seeds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rlgaf_ray.metrics import metric, suggestion
 from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
 
-TRACKED_ROLLOUTS = 16  # of an evaluation, as a table
+TRACKED_ROLLOUTS = 16  # per evaluation, logged as a table
 
 
 class Evaluation:
-    """With ``generator.average_decay`` the policy's moving average is measured, which the engines hold meanwhile."""
+    """Evaluates the policy, or its moving average (``generator.average_decay``), pushed to the engines for that."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Evaluation:
         self.network: PolicyNetwork = "average" if config.generator.average_decay > 0 else "policy"
 
     def full(self, iteration: int) -> tuple[Metrics, list[str]]:
-        """Every measure, and ``evaluation.num_samples`` whole texts. ``iteration`` is the version of the weights."""
+        """Compute all metrics and return ``evaluation.num_samples`` texts; ``iteration``: version of the weights."""
         settings = self.config.evaluation
         real = evaluation_set(self.task, settings.num_prompts)
         rollouts = self._sample(real, iteration)
@@ -60,16 +60,16 @@ class Evaluation:
         return metrics, full_texts(rollouts[: settings.num_samples], self.tokenizer)
 
     def quick(self, iteration: int) -> Metrics:
-        """The cheap measures, on the first of the prompts."""
+        """Compute the cheap metrics on the first ``evaluation.quick_prompts`` prompts."""
         settings = self.config.evaluation
         real = evaluation_set(self.task, min(settings.quick_prompts, settings.num_prompts))
         rollouts = self._sample(real, iteration)
-        told_apart, _ = self._discrimination(rollouts, real)
-        quick = {name.replace("discriminator/", "quick/"): value for name, value in told_apart.items()}
+        metrics, _ = self._discrimination(rollouts, real)
+        quick = {name.replace("discriminator/", "quick/"): value for name, value in metrics.items()}
         return quick | self.evaluator.quick(self._texts(rollouts))
 
     def _sample(self, real: Sequence[Demonstration], iteration: int) -> list[Rollout]:
-        """One sample for each prompt; the engines hold the policy again afterwards."""
+        """Sample one response per prompt; afterwards the engines hold the policy again."""
         if self.network != "policy":
             self.roles.push_weights(iteration, network=self.network)()
         prompts = [Prompt(prompt_id=row, token_ids=item.prompt_ids) for row, item in enumerate(real)]
@@ -82,10 +82,7 @@ class Evaluation:
     def _discrimination(
         self, rollouts: Sequence[Rollout], real: Sequence[Demonstration]
     ) -> tuple[Metrics, list[float]]:
-        """How well the discriminator tells these rollouts from the real answers, which it has never trained on.
-
-        The list has the score of each rollout.
-        """
+        """Measure how well the discriminator separates rollouts from unseen real responses; also return the scores."""
         scored, real_logits = self.roles.start_score(rollouts, real)()
         scores = [item.score for item in scored]
         return discrimination(np.array(real_logits), np.array(scores)), scores
@@ -94,7 +91,7 @@ class Evaluation:
         return decode([self.task.evaluated_ids(rollout) for rollout in rollouts], self.tokenizer)
 
     def _log(self, rollouts: Sequence[Rollout], scores: Sequence[float], iteration: int) -> None:
-        """A table of rollouts, whose prompts are the same each time."""
+        """Log a table of rollouts, with the same prompts at every evaluation."""
         prompts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
         responses = decode([rollout.response_ids for rollout in rollouts], self.tokenizer)
         rows = [
@@ -109,16 +106,16 @@ class BestMetric:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.value: float | None = None  # times the metric's sign, so that higher is better
+        self.value: float | None = None  # multiplied by the metric's sign, so that higher is better
 
     def check(self, metrics: Metrics) -> None:
-        """Raise ``UserError``, before any training, if the evaluations do not measure this metric."""
+        """Raise ``UserError`` before training if the evaluation does not measure this metric."""
         if self.name not in metrics:
             known = [each for each in metrics if each.startswith("eval/")]
             raise UserError(f"evaluation.best_metric={self.name} is not measured: {suggestion(self.name, known)}")
 
     def improves(self, metrics: Metrics) -> bool:
-        """Whether this evaluation beats all before it; then its value becomes the best one."""
+        """Update the best value; return whether this evaluation improved it."""
         value = metric(self.name).sign * metrics[self.name]
         if self.value is not None and value <= self.value:
             return False

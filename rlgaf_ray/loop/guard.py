@@ -1,10 +1,10 @@
-"""The guard looks at a window of metrics and returns a verdict; what is done about it is the loop's and the config's.
+"""The guard: detects unstable training in a window of metrics. It returns a verdict; the loop acts on it.
 
-Each iteration the metrics of the last ``guard.window`` iterations are averaged and held against ``guard.limits``: a
-symptom is an average beyond its limit, a verdict a symptom that held for ``guard.patience`` iterations in a row, so
-that noise raises no alarm. Where a healthy level differs from task to task it is the run's own start, the averages
-over its first window. Nothing is judged before that is known, but numbers that are not finite. These never wait, but
-where all they did was to have an optimiser's step skipped: then ``guard.non_finite_patience`` iterations in a row.
+Each iteration it averages the metrics of the last ``guard.window`` iterations and compares them with ``guard.limits``.
+A symptom is an average beyond its limit; a verdict is a symptom that persists for ``guard.patience`` consecutive
+iterations, so that noise does not fire it. Limits that depend on the task are relative to the run's start, the averages
+over its first window; before that only non-finite metrics are judged. Those fire at once, except if they only made an
+optimiser skip its step: then after ``guard.non_finite_patience`` consecutive iterations.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ WATCHED = (
     "discriminator/held_out_accuracy",
     "discriminator/held_out_logit_gap",
 )
-SICK_EVALUATIONS = 2  # in a row: one alone may be noise
+DRIFT_EVALUATIONS = 2  # consecutive evaluations below the limit: a single one may be noise
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``onset``: the iteration in which the symptom was first there; ``sound_until``: the last one surely without."""
+    """``onset``: first iteration with the symptom; ``last_healthy``: last iteration that is surely free of it."""
 
     kind: Kind
     evidence: str = ""
     onset: int = 0
-    sound_until: int = 0
+    last_healthy: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one evaluation says of the discriminator and of the distance to real text."""
+    """One evaluation: how well the discriminator and a fresh classifier separate samples from real text."""
 
     iteration: int
-    auc: float  # of the discriminator on held-out real and generated responses
-    interval: float  # half of its 95 % interval
-    two_sample_auc: float  # of a fresh linear classifier
+    auc: float  # of the discriminator, on held-out real and generated responses
+    interval: float  # half-width of its 95 % interval
+    two_sample_auc: float  # AUC of a fresh linear classifier
     reward: float  # mean over the window
-    judge_share: float  # 0 where the task has no judge
+    judge_share: float  # 0 if the task has no judge
 
     @classmethod
     def of(cls, iteration: int, metrics: Metrics, reward: float) -> Reading | None:
-        """Reads a full evaluation, or else a quick one; None in other iterations."""
+        """Read the full or quick evaluation of an iteration; None if it has neither."""
         for prefix, discriminator in (("eval/", "discriminator/"), ("quick/", "quick/")):
             if f"{prefix}two_sample_auc" in metrics and f"{discriminator}held_out_auc" in metrics:
                 return cls(
@@ -89,31 +89,29 @@ def _mean(readings: Sequence[Reading], name: str) -> float:
 
 
 class TrainingStopped(UserError):
-    """The guard ended the run: one sentence that says why, and what is left to go on from."""
+    """The guard stopped the run; the message has the evidence and the checkpoint to resume from."""
 
 
 class Guard:
-    """``quality``: the metric of the evaluations that stands for the quality.
+    """Turns metrics into verdicts.
 
-    ``contrast``: the discriminator sees a third kind of text. Its optimum is log p_real / (p_policy + w p_contrast)
-    but for a constant. It need not tell real text from the policy's, and is uninformative when it prefers the latter.
+    ``quality``: metric of the evaluations that measures quality. ``contrast``: the discriminator is trained with
+    contrast rows, so its optimum is log p_real / (p_policy + w p_contrast) up to a constant. It then need not separate
+    real text from the policy's, and is uninformative only if it prefers the policy's.
     """
 
     def __init__(self, settings: GuardSection, *, quality: str, contrast: bool = False) -> None:
         self.settings = settings
         self.quality = quality
         self.contrast = contrast
-        self.rows: list[Metrics] = []  # of the last window, watched metrics only
+        self.rows: list[Metrics] = []  # watched metrics of the last window
         self.start: Metrics = {}  # averages over the first window
-        self.onsets: dict[Kind, int] = {}  # of the symptoms that are there now, verdict or not
-        self.evaluations: list[tuple[int, float, float]] = []  # iteration, quality, reward of the window
-        self.readings: list[Reading] = []  # of all evaluations, quick ones too
+        self.onsets: dict[Kind, int] = {}  # of all current symptoms
+        self.evaluations: list[tuple[int, float, float]] = []  # iteration, quality, mean reward of the window
+        self.readings: list[Reading] = []  # of all evaluations, full and quick
 
     def examine(self, iteration: int, metrics: Metrics) -> Verdict:
-        """The verdict after this iteration, of all that was seen so far.
-
-        Where there are more, the longest symptom's; before all others that of numbers that are not finite.
-        """
+        """Update the window and return the verdict: non-finite metrics first, else the oldest symptom."""
         self._take(iteration, metrics)
         found: dict[Kind, str] = dict(self._symptoms(metrics))
         self.onsets = {kind: self.onsets.get(kind, iteration) for kind in found}
@@ -122,25 +120,25 @@ class Guard:
             match kind:
                 case "non_finite":
                     if broken(metrics) or held >= self.settings.non_finite_patience:
-                        return Verdict(kind, found[kind], onset, sound_until=onset - 1)
-                case "discriminator_uninformative" | "reward_hacking":  # the patience is in the readings
+                        return Verdict(kind, found[kind], onset, last_healthy=onset - 1)
+                case "discriminator_uninformative" | "reward_hacking":  # already averaged over several readings
                     before = self._reading_before(self.settings.limits.readings)
-                    return Verdict(kind, found[kind], onset, sound_until=before)
-                case "drift":  # the patience lay in the second evaluation
-                    return Verdict(kind, found[kind], onset, sound_until=self._best()[0])
+                    return Verdict(kind, found[kind], onset, last_healthy=before)
+                case "drift":  # already confirmed by a second evaluation
+                    return Verdict(kind, found[kind], onset, last_healthy=self._best()[0])
                 case _ if held >= self.settings.patience:
-                    return Verdict(kind, found[kind], onset, sound_until=max(0, onset - self.settings.window))
+                    return Verdict(kind, found[kind], onset, last_healthy=max(0, onset - self.settings.window))
         return Verdict("healthy")
 
     def earliest_rollback(self, iteration: int) -> int:
-        """The iteration that a verdict after this one leads back to, at the farthest."""
+        """Oldest iteration that a verdict after this iteration may roll back to."""
         earliest = max(0, iteration - self.settings.window - self.settings.patience)
         if not self.readings:
             return earliest
-        return min(earliest, self._reading_before(self.settings.limits.readings - 1))  # one more is to come
+        return min(earliest, self._reading_before(self.settings.limits.readings - 1))  # the next reading adds one
 
     def _reading_before(self, count: int) -> int:
-        """Iteration of the last reading before the newest ``count``, or else of the first."""
+        """Iteration of the last reading before the newest ``count``, or of the first reading."""
         return self.readings[max(0, len(self.readings) - count - 1)].iteration
 
     def _take(self, iteration: int, metrics: Metrics) -> None:
@@ -168,16 +166,16 @@ class Guard:
                 continue
             value, start = now[name], self.start[name]
             match how:
-                case "part of the start":
-                    sick, what = value < limit * start, f"below {limit:g} x the {start:.3g} at the start"
-                case "above the start":
-                    sick, what = (
+                case "fraction of start":
+                    exceeded, what = value < limit * start, f"below {limit:g} x the {start:.3g} at the start"
+                case "above start":
+                    exceeded, what = (
                         value > start + limit,
                         f"more than {limit:g} above the {start:.3g} at the start",
                     )
-                case "level":
-                    sick, what = value > limit, f"above {limit:g}"
-            if sick:
+                case "absolute":
+                    exceeded, what = value > limit, f"above {limit:g}"
+            if exceeded:
                 yield kind, f"{name} is {value:.3g} over the last {len(self.rows)} iterations, {what}"
         if evidence := self._uninformative():
             yield "discriminator_uninformative", evidence
@@ -186,26 +184,26 @@ class Guard:
         if evidence := self._drift():
             yield "drift", evidence
 
-    def _checks(self) -> list[tuple[Kind, str, Literal["part of the start", "above the start", "level"], float]]:
+    def _checks(self) -> list[tuple[Kind, str, Literal["fraction of start", "above start", "absolute"], float]]:
         limits = self.settings.limits
         saturated: Kind = "discriminator_saturated"
         return [
-            ("mode_collapse", "rollout/distinct_2", "part of the start", limits.distinct_2_ratio),
-            ("mode_collapse", "generator/entropy", "part of the start", limits.entropy_ratio),
-            ("mode_collapse", "rollout/degenerate_share", "above the start", limits.degenerate_share),
-            ("mode_collapse", "rollout/identical_share", "above the start", limits.identical_share),
-            ("kl_runaway", "generator/kl", "level", limits.kl),
-            ("kl_runaway", "generator/kl_exact", "level", limits.kl),
-            ("kl_runaway", "rollout/reference_nll", "above the start", limits.reference_nll),
-            (saturated, "discriminator/held_out_accuracy", "level", limits.held_out_accuracy),
-            (saturated, "discriminator/held_out_logit_gap", "level", limits.logit_gap),
-            (saturated, "reward/deviation", "part of the start", limits.reward_deviation_ratio),
+            ("mode_collapse", "rollout/distinct_2", "fraction of start", limits.distinct_2_ratio),
+            ("mode_collapse", "generator/entropy", "fraction of start", limits.entropy_ratio),
+            ("mode_collapse", "rollout/degenerate_share", "above start", limits.degenerate_share),
+            ("mode_collapse", "rollout/identical_share", "above start", limits.identical_share),
+            ("kl_runaway", "generator/kl", "absolute", limits.kl),
+            ("kl_runaway", "generator/kl_exact", "absolute", limits.kl),
+            ("kl_runaway", "rollout/reference_nll", "above start", limits.reference_nll),
+            (saturated, "discriminator/held_out_accuracy", "absolute", limits.held_out_accuracy),
+            (saturated, "discriminator/held_out_logit_gap", "absolute", limits.logit_gap),
+            (saturated, "reward/deviation", "fraction of start", limits.reward_deviation_ratio),
         ]
 
     def _uninformative(self) -> str:
-        """The discriminator is at chance, by its interval, while a fresh linear classifier can tell.
+        """Evidence that the discriminator's AUC is at chance while a fresh linear classifier's is not; else empty.
 
-        With contrast: below chance, by the interval of the mean over the readings.
+        At chance: no interval of a reading lies above 0.5. With contrast also the interval of the mean lies below 0.5.
         """
         newest = self.readings[-self.settings.limits.readings :]
         if len(newest) < self.settings.limits.readings:
@@ -217,11 +215,11 @@ class Guard:
             return ""
         return (
             f"held-out AUC of the discriminator is {_mean(newest, 'auc'):.3f} over the last {len(newest)} evaluations, "
-            f"while a fresh linear classifier has {_mean(newest, 'two_sample_auc'):.3f}"
+            f"while that of a fresh linear classifier is {_mean(newest, 'two_sample_auc'):.3f}"
         )
 
     def _hacking(self) -> str:
-        """Generated text gets easier to tell from real text while the reward or the judged share rises."""
+        """Evidence that samples move away from real text while the reward or the judged share rises; else empty."""
         count, limits = self.settings.limits.readings, self.settings.limits
         if len(self.readings) < 2 * count:
             return ""
@@ -235,12 +233,12 @@ class Guard:
         changes = ", ".join(
             f"{name} from {_mean(first, name):.3f} to {_mean(newest, name):.3f}" for name in ("two_sample_auc", *risen)
         )
-        return f"text gets easier to tell from real text while it is rewarded more: {changes}"
+        return f"samples move away from real text while they are rewarded more: {changes}"
 
     def _drift(self) -> str:
-        """The quality falls while the reward rises: the discriminator pays for something that is not wanted."""
-        newest = self.evaluations[-SICK_EVALUATIONS:]
-        if len(self.evaluations) <= SICK_EVALUATIONS:
+        """Evidence that the quality falls while the reward rises; else empty."""
+        newest = self.evaluations[-DRIFT_EVALUATIONS:]
+        if len(self.evaluations) <= DRIFT_EVALUATIONS:
             return ""
         at, best, reward_then = self._best()
         judged = metric(self.quality)
@@ -256,9 +254,9 @@ class Guard:
         )
 
     def _best(self) -> tuple[int, float, float]:
-        """The evaluation of the best quality before the newest ones."""
+        """Evaluation with the best quality, before the newest ones."""
         sign = metric(self.quality).sign
-        return max(self.evaluations[:-SICK_EVALUATIONS], key=lambda item: sign * item[1])
+        return max(self.evaluations[:-DRIFT_EVALUATIONS], key=lambda item: sign * item[1])
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,10 +1,10 @@
-"""Pure functions: the action that a verdict of the guard calls for, and the settings after a heal.
+"""Pure functions: the action on a verdict of the guard, and the settings after a rollback (``guard.action=heal``).
 
-A heal takes the run back to the newest checkpoint that was written while no symptom was there and before the one that
-led to the verdict, with gentler settings (``guard.heal``): lower learning rates, fewer discriminator updates, a higher
-KL coefficient, optimisers without the moments of the way there. A reward that is hacked asks for no fewer updates, and
-a discriminator that cannot tell for more of them and nothing else. All that is kept of it is the verdict of each heal,
-in the checkpoint, which is written anew at once: a resumed run stays healed, and the config stays what the user gave.
+A rollback restores the newest checkpoint without symptoms from before the onset, resets the optimisers' moments, and
+continues with gentler settings (``guard.heal``): lower learning rates, fewer discriminator updates and a higher KL
+coefficient. After reward_hacking the update rate stays; after discriminator_uninformative it is raised, and nothing
+else changes. The checkpoint, rewritten at once, stores the verdict of each rollback, from which the settings follow: a
+resumed run keeps them, and the config stays as the user wrote it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ ADVICE = {
     "discriminator_saturated": "lower discriminator.updates_per_generator_update or discriminator.learning_rate",
     "discriminator_uninformative": "raise discriminator.updates_per_generator_update or discriminator.learning_rate",
     "reward_hacking": "raise the KL coefficient or discriminator.updates_per_generator_update",
-    "drift": "raise the KL coefficient or discriminator.contrast_weight, or end the run earlier",
+    "drift": "raise the KL coefficient or discriminator.contrast_weight, or stop the run earlier",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What the loop knows when a verdict comes in."""
+    """State of the loop when it acts on a verdict."""
 
     iteration: int
-    verdict: Kind  # the last one, which has been reported
-    heals: Sequence[Kind]  # the verdict of each heal so far
+    verdict: Kind  # the last reported one
+    heals: Sequence[Kind]  # the verdicts behind all rollbacks so far
 
 
 @dataclass(frozen=True, slots=True)
-class GoOn:
-    """``action``: what ``guard.jsonl`` calls it, with a sentence for the screen; None: there is nothing to report."""
+class Continue:
+    """Continue training. ``action``: its name in ``guard.jsonl``, with a message to print; None: nothing to report."""
 
     action: Literal["none", "warn"] | None = None
     sentence: str = ""
@@ -46,46 +46,48 @@ class GoOn:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    """Stop the run with this message and advice."""
+
     sentence: str
     advice: str
 
 
 @dataclass(frozen=True, slots=True)
 class Heal:
-    """``heals``: the verdicts of all heals, this one included."""
+    """Roll back. ``heals``: the verdicts behind all rollbacks, including this one."""
 
     sentence: str
     heals: list[Kind]
 
 
-def respond(verdict: Verdict, health: Health, settings: GuardSection) -> GoOn | Stop | Heal:
-    """The configured action. A verdict that lasts is reported once."""
+def respond(verdict: Verdict, health: Health, settings: GuardSection) -> Continue | Stop | Heal:
+    """Return the configured action; a persisting verdict is reported once."""
     where, kind = f"iteration {health.iteration}", verdict.kind
     if kind == "healthy":
-        return GoOn() if health.verdict == kind else GoOn("none", f"{where}: healthy again")
+        return Continue() if health.verdict == kind else Continue("none", f"{where}: healthy again")
     sentence = f"{where}: {kind}: {verdict.evidence}"
     match settings.non_finite if kind == "non_finite" else settings.action:
         case "warn":
-            return GoOn() if health.verdict == kind else GoOn("warn", f"{sentence}; {ADVICE[kind]}")
+            return Continue() if health.verdict == kind else Continue("warn", f"{sentence}; {ADVICE[kind]}")
         case "heal" if len(health.heals) < settings.max_heals:
             return Heal(sentence, [*health.heals, kind])
         case "heal":
-            sentence += f" (after {len(health.heals)} heals, guard.max_heals)"
+            sentence += f" (guard.max_heals={settings.max_heals} reached)"
     return Stop(sentence, ADVICE[kind])
 
 
 def learning_rate_factor(settings: HealSection, heals: Sequence[Kind]) -> float:
-    """Factor of both learning rates after heals of these verdicts."""
+    """Return the factor of both learning rates after rollbacks for these verdicts."""
     return settings.learning_rate_factor ** sum(map(_gentler, heals))
 
 
 def update_rate(settings: HealSection, heals: Sequence[Kind], rate: float) -> float:
-    """Discriminator updates per generator update after heals of these verdicts, one after the other, from ``rate``."""
+    """Return the discriminator updates per generator update after rollbacks for these verdicts, from ``rate``."""
     for kind in heals:
         match kind:
             case "discriminator_uninformative":
                 rate = max(rate * settings.update_rate_raise, 1.0)
-            case "reward_hacking":  # fewer updates would leave more to hack
+            case "reward_hacking":  # fewer updates would make the reward easier to hack
                 pass
             case _:
                 rate = min(rate * settings.update_rate_factor, settings.update_rate_ceiling)
@@ -93,10 +95,10 @@ def update_rate(settings: HealSection, heals: Sequence[Kind], rate: float) -> fl
 
 
 def kl_coefficient(settings: HealSection, kind: Kind, coefficient: float) -> float:
-    """The KL coefficient after one heal of this verdict."""
+    """Return the KL coefficient after one rollback for this verdict."""
     return max(settings.kl_floor, settings.kl_factor * coefficient) if _gentler(kind) else coefficient
 
 
 def _gentler(kind: Kind) -> bool:
-    """Whether healing this verdict lowers the learning rates and raises the KL coefficient."""
+    """Whether a rollback for this verdict lowers the learning rates and raises the KL coefficient."""
     return kind != "discriminator_uninformative"

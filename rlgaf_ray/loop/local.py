@@ -1,4 +1,4 @@
-"""All roles in one process, without Ray: for tests, debugging and small machines. Same parts, same numbers."""
+"""All roles in one process, without Ray, for tests, debugging and small machines. Computes the same numbers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rlgaf_ray.types import (
 
 
 class LocalRoles:
-    """Plays ``Roles``; work is done when it is asked for, so that what is pending has nothing to wait for."""
+    """Implements ``Roles`` synchronously: every call does its work at once, and pending results are ready."""
 
     def __init__(self, engine: RolloutEngine, discriminator: Discriminator, learner: Learner) -> None:
         self.engine = engine
@@ -52,7 +52,7 @@ class LocalRoles:
         new_discriminator: DiscriminatorFactory = NeuralDiscriminator,
         new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> LocalRoles:
-        """The config's roles from the warm-ups' folders, on CPU; ``threads``: of the engine."""
+        """Build the configured roles on CPU from the model folders of the warm-ups; ``threads``: of the engine."""
         return cls(
             build_engine(generator, config, max_tokens=max_tokens, threads=threads),
             new_discriminator(discriminator, config, pad_token_id=pad_token_id, device="cpu", group=ALONE),
@@ -71,7 +71,7 @@ class LocalRoles:
         return lambda: (rollouts, seconds)
 
     def drop_rollouts(self) -> None:
-        pass  # all are made
+        pass  # none are in flight
 
     def recovered(self) -> tuple[int, int, int]:
         return 0, 0, 0
@@ -121,7 +121,7 @@ class LocalRoles:
         self.discriminator.save(folder / "discriminator")
 
     def rescue(self, folder: Place) -> None:
-        self.save(folder)  # there is nobody else who could be lost
+        self.save(folder)  # there are no other processes that could fail
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:
         self.learner.load(folder / "learner")

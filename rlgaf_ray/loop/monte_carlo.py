@@ -1,8 +1,7 @@
-"""SeqGAN's Monte-Carlo search for language models: what the discriminator thinks of where a prefix leads.
+"""SeqGAN's Monte-Carlo search: estimates the action value of every token from completions of its prefix.
 
-For every response, prefixes are completed by the current policy (the roll-out policy), the completions are scored, and
-their mean reward is the action value of the prefix's last token (RLGAF, section 2.1; SeqGAN, Yu et al. 2017, arXiv
-1609.05473, eq. 4)::
+The current policy (the roll-out policy) completes prefixes of every response; the mean reward of the completions is the
+action value of the prefix's last token (RLGAF, section 2.1; SeqGAN, Yu et al. 2017, arXiv 1609.05473, eq. 4)::
 
     Q(y_1:t-1, y_t) = mean_n R(MC_n(y_1:t))   for t < T        Q(y_1:T-1, y_T) = R(y_1:T)
 """
@@ -25,20 +24,20 @@ from rlgaf_ray.types import Prompt, Rollout, ScoredRollout
 def search(
     roles: Roles, config: Config, rewards: Rewards, scored: Sequence[ScoredRollout], iteration: int
 ) -> list[ScoredRollout]:
-    """Rewarded rollouts with Monte-Carlo action values: their prefixes completed by the policy, or its moving average.
+    """Add Monte-Carlo action values to rewarded rollouts; the policy or its moving average completes the prefixes.
 
-    The engines then hold the average until the weights after the update are pushed.
+    With the average, the engines hold it until the next weight push.
     """
     settings = config.generator.seqgan
     if settings.rollout_policy_rate > 0:
         roles.push_weights(iteration - 1, network="rollout_policy")()
     rollouts = [item.rollout for item in scored]
-    parts = prefixes(rollouts, stride=settings.stride, max_response_tokens=config.task.response_tokens)
-    # Seeds of the rollouts come first: the completions' own are those after them.
-    num_completions = len(parts) * settings.num_completions
+    prompts = prefixes(rollouts, stride=settings.stride, max_response_tokens=config.task.response_tokens)
+    # the iteration's first seeds belong to its rollouts, the next ones to the completions
+    num_completions = len(prompts) * settings.num_completions
     seeds = rollout_seeds(config, iteration, len(rollouts) + num_completions)[len(rollouts) :]
     sampling = sampling_settings(config, samples_per_prompt=settings.num_completions)
-    completions = roles.generate(parts, sampling, seeds)
+    completions = roles.generate(prompts, sampling, seeds)
     completed = rewards(roles.score(whole_responses(rollouts, completions)), iteration).scored
     return with_action_values(
         scored,
@@ -50,12 +49,12 @@ def search(
 
 
 def evaluated_positions(num_tokens: int, stride: int) -> list[int]:
-    """Lengths of the prefixes that are completed: stride, 2 * stride, ..., below the whole length."""
+    """Lengths of the completed prefixes: stride, 2 * stride, ..., below ``num_tokens``."""
     return list(range(stride, num_tokens, stride))
 
 
 def prefixes(rollouts: Sequence[Rollout], *, stride: int, max_response_tokens: int) -> list[Prompt]:
-    """Every prefix to be completed, as a prompt with the room that is left: rollout by rollout, short ones first."""
+    """Return every prefix to complete, with its remaining token budget: per rollout, shortest first."""
     return [
         Prompt(
             prompt_id=row,
@@ -68,7 +67,7 @@ def prefixes(rollouts: Sequence[Rollout], *, stride: int, max_response_tokens: i
 
 
 def whole_responses(rollouts: Sequence[Rollout], completions: Sequence[Rollout]) -> list[Rollout]:
-    """Completions of ``prefixes(rollouts)`` as responses to the rollouts' own prompts, for the discriminator."""
+    """Join completions of ``prefixes(rollouts)`` with their prefixes into responses to the original prompts."""
     whole = []
     for completion in completions:
         source = rollouts[completion.prompt_id]
@@ -92,11 +91,11 @@ def with_action_values(
     stride: int,
     num_completions: int,
 ) -> list[ScoredRollout]:
-    """The rollouts with Q of every token, float32 [R] each.
+    """Set the action values Q of every token of the rollouts, float32 [R] each.
 
-    ``rewards``: of the rollouts, [B]. ``completion_rewards``: of their completions, in the order of ``prefixes`` with
-    ``num_completions`` of each. With a stride above 1 a token has the value of the first evaluated prefix that holds
-    it: the tokens of one stride are credited together.
+    ``rewards``: [B], of the rollouts. ``completion_rewards``: of their completions, in the order of ``prefixes``, with
+    ``num_completions`` each. With a stride above 1, a token has the value of the first evaluated prefix that contains
+    it, so the tokens of a stride share their credit.
     """
     means = completion_rewards.reshape(-1, num_completions).mean(1)
     result, start = [], 0
@@ -106,5 +105,5 @@ def with_action_values(
         values = np.append(means[start:end], reward).astype(np.float32)
         result.append(replace(item, action_values=values.repeat(stride)[:num_tokens]))
         start = end
-    assert start == len(means), "completions and rollouts do not belong together"
+    assert start == len(means), "completions do not match the rollouts"
     return result

@@ -21,15 +21,15 @@ from rlgaf_ray.types import Metrics
 
 @dataclass(frozen=True)
 class Outcome:
-    """Metrics and samples of a run that reached its end or was asked to stop."""
+    """Metrics, samples and models of a run that finished or was stopped."""
 
     config: Config
-    """As the run used it, with its name."""
+    """The resolved config, including the run's name."""
     iteration: int
     first: Metrics
-    """The SFT model's evaluation."""
+    """Metrics of the SFT model, before training."""
     last: Metrics
-    """The newest evaluation; empty where the run was stopped before there was one."""
+    """Metrics of the last evaluation; empty if the run was stopped before one."""
     samples_before: list[str]
     samples_after: list[str]
 
@@ -40,16 +40,16 @@ class Outcome:
 
     @property
     def samples(self) -> list[tuple[str, str]]:
-        """Responses to the same held-out prompts: the SFT model's, then the trained generator's."""
+        """Pairs of responses to the same held-out prompts: by the SFT model and by the trained generator."""
         return list(zip(self.samples_before, self.samples_after, strict=False))
 
     @property
     def folder(self) -> Place:
-        """With ``generator/`` and ``discriminator/`` (Hugging Face folders), ``checkpoints/``, metrics and samples."""
+        """Run folder: ``generator/``, ``discriminator/`` (Hugging Face format), ``checkpoints/``, metrics, samples."""
         return RunFolder(self.config.run).place
 
     def generator(self) -> PreTrainedModel:
-        """The exported generator, with its moving average's weights where ``generator.average_decay`` asks for one."""
+        """Load the exported generator: the moving average of its weights if ``generator.average_decay`` is set."""
         with self._exported() as folder:
             return load_generator(folder, trust_remote_code=self.config.model.trust_remote_code)
 

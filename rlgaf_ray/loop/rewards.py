@@ -1,4 +1,4 @@
-"""The reward of each response: the discriminator's and those of reward functions, combined once, in the driver."""
+"""Rewards of responses: discriminator and reward functions, combined in the driver."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from rlgaf_ray.types import Metrics, Row, ScoredRollout
 
 
 class RewardFailed(UserError):
-    """A reward function raised, hung or returned what is no reward."""
+    """A reward function raised, timed out or returned an invalid value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Responses:
-    """What reward sources read."""
+    """Inputs of the reward sources."""
 
     scored: Sequence[ScoredRollout]
-    columns: Mapping[str, Sequence[Any]]  # prompts, completions and so on, as reward functions get them
+    columns: Mapping[str, Sequence[Any]]  # arguments of reward functions: prompts, completions, ...
 
 
 class RewardSource(Protocol):
@@ -44,7 +44,7 @@ class RewardSource(Protocol):
 
 
 class DiscriminatorReward:
-    """The discriminator's logit, as ``reward.kind`` maps it. A logit that is not finite is left to the guard."""
+    """The discriminator's logit, mapped by ``reward.kind``. Non-finite logits pass through to the guard."""
 
     def __init__(self, kind: RewardKind) -> None:
         self.kind = kind
@@ -55,7 +55,7 @@ class DiscriminatorReward:
 
 
 class FunctionReward:
-    """A reward function, called in the thread of ``Caller``. Raises ``RewardFailed`` in one line that names it."""
+    """A reward function, called in the thread of ``Caller``. Raises a one-line ``RewardFailed`` with its name."""
 
     def __init__(self, name: str, function: RewardFunction, call: Caller, settings: RewardSection) -> None:
         self.name = name
@@ -63,7 +63,7 @@ class FunctionReward:
         self.call = call
         self.settings = settings
         self.accepted = _parameters(function)
-        self.metrics: Metrics = {}  # logged by its last call
+        self.metrics: Metrics = {}  # logged by the last call
         self.extra: dict[str, list[str]] = {}
 
     def __call__(self, responses: Responses) -> Values:
@@ -76,7 +76,9 @@ class FunctionReward:
         try:
             error = answer.exception(seconds)
         except TimeoutError as late:
-            raise self._failed(f"gave no answer within reward.timeout_seconds={seconds:g}") from late
+            raise self._failed(
+                f"did not return within reward.timeout_seconds={seconds:g}: make it faster, or raise the timeout"
+            ) from late
         if error is not None:
             raise self._failed(f"raised {_described(error)}") from error
         expected = len(responses.scored)
@@ -89,7 +91,7 @@ class FunctionReward:
         try:
             values = [None if value is None else float(value) for value in result]
         except (TypeError, ValueError, RuntimeError) as error:
-            raise self._failed(f"returned no list of numbers: {_described(error)}") from error
+            raise self._failed(f"did not return a list of numbers: {_described(error)}") from error
         if len(values) != expected:
             raise self._failed(f"returned {len(values)} rewards for {expected} responses")
         for row, value in enumerate(values):
@@ -97,8 +99,8 @@ class FunctionReward:
                 raise self._failed(f"returned {value} for response {row}: return finite numbers, or None for no reward")
             if value is not None and value < 0 and not self.settings.takes_negative:
                 raise self._failed(
-                    f"returned {value:g} for response {row}, and reward.combine={self.settings.combine} needs rewards "
-                    "of 0 or more"
+                    f"returned {value:g} for response {row}, but reward.combine={self.settings.combine} needs "
+                    "non-negative rewards"
                 )
         return values
 
@@ -113,7 +115,7 @@ class FunctionReward:
 
 
 class Caller:
-    """Calls functions in one thread, so that one that hangs can be given up; an ``async`` one in one event loop."""
+    """Calls functions in one thread, so that a hanging one can time out; ``async`` functions share an event loop."""
 
     def __init__(self) -> None:
         self.calls: queue.SimpleQueue[tuple[RewardFunction, Mapping[str, Any], Future[Values]] | None] = (
@@ -149,15 +151,15 @@ async def _wait(result: Awaitable[Values]) -> Values:
 
 @dataclass(frozen=True, slots=True)
 class Rewarded:
-    """Rollouts with their rewards, and what there is to log of the sources."""
+    """Rollouts with rewards, and the metrics and columns that their sources logged."""
 
     scored: list[ScoredRollout]
     metrics: Metrics
-    columns: Mapping[str, Sequence[float | str | None]]  # one entry a rollout
+    columns: Mapping[str, Sequence[float | str | None]]  # one entry per rollout
 
 
 class Rewards:
-    """All reward sources of a run. ``close`` ends the thread of its functions."""
+    """All reward sources of a run. ``close`` stops the thread of its functions."""
 
     def __init__(
         self,
@@ -166,7 +168,7 @@ class Rewards:
         tokenizer: PreTrainedTokenizerBase,
         functions: Mapping[str, RewardFunction] | None = None,
     ) -> None:
-        """``functions``: those that were passed as arguments, by name. Raises ``UserError`` as ``reward_functions``."""
+        """``functions``: those passed as arguments, by name. Raises ``UserError`` as ``reward_functions`` does."""
         settings = config.reward
         self.config = config
         self.task = task
@@ -182,7 +184,7 @@ class Rewards:
         )
 
     def __call__(self, scored: Sequence[ScoredRollout], iteration: int) -> Rewarded:
-        """Raises ``RewardFailed`` for a function that raises, hangs or returns what is no reward."""
+        """Reward rollouts. Raises ``RewardFailed`` for a function that raises, times out or returns invalid values."""
         responses = Responses(scored, self._columns(scored, iteration) if self.functions else {})
         found = {name: source(responses) for name, source in self.sources.items()}
         given = torch.tensor([[value is not None for value in values] for values in found.values()])
@@ -192,11 +194,11 @@ class Rewards:
         if not self.functions:
             return Rewarded(rewarded, {}, {})
         metrics: Metrics = {}
-        for name, row, there in zip(found, values, given, strict=True):
-            if there.any():
-                metrics[f"reward/{name}"] = float(row[there].mean())
-            if not there.all():
-                metrics[f"reward/{name}_left_out"] = float((~there).double().mean())
+        for name, row, applies in zip(found, values, given, strict=True):
+            if applies.any():
+                metrics[f"reward/{name}"] = float(row[applies].mean())
+            if not applies.all():
+                metrics[f"reward/{name}_left_out"] = float((~applies).double().mean())
         columns: dict[str, Sequence[float | str | None]] = {f"reward/{name}": row for name, row in found.items()}
         for function in self.functions.values():
             metrics |= function.metrics
@@ -204,7 +206,7 @@ class Rewards:
         return Rewarded(rewarded, metrics, columns)
 
     def _combined(self, values: torch.Tensor, given: torch.Tensor) -> list[float]:
-        """[S, B], [S, B] -> [B]. A response that no source has a reward for gets the others' mean."""
+        """Combine sources: [S, B], [S, B] -> [B]. A response without any reward gets the mean of the others."""
         used = self.weights != 0
         weights, values, given = self.weights[used], values[used], given[used]
         rewards = COMBINE[self.config.reward.combine](values, weights, given)
@@ -217,7 +219,7 @@ class Rewards:
         from transformers import TrainerState  # takes seconds to import
 
         rollouts = [item.rollout for item in scored]
-        known = self.task.rows  # none where nothing was kept, and none of free prompts
+        known = self.task.rows  # empty if rows were not kept; prompts without answers have none
         rows: list[Row] = [known[item.prompt_id] if item.prompt_id < len(known) else {} for item in rollouts]
         texts = decode([rollout.prompt_ids for rollout in rollouts], self.tokenizer)
         prompts = [row.get("prompt", text) for row, text in zip(rows, texts, strict=True)]
@@ -238,10 +240,10 @@ class Rewards:
 
 
 def _parameters(function: RewardFunction) -> set[str] | None:
-    """The names of its parameters; None: it takes any."""
+    """Names of the function's parameters; None if it accepts any."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of a built-in
+    except (TypeError, ValueError):  # a built-in function
         return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -249,7 +251,7 @@ def _parameters(function: RewardFunction) -> set[str] | None:
 
 
 def _described(error: BaseException) -> str:
-    """Type, message and place of an error of somebody else's code, on one line."""
+    """Describe an error of user code in one line: type, message and position."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

@@ -1,4 +1,4 @@
-"""What the loop needs of its roles. ``loop/local.py`` plays them in one process, ``actors/roles.py`` on Ray."""
+"""The ``Roles`` protocol, implemented in one process by ``loop/local.py`` and on Ray by ``actors/roles.py``."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from rlgaf_ray.types import (
 )
 
 Pending = Callable[[], Metrics]
-"""Work that was started; calling it waits for the end and gives its metrics."""
+"""Started work; calling it waits for completion and returns its metrics."""
 
 PendingRollouts = Callable[[], tuple[list[Rollout], float]]
-"""Rollouts that were asked for; calling it waits for them and gives the seconds that sampling took beside them."""
+"""Requested rollouts; calling it waits for them and also returns the seconds spent sampling."""
 
 PendingScores = Callable[[], tuple[list[ScoredRollout], list[float]]]
-"""Scores that were asked for, of rollouts and of demonstrations."""
+"""Requested scores of rollouts and demonstrations; calling it waits for them."""
 
 
 class Roles(Protocol):
     """Rollout workers, discriminator and learner, as the loop calls them."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
-        """Samples of each prompt in the prompts' order, from the weights that were pushed last."""
+        """Sample responses in the order of the prompts, from the weights pushed last."""
         ...
 
     def start_generate(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> PendingRollouts:
-        """``generate`` without waiting. The weights are those that were pushed last when this is called.
+        """Start ``generate`` without waiting, with the weights pushed last before this call.
 
-        An engine that takes newer weights in the middle of a response would give it the oldest version it used.
+        With in-flight weight updates a response is labelled with the oldest version that it used.
         """
         ...
 
     def drop_rollouts(self) -> None:
-        """Forget the rollouts that were started: nobody is going to wait for them."""
+        """Discard the rollouts in flight: no caller will wait for them."""
         ...
 
     def recovered(self) -> tuple[int, int, int]:
-        """Since the last call: rollout workers that were replaced, prompts that were answered again for it, and how
-        often the run went back to a checkpoint because another actor was lost."""
+        """Count recoveries since the last call: replaced rollout workers, prompts sampled again for them, and rollbacks
+        to a checkpoint after the failure of another actor."""
         ...
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ScoredRollout]:
@@ -58,14 +58,11 @@ class Roles(Protocol):
         ...
 
     def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
-        """``score`` without waiting, by the discriminator as it is after the updates asked for so far.
-
-        ``demonstrations`` are scored with them.
-        """
+        """Start ``score`` without waiting, after the updates requested so far; also scores ``demonstrations``."""
         ...
 
     def batch_needs(self) -> BatchNeeds:
-        """The rows that an update of the discriminator asks for."""
+        """Return the rows that a discriminator update requires."""
         ...
 
     def update_discriminator(
@@ -79,37 +76,37 @@ class Roles(Protocol):
         ...
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
-        """Give every engine this network of the learner, after the updates asked for so far, under this version.
+        """Start pushing a network of the learner to every engine as ``policy_version``, after the requested updates.
 
-        Rollouts that were asked for before come from the weights of then. An engine that none of them needs this
-        version from may pass it over for a newer one.
+        Rollouts requested earlier use the weights of that time. An engine may skip a version that no requested rollout
+        needs.
         """
         ...
 
     def push_discriminator(self) -> Pending:
-        """Give the learner a frozen copy of the discriminator, as it is after the updates asked for so far."""
+        """Start copying the frozen discriminator to the learner, after the updates requested so far."""
         ...
 
     def mean_nll(self, items: Sequence[Demonstration | Rollout], model: PolicyNetwork | Literal["reference"]) -> float:
-        """Nats per response token under a network of the learner, or under the frozen SFT model."""
+        """Return the mean NLL in nats per response token under a network of the learner or the frozen SFT model."""
         ...
 
     def adjust(
         self, *, learning_rate_factor: float, kl_coefficient: float | None = None, refresh: bool = False
     ) -> None:
-        """Multiply the config's learning rates of generator and discriminator from now on.
+        """Scale the configured learning rates of generator and discriminator from now on.
 
-        ``kl_coefficient``: replaces the one in use. ``refresh``: the optimisers forget their moments.
+        ``kl_coefficient``: replaces the current one. ``refresh``: reset the optimisers' moments.
         """
         ...
 
     def save(self, folder: Place) -> None:
-        """Write ``learner/`` and ``discriminator/`` below ``folder``."""
+        """Write ``learner/`` and ``discriminator/`` into ``folder``."""
         ...
 
     def rescue(self, folder: Place) -> None:
-        """``save`` after the loss of an actor, by those that are left, where nobody was asked for an update since the
-        last one ended. Raises ``RuntimeError`` where they do not have everything."""
+        """Do ``save`` after an actor failure, with the surviving actors, if no update was requested since the last one
+        completed. Raises ``RuntimeError`` if they do not hold the full state."""
         ...
 
     def load(self, folder: Place, *, discriminator_version: int) -> None:

@@ -1,4 +1,4 @@
-"""What an iteration asks of the engines, and what its rollouts look like, from their tokens alone."""
+"""Seeds, selection and token-level metrics of an iteration's rollouts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rlgaf_ray.types import Metrics, Rollout, ScoredRollout
 
 
 def rollout_seeds(config: Config, iteration: int, count: int) -> list[int]:
-    """One for each rollout of the iteration, whoever samples it."""
+    """Return a seed for each rollout of the iteration, independent of the worker that samples it."""
     return [rollout_seed(config.run.seed, iteration, index) for index in range(count)]
 
 
 def without_liked(scored: Sequence[ScoredRollout], share: float) -> list[Rollout]:
-    """The rollouts that a discriminator's update learns from, in their order: without a share of the highest scores.
+    """Select the rollouts of a discriminator update, in order, leaving out the ``share`` with the highest scores.
 
-    A rollout that passes for a demonstration may be a good one (RLGAF, section 4.4). At least one is kept.
+    A rollout that looks like a demonstration may be good (RLGAF, section 4.4). At least one is kept.
     """
     num_kept = max(1, len(scored) - round(share * len(scored)))
     order = np.argsort([item.score for item in scored], kind="stable")
@@ -41,7 +41,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], seconds: float) -> Metrics:
 
 
 def identical_share(rollouts: Sequence[Rollout]) -> float:
-    """Share of the responses that another prompt was given too, token by token."""
+    """Share of responses that are identical, token by token, to a response to another prompt."""
     prompts: dict[bytes, set[int]] = {}
     for rollout in rollouts:
         prompts.setdefault(rollout.response_ids.tobytes(), set()).add(rollout.prompt_id)

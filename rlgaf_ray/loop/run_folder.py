@@ -1,4 +1,4 @@
-"""The folder of one run: in the file system, or in an object store with a local folder on the way to it."""
+"""The folder of a run: in the file system, or in an object store with a local staging folder."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.errors import UserError
 
 CONFIG = "config.yaml"
-LOCK = "run.lock"  # held while a process uses the folder; the system gives it back when that process dies
-TRIALS = "trials"  # in a sweep's folder: a run folder each, which each trial stores by itself
+LOCK = "run.lock"  # held while a process uses the folder; released by the OS when that process dies
+TRIALS = "trials"  # subfolder of a sweep with the run folders of its trials, each stored by its trial
 
 
 class RunFolder:
-    """Everything but checkpoints is written into ``local`` by those who know of no storage, and mirrored from there.
+    """Local and remote location of a run's files.
 
-    Checkpoints go to ``place / "checkpoints"`` at once, from the nodes that hold the networks. Where ``run.root`` is a
-    path, ``local`` and ``place`` are one folder and nothing is mirrored.
+    All files except checkpoints are written to ``local`` and mirrored to ``place``. Checkpoints are written to
+    ``place / "checkpoints"`` directly, from the nodes that hold the networks. If ``run.root`` is a path, ``local`` and
+    ``place`` are the same folder and nothing is mirrored.
     """
 
     def __init__(self, run: RunSection) -> None:
@@ -41,35 +42,35 @@ class RunFolder:
         return self.local if self.remote is None else self.remote
 
     def exists(self) -> bool:
-        """Raises ``StorageRefused`` where a storage cannot be used."""
+        """Whether a run is stored here already. Raises ``StorageRefused`` if the storage cannot be used."""
         if self.root is None or self.remote is None:
-            in_the_way = not self.local.is_dir() and (self.local.exists() or self.local.is_symlink())
-            return in_the_way or self.written
+            blocked = not self.local.is_dir() and (self.local.exists() or self.local.is_symlink())
+            return blocked or self.written
         self.root.check()
         return bool(self.remote.files())
 
     @property
     def written(self) -> bool:
-        """Whether the folder on this machine has anything but its lock, which a run that was killed early leaves."""
+        """Whether the local folder has files other than the lock, which a run killed early leaves behind."""
         return self.local.is_dir() and any(path.name != LOCK for path in self.local.iterdir())
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """No other process of this machine uses the folder meanwhile; one that stays empty is removed again.
+        """Lock the folder against other processes; remove it afterwards if it is still empty.
 
-        Raises ``UserError`` where another process has it. Two machines exclude each other where they share the folder
-        as a file system with locks, not in an object store.
+        Raises ``UserError`` if another process holds the lock. Processes of different machines exclude each other on a
+        shared file system with locks, but not in an object store.
         """
         path = self.local / LOCK if self.remote is None else self.local.with_name(f"{self.local.name}.lock")
         folder = path.parent
-        made = [each for each in (folder, *folder.parents) if not each.exists()]
+        created = [each for each in (folder, *folder.parents) if not each.exists()]
         if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
-            raise UserError(f"{self.shown} exists and is no folder: choose another run.name")
+            raise UserError(f"{self.shown} exists and is not a folder: choose another run.name")
         lock = FileLock(path)
         with writing(folder), suppress(Timeout):
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
-            with suppress(OSError):  # a disk without room: what to say to others is no reason to end
+            with suppress(OSError):  # on a full disk: the holder's name is optional
                 path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         if not lock.is_locked:
             holder = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "another process"
@@ -79,25 +80,25 @@ class RunFolder:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that it is gone
-            for each in made:
+            path.unlink(missing_ok=True)  # while locked, so that a process waiting for it sees it removed
+            for each in created:
                 with suppress(OSError):  # not empty
                     each.rmdir()
             lock.release()
 
     def fetch(self, only: str | None = None) -> None:
-        """Make ``local`` hold what the run stored right in its folder (or one file of it); subfolders stay there."""
+        """Download the files of the run's folder, or ``only`` one of them, to ``local``, without subfolders."""
         if self.remote is None:
             return
         if only is None:
-            shutil.rmtree(self.local, ignore_errors=True)  # of a run that was killed on this machine: it may be behind
+            shutil.rmtree(self.local, ignore_errors=True)  # of a killed run on this machine, possibly outdated
             self.remote.download(self.local, recursive=False)
         elif (self.remote / only).is_file():
             self.local.mkdir(parents=True, exist_ok=True)
             (self.local / only).write_bytes((self.remote / only).read_bytes())
 
     def fetch_trials(self) -> None:
-        """Bring what each trial stored right in its own folder to here."""
+        """Download the files of each trial's folder, without subfolders."""
         if self.remote is None:
             return
         trials = self.remote / TRIALS
@@ -108,15 +109,15 @@ class RunFolder:
                 path.write_bytes((trials / name).read_bytes())
 
     def flush(self) -> None:
-        """Return once all that was written so far is where it belongs. Raises ``StorageError``."""
+        """Wait until all files written so far are stored. Raises ``StorageError``."""
         if self.mirror is not None:
             self.mirror.flush()
 
     @contextmanager
     def mirrored(self) -> Iterator[None]:
-        """Until the end of the block; then all of it is stored, and the local folder is removed.
+        """Mirror ``local`` to the storage; at the end store all of it and remove the local folder.
 
-        What a ``StorageError`` kept from being stored stays in the local folder, and the error says so.
+        After a ``StorageError`` the local folder is kept, and the error names it.
         """
         if self.mirror is None:
             yield
@@ -139,11 +140,11 @@ class RunFolder:
         shutil.rmtree(self.local, ignore_errors=True)
 
     def _kept(self, error: StorageError) -> StorageError:
-        return StorageError(f"{error}; what else the run wrote is kept in {self.local}")
+        return StorageError(f"{error}; the run's other files are kept in {self.local}")
 
 
 def config_file(run: RunSection) -> Path:
-    """The config that a run was started with, brought here where the run is kept elsewhere; it may not be there."""
+    """Return the local path of a run's config, downloaded if the run is remote; the file may not exist."""
     folder = RunFolder(run)
     if folder.exists():
         folder.fetch(CONFIG)

@@ -1,14 +1,14 @@
-"""When rollouts are made: between the updates (``sync``), or beside them (``async``).
+"""Schedules of rollouts: between the updates (``sync``), or concurrently with them (``async``).
 
-Iteration i learns from batch i and makes version i of the weights. A batch has the newest version that was pushed when
-it was asked for. ``async`` has max_staleness + 1 slots for batches that were asked for and not yet learned from: asking
-for batch i + max_staleness + 1 follows the push of version i, so that no rollout is ever more than max_staleness
-versions older than the policy that it teaches. That is a bound by construction, and the versions do not depend on how
-fast who works: a seed gives the same run again, whatever the machine.
+Iteration i trains on batch i and produces version i of the weights. A batch is sampled from the newest version pushed
+before it was requested. ``async`` has max_staleness + 1 slots for batches that are requested but not yet trained on:
+batch i + max_staleness + 1 is requested after the push of version i, so a rollout is never more than max_staleness
+versions older than the policy that trains on it. Staleness is bounded by construction, and the versions do not depend
+on timing: the same seed reproduces the run on any machine.
 
-The price of max_staleness: the learner's weights are corrected for (``generator.importance_weight_mode``), but learn
-from older samples. One slot beside the batch in work keeps everyone busy when all batches take about as long; more
-even out batches of very different length.
+The cost of a higher max_staleness is older samples, corrected by importance weights
+(``generator.importance_weight_mode``). One extra slot keeps all roles busy if batches take similar time; more slots
+balance batches of very different length.
 """
 
 from __future__ import annotations
@@ -25,17 +25,19 @@ from rlgaf_ray.loop.roles import PendingRollouts, PendingScores, Roles
 from rlgaf_ray.types import Metrics, Rollout, ScoredRollout
 
 Start = Callable[[int], PendingRollouts]
-"""Draws an iteration's prompts and asks the roles for its rollouts."""
+"""Draws the prompts of an iteration and requests its rollouts."""
 
 Score = Callable[[int, list[Rollout]], PendingScores]
-"""Asks the roles for the scores of an iteration's rollouts."""
+"""Requests the scores of an iteration's rollouts."""
 
 
 @dataclass(frozen=True)
 class Batch:
+    """The scored rollouts of one iteration."""
+
     scored: list[ScoredRollout]
-    held_out_logits: list[float]  # of the demonstrations that were scored with them: held out, then trained on
-    seconds: float  # that sampling took
+    held_out_logits: list[float]  # of demonstrations scored with the rollouts: held-out ones, then trained ones
+    seconds: float  # spent sampling
 
     @property
     def rollouts(self) -> list[Rollout]:
@@ -43,27 +45,27 @@ class Batch:
 
 
 class Schedule(Protocol):
-    """``metrics`` gets the time that the loop waited: ``time/rollout`` and ``time/score``."""
+    """Decides when batches are requested; adds the loop's wait (``time/rollout``, ``time/score``) to ``metrics``."""
 
     def next(self, iteration: int, metrics: Metrics) -> Batch:
-        """The batch that this iteration learns from, scored by the discriminator as it is before its updates."""
+        """Return the batch of this iteration, scored by the discriminator before the iteration's updates."""
         ...
 
     def pushed(self, iteration: int, metrics: Metrics) -> None:
-        """The iteration's updates and the push of its weights were asked for: what may follow them may begin."""
+        """Start the work that may follow once the iteration's updates and weight push are requested."""
         ...
 
     def drop(self) -> None:
-        """Forget the batches that were made ahead. Their prompts are drawn anew, from the state below."""
+        """Discard the batches requested ahead; their prompts are drawn again from ``prompts_state``."""
         ...
 
     def prompts_state(self) -> dict[str, int]:
-        """Of the prompt stream, as it was before the batches that nothing was learned from yet."""
+        """State of the prompt stream before the batches that were not trained on yet."""
         ...
 
 
 class Sync:
-    """A batch is asked for when it is needed, from the newest policy."""
+    """Requests a batch when it is needed, from the newest policy."""
 
     def __init__(self, start: Start, score: Score, prompts: MixedPromptStream) -> None:
         self.start = start
@@ -88,9 +90,9 @@ class Sync:
 
 @dataclass
 class Slot:
-    """A batch that was asked for."""
+    """A requested batch."""
 
-    iteration: int  # that will learn from it
+    iteration: int  # that trains on it
     prompts_before: dict[str, int]
     rollouts: PendingRollouts
     scores: PendingScores | None = None
@@ -98,7 +100,7 @@ class Slot:
 
 
 class Async:
-    """Batches are asked for as early as ``max_staleness`` lets them, and scored while the learner works."""
+    """Requests batches as early as ``max_staleness`` allows, and scores them while the learner trains."""
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class Async:
         max_staleness: int,
         iterations: int,
     ) -> None:
-        """``iterations``: how many there are in all; no batch is made for more."""
+        """``iterations``: total number of iterations; no batch is requested beyond them."""
         self.start = start
         self.score = score
         self.prompts = prompts
@@ -122,13 +124,13 @@ class Async:
     def next(self, iteration: int, metrics: Metrics) -> Batch:
         self._fill(iteration - 1)
         slot = self.slots[0]
-        assert slot.iteration == iteration, f"iteration {iteration} would learn from the batch of {slot.iteration}"
+        assert slot.iteration == iteration, f"iteration {iteration} would train on the batch of {slot.iteration}"
         with timed(metrics, "time/rollout"):
             scores = self._start_score(slot)
         with timed(metrics, "time/score"):
-            found = scores()
+            scored = scores()
         self.slots.popleft()
-        return Batch(*found, slot.seconds)
+        return Batch(*scored, slot.seconds)
 
     def pushed(self, iteration: int, metrics: Metrics) -> None:
         self._fill(iteration)
@@ -144,13 +146,13 @@ class Async:
         return self.slots[0].prompts_before if self.slots else self.prompts.state_dict()
 
     def _fill(self, version: int) -> None:
-        """Ask for all batches that may be made with this version of the weights, the newest that was pushed."""
+        """Request all batches that may use ``version``, the newest pushed version of the weights."""
         newest = self.slots[-1].iteration if self.slots else version
         for iteration in range(newest + 1, min(version + 1 + self.max_staleness, self.iterations) + 1):
             self.slots.append(Slot(iteration, self.prompts.state_dict(), self.start(iteration)))
 
     def _start_score(self, slot: Slot) -> PendingScores:
-        """Wait for the rollouts, and hand them to the discriminator behind the updates it was asked for."""
+        """Wait for the rollouts, then request their scores, after the discriminator updates requested so far."""
         if slot.scores is None:
             rollouts, slot.seconds = slot.rollouts()
             slot.scores = self.score(slot.iteration, rollouts)
@@ -159,7 +161,7 @@ class Async:
 
 @contextmanager
 def timed(metrics: Metrics, name: str) -> Iterator[None]:
-    """Adds the seconds that the block took."""
+    """Add the duration of the block in seconds to a metric."""
     start = time.perf_counter()
     yield
     metrics[name] = metrics.get(name, 0.0) + time.perf_counter() - start

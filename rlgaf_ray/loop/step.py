@@ -1,18 +1,18 @@
 """One training iteration: rollouts, scores and rewards, then the updates of both networks.
 
-Its order, with k = ``schedule.max_staleness`` (0 when synchronous)::
+Dependencies, with k = ``schedule.max_staleness`` (0 in sync mode)::
 
-    who waits          for what                                      unblocked by
+    work               waits for                                     unblocked by
     -----------------  --------------------------------------------  ----------------------------------------------
     rollouts i         a slot, and the weights of version i - 1 - k  the learner, after update i - 1 - k
     scores i           rollouts i, and the discriminator's updates   the rollout workers; the discriminator itself
                        of iteration i - 1
-    generator update   scores i, and its own last update             the discriminator
+    generator update   scores i, and the previous generator update   the discriminator
       i
-    discriminator      rollouts i and the scores of them; on shared  the rollout workers; the learner
-      updates i        cores also generator update i
-    push of version i  generator update i; each engine also for the  the learner; the rollout worker
-                       request it is at
+    discriminator      rollouts i and their scores; on shared cores  the rollout workers; the learner
+      updates i        also generator update i
+    push of version i  generator update i; each engine also for its  the learner; the rollout worker
+                       current request
 
     sync     rollouts i | score i | generator update i, push i      | rollouts i + 1 | score i + 1 | ...
                                   | discriminator updates i         |
@@ -20,14 +20,14 @@ Its order, with k = ``schedule.max_staleness`` (0 when synchronous)::
              generator update i, push i            | generator update i + 1, push i + 1    | ...
              discriminator updates i | score i + 1 | discriminator updates i + 1 | score i + 2 | ...
 
-The driver asks for work in the order of this file and waits for results alone; who has what when is the roles' own
-business (``loop/schedule.py`` says when rollouts are asked for, ``actors/dispatch.py`` who makes them).
-Rewards (``loop/rewards.py``) are made of the scores, and of the texts, between the score and the generator's update;
-there SeqGAN completes prefixes of the rollouts, and scores and rewards the completions.
-Gumbel-softmax pushes the discriminator to the learner after its updates: the next generator update waits for that.
-Scores are taken before the discriminator trains on the rollouts, and it is frozen over all epochs of one batch.
-Held-out demonstrations (``discriminator.held_out``) are scored with them, in the same passes, and with
-``discriminator.overfit_gap`` as many that it trains on.
+The driver requests work in the order of this file and blocks on results only. ``loop/schedule.py`` decides when
+rollouts are requested, ``actors/dispatch.py`` which worker samples them.
+Rewards (``loop/rewards.py``) are computed in the driver from scores and texts, before the generator update; SeqGAN then
+completes prefixes of the rollouts, and scores and rewards the completions.
+Gumbel-softmax pushes the discriminator to the learner after its updates; the next generator update waits for that.
+Rollouts are scored before the discriminator trains on them, and it is frozen over all epochs of a batch. Held-out
+demonstrations (``discriminator.held_out``) are scored in the same forward passes, and with
+``discriminator.overfit_gap`` as many training demonstrations.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ from rlgaf_ray.types import Metrics, Rollout
 
 
 class TrainingStep:
-    """Trains both networks for one iteration a call, and keeps the state that carries over between iterations.
+    """Trains both networks for one iteration per call, and keeps the state between iterations.
 
     Attributes:
-        iteration: the last completed one; also the version of the generator's weights.
+        iteration: the last completed iteration; also the version of the generator's weights.
         updating: updates of the next iteration were requested, so the actors no longer hold this iteration's state.
         discriminator_version: number of discriminator updates so far, including its warm-up.
-        kl_coefficient: that of the newest generator update.
+        kl_coefficient: KL coefficient of the last generator update.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class TrainingStep:
         )
         self.draws = Draws(config, task, roles.batch_needs())
         held_out = self.draws.held_out_rows
-        beside = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
-        self.held_out = HeldOutAccuracy(held_out, beside) if len(held_out) else None
-        self.pushes: deque[Pending] = deque()  # not waited for yet, oldest first
+        train_rows = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
+        self.held_out = HeldOutAccuracy(held_out, train_rows) if len(held_out) else None
+        self.pushes: deque[Pending] = deque()  # in flight, oldest first
         self.schedule = self._schedule()
 
     def warm_up_discriminator(self, report: Callable[[int, int, Metrics], None]) -> None:
-        """Update the discriminator alone, on rollouts of the SFT model for the demonstrations' prompts.
+        """Train the discriminator alone, on rollouts of the SFT model for the prompts of the demonstrations.
 
-        Batches, loss and class weights are those of training, so that the discriminator learns what it will judge.
-        ``report(update, total, metrics)`` is called after every update.
+        Batches, loss and class weights are the same as in training. ``report(update, total, metrics)`` is called after
+        every update.
         """
         total, count = self.config.discriminator_warmup_updates, self.config.discriminator_warmup_rollouts
         for update in range(1, total + 1):
@@ -160,13 +160,13 @@ class TrainingStep:
                 metrics |= rollout_metrics(rollouts, batch.seconds) | {"rollout/staleness": float(staleness)}
             self.schedule.pushed(iteration, metrics)
             with timed(metrics, "time/generator_update"):
-                # while the learner is at its update
+                # overlaps with the generator update
                 self.trackers.log_rollouts(iteration, scored, self.tokenizer, rewarded.columns)
                 metrics |= rewarded.metrics | pending_generator()
                 if {"generator/kl", "generator/entropy"} <= metrics.keys():
                     metrics["rollout/reference_nll"] = metrics["generator/entropy"] + metrics["generator/kl"]
             with timed(metrics, "time/push"):
-                if len(self.pushes) > settings.max_staleness:  # its rollouts are there, so the engines have it
+                if len(self.pushes) > settings.max_staleness:  # complete, since rollouts of this version have arrived
                     metrics |= {f"weights/{name}": value for name, value in self.pushes.popleft()().items()}
                     metrics["time/guards"] += metrics.get("weights/check_seconds", 0.0)
             with timed(metrics, "time/discriminator_wait"):

@@ -75,7 +75,8 @@ def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
         if name.endswith(("_stderr", "_real")):
             continue
         last = [run.last(name) for run in runs]
-        best = [found[0] if (found := best_of(run, name)) else None for run in runs]
+        found = [best_of(run, name) if metric(name).better else None for run in runs]
+        best = [None if each is None else each[0] for each in found]
         table.add_row(name, *_compared(name, *last), *_compared(name, *best))
     return table
 

@@ -161,7 +161,7 @@ def prompt_encoder(run: Path, config: Config, tokenizer: PreTrainedTokenizerBase
             return template.turn(messages, answer, settings.tools, "the prompt").prompt
 
         closing = encoder.readable(rendered(PROBE).rpartition(PROBE)[2])
-        if any(tokenizer.decode(ids).endswith(closing) for ids in _recorded_prompts(run)):
+        if any(str(tokenizer.decode(ids)).endswith(closing) for ids in _recorded_prompts(run)):
             return lambda text: encoder([rendered(text)])[0]
     return lambda text: [*encoder.bos, *encoder([text])[0]]
 

@@ -20,8 +20,8 @@ def test_damaged_checkpoints_are_reported_and_skipped(start, small_under, record
     flipped.write_bytes(content)
 
     run = start([*words, "run.iterations=8", "--resume"], folder)
-    detected = run.prints("damaged checkpoint skipped: .*step_000004: discriminator/model.safetensors is not what")
-    run.prints("damaged checkpoint skipped: .*step_000006: learner/optimizer.safetensors is not what was written")
+    detected = run.prints("damaged checkpoint skipped: .*step_000004: discriminator/model.safetensors is corrupted")
+    run.prints("damaged checkpoint skipped: .*step_000006: learner/optimizer.safetensors is corrupted")
     run.prints("resuming from .*step_000002")
     recovered = run.wait(lambda: 2 < reached(folder) < 6, "new iteration")
     run.ended(0)

@@ -165,7 +165,7 @@ def test_more_evaluation_prompts_than_held_out_reviews(refused) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["task.max_demonstrations=1", "warmup.sft.steps=auto"], "warmup.sft.steps=auto holds demonstrations out"),
+        (["task.max_demonstrations=1", "warmup.sft.steps=auto"], "warmup.sft.steps=auto cross-validates on"),
         (["task.max_demonstrations=9", "discriminator.held_out=5"], "discriminator.held_out=5 needs 10 demonstrations"),
         (["task.max_demonstrations=1", "discriminator.loss=contrastive"], "discriminator.loss=contrastive needs two"),
     ],
@@ -179,7 +179,7 @@ def test_contrast_where_all_responses_are_equal(refused, tmp_path: Path) -> None
     path.write_text("".join(f'{{"prompt": "question {row}", "response": "yes"}}\n' for row in range(200)))
     words = ["task.name=jsonl", f"task.jsonl.path={path}", "task.prompt_tokens=30", "evaluation.num_prompts=10"]
     message = refused(*words, "discriminator.contrast=labels", "discriminator.contrast_weight=1")
-    assert message.startswith("discriminator.contrast_weight=1 needs answers of the unwanted kind, but task.name=jsonl")
+    assert message.startswith("discriminator.contrast_weight=1 needs labelled negatives, but task.name=jsonl")
 
 
 # The cluster.
@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(small, rows_of
     assert main([*small("run.name=damaged"), "--resume", "rollout.engine=transformers"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "damaged checkpoint skipped" in said
-    assert "learner/generator/model.safetensors is not what was written" in said
+    assert "learner/generator/model.safetensors is corrupted" in said
     assert "step_000004" in said
     assert rows_of(folder) == expected
 

@@ -29,7 +29,7 @@ def test_a_run_heals_once_stops_and_is_resumed_healed(small, rows_of, tmp_path: 
     folder = tmp_path / "ill"
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "iteration 2: discriminator_saturated: discriminator/held_out_accuracy is " in error
-    assert "(after 1 heals, guard.max_heals); the last checkpoint, step_000001, is intact" in error
+    assert "(guard.max_heals=1 reached); the last checkpoint, step_000001, is intact" in error
     events = [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
     assert [(event["action"], event["iteration"]) for event in events] == [("heal", 2), ("stop", 2)]
     assert events[0]["back_to"] == 0

@@ -80,7 +80,7 @@ def test_a_function_that_fails_ends_the_run_behind_a_saved_iteration(tmp_path: P
     assert isinstance(caught.value.__cause__, rl.UserError) and isinstance(caught.value.__cause__.__cause__, KeyError)
 
     again = rl.load_config(tmp_path / "api" / "config.yaml")
-    with pytest.raises(rl.UserError, match="flaky has no path, since it was passed to train: pass it again"):
+    with pytest.raises(rl.UserError, match="flaky was passed as an argument and has no path: pass it again"):
         rl.train(again, resume=True, roles="local")
     rl.train(again, resume=True, roles="local", rewards={flaky: 0.1})
     assert steps == [0, 1, 1, 2]

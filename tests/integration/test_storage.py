@@ -141,7 +141,7 @@ def test_a_killed_upload_leaves_the_checkpoint_before(bucket: str) -> None:
     path, state, found = checkpoints.newest_usable()
     (damaged,) = found
     assert (path.name, state) == ("step_000002", {"iteration": 2})
-    assert damaged.endswith("learner/weights is not what was written (its checksum differs)")
+    assert damaged.endswith("learner/weights is corrupted (checksum mismatch)")
     assert KEY not in damaged and SECRET not in damaged
 
 

@@ -268,7 +268,7 @@ def test_damaged_checkpoints(
     refused_or_done(newest)
     refused_or_done(lambda: checkpoints.healthy(5))
     refused_or_done(lambda: (checkpoints.named("latest"), checkpoints.named("best")))
-    refused_or_done(lambda: checkpoints.cut(1))
+    refused_or_done(lambda: checkpoints.discard_after(1))
     shutil.rmtree(folder.parent)
 
 

@@ -82,7 +82,7 @@ def test_the_code_of_a_reward_function_is_announced_before_it_runs(
     words = [f"reward.functions=[{{path: '{function}:short'}}]", f"run.root={tmp_path / 'runs'}"]
     assert main(["rollout.engine=transformers", *words]) == 1
     announced, failed = capsys.readouterr().err.splitlines()
-    assert announced == f"reward.functions={function}:short: the Python code there will run"
+    assert announced == f"reward.functions={function}:short: its Python code will run"
     assert failed == f"error: reward.functions: {function} cannot be imported: RuntimeError: it ran"
     assert not (tmp_path / "runs").exists()
 

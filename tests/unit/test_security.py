@@ -117,7 +117,7 @@ def test_code_that_comes_with_a_model_does_not_run_unless_asked_for(tmp_path: Pa
     assert not proof.exists()
     assert load_config().model.trust_remote_code is False
     assert main([*words, "model.trust_remote_code=true"]) == 1  # said before it runs, whatever becomes of it
-    assert capsys.readouterr().err.startswith(f"model.trust_remote_code=true: Python code that {folder} brings along")
+    assert capsys.readouterr().err.startswith(f"model.trust_remote_code=true: Python code of {folder} will run")
     assert proof.exists()
 
 
@@ -187,13 +187,13 @@ def test_a_pointer_and_a_manifest_stay_in_their_folder(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     path = checkpoints.save(1, lambda folder: (folder / "a").write_text("1"), {"iteration": 1}, best=False)
     (tmp_path / "checkpoints" / "best").write_text("../../elsewhere\n")
-    with pytest.raises(DamagedCheckpoint, match="names no checkpoint"):
+    with pytest.raises(DamagedCheckpoint, match="does not name a checkpoint"):
         checkpoints.named("best")
     assert isinstance(path, Path)
     manifest = json.loads((path / "manifest.json").read_text())
     for name in ("../../elsewhere", "/etc/hostname"):
         (path / "manifest.json").write_text(json.dumps({name: "0", **manifest}))
-        with pytest.raises(DamagedCheckpoint, match="is no list of this checkpoint's files"):
+        with pytest.raises(DamagedCheckpoint, match="is not a list of this checkpoint's files"):
             checkpoints.load_state(path)
 
 

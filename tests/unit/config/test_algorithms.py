@@ -1,4 +1,4 @@
-"""What each algorithm's section says to the rest of the package."""
+"""Traits of the algorithms' sections."""
 
 from __future__ import annotations
 
@@ -64,20 +64,22 @@ def test_kl_and_schedule(algorithm: str, exact: bool, possible: bool) -> None:
     assert active.kl.exact == exact and (active.sync_only is None) == possible
 
 
-def test_the_kl_estimator_says_whether_it_is_exact() -> None:
+def test_exact_follows_the_kl_estimator() -> None:
     settings = ["generator.reinforce.kl.estimator=k3"]
     assert not load_config(None, settings).generator.active.kl.exact
 
 
-def test_a_setting_that_an_algorithm_cannot_use_is_refused() -> None:
+def test_unsupported_settings_are_rejected() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["generator.algorithm=gumbel", "generator.entropy_bonus=0.1", "reward.clip=1.0"])
     assert str(caught.value) == (
-        "generator.algorithm=gumbel learns from no reward of single tokens: leave out generator.entropy_bonus"
+        "generator.algorithm=gumbel does not use per-token rewards: remove generator.entropy_bonus"
     )
 
 
 def test_a_critic_needs_a_transformer() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config("squad_seqgan_lstm", ["generator.algorithm=ppo"])
-    assert str(caught.value) == "model.generator=seqgan-lstm has no critic: set generator.algorithm=seqgan or reinforce"
+    assert str(caught.value) == (
+        "model.generator=seqgan-lstm cannot be a critic: set generator.algorithm=seqgan or reinforce"
+    )

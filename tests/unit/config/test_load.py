@@ -1,4 +1,4 @@
-"""Whatever a person may get wrong in a config: the whole message is read, since it is all that they see."""
+"""Invalid configs: the full error message is compared, since it is all that the user sees."""
 
 from __future__ import annotations
 
@@ -95,12 +95,13 @@ def write(tmp_path: Path):
         ("generator.betas=0.5", "generator.betas=0.5: must be a list of values"),
         ("generator.betas=[0.9, 1.5]", "generator.betas.1=1.5: must be less than or equal to 1"),
         # keys that must fit one another
-        ("rollout.batch_size=10", "rollout.batch_size=10 is not divisible by rollout.samples_per_prompt=4"),
+        ("rollout.batch_size=10",
+         "rollout.batch_size=10 is not divisible by rollout.samples_per_prompt=4; use 8 or 12"),
         ("task.imdb.source=path",
          "task.imdb.source=path needs task.imdb.path=FILE (CSV, JSONL or Parquet with columns text and label)"),
         ("task.imdb.path=a.csv",
-         "task.imdb.path is read only with task.imdb.source=path, not with task.imdb.source=package"),
-        ("task.imdb.instruction=Go on", "task.imdb.instruction='Go on' must hold {sentiment}"),
+         "task.imdb.path has no effect with task.imdb.source=package: remove it, or set task.imdb.source=path"),
+        ("task.imdb.instruction=Go on", "task.imdb.instruction='Go on' must contain {sentiment}"),
         ("task.squad.path=a.json",
          "task.squad.source=path and task.squad.path=FILE (an official SQuAD file) go together"),
         ("task.name=jsonl", "task.name=jsonl needs task.jsonl.path=FILE (JSON Lines, JSON, CSV or Parquet)"),
@@ -111,56 +112,58 @@ def write(tmp_path: Path):
         ("task.name=hub", "task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)"),
         (
             "generator.reinforce.kl.estimator=k1",
-            "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: "
-            "take exact, k2 or k3, or kl.placement=reward",
+            "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: use exact, k2 or k3, or set "
+            "kl.placement=reward",
         ),
         (
             "generator.ppo.kl={placement: loss, estimator: k3}",
-            "generator.ppo.kl.placement must be reward: InstructGPT's objective takes the KL from the reward",
+            "generator.ppo.kl.placement=loss is not supported, since InstructGPT's objective subtracts the KL from "
+            "the reward: set generator.ppo.kl.placement=reward",
         ),
         ("model.generator=seqgan-lstm",
-         "model.generator=seqgan-lstm is unknown to rollout.engine=vllm: set rollout.engine=transformers"),
+         "model.generator=seqgan-lstm is not supported by rollout.engine=vllm: set rollout.engine=transformers"),
         ("discriminator={loss: contrastive, replay_share: 0.5}",
-         "discriminator.loss=contrastive compares the answers to the prompts of one iteration: "
-         "set discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
+         "discriminator.loss=contrastive needs all responses from the same iteration: set "
+         "discriminator.replay_share=0, or discriminator.loss=bradley_terry"),
         ("discriminator={architecture: cnn, frozen_layers: 0, dropout: 0.1}",
-         "discriminator.architecture=cnn has no dropout: set discriminator.dropout=0.0, or "
+         "discriminator.architecture=cnn does not support discriminator.dropout: set discriminator.dropout=0.0, or "
          "discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, match_lengths: true}",
-         "discriminator.architecture=cnn has no match_lengths: set discriminator.match_lengths=false, or "
-         "discriminator.architecture=generator"),
+         "discriminator.architecture=cnn does not support discriminator.match_lengths: set "
+         "discriminator.match_lengths=false, or discriminator.architecture=generator"),
         ("discriminator={architecture: cnn, dropout: 0, frozen_layers: 0, view: without_end}",
-         "discriminator.architecture=cnn has no view: set discriminator.view=response, or "
+         "discriminator.architecture=cnn does not support discriminator.view: set discriminator.view=response, or "
          "discriminator.architecture=generator"),
         ("discriminator={architecture: generative, pooling: last}",
-         "discriminator.architecture=generative has no pooling: set discriminator.pooling=mean, or "
-         "discriminator.architecture=generator"),
+         "discriminator.architecture=generative does not support discriminator.pooling: set "
+         "discriminator.pooling=mean, or discriminator.architecture=generator"),
         ("discriminator.architecture=generative",
          "generator.reinforce.credit=token needs a reward that is a sum over tokens: set "
          "discriminator.architecture=generator, or generator.reinforce.credit=sequence"),
         ("discriminator.view=last_tokens",
-         "discriminator.view=last_tokens needs their number: set discriminator.view_tokens"),
+         "discriminator.view=last_tokens needs discriminator.view_tokens: set it to the number of tokens"),
         ("discriminator={view: without_end, view_tokens: 3}",
-         "discriminator.view_tokens=3 is read only with discriminator.view=last_tokens, not with "
-         "discriminator.view=without_end: leave it out"),
+         "discriminator.view_tokens=3 has no effect with discriminator.view=without_end: remove it, or set "
+         "discriminator.view=last_tokens"),
         ("discriminator={view: last_tokens, view_tokens: 29}",
-         "discriminator.view_tokens=29 is more than task.response_tokens=28: lower it, or set "
+         "discriminator.view_tokens=29 exceeds task.response_tokens=28: set it to 28 or less, or set "
          "discriminator.view=response"),
         ("generator={algorithm: gumbel, entropy_bonus: 0.1}",
-         "generator.algorithm=gumbel learns from no reward of single tokens: leave out generator.entropy_bonus"),
+         "generator.algorithm=gumbel does not use per-token rewards: remove generator.entropy_bonus"),
         (
             "discriminator.update_ratio.band=[0.8, 0.6]",
-            "discriminator.update_ratio.band=[0.8, 0.6] must rise",
+            "discriminator.update_ratio.band=[0.8, 0.6] is not increasing: give [low, high] with low < high",
         ),
         (
             "discriminator.update_ratio={minimum: 0.5, maximum: 0.1}",
-            "discriminator.update_ratio.minimum=0.5 lies above discriminator.update_ratio.maximum=0.1",
+            "discriminator.update_ratio.minimum=0.5 is above discriminator.update_ratio.maximum=0.1: lower it, or "
+            "raise the maximum",
         ),
         ("schedule.mode=later", "schedule.mode=later: must be 'sync' or 'async'"),
         ("schedule.max_staleness=0", "schedule.max_staleness=0: must be greater than 0"),
         ("generator={importance_weight_mode: mask, importance_weight_cap: 0.5}",
-         "generator.importance_weight_cap=0.5 with generator.importance_weight_mode=mask would drop every token that "
-         "the policy did not change: set it to 1 or more"),
+         "generator.importance_weight_cap=0.5 with generator.importance_weight_mode=mask would drop every on-policy "
+         "token, whose weight is 1: set the cap to 1 or more"),
         ("guard.window=1", "guard.window=1: must be greater than or equal to 2"),
         ("guard.heal.kl_factor=0.5", "guard.heal.kl_factor=0.5: must be greater than or equal to 1"),
         # overrides that are none
@@ -170,16 +173,17 @@ def write(tmp_path: Path):
         ("run.seed=[1", "override 'run.seed=[1': line 1, column 3: expected ',' or ']', but got '<stream end>'"),
         (
             "generator.reinforce.baseline=leave_one_out",
-            "generator.reinforce: baseline=leave_one_out is of whole sequences: "
-            "with credit=token take position_mean, batch_mean or none, or set credit=sequence",
+            "generator.reinforce: baseline=leave_one_out is per response and does not fit credit=token: set "
+            "baseline=position_mean, batch_mean or none, or credit=sequence",
         ),
         (
             "generator.reinforce.kl.placement=reward",
-            "generator.reinforce.kl: kl.estimator=exact is a term of the loss: set kl.placement=loss",
+            "generator.reinforce.kl: kl.estimator=exact cannot be a per-token reward: set kl.placement=loss",
         ),
         (
             "generator.seqgan={credit: token, baseline: position_mean}",
-            "generator.seqgan.credit: SeqGAN's action values are each token's own; leave it at sequence",
+            "generator.seqgan.credit=token does not apply, since action values are per token already: set "
+            "generator.seqgan.credit=sequence",
         ),
     ],
 )  # fmt: skip
@@ -200,42 +204,43 @@ def test_text_that_yaml_takes_for_its_own_is_text_where_a_key_takes_text() -> No
     [
         (
             ["guard.action=heal", "checkpoint.every=0"],
-            "guard.action=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: set "
-            "checkpoint.every, or guard.action=stop",
+            "guard.action=heal rolls back to a checkpoint, but checkpoint.every=0 writes none before the end: set "
+            "checkpoint.every=50, or guard.action=stop",
         ),
         (
             ["guard.non_finite=heal", "checkpoint.every=0"],
-            "guard.non_finite=heal goes back to a checkpoint, and checkpoint.every=0 writes none on the way: set "
-            "checkpoint.every, or guard.non_finite=stop",
+            "guard.non_finite=heal rolls back to a checkpoint, but checkpoint.every=0 writes none before the end: set "
+            "checkpoint.every=50, or guard.non_finite=stop",
         ),
         (
             ["discriminator.update_ratio.mode=adaptive", "discriminator.updates_per_generator_update=0"],
-            "discriminator.updates_per_generator_update=0 is where discriminator.update_ratio.mode=adaptive starts: it "
-            "must lie between discriminator.update_ratio.minimum=0.02 and maximum=4",
+            "discriminator.updates_per_generator_update=0 is outside the bounds of "
+            "discriminator.update_ratio.mode=adaptive: set it between 0.02 and 4 (discriminator.update_ratio.minimum "
+            "and maximum)",
         ),
         (
             ["discriminator.update_ratio.mode=adaptive", "discriminator.held_out=0"],
-            "discriminator.update_ratio.mode=adaptive measures held-out demonstrations, and discriminator.held_out=0 "
-            "keeps none: raise it, or leave it out",
+            "discriminator.update_ratio.mode=adaptive needs held-out demonstrations, but discriminator.held_out=0: "
+            "set discriminator.held_out=128, or remove it",
         ),
         (
             ["discriminator.overfit_gap=0.1", "discriminator.held_out=0"],
-            "discriminator.overfit_gap compares with held-out demonstrations, and discriminator.held_out=0 keeps none: "
-            "raise it, or leave it out",
+            "discriminator.overfit_gap needs held-out demonstrations, but discriminator.held_out=0: set "
+            "discriminator.held_out=128, or remove it",
         ),
         (
             ["discriminator.labels=shuffled", "warmup.discriminator.type=labels"],
-            "discriminator.labels=shuffled is to teach nothing but noise, and warmup.discriminator.type=labels teaches "
-            "correct labels before: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0",
+            "discriminator.labels=shuffled must not see correct labels, but warmup.discriminator.type=labels trains "
+            "on them: set warmup.discriminator.type=rollouts, or warmup.discriminator.steps=0",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=seqgan"],
-            "generator.algorithm=seqgan searches with the engines that would make the next rollouts meanwhile: set "
+            "generator.algorithm=seqgan searches with the engines that asynchronous rollouts would occupy: set "
             "schedule.mode=sync, or generator.algorithm=reinforce or ppo or dpo or raft",
         ),
         (
             ["schedule.mode=async", "generator.algorithm=gumbel"],
-            "generator.algorithm=gumbel learns from the newest policy's own samples: set schedule.mode=sync, or "
+            "generator.algorithm=gumbel learns from samples of the current policy: set schedule.mode=sync, or "
             "generator.algorithm=reinforce or ppo or dpo or raft",
         ),
     ],
@@ -273,15 +278,15 @@ def test_an_override_below_a_value() -> None:
 
 def test_rewards_are_whitened_once_and_only_where_they_are_learned_from() -> None:
     assert message("generator.algorithm=ppo", "reward.whiten=true") == (
-        "generator.ppo.whiten_rewards whitens already: set it to false, or leave out reward.whiten"
+        "generator.ppo.whiten_rewards=true and reward.whiten=true would whiten rewards twice: set one of them to false"
     )
     load_config(None, ["generator.algorithm=ppo", "reward.whiten=true", "generator.ppo.whiten_rewards=false"])
     for setting in ("reward.whiten=true", "reward.clip=3.0", "reward.base_logprob=0.1"):
         assert message("generator.algorithm=gumbel", setting) == (
-            f"generator.algorithm=gumbel learns from no sampled reward: leave out {setting.split('=')[0]}"
+            f"generator.algorithm=gumbel does not use sampled rewards: remove {setting.split('=')[0]}"
         )
     assert message("generator.algorithm=gumbel", "discriminator.match_lengths=true").endswith(
-        "which discriminator.match_lengths hides from the discriminator: leave it out"
+        "which discriminator.match_lengths=true removes: set discriminator.match_lengths=false"
     )
 
 
@@ -523,19 +528,26 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
             ["rollout.engine=transformers", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
             "set rollout.sleep_level=0, or rollout.engine=vllm or vllm_async",
         ),
-        (["rollout.sleep_level=1"], "the engines are on CPU: set rollout.sleep_level=0, or cluster.gpus_per_actor"),
+        (
+            ["rollout.sleep_level=1"],
+            "rollout.sleep_level=1 frees GPU memory, but the engines run on CPU: set "
+            "rollout.sleep_level=0, or cluster.gpus_per_actor",
+        ),
         (
             ["weights.mid_flight=true", "rollout.engine=vllm_async"],
-            "schedule.mode=sync makes none then: set schedule.mode=async, or weights.mid_flight=false",
+            "weights.mid_flight=true has no effect with schedule.mode=sync, where no rollouts are in flight during an "
+            "update: set schedule.mode=async, or weights.mid_flight=false",
         ),
         ([*MID_FLIGHT, "generator.average_decay=0.9"], "set generator.average_decay=0, or weights.mid_flight=false"),
         (
             ["schedule.mode=async", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
-            "they sample all the time: set rollout.sleep_level=0, or schedule.mode=sync",
+            "rollout.sleep_level=1 needs idle engines, but with schedule.mode=async they generate continuously: set "
+            "rollout.sleep_level=0, or schedule.mode=sync",
         ),
         (
             ["schedule.mode=async", "weights.transfer=nccl", "cluster.gpus_per_actor=1"],
-            "each in its own time: set weights.mid_flight=true, or weights.transfer=auto",
+            "weights.transfer=nccl is a collective of learner and engines, but with schedule.mode=async engines load "
+            "weights at different times: set weights.mid_flight=true, or weights.transfer=auto",
         ),
         (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
         (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),

@@ -1,4 +1,4 @@
-"""Rewards that cannot be combined, or that an algorithm cannot learn from."""
+"""Rewards that cannot be combined, or that an algorithm does not support."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ FUNCTION = "reward.functions=[{path: 'rewards.py:short', weight: 0.2}]"
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["reward.combine=product", SEQUENCE], "those of reward.kind=logit can be below: set reward.kind=probability"),
+        (["reward.combine=product", SEQUENCE], "but reward.kind=logit can be negative: set reward.kind=probability"),
         (["reward.combine=product", "reward.kind=log_probability", SEQUENCE], "set reward.kind=probability"),
         (
             ["reward={combine: product, kind: probability, functions: [{path: 'r.py:f', weight: -1}]}", SEQUENCE],
-            "takes the weight -1 of f as a power, which must not be below 0",
+            "needs non-negative weights, but f has -1",
         ),
         (["reward={combine: product, kind: probability}"], "credit=token needs a reward that is a sum over tokens"),
         (["reward.kind=probability"], "credit=token needs a reward that is a sum over tokens: set reward.kind=logit"),
         (
             ["generator.algorithm=gumbel", FUNCTION],
-            "learns from the discriminator's gradient, and would ignore reward.functions",
+            "learns from the discriminator's gradient and would ignore reward.functions",
         ),
-        (["generator.algorithm=gumbel", "reward.discriminator_weight=0.5"], "leave out reward.discriminator_weight"),
+        (["generator.algorithm=gumbel", "reward.discriminator_weight=0.5"], "remove reward.discriminator_weight"),
         (["reward.discriminator_weight=-1"], "must be greater than or equal to 0"),
-        (["reward.functions=[{path: 'a.py:f'}, {path: 'b.py:f'}]"], "has two of the name f: give one another name"),
-        (["reward.functions=[{path: 'a.py:mean'}]"], "reward/mean is another metric"),
-        (["reward.functions=[{path: 'a.py:f', name: 'a b'}]"], "named 'a b' cannot be logged"),
-        (["reward.functions=[{weight: 1}]"], "named '' cannot be logged"),
+        (["reward.functions=[{path: 'a.py:f'}, {path: 'b.py:f'}]"], "has two functions named f: set another name"),
+        (["reward.functions=[{path: 'a.py:mean'}]"], "the reward function name mean is reserved"),
+        (["reward.functions=[{path: 'a.py:f', name: 'a b'}]"], "name 'a b' is not a metric name"),
+        (["reward.functions=[{weight: 1}]"], "name '' is not a metric name"),
         (["reward.functions=[{path: 'a.py:f', wieght: 1}]"], "unknown key reward.functions.0.wieght"),
         ([f"{FUNCTION[:-2].replace('0.2', '.nan')}}}]"], "must be a finite number"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(overrides: list[str], expected: str) -> None:
+def test_incompatible_settings_are_rejected_in_one_sentence(overrides: list[str], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, overrides)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
@@ -54,12 +54,10 @@ def test_what_does_not_fit_is_one_sentence(overrides: list[str], expected: str) 
         (["generator.algorithm=gumbel", FUNCTION.replace("0.2", "0")], 1.0),
     ],
 )
-def test_how_much_of_a_logit_is_its_tokens_reward(overrides: list[str], share: float | None) -> None:
+def test_token_share(overrides: list[str], share: float | None) -> None:
     assert load_config(None, overrides).reward.token_share == share
 
 
-def test_code_that_will_run_is_announced() -> None:
+def test_user_code_is_listed_as_a_risk() -> None:
     assert load_config().reward.risks == []
-    assert load_config(None, [FUNCTION]).reward.risks == [
-        "reward.functions=rewards.py:short: the Python code there will run"
-    ]
+    assert load_config(None, [FUNCTION]).reward.risks == ["reward.functions=rewards.py:short: its Python code will run"]

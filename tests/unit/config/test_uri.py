@@ -30,7 +30,7 @@ def test_a_remote_root_has_a_local_folder_of_its_own(monkeypatch: pytest.MonkeyP
     assert run.folder != run_of("run.root=s3://bucket/other?region=eu-west-1").folder
 
 
-def test_no_key_reaches_what_is_written_or_shown() -> None:
+def test_keys_are_neither_written_nor_shown() -> None:
     config = load_config(None, ["run.name=one", "run.root=s3://KEY:SE%2FCRET@bucket/runs?region=x"])
     assert config.run.remote == "s3://KEY:SE%2FCRET@bucket/runs/one?region=x"
     assert config.run.shown == "s3://bucket/runs/one?region=x"
@@ -45,31 +45,31 @@ def test_no_key_reaches_what_is_written_or_shown() -> None:
 @pytest.mark.parametrize(
     ("root", "expected"),
     [
-        ("ftp://host/runs", "run.root: ftp://host/runs has an unknown scheme: give s3://, gs://, file:/// or a"),
-        ("s3:///runs", "run.root: s3:///runs names no bucket: give it as s3://BUCKET/PREFIX"),
-        ("s3://KEY@bucket/runs", "run.root: s3://bucket/runs has half a key: give s3://KEY:SECRET@BUCKET/PREFIX, or"),
-        ("gs://token@bucket", "run.root: gs://bucket: gs:// takes no key but 'anonymous@'; set GOOGLE_"),
+        ("ftp://host/runs", "run.root: ftp://host/runs has an unknown scheme: use s3://, gs://, file:/// or a"),
+        ("s3:///runs", "run.root: s3:///runs has no bucket: use s3://BUCKET/PREFIX"),
+        ("s3://KEY@bucket/runs", "run.root: s3://bucket/runs has an incomplete key: use s3://KEY:SECRET@BUCKET"),
+        ("gs://token@bucket", "run.root: gs://bucket: gs:// accepts no key but 'anonymous@': set GOOGLE_"),
         ("file://host/runs", "run.root: file://host/runs must be an absolute path on this machine: file:///PATH"),
-        ("s3://bucket/runs?secret_key=HIDDEN", "run.root: a s3:// root takes no option 'secret_key' (allowed: "),
-        ("s3://KEY:HID/DEN@bucket/runs", "run.root: a s3:// root names no bucket that can be"),
+        ("s3://bucket/runs?secret_key=HIDDEN", "run.root: s3:// has no option 'secret_key' (allowed: "),
+        ("s3://KEY:HID/DEN@bucket/runs", "run.root: the s3:// URI has an invalid bucket name"),
         ("ftp://KEY:HIDDEN@host/runs", "run.root: ftp://host/runs has an unknown scheme"),
     ],
 )  # fmt: skip
-def test_a_uri_that_cannot_be_is_refused_without_showing_a_key(root: str, expected: str) -> None:
+def test_an_invalid_uri_is_rejected_without_showing_a_key(root: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         run_of(f"run.root={root}")
     assert str(caught.value).startswith(expected)
     assert "HID" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_name_is_taken_off_a_runs_uri() -> None:
+def test_parent_splits_off_the_run_name() -> None:
     assert uri.parent("s3://K:S@bucket/a/b?region=x") == ("s3://K:S@bucket/a?region=x", "b")
     assert uri.parent("s3://bucket/b/") == ("s3://bucket", "b")
-    with pytest.raises(ValueError, match="s3://bucket names no run: give it as s3://BUCKET/PREFIX/NAME"):
+    with pytest.raises(ValueError, match="s3://bucket does not name a run: use s3://BUCKET/PREFIX/NAME"):
         uri.parent("s3://K:S@bucket")
 
 
-def test_an_actor_is_given_longer_than_the_storage() -> None:
+def test_actor_timeout_must_exceed_the_storage_timeout() -> None:
     limits = ["run.storage_timeout_seconds=60", "cluster.timeout_seconds=60"]
     assert load_config(None, limits) != Config()
     with pytest.raises(ConfigError, match=r"storage_timeout_seconds=60 must be below cluster.timeout_seconds=60"):

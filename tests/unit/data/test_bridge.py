@@ -62,13 +62,23 @@ def test_other_prompts_have_every_other_goal_once() -> None:
     assert all(prompt[1] == start and prompt[0] != goal for prompt in others)
 
 
-def test_the_base_model_learns_legal_moves_and_no_goal() -> None:
-    made = task("task.bridge.base_walks=2000")
+@pytest.mark.parametrize("goals", ["visited", "random"])
+def test_the_base_model_learns_random_legal_walks(goals: str) -> None:
+    made = task("task.bridge.base_walks=2000", f"task.bridge.base_goals={goals}")
     blocks = made.warmup_blocks(64)
-    assert blocks.token_ids.shape == (2000, 10) and not blocks.learned[:, :2].any() and blocks.learned[:, 2:].all()
+    assert blocks.token_ids.shape == (2000, 10)
+    assert not blocks.learned[:, :2].any()
+    assert blocks.learned[:, 2:].all()
     pairs, walks = blocks.token_ids[:, [1, 0]].astype(int), blocks.token_ids[:, 2:].astype(int)
     verdict = judge(made.board, pairs, walks)
-    assert verdict.legal.all() and verdict.arrives.mean() < 0.05
+    assert verdict.legal.all()
+    visited = (walks == pairs[:, 1:]).any(1).mean()
+    if goals == "visited":
+        assert visited == 1.0
+        assert 1 / 8 <= verdict.arrives.mean() < 0.3  # one square of eight is the last, and squares repeat
+    else:
+        assert visited < 0.25
+        assert verdict.arrives.mean() < 0.05
 
 
 def test_the_grammar_is_the_board() -> None:

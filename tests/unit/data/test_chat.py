@@ -309,5 +309,5 @@ def test_a_date_is_read_as_yaml_or_text() -> None:
     assert load_config(None, ["task.date=2026-11-30"]).task.date == "2026-11-30"
     assert load_config(None, ["task.date=2026-11-30T09:30:00"]).task.date == "2026-11-30T09:30:00"
     assert load_config(None, ["task.date='2026-11-30'"]).task.date == "2026-11-30"
-    with pytest.raises(ConfigError, match="give a date such as 2026-11-30"):
+    with pytest.raises(ConfigError, match="must be a date such as 2026-11-30"):
         load_config(None, ["task.date=tomorrow"])

@@ -64,7 +64,7 @@ def test_a_new_engine_only_needs_a_row_in_the_table(tmp_path: Path, monkeypatch:
     assert worker.generate([], None, []) == []  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="Echo cannot sleep"):
         worker.sleep()
-    with pytest.raises(ConfigError, match=r"seqgan-lstm is unknown to rollout\.engine=transformers"):
+    with pytest.raises(ConfigError, match=r"seqgan-lstm is not supported by rollout\.engine=transformers"):
         load_config(None, ["rollout.engine=transformers", "model.generator=seqgan-lstm"])
-    with pytest.raises(ConfigError, match=r"rollout\.sleep_level=1 is not for rollout\.engine=transformers"):
+    with pytest.raises(ConfigError, match=r"rollout\.sleep_level=1 is not supported by rollout\.engine=transformers"):
         load_config(None, ["rollout.engine=transformers", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"])

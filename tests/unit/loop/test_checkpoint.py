@@ -22,7 +22,7 @@ def save(checkpoints: Checkpoints, iteration: int, *, best: bool = False) -> Pla
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_the_newest_are_kept_and_the_best(tmp_path: Path, remote: bool) -> None:
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, remote: bool) -> None:
     folder = Remote(f"file://{tmp_path}") if remote else tmp_path
     checkpoints = Checkpoints(folder, keep=2)
     for iteration in range(1, 6):
@@ -31,7 +31,7 @@ def test_the_newest_are_kept_and_the_best(tmp_path: Path, remote: bool) -> None:
     assert checkpoints.named("best") == folder / "step_000002"
     assert checkpoints.named("latest") == folder / "step_000005"
     assert checkpoints.newest_usable()[1] == {"iteration": 5}
-    checkpoints.cut(3)
+    checkpoints.discard_after(3)
     assert [path.name for path in checkpoints.all()] == ["step_000002"]
     assert checkpoints.named("latest") == checkpoints.named("best") == folder / "step_000002"
 
@@ -48,11 +48,11 @@ def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
         checkpoints.save(2, fail, {"iteration": 2}, best=True)
     assert [path.name for path in checkpoints.all()] == ["step_000001"]
     assert checkpoints.named("best") is None
-    save(checkpoints, 2)  # the leftover is no obstacle
+    save(checkpoints, 2)  # the leftover does not matter
     assert checkpoints.newest_usable()[1] == {"iteration": 2}
 
 
-def test_one_that_is_half_removed_is_none_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partly_removed_checkpoint_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     save(checkpoints, 1)
 
@@ -70,7 +70,7 @@ def test_one_that_is_half_removed_is_none_any_more(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
-def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+def test_damage_is_reported_and_the_previous_checkpoint_is_used(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     save(checkpoints, 1)
     save(checkpoints, 2)
@@ -90,9 +90,9 @@ def test_damage_is_named_and_the_one_before_is_used(tmp_path: Path, damage: str)
     assert len(found) == 1 and "step_000002" in found[0] and name in found[0]
 
 
-def test_nothing_usable(tmp_path: Path) -> None:
+def test_no_usable_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
-    with pytest.raises(UserError, match=r"no usable checkpoint to resume from \(.* holds none\)"):
+    with pytest.raises(UserError, match=r"no usable checkpoint to resume from \(.* has none\)"):
         checkpoints.newest_usable()
     save(checkpoints, 1)
     (tmp_path / "step_000001" / "learner" / "weights").unlink()
@@ -102,14 +102,14 @@ def test_nothing_usable(tmp_path: Path) -> None:
         checkpoints.load_state(checkpoints.path(1))
 
 
-def test_in_an_object_store_nothing_is_overwritten_before_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_an_object_store_keeps_the_old_checkpoint_until_the_new_one_is_complete(tmp_path: Path) -> None:
     folder = Remote(f"file://{tmp_path}")
     flushed: list[list[str]] = []
     checkpoints = Checkpoints(
         folder, keep=2, flush=lambda: flushed.append([name for name in folder.files() if "manifest" in name])
     )
     save(checkpoints, 1, best=True)
-    assert flushed == [[]], "what else the run wrote is stored before the checkpoint is one"
+    assert flushed == [[]], "the run's other files are stored before the checkpoint"
 
     def fail(place: Remote) -> None:
         (place / "half").write_text("x")
@@ -123,7 +123,7 @@ def test_in_an_object_store_nothing_is_overwritten_before_the_new_one_is_whole(t
     save(checkpoints, 1)  # as after a rollback
     assert checkpoints.all() == [folder / "step_000001-1"]
     assert checkpoints.named("latest") == checkpoints.named("best") == folder / "step_000001-1"
-    assert not any("half" in name for name in folder.files()), "what a failure left is removed by the next"
+    assert not any("half" in name for name in folder.files()), "leftovers of a failed write are removed by the next one"
     save(checkpoints, 2)
     assert checkpoints.healthy(2) == [] and [path.name for path in checkpoints.all()] == [
         "step_000001-1",
@@ -131,7 +131,7 @@ def test_in_an_object_store_nothing_is_overwritten_before_the_new_one_is_whole(t
     ]
 
 
-def test_healthy_ones_are_kept_until_one_is_old_enough(tmp_path: Path) -> None:
+def test_healthy_checkpoints_are_kept_until_one_is_old_enough(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
 
     def kept(iteration: int, healthy_until: int) -> list[int]:
@@ -140,6 +140,6 @@ def test_healthy_ones_are_kept_until_one_is_old_enough(tmp_path: Path) -> None:
         return [int(path.name.removeprefix("step_")) for path in checkpoints.all()]
 
     assert kept(5, 0) == [5]
-    assert kept(6, 1) == [5, 6]  # no checkpoint is as old as 1: a heal rolled the run back to 5
+    assert kept(6, 1) == [5, 6]  # no checkpoint is as old as 1: the run was rolled back to 5
     assert kept(8, 5) == [5, 6, 8]
     assert kept(9, 7) == [6, 8, 9]

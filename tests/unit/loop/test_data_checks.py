@@ -1,4 +1,4 @@
-"""Fewer demonstrations than the config asks for, each said in one sentence."""
+"""Too few demonstrations for the config are rejected in one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
-from rlgaf_ray.loop.held_out import set_apart
+from rlgaf_ray.loop.held_out import split_held_out
 from rlgaf_ray.testing import FakeTask
 
 
@@ -21,7 +21,7 @@ def refusal(task: FakeTask, *words: str) -> str:
     return str(error.value)
 
 
-def test_held_out_ones_need_twice_their_number() -> None:
+def test_held_out_rows_need_twice_as_many_demonstrations() -> None:
     check(FakeTask(range(10)), "discriminator.held_out=5")
     assert refusal(FakeTask(range(9)), "discriminator.held_out=5") == (
         "discriminator.held_out=5 needs 10 demonstrations or more, but the task has only 9: set discriminator.held_out "
@@ -34,43 +34,43 @@ def test_cross_validation_needs_two() -> None:
     check(FakeTask([0, 1]), "warmup.sft.steps=auto")
     check(FakeTask([0]), "warmup.sft.steps=20")
     assert refusal(FakeTask([0]), "warmup.sft.steps=auto") == (
-        "warmup.sft.steps=auto holds demonstrations out in turn and needs 2 or more, but the task has 1: give more, or "
-        "set warmup.sft.steps to a number"
+        "warmup.sft.steps=auto cross-validates on at least 2 demonstrations, but the task has 1: add some, or set "
+        "warmup.sft.steps to a number"
     )
 
 
 def test_contrastive_needs_two_prompts() -> None:
     check(FakeTask([0, 0, 1]), "discriminator.loss=contrastive")
     assert refusal(FakeTask([0, 0, 0]), "discriminator.loss=contrastive") == (
-        "discriminator.loss=contrastive needs two different prompts, but the 3 demonstrations that it trains on share "
-        "one: set another discriminator.loss"
+        "discriminator.loss=contrastive needs two different prompts, but the 3 training demonstrations share one: "
+        "set another discriminator.loss"
     )
-    assert "the 2 demonstrations" in refusal(
+    assert "the 2 training demonstrations" in refusal(
         FakeTask([0, 0, 0, 0]), "discriminator.loss=contrastive", "discriminator.held_out=2"
     )
     sft = ("discriminator.contrast_weight=0", "warmup.sft.contrastive_weight=3")
     check(FakeTask([0, 0, 1]), *sft)
     check(FakeTask([0, 0, 0]), *sft, "warmup.sft.steps=0")
     assert refusal(FakeTask([0, 0, 0]), *sft) == (
-        "warmup.sft.contrastive_weight=3 needs two different prompts, but the 3 demonstrations that it trains on share "
-        "one: set it to 0"
+        "warmup.sft.contrastive_weight=3 needs two different prompts, but the 3 training demonstrations share one: "
+        "set it to 0"
     )
 
 
 def test_contrast_needs_rows_that_are_not_held_out() -> None:
     check(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=0")
     check(FakeTask(range(4), contrast=range(4)), "discriminator.contrast_weight=1", "discriminator.held_out=2")
-    held_out = set_apart(4, 2)[1].tolist()
+    held_out = split_held_out(4, 2)[1].tolist()
     refusal(FakeTask(range(4), contrast=held_out), "discriminator.contrast_weight=1", "discriminator.held_out=2")
     check(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=1", "discriminator.loss=contrastive")
     assert refusal(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=0.5") == (
-        "discriminator.contrast_weight=0.5 needs answers of the unwanted kind, but task.name=imdb has none to train "
-        "on (for prompts and responses: other responses): set it to 0"
+        "discriminator.contrast_weight=0.5 needs labelled negatives, but task.name=imdb has none to train on (for "
+        "rows: rejected or other responses): set it to 0"
     )
 
 
-def test_the_base_models_samples_are_contrast_enough() -> None:
+def test_base_model_contrast_needs_no_labelled_rows() -> None:
     check(FakeTask(range(10), contrast=()), "discriminator.contrast=base_model", "discriminator.contrast_weight=1")
-    assert "discriminator.contrast_weight=1 needs answers of the unwanted kind" in refusal(
+    assert "discriminator.contrast_weight=1 needs labelled negatives" in refusal(
         FakeTask(range(10), contrast=()), "discriminator.contrast_weight=1"
     )

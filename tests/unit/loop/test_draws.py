@@ -20,7 +20,7 @@ def rollout(row: int) -> Rollout:
     return Rollout(row, np.array([row], np.int32), np.array([7], np.int32), np.zeros(1, np.float32), "stop", 0)
 
 
-def test_contrastive_puts_each_demonstration_under_other_prompts() -> None:
+def test_contrastive_pairs_demonstrations_with_other_prompts() -> None:
     config = load_config(None, ["discriminator.loss=contrastive", "discriminator.contrastive_prompts=6"])
     draws = drawn_from(config, FakeTask(PROMPTS, contrast=()))
     rollouts = [rollout(row) for row in (3, 4, 0, 1)]
@@ -33,7 +33,7 @@ def test_contrastive_puts_each_demonstration_under_other_prompts() -> None:
     assert set(prompts.flatten()) == {0, 1, 2, 3}
 
 
-def test_demonstrations_of_the_unwanted_kind_are_drawn_only_where_they_have_a_weight() -> None:
+def test_contrast_rows_are_drawn_only_with_a_positive_weight() -> None:
     task = FakeTask(PROMPTS, contrast=range(5))
     rollouts = [rollout(row) for row in range(4)]
     batch = "discriminator.batch_size=10"
@@ -59,7 +59,7 @@ def answered(ids: list[int]) -> list[ScoredRollout]:
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry", "contrastive"])
-def test_free_prompts_are_asked_for_and_never_stand_on_the_real_side(loss: str) -> None:
+def test_free_prompts_are_sampled_but_never_used_as_demonstrations(loss: str) -> None:
     keys = [f"discriminator.loss={loss}", "rollout.free_prompts=0.75", "rollout.batch_size=32"]
     config = load_config(None, [*keys, "discriminator.batch_size=32"])
     draws = drawn_from(config, FreePrompts(PROMPTS, contrast=()))
@@ -80,13 +80,13 @@ def test_free_prompts_are_asked_for_and_never_stand_on_the_real_side(loss: str) 
     assert all(prompt.prompt_id < len(PROMPTS) for prompt in draws.warmup_prompts())
 
 
-def test_wrong_prompts_are_the_tasks_own() -> None:
+def test_wrong_prompts_come_from_the_task() -> None:
     draws = drawn_from(load_config(None, ["discriminator.loss=contrastive"]), FreePrompts(PROMPTS, contrast=()))
     contrast = draws.contrast([rollout(3)] * 4)
     assert {int(item.prompt_ids[0]) for item in contrast} <= {4000, 4001, 4002} and len(contrast) == 32
 
 
-def test_free_prompts_go_on_where_they_were_and_change_nothing_else() -> None:
+def test_free_prompts_resume_and_change_no_other_stream() -> None:
     plain, mixed = (load_config(None, [f"rollout.free_prompts={share}"]) for share in (0, 0.5))
     task = FreePrompts(PROMPTS, contrast=())
     first = drawn_from(mixed, task)
@@ -105,15 +105,15 @@ def test_free_prompts_go_on_where_they_were_and_change_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        (["rollout.free_prompts=0.01"], "of 16 prompts a batch is none"),
+        (["rollout.free_prompts=0.01"], "of 16 prompts per batch rounds to 0"),
         (["rollout.free_prompts=1.0", "discriminator.loss=bradley_terry"], "leaves no prompt with a demonstration"),
     ],
 )
-def test_shares_that_cannot_be_used_are_refused(keys: list[str], named: str) -> None:
+def test_unusable_shares_are_rejected(keys: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         drawn_from(load_config(None, keys), FreePrompts(PROMPTS, contrast=()))
 
 
-def test_a_task_without_free_prompts_is_named() -> None:
+def test_a_task_without_free_prompts_is_rejected() -> None:
     with pytest.raises(UserError, match="the task has no prompts without answers"):
         drawn_from(load_config(None, ["rollout.free_prompts=0.5"]), FakeTask(PROMPTS, contrast=()))

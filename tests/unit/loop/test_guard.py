@@ -1,4 +1,4 @@
-"""Verdicts on hand-made windows: each kind, and what only looks like it."""
+"""Verdicts on hand-made windows: every kind, and near misses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = GuardSection(window=4, patience=3)
 
 
 def verdicts(change: Callable[[int], Metrics], count: int = 30, settings: GuardSection = SETTINGS) -> list[Verdict]:
-    """Of iterations 1 to ``count``, each healthy but for the change."""
+    """Verdicts of iterations 1 to ``count``, healthy except for the change."""
     guard = Guard(settings, quality="eval/closeness")
     return [guard.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, count + 1)]
 
@@ -39,7 +39,7 @@ def after(iteration: int, name: str, value: float) -> Callable[[int], Metrics]:
 
 
 @pytest.mark.parametrize(
-    ("name", "sick", "sound", "kind"),
+    ("name", "beyond", "within", "kind"),
     [
         ("rollout/distinct_2", 0.63, 0.65, "mode_collapse"),  # 0.8 x 0.8 = 0.64
         ("generator/entropy", 2.9, 3.1, "mode_collapse"),  # 0.6 x 5
@@ -53,21 +53,21 @@ def after(iteration: int, name: str, value: float) -> Callable[[int], Metrics]:
         ("reward/deviation", 0.09, 0.11, "discriminator_saturated"),
     ],
 )
-def test_each_limit_and_its_near_miss(name: str, sick: float, sound: float, kind: str) -> None:
-    found = verdicts(after(10, name, sick))
+def test_each_limit_and_its_near_miss(name: str, beyond: float, within: float, kind: str) -> None:
+    found = verdicts(after(10, name, beyond))
     assert {verdict.kind for verdict in found} == {"healthy", kind}
     first = next(index for index, verdict in enumerate(found) if verdict.kind == kind)
-    assert found[first].evidence.startswith(f"{name} is {sick:.3g} over the last 4 iterations")
+    assert found[first].evidence.startswith(f"{name} is {beyond:.3g} over the last 4 iterations")
     assert all(verdict.kind == kind for verdict in found[first:])
-    assert {verdict.kind for verdict in verdicts(after(10, name, sound))} == {"healthy"}
+    assert {verdict.kind for verdict in verdicts(after(10, name, within))} == {"healthy"}
 
 
-def test_the_average_must_be_beyond_the_limit_as_long_as_the_patience_asks() -> None:
-    """KL 0.1, then 0.9 from iteration 11 on: averages of 4 are 0.3, 0.5, 0.7, so the symptom is there from 13 on."""
+def test_the_average_must_exceed_the_limit_for_the_patience() -> None:
+    """KL 0.1, then 0.9 from iteration 11 on: averages of 4 are 0.3, 0.5, 0.7, so the onset is 13."""
     found = verdicts(after(10, "generator/kl", 0.9))
     assert [verdict.kind for verdict in found[:14]] == ["healthy"] * 14
     assert found[14] == Verdict(
-        "kl_runaway", "generator/kl is 0.9 over the last 4 iterations, above 0.5", onset=13, sound_until=9
+        "kl_runaway", "generator/kl is 0.9 over the last 4 iterations, above 0.5", onset=13, last_healthy=9
     )
 
 
@@ -83,25 +83,25 @@ def test_a_run_that_recovers_is_healthy_again() -> None:
     assert found[15].kind == "kl_runaway" and found[-1].kind == "healthy"
 
 
-def test_levels_are_held_against_the_runs_own_start() -> None:
-    """Short answers repeat from prompt to prompt in a healthy run too; an entropy of 1 may be where a task starts."""
+def test_limits_are_relative_to_the_start_of_the_run() -> None:
+    """Short responses repeat across prompts in a healthy run too, and a task may start at an entropy of 1."""
     always = {"rollout/identical_share": 0.5, "generator/entropy": 1.0, "rollout/distinct_2": 0.3}
     assert {verdict.kind for verdict in verdicts(lambda now: always)} == {"healthy"}
 
 
-def test_nothing_is_judged_before_the_start_is_known_but_numbers_that_are_not_finite() -> None:
+def test_only_non_finite_metrics_fire_before_the_start_is_known() -> None:
     found = verdicts(lambda now: {"generator/kl": 2.0}, count=8)
     assert [verdict.kind for verdict in found] == ["healthy"] * 5 + ["kl_runaway"] * 3
     found = verdicts(lambda now: {"generator/loss": float("nan")} if now == 2 else {}, count=3)
     assert [verdict.kind for verdict in found] == ["healthy", "non_finite", "healthy"]
-    assert found[1] == Verdict("non_finite", "generator/loss is nan", onset=2, sound_until=1)
+    assert found[1] == Verdict("non_finite", "generator/loss is nan", onset=2, last_healthy=1)
 
 
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
-def test_skipped_steps_are_a_verdict_after_k_in_a_row(network: str) -> None:
+def test_skipped_steps_fire_after_k_consecutive_iterations(network: str) -> None:
     def skips(*iterations: int):
-        lost = {f"{network}/skipped_steps": 1.0, f"{network}/grad_norm": float("nan"), "generator/weight_norm": 5.0}
-        return [verdict.kind for verdict in verdicts(lambda now: lost if now in iterations else {}, count=6)]
+        skipped = {f"{network}/skipped_steps": 1.0, f"{network}/grad_norm": float("nan"), "generator/weight_norm": 5.0}
+        return [verdict.kind for verdict in verdicts(lambda now: skipped if now in iterations else {}, count=6)]
 
     assert skips(1, 2, 4, 5) == ["healthy"] * 6
     assert skips(2, 3, 4, 5) == ["healthy"] * 3 + ["non_finite"] * 2 + ["healthy"]
@@ -113,20 +113,20 @@ def test_skipped_steps_are_a_verdict_after_k_in_a_row(network: str) -> None:
         ("generator", "generator/kl", True),
         ("generator", "reward/mean", True),
         ("generator", "rollout/reference_nll", True),
-        ("generator", "generator/weight_norm", False),  # the step that broke them was made
+        ("generator", "generator/weight_norm", False),  # the step that broke them was applied
         ("generator", "discriminator/loss", False),
         ("discriminator", "discriminator/loss", True),
         ("discriminator", "generator/kl", False),
         ("discriminator", "eval/perplexity", False),
     ],
 )
-def test_a_skipped_step_accounts_for_the_numbers_of_its_network_alone(network: str, name: str, waits: bool) -> None:
-    lost = {f"{network}/skipped_steps": 1.0, name: float("inf")}
-    assert verdicts(lambda now: lost, count=1)[0].kind == ("healthy" if waits else "non_finite")
-    assert broken(lost) is not waits
+def test_a_skipped_step_explains_the_metrics_of_its_network_only(network: str, name: str, waits: bool) -> None:
+    metrics = {f"{network}/skipped_steps": 1.0, name: float("inf")}
+    assert verdicts(lambda now: metrics, count=1)[0].kind == ("healthy" if waits else "non_finite")
+    assert broken(metrics) is not waits
 
 
-def test_numbers_that_are_not_finite_go_before_an_older_verdict() -> None:
+def test_non_finite_metrics_precede_an_older_verdict() -> None:
     def change(now: int) -> Metrics:
         return {"generator/kl": 0.9} | ({"generator/weight_norm": float("nan")} if now == 25 else {})
 
@@ -134,18 +134,18 @@ def test_numbers_that_are_not_finite_go_before_an_older_verdict() -> None:
     assert [found[now].kind for now in (23, 24, 25)] == ["kl_runaway", "non_finite", "kl_runaway"]
 
 
-def test_a_step_skipped_before_the_updates_that_are_told_counts() -> None:
+def test_skipped_steps_of_earlier_updates_count() -> None:
     """The metrics of a later discriminator update of the iteration hide those of the first, not its skipped step."""
     assert verdicts(lambda now: {"discriminator/skipped_steps": 1.0}, count=3)[2].evidence == "1 steps were skipped"
 
 
-def test_what_is_not_finite_is_named() -> None:
+def test_non_finite_metrics_are_named() -> None:
     assert not_finite({"generator/loss": 1.0}) == ""
     found = not_finite({"generator/loss": float("nan"), "reward/mean": 0.5, "generator/kl": float("inf")})
     assert found == "generator/loss is nan, generator/kl is inf"
 
 
-def test_what_was_not_measured_is_no_symptom() -> None:
+def test_missing_metrics_are_no_symptom() -> None:
     guard = Guard(SETTINGS, quality="eval/closeness")
     assert {guard.examine(iteration, {"reward/mean": 0.0}).kind for iteration in range(1, 20)} == {"healthy"}
 
@@ -168,7 +168,7 @@ def test_drift_is_quality_that_falls_while_the_reward_rises() -> None:
         "drift",
         "eval/closeness fell from -0.2 at iteration 10 to -0.35 while reward/mean rose from 0 to 1",
         onset=20,
-        sound_until=10,
+        last_healthy=10,
     )
 
 
@@ -186,7 +186,7 @@ def test_near_drift(qualities: dict[int, float], rewards: dict[int, float]) -> N
     assert {verdict.kind for verdict in verdicts(evaluated(qualities, rewards))} == {"healthy"}
 
 
-def test_percent_count_by_the_hundred() -> None:
+def test_percent_metrics_are_divided_by_100() -> None:
     def found(fallen: float) -> set[str]:
         guard = Guard(SETTINGS, quality="eval/f1")
         rows = [(0.0, 40.0), (0.0, 60.0), (1.0, fallen), (1.0, fallen)]
@@ -218,15 +218,15 @@ def test_the_longest_symptom_is_the_verdict() -> None:
     assert verdicts(change)[-1].kind == "kl_runaway"
 
 
-def test_the_state_goes_on() -> None:
+def test_the_state_is_restored() -> None:
     change = after(10, "generator/kl", 0.9)
-    whole = verdicts(change)
+    expected = verdicts(change)
     first = Guard(SETTINGS, quality="eval/closeness")
     found = [first.examine(iteration, HEALTHY | change(iteration)) for iteration in range(1, 14)]
     second = Guard(SETTINGS, quality="eval/closeness")
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     found += [second.examine(iteration, HEALTHY | change(iteration)) for iteration in range(14, 31)]
-    assert found == whole
+    assert found == expected
 
 
 def reading(auc: float, two_sample: float, *, reward: float = 0.0, judged: float = 0.6) -> Metrics:
@@ -242,19 +242,19 @@ def reading(auc: float, two_sample: float, *, reward: float = 0.0, judged: float
 @pytest.mark.parametrize(
     ("auc", "two_sample", "kind"),
     [
-        (0.29, 0.85, "discriminator_uninformative"),  # the wrong way round
+        (0.29, 0.85, "discriminator_uninformative"),  # inverted
         (0.54, 0.70, "discriminator_uninformative"),
         (0.56, 0.70, "healthy"),  # above chance by its interval
-        (0.50, 0.54, "healthy"),  # nobody can tell
+        (0.50, 0.54, "healthy"),  # the classifier cannot tell either
     ],
 )
-def test_a_discriminator_at_chance_while_others_can_tell(auc: float, two_sample: float, kind: str) -> None:
+def test_a_discriminator_at_chance_while_a_classifier_is_not(auc: float, two_sample: float, kind: str) -> None:
     found = verdicts(lambda now: reading(auc, two_sample) if now % 15 == 0 else {}, count=60)
     assert {verdict.kind for verdict in found[:44]} == {"healthy"}
     assert found[44].kind == kind  # at the third evaluation
     if kind != "healthy":
         assert f"AUC of the discriminator is {auc:.3f} over the last 3 evaluations" in found[44].evidence
-        assert found[44].sound_until == 15  # the first: none before was sound
+        assert found[44].last_healthy == 15  # the first reading: none before was healthy
 
 
 @pytest.mark.parametrize(("auc", "kind"), [(0.29, "discriminator_uninformative"), (0.48, "healthy")])
@@ -264,10 +264,10 @@ def test_with_contrast_a_discriminator_may_be_at_chance_but_not_below(auc: float
     assert found[-1].kind == kind
 
 
-def test_an_uninformative_discriminator_was_sound_at_the_reading_before() -> None:
-    """It can tell at 15 and 30, and is at chance at 45, 60 and 75."""
+def test_an_uninformative_discriminator_was_healthy_at_the_previous_reading() -> None:
+    """It is informative at 15 and 30, and at chance at 45, 60 and 75."""
     found = verdicts(lambda now: reading(0.8 if now < 45 else 0.5, 0.7) if now % 15 == 0 else {}, count=75)
-    assert [(verdict.kind, verdict.sound_until) for verdict in found[73:]] == [
+    assert [(verdict.kind, verdict.last_healthy) for verdict in found[73:]] == [
         ("healthy", 0),
         ("discriminator_uninformative", 30),
     ]
@@ -277,8 +277,8 @@ def test_an_uninformative_discriminator_was_sound_at_the_reading_before() -> Non
     ("iteration", "earliest"),
     [(6, 0), (14, 7), (15, 8), (30, 15), (44, 15), (45, 15), (60, 30), (75, 45)],
 )
-def test_how_far_back_a_verdict_to_come_may_lead(iteration: int, earliest: int) -> None:
-    """7 iterations by window and patience; by readings at 15, 30, ... to the one before three, the last yet to come."""
+def test_earliest_rollback(iteration: int, earliest: int) -> None:
+    """7 iterations by window and patience; by readings the one before three, of which the last is yet to come."""
     guard = Guard(SETTINGS, quality="eval/closeness")
     for now in range(1, iteration + 1):
         guard.examine(now, HEALTHY | (reading(0.8, 0.7) if now % 15 == 0 else {}))
@@ -290,13 +290,11 @@ def test_how_far_back_a_verdict_to_come_may_lead(iteration: int, earliest: int) 
     [
         (0.80, 0.5, 0.60, "reward_hacking"),  # the reward rises
         (0.80, -0.5, 0.70, "reward_hacking"),  # one judge does
-        (0.80, -0.5, 0.60, "healthy"),  # farther from real text, but nothing pays for it
+        (0.80, -0.5, 0.60, "healthy"),  # farther from real text, but not rewarded more
         (0.75, 0.5, 0.70, "healthy"),  # within the noise
     ],
 )
-def test_text_that_is_rewarded_more_and_told_apart_better(
-    two_sample: float, reward: float, judged: float, kind: str
-) -> None:
+def test_reward_hacking(two_sample: float, reward: float, judged: float, kind: str) -> None:
     def change(now: int) -> Metrics:
         late = now > 45
         shown = reading(0.7, two_sample if late else 0.7, judged=judged if late else 0.6)
@@ -305,7 +303,7 @@ def test_text_that_is_rewarded_more_and_told_apart_better(
     found = verdicts(change, count=90)
     assert {verdict.kind for verdict in found[:89]} <= {"healthy", kind}
     assert found[89].kind == kind
-    assert found[89].sound_until == (45 if kind == "reward_hacking" else 0)
+    assert found[89].last_healthy == (45 if kind == "reward_hacking" else 0)
 
 
 def test_readings_are_part_of_the_state() -> None:

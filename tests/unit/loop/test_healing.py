@@ -1,4 +1,4 @@
-"""Decisions by hand; then the whole loop over fake roles, whose KL runs away unless the run was healed."""
+"""Decisions by hand, then the full loop over fake roles whose KL diverges unless the run was rolled back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.guard import Kind, TrainingStopped, Verdict
 from rlgaf_ray.loop.healing import (
     ADVICE,
-    GoOn,
+    Continue,
     Heal,
     Health,
     Stop,
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class SickRoles(FakeRoles):
-    """KL runs away from update 14 on; more goes wrong in the iterations that a test names."""
+class UnstableRoles(FakeRoles):
+    """KL diverges from update 14 on; tests choose further failures by iteration."""
 
     def __init__(self, *, onset: int | None = 14, enough: float = 0.1, coefficient: float = 0.0) -> None:
         super().__init__(onset=onset, enough=enough, coefficient=coefficient)
@@ -95,7 +95,7 @@ class Loop(AdversarialLoop):
 
 
 class Uninformed(Loop):
-    """Its discriminator is at chance, while others can tell, unless it has ``enough`` updates an iteration."""
+    """The discriminator is at chance, and a fresh classifier is not, below ``enough`` updates per iteration."""
 
     enough = 1.0
 
@@ -109,7 +109,7 @@ class Insatiable(Uninformed):
 
 
 class Hacking(Loop):
-    """After iteration 20 the text gets easier to tell from real text while the judged share rises, until a heal."""
+    """After iteration 20 samples move away from real text while the judged share rises, until a rollback."""
 
     def quick_evaluation(self) -> Metrics:
         hacked = self.iteration > 20 and not self.healed
@@ -183,8 +183,8 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "guard.jsonl").read_text().splitlines()]
 
 
-RUNAWAY = Verdict("kl_runaway", "generator/kl is 0.6", onset=17, sound_until=13)
-BROKEN = Verdict("non_finite", "generator/kl is nan", onset=19, sound_until=18)
+RUNAWAY = Verdict("kl_runaway", "generator/kl is 0.6", onset=17, last_healthy=13)
+BROKEN = Verdict("non_finite", "generator/kl is nan", onset=19, last_healthy=18)
 WHERE = "iteration 19: kl_runaway: generator/kl is 0.6"
 GENTLER = "raise the KL coefficient, or lower generator.learning_rate"
 
@@ -192,28 +192,28 @@ GENTLER = "raise the KL coefficient, or lower generator.learning_rate"
 @pytest.mark.parametrize(
     ("verdict", "before", "heals", "guard", "expected"),
     [
-        (Verdict("healthy"), "healthy", [], {}, GoOn()),
-        (Verdict("healthy"), "drift", [], {}, GoOn("none", "iteration 19: healthy again")),
-        (RUNAWAY, "healthy", [], {}, GoOn("warn", f"{WHERE}; {GENTLER}")),
-        (RUNAWAY, "drift", [], {}, GoOn("warn", f"{WHERE}; {GENTLER}")),
-        (RUNAWAY, "kl_runaway", [], {}, GoOn()),  # reported already
+        (Verdict("healthy"), "healthy", [], {}, Continue()),
+        (Verdict("healthy"), "drift", [], {}, Continue("none", "iteration 19: healthy again")),
+        (RUNAWAY, "healthy", [], {}, Continue("warn", f"{WHERE}; {GENTLER}")),
+        (RUNAWAY, "drift", [], {}, Continue("warn", f"{WHERE}; {GENTLER}")),
+        (RUNAWAY, "kl_runaway", [], {}, Continue()),  # already reported
         (RUNAWAY, "kl_runaway", [], {"action": "stop"}, Stop(WHERE, GENTLER)),
         (RUNAWAY, "healthy", ["drift"], {"action": "heal"}, Heal(WHERE, ["drift", "kl_runaway"])),
         (RUNAWAY, "healthy", ["drift"], {"action": "heal", "max_heals": 1},
-         Stop(f"{WHERE} (after 1 heals, guard.max_heals)", GENTLER)),
+         Stop(f"{WHERE} (guard.max_heals=1 reached)", GENTLER)),
         (BROKEN, "healthy", [], {"action": "warn", "non_finite": "heal"},
          Heal("iteration 19: non_finite: generator/kl is nan", ["non_finite"])),
         (BROKEN, "healthy", [], {"action": "heal"},
          Stop("iteration 19: non_finite: generator/kl is nan", ADVICE["non_finite"])),
     ],
 )  # fmt: skip
-def test_the_decision_by_hand(
-    verdict: Verdict, before: Kind, heals: list[Kind], guard: dict[str, Any], expected: GoOn | Stop | Heal
+def test_decisions_by_hand(
+    verdict: Verdict, before: Kind, heals: list[Kind], guard: dict[str, Any], expected: Continue | Stop | Heal
 ) -> None:
     assert respond(verdict, Health(19, before, heals), GuardSection(**guard)) == expected
 
 
-def test_there_is_advice_for_every_verdict() -> None:
+def test_every_verdict_has_advice() -> None:
     assert set(ADVICE) == set(get_args(Kind)) - {"healthy"}
 
 
@@ -231,11 +231,11 @@ def test_there_is_advice_for_every_verdict() -> None:
         (2.0, ["reward_hacking", "reward_hacking"], 2.0),
     ],
 )
-def test_the_update_rate_after_heals_by_hand(rate: float, healed: list[Kind], expected: float) -> None:
+def test_update_rate_after_rollbacks_by_hand(rate: float, healed: list[Kind], expected: float) -> None:
     assert update_rate(HealSection(), healed, rate) == expected
 
 
-def test_learning_rates_and_kl_coefficient_after_heals_by_hand() -> None:
+def test_learning_rates_and_kl_coefficient_after_rollbacks_by_hand() -> None:
     settings = HealSection(learning_rate_factor=0.5, kl_factor=2.0, kl_floor=0.1)
     heals: list[Kind] = ["kl_runaway", "discriminator_uninformative", "reward_hacking"]
     assert [learning_rate_factor(settings, heals[:count]) for count in range(4)] == [1.0, 0.5, 0.5, 0.25]
@@ -243,7 +243,7 @@ def test_learning_rates_and_kl_coefficient_after_heals_by_hand() -> None:
     assert kl_coefficient(settings, "drift", 0.0) == 0.1  # the floor
 
 
-def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path: Path) -> None:
+def test_warm_up_trains_only_the_discriminator_on_initial_rollouts(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
     class Counting(FakeRoles):
@@ -262,9 +262,9 @@ def test_the_discriminator_alone_is_warmed_up_on_rollouts_of_the_start(tmp_path:
     assert len(seen) == 2
 
 
-def test_quick_evaluations_stand_between_the_full_ones_and_choose_nothing(tmp_path: Path) -> None:
+def test_quick_evaluations_do_not_choose_the_best_checkpoint(tmp_path: Path) -> None:
     config = settings("run.iterations=12", "evaluation.every=6", "evaluation.quick_every=3")
-    _, _, loop = run(config, SickRoles(), tmp_path)
+    _, _, loop = run(config, UnstableRoles(), tmp_path)
     logged = rows(tmp_path)
     assert [row["iteration"] for row in logged if "quick/judge_share" in row] == [3, 9]  # 6 and 12 are full ones
     assert [row["iteration"] for row in logged if "eval/closeness" in row] == [0, 6, 12]
@@ -272,12 +272,12 @@ def test_quick_evaluations_stand_between_the_full_ones_and_choose_nothing(tmp_pa
     assert [at for at, _, _ in loop.guard.evaluations] == [6, 12]
 
 
-def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_healthy(tmp_path: Path) -> None:
-    """KL after update 15 is 0.42, 16: 0.82, ...; averages of 4 pass 0.5 at 17, the verdict falls at 19.
+def test_a_rollback_goes_before_the_onset_and_ends_healthy(tmp_path: Path) -> None:
+    """KL after update 15 is 0.42, 16: 0.82, ...; averages of 4 pass 0.5 at 17, and the guard fires at 19.
 
-    Sound until 17 - 4 = 13, so it goes back to the checkpoint of 12, although 15 and 18 are there and newer.
+    The last healthy iteration is 17 - 4 = 13, so the target is checkpoint 12, although 15 and 18 exist.
     """
-    roles = SickRoles()
+    roles = UnstableRoles()
     config = settings("discriminator.updates_per_generator_update=10", "evaluation.every=10")
     outcome, messages, loop = run(config, roles, tmp_path)
     assert outcome.iteration == 40 and not outcome.interrupted
@@ -285,51 +285,51 @@ def test_a_heal_goes_back_before_the_onset_with_gentler_settings_and_ends_health
     assert (event["iteration"], event["onset"], event["back_to"]) == (19, 17, 12)
     assert (event["verdict"], event["action"], event["heals"]) == ("kl_runaway", "heal", 1)
     assert (event["learning_rate_factor"], event["update_rate"], event["kl_coefficient"]) == (0.5, 0.5, 0.1)
-    assert len(messages) == 1 and "heal 1 of 3: back to iteration 12" in messages[0]
+    assert len(messages) == 1 and "rollback 1 of 3 to iteration 12" in messages[0]
     logged = rows(tmp_path)
-    assert [row["iteration"] for row in logged] == list(range(41))  # cut back, then gone on
+    assert [row["iteration"] for row in logged] == list(range(41))  # rolled back, then continued
     assert [row["discriminator/update_rate"] for row in logged[1:]] == [10.0] * 12 + [0.5] * 28
     assert [row["guard/heals"] for row in logged[1:]] == [0.0] * 12 + [1.0] * 28
     assert {row["guard/healthy"] for row in logged[1:]} == {1.0}
-    assert logged[13]["generator/moments"] == 1.0  # forgotten, where 13 would stand
+    assert logged[13]["generator/moments"] == 1.0  # reset; 13 otherwise
     assert roles.learning_rate_factor == 0.5
-    assert [at for at, _, _ in loop.guard.evaluations] == [20, 30, 40]  # not 10, which came before the heal
+    assert [at for at, _, _ in loop.guard.evaluations] == [20, 30, 40]  # not 10, which was before the rollback
     draws = roles.state["draws"]
-    assert len(draws) == 40  # prompts go on from where the checkpoint was, none skipped
-    calm = SickRoles(onset=None)
+    assert len(draws) == 40  # prompts continue from the checkpoint, none skipped
+    calm = UnstableRoles(onset=None)
     run(config, calm, tmp_path / "calm")
     assert draws == calm.state["draws"]
 
 
-def test_callbacks_follow_the_loop_through_a_heal(tmp_path: Path) -> None:
+def test_callbacks_follow_a_rollback(tmp_path: Path) -> None:
     config = settings("discriminator.updates_per_generator_update=10", "evaluation.every=10")
-    loop, callback = ready(config, SickRoles(), tmp_path)
+    loop, callback = ready(config, UnstableRoles(), tmp_path)
     loop.run()
     assert [(at, verdict.kind) for at, verdict in callback.verdicts] == [(19, "kl_runaway")]
     assert list(callback.evaluations) == [0, 10, 20, 30, 40]
     checkpoints = [at for at, _ in callback.checkpoints]
-    assert checkpoints[:9] == [0, 3, 6, 9, 10, 12, 15, 18, 12]  # 10 is the best; 12 anew, after the heal
+    assert checkpoints[:9] == [0, 3, 6, 9, 10, 12, 15, 18, 12]  # 10 is the best; 12 again, after the rollback
     assert checkpoints[-1] == 40
 
 
-@pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "ill", "healed"])
-def test_a_resumed_run_equals_an_uninterrupted_one_through_its_heal(tmp_path: Path, stop_after: int) -> None:
+@pytest.mark.parametrize("stop_after", [12, 16, 25], ids=["before", "unstable", "rolled_back"])
+def test_a_run_resumed_around_a_rollback_equals_an_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
     config = settings("discriminator.updates_per_generator_update=10")
-    run(config, SickRoles(), tmp_path / "whole")
-    run(config, SickRoles(), tmp_path / "cut", stop_after=stop_after)
-    resumed = SickRoles()
-    _, _, loop = run(config, resumed, tmp_path / "cut", resume=True)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    run(config, UnstableRoles(), tmp_path / "uninterrupted")
+    run(config, UnstableRoles(), tmp_path / "resumed", stop_after=stop_after)
+    resumed = UnstableRoles()
+    _, _, loop = run(config, resumed, tmp_path / "resumed", resume=True)
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "uninterrupted")
     assert (loop.healed, resumed.learning_rate_factor, loop.train_step.update_ratio.rate) == (["kl_runaway"], 0.5, 0.5)
 
 
-def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
-    """The checkpoint that it went back to is written anew, healed, and is the newest."""
+def test_a_rollback_survives_a_kill_right_after_it(tmp_path: Path) -> None:
+    """The restored checkpoint is rewritten with the new settings and is the newest one."""
 
     class Killed(Exception):
         pass
 
-    roles = SickRoles()
+    roles = UnstableRoles()
     push = roles.push_weights
 
     def killed(policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
@@ -344,16 +344,16 @@ def test_a_heal_is_not_lost_to_a_kill_right_after_it(tmp_path: Path) -> None:
     path, state, _ = checkpoints.newest_usable()
     assert (path.name, state["healed"]) == ("step_000012", ["kl_runaway"])
     assert checkpoints.named("latest") == path
-    resumed = SickRoles()
+    resumed = UnstableRoles()
     outcome, _, loop = run(settings(), resumed, tmp_path, resume=True)
     assert (outcome.iteration, len(loop.healed), resumed.state["coefficient"]) == (40, 1, 0.1)
 
 
-def test_heals_get_stronger_and_come_to_an_end(tmp_path: Path) -> None:
-    """The KL coefficient doubles from 0.1 on, learning and update rates halve; the third verdict stops the run."""
+def test_rollbacks_get_stronger_and_are_limited(tmp_path: Path) -> None:
+    """The KL coefficient doubles from 0.1, learning and update rates halve; the third verdict stops the run."""
     config = settings("guard.max_heals=2", "discriminator.updates_per_generator_update=0.4")
-    with pytest.raises(TrainingStopped, match=r"kl_runaway.*after 2 heals, guard.max_heals.*is intact"):
-        run(config, SickRoles(enough=9.0), tmp_path)
+    with pytest.raises(TrainingStopped, match=r"kl_runaway.*guard.max_heals=2 reached.*is intact"):
+        run(config, UnstableRoles(enough=9.0), tmp_path)
     found = events(tmp_path)
     assert [event["action"] for event in found] == ["heal", "heal", "stop"]
     assert [event["kl_coefficient"] for event in found[:2]] == [0.1, 0.2]
@@ -362,31 +362,31 @@ def test_heals_get_stronger_and_come_to_an_end(tmp_path: Path) -> None:
     assert rows(tmp_path)[-1]["guard/healthy"] == 0.0
 
 
-def test_before_the_first_checkpoint_it_goes_back_to_the_start(tmp_path: Path) -> None:
-    """Ill from update 4 on, before the first window's average is known: the start is a checkpoint too."""
-    outcome, _, _ = run(settings("checkpoint.every=30"), SickRoles(onset=4), tmp_path)
+def test_before_the_first_checkpoint_the_run_rolls_back_to_the_start(tmp_path: Path) -> None:
+    """Unstable from update 4 on, before the first window is complete: there is a checkpoint of iteration 0."""
+    outcome, _, _ = run(settings("checkpoint.every=30"), UnstableRoles(onset=4), tmp_path)
     assert outcome.iteration == 40
     assert [event["back_to"] for event in events(tmp_path)] == [0]
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(41))
 
 
-def test_the_checkpoint_that_a_heal_needs_is_not_pruned(tmp_path: Path) -> None:
-    """One is kept and one written each iteration, but the verdict of 19 finds sound what was there at 13."""
-    outcome, _, _ = run(settings("checkpoint.every=1", "checkpoint.keep=1"), SickRoles(), tmp_path)
+def test_the_checkpoint_for_a_rollback_is_not_pruned(tmp_path: Path) -> None:
+    """One is kept and one written per iteration, but iteration 13 is healthy and kept for the verdict at 19."""
+    outcome, _, _ = run(settings("checkpoint.every=1", "checkpoint.keep=1"), UnstableRoles(), tmp_path)
     assert outcome.iteration == 40
     assert [event["back_to"] for event in events(tmp_path)] == [13]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    run(settings(), SickRoles(), tmp_path, stop_after=16)
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
+    run(settings(), UnstableRoles(), tmp_path, stop_after=16)
     (tmp_path / "checkpoints/step_000012/roles.json").write_text("{}")
-    _, messages, _ = run(settings(), SickRoles(), tmp_path, resume=True)
+    _, messages, _ = run(settings(), UnstableRoles(), tmp_path, resume=True)
     assert "damaged checkpoint skipped" in messages[0]
     assert [event["back_to"] for event in events(tmp_path)] == [9]
 
 
-def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) -> None:
-    roles = SickRoles(onset=None)
+def test_non_finite_metrics_cause_a_rollback_if_configured(tmp_path: Path) -> None:
+    roles = UnstableRoles(onset=None)
     roles.broken_at = 17
     run(settings("guard.non_finite=heal", "guard.action=warn"), roles, tmp_path)
     (event,) = events(tmp_path)
@@ -394,8 +394,8 @@ def test_numbers_that_are_not_finite_are_healed_where_asked_for(tmp_path: Path) 
     assert [row["iteration"] for row in rows(tmp_path)] == list(range(41))
 
 
-def test_skipped_steps_are_borne_and_logged_until_there_are_too_many(tmp_path: Path) -> None:
-    roles = SickRoles(onset=None)
+def test_skipped_steps_are_tolerated_up_to_the_patience(tmp_path: Path) -> None:
+    roles = UnstableRoles(onset=None)
     roles.skips = (5, 6, 21, 22, 23, 24)
     with pytest.raises(TrainingStopped, match=r"iteration 23: non_finite: generator/loss is nan; .*step_000021"):
         run(settings("guard.action=warn", "checkpoint.keep=20"), roles, tmp_path)
@@ -409,17 +409,17 @@ def test_skipped_steps_are_borne_and_logged_until_there_are_too_many(tmp_path: P
     assert [name for name, state in sorted(states.items()) if not state["healthy"]] == ["step_000006", "step_000021"]
 
 
-def test_too_many_skipped_steps_are_healed_from_before_the_first(tmp_path: Path) -> None:
-    roles = SickRoles(onset=None)
+def test_too_many_skipped_steps_roll_back_before_the_first(tmp_path: Path) -> None:
+    roles = UnstableRoles(onset=None)
     roles.skips = (21, 22, 23)
-    with pytest.raises(TrainingStopped, match="after 3 heals"):  # they come again: fake roles learn nothing
+    with pytest.raises(TrainingStopped, match=r"guard.max_heals=3 reached"):  # the fake roles learn nothing
         run(settings("guard.non_finite=heal", "guard.action=warn"), roles, tmp_path)
     assert [event.get("back_to") for event in events(tmp_path)] == [18, 18, 18, None]
 
 
-def test_weights_that_are_lost_are_never_kept_whatever_else_was_found(tmp_path: Path) -> None:
-    """A verdict that is only warned of stands since 19; the last iteration leaves weights that are not finite."""
-    roles = SickRoles(enough=1000.0)
+def test_non_finite_weights_are_never_checkpointed(tmp_path: Path) -> None:
+    """A verdict with action=warn persists since 19; the last iteration leaves non-finite weights."""
+    roles = UnstableRoles(enough=1000.0)
     roles.lost_at = 40
     with pytest.raises(TrainingStopped, match=r"iteration 40: non_finite: generator/weight_norm is inf"):
         run(settings("guard.action=warn", "checkpoint.every=20"), roles, tmp_path)
@@ -427,8 +427,8 @@ def test_weights_that_are_lost_are_never_kept_whatever_else_was_found(tmp_path: 
     assert not (tmp_path / "checkpoints/step_000040").exists()
 
 
-def test_skipped_updates_of_the_discriminator_are_summed_over_an_iteration(tmp_path: Path) -> None:
-    roles = SickRoles(onset=None)
+def test_skipped_discriminator_steps_are_summed_over_an_iteration(tmp_path: Path) -> None:
+    roles = UnstableRoles(onset=None)
     roles.discriminator_skips = [1.0, 0.0, 1.0, 0.0]
     run(settings("discriminator.updates_per_generator_update=4", "run.iterations=2"), roles, tmp_path)
     assert [row.get("discriminator/skipped_steps") for row in rows(tmp_path)] == [None, 2.0, 0.0]
@@ -436,8 +436,8 @@ def test_skipped_updates_of_the_discriminator_are_summed_over_an_iteration(tmp_p
 
 def test_an_adaptive_rate_is_lowered_and_stays_adaptive(tmp_path: Path) -> None:
     config = settings("discriminator.update_ratio.mode=adaptive", "discriminator.updates_per_generator_update=2.0")
-    run(config, SickRoles(), tmp_path)
-    """The accuracy stands at 0.75, the band's upper edge: the rate falls by a step of 0.1 each iteration."""
+    run(config, UnstableRoles(), tmp_path)
+    """The accuracy is 0.75, the upper edge of the band: the log rate falls by 0.1 per iteration."""
     rates = [row["discriminator/update_rate"] for row in rows(tmp_path)[1:]]
     assert rates[11] == pytest.approx(2.0 * np.exp(-0.1 * 12))
     (event,) = events(tmp_path)
@@ -449,8 +449,8 @@ READ = ("evaluation.quick_every=5", "checkpoint.every=1", "checkpoint.keep=1")
 
 
 def test_an_uninformative_discriminator_is_updated_more_and_nothing_else_changes(tmp_path: Path) -> None:
-    """A frozen one is at chance at 5, 10 and 15: back to 5, the first, which was kept for it, and on with 1 update."""
-    roles = SickRoles(onset=None, coefficient=0.03)
+    """A frozen one is at chance at 5, 10 and 15: roll back to 5, which was kept, and continue with 1 update."""
+    roles = UnstableRoles(onset=None, coefficient=0.03)
     config = settings(*READ, "discriminator.updates_per_generator_update=0")
     outcome, messages, loop = run(config, roles, tmp_path, kind=Uninformed)
     assert outcome.iteration == 40 and loop.healed == ["discriminator_uninformative"]
@@ -464,29 +464,29 @@ def test_an_uninformative_discriminator_is_updated_more_and_nothing_else_changes
 
 
 def test_an_adaptive_rate_is_raised_within_its_bounds(tmp_path: Path) -> None:
-    """The log rate falls by 0.1 per iteration, from 3 to 3 exp(-0.5) at iteration 5. A heal doubles it, up to 3."""
+    """The log rate falls by 0.1 per iteration, from 3 to 3 exp(-0.5) at iteration 5. A rollback doubles it, up to 3."""
     ratio = ["discriminator.update_ratio.mode=adaptive", "discriminator.update_ratio.maximum=3"]
     config = settings(*READ, *ratio, "discriminator.updates_per_generator_update=3", "guard.max_heals=1")
     with pytest.raises(TrainingStopped, match="discriminator_uninformative"):
-        run(config, SickRoles(onset=None), tmp_path, kind=Insatiable)
+        run(config, UnstableRoles(onset=None), tmp_path, kind=Insatiable)
     assert events(tmp_path)[0]["update_rate"] == 3.0
     assert rows(tmp_path)[6]["discriminator/update_rate"] == pytest.approx(3.0 * np.exp(-0.1))
 
 
-@pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "ill", "healed"])
+@pytest.mark.parametrize("stop_after", [5, 12, 20], ids=["before", "unstable", "rolled_back"])
 def test_a_raised_rate_survives_a_resume(tmp_path: Path, stop_after: int) -> None:
     config = settings(*READ, "discriminator.updates_per_generator_update=0.2")
-    run(config, SickRoles(onset=None), tmp_path / "whole", kind=Uninformed)
-    run(config, SickRoles(onset=None), tmp_path / "cut", stop_after=stop_after, kind=Uninformed)
-    resumed = SickRoles(onset=None)
-    _, _, loop = run(config, resumed, tmp_path / "cut", resume=True, kind=Uninformed)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    run(config, UnstableRoles(onset=None), tmp_path / "uninterrupted", kind=Uninformed)
+    run(config, UnstableRoles(onset=None), tmp_path / "resumed", stop_after=stop_after, kind=Uninformed)
+    resumed = UnstableRoles(onset=None)
+    _, _, loop = run(config, resumed, tmp_path / "resumed", resume=True, kind=Uninformed)
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "uninterrupted")
     assert (loop.train_step.update_ratio.rate, resumed.learning_rate_factor) == (1.0, 1.0)
 
 
-def test_a_hacked_reward_is_healed_by_a_gentler_generator_and_as_many_updates(tmp_path: Path) -> None:
-    """Read at 5, 10, ...: the mean of 20, 25 and 30 is 0.13 above that of the first three; before them lies 15."""
-    roles = SickRoles(onset=None, coefficient=0.1)
+def test_reward_hacking_keeps_the_update_rate(tmp_path: Path) -> None:
+    """Readings at 5, 10, ...: the mean of 20, 25 and 30 is 0.13 above that of the first three; before them is 15."""
+    roles = UnstableRoles(onset=None, coefficient=0.1)
     config = settings(*READ, "discriminator.updates_per_generator_update=2")
     outcome, _, _ = run(config, roles, tmp_path, kind=Hacking)
     assert outcome.iteration == 40
@@ -497,8 +497,8 @@ def test_a_hacked_reward_is_healed_by_a_gentler_generator_and_as_many_updates(tm
     assert {row["discriminator/update_rate"] for row in rows(tmp_path)[1:]} == {2.0}
 
 
-def test_warn_says_it_once_and_goes_on(tmp_path: Path) -> None:
-    outcome, messages, _ = run(settings("guard.action=warn"), SickRoles(), tmp_path)
+def test_warn_reports_once_and_continues(tmp_path: Path) -> None:
+    outcome, messages, _ = run(settings("guard.action=warn"), UnstableRoles(), tmp_path)
     assert outcome.iteration == 40
     assert len(messages) == 1
     assert messages[0].startswith("iteration 19: kl_runaway: generator/kl is ")
@@ -508,9 +508,9 @@ def test_warn_says_it_once_and_goes_on(tmp_path: Path) -> None:
     assert {state["healthy"] for state in states} == {False}
 
 
-def test_stop_ends_the_run_and_keeps_its_row(tmp_path: Path) -> None:
+def test_stop_keeps_the_metrics_of_the_last_iteration(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match=r"^iteration 19: kl_runaway: .*; the last checkpoint, step_000018, is"):
-        run(settings("guard.action=stop"), SickRoles(), tmp_path)
+        run(settings("guard.action=stop"), UnstableRoles(), tmp_path)
     assert rows(tmp_path)[-1]["iteration"] == 19
 
 
@@ -531,7 +531,7 @@ def test_held_out_rows_are_never_trained_on(tmp_path: Path) -> None:
     assert len(seen) == 32 and not seen & set(loop.train_step.held_out.rows.tolist())
 
 
-def test_the_guards_tell_what_they_cost_the_engines_check_of_weights_included(tmp_path: Path) -> None:
+def test_guard_time_includes_the_engines_weight_check(tmp_path: Path) -> None:
     class Checking(FakeRoles):
         def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
             super().push_weights(policy_version, network=network)

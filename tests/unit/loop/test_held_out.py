@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, set_apart
+from rlgaf_ray.loop.held_out import HeldOutAccuracy, contrast_without, split_held_out
 from rlgaf_ray.types import Demonstration
 
 
@@ -14,26 +14,26 @@ def demonstration(*prompt: int) -> Demonstration:
     return Demonstration(np.array(prompt, np.int32), np.array([9], np.int32))
 
 
-def test_the_parts_are_disjoint_and_the_same_every_time() -> None:
-    trained, held_out = set_apart(100, 30)
+def test_the_split_is_disjoint_and_deterministic() -> None:
+    trained, held_out = split_held_out(100, 30)
     assert len(held_out) == 30
     assert sorted([*trained, *held_out]) == list(range(100))
     assert trained.tolist() == sorted(trained)
-    assert held_out.tolist() != sorted(held_out)  # drawn from everywhere
-    assert set_apart(100, 30)[1].tolist() == held_out.tolist()
+    assert held_out.tolist() != sorted(held_out)  # drawn at random
+    assert split_held_out(100, 30)[1].tolist() == held_out.tolist()
 
 
-def test_nothing_held_out_leaves_the_rows_as_they_are() -> None:
-    trained, held_out = set_apart(5, 0)
+def test_without_held_out_rows_all_rows_are_trained_on() -> None:
+    trained, held_out = split_held_out(5, 0)
     assert (trained.tolist(), held_out.tolist()) == ([0, 1, 2, 3, 4], [])
 
 
-def test_too_many_are_refused() -> None:
+def test_too_many_held_out_rows_are_rejected() -> None:
     with pytest.raises(UserError, match=r"held_out=5 needs 10 demonstrations .* only 9: .* to at most 4"):
-        set_apart(9, 5)
+        split_held_out(9, 5)
 
 
-def test_contrast_with_the_prompt_of_a_held_out_row_alone_is_left_out() -> None:
+def test_contrast_rows_with_a_held_out_prompt_are_dropped() -> None:
     demonstrations = [demonstration(1), demonstration(2), demonstration(2), demonstration(3)]
     contrast = [demonstration(prompt) for prompt in (1, 2, 3, 4)]
     kept = contrast_without(np.array([0, 1]), demonstrations, contrast)  # prompt 2 has another demonstration
@@ -42,7 +42,7 @@ def test_contrast_with_the_prompt_of_a_held_out_row_alone_is_left_out() -> None:
 
 
 def test_accuracy_by_hand() -> None:
-    """Medians 2 and -4: what lies above -1 is called real."""
+    """Medians 2 and -4: the threshold is -1."""
     measure = HeldOutAccuracy(np.arange(4))
     assert measure.rows_of(1) == [0, 1, 2, 3]
     found = measure.observe([1.0, 3.0, -1.5, 4.0], [-1.0, -3.0, 1.0, 0.0, -5.0, -5.0, -5.0, -5.0])
@@ -50,7 +50,7 @@ def test_accuracy_by_hand() -> None:
     assert found["discriminator/held_out_logit_gap"] == pytest.approx(6.5 / 4 - (-23 / 8))
 
 
-def test_the_level_of_the_logits_says_nothing_but_their_order_does() -> None:
+def test_accuracy_depends_on_the_order_of_logits_and_not_on_their_level() -> None:
     def accuracy(real: list[float], fake: list[float]) -> float:
         return HeldOutAccuracy(np.arange(2)).observe(real, fake)["discriminator/held_out_accuracy"]
 
@@ -58,7 +58,7 @@ def test_the_level_of_the_logits_says_nothing_but_their_order_does() -> None:
     assert accuracy([0.3, 0.4], [0.6, 0.8]) == 0.0
 
 
-def test_rows_take_turns_and_the_mean_is_over_one_turn() -> None:
+def test_rows_are_scored_round_robin_and_averaged_over_one_round() -> None:
     """40 rows are 3 iterations of 16."""
     measure = HeldOutAccuracy(np.arange(100, 140))
     turns, found = [], []
@@ -72,14 +72,14 @@ def test_rows_take_turns_and_the_mean_is_over_one_turn() -> None:
     assert [row["discriminator/held_out_logit_gap"] for row in found] == pytest.approx([2, 2, 2 / 3, -2 / 3, -2])
 
 
-def test_a_drift_of_all_logits_is_no_accuracy() -> None:
+def test_a_drift_of_all_logits_does_not_change_the_accuracy() -> None:
     measure, noise = HeldOutAccuracy(np.arange(128)), np.random.default_rng(0)
     for level in np.linspace(0.0, -20.0, 8):
         found = measure.observe(*(list(level + noise.normal(size=count)) for count in (16, 64)))
     assert found["discriminator/held_out_accuracy"] == pytest.approx(0.5, abs=0.08)
 
 
-def test_the_state_goes_on() -> None:
+def test_the_state_is_restored() -> None:
     first, second = (HeldOutAccuracy(np.arange(40)) for _ in range(2))
     first.observe([0.5] * 16, [0.1] * 8)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -97,7 +97,7 @@ def test_the_overfit_gap_by_hand() -> None:
     assert found == alone | {"discriminator/overfit_gap": found["discriminator/overfit_gap"]}
 
 
-def test_trained_rows_take_turns_in_random_order_beside_the_held_out_ones() -> None:
+def test_trained_rows_are_scored_round_robin_with_the_held_out_ones() -> None:
     measure = HeldOutAccuracy(np.arange(100, 140), np.arange(60))
     turns = [measure.rows_of(iteration) for iteration in range(1, 16)]
     assert all(
@@ -107,7 +107,7 @@ def test_trained_rows_take_turns_in_random_order_beside_the_held_out_ones() -> N
     assert trained[:60] == trained[60:120] and sorted(trained[:60]) == list(range(60)) != trained[:60]
 
 
-def test_the_gap_is_a_mean_over_one_turn_and_only_of_finite_logits() -> None:
+def test_the_gap_is_averaged_over_one_round_of_finite_logits() -> None:
     measure = HeldOutAccuracy(np.arange(100, 140), np.arange(60))  # 3 iterations
     gaps = []
     for trained in (1.0, 1.0, -1.0, float("nan"), -1.0):
@@ -116,7 +116,7 @@ def test_the_gap_is_a_mean_over_one_turn_and_only_of_finite_logits() -> None:
     assert gaps == pytest.approx([0, 0, -1 / 3, -1 / 3, -2 / 3])
 
 
-def test_readings_without_a_gap_do_not_count_once_it_is_asked_for() -> None:
+def test_readings_without_a_gap_are_dropped_once_it_is_measured() -> None:
     plain, measure = HeldOutAccuracy(np.arange(40)), HeldOutAccuracy(np.arange(40), np.arange(60))
     plain.observe([-1.0] * 16, [1.0] * 8)
     measure.load_state_dict(json.loads(json.dumps(plain.state_dict())))

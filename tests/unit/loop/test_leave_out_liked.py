@@ -1,4 +1,4 @@
-"""The loop over fake roles: rollouts that the discriminator likes are no part of its updates."""
+"""The loop over fake roles: discriminator updates leave out the rollouts with the highest scores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Recording(FakeRoles):
 
 
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "bradley_terry"])
-def test_they_are_left_out_of_every_update_and_of_none_of_the_generators(tmp_path: Path, loss: str) -> None:
+def test_they_are_left_out_of_discriminator_updates_only(tmp_path: Path, loss: str) -> None:
     more = ["warmup.discriminator.steps=2", "discriminator.contrast_weight=1", f"discriminator.loss={loss}"]
     rate = "discriminator.updates_per_generator_update=2"
     roles = Recording()

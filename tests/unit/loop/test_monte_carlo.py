@@ -21,12 +21,12 @@ def probability(last: int | None) -> np.ndarray:
 
 @cache
 def reward(response: tuple[int, ...]) -> float:
-    """Any function of the whole response."""
+    """An arbitrary function of the response."""
     return float(np.random.default_rng(list(response)).normal())
 
 
 def exact_value(prefix: tuple[int, ...]) -> float:
-    """The mean reward over all continuations, each with its probability."""
+    """Expected reward over all continuations."""
     total = 0.0
     for rest in itertools.product(range(VOCABULARY), repeat=LENGTH - len(prefix)):
         weight, last = 1.0, prefix[-1]
@@ -43,7 +43,7 @@ def rollout(response: tuple[int, ...], prompt_id: int = 0) -> Rollout:
 
 
 def complete(parts: list[Prompt], num_completions: int) -> list[Rollout]:
-    """What an engine does: samples each prompt to the end of its room."""
+    """Sample each prompt to its token budget, as an engine does."""
     generator, completions = np.random.default_rng(1), []
     for part in parts:
         assert part.max_new_tokens is not None
@@ -81,10 +81,10 @@ def test_values_converge_to_exact_enumeration() -> None:
         assert item.action_values is not None and item.action_values.dtype == np.float32
         # rewards have a deviation of about 1: four standard errors
         assert item.action_values.tolist() == pytest.approx(exact, abs=4 / num_completions**0.5)
-        assert item.action_values[-1] == pytest.approx(reward(response))  # the whole response is scored directly
+        assert item.action_values[-1] == pytest.approx(reward(response))  # the full response is scored directly
 
 
-def test_the_error_falls_with_the_root_of_the_completions() -> None:
+def test_the_error_falls_with_the_square_root_of_the_completions() -> None:
     errors = []
     for num_completions in (100, 10_000):
         items = search([rollout(r) for r in RESPONSES * 8], num_completions)

@@ -1,4 +1,4 @@
-"""The loop over fake roles: updates are skipped while the discriminator knows its demonstrations by heart."""
+"""The loop over fake roles: updates are skipped while the discriminator overfits its demonstrations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = "discriminator.updates_per_generator_update=1.5"
 
 
 class Memorising(FakeRoles):
-    """Demonstrations are known by heart as long as it was trained at all in one of the last four iterations."""
+    """Overfits its demonstrations if it was trained in one of the last four iterations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,11 +46,11 @@ def configured(*more: str) -> Config:
 
 
 def test_updates_are_skipped_while_the_gap_is_above_the_limit(tmp_path: Path) -> None:
-    """A window of one iteration: AUC 1 less 0.5 where it has been trained of late, else 0."""
+    """With a window of one iteration the gap is 1 - 0.5 after recent training, else 0."""
     roles = Memorising()
     _, _, loop = run(configured("discriminator.overfit_gap=0.4"), roles, tmp_path)
     trains = ([1, 0, 0, 0, 0] * 3)[:12]
-    due = [1, 2] * 6  # 1.5 an iteration
+    due = [1, 2] * 6  # 1.5 per iteration
     logged = rows(tmp_path)[1:]
     assert roles.updates == [a * b for a, b in zip(trains, due, strict=True)]
     assert [row["discriminator/skipped_updates"] for row in logged] == [
@@ -72,7 +72,7 @@ def test_no_update_is_skipped_at_the_limit_or_without_one(tmp_path: Path, limit:
     assert found == {None if limit == "null" else 0.0}
 
 
-def test_a_resumed_run_skips_as_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_a_resumed_run_skips_the_same_updates(tmp_path: Path) -> None:
     class Numbered(FakeRoles):
         """The gap of iteration i is 0.5 or 0, by a pattern that a window of three iterations blurs."""
 
@@ -85,9 +85,11 @@ def test_a_resumed_run_skips_as_an_uninterrupted_one(tmp_path: Path) -> None:
     config = settings(
         "discriminator.held_out=20", "guard.action=warn", "run.iterations=12", "discriminator.overfit_gap=0.2", RATE
     )
-    run(config, Numbered(), tmp_path / "whole")
-    run(config, Numbered(), tmp_path / "cut", stop_after=5)
-    run(config, Numbered(), tmp_path / "cut", resume=True)
+    run(config, Numbered(), tmp_path / "uninterrupted")
+    run(config, Numbered(), tmp_path / "resumed", stop_after=5)
+    run(config, Numbered(), tmp_path / "resumed", resume=True)
     names = ("discriminator/overfit_gap", "discriminator/skipped_updates", "discriminator/updates")
-    whole, cut = ([[row[name] for name in names] for row in rows(tmp_path / each)[1:]] for each in ("whole", "cut"))
-    assert whole == cut and {row[1] > 0 for row in whole} == {True, False}
+    expected, resumed = (
+        [[row[name] for name in names] for row in rows(tmp_path / each)[1:]] for each in ("uninterrupted", "resumed")
+    )
+    assert expected == resumed and {row[1] > 0 for row in expected} == {True, False}

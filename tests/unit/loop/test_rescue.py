@@ -1,4 +1,4 @@
-"""What the loop saves of itself when it has lost an actor."""
+"""Checkpoints written after an actor failure."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from rlgaf_ray.types import Demonstration, PolicyNetwork, Rollout, ScoredRollout
 from tests.unit.loop.test_healing import ready, rows, run, settings
 
 ITERATIONS = 8
-NAMES = ("hurt", "whole")
+NAMES = ("failed", "uninterrupted")
 SMALL = ("guard.action=warn", f"run.iterations={ITERATIONS}", "discriminator.updates_per_generator_update=0.5")
 
 
-class Losing(FakeRoles):
-    """Loses an actor in iteration 5, where ``checkpoint.every=3``; ``where``: before or after the updates began."""
+class FailingRoles(FakeRoles):
+    """An actor fails in iteration 5 with ``checkpoint.every=3``; ``where``: before or after the updates started."""
 
-    def __init__(self, where: str, *, everything_is_left: bool = True) -> None:
+    def __init__(self, where: str, *, complete: bool = True) -> None:
         super().__init__()
         self.where = where
-        self.everything_is_left = everything_is_left
+        self.complete = complete
         self.num_scored = 0
 
     def start_score(self, rollouts: Sequence[Rollout], demonstrations: Sequence[Demonstration]) -> PendingScores:
         self.num_scored += 1
-        lost = self.where == "before" and self.num_scored == 5
-        return self._lose if lost else super().start_score(rollouts, demonstrations)
+        fails = self.where == "before" and self.num_scored == 5
+        return self._fail if fails else super().start_score(rollouts, demonstrations)
 
-    def _lose(self) -> tuple[list[ScoredRollout], list[float]]:
+    def _fail(self) -> tuple[list[ScoredRollout], list[float]]:
         raise RuntimeError("rollout worker 0 died")
 
     def push_weights(self, policy_version: int, *, network: PolicyNetwork = "policy") -> Pending:
@@ -42,48 +42,48 @@ class Losing(FakeRoles):
         return super().push_weights(policy_version, network=network)
 
     def rescue(self, folder: Place) -> None:
-        if not self.everything_is_left:
+        if not self.complete:
             raise RuntimeError("no surviving rank holds the full learner")
         super().rescue(folder)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_the_last_whole_iteration_is_saved_and_the_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, mode: str
-) -> None:
+def test_the_last_completed_iteration_is_saved_and_resumed_exactly(tmp_path: Path, mode: str) -> None:
     config = settings(*SMALL, f"schedule.mode={mode}", "schedule.max_staleness=1")
-    run(config, FakeRoles(), tmp_path / "whole")
-    loop, callback = ready(config, Losing("before"), tmp_path / "hurt")
+    run(config, FakeRoles(), tmp_path / "uninterrupted")
+    loop, callback = ready(config, FailingRoles("before"), tmp_path / "failed")
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
         loop.run()
     loop.rescue()
     assert callback.messages == ["iteration 4 was saved"]
-    assert (tmp_path / "hurt/checkpoints/latest").read_text() == "step_000004\n"
-    run(config, FakeRoles(), tmp_path / "hurt", resume=True)
-    assert without_staleness(tmp_path / "hurt") == without_staleness(tmp_path / "whole")
+    assert (tmp_path / "failed/checkpoints/latest").read_text() == "step_000004\n"
+    run(config, FakeRoles(), tmp_path / "failed", resume=True)
+    assert without_staleness(tmp_path / "failed") == without_staleness(tmp_path / "uninterrupted")
     ends = [json.loads((tmp_path / name / "checkpoints/step_000008/state.json").read_text()) for name in NAMES]
     assert ends[0]["streams"] == ends[1]["streams"] and ends[0]["held_out"] == ends[1]["held_out"]
 
 
-@pytest.mark.parametrize(("everything_is_left", "where"), [(True, "after"), (False, "before")])
-def test_what_is_half_done_or_not_all_there_is_not_saved(tmp_path: Path, everything_is_left: bool, where: str) -> None:
-    losing = Losing(where, everything_is_left=everything_is_left)
+@pytest.mark.parametrize(("complete", "where"), [(True, "after"), (False, "before")])
+def test_an_incomplete_state_is_not_saved(tmp_path: Path, complete: bool, where: str) -> None:
+    losing = FailingRoles(where, complete=complete)
     loop, callback = ready(settings(*SMALL), losing, tmp_path)
     with pytest.raises(RuntimeError, match="rollout worker 0 died"):
         loop.run()
     loop.rescue()
-    told = "iteration 4 could not be saved: no surviving rank"
-    assert len(callback.messages) == (where == "before") and all(text.startswith(told) for text in callback.messages)
+    expected = "iteration 4 could not be saved: no surviving rank"
+    assert len(callback.messages) == (where == "before") and all(
+        text.startswith(expected) for text in callback.messages
+    )
     assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
 
 
 def without_staleness(folder: Path) -> list[dict[str, float]]:
-    """After its start a run has batches of the newest weights, as at its beginning."""
+    """A restarted run samples from the newest weights, like a new run."""
     return [{name: value for name, value in row.items() if name != "rollout/staleness"} for row in rows(folder)]
 
 
-def test_what_was_being_saved_is_saved_by_those_that_are_left(tmp_path: Path) -> None:
-    """A rank is lost while the checkpoint of an iteration, the best so far, is written."""
+def test_an_interrupted_save_is_completed_by_the_surviving_ranks(tmp_path: Path) -> None:
+    """A rank fails while the checkpoint of the best iteration so far is written."""
 
     class LosingARank(FakeRoles):
         def save(self, folder: Place) -> None:

@@ -1,4 +1,4 @@
-"""Rewards from scores and functions, with what TRL passes to them, and functions that fail."""
+"""Rewards from scores and functions with TRL's arguments, and failing functions."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def length(completions: list[str], **columns: object) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["logit", "probability_centered", "zero"])
-def test_without_functions_it_is_the_discriminators(rewards, kind: str) -> None:
+def test_without_functions_the_reward_is_the_discriminators(rewards, kind: str) -> None:
     found = rewards((), f"reward.kind={kind}")(scored("ab", "c", scores=[0.1, -3.3]), 1)
     expected: list[float] = {
         "logit": np.array([0.1, -3.3], np.float32).tolist(),
@@ -85,7 +85,7 @@ def test_without_functions_it_is_the_discriminators(rewards, kind: str) -> None:
     assert (found.metrics, found.columns) == ({}, {})
 
 
-def test_a_weighted_sum_with_each_of_its_parts_logged(rewards) -> None:
+def test_a_weighted_sum_logs_each_source(rewards) -> None:
     def vowels(completions: list[str], **columns: object) -> list[float | None]:
         return [None if text == "zz" else float(sum(text.count(vowel) for vowel in "aeiou")) for text in completions]
 
@@ -108,7 +108,7 @@ def test_a_product_of_powers(rewards) -> None:
 
 
 @pytest.mark.parametrize("combine", ["sum", "product"])
-def test_weight_0_is_logged_only(rewards, combine: str) -> None:
+def test_a_reward_of_weight_0_is_logged_only(rewards, combine: str) -> None:
     def nothing(completions: list[str], **columns: object) -> list[float]:
         return [0.0] * len(completions)
 
@@ -117,9 +117,9 @@ def test_weight_0_is_logged_only(rewards, combine: str) -> None:
     assert values(found) == [2.0, 1.0] and found.metrics["reward/nothing"] == 0.0
 
 
-def test_a_score_that_is_not_finite_is_left_to_the_learner(rewards) -> None:
-    (lost, _) = values(rewards([length])(scored("ab", "c", scores=[math.nan, 1.0]), 1))
-    assert lost is not None and math.isnan(lost)  # the learner's to report
+def test_non_finite_scores_pass_through(rewards) -> None:
+    (first, _) = values(rewards([length])(scored("ab", "c", scores=[math.nan, 1.0]), 1))
+    assert first is not None and math.isnan(first)  # reported by the learner
 
 
 def test_a_response_without_any_reward_gets_the_mean(rewards) -> None:
@@ -159,7 +159,7 @@ def test_functions_get_what_trl_passes(rewards) -> None:
     assert found.columns["look/first"] == ["W", "x", str(CHAT[0])]
 
 
-def test_functions_may_be_async_or_name_only_what_they_read(rewards) -> None:
+def test_functions_may_be_async_or_take_only_some_arguments(rewards) -> None:
     async def slow(completions: list[str], **columns: object) -> list[float]:
         await asyncio.sleep(0.001)
         return length(completions)
@@ -227,17 +227,17 @@ def logs(log_extra: Callable[..., None], **columns: object) -> list[float]:
     [
         (raises, "raised ValueError: no way (test_rewards.py:"),
         (leaves, "raised SystemExit: 3"),
-        (hangs, "gave no answer within reward.timeout_seconds=0.2"),
-        (waits, "gave no answer within reward.timeout_seconds=0.2"),
+        (hangs, "did not return within reward.timeout_seconds=0.2"),
+        (waits, "did not return within reward.timeout_seconds=0.2"),
         (is_nan, "returned nan for response 1: return finite numbers, or None for no reward"),
         (is_long, "returned 3 rewards for 2 responses"),
-        (is_number, "returned no list of numbers: TypeError"),
-        (is_text, "returned no list of numbers: ValueError"),
+        (is_number, "did not return a list of numbers: TypeError"),
+        (is_text, "did not return a list of numbers: ValueError"),
         (needs, "raised TypeError: needs() missing 1 required positional argument: 'solution'"),
         (logs, "logged 1 values of logs/note for 2 responses"),
     ],
 )
-def test_a_function_that_fails_is_named(rewards, function: RewardFunction, expected: str) -> None:
+def test_a_failing_function_is_named(rewards, function: RewardFunction, expected: str) -> None:
     patience = 0.2 if function in (hangs, waits) else 60
     with pytest.raises(RewardFailed) as caught:
         rewards([function], f"reward.timeout_seconds={patience}")(scored("a", "b"), 1)
@@ -247,11 +247,11 @@ def test_a_function_that_fails_is_named(rewards, function: RewardFunction, expec
         assert caught.value.__cause__ is not None and "rewards.py:" in str(caught.value)
 
 
-def test_a_product_refuses_a_negative_reward(rewards) -> None:
+def test_a_product_rejects_a_negative_reward(rewards) -> None:
     def penalty(completions: list[str], **columns: object) -> list[float]:
         return [-1.0] * len(completions)
 
-    with pytest.raises(RewardFailed, match=r"penalty returned -1 for response 0, and reward\.combine=product needs"):
+    with pytest.raises(RewardFailed, match=r"penalty returned -1 for response 0, but reward\.combine=product needs"):
         rewards([penalty], "reward.combine=product", "reward.kind=probability")(scored("a"), 1)
 
 
@@ -270,7 +270,7 @@ def test_functions_of_trl_run_unchanged(rewards) -> None:
     assert set(found.metrics) == {"reward/discriminator", *(f"reward/{name}" for name in names)}
 
 
-# Where functions come from.
+# Loading functions.
 
 
 @pytest.fixture
@@ -294,13 +294,13 @@ def test_functions_are_loaded_by_path(rewards, file: Path) -> None:
     ("section", "expected"),
     [
         ("path: 'FILE:long'", r"reward\.functions: .*my_rewards\.py has no long"),
-        ("path: 'FILE:NAME'", r"reward\.functions: .*my_rewards\.py:NAME is no function"),
+        ("path: 'FILE:NAME'", r"reward\.functions: .*my_rewards\.py:NAME is not a function"),
         ("path: 'nowhere:short'", r"reward\.functions: nowhere cannot be imported"),
         ("path: short", r"reward\.functions: 'short' names no object"),
-        ("name: gone", r"gone has no path, since it was passed to train: pass it again in rewards"),
+        ("name: gone", r"gone was passed as an argument and has no path: pass it again in rewards"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_sentence(file: Path, section: str, expected: str) -> None:
+def test_loading_errors_are_one_sentence(file: Path, section: str, expected: str) -> None:
     name = "" if "name" in section else ", name: x"
     config = load_config(None, [f"reward.functions=[{{{section.replace('FILE', str(file))}{name}}}]"])
     with pytest.raises(UserError, match=expected):
@@ -312,7 +312,7 @@ def written(config: Config) -> dict[str, float]:
 
 
 def test_arguments_are_written_into_the_config() -> None:
-    """So that the learner knows the weights, and a resumed run which function it lacks."""
+    """The learner then knows the weights, and a resumed run knows which function is missing."""
     config, passed = with_rewards(load_config(), {"discriminator": 0.5, length: 0.3})
     assert config.reward.discriminator_weight == 0.5 and written(config) == {"length": 0.3}
     assert passed == {"length": length}
@@ -328,14 +328,14 @@ def test_arguments_are_written_into_the_config() -> None:
 @pytest.mark.parametrize(
     ("passed", "expected"),
     [
-        ({"lenght": 1.0}, "'lenght' is no reward of this config: it has discriminator; or pass a function"),
-        ([length, partial(length)], "two functions are called length"),
+        ({"lenght": 1.0}, "unknown reward 'lenght': use discriminator, or pass a function"),
+        ([length, partial(length)], "two functions are named length"),
         ([3], "3 is neither a function nor the name of a reward"),
         ({length: math.nan}, "must be a finite number"),
         ({"discriminator": -1.0}, "must be greater than or equal to 0"),
     ],
 )
-def test_arguments_that_do_not_fit_are_one_sentence(passed: Any, expected: str) -> None:
+def test_invalid_arguments_are_rejected_in_one_sentence(passed: Any, expected: str) -> None:
     with pytest.raises(UserError) as caught:
         with_rewards(load_config(), passed)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
@@ -350,7 +350,7 @@ def test_gumbel_takes_no_function_as_an_argument() -> None:
 
 
 class Completing:
-    """Completes every prefix by the letter e to full length, and scores 0."""
+    """Completes every prefix with the letter e to full length, and scores 0."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         zeros = np.zeros(9, np.float32)
@@ -364,7 +364,7 @@ class Completing:
         return [ScoredRollout(rollout, 0.0, 0) for rollout in rollouts]
 
 
-def test_action_values_are_of_functions_too(rewards) -> None:
+def test_action_values_include_reward_functions(rewards) -> None:
     def share(prompts: list[str], completions: list[str], answer: list[int], **columns: object) -> list[float]:
         assert set(prompts) == {"x"}
         return [text.count("e") + 10.0 * number for text, number in zip(completions, answer, strict=True)]

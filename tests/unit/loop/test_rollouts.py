@@ -17,7 +17,7 @@ def test_a_response_is_identical_only_to_another_prompts() -> None:
     assert identical_share(rollouts) == 2 / 5
 
 
-def test_what_is_logged() -> None:
+def test_rollout_metrics_by_hand() -> None:
     found = rollout_metrics([rollout(0, 5, 5, 5, 5, 5, 5), rollout(1, 6, 7)], 2.0)
     assert found == {
         "rollout/response_tokens": 4.0,
@@ -29,7 +29,7 @@ def test_what_is_logged() -> None:
     }
 
 
-def test_the_liked_are_left_out_and_the_others_keep_their_order() -> None:
+def test_the_highest_scores_are_left_out_in_order() -> None:
     rollouts = [rollout(row, 5, row) for row in range(5)]
     scored = [ScoredRollout(*each, 0) for each in zip(rollouts, [0.3, 2.0, -1.0, 0.9, 0.3], strict=True)]
 

@@ -1,4 +1,4 @@
-"""A run whose folder is a URI; a part of the file system stands in for the object store."""
+"""Runs whose folder is a URI, with a part of the file system as the object store."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
         (folder.local / "config.yaml").write_text("")
         assert folder.exists()
     with local_folder(tmp_path / "runs").claimed():
-        assert folder.exists(), "for a run that goes on"
+        assert folder.exists(), "for a resumed run"
 
 
-def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
+def test_an_empty_run_folder_is_removed(tmp_path: Path) -> None:
     folder = local_folder(tmp_path / "deep" / "runs")
     with pytest.raises(UserError, match="bad data"), folder.claimed():
         raise UserError("bad data")
@@ -76,13 +76,13 @@ def test_a_run_that_wrote_nothing_leaves_no_folder(tmp_path: Path) -> None:
     assert folder.local.is_dir() and list(folder.local.iterdir()) == [], "who made it keeps it"
     (tmp_path / "deep" / "runs" / "file").write_text("precious")
     with (
-        pytest.raises(UserError, match="runs/file exists and is no folder"),
+        pytest.raises(UserError, match="runs/file exists and is not a folder"),
         local_folder(tmp_path / "deep" / "runs", "file").claimed(),
     ):
         pass
 
 
-def test_a_killed_process_gives_its_folder_back(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_folder(tmp_path: Path) -> None:
     code = (
         "import sys, time; from rlgaf_ray.config import load_config; from rlgaf_ray.loop.run_folder import RunFolder\n"
         "claim = RunFolder(load_config(None, ['run.name=one', 'run.root=' + sys.argv[1]]).run).claimed()\n"
@@ -99,13 +99,13 @@ def test_a_killed_process_gives_its_folder_back(tmp_path: Path) -> None:
         assert not folder.exists(), "a new run may have it"
 
 
-def test_runs_without_a_name_get_different_ones_in_the_same_second(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_names_differ_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
     names = {with_name(load_config()).run.name for _ in range(3)}
     assert len(names) == 3 and all(str(name).startswith("imdb-") for name in names), names
 
 
-def test_what_a_run_writes_is_stored_and_comes_back(store: Path) -> None:
+def test_files_are_stored_and_downloaded_again(store: Path) -> None:
     folder = folder_of()
     assert not folder.exists()
     assert list(store.rglob("*")) == [store / "runs"], "the check leaves no file"
@@ -130,7 +130,7 @@ def test_what_a_run_writes_is_stored_and_comes_back(store: Path) -> None:
     assert [path.name for path in again.local.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_run_that_fails_is_stored_too(store: Path) -> None:
+def test_a_failed_run_is_stored_too(store: Path) -> None:
     folder = folder_of()
     with pytest.raises(ValueError, match="no tokens"), folder.mirrored():
         folder.local.mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_a_run_that_fails_is_stored_too(store: Path) -> None:
     assert (store / "runs" / "one" / "guard.jsonl").is_file()
 
 
-def test_what_the_storage_does_not_take_stays_here(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_stored_are_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(self: Remote) -> None:
         raise OSError("AWS Error NETWORK_CONNECTION")
 
@@ -151,12 +151,12 @@ def test_what_the_storage_does_not_take_stays_here(store: Path, monkeypatch: pyt
         folder.flush()
     assert str(caught.value) == (
         "s3://bucket/runs/one/metrics.jsonl could not be written within 0.1 s: AWS Error NETWORK_CONNECTION; "
-        f"what else the run wrote is kept in {folder.local}"
+        f"the run's other files are kept in {folder.local}"
     )
     assert (folder.local / "metrics.jsonl").is_file()
 
 
-def test_the_config_of_a_run_is_found_by_its_uri(store: Path) -> None:
+def test_a_runs_uri_finds_its_config(store: Path) -> None:
     path, overrides = split_words([f"{ROOT}/one?region=x", "run.seed=4"], resume=True)
     assert (path, overrides) == ([], [f"run.root={ROOT}?region=x", "run.name=one", "run.seed=4"])
     with pytest.raises(ConfigError, match=r"nothing to resume: s3://bucket/runs/one/config.yaml\?region=x does not"):

@@ -1,4 +1,4 @@
-"""The whole loop over fake roles that work, each at its own pace, behind the dispatcher of the real ones."""
+"""The full loop over fake roles that work asynchronously, behind the real dispatcher."""
 
 from __future__ import annotations
 
@@ -154,15 +154,15 @@ def train(config: Config, roles: BusyRoles, folder: Path, **more: Any) -> list[d
 
 
 def prompts_in_order(folder: Path, iterations: int) -> list[list[int]]:
-    """What a synchronous run learns from."""
+    """Prompts of a synchronous run."""
     roles = BusyRoles()
     train(settings(f"run.iterations={iterations}", "guard.action=warn"), roles, folder)
     return roles.learned
 
 
 @pytest.mark.parametrize("max_staleness", [1, 2, 4])
-def test_no_rollout_is_ever_older_than_allowed(tmp_path: Path, max_staleness: int) -> None:
-    """200 iterations, every piece of work of another length: the versions are those of the slots, whatever happens."""
+def test_staleness_never_exceeds_the_limit(tmp_path: Path, max_staleness: int) -> None:
+    """200 iterations with work of random duration: versions depend on the slots only."""
     roles = BusyRoles(longest=0.006)
     config = asynchronous(
         max_staleness, "run.iterations=200", "checkpoint.every=50", "discriminator.updates_per_generator_update=0.4"
@@ -172,8 +172,8 @@ def test_no_rollout_is_ever_older_than_allowed(tmp_path: Path, max_staleness: in
     assert roles.learned == prompts_in_order(tmp_path / "sync", 200)  # each prompt once, in its order
 
 
-def test_the_learners_update_goes_on_beside_the_next_rollouts_and_their_scores(tmp_path: Path) -> None:
-    """An update that ends only when both have begun: one after the other this would stand still."""
+def test_the_update_overlaps_with_the_next_rollouts_and_scores(tmp_path: Path) -> None:
+    """An update that ends only once both have started: run one after the other, this would deadlock."""
 
     class Waiting(BusyRoles):
         def during_update(self, iteration: int) -> None:
@@ -187,30 +187,28 @@ def test_the_learners_update_goes_on_beside_the_next_rollouts_and_their_scores(t
 
 @pytest.mark.parametrize("stop_after", [4, 7])
 @pytest.mark.parametrize("max_staleness", [1, 3])
-def test_no_prompt_is_lost_or_learned_from_twice_over_a_resume(
-    tmp_path: Path, max_staleness: int, stop_after: int
-) -> None:
+def test_a_resume_neither_skips_nor_repeats_prompts(tmp_path: Path, max_staleness: int, stop_after: int) -> None:
     config = asynchronous(max_staleness, "run.iterations=12", "checkpoint.every=0")
     first, second = BusyRoles(longest=0.002), BusyRoles(longest=0.002)
-    train(config, first, tmp_path / "cut", stop_after=stop_after)
-    logged = train(config, second, tmp_path / "cut", resume=True)
+    train(config, first, tmp_path / "resumed", stop_after=stop_after)
+    logged = train(config, second, tmp_path / "resumed", resume=True)
     assert len(first.learned) == stop_after
-    assert first.learned + second.learned == prompts_in_order(tmp_path / "whole", 12)
-    # What was made ahead was dropped: its prompts were answered anew, by the policy of the checkpoint.
+    assert first.learned + second.learned == prompts_in_order(tmp_path / "uninterrupted", 12)
+    # Batches made ahead were dropped: their prompts were sampled again, from the policy of the checkpoint.
     staleness = [row["rollout/staleness"] for row in logged]
     assert staleness[stop_after:] == [min(index, max_staleness) for index in range(12 - stop_after)]
 
 
-def test_a_heal_drops_what_the_ill_policy_had_made_ahead(tmp_path: Path) -> None:
-    """Sound until 13, so back to the checkpoint of 12 from iteration 19, with two batches made ahead."""
+def test_a_rollback_drops_batches_made_ahead(tmp_path: Path) -> None:
+    """Healthy until 13, so iteration 19 rolls back to checkpoint 12, with two batches made ahead."""
     roles = BusyRoles(longest=0.002, onset=14)
-    logged = train(asynchronous(2, "guard.action=heal", "run.iterations=24"), roles, tmp_path / "ill")
+    logged = train(asynchronous(2, "guard.action=heal", "run.iterations=24"), roles, tmp_path / "rolled_back")
     order = prompts_in_order(tmp_path / "calm", 24)
     assert roles.learned == order[:19] + order[12:]
     assert [row["rollout/staleness"] for row in logged[12:]] == [0, 1] + [2] * 10
 
 
-def test_engines_that_miss_a_version_are_found_out(tmp_path: Path) -> None:
+def test_engines_that_skip_a_version_are_detected(tmp_path: Path) -> None:
     class Deaf(BusyRoles):
         def take(self, version: int) -> int:
             return 0 if version == 3 else version
@@ -219,13 +217,13 @@ def test_engines_that_miss_a_version_are_found_out(tmp_path: Path) -> None:
         train(asynchronous(1), Deaf(), tmp_path)
 
 
-def test_roles_that_work_at_once_give_the_same_versions(tmp_path: Path) -> None:
+def test_synchronous_roles_give_the_same_versions(tmp_path: Path) -> None:
     run(asynchronous(2, "run.iterations=6"), FakeRoles(), tmp_path)
     assert [row["rollout/staleness"] for row in rows(tmp_path)[1:]] == [0, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_each_iteration_scores_its_own_held_out_demonstrations_over_a_resume(tmp_path: Path, mode: str) -> None:
+def test_a_resumed_run_scores_the_same_held_out_demonstrations(tmp_path: Path, mode: str) -> None:
     class Recording(FakeRoles):
         def __init__(self) -> None:
             super().__init__()
@@ -241,5 +239,5 @@ def test_each_iteration_scores_its_own_held_out_demonstrations_over_a_resume(tmp
     _, _, loop = run(config, second, tmp_path, resume=True)
     held_out = loop.train_step.draws.held_out_rows.tolist()
     expected = [[held_out[(16 * turn + row) % 20] for row in range(16)] for turn in range(9)]
-    assert first.asked[:4] == expected[:4] and first.asked[4:] in ([], expected[4:5])  # one is asked for ahead
+    assert first.asked[:4] == expected[:4] and first.asked[4:] in ([], expected[4:5])  # one is requested ahead
     assert second.asked == expected[4:]

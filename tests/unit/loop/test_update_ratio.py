@@ -31,7 +31,7 @@ def test_updates_due(rate: float, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.2, 0.3, 1 / 3, 0.7, 1.1, 2.4, 10.0])
-def test_a_fixed_rate_gives_the_floor_of_its_multiples_also_when_taken_up_again(rate: float) -> None:
+def test_a_fixed_rate_gives_the_floor_of_its_multiples_also_after_a_resume(rate: float) -> None:
     whole = UpdateRatio(rate, FIXED)
     expected = np.diff([math.floor(n * rate + 1e-9) for n in range(3001)]).tolist()
     assert schedule(whole, 3000) == expected
@@ -41,7 +41,7 @@ def test_a_fixed_rate_gives_the_floor_of_its_multiples_also_when_taken_up_again(
     assert done + schedule(second, 1766) == expected
 
 
-def test_the_config_says_what_a_fixed_rate_is_after_a_resume() -> None:
+def test_a_fixed_rate_comes_from_the_config_after_a_resume() -> None:
     before = UpdateRatio(0.5, FIXED)
     before.due()
     after = UpdateRatio(2.0, FIXED)
@@ -51,9 +51,9 @@ def test_the_config_says_what_a_fixed_rate_is_after_a_resume() -> None:
 
 
 def test_steps_by_hand() -> None:
-    """Band 0.6 to 0.75: middle 0.675, half a width 0.075."""
+    """Band 0.6 to 0.75: middle 0.675, half-width 0.075."""
     ratio = UpdateRatio(1.0, UpdateRatioSection(mode="adaptive", step=0.1))
-    ratio.observe(0.675)  # in the middle: nothing moves
+    ratio.observe(0.675)  # in the middle: no change
     assert ratio.rate == pytest.approx(1.0)
     ratio.observe(
         0.675 + 0.0075
@@ -61,7 +61,7 @@ def test_steps_by_hand() -> None:
     assert ratio.mean == pytest.approx(0.675 + (1 - DECAY) * 0.0075)
     assert ratio.rate == pytest.approx(math.exp(-0.1 * (0.05 + LEAD * 0.05)))
     before = ratio.rate
-    ratio.observe(1.0)  # far outside: no more than a step
+    ratio.observe(1.0)  # far outside: at most one step
     assert ratio.rate == pytest.approx(before * math.exp(-0.1))
     low = UpdateRatio(1.0, UpdateRatioSection(mode="adaptive", step=0.1))
     low.observe(0.6)  # at the lower edge
@@ -78,7 +78,7 @@ def test_bounds_hold() -> None:
     assert ratio.rate == 1.5
 
 
-def test_the_state_goes_on() -> None:
+def test_the_state_is_restored() -> None:
     readings = np.random.default_rng(0).uniform(0.5, 0.9, 60)
     whole, first, second = (UpdateRatio(0.2, ADAPTIVE) for _ in range(3))
     expected = []

@@ -29,8 +29,8 @@ def refusal(*overrides: str) -> str:
         ("{generator.learning_rat: {grid: [1]}}",
          "sweep.space: unknown key generator.learning_rat; did you mean generator.learning_rate?"),
         ("{learning_rate.grid: [1]}",
-         "sweep.space.learning_rate.grid must have one of grid: [...], choice: [...], uniform: [low, high], "
-         "log_uniform: [low, high]"),
+         "sweep.space.learning_rate.grid must have exactly one of grid: [...], choice: [...], "
+         "uniform: [low, high], log_uniform: [low, high]"),
         ("{run.seed.x: {grid: [1]}}", "sweep.space: run.seed.x=1: run.seed is a value, not a section"),
         ("{generator.learning_rate: {grid: [1e-4, 0]}}",
          "sweep.space: generator.learning_rate=0: must be greater than 0"),
@@ -48,11 +48,11 @@ def refusal(*overrides: str) -> str:
         ("{generator.learning_rate: {log_uniform: [0, 1]}}",
          "sweep.space.generator.learning_rate.log_uniform: the lower bound 0 must be above 0"),
         ("{generator.learning_rate: {grid: [1], choice: [1]}}",
-         "sweep.space.generator.learning_rate must have one of grid: [...], choice: [...], uniform: [low, high], "
-         "log_uniform: [low, high]"),
+         "sweep.space.generator.learning_rate must have exactly one of grid: [...], choice: [...], "
+         "uniform: [low, high], log_uniform: [low, high]"),
         ("{generator.learning_rate: {grid: []}}",
-         "sweep.space.generator.learning_rate must have one of grid: [...], choice: [...], uniform: [low, high], "
-         "log_uniform: [low, high]"),
+         "sweep.space.generator.learning_rate must have exactly one of grid: [...], choice: [...], "
+         "uniform: [low, high], log_uniform: [low, high]"),
         ("{run.iterations: {grid: [1, 2]}}",
          "sweep.space.run.iterations: run.iterations must be the same for all trials of a sweep"),
         ("{cluster.threads: {grid: [1, 2]}}",
@@ -82,13 +82,13 @@ def test_invalid_search_spaces_are_rejected(space: str, expected: str) -> None:
         ("sweep={scheduler: pbt, space: {generator.learning_rate: {choice: [1.0]}}}",
          "sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more"),
         ("sweep.metric=loss",
-         "sweep.metric=loss is none that a run logs: take sweep/score or one that begins with rollout/, recovery/, "
+         "sweep.metric=loss is not a metric of a run: use sweep/score or one that starts with rollout/, recovery/, "
          "reward/, generator/, discriminator/, guard/, weights/, eval/, quick/, time/"),
-        ("sweep.mode=min", "sweep.mode=min asks for the worst run: sweep/score is better when higher"),
+        ("sweep.mode=min",
+         "sweep.mode=min would select the worst run, since a higher sweep/score is better: set sweep.mode=max"),
         ("sweep.searcher=optuna",
-         "sweep.searcher=optuna draws values itself: make grid of discriminator.updates_per_generator_update "
-         "a choice"),
-        ("sweep.pbt.mutate=[run.seed]", "sweep.pbt.mutate names run.seed, which is not in sweep.space"),
+         "sweep.searcher=optuna does not support grid: use choice for discriminator.updates_per_generator_update"),
+        ("sweep.pbt.mutate=[run.seed]", "sweep.pbt.mutate: run.seed is not in sweep.space: add it there, or remove it"),
         ("sweep.pbt.quantile=0.6", "sweep.pbt.quantile=0.6: must be less than or equal to 0.5"),
         ("sweep.scheduler=hyperband", "sweep.scheduler=hyperband: must be 'none', 'asha', 'median' or 'pbt'"),
         ("sweep.searcher=ax", "sweep.searcher=ax: must be 'random' or 'optuna'"),

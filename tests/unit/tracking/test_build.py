@@ -72,7 +72,7 @@ def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.Monkey
 
 def test_only_custom_trackers_are_listed_as_risks() -> None:
     config = load_config(None, ["tracking.to=[tensorboard, 'own_tracker:Lines']"])
-    assert config.tracking.risks == ["tracking.to=own_tracker:Lines: the Python code there will run"]
+    assert config.tracking.risks == ["tracking.to=own_tracker:Lines: its Python code will run"]
 
 
 def test_a_tracker_gets_the_config_without_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

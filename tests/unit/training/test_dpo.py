@@ -169,11 +169,14 @@ def test_earlier_samples_are_rejected_and_checkpointed(folder: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
-        (["generator.dpo.replay_share=0.7", "generator.dpo.between_share=0.4"], "parts of one batch: at most 1"),
-        (["reward.discriminator_weight=0.5"], "leave out reward.discriminator_weight"),
-        (["reward.functions=[{path: 'my.py:f', weight: 1.0}]"], "prefers demonstrations to samples, and would ignore"),
-        (["generator.entropy_bonus=0.1"], "leave out generator.entropy_bonus"),
-        (["generator.dpo.minibatches=9"], "more than rollout.batch_size=8"),
+        (
+            ["generator.dpo.replay_share=0.7", "generator.dpo.between_share=0.4"],
+            "sum to more than 1: lower one of them",
+        ),
+        (["reward.discriminator_weight=0.5"], "remove reward.discriminator_weight"),
+        (["reward.functions=[{path: 'my.py:f', weight: 1.0}]"], "learns from preference pairs and would ignore"),
+        (["generator.entropy_bonus=0.1"], "remove generator.entropy_bonus"),
+        (["generator.dpo.minibatches=9"], "exceeds rollout.batch_size=8"),
     ],
 )
 def test_settings_that_dpo_ignores_raise(keys: list[str], named: str) -> None:

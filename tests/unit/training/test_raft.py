@@ -58,8 +58,8 @@ def test_kept_samples_gain_likelihood_and_the_kl_limits_it(folder: Path) -> None
     ("keys", "named"),
     [
         (["rollout.samples_per_prompt=1"], "set it to 2 or more"),
-        (["generator.raft.minibatches=3"], "more than the 2 prompts of a batch"),
-        (["generator.entropy_bonus=0.1"], "leave out generator.entropy_bonus"),
+        (["generator.raft.minibatches=3"], "exceeds the 2 selected samples"),
+        (["generator.entropy_bonus=0.1"], "remove generator.entropy_bonus"),
     ],
 )
 def test_incompatible_settings_raise(keys: list[str], named: str) -> None:
