@@ -74,4 +74,4 @@ def test_equal_runs_are_said_to_be_the_same(tmp_path: Path, diff) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
     a = make(tmp_path / "a", [0.2], {})
     assert main(["diff", str(a), str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no run folder")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a run folder")
