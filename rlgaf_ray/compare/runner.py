@@ -23,7 +23,8 @@ from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import RunFolder
-from rlgaf_ray.run.preparation import cache_folder, check_before_start, prepare_data, with_name
+from rlgaf_ray.run.checks import check_before_start
+from rlgaf_ray.run.preparation import cache_folder, prepare_data, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
 

@@ -28,7 +28,8 @@ from rlgaf_ray.evaluation.text import decode, distinct_n
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.reward_functions import RewardFunction, with_rewards
 from rlgaf_ray.loop.roles import Roles
-from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.checks import check_before_start
+from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import local_roles, open_loop
 from rlgaf_ray.types import EVALUATION_PARTS, EvaluationPart, Metrics, PolicyNetwork, Prompt, Rollout
 

@@ -34,7 +34,8 @@ from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
-from rlgaf_ray.run.preparation import Data, cache_folder, check_before_start, prepare_data, prepare_evaluator
+from rlgaf_ray.run.checks import check_before_start
+from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_inputs, of_warmups, recorded
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll

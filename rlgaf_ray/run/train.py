@@ -23,11 +23,10 @@ from rlgaf_ray.loop.reward_functions import RewardFunction, reward_functions, wi
 from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.run_folder import CONFIG, RunFolder
+from rlgaf_ray.run.checks import check_before_start, check_lengths
 from rlgaf_ray.run.preparation import (
     Prepared,
     cache_folder,
-    check_before_start,
-    check_lengths,
     prepare_data,
     what_is_learned_from,
     with_date,

@@ -26,7 +26,8 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import check_before_start, with_date, with_name
+from rlgaf_ray.run.checks import check_before_start
+from rlgaf_ray.run.preparation import with_date, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page

@@ -8,7 +8,8 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.config import Config
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.report.console import Terminal
-from rlgaf_ray.run.preparation import Data, cache_folder, check_lengths, prepare_data
+from rlgaf_ray.run.checks import check_lengths
+from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data
 from rlgaf_ray.sweep.space import warmup_variants
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 

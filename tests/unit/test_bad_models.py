@@ -22,7 +22,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
-from rlgaf_ray.run.preparation import check_before_start, prepare_data
+from rlgaf_ray.run.checks import check_before_start
+from rlgaf_ray.run.preparation import prepare_data
 from rlgaf_ray.training.fingerprint import model_fingerprint
 from tests.unit.fuzz import JSON, cases, damages, refused_or_done, write
 

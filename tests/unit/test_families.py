@@ -19,7 +19,8 @@ from rlgaf_ray.models.families import check_output_layer, check_vllm, scoring_cl
 from rlgaf_ray.models.generator import blocks_of, load_generator, policy_logprobs
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.straight_through import align, soft_logits
-from rlgaf_ray.run.preparation import Prepared, check_networks
+from rlgaf_ray.run.checks import check_networks
+from rlgaf_ray.run.preparation import Prepared
 from rlgaf_ray.run.session import local_roles
 from rlgaf_ray.training.regularization import freeze_lower_layers
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings, SequenceBatch

@@ -24,7 +24,7 @@ from rlgaf_ray.models.folder import check_model, longest_sequence
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.models.tokenizer import load_tokenizer
-from rlgaf_ray.run.preparation import check_before_start
+from rlgaf_ray.run.checks import check_before_start
 from tests.families import FAMILIES, save_family
 from tests.unit.fuzz import cases, damages, refused_or_done
 
