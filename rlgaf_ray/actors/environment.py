@@ -23,6 +23,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 NO_PROXY = ("no_proxy", "NO_PROXY")
 TEMPORARY = ("/tmp", f"/tmp/rlgaf-{os.getuid()}")
 UV_HOOK = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+DASHBOARD_LIMIT, DASHBOARD_SECONDS = "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 600
 TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 JOBS_API = ("http", "https")
 
@@ -40,6 +41,9 @@ def prepare_environment(address: str | None) -> None:
     if UV_HOOK not in os.environ:
         # Under `uv run` Ray would upload the working directory, with runs/ and cache/, although workers do not need it.
         ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = False
+    if DASHBOARD_LIMIT not in os.environ:
+        # A busy machine needs longer than Ray's minute; a dashboard that failed is seen at once, by its exit code.
+        ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S = DASHBOARD_SECONDS
     os.environ.update(changes)
 
 

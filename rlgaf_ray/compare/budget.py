@@ -1,4 +1,4 @@
-"""What one trial of a method takes, counted from its config: rollouts, updates, and the sampling of an answer."""
+"""Cost of one trial of a method, counted from its config: rollouts, updates, and the sampling of an answer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from rlgaf_ray.compare.methods import METHODS, Method, loop_rollouts
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
+
+PROMPTS_AT_ONCE = 64  # that are answered when a method is measured; bounds the engine's cache
 
 
 @dataclass(frozen=True, slots=True)

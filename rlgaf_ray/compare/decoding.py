@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rlgaf_ray.config.compare import CompareSection
 
@@ -20,8 +20,8 @@ class Decoding:
         return self.top_p < 1 or self.min_p > 0
 
     @property
-    def changes(self) -> dict[str, float]:
-        """Of ``SamplingSettings``: what the config says of truncation holds where this says nothing."""
+    def changes(self) -> dict[str, Any]:
+        """Fields of ``SamplingSettings``; the config's truncation holds where this decoding has none."""
         truncation = {"top_p": self.top_p} if self.top_p < 1 else {"min_p": self.min_p} if self.min_p > 0 else {}
         return {"temperature": self.temperature, **truncation}
 

@@ -89,7 +89,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
         verdict_of(task)
     # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
     free = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
-    unlike = {"run": {"root", "name"}, "cluster": True, "compare": free}
+    unlike: Any = {"run": {"root", "name"}, "cluster": True, "compare": free}
     file = folder / SETTINGS
     if file.is_file():
         if not resume:

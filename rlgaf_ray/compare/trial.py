@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rlgaf_ray.actors.warmup import prepare_warmups
-from rlgaf_ray.compare.budget import num_rollouts
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
 from rlgaf_ray.compare.decoding import Decoding, decodings
 from rlgaf_ray.compare.methods import METHODS, Answering, method_config
 from rlgaf_ray.config import Config
@@ -31,8 +31,6 @@ from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, check_before_start, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import local_roles, open_loop
 from rlgaf_ray.types import EVALUATION_PARTS, EvaluationPart, Metrics, PolicyNetwork, Prompt, Rollout
-
-PROMPTS_AT_ONCE = 64  # bounds the engine's cache
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Extra:
 
 def packed_texts(texts: Sequence[str], encoder: Encoder, *, num_tokens: int, end_of_text: int) -> TextBlocks:
     """Each text with end of text, cut into rows of ``num_tokens``, the last one padded; all but first tokens count."""
-    rows = []
+    rows: list[np.ndarray] = []
     for ids in encoder(texts) if texts else []:
         whole = np.array([*encoder.bos, *ids, end_of_text], np.int32)
         rows += [whole[start : start + num_tokens] for start in range(0, len(whole), num_tokens)]

@@ -119,8 +119,8 @@ class PairSource(TaskSource):
         }
         unread = Counter(reason for items in rejected.values() for reason in items if isinstance(reason, str))
         counts = RowCounts(
-            {name: len(pairs) for name, pairs in kept.items()} | extra.used,
-            dropped | extra.dropped,
+            {**{name: len(pairs) for name, pairs in kept.items()}, **extra.used},
+            {**dropped, **extra.dropped},
             {**self.remarks, **unread},
             sum(isinstance(item, Demonstration) for item in rejected["demonstrations"]),
         )

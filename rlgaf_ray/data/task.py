@@ -45,7 +45,7 @@ class Measure(Protocol):
         return None
 
     def repeated(self, samples: Sequence[Sequence[str]], logprobs: np.ndarray | None) -> Metrics:
-        """What follows from several answers to each prompt, [N][k], and their log-probs when sampled, float [N, k].
+        """Metrics of several answers to each prompt, [N][k], and of their log-probs when sampled, float [N, k].
 
         Without ``logprobs`` the answers were chosen among candidates.
         """

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from rlgaf_ray.types import SamplingSettings
 
@@ -26,9 +27,10 @@ def sampling_logprobs(logits: Tensor, sampling: SamplingSettings, *, masked_ids:
     if masked_ids:
         logits = logits.index_fill(-1, torch.tensor(masked_ids, device=logits.device), float("-inf"))
     logits = logits / sampling.temperature
-    # These three warpers ignore their input_ids argument.
     if sampling.min_p:
-        logits = MinPLogitsWarper(sampling.min_p)(None, logits)
+        least = logits.amax(-1, keepdim=True) + math.log(sampling.min_p)
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    # These two warpers ignore their input_ids argument.
     if sampling.top_k:
         logits = TopKLogitsWarper(sampling.top_k)(None, logits)
     if sampling.top_p < 1.0:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import wasserstein_distance
 
+from rlgaf_ray.data.task import Measure
 from rlgaf_ray.types import Metrics
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -71,7 +72,7 @@ def answer_metrics(answers: Sequence[str], references: Sequence[Sequence[str]], 
     return metrics
 
 
-class AnswerMeasure:
+class AnswerMeasure(Measure):
     """Compares answers with the references of their prompts; ``no_answer`` is the response for "no answer"."""
 
     baseline: tuple[str, ...] = ("eval/length_distance",)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlgaf_ray.data.task import Measure
 from rlgaf_ray.evaluation.embedding_judge import EmbeddingJudge
 from rlgaf_ray.evaluation.judge import SentimentJudge
 from rlgaf_ray.evaluation.text import vader_labels
@@ -32,7 +33,7 @@ def gap_closed(share: float, sft_share: float, real_share: float) -> float:
     return (share - sft_share) / gap if gap else 0.0
 
 
-class SentimentMeasure:
+class SentimentMeasure(Measure):
     """Measures the share of texts with the requested sentiment, by each judge of the panel.
 
     The panel is the linear judge (``eval/judge_share``), VADER and, if available, the embedding judge. If prompts

@@ -1,4 +1,4 @@
-"""What ``rlgaf compare`` would need: counts, seconds and memory of each method, and the time of all trials.
+"""Requirements of ``rlgaf compare``: counts, seconds and memory of each method, and the time of all trials.
 
 On cores a trial is one process on one core, as many at a time as there are cores. On GPUs, which ``rlgaf compare`` does
 not use by itself, each trial is taken to be a run of its own with the config's placement, one after another.
@@ -16,10 +16,9 @@ from rich.table import Table
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
-from rlgaf_ray.compare.budget import Budget, budget, sft_steps
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, sft_steps
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.methods import METHODS, method_config
-from rlgaf_ray.compare.trial import PROMPTS_AT_ONCE
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.plan.estimate import GIB, Estimate, Hardware, estimate
@@ -72,7 +71,9 @@ def plan_comparison(
 ) -> ComparisonPlan:
     """Raises ``UserError`` for a method that the config does not allow, or without room on these machines."""
     on_gpu, settings = config.cluster.gpus_per_actor > 0, config.compare
-    found, sft, devices = [], dict[str, list[float]](), 1.0
+    found: list[MethodPlan] = []
+    sft: dict[str, list[float]] = {}
+    devices = 1.0
     for name in settings.methods:
         own = method_config(config, name, settings.first_replicate, in_one_process=not on_gpu)
         placement = plan_on(own, hardware.nodes) if on_gpu else ONE_PROCESS

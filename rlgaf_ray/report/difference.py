@@ -1,4 +1,4 @@
-"""``rlgaf diff``: where two runs differ, in config, versions and results."""
+"""``rlgaf diff``: compare the config, versions and results of two runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ SHOWN = 12  # characters of a hash
 
 
 def differences(folders: Sequence[Path], places: Sequence[Place]) -> Group:
-    """Three tables: keys of the config, what the newest checkpoint recorded, and the newest evaluations.
+    """Build three tables: config keys, the provenance in the newest checkpoints, and the newest evaluations.
 
-    ``folders``: both runs' here; ``places``: where they are kept. Raises ``UserError`` where one of them is no run.
+    ``folders`` are the local copies of both runs, ``places`` their origins. Raises ``UserError`` if one is not a run.
     """
     runs = load_run(folders[0]), load_run(folders[1])
     names = [run.name for run in runs]
@@ -49,14 +49,14 @@ def differences(folders: Sequence[Path], places: Sequence[Place]) -> Group:
 def changed(
     first: Mapping[str, Any], second: Mapping[str, Any], without: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, with both values; one that is not there is ``-``."""
+    """Return the keys whose values differ, with both values; a missing value is ``-``."""
     keys = [key for key in dict.fromkeys([*first, *second]) if key not in without]
     pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
 
 
 def provenance(run: Place) -> dict[str, str]:
-    """What the run's newest checkpoint says that it follows from; nothing where there is none."""
+    """Return the provenance in the run's newest checkpoint; empty without a checkpoint."""
     latest = Checkpoints(run / "checkpoints", keep=1).named("latest")
     if latest is None or not (latest / STATE).is_file():
         return {}
@@ -67,7 +67,7 @@ def provenance(run: Place) -> dict[str, str]:
 
 
 def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
-    """The newest value of each metric that both evaluated, then the best of it."""
+    """Build the table of the newest and the best value of each metric that both runs have evaluated."""
     table = Table(title="results: newest evaluation, best of the run", title_justify="left")
     for head in ("metric", *names, "difference", "best", "best", "difference"):
         table.add_column(head, justify="left" if head == "metric" else "right", overflow="fold")
@@ -75,7 +75,8 @@ def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
         if name.endswith(("_stderr", "_real")):
             continue
         last = [run.last(name) for run in runs]
-        best = [found[0] if (found := best_of(run, name)) else None for run in runs]
+        found = [best_of(run, name) if metric(name).better else None for run in runs]
+        best = [None if each is None else each[0] for each in found]
         table.add_row(name, *_compared(name, *last), *_compared(name, *best))
     return table
 
@@ -116,5 +117,5 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _cut(text: str) -> str:
-    """A hash by its beginning."""
+    """Abbreviate a hash."""
     return f"{text[:SHOWN]}..." if len(text) >= 40 and " " not in text else text

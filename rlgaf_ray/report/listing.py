@@ -1,4 +1,4 @@
-"""``rlgaf runs``: the runs in a folder, as far as their files tell."""
+"""``rlgaf runs``: list the runs in a folder with their state, read from their files."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One run. ``age``: seconds since it last wrote a metric or its config."""
+    """One run; ``age`` is the time in seconds since it last wrote its metrics or config."""
 
     name: str
     state: str  # running, finished, stopped, failed, sweep, damaged
     iteration: int | None
     iterations: int | None
-    metric: str | None  # that marks the best checkpoint
+    metric: str | None  # the metric that selects the best checkpoint
     best: float | None
     best_iteration: int | None
     bytes: int
@@ -42,12 +42,12 @@ class Listed:
 
 
 def list_runs(root: str) -> list[Listed]:
-    """Those right in the folder, the newest first. Raises ``UserError`` where there is no such folder."""
+    """List the runs directly in the folder, newest first. Raises ``UserError`` if there is no such local folder."""
     if is_remote(root):
-        raise UserError(f"{root} is not on this machine, and rlgaf runs lists local folders alone: give one")
+        raise UserError(f"{root} is not a local folder, and rlgaf runs lists only local ones: give a local path")
     folder = local_path(root)
     if not folder.is_dir():
-        raise UserError(f"{root} is no folder: give the one that run.root names, as in rlgaf runs ROOT")
+        raise UserError(f"{root} is not a folder: give the folder of run.root, as in rlgaf runs ROOT")
     folders = [path for path in folder.iterdir() if (path / CONFIG).is_file() or (path / METRICS).is_file()]
     return sorted((_listed(folder) for folder in folders), key=lambda run: run.age)
 
@@ -83,7 +83,7 @@ def shown_age(seconds: float) -> str:
 
 
 def best_of(run: Run, name: str) -> tuple[float, int] | None:
-    """The metric's best value and its iteration, after the start; the start's where nothing came after."""
+    """Return the metric's best value and its iteration; iteration 0 counts only if there is no later one."""
     points = [(value, int(iteration)) for iteration, value in zip(*run.series(name), strict=True)]
     sign = metric(name).sign
     return max([each for each in points if each[1] > 0] or points, key=lambda each: sign * each[0], default=None)
@@ -95,7 +95,7 @@ def _listed(folder: Path) -> Listed:
     age = max(0.0, time.time() - written)
     holder = _holder(folder / LOCK)
     config: Config | None = None
-    with suppress(ConfigError):  # of another version, or none
+    with suppress(ConfigError):  # missing, or of another version
         config = load_config(folder / CONFIG)
     metrics = folder / METRICS
     try:
@@ -110,7 +110,7 @@ def _listed(folder: Path) -> Listed:
 
 
 def _state(folder: Path, iteration: int | None, iterations: int | None) -> str:
-    """Of a run that no process works on. Models are exported at its end, be it an early one."""
+    """Return the state of a run without a process; a run exports its models when it finishes or is stopped."""
     if (folder / TRIALS).is_dir():
         return "sweep"
     if not (folder / "generator" / "config.json").is_file():
@@ -119,7 +119,7 @@ def _state(folder: Path, iteration: int | None, iterations: int | None) -> str:
 
 
 def _holder(lock: Path) -> str | None:
-    """Whether the process that the lock names is there. On another machine it is taken to be."""
+    """Return "running" if the process in the lock file is alive; one on another machine is assumed to be alive."""
     if not lock.is_file():
         return None
     found = HOLDER.fullmatch(lock.read_text(encoding="utf-8", errors="replace").strip())
@@ -132,5 +132,5 @@ def _holder(lock: Path) -> str | None:
     except ProcessLookupError:
         return None  # it was killed
     except PermissionError:
-        pass  # another user's
+        pass  # the process of another user
     return "running"

@@ -1,4 +1,4 @@
-"""Samples of several models side by side, in the terminal."""
+"""Print samples of several models side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scored(Protocol):
 
 
 def show_samples(prompt: str, samples: Mapping[str, Sequence[Scored]], console: Console) -> None:
-    """A row for each sample, a column for each model; beside a sample its score, higher: more like a demonstration."""
+    """Print a row per sample and a column per model with its scores; a higher score is more like a demonstration."""
     table = Table(title=escape(visible(prompt)), show_lines=True, expand=True, title_justify="left")
     for name in samples:
         table.add_column(name, ratio=1)

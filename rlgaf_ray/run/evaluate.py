@@ -132,11 +132,11 @@ def _evaluate(
 
 
 def provenance_notes(runs: Sequence[Path], now: Sequence[Provenance]) -> list[str]:
-    """``check_evaluated`` of each run, which must have learned from the first one's data."""
+    """Run ``check_evaluated`` on each run and check that all runs were trained on the same data."""
     data = [(recorded(run) or {}).get("data") for run in runs]
     for run, found in zip(runs, data, strict=True):
         if None not in (found, data[0]) and found != data[0]:
-            raise UserError(f"{run} and {runs[0]} were trained on different data: evaluate them apart")
+            raise UserError(f"{run} and {runs[0]} were trained on different data: evaluate them separately")
     return [note for run, each in zip(runs, now, strict=True) for note in check_evaluated(run, each)]
 
 

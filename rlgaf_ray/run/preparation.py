@@ -162,9 +162,9 @@ def check_lengths(config: Config, asked: int) -> None:
 
 
 def own_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, int]:
-    """A pretrained model's tokenizer, and how many embeddings the model has.
+    """Load a pretrained model's tokenizer; returns it and the model's number of embeddings.
 
-    Raises ``UserError`` where it cannot encode texts, or has special tokens that the model has no embedding for.
+    Raises ``UserError`` if it cannot encode text, or if the model lacks an embedding for one of its special tokens.
     """
     model, trusted = config.model.generator, config.model.trust_remote_code
     tokenizer = load_tokenizer(model, trust_remote_code=trusted)
@@ -233,12 +233,12 @@ def check_grammar(config: Config, task: Task) -> None:
 
 
 def notes_on_prompts(config: Config, task: Task) -> list[str]:
-    """A sentence where prompts without answers were given, and none is sampled from."""
+    """Return a message if prompts without answers are configured but not used."""
     given = getattr(config.task.settings, "prompts", None)
     if not given or config.rollout.free_prompts > 0:
         return []
     return [
-        f"the {len(task.prompts):,} prompts of task.{config.task.name}.prompts are not sampled from: "
+        f"the {len(task.prompts):,} prompts of task.{config.task.name}.prompts are not used: "
         "rollout.free_prompts, their share of each batch, is 0"
     ]
 

@@ -1,4 +1,4 @@
-"""What a run's numbers follow from beside its config: recorded by the run, compared when it is resumed or evaluated."""
+"""Data, models and versions behind a run: recorded by the run, compared when it is resumed or evaluated."""
 
 from __future__ import annotations
 
@@ -100,36 +100,36 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
         raise UserError(f"{place} cannot be resumed: {'; '.join(refused)}, or start a new run")
     if changed and not other_versions:
         raise UserError(
-            f"{place} was trained with {_named(changed, begun)}, and here is {_named(changed, now)}: install what it "
-            "was trained with, or add --other-versions to go on, with results that may differ from an uninterrupted "
-            "run's"
+            f"{place} was trained with {_named(changed, begun)}, and here is {_named(changed, now)}: install the "
+            "versions it was trained with, or add --other-versions to continue; the results may then differ from an "
+            "uninterrupted run's"
         )
 
 
 def recorded(run: Path) -> Provenance | None:
-    """What a run's folder says that it was trained on; None where it says nothing."""
+    """Return the provenance recorded in a run's folder, or None if there is none."""
     file = run / DATA_FILE
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get(KEY) if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read ({error}): bring it back as the run wrote it") from error
+        raise UserError(f"{file} cannot be read ({error}): restore the file that the run wrote") from error
     return found if isinstance(found, dict) else None
 
 
 def check_evaluated(run: Path, now: Provenance) -> list[str]:
-    """Sentences on what changed since the run, for an evaluation to report.
+    """Return messages about what has changed since the run, for an evaluation to report.
 
-    Raises ``UserError`` where its data or model are others now: nothing would be measured against what it learned from.
+    Raises ``UserError`` if the data or the model have changed: the evaluation would not be comparable to the training.
     """
     begun = recorded(run)
     if begun is None:
-        return [f"{run} does not record what it was trained on: whether data and model are the same now is not known"]
+        return [f"{run} does not record what it was trained on: its data and model cannot be compared with the present"]
     changed = _changed(begun, now)
     inputs = [name for name in changed if name in ("data", "model")]
     if refused := _refusals(inputs):
         raise UserError(f"{run} cannot be evaluated: {'; '.join(refused)}")
     if "sft_model" in changed:
-        return [f"{run} began with another SFT model than warmup.cache has now: it is compared with the one there now"]
+        return [f"warmup.cache holds a different SFT model than {run} started with: the run is compared with that one"]
     versions = [name for name in changed if name not in REFUSED]
     if not versions:
         return []

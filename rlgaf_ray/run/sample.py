@@ -1,4 +1,4 @@
-"""``rlgaf sample``: a prompt answered by a run's SFT model and by its trained model, each answer with its score."""
+"""``rlgaf sample``: sample a prompt from a run's SFT model and its trained model, with the discriminator's scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config import Config, load_config, with_values
-from rlgaf_ray.config.task import RowSettings
+from rlgaf_ray.config.rows import RowSettings
 from rlgaf_ray.data.chat import ChatTemplate
 from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.storage import Place
@@ -45,12 +45,12 @@ PROBE = "probe"
 @dataclass(frozen=True, slots=True)
 class Sample:
     text: str
-    score: float | None  # the discriminator's logit; None where the run exported no network
+    score: float | None  # the discriminator's logit; None if the run exported no discriminator network
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """The models of a run, by name, in this process."""
+    """The models of a run by name, loaded in this process."""
 
     config: Config
     engines: Mapping[str, RolloutEngine]
@@ -67,9 +67,9 @@ class Sampler:
         max_tokens: int | None = None,
         seed: int = 0,
     ) -> dict[str, list[Sample]]:
-        """Answers by each model, with the same random draws. By default as long and as varied as in training.
+        """Sample responses from each model with the same seeds; length and temperature default to those of training.
 
-        Raises ``UserError`` for a prompt without tokens, and for one that is too long.
+        Raises ``UserError`` for a prompt that has no tokens or is too long.
         """
         token_ids = np.array(self.encode(prompt), np.int32)
         if not len(token_ids):
@@ -95,9 +95,9 @@ class Sampler:
 
 @contextmanager
 def open_sampler(run: str, *, report: Callable[[str], None] = print) -> Iterator[Sampler]:
-    """The sampler of a run, by its folder or URI. ``report`` gets a sentence for each part that cannot be loaded.
+    """Open a run by its folder or URI. ``report`` receives a message for each model that cannot be loaded.
 
-    Raises ``UserError`` where the run exported no models.
+    Raises ``UserError`` if the run has exported no models.
     """
     with opened([run], None, subfolders=("generator", "discriminator")) as places:
         folder = places.folders[0]
@@ -110,8 +110,8 @@ def open_sampler(run: str, *, report: Callable[[str], None] = print) -> Iterator
         sft = sft_folder(config, places.places[0])
         if sft is None:
             report(
-                f"the SFT model that {run} began with is not in {cache_folder(config) / 'warmups'}, so the trained one "
-                f"is shown alone: bring that cache back, or make the model again with: rlgaf evaluate {run}"
+                f"the SFT model that {run} started with is not in {cache_folder(config) / 'warmups'}, so only the "
+                f"trained model is sampled: restore that cache, or train the SFT model again with rlgaf evaluate {run}"
             )
         folders = ({} if sft is None else {SFT: sft}) | {TRAINED: folder / "generator"}
         engines = {
@@ -129,13 +129,13 @@ def open_sampler(run: str, *, report: Callable[[str], None] = print) -> Iterator
 def load_discriminator(
     folder: Path, config: Config, tokenizer: PreTrainedTokenizerBase, device: str
 ) -> NeuralDiscriminator:
-    """The exported network, whose adapters are merged, in one process."""
+    """Load the exported network, whose adapters are merged, in this process."""
     alone = with_values(config, {"model.lora.rank": 0, "learner.strategy": "ddp", "learner.num_workers": 1})
     return NeuralDiscriminator(folder, alone, pad_token_id=tokenizer.pad_token_id, device=device, group=ALONE)
 
 
 def sft_folder(config: Config, run: Place) -> Path | None:
-    """The model that the run began with, found in the cache by the content that its checkpoint names."""
+    """Find the run's SFT model in the cache by the fingerprint that its newest checkpoint records."""
     latest = Checkpoints(run / "checkpoints", keep=1).named("latest")
     if latest is None or not (latest / STATE).is_file():
         return None
@@ -146,7 +146,7 @@ def sft_folder(config: Config, run: Place) -> Path | None:
 
 
 def prompt_encoder(run: Path, config: Config, tokenizer: PreTrainedTokenizerBase) -> Callable[[str], list[int]]:
-    """Encodes a text as the run's prompts were: as a user's message, or plain with what the tokenizer puts first."""
+    """Return a function that encodes text like the run's prompts: as a user message, or plain with the BOS token."""
     ends = end_of_text_ids(read_config(run / "generator", trust_remote_code=config.model.trust_remote_code))
     encoder = Encoder(tokenizer, ends)
     settings = config.task.settings
@@ -161,12 +161,12 @@ def prompt_encoder(run: Path, config: Config, tokenizer: PreTrainedTokenizerBase
             return template.turn(messages, answer, settings.tools, "the prompt").prompt
 
         closing = encoder.readable(rendered(PROBE).rpartition(PROBE)[2])
-        if any(tokenizer.decode(ids).endswith(closing) for ids in _recorded_prompts(run)):
+        if any(str(tokenizer.decode(ids)).endswith(closing) for ids in _recorded_prompts(run)):
             return lambda text: encoder([rendered(text)])[0]
     return lambda text: [*encoder.bos, *encoder([text])[0]]
 
 
 def _recorded_prompts(run: Path) -> list[list[int]]:
-    """Token ids of some prompts that the run trained on; none where it wrote no rollouts."""
+    """Return the token ids of some training prompts; empty if the run wrote no rollouts."""
     files = sorted((run / "rollouts").glob("*.parquet"))
     return pq.read_table(files[0], columns=["prompt_ids"])["prompt_ids"].slice(0, 8).to_pylist() if files else []

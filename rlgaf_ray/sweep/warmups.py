@@ -1,4 +1,4 @@
-"""What the trials of a sweep share: the data, checked before Ray starts, and the warm-ups."""
+"""Prepare the data and the warm-ups that the trials of a sweep share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlgaf_ray.training.architectures import DISCRIMINATORS
 
 
 def prepare_variants(config: Config, terminal: Terminal) -> list[tuple[Config, Data]]:
-    """The config and the data of every warm-up that a trial starts from. Raises ``UserError`` where they do not fit."""
+    """Prepare the config and data of every warm-up before Ray starts. Raises ``UserError`` if they do not match."""
     cache, prepared = cache_folder(config), []
     for variant in warmup_variants(config):
         data = prepare_data(variant, cache)

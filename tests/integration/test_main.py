@@ -105,6 +105,17 @@ def test_the_discriminator_is_a_plain_folder(finished: Path) -> None:
     assert model.score.out_features == 1
 
 
+def test_a_finished_run_is_sampled_listed_and_compared(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(finished), "--prompt", "This film was", "-n", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "SFT" in out and "adversarial" in out and out.count("score") >= 2
+    assert main(["runs", str(finished.parent), "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["name"], run["state"], run["iteration"], run["iterations"]) == ("whole", "finished", 8, 8)
+    assert main(["diff", str(finished), str(finished)]) == 0
+    assert capsys.readouterr().out.startswith("config: the same\nversions and data: the same\n")
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_held_against_the_swept_sft_model(finished: Path, tmp_path: Path) -> None:
     words = ["--temperatures", "0.8", "--sft-steps", "2", "--num-prompts", "20", "--out", str(tmp_path)]

@@ -168,6 +168,16 @@ def test_a_user_id_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert user_name() == {"USER": f"user-{os.getuid()}"}
 
 
+@pytest.mark.parametrize("own", [None, "9"])
+def test_a_dashboard_may_take_longer_than_rays_minute(own: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_constants, "RAY_DASHBOARD_STARTUP_TIMEOUT_S", 9)
+    monkeypatch.delenv("RAY_DASHBOARD_STARTUP_TIMEOUT_S", raising=False)
+    if own is not None:
+        monkeypatch.setenv("RAY_DASHBOARD_STARTUP_TIMEOUT_S", own)
+    prepare_environment("auto")
+    assert (ray_constants.RAY_DASHBOARD_STARTUP_TIMEOUT_S == 9) is (own is not None)
+
+
 def test_uv_does_not_upload_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, expected in ((None, False), ("1", True)):
         monkeypatch.setattr(ray_constants, environment.UV_HOOK, True)

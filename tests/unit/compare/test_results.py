@@ -13,6 +13,7 @@ from rlgaf_ray.compare.results import Row, best_decoding, table
 from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.evaluation.answers import AnswerMeasure
 from rlgaf_ray.report.quality import at_level
 
 
@@ -113,3 +114,7 @@ def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
     one = trial("rlgaf", 3, 0.1)
     one.save(tmp_path / "trial.json")
     assert Trial.load(tmp_path / "trial.json") == one
+
+
+def test_a_measure_without_metrics_of_several_answers_adds_none() -> None:
+    assert AnswerMeasure([["Rome"]], [""]).repeated([["Rome", "Paris"]], np.zeros((1, 2))) == {}

@@ -105,7 +105,8 @@ def test_free_prompts_never_reach_the_discriminators_real_side(
     config = load_config(None, [f"discriminator.loss={loss}", f"rollout.free_prompts={share}"])
     check_demonstrations(config, task)
     draws = Draws(config, task, config.discriminator.needs)
-    free, asked = {ids.tobytes() for ids in task.prompts}, set()
+    free = {ids.tobytes() for ids in task.prompts}
+    asked: set[bytes] = set()
     real = {(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in task.demonstrations}
     for _ in range(6):
         prompts = draws.prompts()

@@ -104,3 +104,10 @@ def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(files), "glob", unreachable)
     with pytest.raises(UserError, match=r"^task.jsonl.path=.*jsonl cannot be read: the client's own error"):
         numbers("memory://rows/*.jsonl")
+
+
+def test_a_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert numbers("~/a.jsonl") == [1, 2]
+    with pytest.raises(UserError, match=r"^task\.jsonl\.path=~no-such-user/a\.jsonl does not exist: give a file"):
+        numbers("~no-such-user/a.jsonl")

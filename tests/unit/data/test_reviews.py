@@ -112,6 +112,8 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.imdb\.path=~no-such-user/a\.csv is not a file"):
+        load_reviews(ImdbSettings(source="path", path="~no-such-user/a.csv"))
     with pytest.raises(UserError, match=r"task\.imdb\.path=.*nowhere\.csv is not a file"):
         load(tmp_path / "nowhere.csv")
 

@@ -61,6 +61,8 @@ def test_refuses_other_files(tmp_path: Path, content: str, message: str) -> None
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.json does not exist: give an official SQuAD file"):
         load_squad(tmp_path / "none.json")
+    with pytest.raises(UserError, match=r"~no-such-user/a.json does not exist: give an official SQuAD file"):
+        load_squad("~no-such-user/a.json")
 
 
 def test_parts_share_no_article(tmp_path: Path) -> None:

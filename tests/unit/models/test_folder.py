@@ -242,7 +242,7 @@ SMALL = {
     "eos_token_id": 2,
     "is_decoder": True,
 }
-OF_TYPE = {
+OF_TYPE: dict[str, dict[str, Any]] = {
     "cpmant": {"dim_head": 32},
     "git": {"vision_config": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}},
     "minimax": {"num_local_experts": 2},

@@ -16,7 +16,7 @@ def make(folder: Path, values: list[float], provenance: dict[str, str], *overrid
     config = load_config(None, [f"run.name={folder.name}", *overrides])
     (folder / "config.yaml").write_text(dump_config(config))
     rows = [
-        {"iteration": n, "eval/closeness": value, "eval/closeness_stderr": 0.1, "eval/perplexity": 10 * value}
+        {"iteration": n, "eval/closeness": value, "eval/perplexity": value, "eval/length_distance": 10 * value}
         for n, value in enumerate(values)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -61,9 +61,9 @@ def test_what_differs_is_shown_side_by_side(tmp_path: Path, diff) -> None:
         ["vllm", "-", "1"],
         ["data", f"{'d' * 12}...", f"{'e' * 12}..."],
     ]
-    assert ["eval/closeness", "0.50", "0.75", "+0.25", "0.90", "0.75", "-0.15"] in rows
-    assert ["eval/perplexity", "5.0", "7.5", "+2.5", "5.0", "3.0", "-2.0"] in rows, "lower is better"
-    assert not [row for row in rows if row and row[0].endswith("_stderr")]
+    assert ["eval/closeness", "0.500", "0.750", "+0.250", "0.900", "0.750", "-0.150"] in rows
+    assert ["eval/length_distance", "5.000", "7.500", "+2.500", "5.000", "3.000", "-2.000"] in rows, "lower is better"
+    assert ["eval/perplexity", "0.5", "0.8", "+0.2", "-", "-"] in rows, "neither direction is better"
 
 
 def test_equal_runs_are_said_to_be_the_same(tmp_path: Path, diff) -> None:
@@ -74,4 +74,4 @@ def test_equal_runs_are_said_to_be_the_same(tmp_path: Path, diff) -> None:
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys) -> None:
     a = make(tmp_path / "a", [0.2], {})
     assert main(["diff", str(a), str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no run folder")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a run folder")

@@ -99,10 +99,10 @@ def test_the_command(make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
 @pytest.mark.parametrize(
     ("root", "expected"),
     [
-        ("nowhere", "nowhere is no folder: give the one that run.root names, as in rlgaf runs ROOT"),
+        ("nowhere", "nowhere is not a folder: give the folder of run.root, as in rlgaf runs ROOT"),
         (
             "s3://b/runs",
-            "s3://b/runs is not on this machine, and rlgaf runs lists local folders alone: give one",
+            "s3://b/runs is not a local folder, and rlgaf runs lists only local ones: give a local path",
         ),
     ],
 )

@@ -65,12 +65,12 @@ def test_what_changed_since_the_run_is_refused_before_ray_starts(finished: Path)
     rows = finished.parent / "rows.jsonl"
     before = rows.read_text()
     rows.write_text(before.replace("it is 20", "it is 21"))
-    with pytest.raises(UserError, match=r"run cannot be evaluated: the data are not those that the run began with"):
+    with pytest.raises(UserError, match=r"run cannot be evaluated: the data differ from those the run started with"):
         module.evaluate([finished], part="test")
     assert not (finished / module.TEST_READINGS).exists()
     rows.write_text(before)
     save_family(LLAMA, finished.parent / "model", seed=1)
-    with pytest.raises(UserError, match=r"run cannot be evaluated: model\.generator is another model than the run"):
+    with pytest.raises(UserError, match=r"run cannot be evaluated: model\.generator differs from the model the run"):
         module.evaluate([finished])
 
 

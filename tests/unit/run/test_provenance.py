@@ -30,9 +30,9 @@ def test_nothing_is_said_where_nothing_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": "e"}, "cannot be evaluated: the data are not those that the run began with: bring them back"),
-        ({"model": "n"}, "cannot be evaluated: model.generator is another model than the run began with: bring its"),
-        ({"data": "e", "torch": "9"}, "cannot be evaluated: the data are not those"),
+        ({"data": "e"}, "cannot be evaluated: the data differ from those the run started with: restore them"),
+        ({"model": "n"}, "cannot be evaluated: model.generator differs from the model the run started with: restore"),
+        ({"data": "e", "torch": "9"}, "cannot be evaluated: the data differ from those"),
     ],
 )
 def test_other_data_and_another_model_are_refused(tmp_path: Path, changed: dict[str, str], message: str) -> None:
@@ -49,7 +49,7 @@ def test_other_versions_and_another_warm_up_are_said(tmp_path: Path) -> None:
         f"{folder} was trained with torch 2.1, ray 3.0, and is evaluated with torch 2.2, ray 3.1"
     ]
     (said,) = check_evaluated(folder, {"sft_model": "t"})
-    assert said.startswith(f"{folder} began with another SFT model than warmup.cache has now")
+    assert said.startswith(f"warmup.cache holds a different SFT model than {folder} started with")
 
 
 @pytest.mark.parametrize("provenance", [None, "text"])
@@ -64,13 +64,13 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
     folder = run(tmp_path / "run")
     for text in ("{", "[]"):
         (folder / "data.json").write_text(text)
-        with pytest.raises(UserError, match=r"data\.json cannot be read .*: bring it back as the run wrote it"):
+        with pytest.raises(UserError, match=r"data\.json cannot be read .*: restore the file that the run wrote"):
             recorded(folder)
 
 
 def test_runs_on_different_data_are_evaluated_apart(tmp_path: Path) -> None:
     runs = [run(tmp_path / "a"), run(tmp_path / "b", BEGUN | {"data": "e"}), run(tmp_path / "c", None)]
-    with pytest.raises(UserError, match=r"b and .*a were trained on different data: evaluate them apart"):
+    with pytest.raises(UserError, match=r"b and .*a were trained on different data: evaluate them separately"):
         provenance_notes(runs, [INPUTS] * 3)
     notes = provenance_notes([runs[0], runs[2]], [INPUTS] * 2)
     assert len(notes) == 1 and notes[0].startswith(str(runs[2]))

@@ -80,8 +80,8 @@ def test_an_sft_model_that_is_gone_is_named(copy: Path, tmp_path: Path, capsys) 
     out, err = capsys.readouterr()
     assert TRAINED in out and SFT not in out
     assert err.splitlines() == [
-        f"the SFT model that {copy} began with is not in {tmp_path / 'empty' / 'warmups'}, so the trained one is shown "
-        f"alone: bring that cache back, or make the model again with: rlgaf evaluate {copy}",
+        f"the SFT model that {copy} started with is not in {tmp_path / 'empty' / 'warmups'}, so only the trained "
+        f"model is sampled: restore that cache, or train the SFT model again with rlgaf evaluate {copy}",
         f"{copy} exported no discriminator network, so the samples have no scores",
     ]
 
