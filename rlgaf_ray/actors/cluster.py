@@ -71,15 +71,23 @@ def ray_session(config: Config) -> Iterator[None]:
 
 
 def _start(**settings: Any) -> None:
-    """Start a Ray on this machine. On a very busy one it misses limits of its own (15 s for its agents): once more."""
+    """Start a Ray on this machine. On a very busy one it misses limits of its own (15 s for its agents): once more.
+
+    Raises ``UserError`` where it misses them each time.
+    """
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init("local", **settings)
             return
         except Exception as error:  # Ray raises it as it is
-            if attempt == START_ATTEMPTS or TIMED_OUT not in str(error):
+            if TIMED_OUT not in str(error):
                 raise
             ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise UserError(
+                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts, as it was too slow to answer "
+                    "itself: stop what else runs here, or join a cluster that runs (cluster.address)"
+                ) from error
 
 
 @contextmanager

@@ -102,7 +102,7 @@ def check_before_start(config: Config) -> None:
         require_vllm()
     check_best_metric(config)
     check_networks(config)
-    if config.model.generator not in FROM_SCRATCH:
+    if config.model.generator not in (FILM_REVIEWS, *FROM_SCRATCH):
         own_tokenizer(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
