@@ -71,15 +71,23 @@ def ray_session(config: Config) -> Iterator[None]:
 
 
 def _start(**settings: Any) -> None:
-    """Start a local Ray. On a busy machine its agents may exceed Ray's startup timeout of 15 s: retry then."""
+    """Start a local Ray. On a busy machine its agents may exceed Ray's startup timeout of 15 s: retry then.
+
+    Raises ``UserError`` if every attempt times out.
+    """
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             ray.init("local", **settings)
             return
         except Exception as error:  # Ray raises a plain Exception
-            if attempt == START_ATTEMPTS or TIMED_OUT not in str(error):
+            if TIMED_OUT not in str(error):
                 raise
             ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise UserError(
+                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts: its processes timed out waiting for "
+                    "each other; reduce the load on this machine, or join a running cluster (cluster.address)"
+                ) from error
 
 
 @contextmanager

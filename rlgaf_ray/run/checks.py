@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from rlgaf_ray.config.model import FROM_SCRATCH
+from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.data.vocabulary import check_special_tokens
@@ -24,7 +24,7 @@ def check_before_start(config: Config) -> None:
         require_vllm()
     check_best_metric(config)
     check_networks(config)
-    if config.model.generator not in FROM_SCRATCH:
+    if config.model.generator not in (FILM_REVIEWS, *FROM_SCRATCH):
         own_tokenizer(config)
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
