@@ -85,8 +85,8 @@ def _start(**settings: Any) -> None:
             ray.shutdown()
             if attempt == START_ATTEMPTS:
                 raise UserError(
-                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts: its processes timed out waiting for "
-                    "each other; reduce the load on this machine, or join a running cluster (cluster.address)"
+                    f"Ray did not start on this machine in {START_ATTEMPTS} attempts: its processes timed out; "
+                    "reduce the load on this machine, or join a running cluster (cluster.address)"
                 ) from error
 
 
