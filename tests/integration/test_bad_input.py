@@ -88,7 +88,7 @@ def test_a_home_that_is_not_there(refused, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_batch_not_divisible(refused) -> None:
     assert refused("rollout.batch_size=18", code=2) == (
-        "rollout.batch_size=18 is not divisible by rollout.samples_per_prompt=4"
+        "rollout.batch_size=18 is not divisible by rollout.samples_per_prompt=4; use 16 or 20"
     )
 
 

@@ -84,7 +84,9 @@ def test_another_cache_is_refused_unless_it_gives_the_same_models(begun: Path, t
     shutil.copytree(begun / "cache", other)
     (sft,) = (path for path in (other / "warmups").iterdir() if path.name.startswith("sft-") and path.is_dir())
     build_tiny_gpt2(vocab_size=264, end_of_text_id=0, seed=5).save_pretrained(sft)
-    with pytest.raises(rl.UserError, match=r"warmup\.cache has another SFT model, the KL reference, than the run"):
+    with pytest.raises(
+        rl.UserError, match=r"warmup\.cache holds a different SFT model, the KL reference, than the run"
+    ):
         resume(begun, {"warmup.cache": str(other)})
     (found,) = (path for path in (other / "warmups").iterdir() if path.name.startswith("contrast-") and path.is_dir())
     shutil.rmtree(sft)

@@ -70,7 +70,7 @@ def test_a_task_with_its_own_measure(
     again = rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
     assert again.last == outcome.last
     monkeypatch.setattr(example["CountingTask"], "checksum", "other numbers")
-    with pytest.raises(rl.UserError, match=r"step_\d+ cannot be resumed: the data are not those that the run began"):
+    with pytest.raises(rl.UserError, match=r"step_\d+ cannot be resumed: the data differ from those the run started"):
         rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
 
 

@@ -262,7 +262,7 @@ def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: 
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.1)
-    with pytest.raises(UserError, match=r"cannot be sampled from by rollout\.engine=transformers"):
+    with pytest.raises(UserError, match=r"is not supported by rollout\.engine=transformers"):
         check_cached_steps(model, "it")
     model.config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
