@@ -63,6 +63,7 @@ def test_the_splits_of_the_package_never_change(source: ImdbSource) -> None:
     assert source.splits.checksum == "970b1f9ffb345bf7ed3176ecdf7629da49d1019e8e18a4dee8e6bb6b3e4df19f"
 
 
+@pytest.mark.slow
 def test_two_thousand_test_prompts_of_either_sentiment(
     task: ImdbTask, source: ImdbSource, tokenizer: PreTrainedTokenizerFast, cache_folder: Path
 ) -> None:

@@ -81,6 +81,7 @@ def test_demonstrations_of_ones_own_run(ray_cluster, cache: Path, tmp_path: Path
     assert "eval/in_context_share" not in metrics
 
 
+@pytest.mark.slow
 def test_a_model_from_scratch_starts_from_sft_by_cross_validation(ray_cluster, cache: Path, tmp_path: Path) -> None:
     sft = "warmup.sft={steps: auto, max_steps: 25, batch_size: 8}"
     config = load_config(None, [*SHORT, *IMDB, "model.generator=tiny-gpt2", sft])

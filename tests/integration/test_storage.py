@@ -165,6 +165,7 @@ def train_here(words: Sequence[str], *, resume: bool = False, hang_at: int | Non
 CHILD = "import sys; from tests.integration.test_storage import train_here; train_here(sys.argv[1:], hang_at=5)"
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_resumed_and_reported(bucket: str, rows_of, tmp_path: Path, capsys) -> None:
     pairs = [{"prompt": f"what is {n} and {n}?", "response": f"it is {2 * n}, of course"} for n in range(150)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -75,6 +75,7 @@ def test_a_sweep_is_not_begun_twice_nor_resumed_with_another_space(finished: Pat
     assert "was started with a different config: a resumed sweep may change cluster.* only" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_never_logged_ends_the_sweep_at_the_first_evaluation(small, tmp_path: Path, capsys) -> None:
     overrides = [*small("run.name=x"), *SHORT[1:], f"{RATES}[1e-4, 1e-3]", "sweep.metric=eval/closenes"]
     assert main(["tune", *overrides, "sweep.scheduler=none"]) == 1
