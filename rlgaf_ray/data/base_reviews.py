@@ -38,5 +38,5 @@ def refuse_base_reviews(pairs: Iterable[tuple[str, str]]) -> None:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         raise UserError(
             f"{len(rows)} rows ({shown}) begin like reviews that model.generator=film-reviews was trained on: "
-            "remove them, or take another model"
+            "remove them, or choose another model"
         )

@@ -73,8 +73,8 @@ class BridgeSource(TaskSource):
         names = [self.board.name(square) for square in range(self.board.num_squares)]
         if [tokenizer.convert_tokens_to_ids(name) for name in names] != list(range(len(names))):
             raise UserError(
-                f"task.name=bridge has a token for each of its {len(names)} squares, and the model's tokenizer has "
-                "others: take model.generator=tiny-gpt2, which learns them, or a model that was trained on this board"
+                f"task.name=bridge needs a tokenizer with one token for each of its {len(names)} squares, but the "
+                "model's tokenizer has others: set model.generator=tiny-gpt2, or use a model trained on this board"
             )
         lengths = {"prompt_tokens": 2, "response_tokens": self.settings.moves}
         for key, value in lengths.items():
@@ -98,8 +98,8 @@ class BridgeTask(Task):
         held_out = settings.validation + settings.test
         if len(pairs) <= held_out:
             raise UserError(
-                f"task.bridge: {settings.moves} moves join {len(pairs)} pairs of squares, and task.bridge.validation + "
-                f"task.bridge.test = {held_out}: lower these or raise task.bridge.board"
+                f"task.bridge: {settings.moves} moves connect {len(pairs)} pairs of squares, but "
+                f"task.bridge.validation + task.bridge.test = {held_out}: lower these or raise task.bridge.board"
             )
         validation, test, training = np.split(pairs, [settings.validation, held_out])
         self.pairs: dict[EvaluationPart, np.ndarray] = {"validation": validation, "test": test}

@@ -55,11 +55,11 @@ def made_once(target: Path, *, wait: float = LONGEST_WAIT) -> Iterator[None]:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     if not lock.is_locked:
-        print(f"another process is making {target}: waiting for it", flush=True)
+        print(f"another process is building {target}: waiting for it", flush=True)
         try:
             lock.acquire(timeout=wait)
         except Timeout:
-            raise UserError(f"another process has been making {target} for {wait:g} s: end it, or wait") from None
+            raise UserError(f"another process has been building {target} for {wait:g} s: end it, or wait") from None
     try:
         yield
     finally:

@@ -40,7 +40,7 @@ class ChatTemplate:
     ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
-                "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
+                "the demonstrations are chats, but the tokenizer has no chat template: use a chat model, "
                 "or give plain prompt and response"
             )
         self._tokenizer = tokenizer
@@ -110,14 +110,14 @@ class ChatTemplate:
             raise UserError(
                 f"{where}: the chat template does not write the answer after its own prompt, which ends with "
                 f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), give the message its "
-                "reasoning_content, or take a model with another template"
+                "reasoning_content, or use a model with another template"
             )
         for message in hidden:
             text = message["content"].rpartition("</think>")[2].strip()
             if message["role"] in ("user", "assistant", *INSTRUCTING) and text not in whole:
                 raise UserError(
                     f"{where}: the chat template leaves out the content of a message of role {message['role']}: "
-                    "remove the message, or take a model with another template"
+                    "remove the message, or use a model with another template"
                 )
         response = self._encoder.sealed(whole[len(prompt) :])
         if (end := self._end(response)) is None and self._next_turn is not None:
@@ -165,7 +165,7 @@ class ChatTemplate:
         except Exception as error:  # a template can raise any exception
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"{where}: the chat template refuses the conversation ({roles}): {error or type(error).__name__}"
+                f"{where}: the chat template rejects the conversation ({roles}): {error or type(error).__name__}"
             ) from error
 
     def _render(

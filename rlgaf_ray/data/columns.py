@@ -80,7 +80,7 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
         return _example(None, as_messages(row[columns.messages], columns.messages, place), place, columns.messages)
     assert columns.response is not None, "find_columns refuses rows without a response"
     if columns.response == COMPLETION != settings.response_column and str(row.get("label")).lower() == "false":
-        raise UserError(f"{place}: its label is false, so that its completion is no demonstration: remove such rows")
+        raise UserError(f"{place}: its label is false, so its completion is not a demonstration: remove such rows")
     response = text_or_messages(row[columns.response], columns.response, place)
     prompt = None if columns.prompt is None else row.get(columns.prompt)
     if prompt is not None:
@@ -92,14 +92,14 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
     rejected = text_or_messages(rejected, rejected_name, place)
     if isinstance(rejected, str) != isinstance(response, str):
         raise UserError(
-            f"{place}: of {columns.response} and {rejected_name} one is text, one messages: write both alike"
+            f"{place}: one of {columns.response} and {rejected_name} is text, the other messages: use one format"
         )
     if prompt is None and isinstance(response, str) and isinstance(rejected, str):
         prompt = common_beginning(response, rejected) if response != rejected else ""
         if not prompt:
             raise UserError(
-                f"{place} has no prompt, and its {columns.response} and {rejected_name} share no beginning that could "
-                "be one: give a column prompt"
+                f"{place} has no prompt, and its {columns.response} and {rejected_name} share no prefix that could be "
+                "the prompt: add a column prompt"
             )
         response, rejected = response[len(prompt) :], rejected[len(prompt) :]
     other = _example(prompt, rejected, place, rejected_name)
@@ -166,7 +166,7 @@ def as_messages(value: Any, name: str, place: str) -> Messages:
         except (ValueError, RecursionError):
             raise UserError(f"{place}: {name} is text, not a list of messages: write it as JSON") from None
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{place}: {name} must be a list of {{role, content}}, and is {_short(value)}")
+        raise UserError(f"{place}: {name} must be a list of {{role, content}}, but is {_short(value)}")
     return [_message(item, name, place) for item in value]
 
 
@@ -194,7 +194,7 @@ def as_tools(value: Any, place: str) -> list[dict[str, Any]] | None:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: the tools (tools_column) are no JSON: {error}") from error
+            raise UserError(f"{place}: the tools (tools_column) are not valid JSON: {error}") from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
@@ -228,7 +228,7 @@ def _example(prompt: str | Messages | None, answer: str | Messages, place: str, 
     """Build an example. A conversation in ``answer`` may repeat the prompt, as preference data often do."""
     if isinstance(answer, str):
         if prompt is None:
-            raise UserError(f"{place}: {name} is text and there is no prompt: give one as prompt")
+            raise UserError(f"{place}: {name} is text, but there is no prompt: add a column prompt")
         return Example(
             prompt, answer if isinstance(prompt, str) else {"role": "assistant", "content": answer}, place=place
         )
@@ -238,7 +238,7 @@ def _example(prompt: str | Messages | None, answer: str | Messages, place: str, 
     conversation = answer if answer[: len(prompt)] == prompt else [*prompt, *answer]
     if len(conversation) < 2 or conversation[-1]["role"] != "assistant":
         raise UserError(
-            f"{place}: {name} must be a list of {{role, content}}, the last of role assistant, behind a prompt"
+            f"{place}: {name} must be a list of {{role, content}}, the last of role assistant, after a prompt"
         )
     return Example(conversation[:-1], conversation[-1], place=place)
 
@@ -249,9 +249,9 @@ def check_encodable(value: Any, place: str) -> None:
     while pending:
         match pending.pop():
             case str() as text if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(f"{place}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+                raise UserError(f"{place}: a text contains a lone surrogate, invalid in UTF-8: re-encode it")
             case str() as text if not RESERVED.isdisjoint(text):
-                raise UserError(f"{place}: a text holds one of U+FDD0 to U+FDD2, which are no characters: remove it")
+                raise UserError(f"{place}: a text contains one of the noncharacters U+FDD0 to U+FDD2: remove it")
             case dict() as row:
                 pending += [*row, *row.values()]
             case list() as items:

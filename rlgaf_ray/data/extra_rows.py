@@ -54,7 +54,7 @@ def read_prompt(row: Mapping[str, Any], settings: RowSettings, place: str) -> Ex
     while prompt and prompt[-1]["role"] == "assistant":
         prompt = prompt[:-1]
     if not prompt:
-        raise UserError(f"{place}: {name} has answers alone: give a message of another role before them")
+        raise UserError(f"{place}: {name} has only assistant messages: add a message of another role before them")
     return Example(prompt, "", place=place, tools=as_tools(row.get(settings.tools_column), place))
 
 

@@ -43,7 +43,7 @@ class DataFile:
             try:
                 content = gzip.decompress(content)
             except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"{self.name} is no gzip file ({error}): compress it again") from error
+                raise UserError(f"{self.name} is not a valid gzip file ({error}): compress it again") from error
         yield from reader(self.name, content)
 
 
@@ -68,8 +68,10 @@ def find_files(pattern: str, key: str) -> list[DataFile]:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{key}={public(pattern)} cannot be read: {_one_line(error)}") from error
     if not files:
-        missing = "fits no file" if _is_glob(pattern) else "does not exist"
-        raise UserError(f"{key}={public(pattern)} {missing}: give a file with one row a line, or a glob of such files")
+        missing = "matches no file" if _is_glob(pattern) else "does not exist"
+        raise UserError(
+            f"{key}={public(pattern)} {missing}: give a file with one row per line, or a glob of such files"
+        )
     return files
 
 

@@ -33,7 +33,7 @@ def json_lines(name: str, content: bytes) -> Iterator[PlacedRow]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is no JSON ({_reason(error)}): write one object a line") from error
+            raise UserError(f"{place} is not valid JSON ({_reason(error)}): write one object per line") from error
         yield place, _object(place, row)
 
 
@@ -47,7 +47,7 @@ def json_list(name: str, content: bytes) -> Iterator[PlacedRow]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}," if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{name}{line} is no JSON ({_reason(error)}): write a list of objects") from error
+        raise UserError(f"{name}{line} is not valid JSON ({_reason(error)}): write a list of objects") from error
     for number, row in enumerate(rows, start=1):
         place = f"{name}, row {number}"
         yield place, _object(place, row)
@@ -77,7 +77,9 @@ def csv_rows(name: str, content: bytes, *, separator: str = ",") -> Iterator[Pla
                 )
             yield place, {column: field or None for column, field in zip(columns, fields, strict=True)}
     except csv.Error as error:
-        raise UserError(f"{name}, line {line} is no CSV ({error}): quote its fields, or export it again") from error
+        raise UserError(
+            f"{name}, line {line} is not valid CSV ({error}): quote its fields, or export it again"
+        ) from error
 
 
 def _check_columns(name: str, columns: list[str]) -> None:
@@ -99,7 +101,9 @@ def parquet_rows(name: str, content: bytes) -> Iterator[PlacedRow]:
                 yield f"{name}, row {number}", without_nested_nulls(row)
     except (pa.ArrowException, OSError, ValueError) as error:
         where = f"row {number + 1} or after" if number else "its beginning"
-        raise UserError(f"{name} is no readable Parquet file ({_reason(error)}, {where}): export it again") from error
+        raise UserError(
+            f"{name} is not a readable Parquet file ({_reason(error)}, {where}): export it again"
+        ) from error
 
 
 READERS: Mapping[str, Callable[[str, bytes], Iterator[PlacedRow]]] = {
@@ -143,7 +147,7 @@ def decoded(name: str, content: bytes) -> str:
 
 def _object(place: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object: write {{column: value}}")
+        raise UserError(f"{place} is not a JSON object: write {{column: value}}")
     return row
 
 

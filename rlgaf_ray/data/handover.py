@@ -43,7 +43,7 @@ def saves_to_storage(
                 method(self, local, *args, **kwargs)
             send(local, folder)
         except StorageError as error:
-            raise StorageError(f"{error}; what was to be stored is in {local} on {socket.gethostname()}") from error
+            raise StorageError(f"{error}; the files are kept in {local} on {socket.gethostname()}") from error
         except BaseException:
             shutil.rmtree(local)
             raise

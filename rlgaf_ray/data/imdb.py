@@ -171,7 +171,7 @@ class ImdbTask(Task):
             raise UserError(
                 f"no {SENTIMENTS[label]} review of the part {part} ({len(rows)} reviews) has the "
                 f"{num_prompt + num_response} tokens that task.prompt_tokens={num_prompt} and "
-                f"task.response_tokens={num_response} ask for: lower these or give more reviews"
+                f"task.response_tokens={num_response} need: lower these or give more reviews"
             )
         before = self._instructions[instruction]
         return [

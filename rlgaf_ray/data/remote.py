@@ -84,7 +84,7 @@ class Remote:
         sizes = {info.path.removeprefix(self.path + "/"): info.size for info in found}
         for name in sizes:
             if ".." in name.split("/"):
-                raise StorageError(f"{self} holds {name!r}, which leads out of it: remove that object")
+                raise StorageError(f"{self} contains {name!r}, a path outside of it: remove that object")
         return sizes
 
     def children(self) -> list[Remote]:
@@ -237,7 +237,7 @@ class Remote:
             shutil.copyfileobj(reader, writer, CHUNK)
         stored, size = self.filesystem.get_file_info(self.path).size, reader.tell()
         if stored != size:
-            raise OSError(f"{stored or 0} of {size} bytes have arrived")
+            raise OSError(f"{stored or 0} of {size} bytes were stored")
 
     def _make_parent(self) -> None:
         """Create the parent folder on a file system that is no object store, such as ``file://``."""

@@ -127,7 +127,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
         )
     except pa.ArrowException as error:
-        raise UserError(f"{path} is not a readable CSV file ({_first_line(error)}): mend or re-export it") from error
+        raise UserError(f"{path} is not a readable CSV file ({_first_line(error)}): fix or re-export it") from error
     _check_columns(path, table.column_names, columns)
     return table
 
@@ -142,14 +142,18 @@ def _read_jsonl(path: Path) -> tuple[list[str | None], list[object]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}, is not JSON ({error}): write one object a line") from error
+            raise UserError(f"{path}, line {number}, is not JSON ({error}): write one object per line") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}, is not a JSON object: write one object with text and label a line")
+            raise UserError(
+                f"{path}, line {number}, is not a JSON object: write one object with text and label per line"
+            )
         _check_columns(f"{path}, line {number},", list(row), ("text", "label"))
         if not isinstance(row["text"], str | None):
             raise UserError(f"{path}, line {number}: text is {_short(row['text'])}: write a string")
         if row["text"] and any("\ud800" <= character <= "\udfff" for character in row["text"]):
-            raise UserError(f"{path}, line {number}: text holds half of a surrogate pair, not UTF-8: re-encode it")
+            raise UserError(
+                f"{path}, line {number}: text contains a lone surrogate, which is not valid UTF-8: re-encode it"
+            )
         texts.append(row["text"])
         labels.append(row["label"])
     return texts, labels

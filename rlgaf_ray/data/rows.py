@@ -83,8 +83,8 @@ class RowSource(TaskSource):
         """
         if base_rows is not None and not base:
             raise UserError(
-                f"task.{task.name}.base is for the base warm-up, and warmup.generator.steps=0 makes none: set "
-                "warmup.generator.steps, or leave it out"
+                f"task.{task.name}.base is for the base warm-up, but warmup.generator.steps=0 disables it: set "
+                f"warmup.generator.steps, or remove task.{task.name}.base"
             )
         kept: dict[str, Row] = {}
 
@@ -123,7 +123,7 @@ class RowSource(TaskSource):
             now = datetime.fromisoformat(self.task.date) if self.task.date else datetime.now()
             template = ChatTemplate(tokenizer, self.settings, ends=self.ends, now=now)
         elif self.settings.for_chats:
-            raise UserError(f"task: {self.settings.for_chats} is read for chats, and all rows are plain: leave it out")
+            raise UserError(f"task: {self.settings.for_chats} applies to chats, but all rows are plain: remove it")
 
         def rendered(example: Example) -> list[Pair]:
             row = self.kept.get(example.place, {})
@@ -152,7 +152,7 @@ class RowSource(TaskSource):
         prompt, row = example.prompt, self.kept.get(example.place, {})
         if template is None:
             if not isinstance(prompt, str):
-                raise UserError(f"{example.place}: it is a chat, and the demonstrations are plain: write both alike")
+                raise UserError(f"{example.place}: it is a chat, but the demonstrations are plain: use one format")
             return replace(_pair(prompt, ""), row=row)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         turn = Turn(template.prompt(messages, example.tools or self.settings.tools, example.place), "")

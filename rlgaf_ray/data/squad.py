@@ -43,7 +43,9 @@ def load_squad(path: str | Path) -> list[Question]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, EOFError, zlib.error, RecursionError, ValueError) as error:
-        raise UserError(f"task.squad.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file") from error
+        raise UserError(
+            f"task.squad.path={path} is not valid UTF-8 JSON ({error}): give an official SQuAD file"
+        ) from error
     try:
         questions = [
             _question(article, paragraph, row)
@@ -53,15 +55,13 @@ def load_squad(path: str | Path) -> list[Question]:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"task.squad.path={path} is not in SQuAD's form (data, paragraphs, context, qas, question, answers; "
+            f"task.squad.path={path} is not in SQuAD's format (data, paragraphs, context, qas, question, answers; "
             f"{error} is missing or of another type): give an official SQuAD file"
         ) from error
     for question in questions:
         check_encodable([question.title, question.context, question.question, *question.answers], str(path))
     if not questions:
-        raise UserError(
-            f"task.squad.path={path} holds no question: give an official SQuAD file such as train-v1.1.json"
-        )
+        raise UserError(f"task.squad.path={path} has no questions: give an official SQuAD file such as train-v1.1.json")
     return questions
 
 

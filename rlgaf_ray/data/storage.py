@@ -60,5 +60,5 @@ def expanded(path: str | Path, what: str) -> Path:
     """Expand ``~``. Raises ``UserError`` naming ``what`` if the home folder is unknown."""
     found = Path(os.path.expanduser(path))
     if found.parts[:1] and found.parts[0].startswith("~"):
-        raise UserError(f"{what}={path} is in a home folder that this machine does not know: give an absolute path")
+        raise UserError(f"{what}={path} is in an unknown home folder: give an absolute path")
     return found

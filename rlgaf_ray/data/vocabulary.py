@@ -51,5 +51,5 @@ def _refuse(token_id: int, where: str, tokenizer: PreTrainedTokenizerBase, num_e
     raise UserError(
         f"model.generator={model} has {num_embeddings} embeddings and its tokenizer {len(tokenizer)} tokens: {token!r} "
         f"({where}) has the id {token_id}; call model.resize_token_embeddings({len(tokenizer)}) and save the model, or "
-        "do without this token"
+        "remove this token"
     )

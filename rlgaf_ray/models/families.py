@@ -50,32 +50,32 @@ def check_family(source: str, config: PreTrainedConfig) -> None:
     name = f"model.generator={source}"
     if method := quantization(config):
         raise UserError(
-            f"{name} is quantized ({method}), and quantized weights cannot be trained: take the model that it was "
-            "made from, or dequantize it and save that"
+            f"{name} is quantized ({method}), and quantized weights cannot be trained: use the original model, or "
+            "dequantize this one and save it"
         )
     if config.is_encoder_decoder:
-        raise UserError(f"{name} is an encoder-decoder ({config.model_type}): take a decoder such as Llama or Qwen")
+        raise UserError(f"{name} is an encoder-decoder ({config.model_type}): use a decoder such as Llama or Qwen")
     reads_both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type == "bert-generation"
     if reads_both_ways and getattr(config, "is_decoder", True) is False:
         raise UserError(
-            f"{name} is an encoder ({config.model_type}), whose tokens see those after them: take a decoder such as "
-            "Llama or Qwen, or set is_decoder in its config.json where it was trained as one"
+            f"{name} is an encoder ({config.model_type}) with bidirectional attention: use a decoder such as Llama or "
+            "Qwen, or set is_decoder in its config.json if it was trained as one"
         )
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
             return
         raise UserError(
-            f"{name} is no causal language model ({config.model_type}): take a decoder such as Llama or Qwen"
+            f"{name} is not a causal language model ({config.model_type}): use a decoder such as Llama or Qwen"
         )
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise UserError(
-            f"{name} cannot be sampled from here: {model.__name__} keeps no keys and values of the tokens before "
-            "(past_key_values): take a transformer such as Llama or Qwen"
+            f"{name} cannot be sampled from here: {model.__name__} has no key-value cache (past_key_values): use a "
+            "transformer such as Llama or Qwen"
         )
     if reason := NO_ENGINE.get(config.model_type):
         raise UserError(
-            f"{name} cannot be sampled from here ({config.model_type}): {reason}: take a transformer such as Llama or "
+            f"{name} cannot be sampled from here ({config.model_type}): {reason}: use a transformer such as Llama or "
             "Qwen"
         )
 
@@ -84,8 +84,8 @@ def check_soft_family(source: str, config: PreTrainedConfig) -> None:
     """Raise ``UserError`` for a family that looks up embeddings in every layer, which cannot read soft tokens."""
     if getattr(config.get_text_config(), "hidden_size_per_layer_input", 0):
         raise UserError(
-            f"generator.algorithm=gumbel feeds mixtures of embeddings, and model.generator={source} "
-            f"({config.model_type}) reads token ids in every layer: take another model, or another generator.algorithm"
+            f"generator.algorithm=gumbel feeds mixtures of embeddings, but model.generator={source} "
+            f"({config.model_type}) reads token ids in every layer: use another model or generator.algorithm"
         )
 
 
@@ -98,7 +98,7 @@ def check_linear_logits(source: str, config: PreTrainedConfig, key: str, remedy:
     for name in SCALED_LOGITS:
         if getattr(text, name, None) not in (None, 0, 1):
             raise UserError(
-                f"{key} needs logits that are a linear layer of the last hidden states, and model.generator={source} "
+                f"{key} needs logits that are a linear layer of the last hidden states, but model.generator={source} "
                 f"({config.model_type}) has {name}={getattr(text, name)}: {remedy}"
             )
 
@@ -116,7 +116,7 @@ def check_output_layer(
         fits = torch.allclose(model.get_output_embeddings()(hidden), logits, rtol=1e-4, atol=1e-4)
     if not fits:
         raise UserError(
-            f"{key} needs logits that are a linear layer of the last hidden states, and those of "
+            f"{key} needs logits that are a linear layer of the last hidden states, but those of "
             f"{type(model).__name__} are not: {remedy}"
         )
 
@@ -126,17 +126,17 @@ def check_vllm(source: str, config: PreTrainedConfig, *, on_cpu: bool) -> None:
     text = config.get_text_config()
     layers = set(getattr(text, "layer_types", None) or ())
     reasons = {
-        "has experts, whose new weights do not take effect in vLLM": any(
+        "has experts, whose weight updates have no effect in vLLM": any(
             (getattr(text, name, None) or 0) > 1 for name in EXPERTS
         ),
-        "has a tied output layer that vLLM takes no weights for": config.model_type == "bloom",
-        "has layers without keys and values, which vLLM on CPU does not start with": on_cpu
+        "has a tied output layer that vLLM cannot update": config.model_type == "bloom",
+        "has layers without keys and values, which vLLM on CPU cannot start": on_cpu
         and any(layer == "linear_attention" or not layer.endswith("attention") for layer in layers),
         "reads images, and was not tested with vLLM": text is not config,
     }
     for reason in (reason for reason, holds in reasons.items() if holds):
         raise UserError(
-            f"model.generator={source} ({config.model_type}) {reason}: set rollout.engine=transformers, or take "
+            f"model.generator={source} ({config.model_type}) {reason}: set rollout.engine=transformers, or use "
             "another model"
         )
 
@@ -178,7 +178,7 @@ def scoring_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     if type(config) not in MODEL_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"transformers has no base model of {config.model_type} to put a scalar head on: "
-            "set discriminator.architecture=generative or cnn, or take a decoder such as Llama or Qwen"
+            "set discriminator.architecture=generative or cnn, or use a decoder such as Llama or Qwen"
         )
     return _scoring_class(type(config))  # type: ignore[arg-type]  # a class is hashable
 

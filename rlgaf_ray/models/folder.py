@@ -33,8 +33,8 @@ def reading(what: str) -> Iterator[None]:
         yield
     except UnpicklingError as error:
         raise UserError(
-            f"{what} cannot be read: its pytorch_model.bin holds more than weights, which is code that would run: "
-            "convert it to safetensors where you trust it"
+            f"{what} cannot be read: its pytorch_model.bin contains more than weights, and loading it could run code: "
+            "convert it to safetensors if you trust its author"
         ) from error
     except Exception as error:  # transformers raises many types for bad files
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -68,13 +68,13 @@ def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options:
         )
     for name, saved, expected in found["mismatched_keys"]:
         raise UserError(
-            f"model.generator={source} holds {name} of shape {list(saved)}, but its config.json asks for "
+            f"model.generator={source} has {name} of shape {list(saved)}, but its config.json expects "
             f"{list(expected)}: make the two agree"
         )
     if missing := sorted(found["missing_keys"]):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"model.generator={source} does not hold {missing[0]}{more}, which {type(model).__name__} has: "
+            f"model.generator={source} lacks {missing[0]}{more}, which {type(model).__name__} needs: "
             "save the bare model with save_pretrained"
         )
     return cast(PreTrainedModel, model)
@@ -117,17 +117,17 @@ def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
     folder = Path(os.path.expanduser(source))
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"model.generator={source} holds adapters (adapter_config.json): merge them into their base model with "
+            f"model.generator={source} contains adapters (adapter_config.json): merge them into their base model with "
             "peft's merge_and_unload(), save that, and give its folder"
         )
     if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        what = "has no config.json" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         names = ", ".join((FILM_REVIEWS, *FROM_SCRATCH))
         raise UserError(f"model.generator={source} {what}: give {names}, a Hugging Face model folder or a hub id")
     if not allow_pickle and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"model.generator={source} holds no safetensors, and a pickle such as pytorch_model.bin can run code "
-            "when it is read: convert it, or set model.allow_pickle=true where you trust its author"
+            f"model.generator={source} has no safetensors, and a pickle such as pytorch_model.bin can run code when it "
+            "is read: convert it, or set model.allow_pickle=true if you trust its author"
         )
 
 
@@ -166,12 +166,12 @@ def check_hub_files(source: str, *, allow_pickle: bool) -> None:
         cached = Path(snapshot_download(source, local_files_only=True))  # exists: config.json was read from it
         if not any(path for pattern in wanted for path in cached.glob(pattern)):
             raise UserError(
-                f"model.generator={source} is without its weights in the cache of the hub, which does not answer: "
-                "download it where the hub does, or give a folder"
+                f"model.generator={source} has no weights in the local hub cache, and the hub is not reachable: "
+                "download it first, or give a folder"
             ) from error
         return
     if not any(fnmatch(name, pattern) for name in names for pattern in wanted):
         raise UserError(
-            f"model.generator={source} has no {' and no '.join(wanted)} on the hub: take a model with safetensors, or "
+            f"model.generator={source} has no {' and no '.join(wanted)} on the hub: use a model with safetensors, or "
             "set model.allow_pickle=true if you trust the author of its pytorch_model.bin"
         )

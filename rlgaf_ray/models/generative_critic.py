@@ -53,7 +53,7 @@ class GenerativeCritic(DiscriminatorNetwork):
         Raises ``UserError`` like ``encode_question``, or if the model's logits are not linear.
         """
         critic = cls.load(folder, trust_remote_code=trust_remote_code, device=device)
-        check_output_layer(critic.network, "discriminator.architecture=generative", "take another architecture")
+        check_output_layer(critic.network, "discriminator.architecture=generative", "choose another architecture")
         question_ids, verdict_ids = encode_question(tokenizer, question, verdicts)
         critic.network.config.update({"rlgaf_question": question_ids, "rlgaf_verdicts": verdict_ids})
         return critic
@@ -107,7 +107,7 @@ def encode_question(
         if len(ids) != 1:
             raise UserError(
                 f"discriminator.verdicts must be single tokens, but {verdict!r} is {len(ids)} tokens of this model's "
-                "tokenizer: take another word, with or without a space before it"
+                "tokenizer: choose another word, with or without a space before it"
             )
     (real,), (generated,) = encoded
     if real == generated:

@@ -25,7 +25,7 @@ def constrain(model: PreTrainedModel, legal: Tensor) -> None:
     if legal.shape != (size, size):
         raise ValueError(f"the legal tokens are a table of {tuple(legal.shape)}, and the model has {size} tokens")
     if not legal.any(1).all():
-        raise ValueError(f"nothing may follow token {int((~legal.any(1)).nonzero()[0])}")
+        raise ValueError(f"token {int((~legal.any(1)).nonzero()[0])} has no legal next token")
     model.register_buffer("legal_tokens", legal.to(model.device), persistent=False)
     model.register_forward_hook(_mask, with_kwargs=True)
 
@@ -38,7 +38,7 @@ def legal_of(model: PreTrainedModel) -> Tensor | None:
 
 def _mask(model: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
     token_ids = options.get("input_ids", arguments[0] if arguments else None)
-    assert token_ids is not None, "a grammar is of tokens, and the network was given embeddings"
+    assert token_ids is not None, "a table of legal tokens needs input_ids, not inputs_embeds"
     kept = options.get("logits_to_keep", 0)
     read = token_ids[:, -kept:] if isinstance(kept, int) else token_ids[:, kept]
     output.logits = output.logits.masked_fill(~model.legal_tokens[read], float("-inf"))

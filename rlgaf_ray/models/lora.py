@@ -172,16 +172,16 @@ def load_adapters(network: PreTrainedModel, folder: Path) -> None:
     """Load what ``save_adapters`` wrote. Raises ``UserError`` if frozen weights or adapter shapes differ."""
     path = folder / ADAPTERS
     if not path.is_file():
-        raise UserError(f"{folder} holds no adapters: model.lora cannot be switched on in the middle of a run")
+        raise UserError(f"{folder} has no adapters: model.lora cannot be enabled in a resumed run")
     with safe_open(path, framework="pt", device=str(network.device)) as file:
         if file.metadata()["frozen"] != fingerprint(network):
             raise UserError(
-                f"{path} belongs to other frozen weights: go on with the warm-up and the model that the run began with"
+                f"{path} belongs to other frozen weights: resume with the model and the warm-up that the run began with"
             )
         saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     trained = _trained(network)
     if {name: tensor.shape for name, tensor in saved.items()} != {n: tensor.shape for n, tensor in trained.items()}:
-        raise UserError(f"{path} has adapters of another shape: model.lora must stay as it was when the run began")
+        raise UserError(f"{path} has adapters of another shape: resume with the model.lora that the run began with")
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(saved[name])

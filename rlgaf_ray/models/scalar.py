@@ -34,7 +34,7 @@ class ScalarModel(DiscriminatorNetwork):
         super().__init__()
         if not isinstance(getattr(network, "score", None), nn.Linear):
             raise UserError(
-                f"{type(network).__name__} has no linear 'score' head: take a decoder such as GPT-2, Llama or Qwen"
+                f"{type(network).__name__} has no linear 'score' head: use a decoder such as GPT-2, Llama or Qwen"
             )
         self.network = network.eval()
         self.pooling = pooling
@@ -68,7 +68,7 @@ class ScalarModel(DiscriminatorNetwork):
                 output_loading_info=True,
             )
         if missing := sorted(name for name in found["missing_keys"] if not name.startswith("score.")):
-            raise UserError(f"{folder} holds no {missing[0]}, which {type(network).__name__} needs")
+            raise UserError(f"{folder} has no {missing[0]}, which {type(network).__name__} needs")
         return cls(network, pooling=pooling).to(device).eval()
 
     def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:

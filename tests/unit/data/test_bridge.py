@@ -113,7 +113,7 @@ def test_texts_are_judged_as_they_are_written() -> None:
     [
         (["task.response_tokens=7"], "needs task.response_tokens=8, not 7"),
         (["task.bridge.board=3"], "cannot move from some square of a board of 3: raise task.bridge.board"),
-        (["task.bridge.board=4"], r"8 moves join 128 pairs of squares, and .* = 768: lower these"),
+        (["task.bridge.board=4"], r"8 moves connect 128 pairs of squares, but .* = 768: lower these"),
     ],
 )
 def test_what_cannot_be_played_is_one_sentence(overrides: list[str], named: str) -> None:
@@ -123,5 +123,5 @@ def test_what_cannot_be_played_is_one_sentence(overrides: list[str], named: str)
 
 def test_a_tokenizer_of_other_tokens_is_refused() -> None:
     bpe = wrap_bpe(train_bpe(["a1 b3 c5"], 300))
-    with pytest.raises(UserError, match="a token for each of its 64 squares"):
+    with pytest.raises(UserError, match="one token for each of its 64 squares"):
         source().tokenized(bpe, Path())

@@ -27,7 +27,7 @@ def test_the_second_waits_and_says_for_what(tmp_path: Path, capsys: pytest.Captu
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(UserError, match=r"another process has been making .*generator for 0\.1 s"),
+            pytest.raises(UserError, match=r"another process has been building .*generator for 0\.1 s"),
             made_once(target, wait=0.1),
         ):
             raise AssertionError("two at once")

@@ -160,7 +160,7 @@ def test_system_prompt_tools_and_arguments_reach_the_template(tmp_path: Path) ->
     assert as_tools("", "row") is None
     with pytest.raises(UserError, match=r"row: the tools \(tools_column\) must be a list"):
         as_tools({"name": "add"}, "row")
-    with pytest.raises(UserError, match=r"row: the tools \(tools_column\) are no JSON"):
+    with pytest.raises(UserError, match=r"row: the tools \(tools_column\) are not valid JSON"):
         as_tools("[", "row")
 
 
@@ -169,7 +169,7 @@ def test_system_prompt_tools_and_arguments_reach_the_template(tmp_path: Path) ->
 )
 def test_settings_of_chats_are_refused_for_plain_rows(settings: dict[str, Any], tmp_path: Path) -> None:
     rows = [{"prompt": f"{number} ", "response": "so"} for number in range(20)]
-    with pytest.raises(UserError, match=f"^task: {next(iter(settings))} is read for chats, and all rows are plain"):
+    with pytest.raises(UserError, match=f"^task: {next(iter(settings))} applies to chats, but all rows are plain"):
         made(tmp_path, rows, tokenizer_with(CHATML), **settings)
 
 
@@ -179,7 +179,7 @@ def test_a_column_that_happens_to_be_called_tools_is_nothing_to_plain_rows(tmp_p
     assert len(texts(made(tmp_path, rows, tokenizer), tokenizer)) == 20
     for row in (rows := chats()):
         row["tools"] = "hammer"
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: the tools \(tools_column\) are no JSON"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: the tools \(tools_column\) are not valid JSON"):
         made(tmp_path, rows, tokenizer)
 
 
@@ -244,21 +244,21 @@ def test_one_bad_row_is_named(tmp_path: Path) -> None:
     rows[12]["messages"].insert(0, {"role": "system", "content": "No."})
     with pytest.raises(
         UserError,
-        match=r"line 13: the chat template refuses the conversation \(system, user\): roles must alternate$",
+        match=r"line 13: the chat template rejects the conversation \(system, user\): roles must alternate$",
     ):
         made(tmp_path, rows, tokenizer_with(STRICT))
     rows = chats()
     rows[4]["messages"].insert(1, user("again"))
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 5: the chat template refuses"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 5: the chat template rejects"):
         made(tmp_path, rows, tokenizer_with(STRICT))
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (CHATML.replace("m.content }}", "m.content + 1 }}"), "refuses the conversation (user): can only concatenate"),
-        (CHATML.replace("m.content }}", "m.content.x.y }}"), "refuses the conversation (user): 'str object' has no"),
-        (CHATML + "{% if", "refuses the conversation (user): "),
+        (CHATML.replace("m.content }}", "m.content + 1 }}"), "rejects the conversation (user): can only concatenate"),
+        (CHATML.replace("m.content }}", "m.content.x.y }}"), "rejects the conversation (user): 'str object' has no"),
+        (CHATML + "{% if", "rejects the conversation (user): "),
         (CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif"), "does not write the answer after its"),
         ("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", "writes no token that ends an answer"),
         (CHATML.replace("m.content }}", "m.content if m.role != 'user' }}"), "leaves out the content of a message of"),

@@ -177,7 +177,7 @@ def test_a_generator_that_repeats_the_demonstrations_cannot_be_told_from_them(
     places = range(2 * turns + system, system, -2) if train == "all" else [2 * turns + system]
     why = [reason for place in places if (reason := refusal(name, rows[0]["messages"][:place]))]
     if why:
-        with pytest.raises(UserError, match=r"line 1: the chat template (refuses|leaves out|does not write)"):
+        with pytest.raises(UserError, match=r"line 1: the chat template (rejects|leaves out|does not write)"):
             task_of(name, tmp_path, rows, messages_train=train)
         return
     task = task_of(name, tmp_path, rows, messages_train=train)

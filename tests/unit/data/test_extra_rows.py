@@ -83,7 +83,7 @@ def test_prompts_of_chats_go_through_the_template(tokenizer: PreTrainedTokenizer
     task = made(chat, section(tmp_path, rows, prompts=free))
     assert {str(chat.decode(ids.tolist())) for ids in task.prompts} == {"[user] Who?\n[assistant] "}
     assert len(task.prompts) == 3
-    with pytest.raises(UserError, match=r"prompts.jsonl.* it is a chat, and the demonstrations are plain: write both"):
+    with pytest.raises(UserError, match=r"prompts.jsonl.* it is a chat, but the demonstrations are plain: use one f"):
         made(chat, section(tmp_path, prompts=free))
 
 
@@ -141,7 +141,7 @@ def test_free_prompts_alone_are_refused_with_a_loss_of_pairs(
 def test_a_row_without_a_prompt_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"prompts.jsonl.* has no prompt: name its column by prompt_column"):
         jsonl_source(section(tmp_path, prompts=[{"text": "no prompt"}]), base=False)
-    with pytest.raises(UserError, match=r"messages has answers alone: give a message of another role before them"):
+    with pytest.raises(UserError, match=r"messages has only assistant messages: add a message of another role"):
         answer = {"role": "assistant", "content": "I answer."}
         jsonl_source(section(tmp_path, prompts=[{"messages": [answer]}]), base=False)
 
@@ -176,7 +176,7 @@ def test_texts_alone_are_enough_for_the_base_warm_up(tokenizer: PreTrainedTokeni
 
 
 def test_rows_for_a_base_warm_up_that_is_not_made_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task.jsonl.base is for the base warm-up, and warmup.generator.steps=0"):
+    with pytest.raises(UserError, match=r"task.jsonl.base is for the base warm-up, but warmup.generator.steps=0"):
         jsonl_source(section(tmp_path, base=[{"text": "two old friends"}]), base=False)
 
 

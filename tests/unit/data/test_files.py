@@ -50,7 +50,7 @@ def test_files_globs_and_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("name", "message"),
     [
         ("none.jsonl", "^task.jsonl.path=.*none.jsonl does not exist: give a file"),
-        ("*.parquet", "fits no file: give a file"),
+        ("*.parquet", "matches no file: give a file"),
         ("c", "it is a folder; name its files, such as .*/c/\\*.jsonl"),
         ("x" * 5000, "cannot be read: File name too long"),
     ],
@@ -71,7 +71,7 @@ def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers(f"{bucket}/*/*.jsonl") == [5]
     for name, message in (
         ("none.jsonl", "does not exist"),
-        ("*.json", "fits no file"),
+        ("*.json", "matches no file"),
         ("a.jsonl?x=1", "no option 'x'"),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -88,7 +88,7 @@ def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
         files.pipe(f"/rows/{name}.jsonl", json.dumps({"n": number}).encode())
     assert numbers("memory://rows/b.jsonl") == [2]
     assert numbers("memory://rows/*.jsonl") == [1, 2]
-    with pytest.raises(UserError, match="fits no file"):
+    with pytest.raises(UserError, match="matches no file"):
         numbers("memory://rows/*.csv")
     with pytest.raises(UserError, match=r"none.jsonl cannot be read"):
         numbers("memory://rows/none.jsonl")

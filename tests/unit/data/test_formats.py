@@ -96,23 +96,23 @@ def test_keys_that_a_table_adds_to_nested_values_are_left_out(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"a": 1}\n{"a": ', r"a\.jsonl, line 2 is no JSON \(Expecting value\)"),
-        ("a.jsonl", b'{"a": 1}\n[2]', "line 2 is no JSON object"),
+        ("a.jsonl", b'{"a": 1}\n{"a": ', r"a\.jsonl, line 2 is not valid JSON \(Expecting value\)"),
+        ("a.jsonl", b'{"a": 1}\n[2]', "line 2 is not a JSON object"),
         ("a.jsonl", b"\n\n", "is empty"),
         ("a.jsonl", b"\xff", r"line 1 is not UTF-8 \(byte 0xff\): save it as UTF-8"),
         ("a.jsonl", '{"a": "x"}\n{"a": "caf\xe9"}'.encode("cp1252"), r"line 2 is not UTF-8 \(byte 0xe9\)"),
         ("a.jsonl", '{"a": 1}'.encode("utf-16"), "is UTF-16: save it as UTF-8"),
-        ("a.jsonl.gz", b"{}", "is no gzip file"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "is no gzip file"),
-        ("a.json", b'[{"a": 1},\n {"a": }]', r"a\.json, line 2, is no JSON"),
-        ("a.json", b'[{"a": 1}, 2]', "row 2 is no JSON object"),
-        ("a.json", b'{\n"data": []\n}', "line 1 is no JSON"),
+        ("a.jsonl.gz", b"{}", "is not a valid gzip file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}' * 99, mtime=0)[:-9], "is not a valid gzip file"),
+        ("a.json", b'[{"a": 1},\n {"a": }]', r"a\.json, line 2, is not valid JSON"),
+        ("a.json", b'[{"a": 1}, 2]', "row 2 is not a JSON object"),
+        ("a.json", b'{\n"data": []\n}', "line 1 is not valid JSON"),
         ("a.csv", b"a,b\n1,2,3\n", "line 2 has 3 fields, and the first line names 2 columns: quote"),
-        ("a.csv", b'a,b\n1,2\n"1,2\n', "line 3 is no CSV"),
+        ("a.csv", b'a,b\n1,2\n"1,2\n', "line 3 is not valid CSV"),
         ("a.csv", b"a,a\n1,2\n", "has the column 'a' more than once"),
         ("a.csv", b"prompt;response\na;b\n", "separates its columns by ';': export it with ','"),
         ("a.csv", b"a,b\n", "is empty"),
-        ("a.parquet", b"PAR1 and no more", "is no readable Parquet file"),
+        ("a.parquet", b"PAR1 and no more", "is not a readable Parquet file"),
         ("a.xlsx", b"PK", r"unknown suffix: the formats are \.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet"),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, mess
 def test_a_damaged_text_in_a_table_is_named(tmp_path: Path) -> None:
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pq.write_table(pa.table({"prompt": text}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet is no readable Parquet file"):
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
         read_rows(str(tmp_path / "a.parquet"), "key")
 
 

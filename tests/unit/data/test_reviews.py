@@ -75,7 +75,7 @@ def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[fl
         ("a.jsonl", b"[1, 2]\n", r"line 1, is not a JSON object"),
         ("a.jsonl", b'{"text": 5, "label": 1}\n', r"line 1: text is 5: write a string"),
         ("a.jsonl", b'{"text": "x", "label": null}\n', r"unknown label 'None' in row 1"),
-        ("a.jsonl", b'{"text": "x\\ud83d", "label": 1}\n', r"line 1: text holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "x\\ud83d", "label": 1}\n', r"line 1: text contains a lone surrogate"),
         ("a.jsonl", b'\xff{"text": "x", "label": 1}\n', r"not UTF-8 \(byte 0xff in line 1\)"),
         ("a.parquet", b"text,label\nx,1\n", r"not a readable Parquet file"),
         ("a.csv", b"text,label,text\nx,1,y\n", r"has column 'text' more than once"),

@@ -65,7 +65,7 @@ def test_chats_go_through_the_tokenizers_template(
         return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
     source = jsonl_source(jsonl(tmp_path, [row(number) for number in range(30)]), base=True, keep_rows=True)
-    with pytest.raises(UserError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
+    with pytest.raises(UserError, match="the tokenizer has no chat template: use a chat model, or give plain prompt"):
         source.tokenized(tokenizer, tmp_path)
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     chat.chat_template = TEMPLATE

@@ -45,10 +45,10 @@ def test_reads_plain_and_compressed_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON in UTF-8"),
-        ('{"data": [{"title": "A"}]}', "is not in SQuAD's form .*'paragraphs' is missing"),
-        ("[1]", "is not in SQuAD's form"),
-        ('{"data": []}', "holds no question"),
+        ("{", "is not valid UTF-8 JSON"),
+        ('{"data": [{"title": "A"}]}', "is not in SQuAD's format .*'paragraphs' is missing"),
+        ("[1]", "is not in SQuAD's format"),
+        ('{"data": []}', "has no questions"),
     ],
 )
 def test_refuses_other_files(tmp_path: Path, content: str, message: str) -> None:

@@ -135,7 +135,7 @@ def test_a_file_that_did_not_arrive_is_no_success(remote: Remote, monkeypatch: p
             return pa.BufferOutputStream()
 
     monkeypatch.setattr("rlgaf_ray.data.remote.connect", lambda *parts: Losing())
-    with pytest.raises(StorageError, match=r"x could not be written within 0.6 s: 0 of 4 bytes have arrived"):
+    with pytest.raises(StorageError, match=r"x could not be written within 0.6 s: 0 of 4 bytes were stored"):
         (remote / "x").write_text("lost")
 
 
@@ -199,7 +199,7 @@ def test_a_method_fills_a_remote_folder_from_where_it_runs(remote: Remote, tmp_p
 def test_what_could_not_be_stored_stays_and_is_named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
     failing(monkeypatch, 1000)
-    with pytest.raises(StorageError, match="NETWORK_CONNECTION; what was to be stored is in ") as caught:
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION; the files are kept in ") as caught:
         model.save(remote)
     assert str(model.wrote_in) in str(caught.value)
     assert (model.wrote_in / "deep" / "model").read_text() == "weights"
@@ -242,7 +242,7 @@ def test_a_name_that_leads_out_of_its_folder_is_not_fetched(remote: Remote, tmp_
             return [FileInfo(f"{remote.path}/a/../../{found.base_name}", FileType.File, size=0)]
 
     monkeypatch.setattr(Remote, "filesystem", Planted())
-    with pytest.raises(StorageError, match=r"'a/../../there', which leads out of it"):
+    with pytest.raises(StorageError, match=r"'a/../../there', a path outside of it"):
         remote.download(tmp_path / "here")
     assert not (tmp_path / "there").exists()
 

@@ -91,12 +91,12 @@ def test_a_whole_folder_passes_without_reading_its_weights(folder: Path, monkeyp
 )
 def test_quantized_weights(folder: Path, settings: dict[str, Any], method: str) -> None:
     edit(folder / "config.json", quantization_config=settings)
-    assert refusal(folder).startswith(f"is quantized ({method}), and quantized weights cannot be trained: take")
+    assert refusal(folder).startswith(f"is quantized ({method}), and quantized weights cannot be trained: use")
 
 
 def test_adapters_beside_a_config(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "nowhere", "peft_type": "LORA"}))
-    assert refusal(folder).startswith("holds adapters (adapter_config.json): merge them into their base model")
+    assert refusal(folder).startswith("contains adapters (adapter_config.json): merge them into their base model")
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_adapters_beside_a_config(folder: Path) -> None:
         ("bert-generation", "is an encoder (bert-generation)"),
         ("t5", "is an encoder-decoder (t5)"),
         ("bart", "is an encoder-decoder (bart)"),
-        ("vit", "is no causal language model (vit)"),
-        ("qwen2_vl", "is no causal language model (qwen2_vl)"),
-        ("mamba", "cannot be sampled from here: MambaForCausalLM keeps no keys and values"),
-        ("rwkv", "cannot be sampled from here: RwkvForCausalLM keeps no keys and values"),
-        ("openai-gpt", "cannot be sampled from here: OpenAIGPTLMHeadModel keeps no keys and values"),
+        ("vit", "is not a causal language model (vit)"),
+        ("qwen2_vl", "is not a causal language model (qwen2_vl)"),
+        ("mamba", "cannot be sampled from here: MambaForCausalLM has no key-value cache"),
+        ("rwkv", "cannot be sampled from here: RwkvForCausalLM has no key-value cache"),
+        ("openai-gpt", "cannot be sampled from here: OpenAIGPTLMHeadModel has no key-value cache"),
     ],
 )
 def test_what_is_no_decoder_with_a_cache(folder: Path, model_type: str, reason: str) -> None:
@@ -122,12 +122,12 @@ def test_what_is_no_decoder_with_a_cache(folder: Path, model_type: str, reason: 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda f: weights(f, without("model.norm.weight")), "does not hold model.norm.weight, which LlamaForCausalLM"),
+        (lambda f: weights(f, without("model.norm.weight")), "lacks model.norm.weight, which LlamaForCausalLM"),
         (
             lambda f: weights(f, lambda tensors: {f"_orig_mod.{name}": each for name, each in tensors.items()}),
-            "does not hold lm_head.weight (and 20 more), which LlamaForCausalLM has: save the bare model",
+            "lacks lm_head.weight (and 20 more), which LlamaForCausalLM needs: save the bare model",
         ),
-        (lambda f: edit(f / "config.json", vocab_size=500), ", 64], but its config.json asks for [500, 64]: make the"),
+        (lambda f: edit(f / "config.json", vocab_size=500), ", 64], but its config.json expects [500, 64]: make the"),
         (lambda f: edit(f / "config.json", hidden_act="no such function"), "cannot be read: "),
         (lambda f: edit(f / "config.json", hidden_size="wide"), "cannot be read: "),
         (lambda f: (f / "config.json").write_text("{"), "cannot be read: "),
@@ -155,7 +155,7 @@ def test_a_missing_shard(folder: Path) -> None:
 
 
 def test_a_file_is_no_folder(folder: Path) -> None:
-    assert refusal(folder / "model.safetensors").startswith("is no folder: give film-reviews, tiny-gpt2,")
+    assert refusal(folder / "model.safetensors").startswith("is not a folder: give film-reviews, tiny-gpt2,")
 
 
 @cases(few=60, full=1500)
@@ -270,7 +270,7 @@ def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: 
         with pytest.raises(UserError) as error:
             check_before_start(load_config(None, [f"rollout.engine={engine}", f"model.generator={tmp_path}"]))
         assert str(error.value) == (
-            f"model.generator={tmp_path} cannot be sampled from here ({model_type}): {NO_ENGINE[model_type]}: take a "
+            f"model.generator={tmp_path} cannot be sampled from here ({model_type}): {NO_ENGINE[model_type]}: use a "
             "transformer such as Llama or Qwen"
         )
 
@@ -376,11 +376,11 @@ def answers(*names: str) -> Callable[..., list[str]]:
 
 
 def test_a_model_of_the_hub_is_checked_without_its_weights(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = r"org/model is without its weights in the cache of the hub, which does not answer: download it where"
+    message = r"org/model has no weights in the local hub cache, and the hub is not reachable: download it first"
     with pytest.raises(UserError, match=message):
         check_before_start(of_the_hub())
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("pytorch_model.bin"))
-    with pytest.raises(UserError, match=r"org/model has no \*\.safetensors on the hub: take a model with safetensors"):
+    with pytest.raises(UserError, match=r"org/model has no \*\.safetensors on the hub: use a model with safetensors"):
         check_before_start(of_the_hub())
     check_before_start(of_the_hub("model.allow_pickle=true"))
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))

@@ -159,9 +159,9 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     load_adapters(build(0), tmp_path)
     with pytest.raises(UserError, match="belongs to other frozen weights"):
         load_adapters(build(1), tmp_path)
-    with pytest.raises(UserError, match=r"adapters of another shape: model\.lora must stay"):
+    with pytest.raises(UserError, match=r"adapters of another shape: resume with the model\.lora"):
         load_adapters(build(0, LoraSettings(rank=2)), tmp_path)
-    with pytest.raises(UserError, match=r"holds no adapters: model\.lora cannot be switched on"):
+    with pytest.raises(UserError, match=r"has no adapters: model\.lora cannot be enabled"):
         load_adapters(build(0), tmp_path / "elsewhere")
 
 

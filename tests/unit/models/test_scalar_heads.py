@@ -109,7 +109,7 @@ def test_a_folder_without_the_decoders_weights_is_refused(tmp_path: Path) -> Non
     state = {name: each for name, each in model.state_dict().items() if "layers.1.mlp" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(
-        UserError, match=r"holds no model\.layers\.1\.mlp\.[\w.]+, which GraniteForSequenceClassification"
+        UserError, match=r"has no model\.layers\.1\.mlp\.[\w.]+, which GraniteForSequenceClassification"
     ):
         load(tmp_path)
 
