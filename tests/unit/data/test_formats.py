@@ -1,4 +1,4 @@
-"""Files as people have them: what is read is what they hold, and what is wrong is named by file and line."""
+"""File formats: values are read unchanged, and errors name file and line."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_format_gives_the_same_text(tmp_path: Path, name: str) -> None:
-    """Loaders that guess types make a time, a number and a missing value of these answers."""
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    """Loaders that infer types would turn these answers into a timestamp, a number and a missing value."""
     (tmp_path / name).write_bytes(FILES[name])
     assert [row for _, row in read_rows(str(tmp_path / name), "key")] == ROWS
 
 
-def test_rows_know_their_place(tmp_path: Path) -> None:
+def test_rows_carry_their_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('\n{"a": 1}\n\n{"a": 2}\n')
     assert read_rows(str(path), "key") == [(f"{path}, line 2", {"a": 1}), (f"{path}, line 4", {"a": 2})]
@@ -77,7 +77,7 @@ def test_rows_know_their_place(tmp_path: Path) -> None:
     ]
 
 
-def test_keys_that_a_table_adds_to_nested_values_are_left_out(tmp_path: Path) -> None:
+def test_nested_null_keys_of_parquet_are_dropped(tmp_path: Path) -> None:
     call = {"x": None, "id": 1}
     rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]},
@@ -116,21 +116,21 @@ def test_keys_that_a_table_adds_to_nested_values_are_left_out(tmp_path: Path) ->
         ("a.xlsx", b"PK", r"unknown suffix: the formats are \.jsonl, \.ndjson, \.json, \.csv, \.tsv, \.parquet"),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_damaged_file_raises_with_its_name(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         read_rows(str(tmp_path / name), "task.jsonl.path")
     assert name in str(caught.value)
 
 
-def test_a_damaged_text_in_a_table_is_named(tmp_path: Path) -> None:
+def test_invalid_utf8_in_parquet_raises(tmp_path: Path) -> None:
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
     pq.write_table(pa.table({"prompt": text}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet is not a readable Parquet file"):
         read_rows(str(tmp_path / "a.parquet"), "key")
 
 
-def test_a_line_may_be_longer_than_csv_expects(tmp_path: Path) -> None:
+def test_csv_fields_may_exceed_the_default_limit(tmp_path: Path) -> None:
     text = "x" * 1_000_000
     (tmp_path / "a.csv").write_bytes(separated([{"prompt": text, "response": "y"}]))
     assert read_rows(str(tmp_path / "a.csv"), "key")[0][1] == {"prompt": text, "response": "y"}
