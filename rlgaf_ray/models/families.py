@@ -31,9 +31,9 @@ ROBERTA = (
     *("xlm-roberta", "xlm-roberta-xl"),
 )
 NO_ENGINE = {
-    "cpmant": "it puts tokens of its own before the prompt",
+    "cpmant": "it adds its own tokens before the prompt",
     "git": "it reads images before the text",
-    "minimax": "it takes only a key-value cache of its own type",
+    "minimax": "it accepts only its own type of key-value cache",
     "recurrent_gemma": "its recurrent layers read padding",
     "trocr": "it is the decoder of a model that reads images",
     "xmod": "it needs the language of each text",
@@ -70,13 +70,12 @@ def check_family(source: str, config: PreTrainedConfig) -> None:
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise UserError(
-            f"{name} cannot be sampled from here: {model.__name__} has no key-value cache (past_key_values): use a "
-            "transformer such as Llama or Qwen"
+            f"{name} is not supported: {model.__name__} has no key-value cache (past_key_values): use a transformer "
+            "such as Llama or Qwen"
         )
     if reason := NO_ENGINE.get(config.model_type):
         raise UserError(
-            f"{name} cannot be sampled from here ({config.model_type}): {reason}: use a transformer such as Llama or "
-            "Qwen"
+            f"{name} is not supported ({config.model_type}): {reason}: use a transformer such as Llama or Qwen"
         )
 
 

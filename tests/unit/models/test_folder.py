@@ -109,9 +109,9 @@ def test_an_adapter_folder_raises(folder: Path) -> None:
         ("bart", "is an encoder-decoder (bart)"),
         ("vit", "is not a causal language model (vit)"),
         ("qwen2_vl", "is not a causal language model (qwen2_vl)"),
-        ("mamba", "cannot be sampled from here: MambaForCausalLM has no key-value cache"),
-        ("rwkv", "cannot be sampled from here: RwkvForCausalLM has no key-value cache"),
-        ("openai-gpt", "cannot be sampled from here: OpenAIGPTLMHeadModel has no key-value cache"),
+        ("mamba", "is not supported: MambaForCausalLM has no key-value cache"),
+        ("rwkv", "is not supported: RwkvForCausalLM has no key-value cache"),
+        ("openai-gpt", "is not supported: OpenAIGPTLMHeadModel has no key-value cache"),
     ],
 )
 def test_models_other_than_decoders_with_a_cache_raise(folder: Path, model_type: str, reason: str) -> None:
@@ -262,7 +262,7 @@ def test_unsupported_families_raise_by_their_config(model_type: str, tmp_path: P
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.1)
-    with pytest.raises(UserError, match=r"cannot be sampled from by rollout\.engine=transformers"):
+    with pytest.raises(UserError, match=r"is not supported by rollout\.engine=transformers"):
         check_cached_steps(model, "it")
     model.config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()
@@ -270,7 +270,7 @@ def test_unsupported_families_raise_by_their_config(model_type: str, tmp_path: P
         with pytest.raises(UserError) as error:
             check_before_start(load_config(None, [f"rollout.engine={engine}", f"model.generator={tmp_path}"]))
         assert str(error.value) == (
-            f"model.generator={tmp_path} cannot be sampled from here ({model_type}): {NO_ENGINE[model_type]}: use a "
+            f"model.generator={tmp_path} is not supported ({model_type}): {NO_ENGINE[model_type]}: use a "
             "transformer such as Llama or Qwen"
         )
 
