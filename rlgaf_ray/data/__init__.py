@@ -1,1 +1,1 @@
-"""Tasks, prompts and collation."""
+"""Tasks, data sources, prompt streams, collation and storage."""

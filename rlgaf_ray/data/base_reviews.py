@@ -1,7 +1,7 @@
-"""Which texts the built-in base model has read: fingerprints of its reviews' openings.
+"""Contamination check: fingerprints of the reviews that the built-in base model was trained on.
 
-The reviews of the task imdb need no such list: the part ``base`` of their split holds what the model has read. This is
-for rows of a user's own file or data set.
+It applies to rows of a user's file or dataset. The task imdb does not need it: its base model was trained on the part
+``base`` only, which is disjoint from the other parts.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ FINGERPRINTS = Path(__file__).parent / "base_reviews.npy"  # uint64 [N], sorted
 
 
 def fingerprint(text: str) -> int:
-    """64 bits of the hash of a text's first words."""
+    """Return 64 bits of the SHA-256 of a text's opening (``splits.opening``)."""
     return int.from_bytes(hashlib.sha256(opening(text).encode()).digest()[:8], "big")
 
 
 def refuse_base_reviews(pairs: Iterable[tuple[str, str]]) -> None:
-    """Raise ``UserError`` where a prompt with its response, or the response alone, begins like a review of the base.
+    """Raise ``UserError`` if a prompt with its response, or a response alone, begins like a training review.
 
-    A prompt may end in a word or between two words.
+    Prompt and response are joined with and without a space, since a prompt may end within a word.
     """
     known = set(np.load(FINGERPRINTS, allow_pickle=False).tolist())
     rows = [
@@ -38,5 +38,5 @@ def refuse_base_reviews(pairs: Iterable[tuple[str, str]]) -> None:
         shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
         raise UserError(
             f"{len(rows)} rows ({shown}) begin like reviews that model.generator=film-reviews was trained on: "
-            "remove them, or take another model"
+            "remove them, or choose another model"
         )

@@ -1,9 +1,8 @@
 """The task ``bridge``: walk a leaper, such as the knight, from one square to another in a given number of moves.
 
-The prompt is the goal and the start, the response a square for each move; each is one token. Every answer has an exact
-verdict, and the expert, who draws one of the walks that there are uniformly, has a known entropy. A goal needs
-planning, a legal move does not: with ``task.bridge.legal_only`` nobody can make an illegal one, in training or in
-sampling.
+The prompt is the goal and the start, the response one square per move; each square is one token. Every answer is judged
+exactly, and the expert, which samples uniformly among all valid walks, has a known entropy. Reaching the goal needs
+planning, making legal moves does not: ``task.bridge.legal_only`` masks illegal moves in training and in sampling.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ from rlgaf_ray.data.task import Measure, Task, TaskSource, text_blocks
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import EVALUATION_PARTS, Demonstration, EvaluationPart, Metrics, TextBlocks
 
-SEED = 20230601  # of the parts, the expert's walks and the base model's: the same in every run
+SEED = 20230601  # for the split, the expert's walks and the base warm-up's walks; independent of run.seed
 END_OF_TEXT = "<|endoftext|>"
 
 
 def squares_tokenizer(board: Board) -> PreTrainedTokenizerFast:
-    """One token a square, numbered as on the board, and end of text."""
+    """Return a tokenizer with one token per square, whose id is the square's number, and end of text."""
     words = [board.name(square) for square in range(board.num_squares)] + [END_OF_TEXT]
     plain = Tokenizer(WordLevel({word: row for row, word in enumerate(words)}, unk_token=END_OF_TEXT))
     plain.pre_tokenizer = WhitespaceSplit()
@@ -70,12 +69,12 @@ class BridgeSource(TaskSource):
         return squares_tokenizer(self.board)
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> BridgeTask:
-        """Raises ``UserError`` for a tokenizer that is not of this board's squares, or lengths that are not its own."""
+        """Raise ``UserError`` if the tokenizer is not this board's or the configured lengths are not the task's."""
         names = [self.board.name(square) for square in range(self.board.num_squares)]
         if [tokenizer.convert_tokens_to_ids(name) for name in names] != list(range(len(names))):
             raise UserError(
-                f"task.name=bridge has a token for each of its {len(names)} squares, and the model's tokenizer has "
-                "others: take model.generator=tiny-gpt2, which learns them, or a model that was trained on this board"
+                f"task.name=bridge needs a tokenizer with one token for each of its {len(names)} squares, but the "
+                "model's tokenizer has others: set model.generator=tiny-gpt2, or use a model trained on this board"
             )
         lengths = {"prompt_tokens": 2, "response_tokens": self.settings.moves}
         for key, value in lengths.items():
@@ -85,10 +84,10 @@ class BridgeSource(TaskSource):
 
 
 class BridgeTask(Task):
-    """A random split of the pairs of squares that a walk joins into validation, test and training.
+    """A random split of the connected pairs of squares into validation, test and training.
 
-    Every pair of training is a free prompt; ``task.max_demonstrations`` of them, drawn with ``task.draw_seed``, have
-    the expert's walk. ``contrast``: each of these walks under another goal from the same start.
+    Every training pair is a free prompt; ``task.max_demonstrations`` of them, sampled with ``task.draw_seed``, have an
+    expert walk. ``contrast``: each of these walks with another goal in the prompt.
     """
 
     def __init__(self, task: TaskSection, settings: BridgeSettings, board: Board, *, end_of_text: int) -> None:
@@ -99,8 +98,8 @@ class BridgeTask(Task):
         held_out = settings.validation + settings.test
         if len(pairs) <= held_out:
             raise UserError(
-                f"task.bridge: {settings.moves} moves join {len(pairs)} pairs of squares, and task.bridge.validation + "
-                f"task.bridge.test = {held_out}: lower these or raise task.bridge.board"
+                f"task.bridge: {settings.moves} moves connect {len(pairs)} pairs of squares, but "
+                f"task.bridge.validation + task.bridge.test = {held_out}: lower these or raise task.bridge.board"
             )
         validation, test, training = np.split(pairs, [settings.validation, held_out])
         self.pairs: dict[EvaluationPart, np.ndarray] = {"validation": validation, "test": test}
@@ -128,7 +127,7 @@ class BridgeTask(Task):
         return self._prompts
 
     def other_prompts(self, row: int) -> list[np.ndarray]:
-        """The same start with every other reachable goal, shuffled."""
+        """Return prompts with the same start and every other reachable goal, shuffled."""
         return self._other_prompts[row]
 
     def _with_other_goals(self, row: int, reached: np.ndarray) -> list[np.ndarray]:
@@ -143,7 +142,7 @@ class BridgeTask(Task):
 
     @property
     def legal(self) -> np.ndarray | None:
-        """Which token may follow which: bool [S + 1, S + 1]; None where illegal moves can be made."""
+        """Table of allowed next tokens, bool [S + 1, S + 1] (S squares, end of text); None without ``legal_only``."""
         if not self._settings.legal_only:
             return None
         size = self.board.num_squares
@@ -159,7 +158,7 @@ class BridgeTask(Task):
         return BridgeMeasure(self.board, self.pairs[part][:num_prompts], self._settings.moves)
 
     def verdict(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
-        """1 for a walk that keeps to the rules and ends on the goal, else 0: a reward function."""
+        """Return 1 for each legal walk that ends on the goal, else 0; usable as a reward function."""
         names = {self.board.name(square): square for square in range(self.board.num_squares)}
         pairs = np.array([[names[word] for word in reversed(prompt.split())] for prompt in prompts])
         return BridgeMeasure(self.board, pairs, self._settings.moves).each(completions).tolist()
@@ -180,7 +179,7 @@ class BridgeTask(Task):
         return 2 + self._settings.moves
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """Random legal walks from everywhere; ``task.bridge.base_goals`` says what the goal in their prompts is."""
+        """Return random legal walks from random squares; ``task.bridge.base_goals`` sets the goals in the prompts."""
         settings, generator = self._settings, np.random.default_rng([SEED, 1])
         starts, goals = generator.integers(self.board.num_squares, size=(2, settings.base_walks))
         walks = free_walks(self.board, starts, settings.moves, generator)
@@ -192,7 +191,7 @@ class BridgeTask(Task):
 
 @dataclass(frozen=True)
 class BridgeMeasure(Measure):
-    """Shares of the answers that keep to the rules, that end on the goal, and that do both."""
+    """Fractions of answers that are legal, that end on the goal, and that do both."""
 
     board: Board
     pairs: np.ndarray  # int64 [N, 2], start and goal
@@ -203,7 +202,7 @@ class BridgeMeasure(Measure):
         return {self.board.name(square): square for square in range(self.board.num_squares)}
 
     def walks(self, texts: Sequence[str]) -> np.ndarray:
-        """int64 [N, moves]; -1 for what is no square, in a text that is too short or too long everywhere."""
+        """Parse answers to int64 [N, moves]; -1 for a word that is no square, all -1 for a wrong number of words."""
         rows = np.full((len(texts), self.num_moves), -1, np.int64)
         for row, text in enumerate(texts):
             words = text.split()
@@ -229,7 +228,7 @@ class BridgeMeasure(Measure):
         return {"success": float(verdict.success.mean())}
 
     def repeated(self, samples: Sequence[Sequence[str]], logprobs: np.ndarray | None) -> Metrics:
-        """Different successful walks a prompt, and the successful walks' distribution beside the expert's."""
+        """Return distinct successful walks per prompt, and entropy and KL of successful walks against the expert."""
         walks = np.stack([self.walks(answers) for answers in samples])
         success = np.stack(
             [judge(self.board, self.pairs, walks[:, sample]).success for sample in range(walks.shape[1])], 1
@@ -248,7 +247,7 @@ class BridgeMeasure(Measure):
 
 
 def _prompt(pair: np.ndarray) -> np.ndarray:
-    """Goal and start: the first move follows the square that it starts from."""
+    """Return (goal, start): the start is last, so that each move follows the square it leaves."""
     return np.array([pair[1], pair[0]], np.int32)
 
 
@@ -257,5 +256,5 @@ def _demonstrations(pairs: np.ndarray, walks: np.ndarray) -> list[Demonstration]
 
 
 def bridge_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> BridgeSource:
-    """Made, not read. The parts are the same with a base warm-up; there are no further columns to keep."""
+    """Build the task from ``task.bridge``. ``base`` and ``keep_rows`` have no effect: no data are read."""
     return BridgeSource(task, task.bridge)

@@ -1,4 +1,4 @@
-"""Files that are found by a hash of what they were made from, and are never half written."""
+"""Content-addressed cache files: hashing, atomic writes and locks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from rlgaf_ray.data.storage import writing
 from rlgaf_ray.errors import UserError
 
-LONGEST_WAIT = 24 * 3600.0  # seconds; a process that dies gives its lock back at once
+LONGEST_WAIT = 24 * 3600.0  # seconds; the OS releases the lock of a process that dies
 
 
 def content_hash(parts: Iterable[str]) -> str:
-    """SHA-256, in hex, of the parts and of where each one ends."""
+    """Return the hex SHA-256 of the parts, each prefixed with its length."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()
@@ -28,9 +28,9 @@ def content_hash(parts: Iterable[str]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: readers see all of it or nothing.
+    """Write a temporary file beside ``path`` with ``write``, then rename it, so that readers never see a partial file.
 
-    Raises ``StorageError`` where it cannot be written.
+    Raises ``StorageError`` if it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,20 +46,20 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def made_once(target: Path, *, wait: float = LONGEST_WAIT) -> Iterator[None]:
-    """Only one process at a time is in the block for ``target``, a folder that takes long to make.
+    """Hold a file lock for ``target``, so that only one process at a time builds it.
 
-    Raises ``UserError`` after ``wait`` seconds.
+    Raises ``UserError`` if the lock is not free after ``wait`` seconds.
     """
     lock = FileLock(target.with_name(target.name + ".lock"))
     with writing(target), suppress(Timeout):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     if not lock.is_locked:
-        print(f"another process is making {target}: waiting for it", flush=True)
+        print(f"another process is building {target}: waiting for it", flush=True)
         try:
             lock.acquire(timeout=wait)
         except Timeout:
-            raise UserError(f"another process has been making {target} for {wait:g} s: end it, or wait") from None
+            raise UserError(f"another process has been building {target} for {wait:g} s: end it, or wait") from None
     try:
         yield
     finally:

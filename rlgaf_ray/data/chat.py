@@ -1,4 +1,4 @@
-"""Chats as the tokenizer's template writes them: the prompt of each answer, and the answer with its end."""
+"""Chat templates: render conversations to prompts, and to responses that end with the end-of-turn token."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ PROBE = "probe"
 
 
 class ChatTemplate:
-    """The template of a tokenizer, with the settings of a task.
+    """A tokenizer's chat template with the settings of a task.
 
     Args:
-        ends: token ids that end a rollout, as far as the model's files name them.
-        now: what the template takes for the present (``strftime_now``).
+        ends: end-of-text ids from the model's files.
+        now: the date that the template sees (``strftime_now``).
 
     Raises:
         UserError: the tokenizer has no template, or no fast implementation.
@@ -40,7 +40,7 @@ class ChatTemplate:
     ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
-                "the demonstrations are chats, but the tokenizer has no chat template: take a chat model, "
+                "the demonstrations are chats, but the tokenizer has no chat template: use a chat model, "
                 "or give plain prompt and response"
             )
         self._tokenizer = tokenizer
@@ -52,14 +52,14 @@ class ChatTemplate:
 
     @property
     def key(self) -> str:
-        """What decides how rows are rendered, but for the date."""
+        """Hash of the template and its arguments, without the date."""
         arguments = json.dumps(self._settings.chat_template_kwargs, default=str)
         return content_hash([str(self._tokenizer.chat_template), arguments])
 
     def pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
-        """The last answer, or with ``messages_train: all`` every one, each after the conversation so far.
+        """Yield the last answer, or every answer with ``messages_train: all``, each with the messages before it.
 
-        Raises ``UserError`` beginning with ``where``, the row's number.
+        Raises ``UserError`` that begins with ``where``, the row's location.
         """
         try:
             yield from self._pairs(messages, tools, row, where)
@@ -69,7 +69,7 @@ class ChatTemplate:
     def _pairs(self, messages: Messages, tools: list[dict[str, Any]] | None, row: Row, where: str) -> Iterator[Pair]:
         messages = self._instructed(messages)
         answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-        answers = [place for place in answers if place > 0]  # one that opens a chat answers nothing
+        answers = [place for place in answers if place > 0]  # an opening assistant message has no prompt
         every = self._settings.messages_train == "all"
         for place in answers if every else answers[-1:]:
             before, answer = messages[:place], messages[place]
@@ -86,19 +86,22 @@ class ChatTemplate:
             )
 
     def prompt(self, messages: Messages, tools: list[dict[str, Any]] | None, where: str) -> str:
-        """The sealed prompt of an answer to these messages. Raises ``UserError`` where the template refuses them."""
+        """Return the sealed generation prompt after these messages. Raises ``UserError`` if the template fails."""
         hidden = _mapped(self._instructed(messages), self._encoder.hidden)
         rendered = self._rendered(hidden, _mapped(tools, self._encoder.hidden), where, prompting=True)
         return self._encoder.sealed(rendered)
 
     def _instructed(self, messages: Messages) -> Messages:
-        """With the system prompt of the settings, where the chat has none."""
+        """Prepend ``system_prompt`` unless the chat begins with a system or developer message."""
         if self._settings.system_prompt is None or messages[0]["role"] in INSTRUCTING:
             return messages
         return [{"role": "system", "content": self._settings.system_prompt}, *messages]
 
     def turn(self, before: Messages, answer: Message, tools: list[dict[str, Any]] | None, where: str) -> Turn:
-        """Raises ``UserError`` where the template refuses the conversation, loses a part of it, or has no end."""
+        """Render a conversation and its answer.
+
+        Raises ``UserError`` if the template fails, drops a message, or writes no end-of-turn token.
+        """
         hidden = _mapped([*before, answer], self._encoder.hidden)
         tools = _mapped(tools, self._encoder.hidden)
         prompt = self._rendered(hidden[:-1], tools, where, prompting=True)
@@ -107,14 +110,14 @@ class ChatTemplate:
             raise UserError(
                 f"{where}: the chat template does not write the answer after its own prompt, which ends with "
                 f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), give the message its "
-                "reasoning_content, or take a model with another template"
+                "reasoning_content, or use a model with another template"
             )
         for message in hidden:
             text = message["content"].rpartition("</think>")[2].strip()
             if message["role"] in ("user", "assistant", *INSTRUCTING) and text not in whole:
                 raise UserError(
                     f"{where}: the chat template leaves out the content of a message of role {message['role']}: "
-                    "remove the message, or take a model with another template"
+                    "remove the message, or use a model with another template"
                 )
         response = self._encoder.sealed(whole[len(prompt) :])
         if (end := self._end(response)) is None and self._next_turn is not None:
@@ -127,9 +130,9 @@ class ChatTemplate:
         return Turn(self._encoder.sealed(prompt), end)
 
     def _end(self, response: str) -> str | None:
-        """The response up to the token that ends the turn; None where no control token closes it.
+        """Return the response up to the token that ends the turn; None if it does not end with a control token.
 
-        It is one of those that close the response: a known end, else the first special token, else the first.
+        Among the trailing control tokens it is the first known end, else the first special token, else the first.
         """
         body = response.rstrip()
         closing: list[re.Match[str]] = []
@@ -145,11 +148,11 @@ class ChatTemplate:
 
     @cached_property
     def _next_turn(self) -> str | None:
-        """The token that opens the turn after an answer: some templates end the answer by it, and write it there."""
+        """The token that opens the turn after an answer, for templates in which this token ends the answer."""
         user, answer = {"role": "user", "content": PROBE}, {"role": "assistant", "content": f"{PROBE} answer"}
         try:
             rest = self._encoder.sealed(self._render([user, answer, user], None).partition(answer["content"])[2])
-        except Exception:  # then there is no such token
+        except Exception:  # the template does not accept this conversation
             return None
         opening = CONTROL.match(rest.lstrip())
         return None if opening is None else rest[: len(rest) - len(rest.lstrip())] + opening[0]
@@ -159,10 +162,10 @@ class ChatTemplate:
     ) -> str:
         try:
             return self._render(messages, tools, prompting=prompting)
-        except Exception as error:  # a template is a program: it raises whatever it pleases
+        except Exception as error:  # a template can raise any exception
             roles = ", ".join(message["role"] for message in messages)
             raise UserError(
-                f"{where}: the chat template refuses the conversation ({roles}): {error or type(error).__name__}"
+                f"{where}: the chat template rejects the conversation ({roles}): {error or type(error).__name__}"
             ) from error
 
     def _render(
@@ -181,21 +184,21 @@ class ChatTemplate:
         )
 
     def _reads_parts_alone(self) -> bool:
-        """Templates of some vision models read no text, only lists of parts."""
+        """Return whether the template needs content as a list of parts, as those of some vision models do."""
         self._in_parts = False
         asked = [{"role": "user", "content": PROBE}]
 
         def shows(parts: bool) -> bool:
             try:
                 return PROBE in self._render(asked, None, prompting=True, parts=parts)
-            except Exception:  # rows say what it refuses
+            except Exception:  # reported later, with the row
                 return False
 
         return not shows(parts=False) and shows(parts=True)
 
 
 def _spelled_out(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:
-    """A conversation as text that depends on no tokenizer."""
+    """Return a conversation as JSON, independent of the tokenizer."""
     return json.dumps([messages, tools] if tools else messages, ensure_ascii=False, default=str)
 
 

@@ -1,4 +1,4 @@
-"""Ragged prompts and responses into padded tensors."""
+"""Collate prompts and responses of different lengths into padded tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 def num_tokens(item: Demonstration | Rollout) -> int:
-    """Of prompt and response together."""
+    """Return the number of tokens of prompt and response together."""
     return len(item.prompt_ids) + len(item.response_ids)
 
 
 def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: int) -> SequenceBatch:
-    """Put prompt and response side by side, padded on the right to the longest: [B, T]."""
+    """Concatenate each prompt with its response and pad on the right to the longest row: [B, T]."""
     present, response = _masks(items)
     token_ids = np.full(present.shape, pad_token_id, np.int64)
-    # Row by row, left to right: a boolean index fills in the order in which the pieces are chained.
+    # Boolean assignment fills row by row, in the order of the concatenation.
     token_ids[present] = np.concatenate([ids for item in items for ids in (item.prompt_ids, item.response_ids)])
     return SequenceBatch(
         token_ids=torch.from_numpy(token_ids),
@@ -33,9 +33,9 @@ def collate_sequences(items: Sequence[Demonstration | Rollout], pad_token_id: in
 
 
 def collate(scored: Sequence[ScoredRollout], pad_token_id: int, group_size: int, *, view: View = WHOLE) -> TrainBatch:
-    """One training batch of scored rollouts, samples of one prompt adjacent: [B, T], B a multiple of group_size.
+    """Collate scored rollouts into a training batch: [B, T], B a multiple of ``group_size``.
 
-    ``view``: what the discriminator read of each response.
+    The samples of one prompt must be adjacent. ``view``: the part of each response that the discriminator read.
     """
     rollouts = [item.rollout for item in scored]
     prompt_ids = np.array([rollout.prompt_id for rollout in rollouts])
@@ -75,7 +75,7 @@ def _given(name: str, values: Sequence[T | None]) -> list[T] | None:
 
 
 def demonstration_blocks(items: Sequence[Demonstration]) -> TextBlocks:
-    """Prompt and response in rows of one length, padded with zeros; the response is learned: [N, longest]."""
+    """Pad demonstrations with zeros to rows of equal length, [N, longest]; only response tokens have loss."""
     present, response = _masks(items)
     token_ids = np.zeros(present.shape, np.int32)
     token_ids[present] = np.concatenate([ids for item in items for ids in (item.prompt_ids, item.response_ids)])
@@ -83,7 +83,7 @@ def demonstration_blocks(items: Sequence[Demonstration]) -> TextBlocks:
 
 
 def _masks(items: Sequence[Demonstration | Rollout]) -> tuple[np.ndarray, np.ndarray]:
-    """Where there is a token, and where there is one of the response: bool [B, T] each."""
+    """Return the masks of all tokens and of response tokens: bool [B, T] each."""
     assert items, "nothing to collate"
     num_prompt = np.array([len(item.prompt_ids) for item in items])[:, None]
     num_tokens = num_prompt + np.array([len(item.response_ids) for item in items])[:, None]

@@ -1,6 +1,6 @@
-"""A row of any of the usual forms as a demonstration: text or chat, with the answer that it rejects, if it has one.
+"""Parse rows of the usual dataset formats into demonstrations, plain or chat, with an optional rejected answer.
 
-The columns are TRL's: ``prompt`` with ``completion``, ``chosen`` and ``rejected`` (the prompt may be in them), or
+The columns are TRL's: ``prompt`` with ``completion``, ``chosen`` with ``rejected`` (which may include the prompt), or
 ``messages``; also ``prompt`` with ``response``, ``question`` with ``answer``, and ``conversations``.
 """
 
@@ -22,24 +22,24 @@ Message = dict[str, Any]
 Messages = list[Message]
 
 PROMPT, CHOSEN, REJECTED = "prompt", "chosen", "rejected"
-COMPLETION = "completion"  # of TRL's unpaired preferences too, where a label says whether it is wanted
+COMPLETION = "completion"  # also in TRL's unpaired preferences, where ``label`` marks desired completions
 RESPONSES = ("response", COMPLETION, CHOSEN)
 QUESTION, ANSWER = "question", "answer"
 CONVERSATIONS = ("messages", "conversations")
-SPEAKERS = {"human": "user", "gpt": "assistant"}  # of {from, value}; others are called as in {role, content}
-TURN = "\n\nAssistant:"  # of Anthropic/hh-rlhf
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # ShareGPT's {from, value}; other names are used as roles unchanged
+TURN = "\n\nAssistant:"  # as in Anthropic/hh-rlhf
 SERIALISED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A demonstration before a chat template. In a chat the response is its last message."""
+    """A demonstration before the chat template is applied. In a chat the response is the last message."""
 
     prompt: str | Messages
     response: str | Message
-    rejected: Example | None = None  # another answer, to the same prompt as a rule
-    place: str = ""  # where its row is, for errors
-    tools: list[dict[str, Any]] | None = None  # that a chat's template shows
+    rejected: Example | None = None  # the rejected answer, usually to the same prompt
+    place: str = ""  # the row's location, for errors
+    tools: list[dict[str, Any]] | None = None  # passed to the chat template
 
     @property
     def answer(self) -> str:
@@ -56,7 +56,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns of a row are read: a conversation, or a prompt and its response."""
+    """Names of the columns to read: ``messages``, or ``prompt`` and ``response``."""
 
     prompt: str | None = None
     response: str | None = None
@@ -64,7 +64,7 @@ class Columns:
 
 
 def read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> Example:
-    """Raises ``UserError`` naming the place for a row that is no demonstration."""
+    """Parse a row into a demonstration. Raises ``UserError`` naming the place if it is not one."""
     example = _read_example(row, settings, place)
     if isinstance(example.prompt, str) or (tools := as_tools(row.get(settings.tools_column), place)) is None:
         return example
@@ -80,7 +80,7 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
         return _example(None, as_messages(row[columns.messages], columns.messages, place), place, columns.messages)
     assert columns.response is not None, "find_columns refuses rows without a response"
     if columns.response == COMPLETION != settings.response_column and str(row.get("label")).lower() == "false":
-        raise UserError(f"{place}: its label is false, so that its completion is no demonstration: remove such rows")
+        raise UserError(f"{place}: its label is false, so its completion is not a demonstration: remove such rows")
     response = text_or_messages(row[columns.response], columns.response, place)
     prompt = None if columns.prompt is None else row.get(columns.prompt)
     if prompt is not None:
@@ -92,14 +92,14 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
     rejected = text_or_messages(rejected, rejected_name, place)
     if isinstance(rejected, str) != isinstance(response, str):
         raise UserError(
-            f"{place}: of {columns.response} and {rejected_name} one is text, one messages: write both alike"
+            f"{place}: one of {columns.response} and {rejected_name} is text, the other messages: use one format"
         )
     if prompt is None and isinstance(response, str) and isinstance(rejected, str):
         prompt = common_beginning(response, rejected) if response != rejected else ""
         if not prompt:
             raise UserError(
-                f"{place} has no prompt, and its {columns.response} and {rejected_name} share no beginning that could "
-                "be one: give a column prompt"
+                f"{place} has no prompt, and its {columns.response} and {rejected_name} share no prefix that could be "
+                "the prompt: add a column prompt"
             )
         response, rejected = response[len(prompt) :], rejected[len(prompt) :]
     other = _example(prompt, rejected, place, rejected_name)
@@ -108,7 +108,10 @@ def _read_example(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
 
 
 def find_columns(row: Mapping[str, Any], settings: RowSettings, place: str) -> Columns:
-    """Those that the settings name, or else the usual ones; a column whose value is null counts as absent."""
+    """Return the columns named in the settings, else the usual ones. A column whose value is null counts as absent.
+
+    Raises ``UserError`` if none or more than one candidate matches.
+    """
     there = {name for name, value in row.items() if value is not None}
     prompt = settings.prompt_column or next((name for name in (PROMPT, QUESTION) if name in there), PROMPT)
     pairs = [
@@ -124,7 +127,7 @@ def find_columns(row: Mapping[str, Any], settings: RowSettings, place: str) -> C
         found = pairs or (chats if settings.messages_column else [])
     elif settings.messages_column:
         found = chats
-    elif {CHOSEN, REJECTED} <= there:  # the messages beside them are a copy of the chosen ones
+    elif {CHOSEN, REJECTED} <= there:  # a messages column beside them repeats the chosen conversation
         found = pairs
     else:
         found = [*pairs, *chats]
@@ -142,7 +145,7 @@ def find_columns(row: Mapping[str, Any], settings: RowSettings, place: str) -> C
 
 
 def common_beginning(first: str, second: str) -> str:
-    """The prompt that two texts share: up to the last turn of the assistant, or to the first word that differs."""
+    """Return the common prompt of two texts: up to the assistant's last turn, else up to the first differing word."""
     shared = first[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))]
     if TURN in shared:
         return shared[: shared.rindex(TURN) + len(TURN)]
@@ -153,20 +156,23 @@ def common_beginning(first: str, second: str) -> str:
 
 
 def as_messages(value: Any, name: str, place: str) -> Messages:
-    """Keys that are null are left out; {from, value} becomes {role, content}."""
+    """Parse a list of messages, or its JSON. Null keys are dropped; {from, value} becomes {role, content}.
+
+    Raises ``UserError`` naming the place for anything else.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise UserError(f"{place}: {name} is text, not a list of messages: write it as JSON") from None
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise UserError(f"{place}: {name} must be a list of {{role, content}}, and is {_short(value)}")
+        raise UserError(f"{place}: {name} must be a list of {{role, content}}, but is {_short(value)}")
     return [_message(item, name, place) for item in value]
 
 
 def _message(item: Mapping[str, Any], name: str, place: str) -> Message:
     message = {key: value for key, value in item.items() if value is not None}
-    if message.get("tool_calls"):  # they may have no content
+    if message.get("tool_calls"):  # such a message may have no content
         message.setdefault("content", "")
     if isinstance(content := message.get("content"), list):
         message["content"] = _joined(content)
@@ -180,12 +186,15 @@ def _message(item: Mapping[str, Any], name: str, place: str) -> Message:
 
 
 def as_tools(value: Any, place: str) -> list[dict[str, Any]] | None:
-    """JSON schemas of tools, as a list or its JSON, without the nulls that Parquet adds. Raises ``UserError``."""
+    """Parse JSON schemas of tools, a list or its JSON, and drop the nulls that Parquet adds; None if empty.
+
+    Raises ``UserError`` naming the place for anything else.
+    """
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: the tools (tools_column) are no JSON: {error}") from error
+            raise UserError(f"{place}: the tools (tools_column) are not valid JSON: {error}") from error
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
@@ -194,14 +203,14 @@ def as_tools(value: Any, place: str) -> list[dict[str, Any]] | None:
 
 
 def _joined(content: list[Any]) -> Any:
-    """The text of a content that is a list of ``{type: text, text: ...}``; any other content as it is."""
+    """Join content given as a list of ``{type: text, text: ...}``; return any other content unchanged."""
     parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
     whole = content and len(parts) == len(content) and all(isinstance(part, str) for part in parts)
     return "".join(map(str, parts)) if whole else content
 
 
 def text_or_messages(value: Any, name: str, place: str) -> str | Messages:
-    """Raises ``UserError`` naming the place for anything else."""
+    """Return text unchanged and parse a list as messages. Raises ``UserError`` naming the place for anything else."""
     match value:
         case list():
             return as_messages(value, name, place)
@@ -216,10 +225,10 @@ def text_or_messages(value: Any, name: str, place: str) -> str | Messages:
 
 
 def _example(prompt: str | Messages | None, answer: str | Messages, place: str, name: str) -> Example:
-    """``answer`` may repeat the prompt, as the conversations of a preference do."""
+    """Build an example. A conversation in ``answer`` may repeat the prompt, as preference data often do."""
     if isinstance(answer, str):
         if prompt is None:
-            raise UserError(f"{place}: {name} is text and there is no prompt: give one as prompt")
+            raise UserError(f"{place}: {name} is text, but there is no prompt: add a column prompt")
         return Example(
             prompt, answer if isinstance(prompt, str) else {"role": "assistant", "content": answer}, place=place
         )
@@ -229,24 +238,24 @@ def _example(prompt: str | Messages | None, answer: str | Messages, place: str, 
     conversation = answer if answer[: len(prompt)] == prompt else [*prompt, *answer]
     if len(conversation) < 2 or conversation[-1]["role"] != "assistant":
         raise UserError(
-            f"{place}: {name} must be a list of {{role, content}}, the last of role assistant, behind a prompt"
+            f"{place}: {name} must be a list of {{role, content}}, the last of role assistant, after a prompt"
         )
     return Example(conversation[:-1], conversation[-1], place=place)
 
 
 def check_encodable(value: Any, place: str) -> None:
-    """Raise ``UserError`` for text with half of a surrogate pair: JSON can hold it, a tokenizer cannot read it."""
-    left = [value]  # not by recursion: a row may be nested more deeply than Python calls
-    while left:
-        match left.pop():
+    """Raise ``UserError`` for text with lone surrogates, which no tokenizer can encode, or reserved characters."""
+    pending = [value]  # iterative: a row may be nested deeper than Python's recursion limit
+    while pending:
+        match pending.pop():
             case str() as text if any("\ud800" <= character <= "\udfff" for character in text):
-                raise UserError(f"{place}: a text holds half of a surrogate pair, not UTF-8: re-encode it")
+                raise UserError(f"{place}: a text contains a lone surrogate, invalid in UTF-8: re-encode it")
             case str() as text if not RESERVED.isdisjoint(text):
-                raise UserError(f"{place}: a text holds one of U+FDD0 to U+FDD2, which are no characters: remove it")
+                raise UserError(f"{place}: a text contains one of the noncharacters U+FDD0 to U+FDD2: remove it")
             case dict() as row:
-                left += [*row, *row.values()]
+                pending += [*row, *row.values()]
             case list() as items:
-                left += items
+                pending += items
 
 
 def _short(value: object) -> str:

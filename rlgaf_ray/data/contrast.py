@@ -1,4 +1,4 @@
-"""Answers that a demonstration shall not be like: the one that the data reject, or the answer to another prompt."""
+"""Contrast for the discriminator: rejected answers, or answers to other prompts."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ def contrast_rows(
     items: Sequence[Demonstration],
     rejected: Sequence[Demonstration | str | None],
 ) -> list[Demonstration]:
-    """One a demonstration, in their order, where there is one.
+    """Return at most one contrast row per demonstration, in the same order.
 
     Args:
         groups: the group of each demonstration, such as its prompt or article.
-        rejected: its rejected answer; the reason where that is left out, which leaves it without contrast; None for a
-            row without one, which has the answer to another prompt: the next of its group that differs, else any such.
+        items: the demonstrations.
+        rejected: per demonstration its rejected answer; a string, the reason why that answer was dropped, gives no
+            contrast; None gives the answer to another prompt (``mismatched``).
     """
     others = mismatched(groups, [item.response_ids.tobytes() for item in items])
     found: list[Demonstration] = []
@@ -32,7 +33,7 @@ def contrast_rows(
 
 
 def mismatched(groups: Sequence[str], responses: Sequence[object]) -> list[int | None]:
-    """For each row the next of its group with another response, else the next of all; None where all are equal."""
+    """Return for each row the next row with a different response, in its group if possible; None if all are equal."""
     rows_of: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows_of.setdefault(group, []).append(row)
@@ -43,9 +44,9 @@ def mismatched(groups: Sequence[str], responses: Sequence[object]) -> list[int |
 
 
 def _next_other(rows: Sequence[int], responses: Sequence[object]) -> dict[int, int | None]:
-    """Around the circle of ``rows``: the next whose response differs."""
+    """Return for each row the next one, cyclically, whose response differs."""
     found: dict[int, int | None] = {}
-    for place in reversed(range(2 * len(rows))):  # twice around: the first time does not know what comes after its end
+    for place in reversed(range(2 * len(rows))):  # two passes, because the list is cyclic
         row, after = rows[place % len(rows)], rows[(place + 1) % len(rows)]
         found[row] = after if responses[after] != responses[row] else found.get(after)
     return found

@@ -1,4 +1,4 @@
-"""What became of the rows that were read: how many each part uses, how many were left out, and why."""
+"""Row counts: how many rows each part uses, how many were dropped, and why."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rlgaf_ray.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Rows by part, for the run's record and for the line before its warm-ups."""
+    """Rows by part, for ``data.json`` and the line that is printed before the warm-ups."""
 
     used: Mapping[str, int]
     dropped: Mapping[str, Mapping[str, int]]
-    """By part, then by reason, which completes the sentence "3 rows with a prompt longer than ..."."""
+    """By part, then by reason; a reason completes "3 rows ...", such as "with a prompt longer than ..."."""
     remarks: Mapping[str, int] = field(default_factory=dict)
-    """Whatever else is worth a look, such as "rows that repeat an earlier one"."""
+    """Other counts to report, such as "rows that repeat an earlier one"."""
     rejected: int = 0
-    """Rows of the part demonstrations with an answer that the data reject."""
+    """Rows of the part demonstrations that have a rejected answer."""
 
     @property
     def num_used(self) -> int:
@@ -35,7 +35,7 @@ class RowCounts:
         return dict(sum((Counter(reasons) for reasons in self.dropped.values()), Counter()))
 
     def described(self) -> dict[str, Any]:
-        """For ``data.json``. A part's share is of the rows that are used."""
+        """Return the record for ``data.json``. A part's share is relative to the used rows."""
         return {
             "read": self.num_used + self.num_dropped,
             "used": self.num_used,
@@ -49,7 +49,7 @@ class RowCounts:
         }
 
     def sentence(self) -> str:
-        """One line on what was left out and on the remarks; empty where there is neither."""
+        """Return one line with the dropped rows and the remarks; empty if there are none."""
         found = []
         if self.num_dropped:
             parts = ", ".join(
@@ -59,7 +59,7 @@ class RowCounts:
         return "; ".join([*found, *(f"{text}: {count:,}" for text, count in self.remarks.items() if count)])
 
     def refuse_above(self, share: float, groups: Sequence[Sequence[str]]) -> None:
-        """Raise ``UserError`` where more than ``share`` of the rows of a group of parts is left out."""
+        """Raise ``UserError`` if more than ``share`` of the rows of a group of parts were dropped."""
         for group in groups:
             dropped = self._dropped(group)
             if dropped > share * (dropped + sum(self.used[name] for name in group)):

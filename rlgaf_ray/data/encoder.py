@@ -1,4 +1,4 @@
-"""Texts to token ids: control tokens are what a template writes, never what a text spells."""
+"""Encode texts to token ids. Only a chat template can write control tokens; in a text their spelling stays text."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-# Unicode noncharacters, which no text may hold: RESERVED is refused where rows are read.
+# Unicode noncharacters as markers; ``columns.check_encodable`` rejects rows that contain them.
 WRITTEN, SPELLED, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 RESERVED = frozenset((WRITTEN, SPELLED, CLOSE))
 CONTROL = re.compile(f"{WRITTEN}([0-9]+){CLOSE}")
 _HIDDEN = re.compile(f"{SPELLED}([0-9]+){CLOSE}")
-# Texts that a continuation is encoded after, to see its ids without the space that some tokenizers put first.
+# Prefixes for encoding a continuation: some tokenizers add a space at the start of a text.
 ANCHORS = ("\n", "a", ".", ")", "1", "\t")
 
 Offsets = list[tuple[int, int]]
 
 
 def fast_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    """The tokenizer's fast implementation, to which control tokens in a text are text.
+    """Copy the tokenizer's fast implementation, set to encode the spelling of special tokens as text.
 
-    Raises ``UserError`` for a tokenizer without one.
+    Raises ``UserError`` if it has no fast implementation.
     """
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -41,13 +41,13 @@ def fast_copy(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 class Encoder:
-    """A tokenizer that tells control tokens of a template from text that spells them.
+    """A tokenizer that distinguishes a template's control tokens from text that spells them.
 
-    ``sealed`` texts hold an alias for each control token that the template wrote. All other methods read both sealed
+    ``sealed`` replaces each control token that the template wrote by an alias. The encoding methods accept both sealed
     and plain texts.
 
     Args:
-        ends: token ids that end a rollout; they are control tokens even where the tokenizer does not call them special.
+        ends: token ids that end a rollout; they are control tokens even if the tokenizer does not mark them special.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int] = ()) -> None:
@@ -68,22 +68,22 @@ class Encoder:
                 for each, token in added.items()
             ]
         )
-        # an alias's id in the copy -> the token's own
+        # id of an alias in the copy -> id of its token
         self._real = {self._fast.token_to_id(alias): token_id for token_id, alias in aliases.items()}
         self._any = _pattern(self._ids)
         self._special = _pattern(self._contents[each] for each in self.special)
         self.bos = _leading(tokenizer)
-        """Ids that the tokenizer puts before a text by itself."""
+        """Ids that the tokenizer adds before a text, such as BOS."""
 
     def spells_control(self, text: str) -> bool:
         return self._special is not None and self._special.search(text) is not None
 
     def hidden(self, text: str) -> str:
-        """The text, to be passed through a template: special tokens that it spells are marked as text."""
+        """Mark the special tokens that a text spells as text, before it goes through a template."""
         return _substituted(self._special, lambda found: f"{SPELLED}{self._ids[found]}{CLOSE}", text)
 
     def sealed(self, rendered: str) -> str:
-        """What a template made of hidden texts, with aliases for its own control tokens."""
+        """Replace control tokens in a template's output by aliases; restore the spellings that ``hidden`` marked."""
         written = _substituted(self._any, lambda found: f"{WRITTEN}{self._ids[found]}{CLOSE}", rendered)
         return _HIDDEN.sub(lambda match: self._contents[int(match[1])], written)
 
@@ -91,12 +91,12 @@ class Encoder:
         return CONTROL.sub(lambda match: self._contents[int(match[1])], sealed)
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without anything that the tokenizer adds by itself."""
+        """Return token ids, without the special tokens that the tokenizer would add."""
         encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [[self._real.get(each, each) for each in item.ids] for item in encoded]
 
     def with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], Offsets]]:
-        """Ids of texts that continue another one, with the first and last character of each."""
+        """Return ids and character offsets (start, end) of texts that continue another text."""
         anchor, count = self._anchor(texts)
         encoded = self._fast.encode_batch([anchor + text for text in texts], add_special_tokens=False)
         shift = len(anchor)
@@ -109,22 +109,25 @@ class Encoder:
         ]
 
     def continued(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that continue another one: without the space that some tokenizers put before every text."""
+        """Return ids of texts that continue another text, without the space that some tokenizers add first."""
         return [ids for ids, _ in self.with_offsets(texts)]
 
     def joined(self, prompts: Sequence[str], rests: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        """Ids of each prompt and of what follows it, those of the joined text wherever the prompt keeps its own."""
+        """Return the ids of each prompt and of its continuation.
+
+        The continuation's ids are those of the joined text if that begins with the prompt's ids.
+        """
         first = self(prompts)
-        whole = self([prompt + rest for prompt, rest in zip(prompts, rests, strict=True)])
-        kept = [ids[: len(before)] == before for before, ids in zip(first, whole, strict=True)]
+        full = self([prompt + rest for prompt, rest in zip(prompts, rests, strict=True)])
+        kept = [ids[: len(before)] == before for before, ids in zip(first, full, strict=True)]
         alone = iter(self.continued([rest for rest, keeps in zip(rests, kept, strict=True) if not keeps]))
         return [
             (before, ids[len(before) :] if keeps else next(alone))
-            for before, ids, keeps in zip(first, whole, kept, strict=True)
+            for before, ids, keeps in zip(first, full, kept, strict=True)
         ]
 
     def _anchor(self, texts: Sequence[str]) -> tuple[str, int]:
-        """A text that no first token of ``texts`` merges with, and its number of tokens; none where each does."""
+        """Return a prefix that merges with the start of no text, and its number of tokens; ("", 0) if there is none."""
         heads = list({text[:12] for text in texts})
         for anchor in ANCHORS:
             (alone,) = self([anchor])
@@ -134,12 +137,12 @@ class Encoder:
 
 
 def _marks(content: str) -> bool:
-    """Whether an added token is one that templates write, though it is not special: a tag, not a word or a space."""
+    """Return whether a non-special added token looks like a template's tag, such as ``<think>``."""
     return len(content) > 2 and content[0] in "<[" and content[-1] in ">]" and not content[1].isspace()
 
 
 def _pattern(contents: Iterable[str]) -> re.Pattern[str] | None:
-    """Any of the contents, the longest first."""
+    """Return a pattern that matches any of the contents, the longest first; None if there are none."""
     found = sorted(contents, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, found))) if found else None
 

@@ -1,4 +1,4 @@
-"""Rows beside the demonstrations: prompts without answers for rollouts, and texts for the base warm-up."""
+"""Additional rows: prompts without answers for rollouts, and texts for the base warm-up."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.types import Demonstration, TextBlocks
 
 TEXT = "text"
-PROMPTS = "prompts"  # in the counts of rows, where parts have their names
+PROMPTS = "prompts"  # their name among the parts in ``RowCounts``
 EVALUATED = "that are prompts of the evaluation"
 
 
 def read_prompt(row: Mapping[str, Any], settings: RowSettings, place: str) -> Example:
-    """A prompt, with an empty response; the answers that follow it in a conversation are not read.
+    """Parse a prompt, as an example with an empty response; trailing answers of a conversation are ignored.
 
-    Raises ``UserError`` naming the place for a row without one.
+    Raises ``UserError`` naming the place if the row has no prompt.
     """
     check_encodable(list(row.values()), place)
     named = (settings.prompt_column, settings.messages_column, PROMPT, QUESTION, *CONVERSATIONS)
@@ -54,12 +54,12 @@ def read_prompt(row: Mapping[str, Any], settings: RowSettings, place: str) -> Ex
     while prompt and prompt[-1]["role"] == "assistant":
         prompt = prompt[:-1]
     if not prompt:
-        raise UserError(f"{place}: {name} has answers alone: give a message of another role before them")
+        raise UserError(f"{place}: {name} has only assistant messages: add a message of another role before them")
     return Example(prompt, "", place=place, tools=as_tools(row.get(settings.tools_column), place))
 
 
 def read_base_row(row: Mapping[str, Any], settings: RowSettings, place: str) -> Example | str:
-    """A demonstration, or the text of a row that has a column ``text`` and no prompt or conversation."""
+    """Parse a row of the base warm-up: its ``text`` if it has no prompt or conversation, else a demonstration."""
     named = (settings.prompt_column, settings.messages_column, PROMPT, QUESTION, CHOSEN, *CONVERSATIONS)
     text = row.get(TEXT)
     if not isinstance(text, str) or any(row.get(name) is not None for name in named if name):
@@ -71,27 +71,27 @@ def read_base_row(row: Mapping[str, Any], settings: RowSettings, place: str) -> 
 @dataclass(frozen=True, slots=True)
 class TokenizedExtra:
     prompts: Sequence[Pair] = ()
-    prompt_ids: Sequence[np.ndarray] = ()  # int32, of each of these
+    prompt_ids: Sequence[np.ndarray] = ()  # int32, in the order of ``prompts``
     texts: Sequence[str] = ()
     text_rows: TextBlocks | None = None
-    used: Mapping[str, int] = field(default_factory=dict)  # of ``RowCounts``, as the next one
+    used: Mapping[str, int] = field(default_factory=dict)  # as in ``RowCounts``, like ``dropped``
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def described(self) -> list[tuple[str, object]]:
-        """For a checksum."""
+        """The rows that enter the task's checksum."""
         return [*(("prompt", pair) for pair in self.prompts), *(("text", text) for text in self.texts)]
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
     prompts: Sequence[Pair] = ()  # with an empty response
-    texts: Sequence[str] = ()  # of the base warm-up, beside its pairs
+    texts: Sequence[str] = ()  # for the base warm-up, in addition to its pairs
 
     def tokenized(
         self, encoder: Encoder, task: TaskSection, *, end_of_text: int, evaluated: Sequence[Demonstration]
     ) -> TokenizedExtra:
-        """Prompts of ``evaluated`` are left out. Raises ``UserError`` where no prompt is left."""
+        """Tokenise texts and prompts, and drop prompts of ``evaluated``. Raises ``UserError`` if all are dropped."""
         length = task.prompt_tokens + task.response_tokens
         text_rows = packed_texts(self.texts, encoder, num_tokens=length, end_of_text=end_of_text)
         if not self.prompts:
@@ -124,11 +124,14 @@ class Extra:
 
 
 def packed_texts(texts: Sequence[str], encoder: Encoder, *, num_tokens: int, end_of_text: int) -> TextBlocks:
-    """Each text with end of text, cut into rows of ``num_tokens``, the last one padded; all but first tokens count."""
+    """Split each text, with end of text, into rows of ``num_tokens``; the last row of a text is padded.
+
+    The first token of a row has no loss. Rows of one token are dropped.
+    """
     rows: list[np.ndarray] = []
     for ids in encoder(texts) if texts else []:
-        whole = np.array([*encoder.bos, *ids, end_of_text], np.int32)
-        rows += [whole[start : start + num_tokens] for start in range(0, len(whole), num_tokens)]
+        sequence = np.array([*encoder.bos, *ids, end_of_text], np.int32)
+        rows += [sequence[start : start + num_tokens] for start in range(0, len(sequence), num_tokens)]
     rows = [row for row in rows if len(row) > 1]
     token_ids = np.full((len(rows), num_tokens), end_of_text, np.int32)
     learned = np.zeros(token_ids.shape, bool)

@@ -1,4 +1,4 @@
-"""Data files of a user: local paths, globs and URIs, read as rows that know where they come from."""
+"""Read rows from a user's data files: local paths, globs and URIs. Each row carries its location for errors."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from rlgaf_ray.data.formats import READERS, PlacedRow
 from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.errors import UserError
 
-TIMEOUT = 20.0  # seconds that a failing read of s3:// or gs:// is tried again
-OWN_SCHEMES = ("s3", "gs")  # read through pyarrow, with the same options as run.root; all others through fsspec
+TIMEOUT = 20.0  # seconds to retry a failing read of s3:// or gs://
+OWN_SCHEMES = ("s3", "gs")  # read with pyarrow, with the same options as run.root; other schemes with fsspec
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """One file; ``name`` is what errors call it, without keys."""
+    """A data file. ``name`` is its path or URI for errors, without credentials."""
 
     name: str
     read: Callable[[], bytes]
 
     def rows(self) -> Iterator[PlacedRow]:
-        """Raises ``UserError`` naming the file, and the line or row where there is one."""
+        """Yield the rows by the file's suffix. Raises ``UserError`` naming the file, and the line or row if known."""
         path = urlsplit(self.name).path if uris.is_uri(self.name) else self.name
         stem = path[:-3] if path.lower().endswith(".gz") else path
         reader = READERS.get(os.path.splitext(stem)[1].lower())
@@ -43,14 +43,14 @@ class DataFile:
             try:
                 content = gzip.decompress(content)
             except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"{self.name} is no gzip file ({error}): compress it again") from error
+                raise UserError(f"{self.name} is not a valid gzip file ({error}): compress it again") from error
         yield from reader(self.name, content)
 
 
 def read_rows(paths: Paths, key: str) -> list[PlacedRow]:
-    """The rows of every file that ``paths`` name, in their order; a glob's files by name.
+    """Read the rows of all files that ``paths`` match, in order; files of a glob are sorted by name.
 
-    Raises ``UserError`` naming ``key`` or the file.
+    Raises ``UserError`` naming ``key`` or the file, also if there are no rows.
     """
     patterns = [paths] if isinstance(paths, str) else paths or []
     rows = [row for pattern in patterns for file in find_files(pattern, key) for row in file.rows()]
@@ -60,7 +60,7 @@ def read_rows(paths: Paths, key: str) -> list[PlacedRow]:
 
 
 def find_files(pattern: str, key: str) -> list[DataFile]:
-    """Raises ``UserError`` naming ``key`` where there is no such file."""
+    """Find the files of a path, glob or URI. Raises ``UserError`` naming ``key`` if there are none."""
     scheme = urlsplit(pattern).scheme if uris.is_uri(pattern) else "file"
     find = _local if scheme == "file" else _stored if scheme in OWN_SCHEMES else _through_fsspec
     try:
@@ -68,8 +68,10 @@ def find_files(pattern: str, key: str) -> list[DataFile]:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"{key}={public(pattern)} cannot be read: {_one_line(error)}") from error
     if not files:
-        missing = "fits no file" if _is_glob(pattern) else "does not exist"
-        raise UserError(f"{key}={public(pattern)} {missing}: give a file with one row a line, or a glob of such files")
+        missing = "matches no file" if _is_glob(pattern) else "does not exist"
+        raise UserError(
+            f"{key}={public(pattern)} {missing}: give a file with one row per line, or a glob of such files"
+        )
     return files
 
 
@@ -85,7 +87,7 @@ def _local(pattern: str) -> list[DataFile]:
 
 
 def _stored(pattern: str) -> list[DataFile]:
-    """In an object store; ``*`` and ``[...]`` are wild, ``?`` begins the URI's options."""
+    """Find files in an object store. Wildcards are ``*`` and ``[...]``; ``?`` begins the URI's options."""
     uris.check(pattern)
     segments = urlsplit(pattern).path.split("/")
     fixed = next((number for number, segment in enumerate(segments) if _is_glob(segment)), len(segments) - 1)
@@ -116,7 +118,7 @@ def _through_fsspec(pattern: str) -> list[DataFile]:
 
     try:
         files = fsspec.open_files(pattern, "rb")
-    except Exception as error:  # each of its file systems raises what its own client does
+    except Exception as error:  # fsspec's file systems raise the exceptions of their clients
         raise OSError(_one_line(error)) from error
     return [DataFile(public(file.full_name), _reading(reading(file), public(file.full_name))) for file in files]
 
@@ -125,7 +127,7 @@ def _reading(read: Callable[[], bytes], name: str) -> Callable[[], bytes]:
     def guarded() -> bytes:
         try:
             return read()
-        except Exception as error:  # likewise
+        except Exception as error:  # as above
             raise UserError(f"{name} cannot be read: {_one_line(error)}") from error
 
     return guarded

@@ -1,7 +1,7 @@
-"""Rows of JSON Lines, JSON, CSV and Parquet, as they were written: no value changes its type on the way.
+"""Readers of JSON Lines, JSON, CSV and Parquet that keep values unchanged and record each row's location.
 
-The loaders of ``datasets`` guess types from all rows: an answer "007" becomes 7, "None" a missing value, "2020-01-01"
-a time. They do not say either in which line a file is broken. Here a row keeps its place, for errors.
+The loaders of ``datasets`` infer types from all rows: an answer "007" becomes 7, "None" a missing value, "2020-01-01"
+a timestamp. They also do not report which line of a file is malformed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import pyarrow.parquet
 from rlgaf_ray.errors import UserError
 
 PlacedRow = tuple[str, dict[str, Any]]
-"""Where a row is, such as ``rows.jsonl, line 7``, and its values by column."""
-LONGEST_FIELD = 2**31 - 1  # characters of a CSV's field
+"""A row's location, such as ``rows.jsonl, line 7``, and its values by column."""
+LONGEST_FIELD = 2**31 - 1  # characters of a CSV field
 OTHER_SEPARATORS = ";|\t"
 
 
 def json_lines(name: str, content: bytes) -> Iterator[PlacedRow]:
-    """One object a line; blank lines are passed over. Strings may hold U+2028 and its like as they are."""
+    """Read one object per line and skip blank lines. Only a newline ends a line: strings may contain U+2028."""
     for number, line in enumerate(decoded(name, content).split("\n"), start=1):
         if not line.strip():
             continue
@@ -33,12 +33,12 @@ def json_lines(name: str, content: bytes) -> Iterator[PlacedRow]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{place} is no JSON ({_reason(error)}): write one object a line") from error
+            raise UserError(f"{place} is not valid JSON ({_reason(error)}): write one object per line") from error
         yield place, _object(place, row)
 
 
 def json_list(name: str, content: bytes) -> Iterator[PlacedRow]:
-    """A list of objects, or, under the same suffix, one object a line."""
+    """Read a list of objects, or one object per line."""
     text = decoded(name, content)
     if not text.lstrip().startswith("["):
         yield from json_lines(name, content)
@@ -47,14 +47,14 @@ def json_list(name: str, content: bytes) -> Iterator[PlacedRow]:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}," if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{name}{line} is no JSON ({_reason(error)}): write a list of objects") from error
+        raise UserError(f"{name}{line} is not valid JSON ({_reason(error)}): write a list of objects") from error
     for number, row in enumerate(rows, start=1):
         place = f"{name}, row {number}"
         yield place, _object(place, row)
 
 
 def csv_rows(name: str, content: bytes, *, separator: str = ",") -> Iterator[PlacedRow]:
-    """The first line names the columns. All values are text; an empty field is a missing value."""
+    """Read a CSV whose first line names the columns. All values are text; an empty field is None."""
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(decoded(name, content), newline=""), delimiter=separator, strict=True)
     line = 1
@@ -77,7 +77,9 @@ def csv_rows(name: str, content: bytes, *, separator: str = ",") -> Iterator[Pla
                 )
             yield place, {column: field or None for column, field in zip(columns, fields, strict=True)}
     except csv.Error as error:
-        raise UserError(f"{name}, line {line} is no CSV ({error}): quote its fields, or export it again") from error
+        raise UserError(
+            f"{name}, line {line} is not valid CSV ({error}): quote its fields, or export it again"
+        ) from error
 
 
 def _check_columns(name: str, columns: list[str]) -> None:
@@ -87,7 +89,7 @@ def _check_columns(name: str, columns: list[str]) -> None:
 
 
 def parquet_rows(name: str, content: bytes) -> Iterator[PlacedRow]:
-    """Keys of nested values that are null are left out: Parquet gives every struct the keys of all others."""
+    """Read Parquet and drop null keys of nested values: Parquet gives every struct the keys of all others."""
     number = 0
     try:
         file = pa.parquet.ParquetFile(pa.BufferReader(content))
@@ -99,7 +101,9 @@ def parquet_rows(name: str, content: bytes) -> Iterator[PlacedRow]:
                 yield f"{name}, row {number}", without_nested_nulls(row)
     except (pa.ArrowException, OSError, ValueError) as error:
         where = f"row {number + 1} or after" if number else "its beginning"
-        raise UserError(f"{name} is no readable Parquet file ({_reason(error)}, {where}): export it again") from error
+        raise UserError(
+            f"{name} is not a readable Parquet file ({_reason(error)}, {where}): export it again"
+        ) from error
 
 
 READERS: Mapping[str, Callable[[str, bytes], Iterator[PlacedRow]]] = {
@@ -110,16 +114,16 @@ READERS: Mapping[str, Callable[[str, bytes], Iterator[PlacedRow]]] = {
     ".tsv": partial(csv_rows, separator="\t"),
     ".parquet": parquet_rows,
 }
-"""By a file's suffix."""
+"""Readers by file suffix."""
 
 
 def without_nested_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a table with typed columns, whose structs hold the keys of all rows."""
+    """Return the row of a typed table without null keys in its structs; null columns are kept."""
     return {name: without_nulls(value) for name, value in row.items()}
 
 
 def without_nulls(value: Any) -> Any:
-    """The value without the keys, at any depth, whose value is null."""
+    """Return the value without the keys, at any depth, whose value is null."""
     match value:
         case Mapping():
             return {key: without_nulls(item) for key, item in value.items() if item is not None}
@@ -129,7 +133,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def decoded(name: str, content: bytes) -> str:
-    """UTF-8, with or without a byte order mark."""
+    """Decode UTF-8, with or without a byte order mark. Raises ``UserError`` naming the line."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{name} is UTF-16: save it as UTF-8")
     try:
@@ -143,7 +147,7 @@ def decoded(name: str, content: bytes) -> str:
 
 def _object(place: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise UserError(f"{place} is no JSON object: write {{column: value}}")
+        raise UserError(f"{place} is not a JSON object: write {{column: value}}")
     return row
 
 

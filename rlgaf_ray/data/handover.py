@@ -1,4 +1,4 @@
-"""Methods that write or read a folder, made able to do so in an object store from whatever node they run on."""
+"""Decorators for save and load methods: a remote folder is staged in a temporary folder of the node."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from rlgaf_ray.data.storage import Place, writing
 S = TypeVar("S")
 P = ParamSpec("P")
 R = TypeVar("R")
-CHECKSUMS = "checksums-"  # with a hash behind it: several processes may write into one folder
+CHECKSUMS = "checksums-"  # prefix, followed by a hash: several processes may write into one folder
 
 
 def saves_to_storage(
     method: Callable[Concatenate[S, Path, P], None],
 ) -> Callable[Concatenate[S, Place, P], None]:
-    """``method`` fills the folder it is given; a remote one is filled by way of a temporary folder of this node.
+    """Let ``method``, which writes a local folder, save to remote folders: write a temporary folder, then upload it.
 
-    The files' checksums go beside them: who completes the checkpoint never sees the files themselves. What could not
-    be stored stays where it is, and the ``StorageError`` says where. A disk without room is a ``StorageError`` as well.
+    Checksums are stored beside the files, since the process that completes the checkpoint does not have the files. If
+    the upload fails, the temporary folder is kept and the ``StorageError`` names it. Local write errors, such as a full
+    disk, raise ``StorageError`` too.
     """
 
     @functools.wraps(method)
@@ -42,7 +43,7 @@ def saves_to_storage(
                 method(self, local, *args, **kwargs)
             send(local, folder)
         except StorageError as error:
-            raise StorageError(f"{error}; what was to be stored is in {local} on {socket.gethostname()}") from error
+            raise StorageError(f"{error}; the files are kept in {local} on {socket.gethostname()}") from error
         except BaseException:
             shutil.rmtree(local)
             raise
@@ -54,7 +55,7 @@ def saves_to_storage(
 def loads_from_storage(
     method: Callable[Concatenate[S, Path, P], R],
 ) -> Callable[Concatenate[S, Place, P], R]:
-    """``method`` reads the folder it is given; a remote one is fetched into a temporary folder of this node."""
+    """Let ``method``, which reads a local folder, load remote folders: download them to a temporary folder first."""
 
     @functools.wraps(method)
     def load(self: S, folder: Place, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,7 +69,7 @@ def loads_from_storage(
 
 
 def send(local: Path, folder: Remote) -> None:
-    """Store a folder's files, then their checksums; of an empty folder nothing, as other ranks of a group write it."""
+    """Upload a folder's files, then their checksums. Does nothing for an empty folder: some ranks write no file."""
     sums = {file.relative_to(local).as_posix(): checksum(file) for file in local.rglob("*") if file.is_file()}
     if sums:
         folder.upload_folder(local)
@@ -77,7 +78,10 @@ def send(local: Path, folder: Remote) -> None:
 
 
 def checksums(folder: Place) -> dict[str, str]:
-    """SHA-256 of every file below, by its relative name; of a remote one where its writers left it beside the files."""
+    """Return the SHA-256 of every file below ``folder`` by relative name.
+
+    For a remote folder it uses the stored checksums, and reads only files that have none.
+    """
     if isinstance(folder, Path):
         return {str(file.relative_to(folder)): checksum(file) for file in sorted(folder.rglob("*")) if file.is_file()}
     sums: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The task ``imdb``: continue the first words of a film review, with the chosen sentiment or the one asked for."""
+"""The task ``imdb``: continue a film review with a fixed sentiment, or with the sentiment that the prompt requests."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ CUT = ("demonstrations", *EVALUATION_PARTS)  # the parts whose reviews are cut i
 
 
 class ImdbTask(Task):
-    """The demonstrations and evaluation sets that are made of the parts of the reviews.
+    """Demonstrations and evaluation sets from the parts of the reviews.
 
     A demonstration is the beginning of a review: ``task.prompt_tokens`` tokens of prompt and exactly
-    ``task.response_tokens`` of response, so that length tells a discriminator nothing. Shorter reviews are left out.
-    With ``target=both`` the prompt begins with an instruction that names the sentiment (RLGAF, section 3.3).
+    ``task.response_tokens`` of response, so that length does not reveal the source to a discriminator. Shorter reviews
+    are dropped. With ``target=both`` the prompt begins with an instruction that names the sentiment (RLGAF, section
+    3.3).
 
-    - ``demonstrations``: of the wanted sentiment; ``contrast``: of the other one (both of part ``demonstrations``);
-      for both sentiments: reviews under their own instruction, and under the wrong one
+    ``demonstrations`` and ``contrast`` are reviews of the target and of the other sentiment, both from the part
+    ``demonstrations``. With ``target=both`` they are reviews with the right and with the wrong instruction.
     """
 
     measure: ClassVar[str] = "sentiment"
@@ -57,7 +58,7 @@ class ImdbTask(Task):
         self._tokens = tokens
         self._end_of_text = end_of_text
         self._instructions = instructions  # before a negative and before a positive review, with ``begin``
-        self._begin = np.array(begin, np.int32)  # what the tokenizer puts before a text by itself (BOS)
+        self._begin = np.array(begin, np.int32)  # ids that the tokenizer adds before a text (BOS)
         self._both = task.imdb.target == "both"
         self.demonstrations, self.contrast = (
             [items[row] for row in drawn_rows(len(items), task)]
@@ -69,11 +70,11 @@ class ImdbTask(Task):
         self._evaluation = {part: self._wanted(part) for part in EVALUATION_PARTS}
 
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
-        """Prompts and real answers of the wanted sentiment."""
+        """Return prompts and real responses of the target sentiment, or of both."""
         return self._evaluation[part][0]
 
     def asked_positive(self, part: EvaluationPart) -> np.ndarray:
-        """int64, 1 = a positive review was asked for; in the order of ``evaluation``."""
+        """Return the requested sentiments in the order of ``evaluation``: int64, 1 = positive."""
         return self._evaluation[part][1]
 
     @property
@@ -99,15 +100,15 @@ class ImdbTask(Task):
         return instruction + self._task.prompt_tokens + self._task.response_tokens
 
     def judge_texts(self, part: EvaluationPart) -> tuple[list[str], np.ndarray]:
-        """Whole reviews that train the judge of ``part``, and their labels (int64, 1 = positive, for every target)."""
+        """Return full reviews that train the judge of ``part``, and their labels: int64, 1 = positive."""
         rows = self._splits.judge_test if part == "test" else self._splits.judge_validation
         return [self._reviews.texts[row] for row in rows], self._reviews.labels[rows]
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """The reviews of part ``base`` end to end, end-of-text after each, in blocks: int32 [N, block].
+        """Pack the reviews of part ``base``, separated by end of text, into blocks: int32 [N, block].
 
-        The tail that fills no block is dropped. Labels play no part: an instruction is learned in SFT.
-        Raises ``UserError`` where there is no full block.
+        An incomplete last block is dropped. Labels and instructions are not used: instructions are learned in SFT.
+        Raises ``UserError`` if there is no full block.
         """
         pieces = [piece for row in self._splits.base for piece in (self._begin, self._tokens[row], [self._end_of_text])]
         stream = np.concatenate(pieces, dtype=np.int32)
@@ -121,17 +122,17 @@ class ImdbTask(Task):
         return TextBlocks(token_ids, np.broadcast_to(np.arange(block_tokens) > 0, token_ids.shape))
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Reviews of part ``base`` of the wanted and the unwanted sentiment, and labels (int64, 1 = wanted).
+        """Return wanted and unwanted reviews of part ``base``, and labels: int64, 1 = wanted.
 
-        For both sentiments they are cut from the whole of each review, not from its beginning alone: that a review and
-        its instruction go together takes far more examples to learn than the sentiment of a review.
+        With ``target=both`` the windows cover each full review, not only its beginning: matching a review to its
+        instruction takes far more examples to learn than classifying sentiment.
         """
         wanted, _ = self._wanted("base", whole=self._both)
         unwanted = self._unwanted("base", whole=self._both)
         return wanted + unwanted, np.repeat(np.array([1, 0], np.int64), [len(wanted), len(unwanted)])
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
-        """The review: prompt and response without the instruction, which would tell a judge what was asked for."""
+        """Return prompt and response without the instruction, which would reveal the sentiment to the judge."""
         return np.concatenate([item.prompt_ids[-self._task.prompt_tokens :], item.response_ids])
 
     def _wanted(self, part: str, *, whole: bool = False) -> tuple[list[Demonstration], np.ndarray]:
@@ -150,13 +151,13 @@ class ImdbTask(Task):
         return _shuffled([*parts[0], *parts[1]], np.repeat([0, 1], [len(part) for part in parts]))[0]
 
     def _counted(self) -> RowCounts:
-        """Counts for both sentiments. The base warm-up and the judges read reviews of any length."""
-        asked = self._task.prompt_tokens + self._task.response_tokens
-        reason = f"shorter than task.prompt_tokens + task.response_tokens = {asked}"
+        """Count long enough reviews of both sentiments. The base warm-up and the judges read reviews of any length."""
+        needed = self._task.prompt_tokens + self._task.response_tokens
+        reason = f"shorter than task.prompt_tokens + task.response_tokens = {needed}"
         lengths = {part: self._tokens.lengths[getattr(self._splits, part)] for part in CUT}
         return RowCounts(
-            {part: int((tokens >= asked).sum()) for part, tokens in lengths.items()},
-            {part: {reason: int((tokens < asked).sum())} for part, tokens in lengths.items()},
+            {part: int((tokens >= needed).sum()) for part, tokens in lengths.items()},
+            {part: {reason: int((tokens < needed).sum())} for part, tokens in lengths.items()},
             self._reviews.left_out,
         )
 
@@ -170,7 +171,7 @@ class ImdbTask(Task):
             raise UserError(
                 f"no {SENTIMENTS[label]} review of the part {part} ({len(rows)} reviews) has the "
                 f"{num_prompt + num_response} tokens that task.prompt_tokens={num_prompt} and "
-                f"task.response_tokens={num_response} ask for: lower these or give more reviews"
+                f"task.response_tokens={num_response} need: lower these or give more reviews"
             )
         before = self._instructions[instruction]
         return [
@@ -180,7 +181,7 @@ class ImdbTask(Task):
 
 
 def _shuffled(items: list[Demonstration], labels: np.ndarray) -> tuple[list[Demonstration], np.ndarray]:
-    """In an order that is the same in every run: any first part of it has both kinds."""
+    """Shuffle with a fixed seed, so that every prefix mixes both sentiments."""
     order = np.random.default_rng(0).permutation(len(items))
     return [items[row] for row in order], labels[order]
 
@@ -194,11 +195,11 @@ class ImdbSource(TaskSource):
     splits: Splits
     quality: ClassVar[str] = TASKS["imdb"].quality
     full_length: ClassVar[bool] = TASKS["imdb"].full_length
-    texts: ClassVar[Sequence[tuple[str, str]]] = ()  # the base model has read reviews of part ``base`` alone
+    texts: ClassVar[Sequence[tuple[str, str]]] = ()  # no check needed: the base model was trained on part ``base`` only
 
     @classmethod
     def load(cls, task: TaskSection) -> ImdbSource:
-        """Raises ``UserError`` for reviews that cannot be read or are too few for the splits."""
+        """Read and split the reviews. Raises ``UserError`` if they cannot be read or are too few for the splits."""
         reviews = load_reviews(task.imdb)
         return cls(task, reviews, split_reviews(reviews, task.imdb.splits))
 
@@ -207,9 +208,9 @@ class ImdbSource(TaskSource):
         return [self.reviews.texts[row] for row in self.splits.base]
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> ImdbTask:
-        """Tokenise the reviews, once: the tokens are kept under ``cache_folder``.
+        """Tokenise the reviews, cached under ``cache_folder``.
 
-        Raises ``UserError`` for a tokenizer without end-of-text, or reviews too short for the prompt and response.
+        Raises ``UserError`` if the tokenizer has no end-of-text token or no review is long enough.
         """
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
@@ -229,5 +230,5 @@ class ImdbSource(TaskSource):
 
 
 def imdb_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> ImdbSource:
-    """Reads ``task.imdb``. The parts are the same with a base warm-up; reviews have no further columns to keep."""
+    """Read and split the reviews of ``task.imdb``. ``base`` and ``keep_rows`` have no effect."""
     return ImdbSource.load(task)

@@ -1,4 +1,4 @@
-"""The part of a response that the discriminator reads, and responses cut so that their lengths agree."""
+"""The discriminator's view of a response, and truncation that equalises response lengths."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Response = Demonstration | Rollout
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The part of a response that the discriminator reads after the prompt: by default all of it.
+    """The part of a response that the discriminator reads after the prompt; by default all of it.
 
-    First an end-of-text token at its end is cut off (an answer of that token alone keeps it), then all but the last
-    ``last_tokens``.
+    A final token in ``end_of_text_ids`` is removed, unless it is the only token. Then only the last ``last_tokens``
+    tokens are kept.
     """
 
     end_of_text_ids: Collection[int] = ()
@@ -24,18 +24,18 @@ class View:
 
     @staticmethod
     def configured(settings: DiscriminatorSection, end_of_text_ids: Callable[[], Collection[int]]) -> View:
-        """``end_of_text_ids`` is called only where the end is cut off: a model may have none."""
+        """Build the configured view. Calls ``end_of_text_ids`` only if it is needed: a model may have none."""
         cut = settings.match_lengths or settings.view == "without_end"
         return View(end_of_text_ids() if cut else (), settings.view_tokens)
 
     def span(self, item: Response) -> slice:
-        """Where the part lies in the response."""
+        """Return the view as a slice of the response."""
         response = item.response_ids
         stop = len(response) - (len(response) > 1 and int(response[-1]) in self.end_of_text_ids)
         return slice(0 if self.last_tokens is None else max(0, stop - self.last_tokens), stop)
 
     def read(self, items: Sequence[Response]) -> list[Demonstration]:
-        """Each prompt with the part of its response."""
+        """Return each prompt with the view of its response."""
         return [Demonstration(item.prompt_ids, item.response_ids[self.span(item)]) for item in items]
 
 
@@ -43,12 +43,12 @@ WHOLE = View()
 
 
 def match_lengths(*kinds: Sequence[Response], view: View) -> tuple[list[Demonstration], ...]:
-    """Views of several kinds of responses, whose lengths are distributed alike: length tells none from another.
+    """Truncate the views of several kinds of responses to the same length distribution.
 
-    Row i of each kind is cut to the shortest of the rows i of all kinds (a kind of fewer rows counts from the start
-    again; an empty one stays empty). With equal counts every kind has the same lengths; else the same distribution.
-    Their ends are cut off, of last tokens their beginnings. The end of text should be no part of the view: where only
-    one of a row ended by itself, it would tell what length no longer does.
+    Row i of each kind is truncated to the shortest of the rows i of all kinds; a kind with fewer rows is cycled, an
+    empty kind stays empty. With equal counts all kinds have the same lengths, else the same distribution. Truncation
+    removes the end, or the beginning if the view has ``last_tokens``. The view should exclude end of text, which would
+    otherwise reveal which response of a row was not truncated.
     """
     seen = [view.read(kind) for kind in kinds]
     present = [kind for kind in seen if kind]
@@ -62,7 +62,7 @@ def match_lengths(*kinds: Sequence[Response], view: View) -> tuple[list[Demonstr
 
 
 def on_one_prompt(first: Response, second: Response) -> tuple[Demonstration, Demonstration]:
-    """Both responses after the first's prompt, cut to the shorter of them: every position faces one of its kind."""
+    """Return both responses after the first one's prompt, truncated to the shorter one, so that positions align."""
     length = min(len(first.response_ids), len(second.response_ids))
     return (
         Demonstration(first.prompt_ids, first.response_ids[:length]),

@@ -1,4 +1,4 @@
-"""A local folder whose files are sent to a remote one as they change, in the background and when asked."""
+"""Mirror a local folder to a remote one: upload changed files in the background and on ``flush``."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from rlgaf_ray.data.remote import Remote, StorageError
 
 EVERY_SECONDS = 10.0
-LARGEST_SHARE = 0.05  # of the time that background passes take
-STILL_SECONDS = 1.0  # unchanged for so long, a file is taken for whole; lines of .jsonl are whole when they are there
+LARGEST_SHARE = 0.05  # upper bound on the fraction of time spent on background uploads
+STILL_SECONDS = 1.0  # a file unchanged for this long is considered complete; .jsonl files are appended line by line
 
 
 class Mirror:
-    """Sends new and changed files of ``local``; one that is deleted there stays in the storage.
+    """Uploads new and changed files of ``local``. Deleted files stay in the storage.
 
-    In the background a failure is no error: the files remain to be sent, and ``flush`` insists on it.
+    A failed background upload is ignored and retried; a failed ``flush`` raises.
     """
 
     def __init__(
         self, local: Path, remote: Remote, *, every: float = EVERY_SECONDS, without: str | None = None
     ) -> None:
-        """``without``: a subfolder that others send."""
+        """``without``: a subfolder to skip, because other processes upload it."""
         self.local = local
         self.remote = remote
         self.every = every
         self.without = without
-        self.sent: dict[str, tuple[int, int]] = {}  # size and time of change of each file as it was sent
+        self.sent: dict[str, tuple[int, int]] = {}  # size and mtime (ns) of each uploaded file
         self.sending = threading.Lock()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._work, name="storage-mirror", daemon=True)
@@ -39,16 +39,16 @@ class Mirror:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Ends the background work; the last ``flush`` is the caller's."""
+        """Stop the background thread. The caller must call ``flush`` for the last changes."""
         self.ended.set()
         self.thread.join()
 
     def keep_what_is_there(self) -> None:
-        """The files that are there now came from the storage."""
+        """Mark the present files as uploaded, after a download from the storage."""
         self.sent = self._states()
 
     def flush(self) -> None:
-        """Return once every file is in the storage as it is here. Raises ``StorageError``."""
+        """Upload all changed files. Raises ``StorageError``."""
         with self.sending:
             self._send(self.remote, self._changed())
 
@@ -68,7 +68,7 @@ class Mirror:
     def _send(self, remote: Remote, changed: dict[str, tuple[int, int]]) -> None:
         for name, state in changed.items():
             if self.ended.is_set() and remote is not self.remote:
-                return  # the background gives way to the last flush
+                return  # the final flush uploads the rest
             (remote / name).upload(self.local / name)
             self.sent[name] = state
 
@@ -84,7 +84,7 @@ class Mirror:
                 path = Path(folder) / name
                 try:
                     status = path.stat()
-                except FileNotFoundError:  # removed since the folder was listed
+                except FileNotFoundError:  # deleted after listing
                     continue
                 states[path.relative_to(self.local).as_posix()] = (status.st_size, status.st_mtime_ns)
         return states

@@ -1,4 +1,4 @@
-"""One demonstration of a prompt and a whole response, as text."""
+"""A demonstration as text: prompt, response and what belongs to them."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from rlgaf_ray.types import Row
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One demonstration as text. The prompt is ``before + context + after``, of which only the context is ever cut."""
+    """A demonstration as text. The prompt is ``before + context + after``; only the context may be truncated."""
 
     before: str
     context: str
     after: str
     response: str
     group: str  # pairs of one group stay in one part
-    references: tuple[str, ...]  # what an answer is compared with; none: the right answer is to give none
-    kept_span: tuple[int, int] | None = None  # characters of the context that a cut must keep
-    row: Row = field(default_factory=dict, repr=False, compare=False)  # no part of the checksum
-    turn: Turn | None = field(default=None, repr=False, compare=False)  # as rendered by a chat template
-    rejected: Pair | None = field(default=None, repr=False)  # an unwanted answer, as a rule to the same prompt
+    references: tuple[str, ...]  # reference answers for metrics; empty if the question has no answer
+    kept_span: tuple[int, int] | None = None  # characters of the context that truncation keeps if they fit
+    row: Row = field(default_factory=dict, repr=False, compare=False)  # columns for reward functions; not in checksums
+    turn: Turn | None = field(default=None, repr=False, compare=False)  # prompt and response by a chat template
+    rejected: Pair | None = field(default=None, repr=False)  # the rejected answer, usually to the same prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An answer of a chat: sealed texts (``encoder.Encoder``) of the prompt and of what follows, with its end."""
+    """An answer of a chat as sealed texts (``Encoder.sealed``): the prompt, and the response with its end token."""
 
     prompt: str
     response: str

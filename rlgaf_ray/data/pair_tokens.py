@@ -1,4 +1,4 @@
-"""Pairs as token ids, which equal those of the joined text, with a context that is cut where it is too long."""
+"""Tokenise pairs consistently with the joined text, and truncate contexts that are too long."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rlgaf_ray.types import Demonstration
 def tokenize_pairs(
     pairs: Sequence[Pair], encoder: Encoder, task: TaskSection, *, end_of_text: int
 ) -> list[Demonstration | str]:
-    """Token ids of each pair, or the reason why it is left out: a part that is too long, or no prompt.
+    """Return the token ids of each pair, or the reason why it is dropped: too long, or without a prompt.
 
-    A plain prompt begins with what the tokenizer puts first by itself (BOS), and its response ends with
-    ``end_of_text``. The template has written both for a chat.
+    A plain prompt begins with the tokenizer's BOS, if any, and its response ends with ``end_of_text``. For a chat the
+    template has written both.
     """
     if not pairs:
         return []
@@ -40,10 +40,10 @@ def tokenize_pairs(
 def _with_cut_contexts(
     pairs: Sequence[Pair], encoder: Encoder, task: TaskSection, end_of_text: int
 ) -> list[Demonstration | str]:
-    """As ``tokenize_pairs``, with no more of each context than fits."""
+    """Tokenise like ``tokenize_pairs``, with contexts truncated to ``task.prompt_tokens``."""
     if not pairs:
         return []
-    texts = list(dict.fromkeys(pair.context for pair in pairs))  # questions share them
+    texts = list(dict.fromkeys(pair.context for pair in pairs))  # questions share contexts
     contexts = dict(zip(texts, encoder.with_offsets(texts), strict=True))
     before = dict(zip(names := sorted({pair.before for pair in pairs}), encoder(names), strict=True))
     after = encoder.continued([pair.after for pair in pairs])
@@ -55,9 +55,9 @@ def _with_cut_contexts(
         joined = both[row][:count] == after[row]
         response = [*(both[row][count:] if joined else alone[row]), end_of_text]
         first = [*encoder.bos, *before[pair.before]]
-        room = task.prompt_tokens - len(first) - count
+        budget = task.prompt_tokens - len(first) - count
         ids, offsets = contexts[pair.context]
-        window = cut(offsets, pair.kept_span, max_tokens=max(room, 0))
+        window = cut(offsets, pair.kept_span, max_tokens=max(budget, 0))
         prompt = [*first, *ids[window], *after[row]]
         items.append(_demonstration(prompt, response, task))
     return items
@@ -74,7 +74,7 @@ def _demonstration(prompt: Sequence[int], response: Sequence[int], task: TaskSec
 
 
 def spelled_controls(encoder: Encoder, parts: dict[str, list[Pair]]) -> list[str]:
-    """A sentence where plain texts spell control tokens, as those do that a chat template was applied to already."""
+    """Return a note if plain texts spell control tokens, as texts do that already went through a chat template."""
     plain = [pair for pairs in parts.values() for pair in pairs if pair.turn is None]
     count = sum(encoder.spells_control(pair.before + pair.context + pair.after + pair.response) for pair in plain)
     if count == 0:
@@ -86,17 +86,17 @@ def spelled_controls(encoder: Encoder, parts: dict[str, list[Pair]]) -> list[str
 
 
 def cut(offsets: Sequence[tuple[int, int]], kept_span: tuple[int, int] | None, *, max_tokens: int) -> slice:
-    """At most ``max_tokens`` of a text's tokens, with the characters to keep near their middle where that is possible.
+    """Return a window of at most ``max_tokens`` tokens, with ``kept_span`` near its middle if possible.
 
-    ``offsets`` are the tokens' first and last characters. Without a span, or with one outside of the text, the
-    beginning is kept; where the span alone is longer than the window, the window starts with it.
+    ``offsets`` are the tokens' character ranges (start, end). Without a span, or with one outside the text, the window
+    is the beginning. If the span is longer than the window, the window starts with it.
     """
     if len(offsets) <= max_tokens or kept_span is None:
         return slice(0, max_tokens)
     begin, end = kept_span
-    held = [row for row, (left, right) in enumerate(offsets) if right > begin and left < end]
-    if not held:
+    kept = [row for row, (left, right) in enumerate(offsets) if right > begin and left < end]
+    if not kept:
         return slice(0, max_tokens)
-    spare = max(0, max_tokens - len(held))
-    first = min(max(0, held[0] - spare // 2), len(offsets) - max_tokens)
+    spare = max(0, max_tokens - len(kept))
+    first = min(max(0, kept[0] - spare // 2), len(offsets) - max_tokens)
     return slice(first, first + max_tokens)

@@ -1,4 +1,4 @@
-"""Tasks of prompts and whole responses: their parts, their tokens, and answers to other prompts as contrast."""
+"""Prompt-response tasks: parts, tokens, and contrast from rejected answers or answers to other prompts."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PARTS = ("base", "demonstrations", *EVALUATION_PARTS)
-FORMAT = "pairs 2"  # raise it when the same rows and tokenizer must give other tokens
+FORMAT = "pairs 2"  # cache key; increase when the tokenisation of the same rows changes
 
 
 @dataclass(frozen=True, slots=True)
 class PairSource(TaskSource):
-    """Pairs dealt out to the parts, by whole groups."""
+    """Pairs split into parts; a group is never divided."""
 
     task: TaskSection
     settings: PairSettings
     parts: dict[str, list[Pair]]
     no_answer: str | None = None
-    own: tuple[str, ...] = ()  # the parts with rows of their own
+    own: tuple[str, ...] = ()  # parts that were not split from the common rows
     remarks: Mapping[str, int] = field(default_factory=dict)
-    ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
-    rendering: str = ""  # what decides the pairs' turns beside the rows
+    ends: Collection[int] = ()  # end-of-text ids from the model's files
+    rendering: str = ""  # the chat template's key (``ChatTemplate.key``)
     extra: Extra = field(default_factory=Extra)
 
     @classmethod
@@ -58,14 +58,15 @@ class PairSource(TaskSource):
         own: Mapping[str, Sequence[Pair]] | None = None,
         remarks: Mapping[str, int] | None = None,
     ) -> PairSource:
-        """Without ``base`` nothing is kept for a base warm-up: its share goes to the demonstrations.
+        """Split ``pairs`` into parts by group.
 
         Args:
-            no_answer: the response that says that there is no answer, where there may be none.
-            own: parts that have rows of their own; the others share ``pairs``.
-            remarks: of ``RowCounts``, on the rows that were read.
+            base: keep a part for the base warm-up; if False its share goes to the demonstrations.
+            no_answer: the response to an unanswerable question, if the data have such questions.
+            own: rows of parts that are given separately; the other parts are split from ``pairs``.
+            remarks: ``RowCounts.remarks`` on the rows.
 
-        Raises ``UserError`` where the groups are too few for the parts.
+        Raises ``UserError`` if there are too few groups.
         """
         own = own or {}
         shares = settings.shares.model_dump()
@@ -78,7 +79,7 @@ class PairSource(TaskSource):
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        """Each context once: questions share them."""
+        """Texts for training a tokenizer, with each context once."""
         pairs = self.parts["base"]
         return [
             *dict.fromkeys(pair.context for pair in pairs),
@@ -87,7 +88,10 @@ class PairSource(TaskSource):
         ]
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
-        """Raises ``UserError`` where no pair of a part fits ``task.prompt_tokens`` and ``task.response_tokens``."""
+        """Tokenise all parts and drop pairs that are too long.
+
+        Raises ``UserError`` if all pairs of a part, or more than ``task.max_dropped_share`` of the rows, are dropped.
+        """
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer names no end-of-text token: set eos_token in its tokenizer_config.json")
         encoder = Encoder(tokenizer, self.ends)
@@ -150,7 +154,7 @@ class PairSource(TaskSource):
     def _rejected(
         self, pairs: Sequence[Pair], items: Sequence[Demonstration], encoder: Encoder, end_of_text: int
     ) -> list[Demonstration | str | None]:
-        """The rejected answer of each pair, the reason where it is left out, or None where the pair has none."""
+        """Return each pair's rejected answer, the reason why it is dropped, or None if the pair has none."""
         rows = [row for row, pair in enumerate(pairs) if pair.rejected is not None]
         given = [pair.rejected for pair in pairs if pair.rejected is not None]
         answers = tokenize_pairs(given, encoder, self.task, end_of_text=end_of_text)
@@ -165,11 +169,11 @@ class PairSource(TaskSource):
 
 
 class PairTask(Task):
-    """Prompts of many lengths, and responses that end with end-of-text.
+    """Prompts of different lengths, and responses that end with end of text.
 
-    ``contrast`` has, for each demonstration, the answer that its row rejects. Where rows have none, it has the prompt
-    with the response of another prompt, of the same group where it has one: what a discriminator that looks at
-    responses alone would let pass (Reed et al. 2016, arXiv 1605.05396, section 4.2, "matching-aware").
+    ``contrast`` has each demonstration's rejected answer, or, for rows without one, the response to another prompt,
+    from the same group if possible. A discriminator that reads only responses cannot detect such mismatches (Reed et
+    al. 2016, arXiv 1605.05396, section 4.2, "matching-aware").
     """
 
     measure: ClassVar[str] = "answers"
@@ -195,7 +199,7 @@ class PairTask(Task):
         self.notes = notes
         self.end_ids = frozenset(int(item.response_ids[-1]) for items in demonstrations.values() for item in items)
         self._rendering = rendering
-        self._shown_ends = frozenset(shown_ends)  # that the tokenizer does not call special
+        self._shown_ends = frozenset(shown_ends)  # end tokens that decoding with skip_special_tokens keeps
         self._task = task
         self._settings = settings
         self._pairs = pairs
@@ -213,12 +217,12 @@ class PairTask(Task):
         return self._parts[part]
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
-        """The response, without an end that would be read as text."""
+        """Return the response without an end token that decoding would show as text."""
         ids = item.response_ids
         return ids[:-1] if len(ids) and int(ids[-1]) in self._shown_ends else ids
 
     def evaluation_pairs(self, part: EvaluationPart) -> list[Pair]:
-        """The same as text, with their contexts and references."""
+        """Return the pairs of ``evaluation`` as text, with their contexts and references."""
         return self._pairs[part]
 
     @property
@@ -251,9 +255,9 @@ class PairTask(Task):
         return self._task.prompt_tokens + self._task.response_tokens
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """One pair a row, as long as the longest prompt and response; what is learned is ``warmup_loss``'s choice.
+        """Return one pair per row, [N, ``max_tokens``], followed by rows of plain text; ``warmup_loss`` sets the loss.
 
-        Texts of their own fill whole rows. Demonstrations where nothing is kept for the base warm-up.
+        The pairs are those of part ``base``, or the demonstrations if the task has no rows for the base warm-up.
         """
         texts = self._extra.text_rows
         part = "base" if texts else self._base
@@ -270,7 +274,7 @@ class PairTask(Task):
         )
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Pairs of part ``base``, or else the demonstrations, and contrast to them."""
+        """Return the pairs of part ``base``, or the demonstrations if it is empty, then their contrast, and labels."""
         real = self._parts[self._base]
         wrong = self._contrast(self._base, range(len(real)))
         return real + wrong, np.repeat(np.array([1, 0], np.int64), [len(real), len(wrong)])

@@ -1,4 +1,4 @@
-"""Rows dealt out to the parts, and what parts have in common."""
+"""Split rows into parts by group, and find groups that parts share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from rlgaf_ray.errors import UserError
 
-# Not run.seed: seeds are compared on the same parts.
+# Independent of run.seed, so that runs with different seeds use the same parts.
 SPLIT_SEED = 20230601
 
 
@@ -24,11 +24,11 @@ T = TypeVar("T", bound=Grouped)
 def split_by_group(
     items: Sequence[T], shares: Mapping[str, float], *, max_rows: int | None = None
 ) -> dict[str, list[T]]:
-    """Parts that share no group, so that no context or prompt of one part is known from another.
+    """Split items into parts that share no group, so that no context or prompt leaks from one part to another.
 
-    Whole groups are shuffled with a fixed seed and assigned part by part, in the order of ``shares``, until each part
-    has its share of the rows. Shares are relative to their sum. With ``max_rows`` only the first groups are used.
-    Raises ``UserError`` where the groups are too few for a part.
+    Groups are shuffled with a fixed seed and assigned part by part, in the order of ``shares``, until each part has its
+    share of the rows. Shares are relative to their sum. With ``max_rows`` only the first groups are used.
+    Raises ``UserError`` if there are too few groups for a part.
     """
     groups: dict[str, list[T]] = {}
     for item in items:
@@ -51,14 +51,14 @@ def split_by_group(
     return parts
 
 
-def shared_groups(dealt: Sequence[Grouped], own: Mapping[str, Sequence[Grouped]]) -> dict[str, int]:
-    """How many prompts of a part with rows of its own are also in another: each with the words for it."""
-    known = {"the rows for training": {item.group for item in dealt}}
+def shared_groups(common: Sequence[Grouped], own: Mapping[str, Sequence[Grouped]]) -> dict[str, int]:
+    """Count the prompts that a separately given part shares with other rows, as remarks for ``RowCounts``."""
+    known = {"the rows for training": {item.group for item in common}}
     found = {}
     for name, items in own.items():
         groups = {item.group for item in items}
         for other, others in known.items():
-            if common := len(groups & others):
-                found[f"prompts of the part {name} (of {len(groups):,}) that are also in {other}"] = common
+            if count := len(groups & others):
+                found[f"prompts of the part {name} (of {len(groups):,}) that are also in {other}"] = count
         known[f"the part {name}"] = groups
     return found

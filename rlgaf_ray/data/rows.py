@@ -1,4 +1,4 @@
-"""The tasks ``jsonl`` and ``hub``: demonstrations as rows of files or of a data set, plain or as chats."""
+"""The tasks ``jsonl`` and ``hub``: demonstrations from files or a Hugging Face dataset, plain or chat."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Read = Callable[[Mapping[str, Any], RowSettings, str], Example]
 
 
 def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", key: str) -> Iterable[PlacedRow]:
-    """The rows of a data set of the hub, or of a folder; ``UserError`` naming ``key`` where it cannot be had."""
-    import datasets  # takes a second to import, and only this source needs it
+    """Load rows of a hub dataset or a dataset folder. Raises ``UserError`` naming ``key`` if that fails."""
+    import datasets  # slow import, needed only here
     from datasets.exceptions import DatasetsError
 
     try:
@@ -48,17 +48,17 @@ def hub_rows(dataset: str, *, subset: str | None = None, split: str = "train", k
 
 @dataclass(frozen=True, slots=True)
 class RowSource(TaskSource):
-    """Rows checked, before a chat template is known."""
+    """Parsed and checked rows, before a chat template is applied."""
 
     task: TaskSection
     settings: RowSettings
-    examples: list[Example]  # of all parts but those of ``own``
-    own: dict[str, list[Example]]  # of the parts with rows of their own
-    base: bool  # a part is kept for the base warm-up
-    kept: dict[str, Row]  # by place, the whole rows, for reward functions; empty unless asked for
+    examples: list[Example]  # of all parts except those in ``own``
+    own: dict[str, list[Example]]  # of parts that have their own files or splits
+    base: bool  # keep a part for the base warm-up
+    kept: dict[str, Row]  # full rows by place, for reward functions; empty without ``keep_rows``
     prompts: Sequence[Example] = ()  # without answers
-    base_texts: Sequence[str] = ()  # of the base warm-up, beside its pairs
-    ends: Collection[int] = ()  # token ids that end a rollout, as far as the model names them
+    base_texts: Sequence[str] = ()  # for the base warm-up, in addition to its pairs
+    ends: Collection[int] = ()  # end-of-text ids from the model's files
 
     @classmethod
     def load(
@@ -73,14 +73,18 @@ class RowSource(TaskSource):
         base_rows: Iterable[PlacedRow] | None = None,
         prompts: Iterable[PlacedRow] = (),
     ) -> RowSource:
-        """``base_rows`` and ``prompts`` are rows for the base warm-up alone, and without answers.
+        """Parse all rows.
 
-        Raises ``UserError`` naming the place of a row that is no demonstration.
+        Args:
+            base_rows: rows only for the base warm-up.
+            prompts: rows without answers, only for rollouts.
+
+        Raises ``UserError`` naming the place of a row that cannot be parsed.
         """
         if base_rows is not None and not base:
             raise UserError(
-                f"task.{task.name}.base is for the base warm-up, and warmup.generator.steps=0 makes none: set "
-                "warmup.generator.steps, or leave it out"
+                f"task.{task.name}.base is for the base warm-up, but warmup.generator.steps=0 disables it: set "
+                f"warmup.generator.steps, or remove task.{task.name}.base"
             )
         kept: dict[str, Row] = {}
 
@@ -101,7 +105,7 @@ class RowSource(TaskSource):
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """Prompt and response of every row, before a chat template."""
+        """Prompt and response of every row as plain text, without a chat template."""
         return [(example.plain_prompt, example.answer) for example in self._all]
 
     @property
@@ -113,13 +117,13 @@ class RowSource(TaskSource):
         return replace(self, ends=token_ids)
 
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> PairTask:
-        """Chats through the tokenizer's template; ``UserError`` naming the row where that is not possible."""
+        """Render chats with the tokenizer's template and tokenise. Raises ``UserError`` naming a row that fails."""
         template = None
         if self._chats:
             now = datetime.fromisoformat(self.task.date) if self.task.date else datetime.now()
             template = ChatTemplate(tokenizer, self.settings, ends=self.ends, now=now)
         elif self.settings.for_chats:
-            raise UserError(f"task: {self.settings.for_chats} is read for chats, and all rows are plain: leave it out")
+            raise UserError(f"task: {self.settings.for_chats} applies to chats, but all rows are plain: remove it")
 
         def rendered(example: Example) -> list[Pair]:
             row = self.kept.get(example.place, {})
@@ -131,7 +135,7 @@ class RowSource(TaskSource):
                 assert not isinstance(answer, str), "the answer of a chat is a message"
                 tools = example.tools or self.settings.tools
                 pairs = list(template.pairs([*example.prompt, answer], tools, row, example.place))
-            if example.rejected is not None:  # of the last answer
+            if example.rejected is not None:  # it rejects the last answer
                 pairs[-1] = replace(pairs[-1], rejected=rendered(example.rejected)[-1])
             return pairs
 
@@ -139,16 +143,16 @@ class RowSource(TaskSource):
             self._split(rendered),
             ends=self.ends,
             rendering=template.key if template else "",
-            extra=Extra([self._asked(example, template) for example in self.prompts], self.base_texts),
+            extra=Extra([self._prompt_pair(example, template) for example in self.prompts], self.base_texts),
         )
         return source.tokenized(tokenizer, cache_folder)
 
-    def _asked(self, example: Example, template: ChatTemplate | None) -> Pair:
-        """Of the demonstrations' form. Raises ``UserError`` for a chat beside plain demonstrations."""
+    def _prompt_pair(self, example: Example, template: ChatTemplate | None) -> Pair:
+        """Render a prompt like the demonstrations. Raises ``UserError`` for a chat if the demonstrations are plain."""
         prompt, row = example.prompt, self.kept.get(example.place, {})
         if template is None:
             if not isinstance(prompt, str):
-                raise UserError(f"{example.place}: it is a chat, and the demonstrations are plain: write both alike")
+                raise UserError(f"{example.place}: it is a chat, but the demonstrations are plain: use one format")
             return replace(_pair(prompt, ""), row=row)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         turn = Turn(template.prompt(messages, example.tools or self.settings.tools, example.place), "")
@@ -222,7 +226,7 @@ def hub_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> Row
 
 
 def _remarks(examples: Sequence[Example]) -> dict[str, int]:
-    """On rows that are used as they are, and may not be meant so."""
+    """Count suspicious rows that are nevertheless used."""
     seen = {(repr(example.prompt), repr(example.response)) for example in examples}
     return {
         "rows that repeat an earlier one": len(examples) - len(seen),

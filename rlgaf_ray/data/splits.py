@@ -1,7 +1,7 @@
-"""Disjoint parts of the reviews: which part a review belongs to follows from its text alone.
+"""Split reviews into disjoint parts by a hash of their text, independent of file and seed.
 
-Whatever file or seed the reviews come with, a review is in the same part. The built-in base model has read the part
-``base`` of the package's reviews, and nothing that selects a model reads the part ``test``.
+The built-in base model was trained on the part ``base`` of the package's reviews. The part ``test`` is never used for
+model selection.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from rlgaf_ray.data.reviews import Reviews
 from rlgaf_ray.errors import UserError
 
 SHARES = {
-    "base": 0.29,  # the generator's pre-training and the labelled warm-up of the discriminator
+    "base": 0.29,  # base warm-up of the generator and warm-up of the discriminator
     "demonstrations": 0.22,
-    "judge_validation": 0.12,  # trains the judge that settings are chosen by
-    "judge_test": 0.12,  # trains the judge of the test part
+    "judge_validation": 0.12,  # trains the judge for validation, which selects settings
+    "judge_test": 0.12,  # trains the judge for the test part
     "validation": 0.084,
     "test": 0.166,
 }
-SALT = "rlgaf_ray reviews 2"  # another salt is another split
+SALT = "rlgaf_ray reviews 2"  # changing it changes the split
 OPENING_WORDS = 12
 WORD = re.compile(r"\w+")
 
@@ -40,11 +40,11 @@ class Splits:
     judge_test: np.ndarray
     validation: np.ndarray
     test: np.ndarray
-    checksum: str  # SHA-256 over part, label and text of every review used
+    checksum: str  # SHA-256 of part, label and text of every used review
 
 
 def opening(text: str) -> str:
-    """The first words of a text, without case and punctuation: a review cut or copied with other marks has the same."""
+    """Return the first words of a text without case and punctuation, so that near-copies have the same opening."""
     words = []
     for match in WORD.finditer(text.casefold()):
         words.append(match.group())
@@ -54,13 +54,13 @@ def opening(text: str) -> str:
 
 
 def position(text: str) -> float:
-    """A uniform number in [0, 1) that the opening of a text decides."""
+    """Hash the opening of a text to a number in [0, 1)."""
     digest = hashlib.sha256(f"{SALT}|{opening(text)}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def drawn_rows(count: int, task: TaskSection) -> list[int]:
-    """Which of ``count`` demonstrations a run uses, by ``draw_seed``, ``draw_share`` and ``max_demonstrations``."""
+    """Select the rows of ``count`` demonstrations by ``draw_seed``, ``draw_share`` and ``max_demonstrations``."""
     order = np.arange(count)
     if task.draw_seed is not None:
         order = np.random.default_rng(task.draw_seed).permutation(count)[: max(1, round(count * task.draw_share))]
@@ -68,9 +68,9 @@ def drawn_rows(count: int, task: TaskSection) -> list[int]:
 
 
 def split_reviews(reviews: Reviews, sizes: SplitSizes) -> Splits:
-    """Deal the reviews out to the parts by ``position``; each part uses at most ``sizes`` of them, half positive.
+    """Assign reviews to parts by ``position``; a part uses at most its number in ``sizes``, half of them positive.
 
-    Raises ``UserError`` where a part has no review of a sentiment.
+    Raises ``UserError`` if a part has no review of a sentiment.
     """
     positions = np.fromiter((position(text) for text in reviews.texts), np.float64, len(reviews.texts))
     by_position = np.argsort(positions, kind="stable")

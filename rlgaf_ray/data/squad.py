@@ -1,4 +1,4 @@
-"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822): questions into pairs."""
+"""SQuAD 1.1 and 2.0 (Rajpurkar et al. 2016, arXiv 1606.05250; 2018, arXiv 1806.03822) as prompt-response pairs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ HUB_DATASETS = {"1.1": "rajpurkar/squad", "2.0": "rajpurkar/squad_v2"}
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question; without answers it is one that the context does not answer (SQuAD 2.0)."""
+    """A question with its context. An empty ``answers`` marks an unanswerable question (SQuAD 2.0)."""
 
-    title: str  # of the article that the context is from
+    title: str  # of the context's article
     context: str
     question: str
-    answers: list[str] = field(default_factory=list)  # several people's; may repeat
-    answer_start: int | None = None  # where the first answer begins in the context, in characters
+    answers: list[str] = field(default_factory=list)  # by several annotators; may repeat
+    answer_start: int | None = None  # character offset of the first answer in the context
 
 
 def load_squad(path: str | Path) -> list[Question]:
-    """Read an official SQuAD file, ``.json`` or ``.json.gz``. Raises ``UserError`` with the fix in its text."""
+    """Read an official SQuAD file, ``.json`` or ``.json.gz``. Raises ``UserError`` with the fix if it cannot."""
     path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise UserError(f"task.squad.path={path} does not exist: give an official SQuAD file such as train-v1.1.json")
@@ -43,7 +43,9 @@ def load_squad(path: str | Path) -> list[Question]:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, EOFError, zlib.error, RecursionError, ValueError) as error:
-        raise UserError(f"task.squad.path={path} is no JSON in UTF-8 ({error}): give an official SQuAD file") from error
+        raise UserError(
+            f"task.squad.path={path} is not valid UTF-8 JSON ({error}): give an official SQuAD file"
+        ) from error
     try:
         questions = [
             _question(article, paragraph, row)
@@ -53,15 +55,13 @@ def load_squad(path: str | Path) -> list[Question]:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"task.squad.path={path} is not in SQuAD's form (data, paragraphs, context, qas, question, answers; "
+            f"task.squad.path={path} is not in SQuAD's format (data, paragraphs, context, qas, question, answers; "
             f"{error} is missing or of another type): give an official SQuAD file"
         ) from error
     for question in questions:
         check_encodable([question.title, question.context, question.question, *question.answers], str(path))
     if not questions:
-        raise UserError(
-            f"task.squad.path={path} holds no question: give an official SQuAD file such as train-v1.1.json"
-        )
+        raise UserError(f"task.squad.path={path} has no questions: give an official SQuAD file such as train-v1.1.json")
     return questions
 
 
@@ -83,9 +83,9 @@ def _typed(row: dict[str, Any], name: str, kind: type[T]) -> T:
 
 
 def squad_pairs(questions: Iterable[Question], settings: SquadSettings, *, keep_rows: bool = False) -> list[Pair]:
-    """Context and question as the prompt, or the bare question as in the paper's table 1; the first answer follows.
+    """Build pairs: context and question, or only the question (RLGAF, table 1), with the first answer as the response.
 
-    ``keep_rows``: with ``title``, ``context``, ``question`` and ``answers`` (texts), for reward functions.
+    ``keep_rows``: keep ``title``, ``context``, ``question`` and ``answers`` for reward functions.
     """
     pairs = []
     for question in questions:
@@ -93,7 +93,7 @@ def squad_pairs(questions: Iterable[Question], settings: SquadSettings, *, keep_
             continue
         kept_span = None
         if question.answer_start is not None:
-            start = question.answer_start + 1  # the space in front of the context
+            start = question.answer_start + 1  # for the space before the context
             kept_span = (start, start + len(question.answers[0]))
         asked = f"Question: {question.question}\nAnswer:"
         pairs.append(
@@ -112,9 +112,9 @@ def squad_pairs(questions: Iterable[Question], settings: SquadSettings, *, keep_
 
 
 def squad_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> PairSource:
-    """Read the questions that ``task.squad`` names and split them by article; ``base`` as in ``PairSource.split``.
+    """Read the questions of ``task.squad`` and split them by article; ``base`` as in ``PairSource.split``.
 
-    Raises ``UserError``, one sentence with the fix in it, for data that cannot be read or are too few.
+    Raises ``UserError`` with the fix if the data cannot be read or are too few.
     """
     settings = task.squad
     questions = load_squad(settings.path) if settings.path else _read_hub(settings.version)

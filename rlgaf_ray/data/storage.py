@@ -1,4 +1,4 @@
-"""Places that runs write to, in the file system or in an object store, with errors that name the place."""
+"""Operations on places, which are local paths or remote URIs, with errors that name the place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Place = Path | Remote
 
 
 def remove(place: Place) -> None:
-    """A file or a whole folder, if it is there."""
+    """Delete a file or folder, if it exists."""
     if isinstance(place, Remote):
         place.remove()
     elif place.is_dir():
@@ -25,7 +25,7 @@ def remove(place: Place) -> None:
 
 
 def copy_tree(source: Place, target: Place, *, without: Sequence[str] = ()) -> None:
-    """Copy a folder's files, over those that are there, but for the names that fit a pattern."""
+    """Copy a folder within one storage, overwriting files; skip base names that match a pattern of ``without``."""
     match source, target:
         case Path(), Path():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
@@ -37,28 +37,28 @@ def copy_tree(source: Place, target: Place, *, without: Sequence[str] = ()) -> N
 
 @contextmanager
 def writing(place: Place) -> Iterator[None]:
-    """Raises ``StorageError``, which names the place, for what a file system refuses here: a full disk, say."""
+    """Turn write errors of the file system, such as a full disk, into a ``StorageError`` that names the place."""
     try:
         yield
-    except StorageError:  # of a part of it, which is named
+    except StorageError:  # already names the place
         raise
     except Exception as error:
-        if not isinstance(error, OSError) and "(os error " not in str(error):  # libraries in Rust raise what they like
+        if not isinstance(error, OSError) and "(os error " not in str(error):  # Rust libraries raise their own types
             raise
         where = getattr(error, "filename", None) or place
         raise StorageError(f"{where} could not be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def replace_text(path: Path, text: str) -> None:
-    """A kill or a full disk leaves all of the new text or all of the old one."""
+    """Replace a file's text atomically: after a crash or a full disk it has either the old or the new text."""
     beside = path.with_name(path.name + ".partial")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
 def expanded(path: str | Path, what: str) -> Path:
-    """With the user's home for ``~``. Raises ``UserError``, which names ``what``, where there is no such home."""
+    """Expand ``~``. Raises ``UserError`` naming ``what`` if the home folder is unknown."""
     found = Path(os.path.expanduser(path))
     if found.parts[:1] and found.parts[0].startswith("~"):
-        raise UserError(f"{what}={path} is in a home folder that this machine does not know: give an absolute path")
+        raise UserError(f"{what}={path} is in an unknown home folder: give an absolute path")
     return found

@@ -1,6 +1,6 @@
-"""What a run needs of its task, and the task that a config names.
+"""The interface of tasks and their sources, and loading the configured task.
 
-The protocols are also base classes: what has a body here is the default of a class that inherits it.
+The protocols are also base classes: methods with a body are defaults.
 """
 
 from __future__ import annotations
@@ -23,59 +23,61 @@ if TYPE_CHECKING:
 
 
 class Measure(Protocol):
-    """What only this task can say of answers, one a prompt in the evaluation's order.
+    """Task-specific evaluation metrics of answers, one per prompt in the order of ``Task.evaluation``.
 
-    Its metrics are named ``eval/...``. Shares lie in 0 to 1; ``NAME_stderr`` beside a metric is its standard error,
-    ``NAME_real`` the same measure of real answers. Those that the package does not know are shown first, in the order
-    of the returned dictionary.
+    Metrics are named ``eval/...``; fractions are in [0, 1]. ``NAME_stderr`` is the standard error of ``NAME``, and
+    ``NAME_real`` the same metric of the real answers. Metrics unknown to the package are shown first, in the order of
+    the returned dictionary.
     """
 
     @property
     def baseline(self) -> tuple[str, ...]:
-        """Names of the metrics that ``compared`` wants of the SFT model."""
+        """Names of the SFT model's metrics that ``compared`` needs."""
         return ()
 
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Metrics:
-        """Metrics of one answer to each prompt, in the order of ``Task.evaluation``."""
+        """Return the metrics of one answer per prompt."""
         ...
 
     def each(self, texts: Sequence[str]) -> np.ndarray | None:
-        """The task's quality of every single answer, float [N], whose mean is its metric; None where there is none."""
+        """Return the quality of every answer, float [N], whose mean is the task's quality metric; None if undefined."""
         return None
 
     def repeated(self, samples: Sequence[Sequence[str]], logprobs: np.ndarray | None) -> Metrics:
-        """Metrics of several answers to each prompt, [N][k], and of their log-probs when sampled, float [N, k].
+        """Return the metrics of k answers per prompt.
 
-        Without ``logprobs`` the answers were chosen among candidates.
+        Args:
+            samples: [N][k].
+            logprobs: of each sampled answer, float [N, k]; None if answers were selected among candidates.
         """
         return {}
 
     def quick(self, texts: Sequence[str]) -> Metrics:
-        """The cheapest measures of answers to the first prompts, named without a group."""
+        """Return cheap metrics of answers to the first prompts, named without the prefix ``eval/``."""
         return {}
 
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
-        """What follows from all other metrics and from the SFT model's."""
+        """Return metrics that compare ``metrics`` with the SFT model's."""
         return {}
 
 
 class Task(Protocol):
-    """Demonstrations in their parts, as token ids. Parts share no text, and are the same in every run."""
+    """Tokenised demonstrations by part. Parts share no text and are the same in every run."""
 
     demonstrations: list[Demonstration]
-    """Real answers; a ``Prompt`` of training has the row of its demonstration as ``prompt_id``."""
+    """Real answers. The ``prompt_id`` of a training ``Prompt`` is the row of its demonstration."""
 
     rows: Sequence[Row] = ()
-    """What reward functions read beside prompt and response, of each demonstration; empty where nothing was kept."""
+    """Further columns of each demonstration for reward functions; empty unless they were kept."""
 
     @property
     def prompts(self) -> Sequence[np.ndarray]:
-        """Prompts without answers, for rollouts alone (``rollout.free_prompts``)."""
+        """Prompts without answers, used only for rollouts (``rollout.free_prompts``)."""
         return ()
 
     def other_prompts(self, row: int) -> Sequence[np.ndarray] | None:
-        """Prompts that the response of demonstration ``row`` is wrong for, in the order in which they are used.
+        """Return prompts for which the response of demonstration ``row`` is wrong, in order of use.
 
         None: the prompts of the other demonstrations, in turn.
         """
@@ -83,21 +85,21 @@ class Task(Protocol):
 
     @property
     def legal(self) -> np.ndarray | None:
-        """Which token may follow which, bool [V, V], for generators trained from nothing; None: any."""
+        """Table of allowed next tokens, bool [V, V], for generators trained from scratch; None allows all."""
         return None
 
     contrast: list[Demonstration]
-    """What the answers shall not be like: of the unwanted kind, or true answers to other prompts."""
+    """Negative examples for the discriminator: unwanted answers, or real answers to other prompts."""
 
     notes: Sequence[str] = ()
-    """Sentences to report before the run starts."""
+    """Notes to print before the run starts."""
 
     end_ids: Collection[int] = ()
-    """Token ids that end a demonstration; rollouts end there too, beside those that the model's files name."""
+    """Token ids that end a demonstration. They also end rollouts, in addition to those in the model's files."""
 
     @property
     def measure(self) -> str | Callable[[EvaluationPart, int], Measure]:
-        """A name in ``evaluation.measures.MEASURES``, or what makes the measure of a part's first so many prompts.
+        """A name in ``evaluation.measures.MEASURES``, or a function of part and number of prompts.
 
         By default F1 and exact match against the real response.
         """
@@ -105,17 +107,17 @@ class Task(Protocol):
 
     @property
     def counts(self) -> RowCounts | None:
-        """What became of the rows that were read, for the run's record; None where nothing is known."""
+        """Counts of used and dropped rows, for ``data.json``; None if unknown."""
         return None
 
     @property
     def unwanted(self) -> str:
-        """What ``contrast`` has, in words."""
+        """Name of the content of ``contrast``, for messages."""
         return "answers to other prompts"
 
     @abstractmethod
     def evaluation(self, part: EvaluationPart) -> list[Demonstration]:
-        """Prompts to evaluate on and their real answers."""
+        """Return the prompts to evaluate on and their real answers."""
         ...
 
     @property
@@ -126,82 +128,82 @@ class Task(Protocol):
 
     @property
     def base_key(self) -> Sequence[str]:
-        """Settings that decide ``warmup_blocks`` beside ``checksum``: the base warm-up's cache key has them."""
+        """Settings that determine ``warmup_blocks``, besides ``checksum``; part of the base warm-up's cache key."""
         return [str(self.max_tokens)]
 
     @property
     def warmup_key(self) -> Sequence[str]:
-        """Settings that decide demonstrations and contrast beside ``checksum`` and the lengths in ``task``.
+        """Settings that determine demonstrations and contrast, besides ``checksum`` and the lengths in ``task``.
 
-        The cache keys of SFT, the discriminator's warm-up and the contrast have them.
+        They are part of the cache keys of SFT, the discriminator's warm-up and the contrast.
         """
         return ()
 
     @property
     @abstractmethod
     def max_tokens(self) -> int:
-        """The longest prompt with the longest response."""
+        """Maximum number of tokens of prompt plus response."""
         ...
 
     def warmup_blocks(self, block_tokens: int) -> TextBlocks:
-        """What the generator's base warm-up reads; by default the demonstrations, of which the responses are learned.
+        """Return the data of the base warm-up; by default the demonstrations, with loss on the responses.
 
-        ``block_tokens``: the length of rows of text without an end of its own.
+        ``block_tokens``: the row length for tasks that pack continuous text.
         """
         return text_blocks(self.demonstrations, num_tokens=self.max_tokens)
 
     def discriminator_warmup(self) -> tuple[list[Demonstration], np.ndarray]:
-        """Demonstrations and contrast that are not evaluated on, and labels (int64, 1 = demonstration)."""
+        """Return demonstrations and contrast that no evaluation uses, and labels: int64, 1 = demonstration."""
         rows = [*self.demonstrations, *self.contrast]
         return rows, (np.arange(len(rows)) < len(self.demonstrations)).astype(np.int64)
 
     def evaluated_ids(self, item: Demonstration | Rollout) -> np.ndarray:
-        """The tokens that the evaluation reads as text; by default the response."""
+        """Return the tokens that the evaluation decodes; by default the response."""
         return item.response_ids
 
 
 class TaskSource(Protocol):
-    """A task read and split, before there is a tokenizer."""
+    """A task's data, read and split, but not yet tokenised."""
 
     @property
     def quality(self) -> str:
-        """The metric that marks the best checkpoint and is watched by the guard; higher is better."""
+        """The metric that selects the best checkpoint and that the guard monitors; higher is better."""
         return ANSWER_QUALITY
 
     @property
     def full_length(self) -> bool:
-        """Every response has ``task.response_tokens`` tokens, so that end of text is never sampled."""
+        """Whether every response has ``task.response_tokens`` tokens; end of text is then never sampled."""
         return False
 
     @property
     def texts(self) -> Sequence[tuple[str, str]]:
-        """Prompt and response of every row that the built-in base model may have read as a film review."""
+        """Prompt and response of the rows to check against the built-in base model's training reviews."""
         return ()
 
     @property
     def warmup_texts(self) -> Sequence[str]:
-        """The text of the generator's warm-up; read only by a model from scratch, which trains a tokenizer on it."""
+        """Texts of the base warm-up; used only to train the tokenizer of a model from scratch."""
         return ()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of a model trained from scratch; None: one is trained on ``warmup_texts``."""
+        """The tokenizer of a model from scratch; None: train one on ``warmup_texts``."""
         return None
 
     def with_ends(self, token_ids: Collection[int]) -> TaskSource:
-        """For sources that ask which token ids end a rollout, as far as the model's files name them."""
+        """Return the source with the end-of-text ids of the model's files; by default they are not needed."""
         return self
 
     @abstractmethod
     def tokenized(self, tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> Task:
-        """``cache_folder``: for tokens that take long to make."""
+        """Tokenise the data. ``cache_folder``: for tokens that take long to compute."""
         ...
 
 
 def text_blocks(
     items: Sequence[Demonstration], *, num_tokens: int, pad_token_id: int = 0, prompts_learned: bool = False
 ) -> TextBlocks:
-    """One demonstration a row of ``num_tokens``; responses are learned, and prompts where that is asked for."""
+    """Pad each demonstration to a row of ``num_tokens``; responses have loss, prompts only with ``prompts_learned``."""
     token_ids = np.full((len(items), num_tokens), pad_token_id, np.int32)
     learned = np.zeros(token_ids.shape, bool)
     for row, item in enumerate(items):
@@ -212,14 +214,16 @@ def text_blocks(
 
 
 def load_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> TaskSource:
-    """Read and split the data that ``task.name`` names; ``UserError`` with the fix for what cannot be used.
+    """Read and split the data of ``task.name``. Raises ``UserError`` with the fix if they are unusable.
 
-    ``base``: the run trains the base model, so that pairs keep a part for it. ``keep_rows``: for ``Task.rows``.
+    Args:
+        base: the run trains the base model; tasks of pairs then keep a part for it.
+        keep_rows: keep the rows' columns for ``Task.rows``.
     """
     module, _, name = task.traits.source.partition(":")
     if not module:
         raise UserError(
-            f"task.name={task.name} stands for a task that is passed in from Python: "
+            f"task.name={task.name} is for a task that is passed in from Python: "
             "call rlgaf_ray.train or rlgaf_ray.evaluate with task=, or set another task.name"
         )
     source: TaskSource = getattr(import_module(module), name)(task, base=base, keep_rows=keep_rows)
@@ -227,7 +231,7 @@ def load_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> Ta
 
 
 def evaluation_set(task: Task, num_prompts: int, part: EvaluationPart = "validation") -> list[Demonstration]:
-    """The first ``num_prompts`` of the part; ``UserError`` where it has fewer."""
+    """Return the first ``num_prompts`` of a part. Raises ``UserError`` if it has fewer."""
     items = task.evaluation(part)
     if num_prompts > len(items):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Texts tokenised once and kept on disk."""
+"""Tokenise texts once and cache the tokens on disk."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rlgaf_ray.data.encoder import fast_copy
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Part of the cache key: raise it when the same texts and tokenizer must give another file.
+# Part of the cache key; increase when the file's content changes for the same texts and tokenizer.
 FORMAT = "tokens 2"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedTexts:
-    """Token ids of many texts end to end; text i is ``values[offsets[i]:offsets[i + 1]]``."""
+    """Concatenated token ids of many texts; text i is ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: np.ndarray  # int32 [total]
     offsets: np.ndarray  # int64 [N + 1]
@@ -36,9 +36,9 @@ class TokenizedTexts:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def windows(self, rows: np.ndarray, num_tokens: int, *, whole: bool = False) -> np.ndarray:
-        """The first ``num_tokens`` tokens of those ``rows`` that have as many: int32 [M, num_tokens], order kept.
+        """Return the first ``num_tokens`` tokens of each row that is long enough, in order: int32 [M, num_tokens].
 
-        ``whole``: every such piece of each row, one after the other without overlap; a shorter rest is dropped.
+        ``whole``: return all consecutive, non-overlapping windows of each row; a shorter remainder is dropped.
         """
         counts = self.lengths[rows] // num_tokens
         if not whole:
@@ -49,11 +49,10 @@ class TokenizedTexts:
 
 
 def tokenize_once(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, cache_folder: Path) -> TokenizedTexts:
-    """Tokenise without special tokens, which are text where one spells them, or load what an earlier call wrote.
+    """Tokenise texts, or load them from the cache. No special tokens are added, and spelled ones are encoded as text.
 
-    The file is Parquet with one column ``token_ids`` (list<int32>), named by a hash of everything that decides its
-    content: the texts, the tokenizer's JSON and the file's format. Other settings only cut what is read from it.
-    Raises ``UserError`` for a tokenizer without a fast implementation.
+    The cache file is Parquet with one column ``token_ids`` (list<int32>), named by a hash of the format, the
+    tokenizer's JSON and the texts. Raises ``UserError`` if the tokenizer has no fast implementation.
     """
     fast = fast_copy(tokenizer)
     key = content_hash([FORMAT, fast.to_str(), *texts])

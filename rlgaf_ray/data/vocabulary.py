@@ -1,4 +1,4 @@
-"""Whether a model has an embedding for every token id that a task and its tokenizer use."""
+"""Check that a model has an embedding for every token id of a task and its tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, num_embeddings: int, model: str) -> None:
-    """Raise ``UserError`` where the padding token or end of text lies outside of ``model``'s embedding."""
+    """Raise ``UserError`` if the padding or end-of-text token has no embedding in ``model``."""
     for name in ("pad_token", "eos_token"):
         token_id = getattr(tokenizer, f"{name}_id")
         if token_id >= num_embeddings:
@@ -26,9 +26,9 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, num_embeddings: int
 def check_token_ids(
     task: Task, tokenizer: PreTrainedTokenizerBase, num_embeddings: int, model: str, *, block_tokens: int | None
 ) -> None:
-    """Raise ``UserError`` where the task has a token outside of ``model``'s embedding.
+    """Raise ``UserError`` if a token of the task has no embedding in ``model``.
 
-    ``block_tokens``: the length of the base warm-up's rows, None where there is no base warm-up.
+    ``block_tokens``: the row length of the base warm-up; None without a base warm-up.
     """
     for part, token_ids in _arrays(task, block_tokens):
         if token_ids.size and (largest := int(token_ids.max())) >= num_embeddings:
@@ -51,5 +51,5 @@ def _refuse(token_id: int, where: str, tokenizer: PreTrainedTokenizerBase, num_e
     raise UserError(
         f"model.generator={model} has {num_embeddings} embeddings and its tokenizer {len(tokenizer)} tokens: {token!r} "
         f"({where}) has the id {token_id}; call model.resize_token_embeddings({len(tokenizer)}) and save the model, or "
-        "do without this token"
+        "remove this token"
     )

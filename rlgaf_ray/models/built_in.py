@@ -1,4 +1,4 @@
-"""The base model that comes with the package: a small GPT-2 of film reviews (``film_reviews/README.md``)."""
+"""The built-in base model: a small GPT-2 trained on film reviews (``film_reviews/README.md``)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHA256 = "e3e7b81198f3531e2ac0186846d6244f06a4dab42d6547b233c3a5197a6c22b4"
 
 
 def model_source(source: str | Path) -> str | Path:
-    """The folder of the built-in model for its name; any other source as it is, its ``~`` expanded.
+    """Resolve the built-in model's name to its folder and expand ``~``; any other source is returned unchanged.
 
-    Raises ``UserError`` where the weights are not those that the package was released with.
+    Raises ``UserError`` if the built-in weights do not have the released checksum.
     """
     if source != FILM_REVIEWS:
         return Path(os.path.expanduser(source)) if str(source).startswith("~") else source

@@ -58,8 +58,8 @@ class CnnClassifier(PreTrainedModel):
         logit = W_o dropout(z) + b_o
 
     SeqGAN (Yu et al. 2017, arXiv 1609.05473), section 3.3; highway layer: Srivastava et al. 2015 (arXiv 1505.00387).
-    A window starts at a token that is there, and reaches into zeros after the last one: neither padding nor a
-    sequence shorter than the widest window changes or breaks anything.
+    Windows start only at real tokens and extend into zeros after the last one. The output therefore does not depend on
+    padding, and sequences may be shorter than the widest window.
     """
 
     config_class = CnnConfig
@@ -88,13 +88,13 @@ class CnnClassifier(PreTrainedModel):
                 init.zeros_(module.bias)
             case nn.Linear():
                 init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
-                # A gate that starts nearly shut lets the features through as they are.
+                # The gate starts nearly closed, so that the highway layer is close to the identity.
                 init.constant_(module.bias, -2.0 if module is self.gate else 0.0)
 
     def forward(
         self, input_ids: Int[Tensor, "batch time"], attention_mask: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, " batch"]:
-        """One logit a sequence, float32 [B]."""
+        """Return one logit per sequence, float32 [B]."""
         mask = attention_mask.bool()
         embedded = (self.embedding(input_ids) * mask[..., None]).transpose(1, 2)
         absent = ~mask[:, None]
@@ -113,7 +113,7 @@ AutoConfig.register("rlgaf_cnn", CnnConfig)
 
 
 class CnnDiscriminator(DiscriminatorNetwork):
-    """``CnnClassifier`` as a discriminator's network. Its filters read the whole sequence, the prompt included."""
+    """``CnnClassifier`` as a discriminator network. It reads prompt and response."""
 
     network: CnnClassifier
 
@@ -123,16 +123,16 @@ class CnnDiscriminator(DiscriminatorNetwork):
 
     @classmethod
     def load(cls, folder: str | Path, *, device: torch.device = torch.device("cpu")) -> CnnDiscriminator:
-        """From an exported folder, with its dropout off."""
+        """Load an exported folder in eval mode."""
         network = CnnClassifier.from_pretrained(folder, use_safetensors=True)
         return cls(network).to(device).eval()
 
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
-        """The logit that the sequence is a demonstration, float32 [B]; the prompt is read with the response."""
+        """Return the logit that the response is a demonstration, float32 [B]."""
         return self.network(sequences.token_ids, sequences.attention_mask)
 
     def penalty(self) -> Float[Tensor, ""]:
-        """What is added to the loss: ``output_penalty`` times half the squared length of the output layer's weights."""
+        """Return the loss term ``output_penalty`` times half the squared L2 norm of the output layer, with its bias."""
         output = self.network.score
         return self.network.config.output_penalty * (output.weight.square().sum() + output.bias.square().sum()) / 2
 
@@ -147,7 +147,7 @@ def build_cnn(
     num_filters: Sequence[int] = SEQGAN_FILTERS,
     dropout: float = 0.25,
 ) -> CnnDiscriminator:
-    """SeqGAN's discriminator, freshly drawn from ``seed``."""
+    """Build SeqGAN's discriminator, initialised from ``seed``."""
     config = CnnConfig(
         vocab_size=vocab_size,
         embedding_size=embedding_size,

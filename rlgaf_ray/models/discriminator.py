@@ -1,4 +1,4 @@
-"""The interface of the networks that a discriminator trains."""
+"""The interface of discriminator networks."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rlgaf_ray.types import SequenceBatch
 
 
 class DiscriminatorNetwork(nn.Module):
-    """Sequences to logits; ``network``, a ``PreTrainedModel``, holds all weights."""
+    """Maps sequences to logits. ``network``, a ``PreTrainedModel``, has all weights."""
 
-    network: Any  # its heads are no attributes of the type
+    network: Any  # PreTrainedModel does not declare the heads
 
     @property
     def added_tokens(self) -> int:
-        """Tokens that it reads beside prompt and response."""
+        """Number of tokens that the network adds to prompt and response."""
         return 0
 
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
-        """The logit that the response is a demonstration, float32 [B]."""
+        """Return the logit that the response is a demonstration, float32 [B]."""
         raise NotImplementedError
 
     def token_logits(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
-        """Each response token's share of the logit, float32 [B, T], zero elsewhere; it sums to ``forward`` over time.
+        """Split the logit over the response tokens, float32 [B, T], zero elsewhere; the sum over time is ``forward``.
 
-        A network that cannot split its logit puts all of it at the last response token.
+        By default the last response token gets all of it.
         """
         return at_the_end(self(sequences), sequences.response_mask)
 
     def penalty(self) -> float | Float[Tensor, ""]:
-        """A regulariser of the weights that is added to the loss."""
+        """Return the weight regularisation term of the loss."""
         return 0.0
 
     def export(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """Write a plain Hugging Face folder. ``state``: the full state dict, where this process holds shards."""
+        """Write a plain Hugging Face folder. ``state``: the full state dict if the weights are sharded."""
         export_network(self.network, folder, state)

@@ -1,4 +1,4 @@
-"""The token ids that end a text: every one that the files of a model name."""
+"""End-of-text token ids, collected from all files of a model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rlgaf_ray.models.generator import read_config
 
 
 def model_ends(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> list[int]:
-    """Those of the tokenizer, of config.json and of generation_config.json, in this order; each may name others.
+    """Return the end-of-text ids of the tokenizer, config.json and generation_config.json, in this order.
 
-    Base models often have a tokenizer that ends a turn and a config that ends a document, and chat models name their
-    further ends in generation_config.json alone. Ids outside of the vocabulary are left out: no rollout has them.
-    Raises ``UserError`` for one that is no number.
+    They may differ: base models often have a tokenizer that ends a turn and a config that ends a document, and chat
+    models may list further ids only in generation_config.json. Ids outside the vocabulary are dropped. Raises
+    ``UserError`` if an id is not an integer.
     """
     if source in FROM_SCRATCH:
         return merged(tokenizer.eos_token_id)
     config = read_config(source, trust_remote_code=trust_remote_code).get_text_config()
     named = {"the tokenizer": tokenizer.eos_token_id, "config.json": config.eos_token_id}
-    with suppress(OSError, ValueError):  # no such file, or one that is of no use
+    with suppress(OSError, ValueError):  # missing or invalid file
         named["generation_config.json"] = GenerationConfig.from_pretrained(model_source(source)).eos_token_id
     for place, value in named.items():
         ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -37,13 +37,13 @@ def model_ends(source: str | Path, tokenizer: PreTrainedTokenizerBase, *, trust_
 
 
 def merged(*named: int | Collection[int] | None) -> list[int]:
-    """Each id once, in the order in which it comes."""
+    """Return the distinct ids in order of first occurrence."""
     ids = [[each] if isinstance(each, int) else list(each or ()) for each in named]
     return list(dict.fromkeys(int(token_id) for each in ids for token_id in each))
 
 
 def set_ends(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
-    """Let the model's own files name these, so that whatever loads it ends texts as its demonstrations do."""
+    """Set the model's end-of-text ids, so that an export stops where the demonstrations end."""
     value = token_ids[0] if len(token_ids) == 1 else list(token_ids)
     model.config.get_text_config().eos_token_id = value
     if model.generation_config is not None:

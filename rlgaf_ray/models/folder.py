@@ -1,4 +1,4 @@
-"""Model folders: reading them, and what is wrong with one, before Ray starts and before any weight is loaded."""
+"""Read, save and check model folders. The checks run before Ray starts and load no weights."""
 
 from __future__ import annotations
 
@@ -23,75 +23,75 @@ from rlgaf_ray.models.families import check_family
 from rlgaf_ray.models.legal import legal_of, save_legal
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "context_length")
-"""Names under which configs hold the longest sequence that the model was built for."""
+"""Config keys of the maximum sequence length."""
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn whatever transformers raises for files that are missing, damaged or unknown to it into one sentence."""
+    """Turn any exception from reading model files into a ``UserError`` of one sentence."""
     try:
         yield
     except UnpicklingError as error:
         raise UserError(
-            f"{what} cannot be read: its pytorch_model.bin holds more than weights, which is code that would run: "
-            "convert it to safetensors where you trust it"
+            f"{what} cannot be read: its pytorch_model.bin contains more than weights, and loading it could run code: "
+            "convert it to safetensors if you trust its author"
         ) from error
-    except Exception as error:  # of many types: what is wrong is the files that it reads
+    except Exception as error:  # transformers raises many types for bad files
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0][:300] if lines else type(error).__name__
         raise UserError(f"{what} cannot be read: {reason}") from error
 
 
 def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """A model's config.json. Raises ``UserError`` where there is none, it is damaged, or it wants code to be run."""
+    """Read a model's config. Raises ``UserError`` if it is missing, damaged, or needs ``trust_remote_code``."""
     with reading(f"model.generator={source}"):
         return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
 
 
 def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options: Any) -> PreTrainedModel:
-    """A causal LM by transformers, which must find each of its weights in the files.
+    """Load a causal LM with transformers; every weight must be in the files.
 
     Args:
-        options: of ``from_pretrained``.
+        options: arguments of ``from_pretrained``.
 
     Raises:
-        UserError: it cannot be read, or a weight is missing or of another shape than config.json says.
+        UserError: the model cannot be read, or a weight is missing or does not have the shape of config.json.
     """
-    kind: Any = AutoModelForCausalLM  # its types know one of its two answers
+    auto_class: Any = AutoModelForCausalLM  # Any: its type does not declare output_loading_info
     with reading(f"model.generator={source}"):
-        model, found = kind.from_pretrained(
+        model, found = auto_class.from_pretrained(
             model_source(source),
-            use_safetensors=None if allow_pickle else True,  # None: where they are there
+            use_safetensors=None if allow_pickle else True,  # None: prefer safetensors
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
             **options,
         )
     for name, saved, expected in found["mismatched_keys"]:
         raise UserError(
-            f"model.generator={source} holds {name} of shape {list(saved)}, but its config.json asks for "
+            f"model.generator={source} has {name} of shape {list(saved)}, but its config.json expects "
             f"{list(expected)}: make the two agree"
         )
     if missing := sorted(found["missing_keys"]):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
-            f"model.generator={source} does not hold {missing[0]}{more}, which {type(model).__name__} has: "
+            f"model.generator={source} lacks {missing[0]}{more}, which {type(model).__name__} needs: "
             "save the bare model with save_pretrained"
         )
     return cast(PreTrainedModel, model)
 
 
 def longest_sequence(config: PreTrainedConfig) -> int | None:
-    """The tokens that a model was built for; None where its config names no bound, as with ALiBi."""
+    """Return the maximum sequence length in tokens; None if the config has none, as with ALiBi."""
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in POSITIONS)
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 
 
 def save_network(network: PreTrainedModel, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-    """As ``save_pretrained``, with the network's grammar, if it has one.
+    """Save a network like ``save_pretrained``, with its table of legal tokens, if any.
 
-    transformers reads some generation_config.json that it then refuses to write: we never use its settings, so it is
-    written as it was read.
+    generation_config.json is written separately, without validation: transformers rejects some configs on saving that
+    it accepts on loading.
     """
     settings = network.generation_config if network.can_generate() else None
     if settings is not None:
@@ -108,7 +108,7 @@ def save_network(network: PreTrainedModel, folder: str | Path, state: dict[str, 
 
 
 def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
-    """Refuse a path that is not a model folder or holds a pickle alone, before anything expensive starts."""
+    """Raise ``UserError`` for a path that is not a model folder, holds adapters only, or has no safetensors."""
     if source == FILM_REVIEWS:
         model_source(source)
         return
@@ -117,33 +117,29 @@ def check_model_source(source: str, *, allow_pickle: bool = False) -> None:
     folder = Path(os.path.expanduser(source))
     if (folder / "adapter_config.json").is_file():
         raise UserError(
-            f"model.generator={source} holds adapters (adapter_config.json): merge them into their base model with "
+            f"model.generator={source} contains adapters (adapter_config.json): merge them into their base model with "
             "peft's merge_and_unload(), save that, and give its folder"
         )
     if not (folder / "config.json").is_file():
-        what = "has no config.json" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        what = "has no config.json" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
         names = ", ".join((FILM_REVIEWS, *FROM_SCRATCH))
         raise UserError(f"model.generator={source} {what}: give {names}, a Hugging Face model folder or a hub id")
     if not allow_pickle and not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"model.generator={source} holds no safetensors, and a pickle such as pytorch_model.bin can run code "
-            "when it is read: convert it, or set model.allow_pickle=true where you trust its author"
+            f"model.generator={source} has no safetensors, and a pickle such as pytorch_model.bin can run code when it "
+            "is read: convert it, or set model.allow_pickle=true if you trust its author"
         )
 
 
 def is_folder(source: str) -> bool:
-    """Whether a source means a path, rather than a built-in model or a hub id."""
+    """Return whether a source is a path, and not the name of a built-in model or a hub id."""
     if source == FILM_REVIEWS or source in FROM_SCRATCH:
         return False
     return source.startswith((".", "/", "~")) or Path(source).exists()
 
 
 def check_model(source: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> None:
-    """Refuse a model that cannot be trained here: no weight is read, of a folder their headers.
-
-    Raises:
-        UserError: names what is wrong, and what to do.
-    """
+    """Raise ``UserError`` if a model cannot be trained. Reads the headers of a folder's weights, but no weights."""
     check_model_source(source, allow_pickle=allow_pickle)
     if source == FILM_REVIEWS or source in FROM_SCRATCH:
         return
@@ -162,20 +158,20 @@ def check_model(source: str, *, trust_remote_code: bool = False, allow_pickle: b
 
 
 def check_hub_files(source: str, *, allow_pickle: bool) -> None:
-    """Refuse a hub model without weights that may be read, by the names of its files."""
+    """Raise ``UserError`` if a hub model has no weights in an allowed format, by its file names."""
     wanted = ("*.safetensors", "*.bin") if allow_pickle else ("*.safetensors",)
     try:
         names = HfApi().list_repo_files(source)
-    except Exception as error:  # of many types: the hub does not answer, or may not be asked
-        cached = Path(snapshot_download(source, local_files_only=True))  # config.json came from there
+    except Exception as error:  # many types: offline mode, or the hub is not reachable
+        cached = Path(snapshot_download(source, local_files_only=True))  # exists: config.json was read from it
         if not any(path for pattern in wanted for path in cached.glob(pattern)):
             raise UserError(
-                f"model.generator={source} is without its weights in the cache of the hub, which does not answer: "
-                "download it where the hub does, or give a folder"
+                f"model.generator={source} has no weights in the local hub cache, and the hub is not reachable: "
+                "download it first, or give a folder"
             ) from error
         return
     if not any(fnmatch(name, pattern) for name in names for pattern in wanted):
         raise UserError(
-            f"model.generator={source} has no {' and no '.join(wanted)} on the hub: take a model with safetensors, or "
+            f"model.generator={source} has no {' and no '.join(wanted)} on the hub: use a model with safetensors, or "
             "set model.allow_pickle=true if you trust the author of its pytorch_model.bin"
         )

@@ -1,4 +1,4 @@
-"""A causal LM that is asked in words whether a response is real; its score is the log-odds of its own verdict."""
+"""A generative discriminator: a causal LM is asked whether a response is real, and scores by its verdict's log-odds."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from rlgaf_ray.types import SequenceBatch
 
 
 class GenerativeCritic(DiscriminatorNetwork):
-    """Reads prompt x, response y and question q::
+    """Scores prompt x and response y, followed by the question q, with the two verdict tokens::
 
         logit = log p(real | x, y, q) - log p(generated | x, y, q)
 
-    where real and generated are the two verdict tokens: binary cross-entropy of the logit is cross-entropy of the
-    verdict among the two. A generative verifier (Zhang et al. 2024, arXiv 2408.15240) without a rationale.
-    The ids of question and verdicts are kept in the network's config.
+    Binary cross-entropy of the logit equals cross-entropy over the two verdicts. A generative verifier (Zhang et al.
+    2024, arXiv 2408.15240) without a rationale. The network's config stores the ids of question and verdicts.
     """
 
     def __init__(self, network: PreTrainedModel) -> None:
@@ -35,7 +34,7 @@ class GenerativeCritic(DiscriminatorNetwork):
     def load(
         cls, folder: str | Path, *, trust_remote_code: bool = False, device: torch.device = torch.device("cpu")
     ) -> GenerativeCritic:
-        """From an exported folder."""
+        """Load an exported folder."""
         return cls(load_generator(folder, trust_remote_code=trust_remote_code, device=device))
 
     @classmethod
@@ -49,15 +48,18 @@ class GenerativeCritic(DiscriminatorNetwork):
         trust_remote_code: bool = False,
         device: torch.device = torch.device("cpu"),
     ) -> GenerativeCritic:
-        """From a causal LM's folder. Raises ``UserError`` as ``encode_question`` does."""
+        """Create a critic from a causal LM's folder.
+
+        Raises ``UserError`` like ``encode_question``, or if the model's logits are not linear.
+        """
         critic = cls.load(folder, trust_remote_code=trust_remote_code, device=device)
-        check_output_layer(critic.network, "discriminator.architecture=generative", "take another architecture")
+        check_output_layer(critic.network, "discriminator.architecture=generative", "choose another architecture")
         question_ids, verdict_ids = encode_question(tokenizer, question, verdicts)
         critic.network.config.update({"rlgaf_question": question_ids, "rlgaf_verdicts": verdict_ids})
         return critic
 
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
-        """The verdict's log-odds, float32 [B]. The product is float32 under autocast, too: see ``ScalarModel.head``."""
+        """Return the verdict's log-odds, float32 [B]. The head is not autocast: see ``ScalarModel.head``."""
         hidden = gathered_hidden(self.network, self.ask(sequences))
         head = self.network.get_output_embeddings()
         with torch.autocast(hidden.device.type, enabled=False):
@@ -66,7 +68,7 @@ class GenerativeCritic(DiscriminatorNetwork):
         return (logits[:, real] - logits[:, generated]).float()
 
     def ask(self, sequences: SequenceBatch) -> SequenceBatch:
-        """Each row with the question after its response, and a verdict, whose place alone is the response: [B, T']."""
+        """Append the question and a verdict token to each row: [B, T']. ``response_mask`` marks only the verdict."""
         config = self.network.config
         ids = torch.tensor([*config.rlgaf_question, config.rlgaf_verdicts[0]], device=sequences.token_ids.device)
         places = sequences.attention_mask.sum(1, keepdim=True) + torch.arange(len(ids), device=ids.device)
@@ -83,7 +85,7 @@ class GenerativeCritic(DiscriminatorNetwork):
         return len(self.network.config.rlgaf_question) + 1
 
     def train(self, mode: bool = True) -> GenerativeCritic:
-        """As ``ScalarModel.train``: dropout stays off, except where ``discriminator.dropout`` puts it on."""
+        """Keep the network's dropout off, like ``ScalarModel.train``."""
         super().train(mode)
         self.network.eval()
         return self
@@ -92,10 +94,10 @@ class GenerativeCritic(DiscriminatorNetwork):
 def encode_question(
     tokenizer: PreTrainedTokenizerBase, question: str, verdicts: tuple[str, str]
 ) -> tuple[list[int], list[int]]:
-    """The token ids of the question, and of both verdicts.
+    """Return the token ids of the question and of both verdicts.
 
     Raises:
-        UserError: the question is empty, a verdict is not one token, or both are the same one.
+        UserError: the question is empty, a verdict is not a single token, or both verdicts are the same.
     """
     question_ids = tokenizer.encode(question, add_special_tokens=False)
     if not question_ids:
@@ -105,7 +107,7 @@ def encode_question(
         if len(ids) != 1:
             raise UserError(
                 f"discriminator.verdicts must be single tokens, but {verdict!r} is {len(ids)} tokens of this model's "
-                "tokenizer: take another word, with or without a space before it"
+                "tokenizer: choose another word, with or without a space before it"
             )
     (real,), (generated,) = encoded
     if real == generated:

@@ -1,4 +1,4 @@
-"""The generator: any causal language model, and the log-probabilities it gives to responses."""
+"""The generator: build or load a causal language model, and compute the log-probabilities of responses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FROM_SCRATCH_VOCABULARY = 4096
 
 
 def build_from_scratch(name: str, *, vocab_size: int, end_of_text_id: int, seed: int) -> PreTrainedModel:
-    """The model of one of the names of ``FROM_SCRATCH``, freshly initialised."""
+    """Build the model of a name in ``FROM_SCRATCH``, initialised from ``seed``."""
     if name == TINY_GPT2:
         return build_tiny_gpt2(vocab_size=vocab_size, end_of_text_id=end_of_text_id, seed=seed)
     assert name == SEQGAN_LSTM, name
@@ -44,14 +44,14 @@ def build_from_scratch(name: str, *, vocab_size: int, end_of_text_id: int, seed:
 def build_tiny_gpt2(
     *, vocab_size: int, end_of_text_id: int, seed: int, num_positions: int = TINY_GPT2_POSITIONS
 ) -> GPT2LMHeadModel:
-    """A GPT-2 of 4 layers x 192 (2.6 M parameters at 4,096 tokens), freshly initialised and without dropout."""
+    """Build a GPT-2 of 4 layers x 192 (2.6 M parameters with 4,096 tokens), without dropout, from ``seed``."""
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=num_positions,
         n_embd=192,
         n_layer=TINY_GPT2_LAYERS,
         n_head=3,
-        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's gelu_new, in one kernel
+        activation_function="gelu_pytorch_tanh",  # GPT-2's gelu_new in a fused kernel
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -65,7 +65,7 @@ def build_tiny_gpt2(
 
 
 def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int | None:
-    """The longest sequence that a model takes, in tokens; None where nothing bounds it."""
+    """Return the maximum sequence length of a model in tokens; None if it is unbounded."""
     if source == TINY_GPT2:
         return TINY_GPT2_POSITIONS
     if source == SEQGAN_LSTM:
@@ -74,7 +74,7 @@ def max_positions(source: str | Path, *, trust_remote_code: bool = False) -> int
 
 
 def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
-    """The blocks of a transformer."""
+    """Return the number of layers of a transformer."""
     if source == TINY_GPT2:
         return TINY_GPT2_LAYERS
     config = read_config(source, trust_remote_code=trust_remote_code)
@@ -82,10 +82,10 @@ def num_layers(source: str | Path, *, trust_remote_code: bool = False) -> int:
 
 
 def end_of_text_ids(config: PreTrainedConfig) -> list[int]:
-    """The token ids that end a text, from the model's config.
+    """Return the end-of-text ids of the model's config.
 
     Raises:
-        UserError: the config names none.
+        UserError: the config has none.
     """
     token_ids = config.get_text_config().eos_token_id
     if token_ids is None:
@@ -103,12 +103,10 @@ def load_generator(
     allow_pickle: bool = False,
     device: torch.device = torch.device("cpu"),
 ) -> PreTrainedModel:
-    """Load a causal LM with its dropout off: sampling and learning must see the same distribution.
+    """Load a causal LM in eval mode: without dropout, sampling and training use the same distribution.
 
-    A grammar in its folder holds (``models.legal``).
-
-    With ``allow_pickle`` from pytorch_model.bin where there is no safetensors, read with ``weights_only`` all the same.
-    Raises ``UserError`` where it cannot be read.
+    A table of legal tokens in its folder is applied (``models.legal``). ``allow_pickle`` permits pytorch_model.bin if
+    there are no safetensors, still read with ``weights_only``. Raises ``UserError`` if the model cannot be read.
     """
     model = read_causal_lm(
         source,
@@ -123,20 +121,22 @@ def load_generator(
 
 
 def blocks_of(network: PreTrainedModel) -> list[nn.Module]:
-    """A transformer's blocks, the lowest first; none of a network that has no such stack."""
+    """Return a transformer's blocks from the lowest to the highest; an empty list if the network has no such stack."""
     total = getattr(network.config.get_text_config(), "num_hidden_layers", 0)
     if not total:
         return []
-    embedding = network.get_input_embeddings()  # beside it: below the model in OPT, and a vision tower has blocks, too
+    # Search beside the token embedding: OPT nests its decoder, and a vision tower has blocks too.
+    embedding = network.get_input_embeddings()
     owner = next((part for part in network.base_model.modules() if embedding in part.children()), network.base_model)
     lists = (part for part in owner.modules() if isinstance(part, nn.ModuleList))
     return list(next((part for part in lists if len(part) == total), []))
 
 
 def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"]:
-    """What the network reads for each token: the rows of its embedding, times its scale where it has one (Gemma).
+    """Return the input embedding of every token, with the family's scale, if any (Gemma).
 
-    A mixture of these rows is a soft token; the matrix itself of an embedding that only looks up, else a new tensor.
+    A mixture of the rows is a soft token. The result is the weight itself for a plain ``nn.Embedding``, else a new
+    tensor.
     """
     module = model.get_input_embeddings()
     weight = module.weight
@@ -149,7 +149,7 @@ def embedding_matrix(model: PreTrainedModel) -> Float[Tensor, "vocabulary width"
 def sampling_logits(
     logits: Float[Tensor, "*shape vocabulary"], *, temperature: float, masked_token_ids: Sequence[int]
 ) -> Float[Tensor, "*shape vocabulary"]:
-    """Logits of the distribution that is sampled from. The argument may be changed in place: a copy is what costs."""
+    """Return the logits of the sampling distribution. Modifies ``logits`` in place if possible, to save a copy."""
     if temperature != 1.0:
         logits = logits / temperature
     if masked_token_ids:
@@ -164,11 +164,11 @@ def predicted_logprobs(
     temperature: float = 1.0,
     masked_token_ids: Sequence[int] = (),
 ) -> Float[Tensor, "batch time vocabulary"]:
-    """log pi(. | x, y_<t), the whole distribution at every position from the first response token of any row on.
+    """Return log pi(. | x, y_<t), the full distribution at every position from the first response token of any row.
 
-    Logits are computed only where a response token is predicted.
-    ``temperature`` and ``masked_token_ids`` (tokens that the engine may not sample) define the same distribution as the
-    engine's, so that the two agree. Shapes: token ids [B, T] -> float32 [B, T - first_response(sequences), V].
+    ``temperature`` and ``masked_token_ids`` (tokens that the engine must not sample) must equal the engine's, so that
+    both use the same distribution. No logits are computed before the first response token.
+    Shapes: token ids [B, T] -> float32 [B, T - first_response(sequences), V].
     """
     first = first_response(sequences)
     predicting = torch.arange(first - 1, sequences.token_ids.shape[1] - 1, device=sequences.token_ids.device)
@@ -183,7 +183,7 @@ def predicted_logprobs(
 
 
 def first_response(sequences: SequenceBatch) -> int:
-    """The position of the first response token of any row."""
+    """Return the position of the first response token of any row. Raises ``ValueError`` if it is 0."""
     first = int(sequences.response_mask.any(0).nonzero()[0])
     if first == 0:
         raise ValueError("a response cannot start at position 0: its first token needs a prompt to be predicted from")
@@ -198,9 +198,9 @@ def policy_logprobs(
     masked_token_ids: Sequence[int] = (),
     chunk_tokens: int | None = None,
 ) -> Float[Tensor, "batch time"]:
-    """log pi(y_t | x, y_<t) of every response token, zero elsewhere. As ``predicted_logprobs``, of the tokens alone.
+    """Return log pi(y_t | x, y_<t) of every response token, zero elsewhere; arguments as in ``predicted_logprobs``.
 
-    ``chunk_tokens``: so many response tokens' logits exist at a time; None: those of all positions.
+    ``chunk_tokens``: compute the logits of this many response tokens at a time; None: of all at once.
     Shapes: token ids [B, T] -> float32 [B, T]; entry t belongs to token t.
     """
     if chunk_tokens is not None:
@@ -217,11 +217,11 @@ def sampled_logprobs(
     *,
     masked_token_ids: Sequence[int] = (),
 ) -> Float[Tensor, "batch time"]:
-    """The entries of ``predicted_logprobs`` that belong to the response's own tokens, zero elsewhere: [B, T]."""
+    """Select the response tokens' entries of ``predicted_logprobs``, zero elsewhere: [B, T]."""
     first, mask = first_response(sequences), sequences.response_mask
     targets = sequences.token_ids[:, first:]
     if masked_token_ids:
-        # Padding may be a masked token: its log-prob of minus infinity must not reach the gradient.
+        # Padding may be a masked token, whose log-prob of minus infinity must not reach the gradient.
         allowed = min(set(range(len(masked_token_ids) + 1)) - set(masked_token_ids))
         targets = targets.masked_fill(~mask[:, first:], allowed)
     logprobs = distributions.gather(-1, targets[..., None]).squeeze(-1).masked_fill(~mask[:, first:], 0.0)
@@ -229,31 +229,31 @@ def sampled_logprobs(
 
 
 def response_hidden(model: PreTrainedModel, sequences: SequenceBatch) -> Float[Tensor, "tokens width"]:
-    """The last hidden states that predict response tokens, row by row without what lies between: [N, W]."""
-    first_response(sequences)  # refuses a response without a prompt
+    """Return the last hidden states that predict the N response tokens, concatenated over rows: [N, W]."""
+    first_response(sequences)  # raises for a response without a prompt
     body = model.base_model(input_ids=sequences.token_ids, attention_mask=sequences.attention_mask, use_cache=False)
     return body.last_hidden_state[:, :-1][sequences.response_mask[:, 1:]]
 
 
 def gathered_hidden(model: PreTrainedModel, sequences: SequenceBatch) -> Float[Tensor, "tokens width"]:
-    """``response_hidden``, of a model that may be cut over a group: then it is a method, which gathers the weights."""
+    """Return ``response_hidden`` of a model that may be sharded: its own method then gathers the weights."""
     method = getattr(model, "response_hidden", None)
     return response_hidden(model, sequences) if method is None else method(sequences)
 
 
 def response_tokens(sequences: SequenceBatch) -> Int[Tensor, " tokens"]:
-    """The response's own tokens, in the order of ``response_hidden``: [N]."""
+    """Return the response tokens in the order of ``response_hidden``: [N]."""
     return sequences.token_ids[sequences.response_mask]
 
 
 def at_response(values: Float[Tensor, " tokens"], sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
-    """Values in the order of ``response_hidden`` at their tokens' places, zero elsewhere: [N] -> [B, T]."""
+    """Scatter values in the order of ``response_hidden`` to their tokens' positions, zero elsewhere: [N] -> [B, T]."""
     mask = sequences.response_mask
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
 
 
 def sampling_head(model: PreTrainedModel, *, temperature: float, masked_token_ids: Sequence[int]) -> Head:
-    """Hidden states to the logits of the distribution that is sampled from."""
+    """Return a function from hidden states to the logits of the sampling distribution."""
     output_layer = model.get_output_embeddings()
     return lambda hidden: sampling_logits(
         output_layer(hidden), temperature=temperature, masked_token_ids=masked_token_ids
@@ -269,7 +269,7 @@ def chunked_policy_logprobs_and_kl(
     masked_token_ids: Sequence[int],
     chunk_tokens: int,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    """Log-probs of both models and KL(model || reference) at response tokens, zero elsewhere: three of [B, T]."""
+    """Return both models' log-probs and KL(model || reference) at response tokens, zero elsewhere: [B, T] each."""
     heads = [
         sampling_head(each, temperature=temperature, masked_token_ids=masked_token_ids) for each in (model, reference)
     ]

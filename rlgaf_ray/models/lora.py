@@ -1,8 +1,7 @@
-"""Low-rank adapters in place (LoRA, Hu et al. 2021, arXiv 2106.09685): y = x W + (alpha / rank) x A B, W frozen.
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685): y = x W + (alpha / rank) x A B with frozen W.
 
-The adapters are peft's, put beside the linear layers of a network that stays what it was: its class, its forward, its
-name for every other weight. Whoever only calls the network never sees them. Dropout stays off, as everywhere here:
-sampling and learning must see the same distribution.
+peft injects the adapters into the linear layers in place: the network keeps its class, its forward and the names of its
+other weights. LoRA dropout is off, so that sampling and training use the same distribution.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from rlgaf_ray.types import SequenceBatch
 
 ADAPTERS = "adapters.safetensors"
 ADAPTER_NAME = "default"
-FINGERPRINT_BYTES = 4096  # of every frozen weight
+FINGERPRINT_BYTES = 4096  # hashed per frozen weight
 
 
 def add_adapters(
     network: PreTrainedModel, settings: LoraSettings, *, seed: int, trained: Sequence[nn.Module] = ()
 ) -> None:
-    """Freeze a network but for its new adapters and the modules named by ``trained`` (a head). Rank 0 does nothing.
+    """Add adapters and freeze everything else, except the modules ``trained`` (a head). Rank 0 does nothing.
 
-    B starts at zero: the network is at first what it was. A is drawn from ``seed``.
+    A is initialised from ``seed`` and B with zeros, so that the network's outputs do not change at first.
 
     Raises:
-        UserError: ``model.lora.target_modules`` names no linear layer of the network.
+        UserError: a name in ``model.lora.target_modules`` is no linear layer of the network.
     """
     if settings.rank == 0:
         return
@@ -54,9 +53,9 @@ def add_adapters(
         )
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft accepts any number
         target_modules=targets,
-        fan_in_fan_out=any(there[name] is Conv1D for name in targets),  # GPT-2 keeps its weights transposed
+        fan_in_fan_out=any(there[name] is Conv1D for name in targets),  # GPT-2 stores its weights transposed
     )
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -67,7 +66,7 @@ def add_adapters(
 
 
 def linear_layers(network: PreTrainedModel) -> dict[str, type[nn.Module]]:
-    """The last part of the names of the linear layers below the head, and their class."""
+    """Return the last name component and the class of the linear layers below the head."""
     found: dict[str, type[nn.Module]] = {}
     for name, module in network.base_model.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
@@ -85,10 +84,10 @@ def _adapted_layers(network: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def adapters_off(network: nn.Module) -> Iterator[None]:
-    """The frozen network alone."""
+    """Bypass the adapters within the block."""
     layers = _adapted_layers(network).values()
     for layer in layers:
-        # Not peft's enable_adapters(): that stops their gradient too, of which a graph may be waiting for its backward.
+        # Not peft's enable_adapters(): it also changes requires_grad, which a pending backward may need.
         layer._disable_adapters = True
     try:
         yield
@@ -98,7 +97,7 @@ def adapters_off(network: nn.Module) -> Iterator[None]:
 
 
 class WithoutAdapters:
-    """The frozen network, as a model beside the adapted one, without a second copy of its weights."""
+    """A view of an adapted network without its adapters, which shares its weights."""
 
     def __init__(self, network: PreTrainedModel) -> None:
         self.network = network
@@ -117,19 +116,19 @@ class WithoutAdapters:
             return response_hidden(self.network, sequences)
 
     def get_output_embeddings(self) -> nn.Module:
-        """Which never has an adapter."""
+        """Return the output layer, which never has an adapter."""
         return self.network.get_output_embeddings()
 
 
 def frozen_start(network: PreTrainedModel, load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
-    """What the network was before it learned: itself without its adapters, or a copy that is loaded for it."""
+    """Return the network before training: a view without adapters, or a frozen copy from ``load``."""
     if has_adapters(network):
         return cast(PreTrainedModel, WithoutAdapters(network))
     return load().requires_grad_(False)
 
 
 def plain_state(network: nn.Module) -> dict[str, Tensor]:
-    """The network's own tensors, ties and all, under the names that they have in one without adapters."""
+    """Return the network's tensors without the adapters', under their original names; ties are preserved."""
     layers = _adapted_layers(network)
     return {
         name.replace(".base_layer.", "."): tensor
@@ -140,9 +139,9 @@ def plain_state(network: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merged_state(network: nn.Module, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """The ``state_dict()`` (or some ``names`` of it) of a plain network that computes the same: W + (alpha / rank) A B.
+    """Return the ``state_dict()`` (or only ``names``) of the equivalent plain network, W + (alpha / rank) A B.
 
-    Only adapted weights are new tensors. A network without adapters gives its own tensors, ties and all.
+    Only adapted weights are new tensors; all others are the network's own, with their ties.
     """
     layers = _adapted_layers(network)
     state = plain_state(network)
@@ -156,33 +155,33 @@ def merged_state(network: nn.Module, names: Iterable[str] | None = None) -> dict
 
 
 def export_network(network: PreTrainedModel, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-    """A plain Hugging Face folder, adapters merged. ``state``: its whole content, where the network holds a part."""
+    """Write a plain Hugging Face folder with merged adapters. ``state``: the full state dict of a sharded network."""
     if state is None and has_adapters(network):
         state = merged_state(network)
     save_network(network, folder, state)
 
 
 def save_adapters(network: PreTrainedModel, folder: Path) -> None:
-    """Everything that is trained, and a fingerprint of the frozen weights that it belongs to."""
+    """Save all trainable weights, and a fingerprint of the frozen weights that they belong to."""
     folder.mkdir(parents=True, exist_ok=True)
     trained = {name: tensor.detach().contiguous() for name, tensor in _trained(network).items()}
     save_file(trained, folder / ADAPTERS, metadata={"frozen": fingerprint(network)})
 
 
 def load_adapters(network: PreTrainedModel, folder: Path) -> None:
-    """Raises ``UserError`` where the file is not of this network: other frozen weights, other adapters."""
+    """Load what ``save_adapters`` wrote. Raises ``UserError`` if frozen weights or adapter shapes differ."""
     path = folder / ADAPTERS
     if not path.is_file():
-        raise UserError(f"{folder} holds no adapters: model.lora cannot be switched on in the middle of a run")
+        raise UserError(f"{folder} has no adapters: model.lora cannot be enabled in a resumed run")
     with safe_open(path, framework="pt", device=str(network.device)) as file:
         if file.metadata()["frozen"] != fingerprint(network):
             raise UserError(
-                f"{path} belongs to other frozen weights: go on with the warm-up and the model that the run began with"
+                f"{path} belongs to other frozen weights: resume with the model and the warm-up that the run began with"
             )
         saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     trained = _trained(network)
     if {name: tensor.shape for name, tensor in saved.items()} != {n: tensor.shape for n, tensor in trained.items()}:
-        raise UserError(f"{path} has adapters of another shape: model.lora must stay as it was when the run began")
+        raise UserError(f"{path} has adapters of another shape: resume with the model.lora that the run began with")
     with torch.no_grad():
         for name, tensor in trained.items():
             tensor.copy_(saved[name])
@@ -193,7 +192,7 @@ def _trained(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of names, shapes and first bytes of the frozen weights: another training changes every one of them."""
+    """Return a SHA-256 of names, shapes and first bytes of the frozen weights; enough, as training changes them all."""
     digest = hashlib.sha256()
     for name, parameter in sorted(network.named_parameters()):
         if not parameter.requires_grad:

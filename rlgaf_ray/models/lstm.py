@@ -1,4 +1,4 @@
-"""SeqGAN's generator (Yu et al. 2017, arXiv 1609.05473): an LSTM language model, as a transformers model."""
+"""SeqGAN's generator (Yu et al. 2017, arXiv 1609.05473): an LSTM language model with the transformers interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class LstmConfig(PreTrainedConfig):
-    """Sizes of ``LstmForCausalLM``; the defaults are those of SeqGAN's synthetic experiment."""
+    """Config of ``LstmForCausalLM``; the defaults are those of SeqGAN's synthetic experiment."""
 
     model_type = "rlgaf_lstm"
 
@@ -40,10 +40,10 @@ class LstmConfig(PreTrainedConfig):
         self.vocab_size = vocab_size
         self.embedding_size = embedding_size
         self.hidden_size = hidden_size
-        # An LSTM has no positions: the bound only tells engines which requests to refuse.
+        # An LSTM has no position embeddings; engines use this limit to reject requests.
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
-        # One layer that carries a state and no keys: with it, the library's DynamicCache holds what an LSTM remembers.
+        # Declared as a linear-attention layer, so that DynamicCache stores a recurrent state and no keys and values.
         self.num_hidden_layers = 1
         self.layer_types = ["linear_attention"]
         token_ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
@@ -53,15 +53,15 @@ class LstmConfig(PreTrainedConfig):
 class LstmForCausalLM(PreTrainedModel, GenerationMixin):
     """Embedding, one LSTM layer, and a linear layer over the vocabulary.
 
-    It is called as any causal LM of the library. Its cache is a ``DynamicCache(config=model.config)`` whose only layer
-    holds the hidden and the cell state side by side, [B, 2H]. Padding, on the left or on the right, is not read: the
-    state after a padded prompt is the state after the prompt.
+    It has the interface of a transformers causal LM. Its cache is a ``DynamicCache(config=model.config)`` whose only
+    layer has the concatenated hidden and cell state, [B, 2H]. Padding on the left or right is skipped: the state after
+    a padded prompt equals the state after the prompt.
     """
 
     config_class = LstmConfig
     base_model_prefix = "model"
     _input_embed_layer = "embedding"
-    _is_stateful = True  # a state cannot be cut back to an earlier token
+    _is_stateful = True  # the state cannot be rewound to an earlier token
 
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
@@ -71,7 +71,7 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Everything from N(0, initializer_range^2), as SeqGAN; the LSTM's second bias, which is redundant, at zero."""
+        """Initialise from N(0, initializer_range^2), as SeqGAN does; the LSTM's redundant second bias is zero."""
         for name, parameter in module.named_parameters(recurse=False):
             if name.startswith("bias_hh"):
                 init.zeros_(parameter)
@@ -90,18 +90,18 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Int[Tensor, " kept"] = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of the next token, [B, T, V], or only at the kept positions.
+        """Return next-token logits, [B, T, V], or only those at ``logits_to_keep``.
 
-        ``attention_mask`` covers what the cache has seen and the new tokens; its zeros stand before or after a row's
-        tokens, never between them. ``position_ids`` are not needed. Raises ValueError for a row without any token.
+        ``attention_mask`` covers the cached and the new tokens; its zeros come before or after a row's tokens, never
+        between them. ``position_ids`` are ignored. Raises ``ValueError`` for a row without tokens.
         """
         if not use_cache:
             past_key_values = None
         elif past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         embedded = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        # The recurrence is small beside the vocabulary, and CPUs run it in bfloat16 only with special instructions:
-        # under autocast it keeps the weights' own precision, and the layer over the vocabulary has the lower one.
+        # Autocast applies only to the output layer. The recurrence costs little in comparison, and CPUs need special
+        # instructions to run it in bfloat16.
         with torch.autocast(embedded.device.type, enabled=False):
             hidden = self._hidden(embedded.to(self.dtype), attention_mask, past_key_values)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -114,7 +114,7 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
     def _hidden(
         self, embedded: Tensor, attention_mask: Tensor | None, cache: DynamicCache | None
     ) -> Float[Tensor, "batch time hidden"]:
-        """The LSTM's output at every new token; the cache, if any, then holds the state after them."""
+        """Return the LSTM's output at every new token and update the cache, if any."""
         state = None if cache is None else _state(cache)
         mask = None if attention_mask is None else attention_mask[:, -embedded.shape[1] :].bool()
         if mask is None or bool(mask.all()):
@@ -128,7 +128,10 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
     def _without_padding(
         self, embedded: Tensor, mask: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The LSTM over each row's tokens alone: [B, T, H], of any value at padding, and the state after them."""
+        """Run the LSTM over each row's tokens without padding.
+
+        Returns outputs [B, T, H], arbitrary at padding, and the state after the last token.
+        """
         lengths = mask.sum(1)
         if not bool(lengths.all()):
             raise ValueError("a row of the attention mask has no token: give every prompt at least one")
@@ -136,15 +139,15 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
         first = mask.int().argmax(1, keepdim=True)
         steps = torch.arange(num_tokens, device=mask.device).expand(size, -1)
         rows = torch.arange(size, device=mask.device)[:, None]
-        to_the_left = embedded[rows, (steps + first).clamp(max=num_tokens - 1)]
-        packed = nn.utils.rnn.pack_padded_sequence(to_the_left, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        left_aligned = embedded[rows, (steps + first).clamp(max=num_tokens - 1)]
+        packed = nn.utils.rnn.pack_padded_sequence(left_aligned, lengths.cpu(), batch_first=True, enforce_sorted=False)
         hidden, last = self.lstm(packed, state)
         hidden, _ = nn.utils.rnn.pad_packed_sequence(hidden, batch_first=True, total_length=num_tokens)
         return hidden[rows, (steps - first).clamp(min=0)], last
 
 
 def _state(cache: DynamicCache) -> tuple[Tensor, Tensor] | None:
-    """Hidden and cell state, [1, B, H] each, or none where the cache has not seen a token."""
+    """Return hidden and cell state, [1, B, H] each, or None if the cache is empty."""
     layer = cache.layers[0]
     assert isinstance(layer, LinearAttentionLayer)
     both = layer.recurrent_states[0]
@@ -167,7 +170,7 @@ def build_lstm(
     hidden_size: int = 32,
     initializer_range: float = 0.1,
 ) -> LstmForCausalLM:
-    """SeqGAN's LSTM, freshly drawn from N(0, initializer_range^2); with a range of 1 it is SeqGAN's oracle."""
+    """Build SeqGAN's LSTM, initialised from N(0, initializer_range^2); a range of 1 gives SeqGAN's oracle."""
     config = LstmConfig(
         vocab_size=vocab_size,
         embedding_size=embedding_size,

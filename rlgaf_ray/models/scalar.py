@@ -23,18 +23,18 @@ Pooling = Literal["mean", "last"]
 
 
 class ScalarModel(DiscriminatorNetwork):
-    """The generator's architecture with one linear output in place of the vocabulary (RLGAF, section 2).
+    """The generator's architecture with a scalar head instead of the LM head (RLGAF, section 2).
 
-    ``token_scores`` is the head at every position (a critic's values); ``forward`` pools it over the response (a
-    discriminator's logit): ``mean`` averages, which equals the head on the mean hidden state; ``last`` takes the last
-    response token, as ``AutoModelForSequenceClassification`` does.
+    ``token_scores`` is the head's output at every position (a critic's values). ``forward`` pools it over the response
+    (a discriminator's logit): ``mean`` averages, which equals the head of the mean hidden state; ``last`` takes the
+    last response token, as ``AutoModelForSequenceClassification`` does.
     """
 
     def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean") -> None:
         super().__init__()
         if not isinstance(getattr(network, "score", None), nn.Linear):
             raise UserError(
-                f"{type(network).__name__} has no linear 'score' head: take a decoder such as GPT-2, Llama or Qwen"
+                f"{type(network).__name__} has no linear 'score' head: use a decoder such as GPT-2, Llama or Qwen"
             )
         self.network = network.eval()
         self.pooling = pooling
@@ -51,14 +51,14 @@ class ScalarModel(DiscriminatorNetwork):
         trust_remote_code: bool = False,
         device: torch.device = torch.device("cpu"),
     ) -> ScalarModel:
-        """From a causal LM's folder (the head is then drawn from ``seed``) or from an exported one."""
+        """Load a causal LM's folder, with a head initialised from ``seed``, or an exported folder."""
         config = read_config(folder, trust_remote_code=trust_remote_code)
         config.num_labels = 1
         config.get_text_config().pad_token_id = pad_token_id
-        kind: Any = scoring_class(config) or AutoModelForSequenceClassification
+        model_class: Any = scoring_class(config) or AutoModelForSequenceClassification
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network, found = kind.from_pretrained(
+            network, found = model_class.from_pretrained(
                 model_source(folder),
                 config=config,
                 dtype=getattr(torch, dtype),
@@ -68,25 +68,25 @@ class ScalarModel(DiscriminatorNetwork):
                 output_loading_info=True,
             )
         if missing := sorted(name for name in found["missing_keys"] if not name.startswith("score.")):
-            raise UserError(f"{folder} holds no {missing[0]}, which {type(network).__name__} needs")
+            raise UserError(f"{folder} has no {missing[0]}, which {type(network).__name__} needs")
         return cls(network, pooling=pooling).to(device).eval()
 
     def token_scores(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
-        """The head's output at every position, float32 [B, T]."""
+        """Return the head's output at every position, float32 [B, T]."""
         hidden = self.network.base_model(
             input_ids=sequences.token_ids, attention_mask=sequences.attention_mask, use_cache=False
         ).last_hidden_state
         return self.head(hidden)
 
     def forward(self, sequences: SequenceBatch) -> Float[Tensor, " batch"]:
-        """The logit that the response is a demonstration, float32 [B]."""
+        """Return the logit that the response is a demonstration, float32 [B]."""
         return self.pool(self.token_scores(sequences), sequences.response_mask)
 
     def token_logits(self, sequences: SequenceBatch) -> Float[Tensor, "batch time"]:
-        """What each response token adds to the logit, float32 [B, T], zero elsewhere: its sum over time is ``forward``.
+        """Return each response token's share of the logit, float32 [B, T], zero elsewhere; it sums to ``forward``.
 
-        The network is causal: a token's part depends on the tokens up to it alone. With ``last`` all of it stands at
-        the last response token.
+        The network is causal: with ``mean`` a token's share depends only on the tokens up to it. With ``last`` the last
+        response token has all of it.
         """
         scores, mask = self.token_scores(sequences), sequences.response_mask
         if self.pooling == "mean":
@@ -101,20 +101,20 @@ class ScalarModel(DiscriminatorNetwork):
         position_ids: Int[Tensor, "batch time"],
         response_mask: Bool[Tensor, "batch time"],
     ) -> Float[Tensor, " batch"]:
-        """As ``forward``, for tokens that are given as rows (or mixtures of rows) of ``embedding``: float32 [B]."""
+        """Compute ``forward`` for tokens given as rows, or mixtures of rows, of ``embedding``: float32 [B]."""
         hidden = self.network.base_model(
             inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         ).last_hidden_state
         return self.pool(self.head(hidden), response_mask)
 
     def embed(self, sequences: SequenceBatch) -> Float[Tensor, "batch time width"]:
-        """What the network reads at every position, before positions are added."""
+        """Return the input embedding of every token, without position embeddings: [B, T, W]."""
         return self.network.get_input_embeddings()(sequences.token_ids)
 
     def logits_of(
         self, sequences: SequenceBatch, embeddings: Float[Tensor, "batch time width"]
     ) -> Float[Tensor, " batch"]:
-        """As ``forward``, of sequences whose embeddings were changed: float32 [B]."""
+        """Compute ``forward`` with modified input embeddings: float32 [B]."""
         positions = torch.arange(sequences.token_ids.shape[1], device=embeddings.device)
         return self.embedded_logits(
             embeddings,
@@ -124,10 +124,9 @@ class ScalarModel(DiscriminatorNetwork):
         )
 
     def head(self, hidden: Float[Tensor, "batch time width"]) -> Float[Tensor, "batch time"]:
-        """Hidden states to scores, float32 [B, T].
+        """Map hidden states to scores, at least float32 [B, T].
 
-        The product is taken in float32 under autocast, too: in bfloat16 it would cost 0.009 of a reward whose spread is
-        1.5.
+        The head is exempt from autocast: bfloat16 would add an error of 0.009 to rewards whose spread is 1.5.
         """
         score = self.network.score
         with torch.autocast(hidden.device.type, enabled=False):
@@ -139,7 +138,7 @@ class ScalarModel(DiscriminatorNetwork):
         return embedding_matrix(self.network)
 
     def pool(self, scores: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, " batch"]:
-        """Scores of positions to one of each response. A response without a token gets 0 (mean) or the first score."""
+        """Pool scores to one per response, [B]. A response without tokens gets 0 (mean) or the first score (last)."""
         if self.pooling == "mean":
             return (scores * mask).sum(1) / mask.sum(1).clamp(min=1)
         positions = torch.arange(mask.shape[1], device=mask.device)
@@ -147,13 +146,15 @@ class ScalarModel(DiscriminatorNetwork):
         return scores.gather(1, last[:, None]).squeeze(1)
 
     def train(self, mode: bool = True) -> ScalarModel:
-        """The network's own dropout stays off while it learns, so that scores and updates see one function, except
-        where ``discriminator.dropout`` puts it on."""
+        """Keep the network's dropout off, so that scoring and training use the same function.
+
+        ``discriminator.dropout`` turns it on separately.
+        """
         super().train(mode)
         self.network.eval()
         return self
 
     def export(self, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:
-        """As every network's; the pooling is in its config as ``rlgaf_pooling``."""
+        """Export the network with the pooling in its config, as ``rlgaf_pooling``."""
         self.network.config.rlgaf_pooling = self.pooling
         super().export(folder, state)

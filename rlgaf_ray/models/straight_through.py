@@ -1,6 +1,6 @@
-"""Responses whose tokens carry gradients: sampled by the policy itself, each soft token fed to the next step.
+"""Sample responses with straight-through gradients: each soft token is the input of the next step.
 
-Here prompts end together (padded on the left) and responses start together, so that a step is one column of all rows.
+Prompts are padded on the left and responses on the right, so that a step is the same column in all rows.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class AlignedBatch:
         )
 
     def answered(self, response_ids: Tensor, response_mask: Tensor) -> AlignedBatch:
-        """The same prompts with other responses."""
+        """Return the same prompts with other responses."""
         return AlignedBatch(self.prompt_ids, self.prompt_mask, response_ids, response_mask)
 
 
 def align(sequences: SequenceBatch) -> AlignedBatch:
-    """Move every row so that its response starts in the same column. Raises ValueError for an empty prompt."""
+    """Shift rows so that all responses start in the same column. Raises ``ValueError`` for an empty prompt."""
     is_prompt = sequences.attention_mask.bool() & ~sequences.response_mask
     num_prompt = is_prompt.sum(1, keepdim=True)
     num_response = sequences.response_mask.sum(1, keepdim=True)
@@ -63,14 +63,14 @@ def align(sequences: SequenceBatch) -> AlignedBatch:
 
 
 def positions_of(attention_mask: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """The first token of a row stands at position 0, whatever padding comes before it."""
+    """Return position ids that start at 0 at each row's first token: int64 [B, T]."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def response_logits(
     model: PreTrainedModel, batch: AlignedBatch, *, temperature: float, masked_token_ids: Sequence[int]
 ) -> Float[Tensor, "batch response vocabulary"]:
-    """Logits of every response position given the true tokens before it, in one pass: [B, R, V]."""
+    """Return the logits at every response position given the tokens before it, in one pass: [B, R, V]."""
     num_prompt, num_tokens = batch.prompt_ids.shape[1], batch.attention_mask.shape[1]
     logits = model(
         input_ids=torch.cat([batch.prompt_ids, batch.response_ids], 1),
@@ -95,16 +95,18 @@ def sample_straight_through(
     generator: Generators = None,
     feed_gradient: bool = True,
 ) -> tuple[AlignedBatch, Float[Tensor, "batch response width"]]:
-    """Answer the prompts of ``batch``, each token a straight-through one-hot that the next step reads.
+    """Sample responses to the prompts of ``batch`` as straight-through one-hot tokens.
 
-    y_t = straight-through Gumbel-softmax of the logits given (x, y_<t);   the next input is y_t E, its keys and values
-    stay in the graph. RLGAF (arXiv 2305.06176), section 2.2.
+    y_t is the straight-through Gumbel-softmax of the logits given (x, y_<t). The next input is y_t E, whose keys and
+    values stay in the graph. RLGAF (arXiv 2305.06176), section 2.2.
 
-    ``embedding`` is the reader's (the discriminator's): the second result is y_t times it, float32 [B, R, W].
-    ``temperature`` and ``masked_token_ids`` define the distribution as they do for an engine; ``end_of_text_ids`` end
-    a response, which is masked after the first of them. ``feed_gradient=False`` feeds detached tokens: what is left is
-    the gradient of ``conditional`` mode, for the same noise.
-    Memory: float32 [B, R, V] (the perturbed logits), and keys and values once for every step that reads them.
+    Args:
+        embedding: the discriminator's; the second result is y_t times it, float32 [B, R, W].
+        temperature: of the sampling distribution, like ``masked_token_ids``; both as for an engine.
+        end_of_text_ids: ids that end a response; it is masked after the first of them.
+        feed_gradient: False feeds detached tokens, which gives the gradient of ``conditional`` mode for the same noise.
+
+    Memory: float32 [B, R, V] for the perturbed logits, and keys and values once for every step that reads them.
     """
     own = embedding_matrix(model)
     cache = DynamicCache(config=model.config)
@@ -132,7 +134,7 @@ def sample_straight_through(
         running = running & ~torch.isin(token_ids, ends)
         if step + 1 == num_tokens or not running.any():
             break
-        # Rows that have ended go on as company: nothing reads what they sample.
+        # Ended rows stay in the batch; their further samples are masked.
         inputs = (fed if feed_gradient else fed.detach())[:, None]
         attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
     return batch.answered(torch.stack(sampled, 1), torch.stack(masks, 1)), torch.stack(read, 1)
@@ -141,7 +143,7 @@ def sample_straight_through(
 def soft_logits(
     discriminator: ScalarModel, batch: AlignedBatch, read: Float[Tensor, "batch response width"]
 ) -> Float[Tensor, " batch"]:
-    """The discriminator's logit of plain prompts and soft responses (``read``: tokens times its embedding): [B]."""
+    """Return the discriminator's logits of soft responses, [B]; ``read``: soft tokens times its embedding."""
     prompt_mask = torch.zeros_like(batch.prompt_mask, dtype=torch.bool)
     return discriminator.embedded_logits(
         torch.cat([discriminator.embedding[batch.prompt_ids], read], 1),

@@ -1,4 +1,4 @@
-"""The tokenizers: a byte-level BPE trained on the task's own text, or the one that comes with a model."""
+"""Tokenizers: train a byte-level BPE on the task's text, or load a model's tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
-    """Train GPT-2's kind of tokenizer (byte-level BPE, Radford et al. 2019); end of text is token 0."""
+    """Train a byte-level BPE tokenizer like GPT-2's (Radford et al. 2019); end of text is token 0."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -31,7 +31,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
 
 
 def wrap_bpe(bpe: Tokenizer) -> PreTrainedTokenizerFast:
-    """As a transformers tokenizer; end of text also begins and pads."""
+    """Wrap as a transformers tokenizer; end of text is also the BOS and padding token."""
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token=END_OF_TEXT,
@@ -42,13 +42,13 @@ def wrap_bpe(bpe: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer from a folder or hub id; one without a padding token pads with end of text.
+    """Load a model's tokenizer from a folder or hub id. The padding token defaults to end of text.
 
-    Raises ``UserError`` for a model without a tokenizer, or a tokenizer without end-of-text.
+    Raises ``UserError`` if the tokenizer cannot be read or has no end-of-text token.
     """
     with reading(f"the tokenizer of {source}"):
         tokenizer = AutoTokenizer.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
-        # Settings of wrong types are read without a word, and fail where they are used.
+        # Use it once: settings of wrong types load silently and fail only in use.
         tokenizer.decode(tokenizer("a text")["input_ids"], skip_special_tokens=True)
         given = [token for token in (tokenizer.eos_token, tokenizer.pad_token) if token is not None]
         tokenizer.convert_tokens_to_ids(given)

@@ -78,12 +78,11 @@ def test_a_best_metric_that_no_evaluation_has(refused) -> None:
 
 def test_a_home_that_is_not_there(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused("warmup.cache=~nobody-of-that-name/cache") == (
-        "warmup.cache=~nobody-of-that-name/cache is in a home folder that this machine does not know: "
-        "give an absolute path"
+        "warmup.cache=~nobody-of-that-name/cache is in an unknown home folder: give an absolute path"
     )
     monkeypatch.setattr("rlgaf_ray.run.preparation.user_cache_path", lambda name: Path("~/.cache") / name)
     monkeypatch.setattr("os.path.expanduser", str)  # neither HOME nor an entry for the user id
-    assert refused("warmup.cache=null").startswith("warmup.cache=~/.cache/rlgaf_ray is in a home folder that")
+    assert refused("warmup.cache=null").startswith("warmup.cache=~/.cache/rlgaf_ray is in an unknown home")
 
 
 def test_batch_not_divisible(refused) -> None:

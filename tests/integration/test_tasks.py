@@ -62,11 +62,11 @@ def test_a_task_with_its_own_measure(
 
     recorded = rl.load_config(folder / "config.yaml")
     assert recorded.task.name == "python"
-    with pytest.raises(rl.UserError, match=r"^task\.name=python stands for a task that is passed in from Python: call"):
+    with pytest.raises(rl.UserError, match=r"^task\.name=python is for a task that is passed in from Python: call"):
         rl.train(recorded, roles="local", resume=True)
     capsys.readouterr()
     assert main(["--resume", f"run.root={tmp_path}", f"run.name={folder.name}"]) == 1
-    assert "error: task.name=python stands for a task" in capsys.readouterr().err
+    assert "error: task.name=python is for a task" in capsys.readouterr().err
     again = rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
     assert again.last == outcome.last
     monkeypatch.setattr(example["CountingTask"], "checksum", "other numbers")

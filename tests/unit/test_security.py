@@ -84,7 +84,7 @@ def test_a_model_that_is_a_pickle_is_refused_unless_asked_for(pickled_model: Pat
     root = tmp_path / "runs"
     assert main([f"model.generator={pickled_model}", "rollout.engine=transformers", f"run.root={root}"]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith(f"error: model.generator={pickled_model} holds no safetensors")
+    assert error.count("\n") == 1 and error.startswith(f"error: model.generator={pickled_model} has no safetensors")
     assert "model.allow_pickle=true" in error and not root.exists()
     with pytest.raises(UserError, match=r"model\.safetensors"):
         load_generator(pickled_model)
@@ -94,7 +94,7 @@ def test_a_model_that_is_a_pickle_is_refused_unless_asked_for(pickled_model: Pat
 def test_even_a_pickle_that_was_asked_for_runs_no_code(pickled_model: Path, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     (pickled_model / "pytorch_model.bin").write_bytes(pickle.dumps(Trap(proof)))
-    with pytest.raises(UserError, match=r"pytorch_model\.bin holds more than weights"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin contains more than weights"):
         load_generator(pickled_model, allow_pickle=True)
     assert not proof.exists()
 

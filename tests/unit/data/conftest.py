@@ -12,7 +12,7 @@ WORDS = [
 
 
 def make_texts(count: int) -> list[str]:
-    """Distinct texts of 5 to 19 words."""
+    """Return distinct texts of 5 to 19 words."""
     return [
         " ".join(WORDS[(row * 7 + place * (row + 3)) % len(WORDS)] for place in range(4 + row % 15)) + f" {row}"
         for row in range(count)

@@ -7,7 +7,7 @@ from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint, refuse_base_r
 from rlgaf_ray.errors import UserError
 
 
-def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch, tmp_path) -> None:
+def test_rows_that_begin_like_a_training_review_raise(monkeypatch, tmp_path) -> None:
     read = "I went to see this film with my whole family last Sunday, and what a film it was!"
     path = tmp_path / "reviews.npy"
     np.save(path, np.array([fingerprint(read)], np.uint64))
@@ -18,8 +18,8 @@ def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch
             [
                 ("", "other"),
                 ("", read.upper()),
-                (read[:9], read[9:57] + " Sunday - and what nobody had read before"),  # cut in a word
-                (read[:6], read[7:]),  # between two words
+                (read[:9], read[9:57] + " Sunday - and what nobody had read before"),  # split within a word
+                (read[:6], read[7:]),  # split between two words
                 ("Write a review:", read),
             ]
         )
@@ -28,4 +28,4 @@ def test_rows_that_begin_like_a_review_of_the_base_model_are_refused(monkeypatch
 def test_the_fingerprints_are_sorted_and_distinct() -> None:
     known = np.load(FINGERPRINTS)
     assert known.dtype == np.uint64
-    assert (np.diff(known.astype(object)) > 0).mean() > 0.99  # a few reviews share their first words
+    assert (np.diff(known.astype(object)) > 0).mean() > 0.99  # a few reviews have the same opening

@@ -1,4 +1,4 @@
-"""The task of walks from square to square."""
+"""The task bridge: split, demonstrations, contrast, warm-up blocks and metrics."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def task(*overrides: str) -> BridgeTask:
     return found.tokenized(found.tokenizer, Path())
 
 
-def test_the_parts_are_disjoint_and_every_demonstration_succeeds() -> None:
+def test_parts_are_disjoint_and_demonstrations_succeed() -> None:
     made = task("task.max_demonstrations=100", "task.draw_seed=3")
     pairs = [*map(tuple, made.pairs["validation"]), *map(tuple, made.pairs["test"]), *map(tuple, made.training_pairs)]
-    assert len(pairs) == len(set(pairs)) == 2048  # each square and the 32 of its colour
+    assert len(pairs) == len(set(pairs)) == 2048  # 64 squares times 32 squares of the same colour
     assert (len(made.pairs["validation"]), len(made.pairs["test"]), len(made.prompts)) == (256, 512, 1280)
     assert len(made.demonstrations) == len(made.contrast) == 100
     for part in ("validation", "test"):
@@ -46,7 +46,7 @@ def test_the_parts_are_disjoint_and_every_demonstration_succeeds() -> None:
         assert np.array_equal(wrong.response_ids, item.response_ids)
 
 
-def test_draws_differ_and_repeat() -> None:
+def test_the_sample_depends_only_on_draw_seed() -> None:
     hundred = "task.max_demonstrations=100"
     first, again, other = (task(hundred, f"task.draw_seed={seed}") for seed in (0, 0, 1))
     keys = [{item.prompt_ids.tobytes() for item in made.demonstrations} for made in (first, again, other)]
@@ -54,7 +54,7 @@ def test_draws_differ_and_repeat() -> None:
     assert first.checksum == other.checksum != task("task.bridge.board=9").checksum
 
 
-def test_other_prompts_have_every_other_goal_once() -> None:
+def test_other_prompts_are_all_other_goals() -> None:
     made = task("task.max_demonstrations=5")
     others = made.other_prompts(2)
     goal, start = made.demonstrations[2].prompt_ids
@@ -63,7 +63,7 @@ def test_other_prompts_have_every_other_goal_once() -> None:
 
 
 @pytest.mark.parametrize("goals", ["visited", "random"])
-def test_the_base_model_learns_random_legal_walks(goals: str) -> None:
+def test_warmup_blocks_are_random_legal_walks(goals: str) -> None:
     made = task("task.bridge.base_walks=2000", f"task.bridge.base_goals={goals}")
     blocks = made.warmup_blocks(64)
     assert blocks.token_ids.shape == (2000, 10)
@@ -75,13 +75,13 @@ def test_the_base_model_learns_random_legal_walks(goals: str) -> None:
     visited = (walks == pairs[:, 1:]).any(1).mean()
     if goals == "visited":
         assert visited == 1.0
-        assert 1 / 8 <= verdict.arrives.mean() < 0.3  # one square of eight is the last, and squares repeat
+        assert 1 / 8 <= verdict.arrives.mean() < 0.3  # the last of eight squares; squares repeat
     else:
         assert visited < 0.25
         assert verdict.arrives.mean() < 0.05
 
 
-def test_the_grammar_is_the_board() -> None:
+def test_the_legal_table_is_the_boards_adjacency() -> None:
     made = task()
     assert made.legal is not None and made.legal.shape == (65, 65)
     assert (made.legal[:64, :64] == made.board.moves).all() and not made.legal[:64, 64].any()
@@ -91,7 +91,7 @@ def test_the_grammar_is_the_board() -> None:
     assert task("task.bridge.legal_only=false").legal is None
 
 
-def test_texts_are_judged_as_they_are_written() -> None:
+def test_measures_parse_and_judge_texts() -> None:
     board = Board(8)
     tokenizer = squares_tokenizer(board)
     measure = BridgeMeasure(board, np.array([[0, 0], [0, 0], [0, 17], [0, 0]]), 2)
@@ -102,7 +102,7 @@ def test_texts_are_judged_as_they_are_written() -> None:
     samples = [["c2 a1", "b3 a1", "c2 a1"], ["c2 a1"] * 3, ["c2 b3"] * 3, ["c2 a1"] * 3]
     assert measure.repeated(samples, None) == {"eval/distinct_successes": 1.0}
     always = BridgeMeasure(board, np.array([[0, 0]] * 2), 2).repeated([["c2 a1"] * 4] * 2, np.full((2, 4), -0.5))
-    # Two walks lead from a1 to a1 in two moves.
+    # There are two walks of two moves from a1 to a1.
     assert always["eval/expert_log_ratio"] == pytest.approx(np.log(2) - 0.5) == always["eval/expert_kl"]
     assert always["eval/success_entropy"] == pytest.approx(0.5)
     assert always["eval/success_entropy_real"] == pytest.approx(np.log(2))
@@ -113,15 +113,15 @@ def test_texts_are_judged_as_they_are_written() -> None:
     [
         (["task.response_tokens=7"], "needs task.response_tokens=8, not 7"),
         (["task.bridge.board=3"], "cannot move from some square of a board of 3: raise task.bridge.board"),
-        (["task.bridge.board=4"], r"8 moves join 128 pairs of squares, and .* = 768: lower these"),
+        (["task.bridge.board=4"], r"8 moves connect 128 pairs of squares, but .* = 768: lower these"),
     ],
 )
-def test_what_cannot_be_played_is_one_sentence(overrides: list[str], named: str) -> None:
+def test_impossible_settings_raise(overrides: list[str], named: str) -> None:
     with pytest.raises(UserError, match=named):
         task(*overrides)
 
 
-def test_a_tokenizer_of_other_tokens_is_refused() -> None:
+def test_a_tokenizer_of_other_tokens_raises() -> None:
     bpe = wrap_bpe(train_bpe(["a1 b3 c5"], 300))
-    with pytest.raises(UserError, match="a token for each of its 64 squares"):
+    with pytest.raises(UserError, match="one token for each of its 64 squares"):
         source().tokenized(bpe, Path())

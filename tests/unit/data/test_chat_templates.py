@@ -1,4 +1,4 @@
-"""For each chat template that TRL ships: rollouts that repeat the demonstrations cannot be told from them."""
+"""For each chat template that TRL ships, rollouts that repeat the demonstrations are identical to them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEXT = (
     "</think>",
     "<tool_call>",
     "</tool_call>",
-)  # as in published tokenizers: added, but no special tokens
+)  # as in published tokenizers: added tokens that are not special
 ROWS = 10
 RESPONSE_TOKENS = 60
 
@@ -53,7 +53,7 @@ def chat(number: int, *, system: bool, turns: int) -> list[dict[str, str]]:
 
 
 def in_parts(messages: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
-    """As some vision models' templates read them."""
+    """Convert contents to lists of parts, as some vision models' templates need."""
     return [{**item, "content": [{"type": "text", "text": item["content"]}]} for item in messages]
 
 
@@ -63,7 +63,7 @@ CASES = [*((*shape, "last") for shape in SHAPES), (False, 3, "all"), (True, 3, "
 
 @cache
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with what the template writes as control tokens, in vocabulary order of their first writing."""
+    """Train a byte-level BPE with the template's control tokens, in order of first use."""
     template = TEMPLATES[name].read_text(encoding="utf-8")
     written = [BOS, EOS]
     for system, turns in SHAPES:
@@ -107,7 +107,7 @@ def task_of(
 
 
 def repeated(task: PairTask, ends: Sequence[int]) -> tuple[list, list[Rollout]]:
-    """All demonstrations, and the rollouts of a generator that is certain of the next token of each."""
+    """Return all demonstrations, and rollouts of a generator that repeats them with certainty."""
     items = [item for part in PARTS for item in task._parts[part]]
     vocabulary = 1 + max(int(ids.max()) for item in items for ids in (item.prompt_ids, item.response_ids))
     step = 0
@@ -150,7 +150,7 @@ def check_alike(task: PairTask, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def refusal(name: str, messages: list[dict[str, str]]) -> str | None:
-    """Why the template itself cannot be trained on: computed by transformers alone."""
+    """Return why a template is unusable, computed only with transformers; None if it is usable."""
     tokenizer = tokenizer_of(name)
     for parts in (False, True):
         given: Any = in_parts(messages) if parts else messages
@@ -169,7 +169,7 @@ def refusal(name: str, messages: list[dict[str, str]]) -> str | None:
 
 @pytest.mark.parametrize(("system", "turns", "train"), CASES)
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_a_generator_that_repeats_the_demonstrations_cannot_be_told_from_them(
+def test_rollouts_that_repeat_demonstrations_are_identical_to_them(
     name: str, system: bool, turns: int, train: str, tmp_path: Path
 ) -> None:
     tokenizer = tokenizer_of(name)
@@ -177,7 +177,7 @@ def test_a_generator_that_repeats_the_demonstrations_cannot_be_told_from_them(
     places = range(2 * turns + system, system, -2) if train == "all" else [2 * turns + system]
     why = [reason for place in places if (reason := refusal(name, rows[0]["messages"][:place]))]
     if why:
-        with pytest.raises(UserError, match=r"line 1: the chat template (refuses|leaves out|does not write)"):
+        with pytest.raises(UserError, match=r"line 1: the chat template (rejects|leaves out|does not write)"):
             task_of(name, tmp_path, rows, messages_train=train)
         return
     task = task_of(name, tmp_path, rows, messages_train=train)
@@ -198,8 +198,8 @@ def test_a_generator_that_repeats_the_demonstrations_cannot_be_told_from_them(
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
-def test_the_templates_that_cannot_be_used_are_those_that_are_known(name: str) -> None:
-    """A template that is new in TRL may join either side."""
+def test_known_templates_are_supported_or_rejected(name: str) -> None:
+    """Templates that are new in TRL may be either."""
     refused = refusal(name, chat(1, system=False, turns=1)) is not None
     if name.startswith(("cohere", "gemma", "gptoss", "llama", "phi", "qwen", "smol", "lfm", "glm", "idefics", "llava")):
         assert not refused
@@ -224,7 +224,7 @@ def test_the_templates_that_cannot_be_used_are_those_that_are_known(name: str) -
         ("smolvlm", [EOS], {}, "<end_of_utterance>\nAssistant:", " It is 8<end_of_utterance>"),
     ],
 )  # fmt: skip
-def test_the_response_is_what_follows_the_prompt_up_to_its_end(
+def test_the_response_ends_with_the_end_token(
     name: str, ends: list[str], settings: dict[str, Any], prompt: str, response: str, tmp_path: Path
 ) -> None:
     tokenizer = tokenizer_of(name)
@@ -246,7 +246,7 @@ def test_the_response_is_what_follows_the_prompt_up_to_its_end(
         ("glm4moe", ["<|user|>"], "<|assistant|>", "\n<think>Add.</think>\nIt is 8<|user|>"),
     ],
 )
-def test_reasoning_is_a_part_of_the_response(
+def test_reasoning_is_part_of_the_response(
     name: str, ends: list[str], prompt: str, response: str, tmp_path: Path
 ) -> None:
     tokenizer = tokenizer_of(name)

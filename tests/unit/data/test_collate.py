@@ -24,7 +24,7 @@ def scored(prompt_id: int, prompt: np.ndarray, response: np.ndarray, score: floa
     return ScoredRollout(rollout=rollout, score=score, discriminator_version=1)
 
 
-def test_prompt_and_response_side_by_side_padded_on_the_right() -> None:
+def test_sequences_are_concatenated_and_padded_on_the_right() -> None:
     batch = collate_sequences(
         [Demonstration(ids(5, 6), ids(7)), Demonstration(ids(8), ids(9, 10, 11)), Demonstration(ids(12), ids())], 99
     )
@@ -38,13 +38,13 @@ def test_prompt_and_response_side_by_side_padded_on_the_right() -> None:
     )
 
 
-def test_a_pad_token_inside_the_response_is_still_response() -> None:
+def test_a_pad_token_within_a_response_is_not_masked() -> None:
     batch = collate_sequences([Demonstration(ids(5), ids(0, 6, 0)), Demonstration(ids(5, 5, 5, 5), ids(1))], 0)
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
     assert batch.response_mask[0].int().tolist() == [0, 1, 1, 1, 0]
 
 
-def test_train_batch_puts_logprobs_on_the_response_only() -> None:
+def test_collated_logprobs_are_at_response_tokens() -> None:
     batch = collate(
         [
             scored(3, ids(1, 2), ids(4, 5, 6), 0.5),
@@ -63,7 +63,7 @@ def test_train_batch_puts_logprobs_on_the_response_only() -> None:
     assert batch.sequences.token_ids[2].tolist() == [9, 10, 20, 0, 0]
 
 
-def test_broken_groups_are_our_own_mistake() -> None:
+def test_broken_groups_fail_an_assertion() -> None:
     first, second = scored(1, ids(1), ids(2), 0.0), scored(2, ids(1), ids(2), 0.0)
     with pytest.raises(AssertionError, match="adjacent"):
         collate([first, second, first, second], 0, group_size=2)

@@ -1,4 +1,4 @@
-"""Rows in the forms that data sets have, and what of them would be learned wrongly if it were not refused."""
+"""Rows in the usual dataset formats, and rows that must be rejected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USER, YES, NO = (
 
 
 def parts(*texts: str) -> list[dict[str, Any]]:
-    """As exports of OpenAI's API and Parquet write them."""
+    """Return content parts as exported from OpenAI's API, with Parquet's nulls."""
     return [{"type": "text", "text": text, "image_url": None} for text in texts]
 
 
@@ -35,7 +35,7 @@ def read(row: dict[str, Any], **columns: str) -> Example:
         ({"prompt": "a", "response": " b"}, "a", " b", None),
         ({"prompt": "a", "completion": " b"}, "a", " b", None),
         ({"prompt": "a", "completion": " b", "label": True}, "a", " b", None),
-        ({"prompt": "a", "completion": " b", "label": 0}, "a", " b", None),  # a class of some kind
+        ({"prompt": "a", "completion": " b", "label": 0}, "a", " b", None),  # an unrelated class label
         ({"question": "a", "answer": "b", "id": 3}, "a", "b", None),
         ({"prompt": "a", "response": "b", "answer": "42"}, "a", "b", None),  # for a reward function
         ({"prompt": "a", "chosen": " b", "rejected": " c"}, "a", " b", ("a", " c")),
@@ -67,7 +67,7 @@ def read(row: dict[str, Any], **columns: str) -> Example:
             YES,
             ([USER], NO),
         ),
-        (  # conversations that part before their last turn: each answers its own
+        (  # conversations that diverge before the last turn
             {"chosen": [USER, YES, MORE, YES], "rejected": [USER, NO, MORE, NO]},
             [USER, YES, MORE],
             YES,
@@ -75,13 +75,13 @@ def read(row: dict[str, Any], **columns: str) -> Example:
         ),
     ],
 )  # fmt: skip
-def test_usual_columns_are_found(row: dict[str, Any], prompt: Any, response: Any, rejected: Any) -> None:
+def test_usual_formats_are_parsed(row: dict[str, Any], prompt: Any, response: Any, rejected: Any) -> None:
     place = "a.jsonl, line 7"
     other = None if rejected is None else Example(rejected[0], rejected[1], place=place)
     assert read(row) == Example(prompt, response, other, place)
 
 
-def test_named_columns_go_first() -> None:
+def test_configured_columns_take_precedence() -> None:
     row = {
         "prompt": "no",
         "response": "no",
@@ -115,27 +115,27 @@ def test_named_columns_go_first() -> None:
         ({"prompt": "a", "response": b"b"}, r"\(bytes\)"),
         ({"prompt": "a", "response": "b", "completion": "c"}, "has response and completion: name the one to read"),
         ({"prompt": "a", "response": "b", "messages": [USER, YES]}, "has response and messages: name the one to read"),
-        ({"prompt": "a", "completion": "b", "label": False}, "its label is false, so that its completion is no demons"),
-        ({"prompt": "a", "completion": "b", "label": "False"}, "its label is false, so that its completion is no"),
+        ({"prompt": "a", "completion": "b", "label": False}, "its label is false, so its completion is not a demons"),
+        ({"prompt": "a", "completion": "b", "label": "False"}, "its label is false, so its completion is not"),
         ({"messages": [{"role": "user", "content": [*parts("a"), {"type": "image"}]}, YES]}, "messages must be a li"),
         ({"prompt": "a", "chosen": "b", "rejected": [NO]}, "chosen and rejected"),
-        ({"chosen": "Yes.", "rejected": "No."}, "has no prompt, and its chosen and rejected share no beginning"),
-        ({"chosen": "It is so.", "rejected": "It is so."}, "has no prompt, and its chosen and rejected share no beg"),
+        ({"chosen": "Yes.", "rejected": "No."}, "has no prompt, and its chosen and rejected share no prefix"),
+        ({"chosen": "It is so.", "rejected": "It is so."}, "has no prompt, and its chosen and rejected share no pre"),
         ({"chosen": "Yes."}, "has no prompt"),
-        ({"messages": []}, r"messages must be a list of {role, content}, and is \[\]"),
+        ({"messages": []}, r"messages must be a list of {role, content}, but is \[\]"),
         ({"messages": [USER]}, "messages must be a list of .* the last of role assistant"),
         ({"messages": [USER, USER]}, "the last of role assistant"),
-        ({"messages": [YES]}, "the last of role assistant, behind a prompt"),
+        ({"messages": [YES]}, "the last of role assistant, after a prompt"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "messages must be .* content is None"),
         ({"messages": [USER, {"role": "assistant", "content": 4}]}, "messages must be .* content is 4"),
         ({"messages": "[{'role': 'user', 'content': 'a'}]"}, "messages is text, not a list of messages: write it"),
         ({"prompt": "[{'role': 'user', 'content': 'a'}]", "response": "b"}, "prompt is a list of messages that was wr"),
         ({"prompt": "a", "completion": '[{"content": "b", "role": "assistant"}]'}, "completion is a list of messages"),
-        ({"prompt": "\udfff", "response": "b"}, "half of a surrogate pair"),
-        ({"prompt": "a", "response": "b", "meta": [{"x": "\ud800"}]}, "half of a surrogate pair"),
+        ({"prompt": "\udfff", "response": "b"}, "a lone surrogate"),
+        ({"prompt": "a", "response": "b", "meta": [{"x": "\ud800"}]}, "a lone surrogate"),
     ],
 )  # fmt: skip
-def test_a_row_that_is_no_demonstration_is_named(row: dict[str, Any], message: str) -> None:
+def test_an_invalid_row_raises_with_its_place(row: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^a.jsonl, line 7.*{message}"):
         read(row)
 
@@ -144,20 +144,20 @@ def test_a_row_that_is_no_demonstration_is_named(row: dict[str, Any], message: s
     ("first", "second", "expected"),
     [
         ("one two three", "one two four", "one two"),
-        ("one two", "one two three", "one"),  # a word may go on
+        ("one two", "one two three", "one"),  # "two" is not known to be a full word of the prompt
         ("one\n\ntwo", "one\n\nthree", "one"),
         ("a", "b", ""),
         ("same word", "same words", "same"),
         ("x\n\nAssistant: a\n\nHuman: b\n\nAssistant: c", "x\n\nAssistant: a\n\nHuman: b\n\nAssistant: d", None),
     ],
 )
-def test_the_beginning_that_two_texts_share(first: str, second: str, expected: str | None) -> None:
+def test_common_beginning_of_two_texts(first: str, second: str, expected: str | None) -> None:
     assert common_beginning(first, second) == (expected if expected is not None else first[:-2])
     assert common_beginning(second, first) == common_beginning(first, second)
 
 
-def test_rows_may_be_nested_deeply() -> None:
-    """As deep as the JSON parser reads; a value of that kind where text belongs is named."""
+def test_deeply_nested_rows_do_not_overflow_the_stack() -> None:
+    """Nested as deeply as the JSON parser allows; such a value in place of text raises ``UserError``."""
     deep: Any = "end"
     for _ in range(5000):
         deep = {"a": [deep]}

@@ -13,7 +13,7 @@ COUNTS = RowCounts(
 )
 
 
-def test_what_is_reported_and_recorded() -> None:
+def test_sentence_and_record() -> None:
     assert COUNTS.sentence() == (
         "1,080 of 1,200 rows (90%) left out: 1,072 too long, 8 without a prompt; parts: demonstrations 90 (75%), "
         "validation 10 (8%), test 20 (17%); rows that repeat an earlier one: 3"
@@ -34,7 +34,7 @@ def test_what_is_reported_and_recorded() -> None:
     assert RowCounts({"test": 3}, {}).sentence() == ""
 
 
-def test_a_share_above_the_limit_is_refused() -> None:
+def test_a_dropped_share_above_the_limit_raises() -> None:
     COUNTS.refuse_above(0.9, [["base", "demonstrations", "validation", "test"]])
     COUNTS.refuse_above(0.0, [["validation"]])
     with pytest.raises(

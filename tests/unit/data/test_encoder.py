@@ -1,4 +1,4 @@
-"""Control tokens are what is written as such; ids are those of the joined text."""
+"""Control tokens come only from templates, and ids match those of the joined text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def byte_level() -> Tokenizer:
 
 
 def sentencepiece(*, everywhere: bool) -> Tokenizer:
-    """A space is written before the first text alone, or before the text after each control token too."""
+    """Add a space before the first text only, or (``everywhere``) after each control token too."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     if everywhere:
         bpe.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
@@ -53,7 +53,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return wrapped(sentencepiece(everywhere=request.param == "everywhere"))
 
 
-def test_what_a_template_writes_has_the_ids_that_the_tokenizer_gives(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_sealed_templates_encode_like_the_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer)
     texts = [f"<s><|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{text}</s>" for text in TEXTS]
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -61,7 +61,7 @@ def test_what_a_template_writes_has_the_ids_that_the_tokenizer_gives(tokenizer: 
     assert [encoder.readable(encoder.sealed(text)) for text in texts] == texts
 
 
-def test_control_tokens_that_a_text_spells_are_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_spelled_control_tokens_are_encoded_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer)
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
     said = "stop <|im_end|> and </s>\n<|im_start|>assistant"
@@ -75,7 +75,7 @@ def test_control_tokens_that_a_text_spells_are_text(tokenizer: PreTrainedTokeniz
     assert encoder.spells_control(said) and not encoder.spells_control("stop <|im_end and /s>")
 
 
-def test_an_end_that_the_tokenizer_does_not_call_special_is_no_text_either() -> None:
+def test_an_end_token_that_is_not_special_is_a_control_token() -> None:
     bpe = byte_level()
     bpe.add_tokens(["<END>"])
     tokenizer = wrapped(bpe)
@@ -86,14 +86,14 @@ def test_an_end_that_the_tokenizer_does_not_call_special_is_no_text_either() -> 
     assert encoder([encoder.sealed("so <END>")])[0][-1] == end
 
 
-def test_bos_is_what_the_tokenizer_adds_by_itself(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_bos_is_detected(tokenizer: PreTrainedTokenizerFast) -> None:
     assert Encoder(tokenizer).bos == [tokenizer.bos_token_id]
     bare = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     bare.post_processor = processors.ByteLevel(trim_offsets=False)
     assert Encoder(wrapped(bare)).bos == []
 
 
-def test_prompt_and_rest_have_the_ids_of_the_joined_text(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_joined_ids_match_the_joined_text(tokenizer: PreTrainedTokenizerFast) -> None:
     encoder = Encoder(tokenizer)
     cases = [
         ("What is 2 plus 3?", " It is 5."),
@@ -111,7 +111,7 @@ def test_prompt_and_rest_have_the_ids_of_the_joined_text(tokenizer: PreTrainedTo
         assert str(tokenizer.decode(first + second)).strip() == (prompt + rest).strip(), "no space is added"
 
 
-def test_offsets_of_a_continuation_are_those_of_its_characters(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_offsets_of_a_continuation_cover_its_characters(tokenizer: PreTrainedTokenizerFast) -> None:
     text = " A river, 12 oranges"
     ((ids, offsets),) = Encoder(tokenizer).with_offsets([text])
     assert len(ids) == len(offsets)

@@ -1,4 +1,4 @@
-"""Prompts without answers and rows of the base warm-up: read, left out, and never among the demonstrations."""
+"""Prompts without answers and rows for the base warm-up: parsing, dropping, and separation from demonstrations."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def made(tokenizer: PreTrainedTokenizerFast, task: TaskSection, *, base: bool = 
     return jsonl_source(task, base=base, keep_rows=keep).tokenized(tokenizer, Path())
 
 
-def test_prompts_are_tokenized_as_those_of_demonstrations(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """An answer beside a prompt is not read."""
+def test_free_prompts_are_tokenised_like_demonstrations(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """An answer in the same row is ignored."""
     free = [*FREE, {"question": "And this?", "answer": "not read"}]
     task = made(tokenizer, section(tmp_path, prompts=free))
     assert [tokenizer.decode(ids) for ids in task.prompts] == [*(row["prompt"] for row in FREE), "And this?"]
@@ -54,9 +54,7 @@ def test_prompts_are_tokenized_as_those_of_demonstrations(tokenizer: PreTrainedT
         assert np.array_equal(left.prompt_ids, right.prompt_ids)
 
 
-def test_prompts_that_are_too_long_or_evaluated_are_left_out(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_too_long_and_evaluated_prompts_are_dropped(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     known = made(tokenizer, section(tmp_path / "first"))
     asked = [str(tokenizer.decode(known.evaluation(part)[0].prompt_ids)) for part in ("validation", "test")]
@@ -71,7 +69,7 @@ def test_prompts_that_are_too_long_or_evaluated_are_left_out(
         made(tokenizer, section(tmp_path, prompts=free[-1:]))
 
 
-def test_prompts_of_chats_go_through_the_template(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_chat_prompts_are_rendered(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     chat.chat_template = TEMPLATE
     user = {"role": "user", "content": "Who?"}
@@ -83,22 +81,24 @@ def test_prompts_of_chats_go_through_the_template(tokenizer: PreTrainedTokenizer
     task = made(chat, section(tmp_path, rows, prompts=free))
     assert {str(chat.decode(ids.tolist())) for ids in task.prompts} == {"[user] Who?\n[assistant] "}
     assert len(task.prompts) == 3
-    with pytest.raises(UserError, match=r"prompts.jsonl.* it is a chat, and the demonstrations are plain: write both"):
+    with pytest.raises(UserError, match=r"prompts.jsonl.* it is a chat, but the demonstrations are plain: use one f"):
         made(chat, section(tmp_path, prompts=free))
 
 
-def test_rows_of_prompts_are_kept_for_reward_functions(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_prompt_rows_are_kept_for_reward_functions(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     free = [row | {"level": number} for number, row in enumerate(FREE)]
     task = made(tokenizer, section(tmp_path, prompts=free), keep=True)
     assert len(task.rows) == len(task.demonstrations) + len(FREE)
-    assert [row["level"] for row in task.rows[len(task.demonstrations) :]] == [*range(12)]  # as Prompt.prompt_id counts
+    assert [row["level"] for row in task.rows[len(task.demonstrations) :]] == [
+        *range(12)
+    ]  # in the order of Prompt.prompt_id
 
 
 @pytest.mark.parametrize(
     ("loss", "share"),
     [("binary_cross_entropy", 1.0), ("binary_cross_entropy", 0.5), ("bradley_terry", 0.5), ("contrastive", 0.5)],
 )
-def test_free_prompts_never_reach_the_discriminators_real_side(
+def test_free_prompts_are_never_real_data_for_the_discriminator(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: str, share: float
 ) -> None:
     task = made(tokenizer, section(tmp_path, prompts=FREE))
@@ -127,10 +127,10 @@ def test_free_prompts_never_reach_the_discriminators_real_side(
 
 
 @pytest.mark.parametrize("loss", ["bradley_terry", "contrastive"])
-def test_free_prompts_alone_are_refused_with_a_loss_of_pairs(
+def test_only_free_prompts_with_a_pairwise_loss_raise(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: str
 ) -> None:
-    """Before anything starts, unless the discriminator is frozen after its warm-up."""
+    """They raise before the run starts, unless the discriminator is frozen after its warm-up."""
     task = made(tokenizer, section(tmp_path, prompts=FREE))
     keys = [f"discriminator.loss={loss}", "rollout.free_prompts=1.0"]
     with pytest.raises(UserError, match=f"leaves no prompt with a demonstration, which discriminator.loss={loss}"):
@@ -138,16 +138,16 @@ def test_free_prompts_alone_are_refused_with_a_loss_of_pairs(
     check_demonstrations(load_config(None, [*keys, "discriminator.updates_per_generator_update=0"]), task)
 
 
-def test_a_row_without_a_prompt_is_named(tmp_path: Path) -> None:
+def test_a_row_without_a_prompt_raises_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"prompts.jsonl.* has no prompt: name its column by prompt_column"):
         jsonl_source(section(tmp_path, prompts=[{"text": "no prompt"}]), base=False)
-    with pytest.raises(UserError, match=r"messages has answers alone: give a message of another role before them"):
+    with pytest.raises(UserError, match=r"messages has only assistant messages: add a message of another role"):
         answer = {"role": "assistant", "content": "I answer."}
         jsonl_source(section(tmp_path, prompts=[{"messages": [answer]}]), base=False)
 
 
-def test_the_base_warm_up_reads_rows_of_its_own(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """Then the others' shares are of all other rows."""
+def test_the_base_warmup_can_have_its_own_rows(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """The shares of the other parts then apply to all other rows."""
     long = "the film was good and very long and quiet " * 12
     base = [{"prompt": "Base?", "response": " base"}, {"text": "two old friends"}, {"text": long}]
     task = made(tokenizer, section(tmp_path, base=base), base=True)
@@ -161,12 +161,12 @@ def test_the_base_warm_up_reads_rows_of_its_own(tokenizer: PreTrainedTokenizerFa
     end = tokenizer.eos_token
     assert texts[:2] == [f"Base? base{end}", f"two old friends{end}"]
     assert "".join(texts[2:]) == f"{long}{end}" and len(texts) > 3
-    assert blocks.learned[1, 1]  # of texts every token
+    assert blocks.learned[1, 1]  # texts have loss on all tokens but the first
     assert not any(b"Base" in str(tokenizer.decode(item.prompt_ids)).encode() for item in task.demonstrations)
     assert task.checksum != made(tokenizer, section(tmp_path, base=base[:2]), base=True).checksum
 
 
-def test_texts_alone_are_enough_for_the_base_warm_up(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_the_base_warmup_can_read_only_texts(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     source = jsonl_source(section(tmp_path, base=[{"text": "two old friends"}]), base=True)
     assert [*source.warmup_texts] == ["two old friends"]
     task = source.tokenized(tokenizer, tmp_path)
@@ -175,12 +175,12 @@ def test_texts_alone_are_enough_for_the_base_warm_up(tokenizer: PreTrainedTokeni
     assert labels.sum() == len(task.demonstrations) and len(items) == 2 * len(task.demonstrations)
 
 
-def test_rows_for_a_base_warm_up_that_is_not_made_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"task.jsonl.base is for the base warm-up, and warmup.generator.steps=0"):
+def test_base_rows_without_a_base_warmup_raise(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task.jsonl.base is for the base warm-up, but warmup.generator.steps=0"):
         jsonl_source(section(tmp_path, base=[{"text": "two old friends"}]), base=False)
 
 
-def test_data_sets_of_the_hub(
+def test_hub_datasets_with_prompts_and_base_rows(
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,

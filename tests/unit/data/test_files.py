@@ -1,4 +1,4 @@
-"""Where rows are read from: one file, several, globs, object stores and what fsspec reaches."""
+"""Sources of rows: files, lists, globs, object stores and fsspec URIs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_files_globs_and_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A glob's files come by name, a list's in its order; a name with brackets that is there is no glob."""
+def test_files_globs_and_lists_keep_their_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a glob are sorted by name, a list keeps its order; an existing name with brackets is not a glob."""
     assert numbers(str(folder / "[ab].jsonl")) == [1, 2, 3, 4]
     assert numbers(str(folder / "*" / "*.jsonl")) == [5]
     assert numbers(str(folder / "**" / "?.jsonl")) == [1, 2, 3, 4, 5]
@@ -50,18 +50,18 @@ def test_files_globs_and_lists(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("name", "message"),
     [
         ("none.jsonl", "^task.jsonl.path=.*none.jsonl does not exist: give a file"),
-        ("*.parquet", "fits no file: give a file"),
+        ("*.parquet", "matches no file: give a file"),
         ("c", "it is a folder; name its files, such as .*/c/\\*.jsonl"),
         ("x" * 5000, "cannot be read: File name too long"),
     ],
 )
-def test_what_is_not_there_is_named(folder: Path, name: str, message: str) -> None:
+def test_missing_files_raise(folder: Path, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         numbers([str(folder / "a.jsonl"), str(folder / name)])
 
 
-def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the options and keys of run.root, which no error shows."""
+def test_object_stores_hide_credentials_in_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """URIs take the same options and credentials as run.root."""
     store = pyarrow.fs.SubTreeFileSystem(str(folder.parent), pyarrow.fs.LocalFileSystem())
     monkeypatch.setattr(remote, "connect", lambda *_: store)
     bucket = f"s3://KEY:HUSHHUSH@{folder.name.replace('_', '-')}"
@@ -71,7 +71,7 @@ def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert numbers(f"{bucket}/*/*.jsonl") == [5]
     for name, message in (
         ("none.jsonl", "does not exist"),
-        ("*.json", "fits no file"),
+        ("*.json", "matches no file"),
         ("a.jsonl?x=1", "no option 'x'"),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -81,14 +81,14 @@ def test_object_stores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         numbers("s3:///a.jsonl")
 
 
-def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """hf:// among others, which needs a network."""
+def test_fsspec_uris(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the in-memory file system; hf:// would need a network."""
     files = fsspec.filesystem("memory")
     for name, number in (("b", 2), ("a", 1)):
         files.pipe(f"/rows/{name}.jsonl", json.dumps({"n": number}).encode())
     assert numbers("memory://rows/b.jsonl") == [2]
     assert numbers("memory://rows/*.jsonl") == [1, 2]
-    with pytest.raises(UserError, match="fits no file"):
+    with pytest.raises(UserError, match="matches no file"):
         numbers("memory://rows/*.csv")
     with pytest.raises(UserError, match=r"none.jsonl cannot be read"):
         numbers("memory://rows/none.jsonl")
@@ -106,7 +106,7 @@ def test_what_fsspec_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
         numbers("memory://rows/*.jsonl")
 
 
-def test_a_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folders_are_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     assert numbers("~/a.jsonl") == [1, 2]
     with pytest.raises(UserError, match=r"^task\.jsonl\.path=~no-such-user/a\.jsonl does not exist: give a file"):

@@ -18,7 +18,7 @@ SIZES = SplitSizes(base=30, demonstrations=30, judge_validation=10, judge_test=1
 
 
 class Case:
-    """A task over a small file, and the texts of its splits by hand."""
+    """A task over a small file, with the expected tokens of its parts."""
 
     def __init__(self, texts: list[str], tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
         self._tokenizer = tokenizer
@@ -42,7 +42,7 @@ class Case:
         return self.source(**changes).tokenized(self._tokenizer, self._folder / "cache")
 
     def beginnings(self, split: str, label: int, num_tokens: int = 8) -> list[list[int]]:
-        """The first tokens of the long enough reviews of one split and label."""
+        """Return the first tokens of the long enough reviews of a split and label."""
         rows = [row for row in getattr(self.splits, split) if self.reviews.labels[row] == label]
         token_ids = [self._tokenizer(self.reviews.texts[row], add_special_tokens=False)["input_ids"] for row in rows]
         assert any(len(ids) < num_tokens for ids in token_ids), "a test that drops nothing shows nothing"
@@ -55,7 +55,7 @@ def case(texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("target", "wanted"), [("positive", 1), ("negative", 0)])
-def test_demonstrations_are_exact_cuts_of_the_wanted_kind(case: Case, target: str, wanted: int) -> None:
+def test_demonstrations_are_beginnings_of_reviews_of_the_target(case: Case, target: str, wanted: int) -> None:
     task = case.task(target=target)
     for items, split, label in (
         (task.demonstrations, "demonstrations", wanted),
@@ -69,14 +69,14 @@ def test_demonstrations_are_exact_cuts_of_the_wanted_kind(case: Case, target: st
         }
 
 
-def test_both_sentiments_are_asked_for_in_the_prompt(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_target_both_puts_the_sentiment_in_the_prompt(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
     task = case.task(target="both", instruction="a {sentiment} one:")
     asked = [tokenizer.encode(f"a {word} one:", add_special_tokens=False) for word in ("negative", "positive")]
     assert task.max_tokens == 8 + max(map(len, asked))
     assert asked[0] != asked[1]
 
     def reviews(items: list[Demonstration]) -> list[tuple[int, list[int]]]:
-        """Which sentiment was asked for, and the review."""
+        """Return the requested sentiment and the review's tokens."""
         found = []
         for item in items:
             label = asked.index(item.prompt_ids[:-2].tolist())
@@ -89,7 +89,7 @@ def test_both_sentiments_are_asked_for_in_the_prompt(case: Case, tokenizer: PreT
     assert reviews(task.contrast) == wrong
     labels = [asked.index(item.prompt_ids[:-2].tolist()) for item in task.evaluation("test")]
     assert task.asked_positive("test").tolist() == labels
-    assert set(labels[: len(labels) // 2]) == {0, 1}, "any first part has both"
+    assert set(labels[: len(labels) // 2]) == {0, 1}, "every prefix has both"
     assert task.warmup_blocks(24).token_ids.tolist() == case.task().warmup_blocks(24).token_ids.tolist()
     items, matches = task.discriminator_warmup()
     assert matches.sum() * 2 == len(matches) == len(items)
@@ -105,7 +105,7 @@ def test_the_evaluation_reads_prompt_and_response(case: Case) -> None:
     assert task.max_tokens == 8
 
 
-def test_fewer_demonstrations_are_the_first_ones(case: Case) -> None:
+def test_max_demonstrations_keeps_the_first(case: Case) -> None:
     whole, few = case.task(), case.task(max_demonstrations=3)
     for name in ("demonstrations", "contrast"):
         ids = [[item.response_ids.tolist() for item in getattr(task, name)] for task in (whole, few)]
@@ -113,7 +113,7 @@ def test_fewer_demonstrations_are_the_first_ones(case: Case) -> None:
     assert len(few.evaluation("test")) == len(whole.evaluation("test"))
 
 
-def test_discriminator_warmup_labels_the_wanted_kind_one(case: Case) -> None:
+def test_discriminator_warmup_labels(case: Case) -> None:
     items, labels = case.task(target="negative").discriminator_warmup()
     assert labels.dtype == np.int64
     found = [[*item.prompt_ids, *item.response_ids] for item in items]
@@ -122,7 +122,7 @@ def test_discriminator_warmup_labels_the_wanted_kind_one(case: Case) -> None:
         assert chosen == case.beginnings("base", sentiment)
 
 
-def test_warmup_blocks_are_whole_reviews_end_to_end(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_warmup_blocks_are_packed_reviews(case: Case, tokenizer: PreTrainedTokenizerFast) -> None:
     blocks = case.task().warmup_blocks(16)
     assert blocks.token_ids.dtype == np.int32
     text = "<|endoftext|>".join(case.reviews.texts[row] for row in case.splits.base) + "<|endoftext|>"
@@ -134,7 +134,7 @@ def test_warmup_blocks_are_whole_reviews_end_to_end(case: Case, tokenizer: PreTr
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-def test_each_evaluation_part_has_a_judge_of_its_own(case: Case, part: EvaluationPart) -> None:
+def test_each_evaluation_part_has_its_own_judge_texts(case: Case, part: EvaluationPart) -> None:
     rows = case.splits.judge_test if part == "test" else case.splits.judge_validation
     for target in ("positive", "negative"):
         texts, labels = case.task(target=target).judge_texts(part)
@@ -142,17 +142,17 @@ def test_each_evaluation_part_has_a_judge_of_its_own(case: Case, part: Evaluatio
         assert labels.tolist() == [case.reviews.labels[row] for row in rows]
 
 
-def test_checksum_is_that_of_the_splits(case: Case) -> None:
+def test_the_checksum_is_that_of_the_splits(case: Case) -> None:
     assert case.task().checksum == case.splits.checksum
     assert len(case.splits.checksum) == 64
 
 
-def test_the_instruction_is_in_the_key_of_sft_but_not_of_the_base_warmup(case: Case) -> None:
+def test_the_instruction_is_in_the_sft_key_but_not_in_the_base_key(case: Case) -> None:
     task = case.task(target="both", instruction="{sentiment}:")
     assert (*task.base_key, *task.warmup_key) == ("both", "{sentiment}:") and not task.base_key
 
 
-def test_evaluation_set_refuses_more_prompts_than_there_are(case: Case) -> None:
+def test_an_evaluation_set_larger_than_its_part_raises(case: Case) -> None:
     task = case.task()
     for part in EVALUATION_PARTS:
         items = task.evaluation(part)
@@ -162,7 +162,7 @@ def test_evaluation_set_refuses_more_prompts_than_there_are(case: Case) -> None:
             evaluation_set(task, count + 1, part)
 
 
-def test_settings_that_leave_nothing_say_which(case: Case) -> None:
+def test_settings_that_drop_everything_raise(case: Case) -> None:
     message = (
         r"no positive review of the part demonstrations \(30 reviews\) has the 502 tokens .*task\.response_tokens=500"
     )
@@ -172,8 +172,8 @@ def test_settings_that_leave_nothing_say_which(case: Case) -> None:
         case.task().warmup_blocks(100_000)
 
 
-def test_short_reviews_are_counted_and_refused_above_a_share(case: Case) -> None:
-    """Of the parts that are cut into demonstrations, of both sentiments."""
+def test_short_reviews_are_counted_and_raise_above_a_share(case: Case) -> None:
+    """Counts cover both sentiments of the parts that give demonstrations."""
     task = case.task()
     for part in ("demonstrations", "validation", "test"):
         used = len(case.beginnings(part, 0)) + len(case.beginnings(part, 1))

@@ -1,4 +1,4 @@
-"""Counts, sampler and verdict of leapers' walks against enumeration on a 4 x 4 board."""
+"""Counts, samples and verdicts of leapers' walks against enumeration on a 4 x 4 board."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ def all_walks(board: Board, start: int, num_moves: int) -> Iterator[tuple[int, .
 
 @pytest.fixture(scope="module")
 def walks() -> list[list[tuple[int, ...]]]:
-    """All walks of ``MOVES`` moves, by their start."""
+    """All walks of ``MOVES`` moves, by start."""
     return [list(all_walks(SMALL, start, MOVES)) for start in range(SMALL.num_squares)]
 
 
-def test_a_knight_in_the_corner_has_two_moves_and_in_the_middle_eight() -> None:
+def test_knight_moves() -> None:
     moves = Board(8).moves
     assert [SMALL.name(square) for square in np.flatnonzero(SMALL.moves[0])] == ["c2", "b3"]
     assert moves.sum(1).min() == 2 and moves.sum(1).max() == 8 and moves.sum() == 336
@@ -50,14 +50,14 @@ def test_other_leapers() -> None:
         Board(3)  # the knight's middle square
 
 
-def test_counts_are_those_of_enumeration(walks: list[list[tuple[int, ...]]]) -> None:
+def test_counts_match_enumeration(walks: list[list[tuple[int, ...]]]) -> None:
     counts = SMALL.counts(MOVES)[-1]
     for start, found in enumerate(walks):
         ends = Counter(walk[-1] for walk in found)
         assert [ends[goal] for goal in range(SMALL.num_squares)] == counts[start].tolist()
 
 
-def test_the_expert_draws_every_walk_alike(walks: list[list[tuple[int, ...]]]) -> None:
+def test_expert_walks_are_uniform(walks: list[list[tuple[int, ...]]]) -> None:
     start, goal = max(SMALL.pairs(MOVES).tolist(), key=lambda pair: SMALL.counts(MOVES)[-1][tuple(pair)])
     expected = {walk for walk in walks[start] if walk[-1] == goal}
     num = 400 * len(expected)
@@ -71,7 +71,7 @@ def test_the_expert_draws_every_walk_alike(walks: list[list[tuple[int, ...]]]) -
     assert logprobs == pytest.approx(-np.log(len(expected)))
 
 
-def test_expert_walks_succeed_and_free_ones_are_legal() -> None:
+def test_expert_walks_succeed_and_free_walks_are_legal() -> None:
     board, rng = Board(8), np.random.default_rng(1)
     pairs = rng.permutation(board.pairs(8))[:500]
     assert judge(board, pairs, expert_walks(board, pairs, 8, rng)).success.all()
@@ -79,27 +79,27 @@ def test_expert_walks_succeed_and_free_ones_are_legal() -> None:
     assert free.legal.all() and 0 < free.arrives.mean() < 0.2
 
 
-def test_a_walk_that_leaps_elsewhere_or_leaves_the_board_is_no_success() -> None:
+def test_illegal_walks_do_not_succeed() -> None:
     pairs = np.array([[0, 9], [0, 9], [0, 6], [0, 6]])
-    answers = np.array([[6, 0, 9], [1, 0, 9], [9, 0, 9], [6, 16, 6]])  # of the last, square 16 does not exist
+    answers = np.array([[6, 0, 9], [1, 0, 9], [9, 0, 9], [6, 16, 6]])  # square 16 does not exist
     verdict = judge(SMALL, pairs, answers)
     assert verdict.legal.tolist() == [True, False, True, False]
     assert verdict.arrives.tolist() == [True, True, False, True]
     assert verdict.success.tolist() == [True, False, False, False]
 
 
-def test_a_pair_that_no_walk_joins_is_named() -> None:
+def test_an_unconnected_pair_raises() -> None:
     with pytest.raises(ValueError, match="no walk of 3 moves leads from a1 to a1"):
         expert_walks(SMALL, np.array([[0, 0]]), 3, np.random.default_rng(0))  # a knight changes colour at each move
 
 
-def test_distinct_successes_of_each_prompt() -> None:
+def test_distinct_successes_per_prompt() -> None:
     walks = np.array([[[1, 2], [1, 2], [3, 4]], [[1, 2], [5, 6], [7, 8]]])
     success = np.array([[True, True, True], [False, True, False]])
     assert distinct_successes(walks, success).tolist() == [2, 1]
 
 
-def test_the_share_of_successes_is_estimated_without_the_bias_of_its_logarithm() -> None:
+def test_mean_log_success_is_nearly_unbiased() -> None:
     assert mean_log_success(np.array([[True, True, False, False]])) == pytest.approx(-(1 / 2 + 1 / 3))
     assert mean_log_success(np.array([[True] * 4, [True, False, False, False]])) == pytest.approx(
         -(1 + 1 / 2 + 1 / 3) / 5
@@ -110,8 +110,8 @@ def test_the_share_of_successes_is_estimated_without_the_bias_of_its_logarithm()
     assert mean_log_success(success) == pytest.approx(np.log(0.6) + rest, abs=2e-3)  # the plug-in estimate: -0.56
 
 
-def test_entropy_and_ratio_of_successful_walks_are_those_of_enumeration(walks: list[list[tuple[int, ...]]]) -> None:
-    """A policy that has its own probabilities for the moves from each square, whatever the goal."""
+def test_entropy_and_kl_match_enumeration(walks: list[list[tuple[int, ...]]]) -> None:
+    """The policy has random move probabilities from each square, independent of the goal."""
     rng = np.random.default_rng(3)
     weights = SMALL.moves * rng.gamma(1.0, size=SMALL.moves.shape)
     moves = weights / weights.sum(1, keepdims=True)
@@ -148,7 +148,7 @@ def test_entropy_and_ratio_of_successful_walks_are_those_of_enumeration(walks: l
     assert found.entropy + found.kl == pytest.approx(np.average(-expert, weights=success.sum(1)))
 
 
-def test_the_expert_is_like_itself() -> None:
+def test_the_experts_kl_to_itself_is_zero() -> None:
     pairs = SMALL.pairs(MOVES)
     expert = expert_logprobs(SMALL, pairs, MOVES)
     found = against_expert(expert, np.repeat(expert[:, None], 3, 1), np.ones((len(pairs), 3), bool))

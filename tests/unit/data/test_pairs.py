@@ -27,20 +27,20 @@ def pair(number: int, group: str | None = None, *, response: str | None = None, 
         ((0, 2), 5, (0, 5)),
         ((18, 20), 5, (5, 10)),
         ((8, 14), 5, (3, 8)),  # tokens 4 to 6
-        ((4, 20), 3, (2, 5)),  # longer than the window: it starts there
+        ((4, 20), 3, (2, 5)),  # longer than the window, which starts with it
         (None, 5, (0, 5)),
-        ((30, 32), 5, (0, 5)),  # outside of the text
+        ((30, 32), 5, (0, 5)),  # outside the text
         ((-4, -2), 5, (0, 5)),
         ((10, 12), 10, (0, 10)),
         ((10, 12), 12, (0, 12)),
     ],
 )
-def test_a_cut_keeps_the_span(span: tuple[int, int] | None, max_tokens: int, expected: tuple[int, int]) -> None:
+def test_truncation_keeps_the_span(span: tuple[int, int] | None, max_tokens: int, expected: tuple[int, int]) -> None:
     offsets = [(2 * row, 2 * row + 2) for row in range(10)]
     assert cut(offsets, span, max_tokens=max_tokens) == slice(*expected)
 
 
-def test_parts_are_dealt_by_whole_groups() -> None:
+def test_parts_share_no_group() -> None:
     pairs = [pair(number, f"group {number // 4}") for number in range(200)]
     shares = {"train": 3.0, "judge": 1.0, "test": 1.0}
     parts = split_by_group(pairs, shares)
@@ -60,7 +60,7 @@ def source() -> PairSource:
     return PairSource.split(task, settings, [pair(number) for number in range(40)], base=True)
 
 
-def test_prompts_and_responses_as_tokens(
+def test_prompts_and_responses_are_tokenised(
     source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     task = source.tokenized(tokenizer, tmp_path)
@@ -77,7 +77,7 @@ def test_prompts_and_responses_as_tokens(
 
 
 @pytest.mark.parametrize("loss", ["response", "all"])
-def test_warmup_learns_responses_or_all_text(
+def test_warmup_loss_selects_the_learned_tokens(
     source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, loss: Literal["response", "all"]
 ) -> None:
     source.settings.warmup_loss = loss
@@ -93,7 +93,7 @@ def test_warmup_learns_responses_or_all_text(
         assert start == (1 if loss == "all" else len(tokenizer.encode(text.after, add_special_tokens=False)))
 
 
-def test_what_does_not_fit_is_left_out_and_contexts_are_cut(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_too_long_pairs_are_dropped_and_contexts_truncated(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     texts = [pair(number, context="a long story " * 30) for number in range(40)]
     texts[3:6] = [pair(number, response=" far too long an answer" * 20) for number in range(3, 6)]
     task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
@@ -108,7 +108,9 @@ def test_what_does_not_fit_is_left_out_and_contexts_are_cut(tokenizer: PreTraine
         )
 
 
-def test_without_a_base_warmup_its_rows_are_demonstrations(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_without_a_base_warmup_its_share_goes_to_demonstrations(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     task = TaskSection(name="squad", prompt_tokens=40, response_tokens=20)
     source = PairSource.split(task, PairSettings(), [pair(number) for number in range(40)], base=False)
     assert {name: len(part) for name, part in source.parts.items()} == {
@@ -124,7 +126,7 @@ def test_without_a_base_warmup_its_rows_are_demonstrations(tokenizer: PreTrained
     assert len(made.warmup_blocks(1)) == 32
 
 
-def test_the_same_data_have_the_same_checksum(
+def test_the_checksum_depends_on_the_data(
     source: PairSource, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     first = source.tokenized(tokenizer, tmp_path).checksum

@@ -9,7 +9,7 @@ from rlgaf_ray.data.prompts import PromptStream
 from rlgaf_ray.errors import UserError
 
 
-def test_every_epoch_is_a_permutation_of_its_own() -> None:
+def test_every_epoch_is_a_different_permutation() -> None:
     stream = PromptStream(10, seed=3)
     epochs = stream.next(40).reshape(4, 10)
     assert epochs.dtype == np.int64
@@ -17,7 +17,7 @@ def test_every_epoch_is_a_permutation_of_its_own() -> None:
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
 
 
-def test_the_order_does_not_depend_on_the_size_of_the_bites() -> None:
+def test_the_order_does_not_depend_on_the_batch_sizes() -> None:
     whole = PromptStream(7, seed=1).next(50)
     stream = PromptStream(7, seed=1)
     pieces = [stream.next(count) for count in (1, 0, 6, 7, 15, 21)]
@@ -25,12 +25,12 @@ def test_the_order_does_not_depend_on_the_size_of_the_bites() -> None:
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
 
 
-def test_seeds_differ() -> None:
+def test_seeds_give_different_orders() -> None:
     assert PromptStream(20, seed=0).next(20).tolist() != PromptStream(20, seed=1).next(20).tolist()
 
 
 @pytest.mark.parametrize("consumed", [0, 3, 9, 10, 11, 25])
-def test_a_resumed_stream_goes_on_exactly(consumed: int) -> None:
+def test_a_resumed_stream_continues_identically(consumed: int) -> None:
     stream = PromptStream(10, seed=5)
     stream.next(consumed)
     state = json.loads(json.dumps(stream.state_dict()))
@@ -51,7 +51,7 @@ def test_a_resumed_stream_goes_on_exactly(consumed: int) -> None:
         ({"extra": 1}, "damaged prompt stream state"),
     ],
 )
-def test_damaged_state_is_refused_and_changes_nothing(change: dict[str, int], message: str) -> None:
+def test_damaged_state_raises_and_changes_nothing(change: dict[str, int], message: str) -> None:
     stream = PromptStream(10, seed=5)
     stream.next(4)
     before = stream.state_dict()

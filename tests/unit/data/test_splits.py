@@ -22,7 +22,7 @@ def parts(splits: Splits) -> dict[str, np.ndarray]:
     return {name: getattr(splits, name) for name in SHARES}
 
 
-def test_every_review_is_in_one_part_and_parts_have_their_share() -> None:
+def test_parts_are_a_partition_with_the_right_shares() -> None:
     rows = parts(split_reviews(make_reviews(7000, 7000), ALL))
     assert sorted(np.concatenate(list(rows.values())).tolist()) == list(range(14_000))
     for name, members in rows.items():
@@ -32,7 +32,7 @@ def test_every_review_is_in_one_part_and_parts_have_their_share() -> None:
     assert dict(ALL).keys() == SHARES.keys()
 
 
-def test_the_part_of_a_review_follows_from_its_text_whatever_stands_beside_it() -> None:
+def test_the_part_of_a_review_depends_only_on_its_text() -> None:
     reviews = make_reviews()
     part_of = {
         reviews.texts[row]: name for name, members in parts(split_reviews(reviews, ALL)).items() for row in members
@@ -43,7 +43,7 @@ def test_the_part_of_a_review_follows_from_its_text_whatever_stands_beside_it() 
         assert {part_of[fewer.texts[row]] for row in members} == {name}
 
 
-def test_marks_case_and_a_cut_leave_a_review_in_its_part() -> None:
+def test_the_position_ignores_punctuation_case_and_the_rest() -> None:
     text = "This movie, which I saw in 1999 - twice - isn't a masterpiece (but it comes close)."
     words = "this movie which i saw in 1999 twice isn t a masterpiece"
     assert opening(text) == opening(text.upper()) == opening(words + " and more") == words
@@ -51,7 +51,7 @@ def test_marks_case_and_a_cut_leave_a_review_in_its_part() -> None:
     assert 0 <= position(text) < 1
 
 
-def test_a_size_keeps_the_first_reviews_of_a_part_half_of_them_positive() -> None:
+def test_a_size_keeps_the_first_reviews_half_positive() -> None:
     reviews = make_reviews()
     whole, few = split_reviews(reviews, ALL), split_reviews(reviews, SplitSizes(base=7, test=4))
     assert len(few.base) == 7
@@ -62,7 +62,7 @@ def test_a_size_keeps_the_first_reviews_of_a_part_half_of_them_positive() -> Non
     np.testing.assert_array_equal(few.demonstrations, whole.demonstrations)
 
 
-def test_the_checksum_sees_one_changed_letter_changed_labels_and_another_size() -> None:
+def test_the_checksum_depends_on_text_labels_and_sizes() -> None:
     reviews = make_reviews()
     splits = split_reviews(reviews, ALL)
     row = int(splits.judge_test[0])
@@ -80,7 +80,7 @@ def test_the_checksum_sees_one_changed_letter_changed_labels_and_another_size() 
     assert split_reviews(moved, ALL).checksum == splits.checksum
 
 
-def test_too_few_reviews_name_the_part_that_has_none() -> None:
+def test_too_few_reviews_raise_with_the_empty_part() -> None:
     with pytest.raises(
         UserError, match=r"the 3 reviews are too few: none of sentiment \d falls into the part \w+ \(\d+% of them"
     ):

@@ -28,7 +28,7 @@ def squad(*titles: str, per_article: int = 4) -> dict:
     }
 
 
-def test_reads_plain_and_compressed_files(tmp_path: Path) -> None:
+def test_plain_and_compressed_files(tmp_path: Path) -> None:
     content = squad("A", "B")
     content["data"][1]["paragraphs"][0]["qas"][0] |= {"is_impossible": True, "answers": []}
     plain, packed = tmp_path / "a.json", tmp_path / "a.json.gz"
@@ -45,20 +45,20 @@ def test_reads_plain_and_compressed_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON in UTF-8"),
-        ('{"data": [{"title": "A"}]}', "is not in SQuAD's form .*'paragraphs' is missing"),
-        ("[1]", "is not in SQuAD's form"),
-        ('{"data": []}', "holds no question"),
+        ("{", "is not valid UTF-8 JSON"),
+        ('{"data": [{"title": "A"}]}', "is not in SQuAD's format .*'paragraphs' is missing"),
+        ("[1]", "is not in SQuAD's format"),
+        ('{"data": []}', "has no questions"),
     ],
 )
-def test_refuses_other_files(tmp_path: Path, content: str, message: str) -> None:
+def test_other_files_raise(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         load_squad(path)
 
 
-def test_refuses_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.json does not exist: give an official SQuAD file"):
         load_squad(tmp_path / "none.json")
     with pytest.raises(UserError, match=r"~no-such-user/a.json does not exist: give an official SQuAD file"):
@@ -76,7 +76,7 @@ def test_parts_share_no_article(tmp_path: Path) -> None:
     assert squad_source(task, base=True).parts == source.parts
 
 
-def test_questions_left_out_are_counted(tmp_path: Path) -> None:
+def test_dropped_questions_are_counted(tmp_path: Path) -> None:
     content = squad(*(f"T{index}" for index in range(50)))
     for article in content["data"][:7]:
         article["paragraphs"][0]["qas"][0] |= {"is_impossible": True, "answers": []}
@@ -97,7 +97,7 @@ def test_rows_are_kept_for_reward_functions() -> None:
         "question": "Where is Paris?",
         "answers": ["France"],
     }
-    assert bare.row == {} and f"{bare}" == f"{kept}"  # of which the checksum is made
+    assert bare.row == {} and f"{bare}" == f"{kept}"  # the checksum hashes the repr
 
 
 def test_prompts_with_and_without_context() -> None:
@@ -112,7 +112,7 @@ def test_prompts_with_and_without_context() -> None:
     assert bare.kept_span is None
 
 
-def test_questions_without_an_answer_are_kept_with_a_phrase_or_dropped() -> None:
+def test_unanswerable_questions_are_kept_or_dropped() -> None:
     questions = [Question("T", "Paris.", "Who?"), Question("T", "Paris.", "Where?", ["Paris"], 0)]
     (unanswerable, _) = squad_pairs(questions, SquadSettings(no_answer="no answer"))
     assert (unanswerable.response, unanswerable.references) == (" no answer", ())

@@ -1,4 +1,4 @@
-"""Places by URI, over the file system that stands in for an object store here; a real S3 server: tests/integration."""
+"""Remote places over file:// URIs; tests/integration uses an S3 server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def remote(tmp_path: Path) -> Remote:
 
 
 class Model:
-    """Its methods run on a node of their own, which sees no other node's files."""
+    """Saves and loads like an actor on its own node."""
 
     text = "weights"
 
@@ -46,7 +46,7 @@ class Model:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, times: int, error: str = "AWS Error NETWORK_CONNECTION") -> list[str]:
-    """The next writes fail; returns the names of those that did."""
+    """Let the next ``times`` writes fail; return the list of the failed names."""
     real, failed = Remote._make_parent, list[str]()
 
     def make_parent(self: Remote) -> None:
@@ -59,7 +59,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, times: int, error: str = "AWS Error
     return failed
 
 
-def test_files_come_back_as_they_went(remote: Remote, tmp_path: Path) -> None:
+def test_files_round_trip(remote: Remote, tmp_path: Path) -> None:
     (remote / "a" / "b.txt").write_text("one")
     (remote / "c.txt").write_text("twenty")
     assert remote.files() == {"a/b.txt": 3, "c.txt": 6}
@@ -73,13 +73,13 @@ def test_files_come_back_as_they_went(remote: Remote, tmp_path: Path) -> None:
     copy_tree(copied, copied / "again", without=("c.*",))
     assert copied.files() == {"a/b.txt": 3, "c.txt": 6, "again/a/b.txt": 3}
     remove(copied / "a")
-    remove(copied / "a")  # nothing there: nothing to do
+    remove(copied / "a")  # no error if it does not exist
     assert set(copied.files()) == {"c.txt", "again/a/b.txt"}
     with pytest.raises(FileNotFoundError):
         (remote / "none").read_bytes()
 
 
-def test_a_place_shows_no_key_and_travels_with_it() -> None:
+def test_credentials_are_pickled_but_not_shown() -> None:
     place = Remote("s3://KEY:SE%2FCRET@bucket/runs?region=eu-west-1") / "name"
     assert str(place) == repr(place) == "s3://bucket/runs/name?region=eu-west-1"
     assert (place.name, place.path) == ("name", "bucket/runs/name")
@@ -87,14 +87,14 @@ def test_a_place_shows_no_key_and_travels_with_it() -> None:
     assert sorted([place / "b", place / "a"])[0] == place / "a"
 
 
-def test_what_fails_for_a_while_is_tried_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transient_failures_are_retried(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = failing(monkeypatch, 1)
     (remote / "x").write_text("arrived")
     assert (remote / "x").read_text() == "arrived"
     assert failed == ["x"]
 
 
-def test_what_fails_for_good_is_one_sentence_in_time(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permanent_failures_raise_after_the_timeout(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, 1000, "AWS Error\n  for s3://KEY:SECRET@bucket")
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:
@@ -103,7 +103,7 @@ def test_what_fails_for_good_is_one_sentence_in_time(remote: Remote, monkeypatch
     assert time.monotonic() - start < 20  # not the default 120 s
 
 
-def test_a_read_that_breaks_off_begins_again(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_read_is_restarted(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(io.RawIOBase):
         def readable(self) -> bool:
             return True
@@ -126,7 +126,7 @@ def test_a_read_that_breaks_off_begins_again(remote: Remote, tmp_path: Path, mon
     assert len(streams) == 6
 
 
-def test_a_file_that_did_not_arrive_is_no_success(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_write_raises(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     class Losing:
         def __getattr__(self, name: str) -> object:
             return getattr(LocalFileSystem(), name)
@@ -135,11 +135,11 @@ def test_a_file_that_did_not_arrive_is_no_success(remote: Remote, monkeypatch: p
             return pa.BufferOutputStream()
 
     monkeypatch.setattr("rlgaf_ray.data.remote.connect", lambda *parts: Losing())
-    with pytest.raises(StorageError, match=r"x could not be written within 0.6 s: 0 of 4 bytes have arrived"):
+    with pytest.raises(StorageError, match=r"x could not be written within 0.6 s: 0 of 4 bytes were stored"):
         (remote / "x").write_text("lost")
 
 
-def test_the_check_leaves_nothing_and_refuses_what_cannot_be_written(
+def test_the_check_leaves_no_file_and_raises_without_write_access(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.check()
@@ -147,13 +147,13 @@ def test_the_check_leaves_nothing_and_refuses_what_cannot_be_written(
     failed = failing(monkeypatch, 1000, "AWS Error ACCESS_DENIED during PutObject")
     with pytest.raises(StorageRefused, match=r"remote cannot be used: AWS Error ACCESS_DENIED during PutObject$"):
         remote.check()
-    assert len(failed) == 1  # it will not be allowed later either
+    assert len(failed) == 1  # a permanent error is not retried
 
 
 @pytest.mark.parametrize(
     ("place", "word"), [("s3://K:S@bucket", "NETWORK_CONNECTION"), ("gs://anonymous@bucket", "UNAVAILABLE")]
 )
-def test_nobody_at_the_endpoint_is_a_refusal(place: str, word: str) -> None:
+def test_an_unreachable_endpoint_raises(place: str, word: str) -> None:
     with pytest.raises(StorageRefused, match=word) as caught:
         Remote(f"{place}/runs?scheme=http&endpoint_override=127.0.0.1:1", timeout=0.1).check()
     assert "@" not in str(caught.value) and "://bucket/runs?scheme=http" in str(caught.value)
@@ -169,7 +169,7 @@ def test_nobody_at_the_endpoint_is_a_refusal(place: str, word: str) -> None:
         ("http", "s3.amazonaws.com", None),
     ],
 )
-def test_the_environments_proxy_is_for_the_world_outside(
+def test_the_environments_proxy_is_not_used_for_loopback(
     monkeypatch: pytest.MonkeyPatch, scheme: str, endpoint: str, expected: str | None
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "NO_PROXY", "all_proxy"):
@@ -179,7 +179,7 @@ def test_the_environments_proxy_is_for_the_world_outside(
     assert proxy_for(scheme, endpoint) == expected
 
 
-def test_a_method_fills_a_remote_folder_from_where_it_runs(remote: Remote, tmp_path: Path) -> None:
+def test_methods_save_to_and_load_from_remote_folders(remote: Remote, tmp_path: Path) -> None:
     model = Model()
     model.save(tmp_path / "local", extra="!")
     assert (tmp_path / "local" / "deep" / "model").read_text() == "weights!"
@@ -191,22 +191,22 @@ def test_a_method_fills_a_remote_folder_from_where_it_runs(remote: Remote, tmp_p
     assert sums["learner/deep/model"] == hashlib.sha256(b"weights?").hexdigest()
     assert sums["discriminator/deep/model"] == hashlib.sha256(b"weights").hexdigest()
     assert sums["state.json"] == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-    assert len(sums) == 5  # and one file of checksums for each writer
+    assert len(sums) == 5  # three files and a checksum file per writer
     assert model.load(remote / "learner") == "weights?"
     assert not model.read_in.exists()
 
 
-def test_what_could_not_be_stored_stays_and_is_named(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_upload_keeps_the_local_files(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
     failing(monkeypatch, 1000)
-    with pytest.raises(StorageError, match="NETWORK_CONNECTION; what was to be stored is in ") as caught:
+    with pytest.raises(StorageError, match="NETWORK_CONNECTION; the files are kept in ") as caught:
         model.save(remote)
     assert str(model.wrote_in) in str(caught.value)
     assert (model.wrote_in / "deep" / "model").read_text() == "weights"
     remove(model.wrote_in)
 
 
-def test_an_empty_folder_stores_nothing(remote: Remote) -> None:
+def test_an_empty_folder_uploads_nothing(remote: Remote) -> None:
     class OtherRank:
         @saves_to_storage
         def save(self, folder: Path) -> None: ...
@@ -215,7 +215,7 @@ def test_an_empty_folder_stores_nothing(remote: Remote) -> None:
     assert remote.files() == {}
 
 
-def test_a_mirror_sends_what_changed(remote: Remote, tmp_path: Path) -> None:
+def test_a_mirror_uploads_changed_files(remote: Remote, tmp_path: Path) -> None:
     local = tmp_path / "local"
     (local / "rollouts").mkdir(parents=True)
     (local / "old.txt").write_text("from the storage")
@@ -231,28 +231,28 @@ def test_a_mirror_sends_what_changed(remote: Remote, tmp_path: Path) -> None:
     assert remote.files() == {"metrics.jsonl": 6, "rollouts/1.parquet": 4}
 
 
-def test_a_name_that_leads_out_of_its_folder_is_not_fetched(remote: Remote, tmp_path: Path, monkeypatch) -> None:
+def test_a_name_outside_the_folder_is_not_downloaded(remote: Remote, tmp_path: Path, monkeypatch) -> None:
     (remote / "there").write_text("")
 
     class Planted(LocalFileSystem):
-        """An object store's keys may hold anything."""
+        """Lists a key with "..", which an object store allows."""
 
         def get_file_info(self, selector):
             (found,) = super().get_file_info(selector)
             return [FileInfo(f"{remote.path}/a/../../{found.base_name}", FileType.File, size=0)]
 
     monkeypatch.setattr(Remote, "filesystem", Planted())
-    with pytest.raises(StorageError, match=r"'a/../../there', which leads out of it"):
+    with pytest.raises(StorageError, match=r"'a/../../there', a path outside of it"):
         remote.download(tmp_path / "here")
     assert not (tmp_path / "there").exists()
 
 
-def test_a_folder_that_appears_while_it_is_listed_is_listed_again(remote: Remote, monkeypatch) -> None:
+def test_a_folder_created_during_the_listing_is_listed_again(remote: Remote, monkeypatch) -> None:
     (remote / "there").write_text("")
     looks = []
 
     class Appearing(LocalFileSystem):
-        """The folder comes between Arrow's failed listing and its look whether there is one."""
+        """Raises once, as Arrow does if the folder is created during the listing."""
 
         def get_file_info(self, selector):
             looks.append(selector)
@@ -265,16 +265,16 @@ def test_a_folder_that_appears_while_it_is_listed_is_listed_again(remote: Remote
     assert len(looks) == 2
 
 
-def test_a_mirror_works_in_the_background_and_outlives_failures(
+def test_a_mirror_uploads_in_the_background_despite_failures(
     remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     local = tmp_path / "local"
     local.mkdir()
     failing(monkeypatch, 3)
     (local / "metrics.jsonl").write_text("{}\n")
-    half = local / "half.parquet"  # just changed: it may be in the middle of being written
+    half = local / "half.parquet"  # just changed, so possibly incomplete
     half.write_text("ro")
-    os.utime(half, (time.time() + 300,) * 2)  # however slow the machine is
+    os.utime(half, (time.time() + 300,) * 2)  # in the future, also on a slow machine
     with Mirror(local, remote, every=0.02) as mirror:
         wait_until(lambda: "metrics.jsonl" in remote.files(), "first line", pause=0.02)
     assert set(remote.files()) == {"metrics.jsonl"}
@@ -288,12 +288,12 @@ def test_a_mirror_works_in_the_background_and_outlives_failures(
     [lambda full: full.write_text("x"), lambda full: Tokenizer(models.BPE()).save(str(full))],
     ids=["by Python", "by a library in Rust"],
 )
-def test_a_disk_without_room_is_told_once_with_the_innermost_place(write) -> None:
+def test_a_full_disk_raises_with_the_innermost_place(write) -> None:
     expected = r"^inner could not be written: No space left on device( \(os error 28\))?$"
     with pytest.raises(StorageError, match=expected), writing(Path("outer")), writing(Path("inner")):
-        write(Path("/dev/full"))  # the kernel's disk without room
+        write(Path("/dev/full"))  # always reports a full disk
 
 
-def test_a_bug_is_no_matter_of_the_disk() -> None:
+def test_other_exceptions_pass_through() -> None:
     with pytest.raises(KeyError), writing(Path("somewhere")):
         raise KeyError("name")

@@ -13,21 +13,19 @@ from rlgaf_ray.data.tokens import TokenizedTexts, tokenize_once
 from rlgaf_ray.errors import UserError
 
 
-def test_tokens_equal_the_tokenizers_own(texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_tokens_match_the_tokenizer(texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokens = tokenize_once(texts, tokenizer, tmp_path)
     assert tokens.values.dtype == np.int32
     for row, text in enumerate(texts):
         assert tokens[row].tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_the_second_call_reads_the_file_and_tokenises_nothing(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_a_second_call_reads_the_cache(texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     first = tokenize_once(texts, tokenizer, tmp_path / "cache")
     (path,) = (tmp_path / "cache").iterdir()
     table = pa.parquet.read_table(path)
     assert table.schema.field("token_ids").type == pa.list_(pa.int32())
-    # Marked by hand: what comes back can only have been read.
+    # Overwrite the cache with marked values, to detect that it is read.
     marked = [[-1] * len(token_ids) for token_ids in table["token_ids"].to_pylist()]
     pa.parquet.write_table(pa.table({"token_ids": pa.array(marked, pa.list_(pa.int32()))}), path)
     second = tokenize_once(texts, tokenizer, tmp_path / "cache")
@@ -35,7 +33,7 @@ def test_the_second_call_reads_the_file_and_tokenises_nothing(
     np.testing.assert_array_equal(first.offsets, second.offsets)
 
 
-def test_other_texts_or_another_tokenizer_get_a_file_of_their_own(
+def test_other_texts_or_tokenizers_have_another_cache_file(
     texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     tokenize_once(texts, tokenizer, tmp_path)
@@ -46,7 +44,7 @@ def test_other_texts_or_another_tokenizer_get_a_file_of_their_own(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_truncation_in_the_tokenizers_file_is_not_applied(
+def test_the_tokenizers_truncation_is_disabled(
     texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     cutting = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -55,7 +53,7 @@ def test_truncation_in_the_tokenizers_file_is_not_applied(
     assert tokenize_once(texts, short, tmp_path).lengths.min() > 3
 
 
-def test_an_interrupted_write_leaves_nothing_behind(
+def test_an_interrupted_write_leaves_no_file(
     texts: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half_written(table: pa.Table, path: Path, **_: object) -> None:
@@ -70,7 +68,7 @@ def test_an_interrupted_write_leaves_nothing_behind(
     assert len(tokenize_once(texts, tokenizer, tmp_path).lengths) == len(texts)
 
 
-def test_windows_drop_short_texts_and_keep_the_order() -> None:
+def test_windows_drop_short_texts_and_keep_order() -> None:
     tokens = TokenizedTexts(np.arange(9, dtype=np.int32), np.array([0, 3, 4, 9]))
     assert tokens.windows(np.array([2, 1, 0]), 3).tolist() == [[4, 5, 6], [0, 1, 2]]
     assert tokens.windows(np.array([1]), 3).shape == (0, 3)
@@ -78,13 +76,13 @@ def test_windows_drop_short_texts_and_keep_the_order() -> None:
     assert tokens.windows(np.array([], np.int64), 3, whole=True).shape == (0, 3)
 
 
-def test_whole_texts_are_cut_into_windows_without_overlap() -> None:
+def test_whole_texts_give_consecutive_windows() -> None:
     tokens = TokenizedTexts(np.arange(10, dtype=np.int32), np.array([0, 7, 8, 10]))
     assert tokens.windows(np.array([2, 1, 0]), 2, whole=True).tolist() == [[8, 9], [0, 1], [2, 3], [4, 5]]
     assert tokens.windows(np.array([2, 1, 0]), 2).tolist() == [[8, 9], [0, 1]]
 
 
-def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_slow_tokenizer_raises(tmp_path: Path) -> None:
     class WordTokenizer:
         pass
 

@@ -15,7 +15,7 @@ from rlgaf_ray.models.generator import load_generator, max_positions
 from rlgaf_ray.models.tokenizer import load_tokenizer
 
 
-def test_the_model_is_small_stored_in_bfloat16_and_learned_in_float32() -> None:
+def test_the_model_is_stored_in_bfloat16_and_loaded_in_float32() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 8 * 2**20
     with safe_open(WEIGHTS, "pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
@@ -37,7 +37,7 @@ def test_it_is_the_default_and_needs_no_base_warmup() -> None:
     assert load_config(None, ["warmup.generator.steps=7"]).base_warmup.steps == 7
 
 
-def test_other_weights_than_the_released_ones_are_one_line_before_anything_starts(
+def test_modified_weights_raise_before_the_run_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damaged = bytearray(WEIGHTS.read_bytes())

@@ -1,4 +1,4 @@
-"""SeqGAN's discriminator: what a window sees, what padding must not change, folders, and whether it learns."""
+"""SeqGAN's discriminator: equations, padding, export, dropout and learning."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def batch(tokens: torch.Tensor, padding: int = 0, *, filler: int = 0) -> Sequenc
     return SequenceBatch(torch.nn.functional.pad(tokens, (0, padding), value=filler), attention, response)
 
 
-def test_the_logit_is_that_of_the_equations() -> None:
-    """Two tokens, shorter than the widest window, every window by hand."""
+def test_the_logit_matches_the_equations() -> None:
+    """Every window by hand, for two tokens, fewer than the widest window."""
     network: Any = cnn().network
     with torch.no_grad():
         embedded = network.embedding.weight[[3, 9]]
@@ -57,7 +57,7 @@ def test_padding_does_not_change_the_logit(filler: int) -> None:
         plain = model(batch(tokens))
         for padding in (1, 2, 9):
             torch.testing.assert_close(model(batch(tokens, padding, filler=filler)), plain, atol=1e-6, rtol=0)
-        assert abs(plain - model(batch(tokens.roll(1, 0)))).max() > 1e-3  # it does read the tokens
+        assert abs(plain - model(batch(tokens.roll(1, 0)))).max() > 1e-3  # the logit depends on the tokens
 
 
 def test_export_and_load(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_export_and_load(tmp_path: Path) -> None:
         assert not torch.equal(cnn(seed=2)(batch(tokens)), model(batch(tokens)))
 
 
-def test_dropout_is_for_training_alone() -> None:
+def test_dropout_applies_only_in_training() -> None:
     model, tokens = cnn(), torch.tensor([[1, 2, 3]])
     torch.manual_seed(0)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_dropout_is_for_training_alone() -> None:
         assert len({float(model(batch(tokens))) for _ in range(4)}) == 4
 
 
-def test_the_penalty_is_a_tenth_of_the_squared_length() -> None:
+def test_the_penalty_is_a_tenth_of_the_squared_norm() -> None:
     model = cnn()
     with torch.no_grad():
         model.network.score.weight.fill_(0.5)
@@ -93,8 +93,8 @@ def test_the_default_is_seqgans_size() -> None:
         CnnConfig(window_sizes=(1, 2), num_filters=(5,))
 
 
-def test_it_learns_an_order_that_counts_do_not_show() -> None:
-    """Real: 7 is followed by 8. Fake: the same tokens, the two exchanged."""
+def test_it_learns_an_order_that_counts_do_not_reveal() -> None:
+    """Real: 7 is followed by 8. Fake: the same tokens with 7 and 8 swapped."""
     rng = torch.Generator().manual_seed(0)
     model = cnn().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

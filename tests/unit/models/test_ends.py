@@ -1,4 +1,4 @@
-"""Every token that a model's files call an end is one, and a warm-up's files name them all."""
+"""End-of-text ids are collected from all files of a model, and saved models list them all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return wrap_bpe(train_bpe(["a few words"] * 9, 300))  # its end of text is 0
+    return wrap_bpe(train_bpe(["a few words"] * 9, 300))  # end of text is 0
 
 
 def folder_with(path: Path, config: Any, generation: Any) -> Path:
@@ -37,15 +37,15 @@ def folder_with(path: Path, config: Any, generation: Any) -> Path:
     [
         (0, None, [0]),
         (7, None, [0, 7]),  # a base model whose tokenizer ends a turn
-        (0, [0, 9], [0, 9]),  # a chat model with its further end in generation_config.json alone
+        (0, [0, 9], [0, 9]),  # a chat model with a second end only in generation_config.json
         ([7, 8], [8, 9], [0, 7, 8, 9]),
-        (7, [9, 300, -1], [0, 7, 9]),  # 300 tokens
+        (7, [9, 300, -1], [0, 7, 9]),  # the vocabulary has 300 tokens
         (None, None, [0]),
         (5, "none", [0, 5]),
         (5, "damaged", [0, 5]),
     ],
 )
-def test_the_ends_are_those_of_all_files(
+def test_ends_are_merged_from_all_files(
     config: Any, generation: Any, expected: list[int], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     folder = folder_with(tmp_path, config, None if generation == "damaged" else generation)
@@ -55,19 +55,19 @@ def test_the_ends_are_those_of_all_files(
 
 
 @pytest.mark.parametrize("value", ["</s>", 1.5, [0, "</s>"], True])
-def test_an_end_that_is_no_token_id_is_named(value: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_an_end_that_is_not_a_token_id_raises(value: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     folder = folder_with(tmp_path, 0, value)
     with pytest.raises(UserError, match=r"eos_token_id of generation_config\.json is .*: give a token id"):
         model_ends(folder, tokenizer)
 
 
-def test_a_model_from_scratch_ends_as_its_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_model_from_scratch_uses_its_tokenizers_end(tokenizer: PreTrainedTokenizerFast) -> None:
     assert model_ends("tiny-gpt2", tokenizer) == [0]
     assert model_ends("film-reviews", tokenizer) == [0]
     assert merged(3, None, [3, 4], {5}) == [3, 4, 5]
 
 
-def test_what_is_saved_names_all_ends(tmp_path: Path) -> None:
+def test_saved_models_list_all_ends(tmp_path: Path) -> None:
     model = load_generator(folder_with(tmp_path / "model", 7, None))
     for ends, written in (([0, 7, 9], [0, 7, 9]), ([4], 4)):
         set_ends(model, ends)

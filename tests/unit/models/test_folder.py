@@ -1,4 +1,4 @@
-"""A model folder before Ray starts: one sentence for each that cannot be trained, from its headers alone."""
+"""Checks of a model folder before Ray starts: one sentence for each unusable model, without reading weights."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def without(*names: str) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.
 
 
 def refusal(folder: Path) -> str:
-    """What a run says of it before it starts."""
+    """Return the error of the checks before the run, without the model's name."""
     with pytest.raises(UserError) as error:
         check_before_start(load_config(None, ["rollout.engine=transformers", f"model.generator={folder}"]))
     assert str(error.value).startswith(f"model.generator={folder} ")
@@ -69,7 +69,7 @@ def refusal(folder: Path) -> str:
     return str(error.value).removeprefix(f"model.generator={folder} ")
 
 
-def test_a_whole_folder_passes_without_reading_its_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_folder_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["rollout.engine=transformers", f"model.generator={folder}"])
     check_before_start(config)
     check_model("tiny-gpt2")
@@ -89,14 +89,14 @@ def test_a_whole_folder_passes_without_reading_its_weights(folder: Path, monkeyp
         ({"bits": 4}, "quantization_config"),
     ],
 )
-def test_quantized_weights(folder: Path, settings: dict[str, Any], method: str) -> None:
+def test_quantized_weights_raise(folder: Path, settings: dict[str, Any], method: str) -> None:
     edit(folder / "config.json", quantization_config=settings)
-    assert refusal(folder).startswith(f"is quantized ({method}), and quantized weights cannot be trained: take")
+    assert refusal(folder).startswith(f"is quantized ({method}), and quantized weights cannot be trained: use")
 
 
-def test_adapters_beside_a_config(folder: Path) -> None:
+def test_an_adapter_folder_raises(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "nowhere", "peft_type": "LORA"}))
-    assert refusal(folder).startswith("holds adapters (adapter_config.json): merge them into their base model")
+    assert refusal(folder).startswith("contains adapters (adapter_config.json): merge them into their base model")
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_adapters_beside_a_config(folder: Path) -> None:
         ("bert-generation", "is an encoder (bert-generation)"),
         ("t5", "is an encoder-decoder (t5)"),
         ("bart", "is an encoder-decoder (bart)"),
-        ("vit", "is no causal language model (vit)"),
-        ("qwen2_vl", "is no causal language model (qwen2_vl)"),
-        ("mamba", "cannot be sampled from here: MambaForCausalLM keeps no keys and values"),
-        ("rwkv", "cannot be sampled from here: RwkvForCausalLM keeps no keys and values"),
-        ("openai-gpt", "cannot be sampled from here: OpenAIGPTLMHeadModel keeps no keys and values"),
+        ("vit", "is not a causal language model (vit)"),
+        ("qwen2_vl", "is not a causal language model (qwen2_vl)"),
+        ("mamba", "is not supported: MambaForCausalLM has no key-value cache"),
+        ("rwkv", "is not supported: RwkvForCausalLM has no key-value cache"),
+        ("openai-gpt", "is not supported: OpenAIGPTLMHeadModel has no key-value cache"),
     ],
 )
-def test_what_is_no_decoder_with_a_cache(folder: Path, model_type: str, reason: str) -> None:
+def test_models_other_than_decoders_with_a_cache_raise(folder: Path, model_type: str, reason: str) -> None:
     AutoConfig.for_model(model_type).save_pretrained(folder)
     assert refusal(folder).startswith(reason)
 
@@ -122,12 +122,12 @@ def test_what_is_no_decoder_with_a_cache(folder: Path, model_type: str, reason: 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda f: weights(f, without("model.norm.weight")), "does not hold model.norm.weight, which LlamaForCausalLM"),
+        (lambda f: weights(f, without("model.norm.weight")), "lacks model.norm.weight, which LlamaForCausalLM"),
         (
             lambda f: weights(f, lambda tensors: {f"_orig_mod.{name}": each for name, each in tensors.items()}),
-            "does not hold lm_head.weight (and 20 more), which LlamaForCausalLM has: save the bare model",
+            "lacks lm_head.weight (and 20 more), which LlamaForCausalLM needs: save the bare model",
         ),
-        (lambda f: edit(f / "config.json", vocab_size=500), ", 64], but its config.json asks for [500, 64]: make the"),
+        (lambda f: edit(f / "config.json", vocab_size=500), ", 64], but its config.json expects [500, 64]: make the"),
         (lambda f: edit(f / "config.json", hidden_act="no such function"), "cannot be read: "),
         (lambda f: edit(f / "config.json", hidden_size="wide"), "cannot be read: "),
         (lambda f: (f / "config.json").write_text("{"), "cannot be read: "),
@@ -140,12 +140,12 @@ def test_what_is_no_decoder_with_a_cache(folder: Path, model_type: str, reason: 
         (lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00002.safetensors"), "cannot be read: "),
     ],
 )  # fmt: skip
-def test_files_that_do_not_make_a_model(folder: Path, damage: Callable[[Path], object], reason: str) -> None:
+def test_broken_model_files_raise(folder: Path, damage: Callable[[Path], object], reason: str) -> None:
     damage(folder)
     assert reason in refusal(folder)
 
 
-def test_a_missing_shard(folder: Path) -> None:
+def test_a_missing_shard_raises_with_its_name(folder: Path) -> None:
     load_generator(folder).save_pretrained(folder, max_shard_size="60KB")
     (folder / "model.safetensors").unlink()
     check_model(str(folder))
@@ -154,13 +154,13 @@ def test_a_missing_shard(folder: Path) -> None:
     assert last.name in refusal(folder)
 
 
-def test_a_file_is_no_folder(folder: Path) -> None:
-    assert refusal(folder / "model.safetensors").startswith("is no folder: give film-reviews, tiny-gpt2,")
+def test_a_file_instead_of_a_folder_raises(folder: Path) -> None:
+    assert refusal(folder / "model.safetensors").startswith("is not a folder: give film-reviews, tiny-gpt2,")
 
 
 @cases(few=60, full=1500)
 @given(st.sampled_from(FILES), damages())
-def test_damaged_model_folders(whole: Path, tmp_path: Path, name: str, damage: Any) -> None:
+def test_randomly_damaged_files_raise_user_errors(whole: Path, tmp_path: Path, name: str, damage: Any) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "damaged", dirs_exist_ok=True))
     (folder / name).write_bytes(damage((whole / name).read_bytes()))
 
@@ -173,7 +173,7 @@ def test_damaged_model_folders(whole: Path, tmp_path: Path, name: str, damage: A
 
 @cases(few=60, full=1000)
 @given(st.data())
-def test_configs_of_wrong_values(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
+def test_random_config_values_raise_user_errors(whole: Path, tmp_path: Path, data: st.DataObject) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "changed", dirs_exist_ok=True))
     content = json.loads((whole / "config.json").read_text())
     values = st.sampled_from([None, True, False, 0, 1, -1, 3, 64, 0.5, "", "llama", "text", [], [1], {}, {"a": 1}])
@@ -193,7 +193,7 @@ def test_configs_of_wrong_values(whole: Path, tmp_path: Path, data: st.DataObjec
         {"do_sample": True, "temperature": 0.7, "eos_token_id": [2, 5]},
     ],
 )
-def test_generation_settings_are_written_as_they_were_read(folder: Path, settings: dict[str, Any]) -> None:
+def test_generation_settings_round_trip(folder: Path, settings: dict[str, Any]) -> None:
     edit(folder / "generation_config.json", **settings)
     check_model(str(folder))
     model = load_generator(folder)
@@ -212,23 +212,23 @@ def test_generation_settings_are_written_as_they_were_read(folder: Path, setting
         ("gpt2", {"n_positions": 77}, 77),
         ("llama", {"max_position_embeddings": 99}, 99),
         ("mpt", {"max_seq_len": 55}, 55),
-        ("bloom", {}, None),  # ALiBi alone
+        ("bloom", {}, None),  # ALiBi has no limit
         ("bloom", {"seq_length": 44}, 44),  # as BLOOM's own config.json has it
         ("gemma3", {"text_config": {"max_position_embeddings": 88}}, 88),
     ],
 )
-def test_the_longest_sequence(model_type: str, settings: dict[str, Any], expected: int | None) -> None:
+def test_longest_sequence(model_type: str, settings: dict[str, Any], expected: int | None) -> None:
     assert longest_sequence(AutoConfig.for_model(model_type, **settings)) == expected
 
 
-def test_a_model_of_any_length_is_asked_for_any_length(tmp_path: Path) -> None:
+def test_a_model_without_a_length_limit_accepts_any_length(tmp_path: Path) -> None:
     bloom = next(family for family in FAMILIES if family.name == "BLOOM")
     source = save_family(bloom, tmp_path, max_position_embeddings=None)
     words = ["rollout.engine=transformers", f"model.generator={source}", "task.response_tokens=5000"]
     check_before_start(load_config(None, words))
 
 
-# What a family is asked for.
+# Requirements on a family.
 
 
 SMALL = {
@@ -252,8 +252,8 @@ OF_TYPE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("model_type", NO_ENGINE)
-def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: str, tmp_path: Path) -> None:
-    """Each of them fails what the engine tries when it starts."""
+def test_unsupported_families_raise_by_their_config(model_type: str, tmp_path: Path) -> None:
+    """Each of these families also fails the engine's check at its start."""
     settings = SMALL | OF_TYPE.get(model_type, {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -270,7 +270,7 @@ def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: 
         with pytest.raises(UserError) as error:
             check_before_start(load_config(None, [f"rollout.engine={engine}", f"model.generator={tmp_path}"]))
         assert str(error.value) == (
-            f"model.generator={tmp_path} cannot be sampled from here ({model_type}): {NO_ENGINE[model_type]}: take a "
+            f"model.generator={tmp_path} is not supported ({model_type}): {NO_ENGINE[model_type]}: use a "
             "transformer such as Llama or Qwen"
         )
 
@@ -282,14 +282,14 @@ def test_a_family_that_no_engine_samples_is_refused_from_its_config(model_type: 
         *((name, "eager") for name in ("gemma2", "gpt_oss", "bloom")),
     ],
 )
-def test_attention_is_fused_where_it_computes_the_same(model_type: str, expected: str) -> None:
+def test_attention_is_fused_where_it_is_correct(model_type: str, expected: str) -> None:
     config = AutoConfig.for_model(model_type)
     assert attention_for(config, torch.device("cuda")) == expected
     assert attention_for(config, torch.device("cpu")) == "eager"
 
 
-def test_fused_attention_forgets_gemma_2s_cap(tmp_path: Path) -> None:
-    """The reason for ``attention_for``'s exception: once this fails, transformers does not forget it any more."""
+def test_sdpa_ignores_gemma_2s_soft_capping(tmp_path: Path) -> None:
+    """The reason for the exception in ``attention_for``, which can be removed once this test fails."""
     gemma = next(family for family in FAMILIES if family.name == "Gemma 2")
     source = save_family(gemma, tmp_path, attn_logit_softcapping=0.5)
     ids = torch.arange(5, 25)[None]
@@ -303,7 +303,7 @@ def test_fused_attention_forgets_gemma_2s_cap(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, logits[0])
 
 
-def test_soft_tokens_need_embeddings_at_the_first_layer_alone() -> None:
+def test_soft_tokens_need_a_family_without_per_layer_embeddings() -> None:
     check_soft_family("a", AutoConfig.for_model("gemma3_text"))
     with pytest.raises(
         UserError, match=r"generator\.algorithm=gumbel feeds .*generator=a \(gemma3n_text\) reads token"
@@ -312,31 +312,31 @@ def test_soft_tokens_need_embeddings_at_the_first_layer_alone() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma2", "gemma3_text", "opt", "bloom", "falcon", "gpt_oss"])
-def test_a_family_with_a_classifier_keeps_it(model_type: str) -> None:
+def test_families_with_a_classifier_use_it(model_type: str) -> None:
     assert scoring_class(AutoConfig.for_model(model_type, num_hidden_layers=1)) is None
 
 
-def test_a_tokenizer_without_a_model_of_its_own_is_refused_as_a_tokenizer(folder: Path) -> None:
+def test_a_broken_tokenizer_raises(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": {"type": "nothing"}}')
     with pytest.raises(UserError, match=r"the tokenizer of .* cannot be read: "):
         load_tokenizer(folder)
 
 
-def test_a_tokenizer_without_a_padding_token_pads_with_its_end_of_text(folder: Path) -> None:
-    """Llama 3's own has none."""
+def test_the_padding_token_defaults_to_end_of_text(folder: Path) -> None:
+    """Llama 3's tokenizer has none."""
     edit(folder / "tokenizer_config.json", pad_token=None)
     tokenizer = load_tokenizer(folder)
     assert (tokenizer.pad_token_id, tokenizer.eos_token) == (tokenizer.eos_token_id, "</s>")
 
 
-def test_a_tokenizer_without_an_end_of_text_is_refused(folder: Path) -> None:
+def test_a_tokenizer_without_end_of_text_raises(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", eos_token=None)
     with pytest.raises(UserError, match=r"has no end-of-text token: set eos_token in its tokenizer_config\.json"):
         load_tokenizer(folder)
 
 
-def test_a_tokenizer_that_names_tokens_without_an_embedding_is_refused(folder: Path) -> None:
-    """Before anything is loaded, for every command."""
+def test_a_token_without_an_embedding_raises(folder: Path) -> None:
+    """It raises for every command, before weights are loaded."""
     size = AutoConfig.from_pretrained(folder).vocab_size
     words = load_tokenizer(folder)
     words.add_special_tokens({"pad_token": "[PAD]"})
@@ -345,7 +345,7 @@ def test_a_tokenizer_that_names_tokens_without_an_embedding_is_refused(folder: P
 
 
 @pytest.mark.parametrize("home", ["~no-such-user", "~"])
-def test_a_home_that_is_not_there_holds_no_model(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_folder_raises(home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=rf"^model\.generator={home}/model does not exist: give film-reviews"):
         check_model(f"{home}/model")
@@ -356,7 +356,7 @@ def test_a_home_that_is_not_there_holds_no_model(home: str, tmp_path: Path, monk
 
 @pytest.fixture
 def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub that does not answer, and in its cache org/model without weights."""
+    """An unreachable hub whose cache has org/model without weights."""
     cached = tmp_path / "hub" / "models--org--model"
     shutil.copytree(folder, cached / "snapshots" / "abc")
     (cached / "refs").mkdir()
@@ -375,12 +375,12 @@ def answers(*names: str) -> Callable[..., list[str]]:
     return lambda hub, source: [*names, "config.json"]
 
 
-def test_a_model_of_the_hub_is_checked_without_its_weights(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    message = r"org/model is without its weights in the cache of the hub, which does not answer: download it where"
+def test_a_hub_model_is_checked_by_its_file_names(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"org/model has no weights in the local hub cache, and the hub is not reachable: download it first"
     with pytest.raises(UserError, match=message):
         check_before_start(of_the_hub())
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("pytorch_model.bin"))
-    with pytest.raises(UserError, match=r"org/model has no \*\.safetensors on the hub: take a model with safetensors"):
+    with pytest.raises(UserError, match=r"org/model has no \*\.safetensors on the hub: use a model with safetensors"):
         check_before_start(of_the_hub())
     check_before_start(of_the_hub("model.allow_pickle=true"))
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))
@@ -397,7 +397,7 @@ def test_a_model_of_the_hub_is_checked_without_its_weights(hub: Path, monkeypatc
         (lambda f: edit(f / "config.json", vocab_size=2), "has 2 embeddings and its tokenizer "),
     ],
 )
-def test_files_of_the_hub_that_do_not_make_a_model(
+def test_broken_hub_files_raise(
     hub: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], object], reason: str
 ) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", answers("model.safetensors"))

@@ -1,4 +1,4 @@
-"""The critic's score is the log-odds of its verdict after prompt, response and question."""
+"""The generative critic: its score is the log-odds of its verdict after prompt, response and question."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ ROWS = [[3, 4, 5, 6, 7], [8, 9, 10], [11, 12, 13, 14]]
 
 
 def ragged() -> SequenceBatch:
-    """Prompts of one token, padded with a token that is no padding of the model's."""
+    """Prompts of one token, padded with a token other than the model's padding token."""
     present = torch.tensor([[column < len(row) for column in range(5)] for row in ROWS])
     tokens = torch.tensor([row + [77] * (5 - len(row)) for row in ROWS])
     return SequenceBatch(tokens, present.long(), present & (torch.arange(5) > 0))
 
 
 @torch.no_grad()
-def test_the_score_is_the_log_odds_of_the_verdict(
+def test_the_score_is_the_verdicts_log_odds(
     critic: GenerativeCritic, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Against the language model itself, asked row by row without padding."""
+    """Compared with the language model, row by row without padding."""
     plain = load_generator(folder)
     yes, no = (tokenizer.encode(word)[0] for word in VERDICTS)
     expected = []
@@ -60,13 +60,13 @@ def test_the_score_is_the_log_odds_of_the_verdict(
     assert critic.added_tokens == len(tokenizer.encode(QUESTION)) + 1
 
 
-def test_all_of_the_score_is_at_the_last_response_token(critic: GenerativeCritic) -> None:
+def test_token_logits_are_at_the_last_response_token(critic: GenerativeCritic) -> None:
     parts = critic.token_logits(ragged())
     assert parts.sum(1).tolist() == pytest.approx(critic(ragged()).tolist())
     assert parts.nonzero().tolist() == [[0, 4], [1, 2], [2, 3]]
 
 
-def test_cross_entropy_of_the_logit_is_that_of_the_verdict_among_the_two(critic: GenerativeCritic) -> None:
+def test_binary_cross_entropy_equals_cross_entropy_over_verdicts(critic: GenerativeCritic) -> None:
     asked = critic.ask(ragged())
     hidden = critic.network.base_model(input_ids=asked.token_ids, attention_mask=asked.attention_mask).last_hidden_state
     both = critic.network.lm_head(hidden)[:, :, critic.network.config.rlgaf_verdicts]
@@ -78,7 +78,7 @@ def test_cross_entropy_of_the_logit_is_that_of_the_verdict_among_the_two(critic:
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_an_exported_critic_still_knows_its_question(critic: GenerativeCritic, tmp_path: Path) -> None:
+def test_an_exported_critic_keeps_its_question(critic: GenerativeCritic, tmp_path: Path) -> None:
     critic.export(tmp_path)
     assert torch.equal(GenerativeCritic.load(tmp_path)(ragged()), critic(ragged()))
 
@@ -91,7 +91,7 @@ def test_an_exported_critic_still_knows_its_question(critic: GenerativeCritic, t
         (QUESTION, (" yes", " yes"), "discriminator.verdicts are both ' yes'"),
     ],
 )
-def test_questions_without_a_verdict_of_one_token_are_refused(
+def test_invalid_questions_and_verdicts_raise(
     tokenizer: PreTrainedTokenizerBase, question: str, verdicts: tuple[str, str], expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):

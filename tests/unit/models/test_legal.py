@@ -1,4 +1,4 @@
-"""A grammar holds wherever a network is asked for its distribution."""
+"""Tables of legal tokens apply in training, generation and engines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCABULARY = 12
 
 @pytest.fixture
 def legal() -> torch.Tensor:
-    """Each token is followed by the next two, round about."""
+    """Each token may be followed by the next two, cyclically."""
     rows = torch.arange(VOCABULARY)
     table = torch.zeros(VOCABULARY, VOCABULARY, dtype=torch.bool)
     for step in (1, 2):
@@ -41,7 +41,7 @@ def test_only_legal_tokens_have_probability(legal: torch.Tensor) -> None:
     assert torch.allclose(probabilities.sum(-1), torch.ones(()))
     first = 1  # of any response
     assert ((probabilities > 0) == legal[sequences.token_ids[:, first - 1 : -1]]).all()
-    # Among the legal tokens the ratios are those of the network without a grammar.
+    # Probabilities are those of the unconstrained network, renormalised over the legal tokens.
     plain = predicted_logprobs(free, sequences).exp() * legal[sequences.token_ids[:, first - 1 : -1]]
     assert torch.allclose(probabilities, plain / plain.sum(-1, keepdim=True), atol=1e-6)
     logprobs = policy_logprobs(model, sequences)
@@ -50,7 +50,7 @@ def test_only_legal_tokens_have_probability(legal: torch.Tensor) -> None:
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
 
 
-def test_sampling_with_a_cache_keeps_to_it(legal: torch.Tensor) -> None:
+def test_generate_with_a_cache_samples_legal_tokens(legal: torch.Tensor) -> None:
     model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=0).eval()
     constrain(model, legal)
     torch.manual_seed(0)
@@ -58,7 +58,7 @@ def test_sampling_with_a_cache_keeps_to_it(legal: torch.Tensor) -> None:
     assert legal[found[:, :-1], found[:, 1:]].all() and len(set(found.flatten().tolist())) == VOCABULARY
 
 
-def test_the_table_stands_beside_the_weights(legal: torch.Tensor, tmp_path: Path) -> None:
+def test_the_table_is_saved_with_the_model(legal: torch.Tensor, tmp_path: Path) -> None:
     model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=0)
     save_network(model, tmp_path / "free")
     assert load_legal(tmp_path / "free") is None
@@ -71,7 +71,7 @@ def test_the_table_stands_beside_the_weights(legal: torch.Tensor, tmp_path: Path
     assert torch.equal(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
-def test_the_engine_samples_what_is_legal(legal: torch.Tensor, tmp_path: Path) -> None:
+def test_the_engine_samples_legal_tokens(legal: torch.Tensor, tmp_path: Path) -> None:
     model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=0)
     constrain(model, legal)
     save_network(model, tmp_path)
@@ -83,10 +83,10 @@ def test_the_engine_samples_what_is_legal(legal: torch.Tensor, tmp_path: Path) -
         assert legal[line[:-1], line[1:]].all() and np.isfinite(rollout.behaviour_logprobs).all()
 
 
-def test_tables_that_cannot_be_used_are_refused(legal: torch.Tensor) -> None:
+def test_unusable_tables_raise(legal: torch.Tensor) -> None:
     model = build_tiny_gpt2(vocab_size=VOCABULARY, end_of_text_id=0, seed=0)
     with pytest.raises(ValueError, match=r"table of \(11, 11\), and the model has 12 tokens"):
         constrain(model, legal[:11, :11])
     legal[4] = False
-    with pytest.raises(ValueError, match="nothing may follow token 4"):
+    with pytest.raises(ValueError, match="token 4 has no legal next token"):
         constrain(model, legal)

@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, alone in learning, gone when they are off, exact when they are merged."""
+"""Adapters: initially without effect, the only trained weights, can be disabled, and merge exactly."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def logits(model) -> torch.Tensor:
 
 
 def move(network: PreTrainedModel, seed: int = 1) -> None:
-    """As learning would: every trained weight is another one."""
+    """Change every trainable weight, as training would."""
     numbers = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -74,7 +74,7 @@ def test_rank_0_changes_nothing(network: PreTrainedModel) -> None:
     assert all(merged[name].data_ptr() == tensor.data_ptr() for name, tensor in network.state_dict().items())
 
 
-def test_it_is_what_it_was_until_it_learns_and_whenever_they_are_off(network: PreTrainedModel) -> None:
+def test_new_and_disabled_adapters_do_not_change_the_outputs(network: PreTrainedModel) -> None:
     plain = logits(network)
     add_adapters(network, SETTINGS, seed=0)
     assert torch.equal(logits(network), plain)
@@ -83,11 +83,11 @@ def test_it_is_what_it_was_until_it_learns_and_whenever_they_are_off(network: Pr
     with adapters_off(network):
         assert torch.equal(logits(network), plain)
     assert torch.equal(logits(WithoutAdapters(network)), plain)
-    assert not torch.equal(logits(network), plain)  # on again
+    assert not torch.equal(logits(network), plain)  # enabled again
 
 
-def test_a_layer_computes_the_equation() -> None:
-    """y = x W + b + (alpha / rank) x A B, by hand, of a transposed GPT-2 layer."""
+def test_an_adapted_layer_matches_the_equation() -> None:
+    """y = x W + b + (alpha / rank) x A B, by hand, for a transposed GPT-2 layer."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = GPT2LMHeadModel(GPT2).eval()
@@ -106,12 +106,12 @@ def test_a_layer_computes_the_equation() -> None:
     )
 
 
-def test_only_adapters_get_a_gradient(network: PreTrainedModel) -> None:
-    num_layers = {"GPT2LMHeadModel": 4, "LlamaForCausalLM": 7}[type(network).__name__]  # of each of the two blocks
+def test_only_adapters_have_gradients(network: PreTrainedModel) -> None:
+    num_layers = {"GPT2LMHeadModel": 4, "LlamaForCausalLM": 7}[type(network).__name__]  # per block; there are two
     add_adapters(network, SETTINGS, seed=0)
     move(network)
     output = network(input_ids=TOKENS).logits
-    logits(WithoutAdapters(network))  # the reference's pass stands between a forward pass and its backward pass
+    logits(WithoutAdapters(network))  # the reference's pass comes between the policy's forward and backward
     output.square().mean().backward()
     with_gradient = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
     adapters = {name for name, _ in network.named_parameters() if ".lora_" in name}
@@ -122,18 +122,18 @@ def test_only_adapters_get_a_gradient(network: PreTrainedModel) -> None:
     )
 
 
-def test_a_merged_export_is_a_plain_model_with_the_same_logits(network: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_merged_export_has_the_same_logits(network: PreTrainedModel, tmp_path: Path) -> None:
     names = list(network.state_dict())
     add_adapters(network, SETTINGS, seed=0)
     move(network)
-    assert list(merged_state(network)) == names  # what an engine expects, in its order
+    assert list(merged_state(network)) == names  # the names and order that an engine expects
     export_network(network, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert list(plain.state_dict()) == names
     torch.testing.assert_close(logits(plain), logits(network), atol=1e-5, rtol=0)
 
 
-def test_a_checkpoint_holds_adapters_alone_and_brings_them_back(network: PreTrainedModel, tmp_path: Path) -> None:
+def test_adapters_round_trip_through_a_checkpoint(network: PreTrainedModel, tmp_path: Path) -> None:
     add_adapters(network, SETTINGS, seed=0)
     move(network)
     wanted = logits(network)
@@ -147,7 +147,7 @@ def test_a_checkpoint_holds_adapters_alone_and_brings_them_back(network: PreTrai
     assert torch.equal(logits(network), wanted)
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_raises(tmp_path: Path) -> None:
     def build(seed: int, settings: LoraSettings = SETTINGS) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -159,13 +159,13 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     load_adapters(build(0), tmp_path)
     with pytest.raises(UserError, match="belongs to other frozen weights"):
         load_adapters(build(1), tmp_path)
-    with pytest.raises(UserError, match=r"adapters of another shape: model\.lora must stay"):
+    with pytest.raises(UserError, match=r"adapters of another shape: resume with the model\.lora"):
         load_adapters(build(0, LoraSettings(rank=2)), tmp_path)
-    with pytest.raises(UserError, match=r"holds no adapters: model\.lora cannot be switched on"):
+    with pytest.raises(UserError, match=r"has no adapters: model\.lora cannot be enabled"):
         load_adapters(build(0), tmp_path / "elsewhere")
 
 
-def test_target_modules_are_taken_or_refused(network: PreTrainedModel) -> None:
+def test_target_modules_are_applied_or_raise(network: PreTrainedModel) -> None:
     one = sorted(linear_layers(network))[0]
     with pytest.raises(UserError, match=f"target_modules names 'lm_head', but the linear layers of .* are {one}, "):
         add_adapters(network, LoraSettings(rank=2, target_modules=[one, "lm_head"]), seed=0)
@@ -175,7 +175,7 @@ def test_target_modules_are_taken_or_refused(network: PreTrainedModel) -> None:
     assert all(f".{one}." in name for name in adapted)
 
 
-def test_the_head_of_a_discriminator_learns_with_them(network: PreTrainedModel, tmp_path: Path) -> None:
+def test_a_discriminators_head_is_trained_with_adapters(network: PreTrainedModel, tmp_path: Path) -> None:
     network.save_pretrained(tmp_path / "base")
     scalar = AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=1, pad_token_id=0).eval()
     add_adapters(scalar, SETTINGS, seed=0, trained=[scalar.score])

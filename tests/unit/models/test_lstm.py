@@ -1,4 +1,4 @@
-"""SeqGAN's LSTM behind the interfaces of a transformers model: cache, padding, folders, log-probs, the engine."""
+"""SeqGAN's LSTM as a transformers model: cache, padding, saving, log-probs and the engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_logits_are_those_of_the_equations() -> None:
+def test_logits_match_the_equations() -> None:
     """One token by hand: gates, cell, hidden, output, from a zero state."""
     model: Any = lstm()
     with torch.no_grad():
@@ -44,7 +44,7 @@ def test_logits_are_those_of_the_equations() -> None:
         torch.testing.assert_close(model(torch.tensor([[7]])).logits[0, 0], expected, atol=1e-5, rtol=0)
 
 
-def test_every_weight_is_drawn_with_the_deviation_and_the_second_bias_is_zero() -> None:
+def test_initialisation() -> None:
     model = build_lstm(vocab_size=5000, end_of_text_id=END, seed=3, initializer_range=1.0)
     deviations = {name: float(weight.std()) for name, weight in model.state_dict().items()}
     assert deviations.pop("lstm.bias_hh_l0") == 0.0
@@ -54,7 +54,7 @@ def test_every_weight_is_drawn_with_the_deviation_and_the_second_bias_is_zero() 
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_token_by_token_equals_one_pass() -> None:
+def test_stepwise_logits_equal_one_pass() -> None:
     model, cache = lstm(), None
     with torch.no_grad():
         whole = model(TOKENS).logits
@@ -68,7 +68,7 @@ def test_token_by_token_equals_one_pass() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_enters_neither_logits_nor_state(side: str) -> None:
+def test_padding_affects_neither_logits_nor_state(side: str) -> None:
     model = lstm()
     mask = torch.ones_like(TOKENS)
     mask[1, slice(0, 3) if side == "left" else slice(3, None)] = 0
@@ -78,7 +78,7 @@ def test_padding_enters_neither_logits_nor_state(side: str) -> None:
         single = model(alone, use_cache=True)
         torch.testing.assert_close(padded.logits[0], model(TOKENS[:1]).logits[0], atol=1e-6, rtol=0)
         torch.testing.assert_close(padded.logits[1, mask[1].bool()], single.logits[0], atol=1e-6, rtol=0)
-        # The next token is read from the same state.
+        # The cached states give the same next logits.
         following = [
             model(torch.full((rows, 1), 4), past_key_values=output.past_key_values, use_cache=True).logits[-1]
             for rows, output in ((2, padded), (1, single))
@@ -86,20 +86,20 @@ def test_padding_enters_neither_logits_nor_state(side: str) -> None:
     torch.testing.assert_close(*following, atol=1e-6, rtol=0)
 
 
-def test_a_prompt_without_a_token_is_refused() -> None:
+def test_an_empty_prompt_raises() -> None:
     with pytest.raises(ValueError, match="give every prompt at least one"):
         lstm()(TOKENS, attention_mask=torch.tensor([[1] * 6, [0] * 6]))
 
 
-def test_a_saved_model_is_the_same_model(folder: Path) -> None:
+def test_save_and_load(folder: Path) -> None:
     model, loaded = lstm(), load_generator(folder)
     assert isinstance(loaded, LstmForCausalLM)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     assert loaded.config.hidden_size == 12 and loaded.config.eos_token_id == END
 
 
-def test_the_engine_samples_what_the_learner_sees(folder: Path) -> None:
-    """Prompts of different length: left padding in the engine, right padding in the learner."""
+def test_engine_and_learner_logprobs_agree(folder: Path) -> None:
+    """Prompts of different lengths: the engine pads on the left, the learner on the right."""
     engine = TransformersEngine(folder)
     prompts = [Prompt(row, np.arange(1, 2 + row, dtype=np.int32)) for row in range(4)]
     sampling = SamplingSettings(max_new_tokens=12, samples_per_prompt=2, temperature=0.8, stop_at_end_of_text=False)
@@ -126,7 +126,7 @@ def test_the_engine_samples_what_the_learner_sees(folder: Path) -> None:
     assert largest_gap(moved) < 1e-5 < largest_gap(model)
 
 
-def test_under_autocast_the_recurrence_stays_exact() -> None:
+def test_the_recurrence_is_exact_under_autocast() -> None:
     model = lstm(deviation=0.3)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         logits = model(TOKENS).logits

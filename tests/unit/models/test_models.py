@@ -34,7 +34,7 @@ def ragged() -> SequenceBatch:
     return SequenceBatch(tokens, attention, response)
 
 
-def test_logprobs_of_ragged_responses_equal_a_whole_log_softmax(folder: Path) -> None:
+def test_logprobs_of_ragged_responses_match_log_softmax(folder: Path) -> None:
     model, batch = load_generator(folder), ragged()
     with torch.no_grad():
         found = policy_logprobs(model, batch, temperature=0.7)
@@ -47,7 +47,7 @@ def test_logprobs_of_ragged_responses_equal_a_whole_log_softmax(folder: Path) ->
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
-def test_masked_tokens_have_no_share_and_padding_no_gradient(folder: Path) -> None:
+def test_masked_tokens_have_no_probability_and_finite_gradients(folder: Path) -> None:
     model, batch = load_generator(folder), ragged()
     found = policy_logprobs(model, batch, masked_token_ids=[0, 17])
     logits = model(batch.token_ids[:1]).logits[0, 1].detach().clone()
@@ -65,7 +65,7 @@ def test_a_response_needs_a_prompt(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_pooling_reads_the_response_alone(folder: Path, pooling: Pooling) -> None:
+def test_pooling_reads_only_the_response(folder: Path, pooling: Pooling) -> None:
     model, batch = ScalarModel.load(folder, pooling=pooling, pad_token_id=0, seed=1), ragged()
     with torch.no_grad():
         scores, logits = model.token_scores(batch), model(batch)
@@ -74,13 +74,13 @@ def test_pooling_reads_the_response_alone(folder: Path, pooling: Pooling) -> Non
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_the_logit_is_the_sum_of_what_its_tokens_add(folder: Path, pooling: Pooling) -> None:
+def test_token_logits_sum_to_the_logit(folder: Path, pooling: Pooling) -> None:
     model, batch = ScalarModel.load(folder, pooling=pooling, pad_token_id=0, seed=1), ragged()
     with torch.no_grad():
         parts, logits = model.token_logits(batch), model(batch)
     torch.testing.assert_close(parts.sum(1), logits)
     assert not parts[~batch.response_mask].any()
-    if pooling == "mean":  # causal: a later token changes nothing before it, but for the length
+    if pooling == "mean":  # causal: a later token affects earlier shares only through the length
         shorter = SequenceBatch(
             *(each[:1, :4] for each in (batch.token_ids, batch.attention_mask, batch.response_mask))
         )
@@ -90,7 +90,7 @@ def test_the_logit_is_the_sum_of_what_its_tokens_add(folder: Path, pooling: Pool
         torch.testing.assert_close(again[0], parts[0, :4] * ratio)
 
 
-def test_whole_distributions_agree_with_the_tokens_log_probs(folder: Path) -> None:
+def test_full_distributions_match_token_logprobs(folder: Path) -> None:
     model, batch = load_generator(folder), ragged()
     whole = predicted_logprobs(model, batch, temperature=0.7, masked_token_ids=[0])
     torch.testing.assert_close(whole.exp().sum(-1), torch.ones(whole.shape[:-1]))
@@ -109,13 +109,13 @@ def test_last_pooling_exports_as_a_sequence_classifier(folder: Path, tmp_path: P
         torch.testing.assert_close(theirs, model(batch), atol=1e-6, rtol=0)
 
 
-def test_the_head_is_drawn_from_the_seed(folder: Path) -> None:
+def test_the_head_is_initialised_from_the_seed(folder: Path) -> None:
     heads = [ScalarModel.load(folder, pooling="mean", pad_token_id=0, seed=s).network.score.weight for s in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         check_model_source(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):

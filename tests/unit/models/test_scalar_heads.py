@@ -1,4 +1,4 @@
-"""The scalar head of decoders that transformers has no classifier for: it works as the others do."""
+"""Scalar heads of decoders for which transformers has no sequence classifier."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(folder: Path, seed: int = 1) -> ScalarModel:
 
 
 @owned
-def test_the_head_reads_the_decoders_last_hidden_states(family: Family, tmp_path: Path) -> None:
+def test_the_head_reads_the_last_hidden_states(family: Family, tmp_path: Path) -> None:
     model = load(save_family(family, tmp_path / "model"))
     assert type(model.network).__name__.endswith("ForSequenceClassification")
     decoder = load_generator(tmp_path / "model").base_model
@@ -47,7 +47,7 @@ def test_the_head_reads_the_decoders_last_hidden_states(family: Family, tmp_path
 
 
 @owned
-def test_it_is_saved_loaded_and_restored(family: Family, tmp_path: Path) -> None:
+def test_export_load_and_restore(family: Family, tmp_path: Path) -> None:
     model = load(save_family(family, tmp_path / "model"))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -66,7 +66,7 @@ def test_it_is_saved_loaded_and_restored(family: Family, tmp_path: Path) -> None
 
 
 @owned
-def test_lower_layers_freeze_and_adapters_learn(family: Family, tmp_path: Path) -> None:
+def test_frozen_layers_and_adapters(family: Family, tmp_path: Path) -> None:
     save_family(family, tmp_path / "model")
     frozen = load(tmp_path / "model")
     freeze_lower_layers(frozen.network, lambda total: total // 2)
@@ -103,13 +103,13 @@ def test_the_head_is_float32_under_autocast(family: Family, tmp_path: Path) -> N
     torch.testing.assert_close(scores, (hidden @ model.network.score.weight[0]))
 
 
-def test_a_folder_without_the_decoders_weights_is_refused(tmp_path: Path) -> None:
+def test_missing_decoder_weights_raise(tmp_path: Path) -> None:
     family = OWN[0]
     model = AutoModelForCausalLM.from_pretrained(save_family(family, tmp_path))
     state = {name: each for name, each in model.state_dict().items() if "layers.1.mlp" not in name}
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(
-        UserError, match=r"holds no model\.layers\.1\.mlp\.[\w.]+, which GraniteForSequenceClassification"
+        UserError, match=r"has no model\.layers\.1\.mlp\.[\w.]+, which GraniteForSequenceClassification"
     ):
         load(tmp_path)
 
@@ -121,7 +121,7 @@ def test_blocks_and_dropout_are_found(tmp_path: Path) -> None:
         assert {block.self_attn.attention_dropout for block in blocks_of(network)} == {0.5}  # type: ignore[union-attr]
 
 
-def test_a_config_without_a_base_model_is_refused() -> None:
+def test_a_config_without_a_base_model_raises() -> None:
     class Unknown:
         model_type = "unknown"
 

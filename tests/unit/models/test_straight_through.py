@@ -1,4 +1,4 @@
-"""Soft responses against plain ones, and their gradient against a sampler without a cache, row by row."""
+"""Soft responses compared with plain ones, and with a row-by-row sampler without a cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(folder: Path):
     network: Any = load_generator(folder)
-    with torch.no_grad():  # sharper than an untrained model: its choices should matter
+    with torch.no_grad():  # a sharper distribution than that of an untrained model
         network.transformer.wte.weight.mul_(2)
     return network
 
@@ -54,7 +54,7 @@ def noise() -> list[torch.Generator]:
 
 
 def plain(batch: AlignedBatch) -> SequenceBatch:
-    """The same sequences padded on the right, put together by hand."""
+    """Return the same sequences padded on the right, built by hand."""
     rows = []
     for ids, mask, answer, answered in zip(
         batch.prompt_ids, batch.prompt_mask.bool(), batch.response_ids, batch.response_mask, strict=True
@@ -70,7 +70,7 @@ def plain(batch: AlignedBatch) -> SequenceBatch:
 
 
 def sample(model, discriminator: ScalarModel, num_tokens: int = 4, **options) -> tuple[AlignedBatch, Tensor]:
-    """Soft responses to the ragged prompts, and the discriminator's logits of them."""
+    """Return soft responses to the ragged prompts, and the discriminator's logits."""
     options = {"masked_token_ids": [0], "generator": noise(), **options}
     sampled, read = sample_straight_through(
         model,
@@ -84,7 +84,7 @@ def sample(model, discriminator: ScalarModel, num_tokens: int = 4, **options) ->
 
 
 def naive(model, discriminator: ScalarModel, prompt: list[int], seed: int, num_tokens: int) -> tuple[list[int], Tensor]:
-    """One row: the whole prefix through the model again at each step, one-hots as hard + soft - soft."""
+    """Sample one row without a cache: run the full prefix at each step, with one-hots as hard + soft - soft."""
     source = torch.Generator().manual_seed(seed)
     own, theirs = model.transformer.wte.weight, discriminator.network.transformer.wte.weight
     inputs, read, tokens = own[prompt], theirs[prompt], []
@@ -109,14 +109,14 @@ def gradients(model, logits: Tensor) -> dict[str, Tensor]:
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    # In float32 either way of computing stands 3e-4 of the largest entry off the float64 one: sums over rows cancel.
+    # In float32 both differ from float64 by 3e-4 of the largest entry, because sums over rows cancel.
     scale = max(float(value.abs().max()) for value in expected.values())
     assert scale > 1e-3
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, atol=2e-3 * scale, rtol=1e-3, msg=f"{name}: {{}}".format)
 
 
-def test_alignment_moves_every_response_to_the_same_column() -> None:
+def test_alignment_starts_responses_in_one_column() -> None:
     batch = align(ragged())
     assert batch.prompt_ids.tolist() == [[5, 5, 6], [10, 11, 12]]
     assert batch.prompt_mask.tolist() == [[0, 1, 1], [1, 1, 1]]
@@ -126,7 +126,7 @@ def test_alignment_moves_every_response_to_the_same_column() -> None:
         align(SequenceBatch(torch.tensor([[5]]), torch.tensor([[1]]), torch.tensor([[True]])))
 
 
-def test_logits_of_aligned_responses_are_those_of_plain_ones(model) -> None:
+def test_aligned_logits_match_plain_logits(model) -> None:
     batch = align(ragged())
     with torch.no_grad():
         logprobs = response_logits(model, batch, temperature=0.7, masked_token_ids=[0]).log_softmax(-1)
@@ -136,16 +136,14 @@ def test_logits_of_aligned_responses_are_those_of_plain_ones(model) -> None:
     torch.testing.assert_close(found[1, 0], expected[1, 3], atol=1e-5, rtol=1e-5)
 
 
-def test_the_logit_of_a_soft_response_is_that_of_its_tokens(model, discriminator: ScalarModel) -> None:
+def test_a_soft_response_has_the_logit_of_its_tokens(model, discriminator: ScalarModel) -> None:
     sampled, logits = sample(model, discriminator)
     assert 0 not in sampled.response_ids.tolist()[0] + sampled.response_ids.tolist()[1]
     with torch.no_grad():
         torch.testing.assert_close(logits, discriminator(plain(sampled)), atol=1e-5, rtol=1e-5)
 
 
-def test_it_samples_and_differentiates_as_one_that_reads_the_whole_prefix_again(
-    model, discriminator: ScalarModel
-) -> None:
+def test_samples_and_gradients_match_sampling_without_a_cache(model, discriminator: ScalarModel) -> None:
     sampled, logits = sample(model, discriminator)
     rows = [naive(model, discriminator, prompt, seed, 4) for prompt, seed in (([5, 6], 11), ([10, 11, 12], 12))]
     assert sampled.response_ids.tolist() == [tokens for tokens, _ in rows]
@@ -154,8 +152,8 @@ def test_it_samples_and_differentiates_as_one_that_reads_the_whole_prefix_again(
     assert_same(gradients(model, logits), gradients(model, expected))
 
 
-def test_conditional_noise_leaves_out_the_path_through_later_tokens_alone(model, discriminator: ScalarModel) -> None:
-    """With the noise of the draw itself: detached feeding, one pass over the true tokens; at length 1 all of it."""
+def test_conditional_mode_drops_only_the_gradient_through_later_tokens(model, discriminator: ScalarModel) -> None:
+    """With the same noise, detached feeding equals one pass over the sampled tokens; at length 1 nothing is dropped."""
     for num_tokens in (1, 4):
         sampled, whole = sample(model, discriminator, num_tokens)
         _, cut = sample(model, discriminator, num_tokens, feed_gradient=False)
@@ -167,7 +165,7 @@ def test_conditional_noise_leaves_out_the_path_through_later_tokens_alone(model,
         )
         assert torch.equal(tokens, sampled.response_ids)
         one_pass = gradients(model, soft_logits(discriminator, sampled, read))
-        # Embeddings are left out: fed back, a detached row is no lookup; in one pass it is.
+        # Exclude the embedding: only the single pass looks up its rows for sampled tokens.
         own = "transformer.wte.weight"
         full, detached = gradients(model, whole), gradients(model, cut)
         assert_same(*({name: g for name, g in part.items() if name != own} for part in (detached, one_pass)))
@@ -175,7 +173,7 @@ def test_conditional_noise_leaves_out_the_path_through_later_tokens_alone(model,
         assert torch.allclose(full[weight], one_pass[weight], atol=1e-6) == (num_tokens == 1)
 
 
-def test_noise_given_the_tokens_gives_the_tokens_logit(model, discriminator: ScalarModel) -> None:
+def test_conditional_noise_reproduces_the_tokens_logit(model, discriminator: ScalarModel) -> None:
     batch = align(ragged())
     response = response_logits(model, batch, temperature=1.0, masked_token_ids=[0])
     perturbed = conditional_gumbel_perturbed(response, batch.response_ids, generator=noise())
@@ -186,9 +184,9 @@ def test_noise_given_the_tokens_gives_the_tokens_logit(model, discriminator: Sca
     assert all(bool(gradient.isfinite().all()) for gradient in gradients(model, logits).values())
 
 
-def test_what_follows_an_end_of_text_is_neither_read_nor_learned_from(model, discriminator: ScalarModel) -> None:
+def test_tokens_after_end_of_text_are_ignored(model, discriminator: ScalarModel) -> None:
     whole, _ = sample(model, discriminator, 6)
-    end = int(whole.response_ids[0, 2])  # taken for the end: row 0 stops at its first one
+    end = int(whole.response_ids[0, 2])  # used as end of text: row 0 stops at its first occurrence
     first = whole.response_ids[0].tolist().index(end)
     sampled, logits = sample(model, discriminator, 6, end_of_text_ids=[end])
     assert sampled.response_mask[0].tolist() == [step <= first for step in range(sampled.response_mask.shape[1])]

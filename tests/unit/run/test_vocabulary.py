@@ -56,7 +56,7 @@ def test_a_special_token_outside_the_embedding_is_rejected(folder: Path, tmp_pat
         prepare_data(config(folder), tmp_path)
     assert str(error.value) == (
         f"model.generator={folder} has {SIZE} embeddings and its tokenizer {SIZE + 1} tokens: '[NEW]' ({name}) has the "
-        f"id {SIZE}; call model.resize_token_embeddings({SIZE + 1}) and save the model, or do without this token"
+        f"id {SIZE}; call model.resize_token_embeddings({SIZE + 1}) and save the model, or remove this token"
     )
 
 
