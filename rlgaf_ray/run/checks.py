@@ -72,7 +72,7 @@ def check_lengths(config: Config, asked: int) -> None:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
         raise UserError(
             f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
-            f"task.response_tokens = {asked}{blocks}: lower them to at most {limit}, or take another model"
+            f"task.response_tokens = {asked}{blocks}: lower them to at most {limit}, or choose another model"
         )
     if config.model.generator == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
         raise UserError(
