@@ -398,7 +398,7 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: tarin is no command, preset, .yaml file or key=value; did you mean train?\n",
+            "error: tarin is not a command, preset, .yaml file or key=value; did you mean train?\n",
         ),
         (["train", "run.seed=1", "x.yaml"], "error: cannot read config x.yaml: No such file or directory\n"),
         (
