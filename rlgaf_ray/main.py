@@ -18,7 +18,7 @@ BUG = "this is a bug in rlgaf_ray: please report it, with the lines above and rl
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: success; 1: failure; 2: invalid usage or config; 130: interrupted; 128 + n: stopped by signal n, state saved.
+    0: success; 1: failure; 2: invalid usage or config; 130: interrupted; 128 + n: stopped by signal n (checkpointed).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
