@@ -165,7 +165,7 @@ class Measuring:
         )
 
     def answers(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Rollout]:
-        """Sample ``compare.samples`` adjacent answers per prompt, each selected from several candidates if so configured."""
+        """Sample ``compare.samples`` adjacent answers per prompt, each selected among candidates if configured."""
         candidates, seed = self.answering.candidates, self.config.run.seed
         per_prompt = self.config.compare.samples * candidates
         sampling = replace(sampling_settings(self.config, samples_per_prompt=per_prompt), **decoding.changes)

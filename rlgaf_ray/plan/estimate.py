@@ -35,8 +35,8 @@ from rlgaf_ray.plan.speed import (
 Role = Literal["learner", "discriminator", "rollout"]
 GIB, MIB = 2**30, 2**20
 
-# Measured on CPU (docs/scaling.md): an actor's process with its libraries and no model. The size of the CUDA context and
-# its libraries' workspaces is an assumption.
+# Measured on CPU (docs/scaling.md): an actor's process with its libraries and no model. CUDA's context and library
+# workspaces are not measured yet.
 CPU_RUNTIME, VLLM_CPU_RUNTIME = 540 * MIB, 680 * MIB
 CUDA_RUNTIME = 1 * GIB
 SAMPLER_COPIES = 3  # float32 arrays of sequences x vocabulary: logits, their log-softmax, probabilities
@@ -232,21 +232,21 @@ def _phases(
 ) -> dict[str, float]:
     """Return the seconds of each phase. A device is a GPU, or a core that the placement assigns to an actor."""
     on_gpu = placement.device == "cuda"
-    engine_devices = placement.tensor_parallel_size if on_gpu else placement.rollout_threads
-    rank_devices = 1 if on_gpu else placement.threads
+    of_engine = placement.tensor_parallel_size if on_gpu else placement.rollout_threads
+    of_rank = 1 if on_gpu else placement.threads
     return {
         "rollout": rollout_seconds(
             shape,
             work,
             rates,
             engines=placement.num_rollout_workers,
-            cores=engine_devices,
+            cores=per_engine,
             element=_rollout_element(config),
         ),
         "score and discriminator update": discriminator_seconds(
-            shape, work, rates, devices=placement.num_discriminators * rank_devices
+            shape, work, rates, devices=placement.num_discriminators * of_rank
         ),
-        "generator update": generator_seconds(shape, work, rates, devices=placement.num_learners * rank_devices),
+        "generator update": generator_seconds(shape, work, rates, devices=placement.num_learners * of_rank),
         "push of weights": sent.seconds(rates),
         "driver": driver_seconds(work),
     }

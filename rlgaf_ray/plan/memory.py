@@ -20,7 +20,7 @@ class Memory:
     weights: float = 0.0
     gradients: float = 0.0
     optimizer: float = 0.0
-    reference: float = 0.0  # further networks: reference and base model, moving averages, the discriminator's copy
+    reference: float = 0.0  # other networks: reference, base model, averages, discriminator's copy, a push's second set
     activations: float = 0.0
     kv_cache: float = 0.0
     runtime: float = 0.0  # interpreter, libraries, CUDA's context

@@ -9,7 +9,7 @@ FLOAT32, BFLOAT16 = 4, 2  # bytes per element
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Shape of a decoder. GPT-2: ``ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True)``.
+    """A decoder. GPT-2: ``ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True)``.
 
     Gated models are assumed to be Llama-like: RMS norms, and separate matrices for queries, keys and values.
     """

@@ -28,7 +28,7 @@ class Rates:
     token_seconds: float  # engine overhead per token of a step
 
 
-# 990 TFLOP/s of dense bfloat16 at 40 %, 3.35 TB/s at 70 %, 400 Gbit/s, PCIe 5 x16: H100 data sheet, typical utilisation.
+# 990 TFLOP/s of dense bfloat16 at 40 %, 3.35 TB/s at 70 %, 400 Gbit/s, PCIe 5 x16: H100 data sheet, usual utilisation.
 ASSUMED_GPU = Rates(flops=4e14, memory=2.3e12, network=5e10, host=5e10, step_seconds=3e-3, token_seconds=5e-6)
 # From docs/benchmarks.md: an update of 64 rollouts of the built-in model takes 0.23 s on two cores with AVX512_BF16,
 # and two engines with one core each sample them in 0.27 s, most of it vLLM's overhead. Network: 10 Gbit/s.
@@ -71,8 +71,8 @@ def forward_flops(shape: ModelShape, *, length: int, head: bool = True) -> float
 def rollout_seconds(shape: ModelShape, work: Work, rates: Rates, *, engines: int, cores: float, element: int) -> float:
     """Return the seconds to sample the rollouts: compute-bound prefill, then R decoding steps.
 
-    A step of B sequences takes the larger of compute, (2 N B) / F, and memory reads, (N e + B s c) / M: the weights once
-    and every sequence's KV cache, with s the mean length (Pope et al. 2022, arXiv 2211.05102, section 2). Engine
+    A step of B sequences takes the larger of compute, (2 N B) / F, and memory reads, (N e + B s c) / M: the weights
+    once and every sequence's KV cache, with s the mean length (Pope et al. 2022, arXiv 2211.05102, section 2). Engine
     overhead is added. ``cores``: devices per engine (shards on GPU, threads on CPU).
     """
     batch = math.ceil(work.rollouts / engines)
