@@ -109,14 +109,8 @@ def compose(
                 tree.merge(smaller, Origin(name, small=True))
                 has_small = True
     if small and not has_small:
-        found = (
-            f"{' and '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'} none"
-            if paths
-            else "no file is given"
-        )
-        raise ConfigError(
-            f"--small needs a config file with a section '{SMALL}:', but {names if paths else 'no file is given'}"
-        )
+        hint = f"{' and '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'} none" if paths else "none given"
+        raise ConfigError(f"--small needs a config file with a section '{SMALL}:', but {hint}")
     for override in overrides:
         key, separator, text = override.partition("=")
         source = f"override {printable(override)!r}"

@@ -240,7 +240,7 @@ def _phases(
             work,
             rates,
             engines=placement.num_rollout_workers,
-            cores=per_engine,
+            cores=of_engine,
             element=_rollout_element(config),
         ),
         "score and discriminator update": discriminator_seconds(

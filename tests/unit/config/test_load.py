@@ -26,8 +26,8 @@ SECTIONS = (
     "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
     "evaluation, checkpoint, tracking, cluster, sweep, compare"
 )
-NO_AVERAGE = "generator.average_decay=0"
-MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", NO_AVERAGE]
+UNAVERAGED = "generator.average_decay=0"
+MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", UNAVERAGED]
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -441,7 +441,7 @@ def test_small_applies_the_section_small(write, capsys) -> None:
     large, small = load_config(path), load_config(path, ["run.seed=4"], small=True)
     assert (large.run.iterations, large.run.seed, large.model.dtype) == (9, 3, "float32")
     assert (small.run.iterations, small.run.seed, small.model.dtype) == (2, 4, "bfloat16")
-    with pytest.raises(ConfigError, match=r"--small needs a config file with a section 'small:', but no file is given"):
+    with pytest.raises(ConfigError, match=r"--small needs a config file with a section 'small:', but none given"):
         load_config(None, small=True)
     assert main([str(path), "--small", "--print-config"]) == 0
     assert load_config(write(capsys.readouterr().out)) == load_config(
@@ -554,7 +554,7 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
         (
             [
                 "model.lora.rank=4",
-                NO_AVERAGE,
+                UNAVERAGED,
                 "discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}",
                 "generator.reinforce.credit=sequence",
             ],
@@ -575,6 +575,6 @@ def test_gpu_engines_support_sleep_and_nccl_transfer() -> None:
 
 def test_several_learners_can_train_adapters() -> None:
     config = load_config(
-        None, ["model.lora.rank=4", NO_AVERAGE, "learner.num_workers=2", "discriminator.num_workers=2"]
+        None, ["model.lora.rank=4", UNAVERAGED, "learner.num_workers=2", "discriminator.num_workers=2"]
     )
     assert config.model.lora.rank == 4
