@@ -18,16 +18,16 @@ class Numbers(click.ParamType):
 
     name = "N,N,..."
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
+    def __init__(self, number_type: type[int] | type[float]) -> None:
+        self.number_type = number_type
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            numbers = [self.kind(part) for part in value.split(",") if part]
+            numbers = [self.number_type(part) for part in value.split(",") if part]
         except ValueError:
             numbers = []
         if not numbers or any(number <= 0 for number in numbers):
-            example = "0.8,1" if self.kind is float else "200,400"
+            example = "0.8,1" if self.number_type is float else "200,400"
             self.fail(f"{value!r} is not a list of positive numbers such as {example}")
         return numbers
 
@@ -41,7 +41,7 @@ class Numbers(click.ParamType):
 @click.option("--test", is_flag=True, help="Use the test split. Each use is recorded in the run.")
 @options.out
 @options.verbosity
-def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int | None, **asked: Any) -> int:
+def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int | None, **settings: Any) -> int:
     """Compare runs with the SFT model at several temperatures."""
     if not runs:
         raise UsageError("evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]")
@@ -54,7 +54,7 @@ def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int 
     options.quiet_transformers()
     measure(
         runs,
-        **{name: value for name, value in asked.items() if value is not None},
+        **{name: value for name, value in settings.items() if value is not None},
         num_prompts=num_prompts,
         out=out,
         part="test" if test else "validation",

@@ -159,9 +159,9 @@ def write_page(
     config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[MethodName, int], str]
 ) -> Path:
     folder, tables = config.run.folder, grids(config, rows)
-    drawn, truncated = figures(config, trials), any(each.truncated for each in decodings(config.compare))
+    plots, truncated = figures(config, trials), any(each.truncated for each in decodings(config.compare))
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
+    for name, figure in plots.items():
         for suffix in (".png", ".svg"):
             save(figure, folder / "figures" / f"{name}{suffix}")
     tree = _with_null([asdict(row) for row in rows])
@@ -176,7 +176,7 @@ def write_page(
         baseline=METHODS[config.compare.baseline].title,
         tables=tables,
         markers="; circles: temperatures, triangles: top-p, squares: min-p" if truncated else "",
-        figures=[(title, svg(drawn[name])) for name, title in TITLES.items()],
+        figures=[(title, svg(plots[name])) for name, title in TITLES.items()],
         sources=[(METHODS[row.name].title, METHODS[row.name].source) for row in rows if METHODS[row.name].source],
         errors=[(f"{name} {replicate}", error) for (name, replicate), error in errors.items()],
         config=dump_config(config),

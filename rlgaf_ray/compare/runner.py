@@ -170,6 +170,6 @@ class Lines(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._line(trial, "failed")
 
-    def _line(self, trial: Any, what: str) -> None:
+    def _line(self, trial: Any, result: str) -> None:
         self.done += 1
-        print(f"{self.done}/{self.total} {trial.config['trial']}: {what}", flush=True)
+        print(f"{self.done}/{self.total} {trial.config['trial']}: {result}", flush=True)

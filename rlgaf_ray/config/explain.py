@@ -77,7 +77,7 @@ def keys_of(section: type[BaseModel], prefix: str = "") -> Sequence[str]:
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += keys_of(kind, f"{prefix}{name}.")
+        for annotation in (field.annotation, *get_args(field.annotation)):
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                keys += keys_of(annotation, f"{prefix}{name}.")
     return keys

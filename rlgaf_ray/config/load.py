@@ -114,10 +114,11 @@ def _at(tree: Any, key: Key) -> Any:
 
 
 def _takes_text(key: str) -> bool:
-    kind: Any = Config
+    """Whether a dotted key accepts a string."""
+    node: Any = Config
     for part in key.split("."):
-        known = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        if known is None:
+        field = node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
             return False
-        kind = known.annotation
-    return kind is str or str in get_args(kind)
+        node = field.annotation
+    return node is str or str in get_args(node)

@@ -66,7 +66,7 @@ def test_other_versions_are_accepted_by_a_flag(
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, AssertionError])
-def test_a_bug_keeps_its_traceback_with_the_advice_to_report_it(ended, kind: type[Exception]) -> None:
+def test_a_bug_prints_a_traceback_and_asks_for_a_report(ended, kind: type[Exception]) -> None:
     code, lines = ended(kind("s3://KEY:SECRET@bucket/x"))
     assert code == 1 and lines[0] == "Traceback (most recent call last):"
     assert any("in failing" in line for line in lines)
