@@ -75,7 +75,7 @@ class Trial:
 
 
 def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) -> Trial:
-    """Train and measure one method with all roles in this process. ``folder``: the root of the run folder."""
+    """Train and measure one method with all roles in this process. ``folder``: ``run.root`` of the training run."""
     torch.set_num_threads(1)
     method, started = METHODS[name], time.perf_counter()
     config = method_config(config, name, replicate)
