@@ -247,6 +247,6 @@ def _phases(
             shape, work, rates, devices=placement.num_discriminators * of_rank
         ),
         "generator update": generator_seconds(shape, work, rates, devices=placement.num_learners * of_rank),
-        "push of weights": sent.seconds(rates),
+        "weight push": sent.seconds(rates),
         "driver": driver_seconds(work),
     }
