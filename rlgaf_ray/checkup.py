@@ -1,4 +1,4 @@
-"""The machine as a run will meet it: what cannot work, what would be slow, and why. Imports nothing heavy."""
+"""Checks of the machine: what would fail, what would be slow, and why. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Literal
 
 GIB = 2**30
 LITTLE_MEMORY, LITTLE_DISK = 4 * GIB, 5 * GIB
-OBJECT_STORE_SHARE = 0.3  # of the memory: Ray's default, in /dev/shm where that holds it
-ENOUGH_SHM = 10 * 10**9  # Ray asks for no more by default
-FULL_DISK = 0.95  # above it Ray refuses to spill objects
+OBJECT_STORE_SHARE = 0.3  # of memory: Ray's default, in /dev/shm if it fits
+ENOUGH_SHM = 10 * 10**9  # Ray's default upper bound, in bytes
+FULL_DISK = 0.95  # Ray does not spill objects to a disk fuller than this
 FEATURES = {
     "AVX2": ("avx2",),
     "AVX512": ("avx512f",),
@@ -56,7 +56,7 @@ def check_machine() -> list[Finding]:
 def check_python(found: Sequence[int]) -> Finding:
     value = ".".join(map(str, found))
     if tuple(found) < (3, 11):
-        return Finding("python", value, "Python 3.11 or newer is needed: make PYTHON=python3.11 ...", "fail")
+        return Finding("python", value, "rlgaf_ray needs Python 3.11 or newer: make PYTHON=python3.11 ...", "fail")
     return Finding("python", value)
 
 
@@ -64,7 +64,7 @@ def check_packages(names: Sequence[str]) -> Finding:
     missing = [name for name in names if _version(name) is None]
     if missing:
         return Finding("packages", f"missing: {', '.join(missing)}", f"pip install {' '.join(missing)}", "fail")
-    return Finding("packages", f"all {len(names)} that are needed" if names else "not installed as a package")
+    return Finding("packages", f"all {len(names)} required" if names else "not installed as a package")
 
 
 def check_processor(flags: Iterable[str], name: str) -> Finding:
@@ -87,7 +87,7 @@ def check_cores(count: int, limit: float | None) -> Finding:
     value = f"{usable:g}" + (f" of {count} (the container's limit)" if usable < count else "")
     if usable < 2:
         return Finding(
-            "cores", value, "engines, discriminator and learner take turns: two cores are twice as fast", "slow"
+            "cores", value, "engines, discriminator and learner share one core: two cores are twice as fast", "slow"
         )
     return Finding("cores", value)
 
@@ -104,7 +104,7 @@ def check_memory(available: int | None) -> Finding:
 
 def check_shm(folder: Path, memory: int | None) -> Finding:
     if not folder.is_dir():
-        return Finding(str(folder), "none: Ray's objects lie in temporary files")
+        return Finding(str(folder), "none: Ray stores objects in temporary files")
     free = shutil.disk_usage(folder).free
     wanted = min(OBJECT_STORE_SHARE * (memory or 0), ENOUGH_SHM)
     value = f"{free / GIB:.1f} GiB free"
@@ -118,7 +118,7 @@ def check_disk(name: str, folder: Path) -> Finding:
     usage = shutil.disk_usage(folder)
     value = f"{usage.free / GIB:.1f} GiB free in {folder}"
     if usage.free < LITTLE_DISK or usage.used > FULL_DISK * usage.total:
-        advice = "checkpoints and Ray's spilled objects may find no room: free some, or set run.root and RAY_TMPDIR"
+        advice = "checkpoints and Ray's spilled objects may not fit: free space, or set run.root and RAY_TMPDIR"
         return Finding(name, value, advice, "slow")
     return Finding(name, value)
 
@@ -128,19 +128,19 @@ def check_gpus(names: Sequence[str], torch: str | None) -> Finding:
         return Finding("GPUs", "none: runs compute on the CPU")
     value = f"{len(names)} x {names[0]}" if len(set(names)) == 1 else ", ".join(names)
     if torch is not None and torch.endswith("+cpu"):
-        return Finding("GPUs", value, f"torch {torch} does not use them: make EXTRAS=gpu,dev ...", "slow")
-    return Finding("GPUs", value, "runs use them once cluster.gpus_per_actor is above 0 (docs/gpu.md)")
+        return Finding("GPUs", value, f"torch {torch} cannot use them: make EXTRAS=gpu,dev ...", "slow")
+    return Finding("GPUs", value, "to use them set cluster.gpus_per_actor above 0 (docs/gpu.md)")
 
 
 def check_ray(found: str | None, address: str) -> Finding:
     if found is None:
         return Finding("Ray", "not installed", 'pip install "ray[default,train,tune]"', "fail")
-    return Finding("Ray", f"{found}, {f'joins {address} (RAY_ADDRESS)' if address else 'starts one of its own'}")
+    return Finding("Ray", f"{found}, {f'joins {address} (RAY_ADDRESS)' if address else 'starts a local cluster'}")
 
 
 def check_vllm(gpu_build: str | None, cpu_build: str | None, *, has_gpu: bool) -> Finding:
     if gpu_build is None and cpu_build is None:
-        advice = 'set rollout.engine=transformers, which is slower, or pip install -e ".[cpu]" (".[gpu]")'
+        advice = 'set rollout.engine=transformers, which is slower, or pip install -e ".[cpu]" (GPUs: ".[gpu]")'
         return Finding("vLLM", "not installed", advice, "slow")
     if cpu_build is None and not has_gpu:
         advice = 'it needs a GPU: pip install -e ".[cpu]", or set rollout.engine=transformers'
@@ -152,7 +152,7 @@ def check_vllm(gpu_build: str | None, cpu_build: str | None, *, has_gpu: bool) -
 
 
 def requires_of(package: str) -> list[str]:
-    """Its direct dependencies, without extras; none where it is not installed as a package."""
+    """Return the direct dependencies without extras, or none if the package is not installed."""
     try:
         lines = requires(package) or []
     except PackageNotFoundError:
@@ -172,32 +172,32 @@ def processor_name() -> str:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def quota() -> float | None:
-    """Cores' worth of time that the container may use; None where nothing limits it."""
+    """Return the container's CPU limit in cores; None without a limit."""
     limit, _, period = _text("/sys/fs/cgroup/cpu.max").strip().partition(" ")
     return int(limit) / int(period) if limit.isdigit() and period.isdigit() else None
 
 
 def total_memory() -> int | None:
-    """Bytes of the machine, or of the container where it may use less."""
+    """Return the bytes of memory: the machine's, or the container's limit if that is lower."""
     totals = [_meminfo("MemTotal"), _number("/sys/fs/cgroup/memory.max")]
     return min((total for total in totals if total is not None), default=None)
 
 
 def available_memory() -> int | None:
-    free, limit = _meminfo("MemAvailable"), _number("/sys/fs/cgroup/memory.max")
+    available, limit = _meminfo("MemAvailable"), _number("/sys/fs/cgroup/memory.max")
     if limit is not None:
-        left = limit - (_number("/sys/fs/cgroup/memory.current") or 0)
-        return left if free is None else min(free, left)
-    return free
+        below_limit = limit - (_number("/sys/fs/cgroup/memory.current") or 0)
+        return below_limit if available is None else min(available, below_limit)
+    return available
 
 
 def gpu_names() -> list[str]:
-    """Name and memory of each NVIDIA GPU."""
+    """Return the name and memory of each NVIDIA GPU."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

@@ -1,8 +1,8 @@
-"""Checks the installation: first of all for companion packages of torch that were built for another torch.
+"""Check the installation, in particular for torch companion packages that were built for another torch.
 
-vLLM asks pip for torchvision, torchaudio and torchcodec, and pip may find them only for CUDA while torch is the CPU
-build. transformers and vLLM import them wherever they are installed, in every process, so one that cannot be imported
-ends both ("operator torchvision::nms does not exist", "Could not load this library"). Text models need none of them.
+vLLM requires torchvision, torchaudio and torchcodec, and pip may find only CUDA builds of them for a CPU build of
+torch. transformers and vLLM import every one that is installed, so a broken one makes both fail ("operator
+torchvision::nms does not exist", "Could not load this library"). Text models need none of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
 def broken_companions() -> list[str]:
-    """Those of torch's companion packages that are installed but end transformers or vLLM when imported."""
+    """Return the installed companion packages of torch that make transformers or vLLM fail at import."""
     return [name for name in COMPANIONS if importlib.util.find_spec(name) and _is_broken(name)]
 
 
@@ -30,20 +30,20 @@ def _is_broken(name: str) -> bool:
     try:
         importlib.import_module(name)
     except (ImportError, RuntimeError):
-        return name != "torchcodec"  # these two it raises where FFmpeg is missing, and its importers expect them
-    except Exception:  # whatever else a library of another build raises while it loads
+        return name != "torchcodec"  # torchcodec raises these without FFmpeg, and its importers handle them
+    except Exception:  # a library of another build can raise anything, such as OSError
         return True
     return False
 
 
 def complaint() -> str | None:
-    """One sentence with the command that mends the installation; None where all is well."""
+    """Return an error message with the command that repairs the installation; None if nothing is broken."""
     broken = broken_companions()
     if not broken:
         return None
     return (
-        f"{_listing(broken)} cannot be imported beside torch {version('torch')}, and transformers and vLLM end with "
-        f"that; nothing here needs {'it' if len(broken) == 1 else 'them'}, so run: {shlex.join(_uninstall(broken))}"
+        f"{_listing(broken)} cannot be imported with torch {version('torch')}, so transformers and vLLM fail at "
+        f"import; rlgaf_ray does not need {'it' if len(broken) == 1 else 'them'}: run {shlex.join(_uninstall(broken))}"
     )
 
 
@@ -56,11 +56,11 @@ def _listing(names: list[str]) -> str:
 
 
 def run(*, fix: bool) -> int:
-    """Print what was found, or with ``fix`` uninstall what does not fit. 1: something cannot work."""
+    """Print all findings, or with ``fix`` uninstall broken packages. Return 1 if a check failed, else 0."""
     if fix:
-        return _mend()
-    sentence = complaint()
-    installation = Finding("torch", _listing(broken_companions()) + " broken", sentence, "fail") if sentence else None
+        return _fix()
+    problem = complaint()
+    installation = Finding("torch", _listing(broken_companions()) + " broken", problem, "fail") if problem else None
     findings = [*check_machine(), *([installation] if installation else [])]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
@@ -68,22 +68,22 @@ def run(*, fix: bool) -> int:
         if finding.advice:
             print(f"      {'':<{width}}  -> {finding.advice}")
     counts = Counter(finding.verdict for finding in findings)
-    print(f"{counts['fail']} cannot work, {counts['slow']} slow" if counts["fail"] or counts["slow"] else "all is well")
+    print(f"{counts['fail']} failed, {counts['slow']} slow" if counts["fail"] or counts["slow"] else "all good")
     return 1 if counts["fail"] else 0
 
 
-def _mend() -> int:
+def _fix() -> int:
     broken = broken_companions()
     if broken:
         subprocess.run([*_uninstall(broken), "-qq"], check=True)
-        print(f"uninstalled {_listing(broken)}: built for another torch than {version('torch')}, and not needed here")
+        print(f"uninstalled {_listing(broken)}: built for a torch other than {version('torch')}, and not needed")
     return 0
 
 
 def main() -> int:
-    """``python -m rlgaf_ray.doctor [--fix]``, the same as ``rlgaf doctor``, before all packages are there."""
+    """Run ``python -m rlgaf_ray.doctor [--fix]``: ``rlgaf doctor`` for an incomplete installation."""
     parser = argparse.ArgumentParser(prog="rlgaf_ray.doctor", description="Check the installation and the machine.")
-    parser.add_argument("--fix", action="store_true", help="uninstall the packages that do not fit")
+    parser.add_argument("--fix", action="store_true", help="uninstall packages built for another torch")
     return run(fix=parser.parse_args().fix)
 
 

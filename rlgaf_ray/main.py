@@ -18,16 +18,16 @@ BUG = "this is a bug in rlgaf_ray: please report it, with the lines above and rl
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done; 1: failed; 2: wrong usage or config; 130: interrupted; 128 + n: stopped by signal n, with a checkpoint.
+    0: success; 1: failure; 2: invalid usage or config; 130: interrupted; 128 + n: stopped by signal n (checkpointed).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-            stream.reconfigure(errors="replace")  # "?" stands for what its encoding does not have
+            stream.reconfigure(errors="replace")  # print "?" for characters that the encoding lacks
     try:
         return run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         return _fail(error, error.exit_code)
-    except KeyboardInterrupt:  # before or after the part of a run that a signal ends with a checkpoint
+    except KeyboardInterrupt:  # outside the training loop, whose signal handler saves a checkpoint
         return _fail("interrupted", EXIT_INTERRUPTED)
     except Exception:
         print(public(traceback.format_exc()), end="", file=sys.stderr)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    """One line, whatever a library put into its message, and without the keys that may stand in it."""
+    """Print the error as one printable line without credentials, and return the code."""
     line = " ".join(public(str(error)).splitlines())
     print(
         "error: " + "".join(character if character.isprintable() else "\ufffd" for character in line), file=sys.stderr

@@ -1,7 +1,6 @@
-"""Fakes for tests of plug-ins and of code around a run: they need no model, no Ray and no network.
+"""Fakes for testing plug-ins and code that uses a run, without a model, Ray or network.
 
-Each is a subclass of the protocol that it stands in for, so that a type checker holds it to the protocol. The loop
-that they run in is the real one:
+Each fake subclasses the protocol that it implements, so a type checker verifies it. They work with the real loop:
 
 >>> callback = RecordingCallback(stop_after=3)
 >>> loop = AdversarialLoop(config, FakeRoles(), FakeTask(), tokenizer, evaluator, trackers, checkpoints, [callback])
@@ -45,10 +44,11 @@ from rlgaf_ray.types import (
 
 
 class FakeRoles(Roles):
-    """Roles without models, whose only weights are a few numbers that a checkpoint keeps.
+    """Roles without models; the state in a checkpoint is a few numbers.
 
-    Rollouts have three tokens that follow from their seeds. Each scores -0.5, demonstrations -0.5 and 0.5 in turn. The
-    generator's KL is 0.02; from update ``onset`` on it grows by 0.4 an update, unless the KL coefficient is ``enough``.
+    Rollouts have three tokens, derived from their seeds. Every rollout scores -0.5; demonstrations alternate between
+    -0.5 and 0.5. The generator's KL is 0.02; from iteration ``onset`` on it grows by 0.4 per update while the KL
+    coefficient is below ``enough``.
     """
 
     def __init__(self, *, onset: int | None = None, enough: float = 0.1, coefficient: float = 0.0) -> None:
@@ -100,8 +100,8 @@ class FakeRoles(Roles):
         return lambda: {}
 
     def update_generator(self, scored: Sequence[ScoredRollout], *, iteration: int, text: TextBlocks | None) -> Pending:
-        held = self.state["coefficient"] >= self.enough
-        if self.onset is not None and iteration >= self.onset and not held:
+        stable = self.state["coefficient"] >= self.enough
+        if self.onset is not None and iteration >= self.onset and not stable:
             self.state["kl"] += 0.4
         self.state["moments"] += 1
         metrics = {
@@ -145,9 +145,9 @@ class FakeRoles(Roles):
 
 
 class FakeDiscriminator(Discriminator):
-    """Scores a response by minus its number of tokens, and only counts its updates.
+    """Scores a response with minus its number of tokens. Updates only increment the version.
 
-    A subclass can set ``needs``, for ``update`` to get other rows.
+    A subclass can set ``needs`` to receive other rows in ``update``.
     """
 
     needs: BatchNeeds = BatchNeeds()
@@ -181,9 +181,9 @@ class FakeDiscriminator(Discriminator):
 
 
 class FakeTask(Task):
-    """Numbers: each prompt is one token, which is its number, and the response is one token, a hundred more.
+    """A task of numbers: the prompt is the token n, and the response is the token n + 100.
 
-    The evaluation reads the demonstrations.
+    The evaluation uses the demonstrations.
     """
 
     checksum: str = "0"
@@ -202,7 +202,7 @@ def _demonstration(number: int) -> Demonstration:
 
 
 class RecordingTracker(Tracker):
-    """Keeps what the run logs."""
+    """Records everything that the run logs."""
 
     def __init__(self) -> None:
         self.run: TrackedRun | None = None
@@ -220,7 +220,7 @@ class RecordingTracker(Tracker):
 
 
 class RecordingCallback(Callback):
-    """Keeps what the run reports, and stops it after iteration ``stop_after``."""
+    """Records everything that the run reports, and stops it after iteration ``stop_after``."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after

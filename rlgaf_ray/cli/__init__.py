@@ -1,1 +1,1 @@
-"""The command line: one module for each group of subcommands. What a command needs is imported when it runs."""
+"""The command line: one module for each group of subcommands. Heavy imports are inside the commands that need them."""

@@ -1,4 +1,4 @@
-"""The program ``rlgaf``: its subcommands, and how a wrong command line is reported."""
+"""The ``rlgaf`` program: its subcommands, and the error messages of an invalid command line."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ OWN_OPTIONS = ("-h", "--help", "--version")
 
 
 class Program(click.Group):
-    """A group of commands in which ``train`` is the default, so that ``rlgaf key=value`` trains."""
+    """Command group with ``train`` as the default command, so that ``rlgaf key=value`` trains."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
 
     def named(self, words: Sequence[str]) -> str | None:
-        """The command among the words: the first of them, but for options."""
+        """Return the command if the first word that is not an option names one."""
         first = next((word for word in words if not word.startswith("-")), None)
         return first if first in self.commands else None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if (name := self.named(args)) is not None:
-            place = args.index(name)
-            args = [name, *args[:place], *args[place + 1 :]]
+            position = args.index(name)
+            args = [name, *args[:position], *args[position + 1 :]]
         elif args[:1] not in [[option] for option in OWN_OPTIONS] and not (ctx.resilient_parsing and not args):
             ctx.meta[IMPLICIT] = True
             args = ["train", *args]
@@ -55,7 +55,7 @@ class Program(click.Group):
 )
 @click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def app() -> None:
-    """Post-train a language model from demonstrations by adversarial feedback. Without COMMAND: train.
+    """Post-train a language model on demonstrations with adversarial feedback. Default COMMAND: train.
 
     \b
     rlgaf train imdb_positive --small run.seed=1
@@ -68,7 +68,7 @@ for command in (train, tune, compare, plan, evaluate, report, sample, runs, diff
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command and return its exit code. Raises ``UsageError`` for a wrong command line."""
+    """Run one command and return its exit code. Raises ``UsageError`` if the command line is invalid."""
     if instruction := os.environ.get(COMPLETE):
         return shell_complete(app, {}, PROGRAM, COMPLETE, instruction)
     try:
@@ -81,20 +81,20 @@ def run(words: Sequence[str]) -> int:
 
 
 def _explain(error: click.UsageError, words: Sequence[str]) -> str:
-    """One sentence that names the option, and where to look."""
-    owner = app.named(words) or "train"
-    command = f"{PROGRAM} {owner}"
+    """Return the error message: the option at fault, a suggestion, and the help to read."""
+    name = app.named(words) or "train"
+    command = f"{PROGRAM} {name}"
     if not isinstance(error, click.NoSuchOption):
         message = error.format_message().strip().rstrip(".")
         return f"{command}: {message[:1].lower()}{message[1:]}; see {command} --help"
-    name = error.option_name
-    others = [f"{PROGRAM} {each}" for each, other in app.commands.items() if name in _options(other)]
-    near = get_close_matches(name, _options(app.commands[owner]), n=1)
+    option = error.option_name
+    others = [f"{PROGRAM} {each}" for each, other in app.commands.items() if option in _options(other)]
+    near = get_close_matches(option, _options(app.commands[name]), n=1)
     if others:
         hint = f", but {' and '.join(others)} {'has' if len(others) == 1 else 'have'}"
     else:
         hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{command} has no option {name}{hint} (see {command} --help)"
+    return f"{command} has no option {option}{hint} (see {command} --help)"
 
 
 def _options(command: click.Command) -> list[str]:

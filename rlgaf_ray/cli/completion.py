@@ -1,4 +1,4 @@
-"""Completion of presets, files and dotted keys, in bash and zsh, without loading the config tree."""
+"""Shell completion of presets, files and dotted keys in bash and zsh, without importing the config classes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from click.shell_completion import BashComplete, CompletionItem, ZshComplete, ad
 
 from rlgaf_ray.config.presets import first_line, presets
 
-OPEN = "open"  # a completion that goes on: no space follows it
+OPEN = "open"  # type of a partial completion, such as a section: the shell adds no space
 
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """For the words of a command that takes a config."""
+    """Complete an argument of a command that takes a config."""
     before = ctx.params.get(param.name or "") or ()
     return [] if "=" in incomplete or before[-1:] == ("=",) else words(incomplete)  # bash splits words at "="
 
 
 def words(incomplete: str) -> list[CompletionItem]:
-    """Presets and YAML files by their names, sections and keys one level at a time."""
+    """Return matching presets, YAML files and folders, and keys one level at a time."""
     items = [CompletionItem(name, help=first_line(path)) for name, path in presets().items()]
     items += [CompletionItem(path) for path in glob.glob(f"{glob.escape(incomplete)}*.y*ml")]
     items += [CompletionItem(path, OPEN) for path in glob.glob(f"{glob.escape(incomplete)}*/")]
@@ -44,7 +44,7 @@ def _keys(incomplete: str) -> list[CompletionItem]:
 
 @cache
 def _defaults() -> Any:
-    """``configs/default.yaml`` has every key."""
+    """Return ``configs/default.yaml``, which contains every key."""
     from rlgaf_ray.config.reader import read_yaml
 
     return read_yaml(presets()["default"].read_text(encoding="utf-8"))

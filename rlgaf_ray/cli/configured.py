@@ -1,4 +1,4 @@
-"""Commands that start from a config: train, tune, compare, plan."""
+"""Commands that take a config: train, tune, compare, plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rlgaf_ray.config import Config
     from rlgaf_ray.config.load import Origins
 
-IMPLICIT = "rlgaf_ray.implicit"  # in a context's meta: no command was named
+IMPLICIT = "rlgaf_ray.implicit"  # key in click's context.meta: the command line names no command
 
 
 @click.command()
@@ -29,9 +29,9 @@ IMPLICIT = "rlgaf_ray.implicit"  # in a context's meta: no command was named
 @options.print_config
 @options.verbosity
 def train(words: Sequence[str], small: bool, resume: bool, other_versions: bool, print_config: bool) -> int:
-    """Train, or go on with a run.
+    """Train a model, or resume a run.
 
-    Files apply from left to right, then key=value. Without a file: the defaults (configs/default.yaml).
+    Later files override earlier ones, key=value overrides all files. Default: configs/default.yaml.
 
     \b
     rlgaf train imdb_positive --small
@@ -45,7 +45,7 @@ def train(words: Sequence[str], small: bool, resume: bool, other_versions: bool,
         return show(config, origins)
     check_before_models(config)
 
-    from rlgaf_ray.report.console import Terminal  # torch and ray load only now
+    from rlgaf_ray.report.console import Terminal  # imports torch and ray, so not before the config is checked
     from rlgaf_ray.run.signals import Stop, stop_on_signals
     from rlgaf_ray.run.train import train as start
 
@@ -93,7 +93,7 @@ def tune(words: Sequence[str], small: bool, resume: bool, other_versions: bool, 
 @options.print_config
 @options.verbosity
 def compare(words: Sequence[str], small: bool, resume: bool, print_config: bool) -> int:
-    """Run a config beside its rivals (compare.methods).
+    """Compare a config's method with baselines (compare.methods).
 
     \b
     rlgaf compare bridge run.name=bridge
@@ -113,12 +113,10 @@ def compare(words: Sequence[str], small: bool, resume: bool, print_config: bool)
 @click.command()
 @options.words
 @options.small
-@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Machines.")
-@click.option(
-    "--gpus-per-node", type=click.IntRange(min=0), help="By default 8 where the config asks for GPUs, else 0."
-)
-@click.option("--gpu-memory", type=float, default=80.0, show_default=True, help="GiB of one GPU.")
-@click.option("--cpus-per-node", type=click.IntRange(min=1), help="By default this machine's.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Number of machines.")
+@click.option("--gpus-per-node", type=click.IntRange(min=0), help="Default: 8 if the config uses GPUs, else 0.")
+@click.option("--gpu-memory", type=float, default=80.0, show_default=True, help="GiB per GPU.")
+@click.option("--cpus-per-node", type=click.IntRange(min=1), help="Default: this machine's.")
 @options.print_config
 def plan(
     words: Sequence[str],
@@ -129,7 +127,7 @@ def plan(
     cpus_per_node: int | None,
     print_config: bool,
 ) -> int:
-    """Estimate memory, traffic and time on given machines.
+    """Estimate memory, traffic and time on other machines.
 
     \b
     rlgaf plan scaling/64_gpus --nodes 8 --gpus-per-node 8 --cpus-per-node 128
@@ -146,7 +144,7 @@ def plan(
 
 
 def load(words: Sequence[str], *, small: bool, resume: bool = False) -> tuple[Config, Origins]:
-    """The config of a command line. Where it names no file, ``--resume`` takes the run's own."""
+    """Load the config of a command line. ``--resume`` without a config file loads the run's own."""
     from rlgaf_ray.cli.words import split_words
     from rlgaf_ray.config import uri
     from rlgaf_ray.config.load import load_with_origins, run_config_file
@@ -164,7 +162,7 @@ def load(words: Sequence[str], *, small: bool, resume: bool = False) -> tuple[Co
 
 
 def _fetched(place: str, stack: ExitStack) -> str:
-    """A config by its URI, such as that of the best config of a sweep."""
+    """Download a config to a temporary file, such as the best config of a sweep."""
     from rlgaf_ray.config import ConfigError, uri
     from rlgaf_ray.data.storage import Remote
 
@@ -186,11 +184,11 @@ def show(config: Config, origins: Origins) -> int:
 
 def check_other_versions(resume: bool, other_versions: bool) -> None:
     if other_versions and not resume:
-        raise UsageError("--other-versions goes on with a run or a sweep: add --resume")
+        raise UsageError("--other-versions has no effect without --resume: add --resume")
 
 
 def check_before_models(config: Config) -> None:
-    """Refuse an installation that cannot work, and name what may run foreign code before a model is looked at."""
+    """Check the installed packages, and print settings that can run third-party code, before any model is read."""
     from rlgaf_ray.config import uri
 
     check_packages()
@@ -202,5 +200,5 @@ def check_packages() -> None:
     from rlgaf_ray import doctor
     from rlgaf_ray.errors import UserError
 
-    if sentence := doctor.complaint():
-        raise UserError(sentence)
+    if problem := doctor.complaint():
+        raise UserError(problem)

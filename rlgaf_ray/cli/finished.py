@@ -1,4 +1,4 @@
-"""Commands on runs that are there already: evaluate, report, sample, runs, diff."""
+"""Commands that read existing runs: evaluate, report, sample, runs, diff."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ class Numbers(click.ParamType):
 
     name = "N,N,..."
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self.kind = kind
+    def __init__(self, number_type: type[int] | type[float]) -> None:
+        self.number_type = number_type
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            numbers = [self.kind(part) for part in value.split(",") if part]
+            numbers = [self.number_type(part) for part in value.split(",") if part]
         except ValueError:
             numbers = []
         if not numbers or any(number <= 0 for number in numbers):
-            example = "0.8,1" if self.kind is float else "200,400"
-            self.fail(f"{value!r} is no list of positive numbers such as {example}")
+            example = "0.8,1" if self.number_type is float else "200,400"
+            self.fail(f"{value!r} is not a list of positive numbers such as {example}")
         return numbers
 
 
 @click.command()
 @options.run_folders("runs")
-@click.option("--temperatures", type=Numbers(float), help="Of sampling; 0.6,0.7,0.8,0.9,1,1.1,1.2,1.3 by default.")
-@click.option("--sft-steps", type=Numbers(int), help="SFT on the demonstrations for so many steps; 200,400 by default.")
-@click.option("--sft-learning-rate", type=float, help="Of that SFT; 5e-4 by default.")
-@click.option("--num-prompts", type=click.IntRange(min=1), help="By default the run's; with --test all.")
-@click.option("--test", is_flag=True, help="On the test part, once all is decided; noted in the run's folder.")
+@click.option("--temperatures", type=Numbers(float), help="Default: 0.6,0.7,0.8,0.9,1,1.1,1.2,1.3.")
+@click.option("--sft-steps", type=Numbers(int), help="Steps of the SFT baselines. Default: 200,400.")
+@click.option("--sft-learning-rate", type=float, help="Of the SFT baselines. Default: 5e-4.")
+@click.option("--num-prompts", type=click.IntRange(min=1), help="Default: the run's; with --test all.")
+@click.option("--test", is_flag=True, help="Use the test split. Each use is recorded in the run.")
 @options.out
 @options.verbosity
-def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int | None, **asked: Any) -> int:
-    """Measure runs beside the SFT model at many temperatures."""
+def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int | None, **settings: Any) -> int:
+    """Compare runs with the SFT model at several temperatures."""
     if not runs:
         raise UsageError("evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]")
     check_packages()
@@ -54,7 +54,7 @@ def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int 
     options.quiet_transformers()
     measure(
         runs,
-        **{name: value for name, value in asked.items() if value is not None},
+        **{name: value for name, value in settings.items() if value is not None},
         num_prompts=num_prompts,
         out=out,
         part="test" if test else "validation",
@@ -65,10 +65,10 @@ def evaluate(runs: Sequence[str], test: bool, out: str | None, num_prompts: int 
 
 @click.command()
 @options.run_folders("runs")
-@click.option("--rating-sheet", is_flag=True, help="Also a blinded CSV for human judges.")
+@click.option("--rating-sheet", is_flag=True, help="Also write a blinded CSV for human raters.")
 @options.out
 def report(runs: Sequence[str], rating_sheet: bool, out: str | None) -> int:
-    """Write report.html over one or several runs."""
+    """Write report.html for one or more runs."""
     if not runs:
         raise UsageError("report needs a run folder: rlgaf report runs/NAME [runs/OTHER ...]")
 
@@ -90,10 +90,10 @@ def report(runs: Sequence[str], rating_sheet: bool, out: str | None) -> int:
 
 @click.command()
 @click.argument("run", type=click.Path())
-@click.option("--prompt", "prompts", multiple=True, help="What to continue or answer; may be given several times.")
-@click.option("-n", "--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Of each model.")
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="By default the run's.")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="By default the run's task.response_tokens.")
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue or answer; can be repeated.")
+@click.option("-n", "--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Samples per model.")
+@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Default: the run's.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Default: the run's task.response_tokens.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @options.verbosity
 def sample(
@@ -101,8 +101,8 @@ def sample(
 ) -> int:
     """Sample a run's SFT model and trained model side by side.
 
-    Each sample has the discriminator's score. Without --prompt, prompts are read
-    from the terminal or a pipe, one a line.
+    The discriminator scores each sample. Without --prompt, prompts are read from
+    the terminal or a pipe, one per line.
     """
     check_packages()
 
@@ -119,7 +119,7 @@ def sample(
                 found = sampler.sample(
                     prompt, num_samples=samples, temperature=temperature, max_tokens=max_tokens, seed=seed
                 )
-            except UserError as error:  # of a prompt that is typed: the next one may do
+            except UserError as error:  # at an interactive prompt, ask for another one
                 if prompts or not sys.stdin.isatty():
                     raise
                 print(f"error: {error}", file=sys.stderr)
@@ -129,7 +129,7 @@ def sample(
 
 
 def _typed_prompts() -> Iterator[str]:
-    """Lines from the terminal or the pipe, until its end."""
+    """Yield non-empty lines from the terminal or a pipe."""
     while True:
         try:
             line = input("prompt> " if sys.stdin.isatty() else "")
@@ -141,9 +141,9 @@ def _typed_prompts() -> Iterator[str]:
 
 @click.command()
 @click.argument("root", default="runs", type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="One JSON list, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def runs(root: str, as_json: bool) -> int:
-    """List runs: state, iterations, best metric, size, age."""
+    """List runs with state, iterations, best metric, size and age."""
     from rlgaf_ray.report.listing import as_records, list_runs, listing_table
 
     found = list_runs(root)
@@ -163,7 +163,7 @@ def runs(root: str, as_json: bool) -> int:
 @click.argument("first", type=click.Path(), metavar="A")
 @click.argument("second", type=click.Path(), metavar="B")
 def diff(first: str, second: str) -> int:
-    """Show where two runs differ: config, versions, results."""
+    """Show the differences of two runs: config, versions, results."""
     from rich.console import Console
 
     from rlgaf_ray.report.difference import differences

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LEVELS = ("debug", "info", "warning", "error")
 words = click.argument(
     "words", nargs=-1, type=click.UNPROCESSED, shell_complete=complete, metavar="[PRESET | FILE.yaml | key=value]..."
 )
-small = click.option("--small", is_flag=True, help="With the section 'small': two cores, no hub.")
-resume = click.option("--resume", is_flag=True, help="Go on with run.name in run.root.")
-other_versions = click.option("--other-versions", is_flag=True, help="With --resume: accept other package versions.")
-print_config = click.option("--print-config", is_flag=True, help="Print each value and where it was set, and exit.")
-out = click.option("--out", metavar="FOLDER", help="Where to write; by default the first run's folder.")
+small = click.option("--small", is_flag=True, help="Apply the section 'small': two cores, no hub.")
+resume = click.option("--resume", is_flag=True, help="Resume run.name in run.root.")
+other_versions = click.option("--other-versions", is_flag=True, help="Resume despite changed package versions.")
+print_config = click.option("--print-config", is_flag=True, help="Print each value with its source, and exit.")
+out = click.option("--out", metavar="FOLDER", help="Output folder. Default: the first run's.")
 
 
 def run_folders(name: str) -> Callable[[Function], Function]:
@@ -31,7 +31,7 @@ def run_folders(name: str) -> Callable[[Function], Function]:
 
 
 def verbosity(function: Function) -> Function:
-    """Adds ``-q``, ``-v`` and ``--log-level``, which hold while the command runs."""
+    """Add ``-q``, ``-v`` and ``--log-level`` to a command, and apply them while it runs."""
 
     @wraps(function)
     def wrapped(*, quiet: bool, verbose: int, log_level: str | None, **arguments: Any) -> Any:
@@ -40,7 +40,7 @@ def verbosity(function: Function) -> Function:
 
     options = (
         click.option("-q", "--quiet", is_flag=True, help="Print errors only."),
-        click.option("-v", "--verbose", count=True, help="Show the libraries' log; -vv: debug messages."),
+        click.option("-v", "--verbose", count=True, help="Show library logs; -vv: debug messages."),
         click.option("--log-level", type=click.Choice(LEVELS), metavar="LEVEL", help="debug, info, warning or error."),
     )
     for option in reversed(options):
@@ -61,7 +61,7 @@ def _verbosity(quiet: bool, level: str | None) -> Iterator[None]:
 
 
 def quiet_transformers() -> None:
-    """It reports new heads and shards; what matters of it is an exception. ``--log-level`` asks for all of it."""
+    """Show only errors of transformers unless a log level is set: its warnings about new heads are expected."""
     import transformers
 
     if "TRANSFORMERS_VERBOSITY" not in os.environ:

@@ -1,4 +1,4 @@
-"""Commands about the installation: doctor, presets."""
+"""Commands for the installation: doctor, presets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 @click.command()
-@click.option("--fix", is_flag=True, help="Uninstall packages that were built for another torch.")
+@click.option("--fix", is_flag=True, help="Uninstall packages built for another torch.")
 def doctor(fix: bool) -> int:
     """Check the installation and the machine."""
     from rlgaf_ray import doctor as installation
@@ -16,7 +16,7 @@ def doctor(fix: bool) -> int:
 
 @click.command()
 def presets() -> int:
-    """List the configs that come with the package."""
+    """List the configs shipped with the package."""
     from rlgaf_ray.config.presets import first_line
     from rlgaf_ray.config.presets import presets as files
 

@@ -1,4 +1,4 @@
-"""The words of a command that takes a config: presets, files, URIs and overrides, in any order."""
+"""Arguments of a command that takes a config: presets, files, URIs and overrides, in any order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from rlgaf_ray.config.presets import nearest, presets
 def split_words(
     words: Sequence[str], *, resume: bool = False, commands: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
-    """Config files and overrides. ``commands``: what the first word may be meant as. Raises ``ConfigError``."""
+    """Split arguments into config files and overrides.
+
+    ``commands``: names to suggest for an unknown word. Raises ``ConfigError`` if a word is neither.
+    """
     paths: list[str] = []
     overrides: list[str] = []
     for word in words:
@@ -30,7 +33,7 @@ def split_words(
 
 def _run_at(place: str, *, resume: bool) -> list[str]:
     if not resume:
-        raise ConfigError(f"{place}: a run's URI follows --resume; a new run takes run.root=URI and run.name=NAME")
+        raise ConfigError(f"{place}: a run's URI needs --resume; for a new run set run.root=URI and run.name=NAME")
     try:
         root, name = uri.parent(place)
     except ValueError as error:
@@ -41,10 +44,10 @@ def _run_at(place: str, *, resume: bool) -> list[str]:
 def _unknown(word: str, commands: Sequence[str]) -> str:
     name = printable(word)
     if not commands:
-        return f"{name} is no preset, .yaml file or key=value; {nearest(name)}"
+        return f"{name} is not a preset, .yaml file or key=value; {nearest(name)}"
     near = difflib.get_close_matches(name, [*commands, *presets()], n=1)
     hint = f"did you mean {near[0]}?" if near else "see rlgaf --help and rlgaf presets"
-    return f"{name} is no command, preset, .yaml file or key=value; {hint}"
+    return f"{name} is not a command, preset, .yaml file or key=value; {hint}"
 
 
 def _is_yaml(word: str) -> bool:

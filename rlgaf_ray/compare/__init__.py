@@ -1,1 +1,1 @@
-"""``rlgaf compare``: one config's method beside its rivals, on the same demonstrations."""
+"""``rlgaf compare``: a config's method against its baselines, on the same demonstrations."""

@@ -1,4 +1,4 @@
-"""Cost of one trial of a method, counted from its config: rollouts, updates, and the sampling of an answer."""
+"""Cost of one trial of a method, computed from its config: rollouts, updates and forward passes per answer."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from rlgaf_ray.compare.methods import METHODS, Method, loop_rollouts
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 
-PROMPTS_AT_ONCE = 64  # that are answered when a method is measured; bounds the engine's cache
+PROMPTS_AT_ONCE = 64  # prompts per batch when a method is measured; bounds the KV cache
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    rollouts: int  # sampled for training, the discriminator's warm-up included
-    generator_steps: int  # optimiser steps from the base model on: SFT, then training
-    discriminator_updates: int  # its warm-up, then training
-    candidates: int  # sampled for each answer
-    passes: int  # forward passes for the longest answer: the generator's for each token, the discriminator's scores
+    rollouts: int  # sampled for training, including the discriminator's warm-up
+    generator_steps: int  # optimiser steps after the base model: SFT and training
+    discriminator_updates: int  # warm-up and training
+    candidates: int  # sampled per answer
+    passes: int  # forward passes for the longest answer: one per generated token, plus one per discriminator score
 
 
 def budget(config: Config, name: MethodName) -> Budget:
-    """``config``: the method's own. SFT with ``steps=auto`` is counted as its ``max_steps``."""
+    """Count the cost of a method. ``config``: the method's own. SFT with ``steps=auto`` counts as its ``max_steps``."""
     method = METHODS[name]
     candidates = method.answering.candidates
     return Budget(
@@ -34,25 +34,25 @@ def budget(config: Config, name: MethodName) -> Budget:
 
 
 def num_rollouts(config: Config, method: Method) -> int:
-    """Sampled for updates, the discriminator's warm-up included."""
+    """Return the number of training rollouts, including the discriminator's warm-up."""
     warmup = config.discriminator_warmup_updates * config.discriminator_warmup_rollouts if method.scores else 0
     return warmup + (loop_rollouts(config) if method.trains == "generator" else 0)
 
 
 def sft_steps(config: Config) -> int:
-    """At most."""
+    """Return the SFT steps, or their maximum with ``steps=auto``."""
     settings = config.warmup.sft
     return settings.max_steps if isinstance(settings.steps, str) else settings.steps
 
 
 def loop_steps(config: Config) -> int:
-    """Optimiser steps of all iterations: one each, unless the algorithm goes over a batch in epochs or minibatches."""
+    """Return the optimiser steps of all iterations: one each, times the algorithm's epochs and minibatches."""
     settings = config.generator.active
     return config.run.iterations * getattr(settings, "epochs", 1) * getattr(settings, "minibatches", 1)
 
 
 def _discriminator_updates(config: Config, method: Method) -> int:
-    """An adaptive rate is taken to stay where it starts."""
+    """Return the updates of warm-up and training. An adaptive update ratio counts as its initial value."""
     settings = config.warmup.discriminator
     warmup = settings.steps if method.scores or settings.type == "labels" else 0
     if method.trains != "generator":

@@ -1,4 +1,4 @@
-"""How answers are sampled when a comparison measures: over temperatures and, at temperature 1, with truncation."""
+"""Sampling settings with which a comparison measures each method: temperatures, and top-p or min-p at temperature 1."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Decoding:
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Fields of ``SamplingSettings``; the config's truncation holds where this decoding has none."""
+        """Fields of ``SamplingSettings`` to override. Without truncation here, the config's own applies."""
         truncation = {"top_p": self.top_p} if self.top_p < 1 else {"min_p": self.min_p} if self.min_p > 0 else {}
         return {"temperature": self.temperature, **truncation}
 
@@ -32,7 +32,7 @@ class Decoding:
 
 
 def decodings(settings: CompareSection) -> list[Decoding]:
-    """Every one that a method is measured with."""
+    """Return all decodings that a method is measured with."""
     return [
         *(Decoding(temperature) for temperature in settings.temperatures),
         *(Decoding(top_p=top_p) for top_p in settings.top_p),
@@ -49,9 +49,10 @@ Point = TypeVar("Point", bound=Decoded)
 
 
 def curves(points: Sequence[Point]) -> list[list[Point]]:
-    """The points over temperatures, over top-p and over min-p; the last two have temperature 1 without truncation, too.
+    """Group points into curves over temperature, top-p and min-p.
 
-    A curve without a truncated point is left out, that over temperatures never.
+    The truncated curves start at temperature 1 without truncation. A curve without truncated points is omitted; the
+    one over temperature is always first.
     """
     plain = [point for point in points if not point.decoding.truncated]
     ones = [point for point in plain if point.decoding.temperature == 1]

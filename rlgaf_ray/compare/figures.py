@@ -1,4 +1,4 @@
-"""A comparison's figures: each method's quality over temperatures, and against its diversity."""
+"""Figures of a comparison: quality of each method over temperature, and against diversity."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rlgaf_ray.metrics import metric
 from rlgaf_ray.report.figures import COLOURS, STYLE
 
 TITLES = {"temperature": "Quality over temperatures", "distinct_2": "Quality against distinct-2"}
-"""By the field of ``Measured`` that is the abscissa."""
+"""Figure title by the field of ``Measured`` on the x-axis."""
 
 
 def figures(config: Config, trials: Sequence[Trial]) -> dict[str, Figure]:
-    """By abscissa; means over replicates on the test prompts."""
+    """Draw the figures by x-axis: means over replicates on the test prompts."""
     return {across: _figure(config, trials, across) for across in TITLES}
 
 
@@ -46,7 +46,7 @@ def _figure(config: Config, trials: Sequence[Trial], across: str) -> Figure:
 def _draw(
     axes: Axes, trials: Sequence[Trial], curve: Sequence[Measured], across: str, *, color: str, line: str, label: str
 ) -> None:
-    """Circles over temperatures, triangles over top-p, squares over min-p."""
+    """Plot one curve: circles for temperature, triangles for top-p, squares for min-p."""
     last = curve[-1].decoding
     found = [[at(trial, "test", each.decoding) for trial in trials] for each in curve]
     points = sorted(

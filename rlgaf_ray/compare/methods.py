@@ -1,4 +1,4 @@
-"""The one table of the methods that ``rlgaf compare`` runs: what each changes of the config, and how it answers."""
+"""The table of methods for ``rlgaf compare``: their changes to the config, and how they select answers."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ SELF_PLAY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """``candidates`` are sampled for each answer, of which the discriminator's score chooses one."""
+    """Samples ``candidates`` per answer and selects one by the discriminator's score."""
 
     candidates: int = 1
-    by: Literal["best", "weight"] = "best"  # the highest score, or a draw in proportion to exp(score)
+    by: Literal["best", "weight"] = "best"  # highest score, or sampled in proportion to exp(score)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """``keys``: dotted keys on top of the config. ``trains``: what learns after the supervised warm-ups."""
+    """A row of ``METHODS``.
+
+    ``keys``: overrides of the config. ``trains``: what is trained after the supervised warm-ups.
+    """
 
     title: str
     source: str
     keys: Callable[[Config], Keys] = lambda config: {}
     trains: Literal["nothing", "discriminator", "generator"] = "generator"
     answering: Answering = Answering()
-    verdict: bool = False  # the reward is the task's own verdict
+    verdict: bool = False  # whether the reward is the task's own verdict
 
     @property
     def scores(self) -> bool:
-        """A trained discriminator is there at the end."""
+        """Whether a trial continues after the supervised warm-ups."""
         return self.trains != "nothing"
 
 
 def _without_discriminator(config: Config) -> dict[str, Any]:
-    """Nobody learns from its scores, so that it is not trained."""
+    """Overrides that disable the training of a discriminator whose scores are not used."""
     return {
         "warmup.discriminator.steps": 0,
         "discriminator.updates_per_generator_update": 0.0,
@@ -52,15 +55,15 @@ def _without_discriminator(config: Config) -> dict[str, Any]:
 
 
 def loop_rollouts(config: Config) -> int:
-    """Rollouts of all iterations, without the discriminator's warm-up."""
+    """Return the rollouts of all iterations, without the discriminator's warm-up."""
     return config.run.iterations * config.rollout.batch_size
 
 
 def _rejection(config: Config) -> Keys:
-    """As many rollouts as the config's own method, in few large rounds."""
+    """RAFT with the rollouts of the config's own method, in a few large rounds."""
     group = max(2, config.rollout.samples_per_prompt)
     batch = max(1, loop_rollouts(config) // REJECTION_ROUNDS // group) * group
-    steps = max(1, batch // group // 32)  # of about 32 samples that are kept
+    steps = max(1, batch // group // 32)  # about 32 selected samples per step
     return {
         "generator.algorithm": "raft",
         "generator.raft.epochs": REJECTION_EPOCHS,
@@ -93,7 +96,7 @@ def _spin(config: Config) -> Keys:
 
 
 def _gad(config: Config) -> Keys:
-    """Its discriminator's loss and GRPO; sizes and learning rates are the config's."""
+    """GAD's discriminator loss and GRPO, with the config's sizes and learning rates."""
     reinforce = {
         "credit": "sequence",
         "baseline": "group_mean",
@@ -158,9 +161,10 @@ IN_ONE_PROCESS: Keys = {"rollout.engine": "transformers", "cluster.threads": 1}
 
 
 def method_config(config: Config, name: MethodName, replicate: int, *, in_one_process: bool = True) -> Config:
-    """The run of one method on one replicate, in one process on one thread or, for a plan, with the config's engines.
+    """Return the config of one method on one replicate.
 
-    Raises ``UserError`` where the config does not allow the method.
+    ``in_one_process``: run all roles in one process on one thread; without it keep the config's engines, for a plan.
+    Raises ``UserError`` if the config does not support the method.
     """
     method = METHODS[name]
     values = {
@@ -178,8 +182,8 @@ def method_config(config: Config, name: MethodName, replicate: int, *, in_one_pr
 
 @contextmanager
 def named(name: MethodName, what: str) -> Iterator[None]:
-    """A ``UserError`` within begins with the method that ``what`` does not allow."""
+    """Prefix a ``UserError`` with the method that ``what`` does not support."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"compare.methods: {name} is not possible with {what}: {error}") from error
+        raise UserError(f"compare.methods: {name} does not work with {what}: {error}") from error

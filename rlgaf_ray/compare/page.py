@@ -1,4 +1,4 @@
-"""A comparison's tables in the terminal, and ``compare.html``, ``compare.md`` and ``compare.json`` in its folder."""
+"""Tables of a comparison for the terminal, ``compare.html``, ``compare.md`` and ``compare.json``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = "compare.html"
 
 @dataclass(frozen=True)
 class Grid:
-    """A table for terminal, Markdown and page; the first column is of words, all others are of numbers."""
+    """A table for terminal, Markdown and HTML. The first column is text, the others are numbers."""
 
     title: str
     caption: str
@@ -59,8 +59,8 @@ def grids(config: Config, rows: Sequence[Row]) -> list[Grid]:
 def results(rows: Sequence[Row]) -> Grid:
     return Grid(
         "Results",
-        "test prompts; the best decoding is chosen on validation prompts; p by Holm over the methods",
-        ("method", "quality at T 1", "best", "quality", "against the baseline", "bootstrap", "p"),
+        "on test prompts; best decoding selected on validation prompts; p with Holm's correction over the methods",
+        ("method", "quality at T 1", "best", "quality", "vs baseline", "bootstrap", "p"),
         [
             (
                 row.title,
@@ -78,9 +78,9 @@ def results(rows: Sequence[Row]) -> Grid:
 
 def at_equal_level(rows: Sequence[Row]) -> Grid:
     return Grid(
-        "At equal level",
-        "the method at its highest temperature less the baseline at the same entropy or distinct-2",
-        ("method", "entropy at T 1", "equal", "against the baseline", "p"),
+        "At equal diversity",
+        "the method at its highest temperature minus the baseline at the same entropy or distinct-2",
+        ("method", "entropy at T 1", "matched", "vs baseline", "p"),
         [
             (
                 row.title,
@@ -95,12 +95,12 @@ def at_equal_level(rows: Sequence[Row]) -> Grid:
 
 
 def measures(rows: Sequence[Row]) -> Grid:
-    """The task's own measures of the answers with the best decoding; standard errors are left out."""
+    """Return the task's own measures with the best decoding, without standard errors."""
     names = [name for name in dict.fromkeys(key for row in rows for key in row.metrics) if not VARIANT.search(name)]
     found = [metric(name) for name in names]
     return Grid(
         "Measures",
-        "with the best decoding, mean of the replicates",
+        "with the best decoding, mean over replicates",
         ("method", *(each.head for each in found), "distinct-2"),
         [
             (
@@ -118,8 +118,8 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
     counted = {row.name: budget(method_config(config, row.name, replicate), row.name) for row in rows}
     return Grid(
         "Budget",
-        "of one replicate; forward passes are those of the longest answer",
-        ("method", "replicates", "rollouts", "generator steps", "D updates", "training, s", "passes an answer"),
+        "per replicate; forward passes are for the longest answer",
+        ("method", "replicates", "rollouts", "generator steps", "D updates", "training, s", "passes per answer"),
         [
             (
                 row.title,
@@ -144,7 +144,7 @@ def p_value(value: float) -> str:
 
 
 def _with_null(tree: Any) -> Any:
-    """NaN, which JSON does not have, is null."""
+    """Replace NaN, which JSON lacks, by None."""
     match tree:
         case dict():
             return {key: _with_null(value) for key, value in tree.items()}
@@ -159,9 +159,9 @@ def write_page(
     config: Config, trials: Sequence[Trial], rows: Sequence[Row], errors: Mapping[tuple[MethodName, int], str]
 ) -> Path:
     folder, tables = config.run.folder, grids(config, rows)
-    drawn, truncated = figures(config, trials), any(each.truncated for each in decodings(config.compare))
+    plots, truncated = figures(config, trials), any(each.truncated for each in decodings(config.compare))
     (folder / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
+    for name, figure in plots.items():
         for suffix in (".png", ".svg"):
             save(figure, folder / "figures" / f"{name}{suffix}")
     tree = _with_null([asdict(row) for row in rows])
@@ -176,7 +176,7 @@ def write_page(
         baseline=METHODS[config.compare.baseline].title,
         tables=tables,
         markers="; circles: temperatures, triangles: top-p, squares: min-p" if truncated else "",
-        figures=[(title, svg(drawn[name])) for name, title in TITLES.items()],
+        figures=[(title, svg(plots[name])) for name, title in TITLES.items()],
         sources=[(METHODS[row.name].title, METHODS[row.name].source) for row in rows if METHODS[row.name].source],
         errors=[(f"{name} {replicate}", error) for (name, replicate), error in errors.items()],
         config=dump_config(config),

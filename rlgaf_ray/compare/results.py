@@ -1,4 +1,4 @@
-"""What the trials of a comparison say: each method with its best decoding and at the baseline's entropy."""
+"""Results of a comparison: each method with its best decoding, and against the baseline at equal diversity."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from rlgaf_ray.types import EvaluationPart, Metrics
 
 @dataclass(frozen=True)
 class Row:
-    """One method over its replicates; all numbers are of the test prompts but the choice of the best decoding."""
+    """Results of one method over its replicates, on test prompts. Validation prompts only select the best decoding."""
 
     name: MethodName
     count: int
-    best: Decoding  # of the highest mean quality on the validation prompts
+    best: Decoding  # highest mean quality on the validation prompts
     quality: float  # with the best decoding
-    at_one: float | None  # at temperature 1 without truncation, if it was measured
+    at_one: float | None  # quality at temperature 1 without truncation, if measured
     entropy_at_one: float | None
     distinct_2: float  # with the best decoding
-    best_difference: Difference  # to the baseline, each with its own best decoding
-    interval: tuple[float, float] | None  # of it, by bootstrap over replicates, then prompts
-    p: float  # of it, Holm's correction over the methods
-    level: str  # what the next one holds equal
-    level_difference: Difference | None  # to the baseline's curves at the method's own level
+    best_difference: Difference  # from the baseline, each with its own best decoding
+    interval: tuple[float, float] | None  # 95 % interval of best_difference: bootstrap over replicates, then prompts
+    p: float  # p-value of best_difference with Holm's correction over the methods
+    level: str  # diversity measure that level_difference holds equal: entropy or distinct_2
+    level_difference: Difference | None  # from the baseline's curves at the method's own level
     level_p: float
     rollouts: float
     train_seconds: float
@@ -44,7 +44,7 @@ class Row:
 
 
 def table(trials: Sequence[Trial], methods: Sequence[MethodName], baseline: MethodName) -> list[Row]:
-    """A row for each method that has a trial, in the order given. Differences are paired over replicates."""
+    """Return a row per method with trials, in the given order. Differences are paired over replicates."""
     by_method: dict[MethodName, dict[int, Trial]] = {name: {} for name in methods}
     for trial in trials:
         by_method[trial.method][trial.replicate] = trial
@@ -57,11 +57,15 @@ def table(trials: Sequence[Trial], methods: Sequence[MethodName], baseline: Meth
 
 
 def at(trial: Trial, part: EvaluationPart, decoding: Decoding) -> Measured:
+    """Return the trial's measurement with one decoding."""
     return next(each for each in trial.parts[part] if each.decoding == decoding)
 
 
 def best_decoding(trials: Mapping[int, Trial]) -> Decoding:
-    """By validation prompts, over all replicates; of equals the one without truncation and of higher temperature."""
+    """Return the decoding with the highest mean quality on validation prompts.
+
+    Ties prefer no truncation, then the higher temperature.
+    """
     found = [each.decoding for each in next(iter(trials.values())).parts["validation"]]
     means = {each: np.mean([at(trial, "validation", each).quality for trial in trials.values()]) for each in found}
     return max(sorted(found, key=lambda each: (each.truncated, -each.temperature)), key=lambda each: means[each])
@@ -82,7 +86,7 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
         if found[replicate].each is not None and others[replicate].each is not None
     ]
     level, at_equal = _at_equal_level(trials, baseline, shared)
-    if trials is baseline:  # nothing to hold it against
+    if trials is baseline:  # no comparison with itself
         gaps, at_equal = [], []
     ones = [each for trial in trials.values() for each in trial.parts["test"] if each.decoding == Decoding()]
     entropies = [each.entropy for each in ones if each.entropy is not None]
@@ -108,7 +112,7 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
 
 
 def _means(found: Sequence[Metrics]) -> Metrics:
-    """Of what all have."""
+    """Average the metrics that all measurements have."""
     shared = [key for key in found[0] if all(key in each for each in found)]
     return {key: float(np.mean([each[key] for each in found])) for key in shared}
 
@@ -116,16 +120,17 @@ def _means(found: Sequence[Metrics]) -> Metrics:
 def _at_equal_level(
     trials: Mapping[int, Trial], baseline: Mapping[int, Trial], shared: Sequence[int]
 ) -> tuple[str, list[float]]:
-    """The method at its highest temperature less the highest of the baseline's curves at equal entropy or distinct-2.
+    """Compare quality at equal diversity; return the diversity measure and one difference per replicate.
 
-    Entropy where both have one; a method that chooses among candidates has none. A replicate whose level lies outside
-    of all of the baseline's curves is left out.
+    The difference is the method at its highest temperature minus the highest of the baseline's curves at the same
+    entropy, or distinct-2 if the method selects among candidates and thus has no entropy. Replicates outside the range
+    of all the baseline's curves are skipped.
     """
     if not shared:
         return "entropy", []
 
-    def height(trial: Trial, level: str, value: float) -> float | None:
-        """Of the highest curve there."""
+    def quality_at(trial: Trial, level: str, value: float) -> float | None:
+        """Return the quality of the highest curve at this level; None outside all curves."""
         points = [[(getattr(each, level), each.quality) for each in curve] for curve in curves(trial.parts["test"])]
         return max((found for curve in points if (found := at_level(curve, value)) is not None), default=None)
 
@@ -136,7 +141,7 @@ def _at_equal_level(
     found = []
     for replicate in shared:
         own = warmest(trials[replicate])
-        there = height(baseline[replicate], level, getattr(own, level))
-        if there is not None:
-            found.append(own.quality - there)
+        reference = quality_at(baseline[replicate], level, getattr(own, level))
+        if reference is not None:
+            found.append(own.quality - reference)
     return level, found

@@ -1,4 +1,4 @@
-"""``rlgaf compare``: all trials with Ray Tune, from the checks to the page."""
+"""``rlgaf compare``: check the methods, run all trials with Ray Tune, write the report."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Job = tuple[MethodName, int]
 
 
 def compare(config: Config, *, resume: bool, console: Console | None = None) -> int:
-    """Run what is not there yet of every method on every replicate, and write tables and page.
+    """Run all unfinished trials of every method and replicate, and write the report.
 
-    Returns the exit code: 0, 1 if a trial failed, 128 + n after signal n. Raises ``UserError`` for a user's mistake
-    before anything starts.
+    Returns the exit code: 0; 1 if a trial failed; 128 + n after signal n. Raises ``UserError`` before the first trial
+    if the config or the data are invalid.
     """
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE
     config = with_absolute_paths(with_name(config))
     if config.run.remote:
-        raise UserError("rlgaf compare writes to a local folder: set run.root to one")
+        raise UserError("rlgaf compare does not support a remote run.root: set it to a local folder")
     with RunFolder(config.run).claimed():
         return _compare(config, config.run.folder, console, resume=resume)
 
@@ -51,9 +51,9 @@ def compare(config: Config, *, resume: bool, console: Console | None = None) -> 
 def _compare(config: Config, folder: Path, console: Console, *, resume: bool) -> int:
     open_folder(config, folder, resume=resume)
     jobs = [(name, replicate) for replicate in config.compare.numbers for name in config.compare.methods]
-    left = [job for job in jobs if not trial_file(folder, job).is_file()]
-    console.print(f"{len(jobs)} trials, {len(jobs) - len(left)} of them there already, in {folder}", highlight=False)
-    errors, received = run_trials(config, left, folder) if left else ({}, [])
+    pending = [job for job in jobs if not trial_file(folder, job).is_file()]
+    console.print(f"{len(jobs)} trials in {folder}, {len(jobs) - len(pending)} already finished", highlight=False)
+    errors, received = run_trials(config, pending, folder) if pending else ({}, [])
     trials = [Trial.load(trial_file(folder, job)) for job in jobs if trial_file(folder, job).is_file()]
     for (name, replicate), error in errors.items():
         console.print(f"{name} {replicate} failed: {error}", highlight=False, markup=False)
@@ -62,10 +62,10 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
         for each in grids(config, rows):
             console.print(each.shown)
         page = write_page(config, trials, rows, errors)
-        console.print(f"everything is in {page} and the folder around it", highlight=False, soft_wrap=True)
+        console.print(f"wrote {page}, with tables and figures in the same folder", highlight=False, soft_wrap=True)
     if not trials or len(trials) < len(jobs):
-        again = f"run.root={config.run.root} run.name={config.run.name}"
-        console.print(f"go on with compare --resume {again}", highlight=False, soft_wrap=True)
+        place = f"run.root={config.run.root} run.name={config.run.name}"
+        console.print(f"to resume: rlgaf compare {place} --resume", highlight=False, soft_wrap=True)
     if received:
         return SIGNAL_EXIT_OFFSET + received[0]
     return 0 if len(trials) == len(jobs) else 1
@@ -77,42 +77,42 @@ def trial_file(folder: Path, job: Job) -> Path:
 
 
 def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
-    """Check every method, and that what is in the folder was made with these settings on these data."""
+    """Check every method, and that an existing comparison has the same settings and data; then write the settings."""
     configs = [method_config(config, name, config.compare.first_replicate) for name in config.compare.methods]
     for each in configs:
         check_before_start(each)
-    task = prepare_data(configs[0], cache_folder(config)).task  # its checksum is the same for every replicate
+    task = prepare_data(configs[0], cache_folder(config)).task  # with the same checksum for every replicate
     evaluation_set(task, config.evaluation.num_prompts)
     for name, each in zip(config.compare.methods, configs, strict=True):
         with named(name, "these data"):
             check_demonstrations(each, task)
     if any(METHODS[name].verdict for name in config.compare.methods):
         verdict_of(task)
-    # More replicates, methods or trials at a time go on with what is there; anything else would not compare.
-    free = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
-    unlike: Any = {"run": {"root", "name"}, "cluster": True, "compare": free}
+    # A resumed comparison may change these keys. With any other change its trials would not be comparable.
+    can_change = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
+    ignored: Any = {"run": {"root", "name"}, "cluster": True, "compare": can_change}
     file = folder / SETTINGS
     if file.is_file():
         if not resume:
-            raise UserError(f"{folder} exists: add --resume to go on with that comparison, or choose another run.name")
+            raise UserError(f"{folder} exists: add --resume to resume that comparison, or choose another run.name")
         if json.loads(file.read_text(encoding="utf-8"))["data"] != task.checksum:
-            raise UserError(f"{folder} was begun with other data: bring them back, or choose another run.name")
-        begun = load_config(folder / CONFIG)  # a key that is not there has its default
-        before, now = (public_values(each.model_dump(mode="json", exclude=unlike)) for each in (begun, config))
+            raise UserError(f"{folder} was started with other data: restore them, or choose another run.name")
+        stored = load_config(folder / CONFIG)  # keys of later versions get their defaults
+        before, now = (public_values(each.model_dump(mode="json", exclude=ignored)) for each in (stored, config))
         if changed := differing(before, now):
             raise UserError(
-                f"{folder} was begun with another {changed[0]}: set it as it was (config.yaml there), or choose "
-                "another run.name"
+                f"{folder} was started with another {changed[0]}: restore it ({CONFIG} in that folder has the value), "
+                "or choose another run.name"
             )
     elif resume:
-        raise UserError(f"nothing to resume: {folder} holds no comparison")
+        raise UserError(f"nothing to resume: {folder} contains no comparison")
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"data": task.checksum}), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
 
 
 def differing(before: Any, now: Any, key: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
+    """Return the dotted keys whose values differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         return [
             found
@@ -123,7 +123,7 @@ def differing(before: Any, now: Any, key: str = "") -> list[str]:
 
 
 def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> tuple[dict[Job, str], list[int]]:
-    """Each in a process of its own on one core. Returns the error of each that failed, and the signals received."""
+    """Run each trial in its own process on one core. Return the errors of failed trials and the received signals."""
     labels = {f"{name} {replicate}": (name, replicate) for name, replicate in jobs}
 
     def trial(values: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> tuple[dict[
 
 
 class Lines(tune.Callback):
-    """A line for each trial that ends. Ray Tune pickles it, which a console cannot be."""
+    """Prints a line per finished trial. Ray Tune pickles it, so it cannot hold a ``Console``."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -170,6 +170,6 @@ class Lines(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._line(trial, "failed")
 
-    def _line(self, trial: Any, what: str) -> None:
+    def _line(self, trial: Any, result: str) -> None:
         self.done += 1
-        print(f"{self.done}/{self.total} {trial.config['trial']}: {what}", flush=True)
+        print(f"{self.done}/{self.total} {trial.config['trial']}: {result}", flush=True)

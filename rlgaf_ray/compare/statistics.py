@@ -25,7 +25,7 @@ class Difference:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference:
-        """One value a replicate; of a single one nothing but the mean is known."""
+        """Test one value per replicate. With a single replicate everything but the mean is NaN."""
         array = np.array(values, float)
         mean, count = float(array.mean()), len(array)
         if count < 2:
@@ -41,7 +41,7 @@ class Difference:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
     def detectable(self, count: int) -> float:
-        """The smallest mean that a two-sided t test at LEVEL with so many replicates finds with probability POWER."""
+        """Return the smallest mean that a two-sided t test at LEVEL detects with power POWER from ``count`` values."""
         critical = stats.t.ppf(1 - LEVEL / 2, count - 1)
 
         def missed(size: float) -> float:
@@ -51,7 +51,7 @@ class Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979): adjusted p-values in the order given; NaN stays NaN and is not counted."""
+    """Return p-values adjusted by Holm's step-down correction (1979). NaN stays NaN and is not counted as a test."""
     adjusted = [float("nan")] * len(p_values)
     tested = sorted((index for index, p in enumerate(p_values) if not np.isnan(p)), key=lambda index: p_values[index])
     largest = 0.0
@@ -62,9 +62,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap(gaps: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean: replicates are drawn again, then the prompts of each.
+    """Return the 95 % bootstrap interval of the mean, resampling replicates and then the prompts of each.
 
-    ``gaps``: of every replicate the difference at each prompt, float [prompts].
+    ``gaps``: the difference at each prompt, float [prompts], per replicate.
     """
     draw = np.random.default_rng(seed)
     means = []

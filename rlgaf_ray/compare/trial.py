@@ -1,4 +1,4 @@
-"""One method on one replicate: trained, then measured with every decoding on both parts, in one process."""
+"""Train one method on one replicate and measure it with every decoding on both parts, in one process."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from rlgaf_ray.types import EVALUATION_PARTS, EvaluationPart, Metrics, PolicyNet
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers sampled in one way."""
+    """Measurement of the answers with one decoding."""
 
     temperature: float
     quality: float  # the task's own measure; higher is better
-    each: list[float] | None  # of every prompt, the mean over its answers; None where the measure gives none
-    entropy: float | None  # nats an answer, of the policy as it is sampled; None where an answer is chosen
+    each: list[float] | None  # mean quality per prompt; None if the measure does not score single answers
+    entropy: float | None  # nats per answer, of the sampling distribution; None if answers are selected by score
     distinct_2: float
     metrics: Metrics
     top_p: float = 1.0
@@ -59,7 +59,7 @@ class Trial:
     parts: dict[EvaluationPart, list[Measured]]
     rollouts: int  # sampled for training
     seconds: dict[str, float]
-    candidates: int  # sampled for each answer
+    candidates: int  # sampled per answer
 
     def save(self, path: Path) -> None:
         def write(temporary: Path) -> None:
@@ -75,7 +75,7 @@ class Trial:
 
 
 def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) -> Trial:
-    """With all roles in this process. ``folder``: for the run's own files."""
+    """Train and measure one method with all roles in this process. ``folder``: ``run.root`` of the training run."""
     torch.set_num_threads(1)
     method, started = METHODS[name], time.perf_counter()
     config = method_config(config, name, replicate)
@@ -113,17 +113,18 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
 
 
 def verdict_of(task: Task) -> RewardFunction:
-    """Raises ``UserError`` for a task whose answers have no exact verdict."""
+    """Return the task's verdict as a reward function. Raises ``UserError`` if it has none."""
     verdict = getattr(task, "verdict", None)
     if verdict is None:
         raise UserError(
-            f"compare.methods: verdict needs a task with an exact verdict, and {type(task).__name__} has none"
+            f"compare.methods: verdict needs a task with an exact verdict, but {type(task).__name__} has "
+            "none: remove verdict from compare.methods"
         )
     return verdict
 
 
 class Measuring:
-    """``compare.samples`` answers to every prompt of a part, with the same seeds for every method."""
+    """Measures ``compare.samples`` answers to every prompt of a part, with the same seeds for every method."""
 
     def __init__(self, config: Config, data: Data, roles: Roles, answering: Answering) -> None:
         self.config, self.data, self.roles, self.answering = config, data, roles, answering
@@ -135,7 +136,7 @@ class Measuring:
         real_texts = decode([task.evaluated_ids(item) for item in real], self.data.tokenizer)
         measure = build_measure(MeasureInputs(task, part, real_texts, None, cache_folder(config)))
         prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
-        answers = self.answers(prompts, decoding)  # of each prompt, one after the other
+        answers = self.answers(prompts, decoding)  # answers to one prompt are adjacent
         count = config.compare.samples
         texts = decode([task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
         found = [measure(texts[each::count]) for each in range(count)]
@@ -164,23 +165,24 @@ class Measuring:
         )
 
     def answers(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Rollout]:
-        """``compare.samples`` of each prompt, adjacent; of candidates the one that the discriminator chooses."""
+        """Sample ``compare.samples`` adjacent answers per prompt, each selected among candidates if configured."""
         candidates, seed = self.answering.candidates, self.config.run.seed
         per_prompt = self.config.compare.samples * candidates
         sampling = replace(sampling_settings(self.config, samples_per_prompt=per_prompt), **decoding.changes)
         answers: list[Rollout] = []
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
-            asked = prompts[start : start + PROMPTS_AT_ONCE]
+            batch = prompts[start : start + PROMPTS_AT_ONCE]
             first = start * per_prompt
-            seeds = [rollout_seed(seed, EVALUATION, first + row) for row in range(len(asked) * per_prompt)]
-            rollouts = self.roles.generate(asked, sampling, seeds)
-            answers += rollouts if candidates == 1 else self.chosen(rollouts, start)
+            seeds = [rollout_seed(seed, EVALUATION, first + row) for row in range(len(batch) * per_prompt)]
+            rollouts = self.roles.generate(batch, sampling, seeds)
+            answers += rollouts if candidates == 1 else self.select(rollouts, start)
         return answers
 
-    def chosen(self, rollouts: Sequence[Rollout], start: int) -> list[Rollout]:
+    def select(self, rollouts: Sequence[Rollout], start: int) -> list[Rollout]:
+        """Keep one of each group of adjacent candidates. ``start`` seeds the noise."""
         candidates = self.answering.candidates
         scores = np.array([item.score for item in self.roles.score(rollouts)]).reshape(-1, candidates)
-        if self.answering.by == "weight":  # the largest of scores with Gumbel noise is a draw by exp(score)
+        if self.answering.by == "weight":  # Gumbel-max trick: samples in proportion to exp(score)
             scores = scores + np.random.default_rng([self.config.run.seed, start]).gumbel(size=scores.shape)
-        picked = scores.argmax(1) + np.arange(len(scores)) * candidates
-        return [rollouts[row] for row in picked]
+        selected = scores.argmax(1) + np.arange(len(scores)) * candidates
+        return [rollouts[row] for row in selected]

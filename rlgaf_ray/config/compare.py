@@ -1,4 +1,4 @@
-"""``rlgaf compare``: which methods, how often, and at which temperatures they are measured."""
+"""Config section of ``rlgaf compare``: methods, replicates, and how they are measured."""
 
 from __future__ import annotations
 
@@ -31,29 +31,31 @@ CORE: tuple[MethodName, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "
 class CompareSection(Section):
     """Methods, replicates and temperatures of ``rlgaf compare``."""
 
-    methods: list[MethodName] = Field(list(CORE), min_length=1, description="what is compared; docs/compare.md")
-    baseline: MethodName = Field("sft", description="what all others are held against")
-    replicates: Positive = Field(3, description="of every method, each with demonstrations and seeds of its own")
-    first_replicate: NonNegative = Field(0, description="number, run.seed and task.draw_seed of the first one")
-    temperatures: list[Rate] = Field([1.0, 0.8, 0.6, 0.4], min_length=1, description="at which all are measured")
-    top_p: list[BetweenZeroAndOne] = Field([], description="at temperature 1, measured beside the temperatures")
+    methods: list[MethodName] = Field(list(CORE), min_length=1, description="methods to compare (docs/compare.md)")
+    baseline: MethodName = Field("sft", description="method that all others are compared with")
+    replicates: Positive = Field(3, description="replicates per method, each with its own demonstrations and seeds")
+    first_replicate: NonNegative = Field(0, description="run.seed and task.draw_seed of the first replicate")
+    temperatures: list[Rate] = Field(
+        [1.0, 0.8, 0.6, 0.4], min_length=1, description="sampling temperatures to measure at"
+    )
+    top_p: list[BetweenZeroAndOne] = Field([], description="further measurements with top-p, at temperature 1")
     min_p: list[BetweenZeroAndOne] = Field(
         [],
-        description="at temperature 1, too: tokens of less than this share of the most probable token's probability "
-        "are not sampled",
+        description="further measurements with min-p, at temperature 1: tokens with less than this share of the most "
+        "probable token's probability are not sampled",
     )
-    samples: Positive = Field(4, description="answers to every prompt at each of these")
-    concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one a core")
+    samples: Positive = Field(4, description="answers per prompt and measurement")
+    concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one per core")
 
     @model_validator(mode="after")
     def _the_baseline_is_compared(self) -> CompareSection:
         if self.baseline not in self.methods:
-            raise ValueError(f"compare.baseline={self.baseline} is not in compare.methods: add it, or take another")
+            raise ValueError(f"compare.baseline={self.baseline} is not in compare.methods: add it, or choose another")
         if len(set(self.methods)) < len(self.methods):
             raise ValueError("compare.methods names a method twice")
         return self
 
     @property
     def numbers(self) -> range:
-        """The replicates' numbers."""
+        """Numbers of the replicates, used as their seeds."""
         return range(self.first_replicate, self.first_replicate + self.replicates)

@@ -1,4 +1,4 @@
-"""Config files and overrides merged into one tree, which knows where each value was set."""
+"""Merge config files and overrides into one tree, and record where each value was set."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rlgaf_ray.config.presets import nearest, presets
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.errors import UsageError
 
-SMALL = "small"  # a file's section of what differs on two cores without a hub
-EXTENDS = "extends"  # the preset or file that a file starts from
+SMALL = "small"  # section with overrides for two cores without a hub
+EXTENDS = "extends"  # key with the preset or file that a file extends
 
 Key = tuple[str, ...]
 Values = dict[str, Any]
 
 
 class ConfigError(UsageError):
-    """A config that cannot be used, in one line that names the key, the value and what would be right."""
+    """Invalid config. The message is one line with the key, the value and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The place where a value was set: a file, its section ``small``, or the command line (no file)."""
+    """Where a value was set: a file, its section ``small``, or the command line (no file)."""
 
     file: str | None = None
     small: bool = False
@@ -39,14 +39,14 @@ class Origin:
 
 @dataclass
 class Tree:
-    """Values by section and key, and the origin of each leaf. Later layers win."""
+    """Nested values with the origin of each leaf. Later layers override earlier ones."""
 
     values: Values = field(default_factory=dict)
     origins: dict[Key, Origin] = field(default_factory=dict)
     layers: list[Origin] = field(default_factory=list)
 
     def merge(self, changes: Values, origin: Origin) -> None:
-        """Change what a file says, section by section."""
+        """Apply a file's values, section by section."""
         self.layers.append(origin)
         self.values = self._merged(self.values, changes, origin, ())
 
@@ -62,7 +62,7 @@ class Tree:
         return merged
 
     def set(self, key: str, value: Any, origin: Origin, *, source: str) -> None:
-        """Replace a dotted key's value. Raises ``ConfigError``, beginning with ``source``, below a value."""
+        """Set a dotted key. Raises ``ConfigError``, prefixed with ``source``, if a parent is a value."""
         parts = key.split(".")
         self.layers.append(origin)
         node = self.values = dict(self.values)
@@ -82,7 +82,7 @@ class Tree:
         self.origins.update(dict.fromkeys(_leaves(value, place), origin))
 
     def last(self, place: Key) -> Origin | None:
-        """The last origin of a value at, above or below this key."""
+        """Return the most recent origin of a value at, above or below this key."""
         found = {origin for key, origin in self.origins.items() if _on_one_branch(key, place)}
         return max(found, key=self.layers.index, default=None)
 
@@ -94,10 +94,10 @@ def compose(
     small: bool = False,
     takes_text: Callable[[str], bool] = lambda key: False,
 ) -> Tree:
-    """The files from left to right, each after what it extends, then ``a.b.c=value``.
+    """Merge files from left to right, each after the file that it extends, then overrides ``a.b.c=value``.
 
-    With ``small`` each file's section of that name follows the file's own values. ``takes_text``: whether the value of
-    a dotted key may be text, so that ``[::1]:6379`` needs no quotes. Raises ``ConfigError``.
+    ``small``: apply each file's section ``small`` after the file's own values. ``takes_text``: whether a dotted key
+    accepts a string, so that ``[::1]:6379`` needs no quotes. Raises ``ConfigError`` for invalid input.
     """
     tree = Tree()
     has_small = False
@@ -109,8 +109,8 @@ def compose(
                 tree.merge(smaller, Origin(name, small=True))
                 has_small = True
     if small and not has_small:
-        names = f"{' and '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'}" if paths else "none has"
-        raise ConfigError(f"--small needs a config file with a section '{SMALL}:', and {names} none")
+        hint = f"{' and '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'} none" if paths else "none given"
+        raise ConfigError(f"--small needs a config file with a section '{SMALL}:', but {hint}")
     for override in overrides:
         key, separator, text = override.partition("=")
         source = f"override {printable(override)!r}"
@@ -121,7 +121,7 @@ def compose(
 
 
 def _override(text: str, *, source: str, is_text: bool) -> Any:
-    """The value of an override: YAML, or the text itself, such as ``*.jsonl``: the shell removes the quotes."""
+    """Parse an override as YAML, or keep text such as ``*.jsonl``, whose quotes the shell has removed."""
     try:
         return read_yaml(text)
     except ValueError as error:
@@ -131,7 +131,7 @@ def _override(text: str, *, source: str, is_text: bool) -> Any:
 
 
 def find(path: str | Path) -> tuple[Path, str]:
-    """A file by its path, or by its name where it is a preset; and what to call it."""
+    """Resolve a path or preset name; return the file and its display name."""
     path = Path(path)
     if path.suffix in (".yaml", ".yml") or path.exists():
         return path, str(path)
@@ -142,11 +142,10 @@ def find(path: str | Path) -> tuple[Path, str]:
 
 
 def _documents(file: Path, name: str, above: Sequence[tuple[Path, str]] = ()) -> list[tuple[str, Values]]:
-    """Name and values of a file, after those of the file that it extends. ``above``: those that extend this one."""
+    """Return display names and values of a file's ``extends`` chain, base first. ``above``: files that extend it."""
     chain = [*above, (file.resolve(), name)]
     if chain[-1][0] in [path for path, _ in above]:
-        first, *others = (each for _, each in chain)
-        raise ConfigError(f"{first} {EXTENDS} {f', which {EXTENDS} '.join(others)}: a circle")
+        raise ConfigError(f"circular {EXTENDS}: {' -> '.join(each for _, each in chain)}; remove one of them")
     values = _read(file, name, by=above[-1][1] if above else None)
     base = values.pop(EXTENDS, None)
     if base is None:
@@ -168,7 +167,7 @@ def _read(path: Path, name: str, *, by: str | None) -> Values:
         text = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: a path that cannot be
+    except (OSError, ValueError) as error:  # ValueError: an invalid path, such as one with a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"cannot read config {name}{f', which {by} {EXTENDS}' if by else ''}: {reason}") from None
     tree = _parse(text, source=name)
@@ -187,7 +186,7 @@ def _parse(text: str, *, source: str) -> Any:
 
 
 def printable(text: str) -> str:
-    """A key or an override as it is shown: on one line, without secrets, no longer than anybody means one to be."""
+    """Format a key or an override for a message: one line, without credentials, at most 80 characters."""
     text = public(text)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -202,4 +201,5 @@ def _leaves(value: Any, place: Key) -> Iterator[Key]:
 
 
 def _on_one_branch(place: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether the keys are equal or one is a section that contains the other."""
     return all(part == other_part for part, other_part in zip(place, other, strict=False))

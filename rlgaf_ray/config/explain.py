@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one readable line."""
+"""Validation errors of a config as one readable line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rlgaf_ray.config.schema import Config
 
 
 def key_of(error: ValidationError) -> tuple[str, ...]:
-    """The key that the first error is about, part by part."""
+    """Return the key of the first error, split at the dots."""
     return tuple(str(part) for part in error.errors()[0]["loc"])
 
 
 def describe(error: ValidationError) -> str:
-    """The first error, and how many more there are."""
+    """Return a message with the first error and the number of further errors."""
     errors = error.errors()
     location = [printable(part) for part in key_of(error)]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -38,7 +38,7 @@ def _explain(error: ErrorDetails, location: list[str]) -> str:
             return text if key in text else f"{key}: {text}"
         case "model_type":
             return f"{key}={short(error['input'])}: must be a section with {_children(key)}"
-        case "missing":  # of a tuple: every other key has a default
+        case "missing":  # only in a tuple: every key has a default
             return f"{'.'.join(location[:-1])}={short(error['input'])}: must be a list with more values"
         case "too_long":
             return f"{key}={short(error['input'])}: must be a list of {error['ctx']['max_length']} values"
@@ -49,21 +49,21 @@ def _explain(error: ErrorDetails, location: list[str]) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as YAML on one line, without secrets, of at most 80 characters."""
+    """Format a value as one line of YAML, without credentials, at most 80 characters."""
     text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("\n...\n")
-    text = public(" ".join(text.split()))  # before it is cut: half a key is still one
+    text = public(" ".join(text.split()))  # before truncation, which could hide a credential's pattern
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _suggest(location: list[str]) -> str:
-    """A key of the same section spelt nearly so, else keys of that name elsewhere, else what the section has."""
+    """Suggest a similar key of the same section, else keys of that name elsewhere, else list the section's keys."""
     parent, name = ".".join(location[:-1]), location[-1]
     names = _children(parent).split(", ")
     if near := difflib.get_close_matches(name, names, n=1, cutoff=0.7):
         return f"did you mean {'.'.join([*location[:-1], near[0]])}?"
     if elsewhere := [key for key in keys_of(Config) if key.split(".")[-1] == name]:
         return f"did you mean {' or '.join(elsewhere)}?"
-    return f"{parent or 'the top'} has {', '.join(names)}"
+    return f"{parent or 'the top level'} has {', '.join(names)}"
 
 
 def _children(parent: str) -> str:
@@ -73,11 +73,11 @@ def _children(parent: str) -> str:
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> Sequence[str]:
-    """Every dotted key of the tree."""
+    """Return every dotted key of a section, including subsections."""
     keys = []
     for name, field in section.model_fields.items():
         keys.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys += keys_of(kind, f"{prefix}{name}.")
+        for annotation in (field.annotation, *get_args(field.annotation)):
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                keys += keys_of(annotation, f"{prefix}{name}.")
     return keys

@@ -1,4 +1,4 @@
-"""YAML and dotted overrides into a checked config, and back into YAML."""
+"""Load a validated config from YAML files and dotted overrides, and dump it as YAML."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Origins = Mapping[Key, Origin]
 
 
 def load_config(path: Paths = None, overrides: Sequence[str] = (), *, small: bool = False) -> Config:
-    """The defaults, changed by YAML files from left to right, changed by ``a.b.c=value``.
+    """Load a config: the defaults, then YAML files from left to right, then overrides ``a.b.c=value``.
 
-    ``path``: a file, a preset's name such as ``imdb_positive`` (``config/presets.py``), or several of them. A file may
-    begin with ``extends:``, a preset or a file beside it. ``small``: each file's section ``small`` applies, too.
-    Raises ``ConfigError`` for a file that cannot be read or parsed, an unknown key, or a value that does not fit.
+    ``path``: one or several files or presets such as ``imdb_positive`` (``config/presets.py``). A file can extend a
+    preset or another file with ``extends:``. ``small``: also apply each file's section ``small``.
+    Raises ``ConfigError`` for an unreadable file, invalid YAML, an unknown key or an invalid value.
     """
     return load_with_origins(path, overrides, small=small)[0]
 
@@ -33,7 +33,7 @@ def load_config(path: Paths = None, overrides: Sequence[str] = (), *, small: boo
 def load_with_origins(
     path: Paths = None, overrides: Sequence[str] = (), *, small: bool = False
 ) -> tuple[Config, Origins]:
-    """As ``load_config``, and the origin of each value that is set."""
+    """Like ``load_config``, but also return the origin of each value that was set."""
     paths = [] if path is None else [path] if isinstance(path, str | Path) else path
     tree = compose(paths, overrides, small=small, takes_text=_takes_text)
     return _validated(tree), tree.origins
@@ -42,24 +42,24 @@ def load_with_origins(
 def run_config_file(
     overrides: Sequence[str], find: Callable[[RunSection], Path] = lambda run: run.folder / "config.yaml"
 ) -> Path:
-    """The config that a run was started with, found by ``run.root`` and ``run.name``.
+    """Return the config file of an existing run, given its ``run.root`` and ``run.name``.
 
-    ``find``: brings it here where the run is kept elsewhere.
+    ``find``: downloads the file if the run is remote. Raises ``ConfigError`` without ``run.name`` or a file.
     """
     run = load_config(None, [item for item in overrides if item.startswith(("run.root=", "run.name="))]).run
     if run.name is None:
-        raise ConfigError("--resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file")
+        raise ConfigError("--resume needs run.name=NAME (and run.root, unless it is 'runs') or a config file")
     path = find(run)
     if not path.is_file():
         place = run.folder / "config.yaml" if run.remote is None else uri.child(run.shown, "config.yaml")
-        raise ConfigError(f"nothing to resume: {place} does not exist (run.root and run.name say where to look)")
+        raise ConfigError(f"nothing to resume: {place} does not exist: check run.root and run.name")
     return path
 
 
 def dump_config(config: Config, origins: Origins | None = None) -> str:
-    """YAML that loads back to an equal config, but for keys and tokens in its values, which are left out.
+    """Return YAML that loads back to an equal config, except for credentials in its values, which are removed.
 
-    ``origins``: behind each value that is not the default, a comment says where it was set.
+    ``origins``: add a comment with the origin to each value that is not the default.
     """
     values = public_values(config.model_dump(mode="json"))
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -67,7 +67,7 @@ def dump_config(config: Config, origins: Origins | None = None) -> str:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """The config with these dotted keys changed. Raises ``ConfigError`` for one that does not exist or fit."""
+    """Return a copy with these dotted keys changed. Raises ``ConfigError`` for an unknown key or invalid value."""
     tree = Tree(config.model_dump(mode="json"))
     for key, value in values.items():
         tree.set(key, value, Origin(), source=f"{key}={short(value)}")
@@ -75,7 +75,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _validated(tree: Tree) -> Config:
-    """A fault is laid to its file, unless the command line wrote it."""
+    """Validate the values. An error names the file that set the value, unless it came from the command line."""
     try:
         return Config.model_validate(tree.values)
     except ValidationError as error:
@@ -97,13 +97,13 @@ def _commented(text: str, values: dict[str, Any], origins: Origins) -> str:
 
 
 def _leaf_nodes(node: yaml.MappingNode, above: Key = ()) -> Iterator[tuple[int, Key]]:
-    """Each value that is no section: a place on the line that a comment may end, and its key."""
+    """Yield the position and key of each leaf value. A comment can be appended to the line of the position."""
     for name, value in node.value:
         key = (*above, str(name.value))
         if isinstance(value, yaml.MappingNode) and value.value:
             yield from _leaf_nodes(value, key)
         else:
-            place = value if isinstance(value, yaml.ScalarNode) else name  # a list begins on the next line
+            place = value if isinstance(value, yaml.ScalarNode) else name  # a list starts on the next line
             yield place.end_mark.index, key
 
 
@@ -114,10 +114,11 @@ def _at(tree: Any, key: Key) -> Any:
 
 
 def _takes_text(key: str) -> bool:
-    kind: Any = Config
+    """Whether a dotted key accepts a string."""
+    node: Any = Config
     for part in key.split("."):
-        known = kind.model_fields.get(part) if isinstance(kind, type) and issubclass(kind, BaseModel) else None
-        if known is None:
+        field = node.model_fields.get(part) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
             return False
-        kind = known.annotation
-    return kind is str or str in get_args(kind)
+        node = field.annotation
+    return node is str or str in get_args(node)

@@ -1,4 +1,4 @@
-"""YAML as configs need it: data alone, one meaning, and no document that grows or nests beyond what a config is."""
+"""A YAML reader for configs: plain data without ambiguity, limited in size and depth."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import yaml
 
 MAX_CHARACTERS = 2**20
 MAX_DEPTH = 30
-MAX_NODES = 50_000  # with aliases written out: "billion laughs" is a page of text and gigabytes of values
+MAX_NODES = 50_000  # with aliases expanded, against "billion laughs" documents
 
 
 class Reader(yaml.SafeLoader):
-    """Safe YAML 1.1 that reads 1e-5 as a number, as YAML 1.2 does, and refuses a key that stands twice.
+    """Safe YAML 1.1 loader that reads 1e-5 as a number, like YAML 1.2, and rejects duplicate keys.
 
-    Tags (``!!python/name`` and all others) are refused, since no key needs one and several crash the reader.
+    All tags, such as ``!!python/name``, are rejected: no key needs one, and several crash the loader.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.depth = 0
         self.nodes = 0
-        self.sizes: dict[yaml.Node, int] = {}  # of what anchors name, once it has been read
+        self.sizes: dict[yaml.Node, int] = {}  # number of values below each complete node, for aliases
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -30,28 +30,28 @@ class Reader(yaml.SafeLoader):
             node = super().compose_node(parent, index)
             assert node is not None
             if node not in self.sizes:
-                raise _refusal(f"alias *{event.anchor} stands inside of what it names", event)
+                raise _error(f"alias *{event.anchor} refers to a value that contains it", event)
             self.nodes += self.sizes[node]
         else:
             if event.tag is not None:
-                raise _refusal(f"tag {event.tag} is not read here: write plain values", event)
+                raise _error(f"tag {event.tag} is not supported: write plain values", event)
             if self.depth == MAX_DEPTH:
-                raise _refusal(f"nested more than {MAX_DEPTH} levels deep", event)
+                raise _error(f"nested more than {MAX_DEPTH} levels deep", event)
             before, self.depth, self.nodes = self.nodes, self.depth + 1, self.nodes + 1
             node = super().compose_node(parent, index)
             assert node is not None
             self.depth, self.sizes[node] = self.depth - 1, self.nodes - before
         if self.nodes > MAX_NODES:
-            raise _refusal(f"more than {MAX_NODES} values, aliases written out", event)
+            raise _error(f"more than {MAX_NODES} values with aliases expanded", event)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -62,9 +62,9 @@ Reader.add_implicit_resolver(
 
 
 def read_yaml(text: str) -> Any:
-    """The document's value. Raises ``ValueError``, in one line that says where, for what is not such YAML."""
+    """Parse a document. Raises ``ValueError`` with line and column, on one line, for invalid YAML."""
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"{len(text)} characters are no config (at most {MAX_CHARACTERS})")
+        raise ValueError(f"{len(text)} characters are too long for a config (at most {MAX_CHARACTERS})")
     try:
         return yaml.load(text, Loader=Reader)
     except yaml.MarkedYAMLError as error:
@@ -75,9 +75,9 @@ def read_yaml(text: str) -> Any:
         raise ValueError(f"not YAML ({_one_line(error)})") from None
 
 
-def _refusal(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
+def _error(problem: str, event: yaml.Event) -> yaml.MarkedYAMLError:
     mark = event.start_mark
-    return yaml.composer.ComposerError(None, None, problem, mark)  # type: ignore[arg-type]  # stubs: two kinds of mark
+    return yaml.composer.ComposerError(None, None, problem, mark)  # type: ignore[arg-type]  # the stubs have two types of mark
 
 
 def _one_line(problem: object) -> str:

@@ -1,1 +1,1 @@
-"""What a config will need, before anything starts: placement, memory, traffic, the expected bottleneck."""
+"""Estimates for a config before it runs: placement, memory, traffic and the expected bottleneck."""

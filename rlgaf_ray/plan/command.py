@@ -1,4 +1,4 @@
-"""``rlgaf plan``: what a config will need on given machines, without starting or loading anything."""
+"""``rlgaf plan``: estimate the requirements of a config, without starting Ray or loading weights."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ def plan(
     cpus_per_node: int | None,
     console: Console | None = None,
 ) -> None:
-    """Print it, with what ``rlgaf compare`` needs where the config has a section ``compare``.
+    """Print the plan, and that of ``rlgaf compare`` if the config has a ``compare`` section.
 
-    By default for one machine with this one's cores, and with eight GPUs where the config asks for GPUs.
-
-    Raises ``UserError`` for a model that cannot be planned, and for a placement that the machines have no room for.
+    Defaults: this machine's cores, and eight GPUs if the config uses GPUs.
+    Raises ``UserError`` if the model is not supported or the placement does not fit on the machines.
     """
     on_gpu = config.cluster.gpus_per_actor > 0
     cpus = cpus_per_node or os.cpu_count() or 1
@@ -50,7 +49,7 @@ def plan(
 
 
 def learns_in_bfloat16(config: Config) -> bool:
-    """Left to choose, a GPU, which this machine may lack, is taken to do so; of its own cores torch knows."""
+    """Whether the learner uses bfloat16. ``auto`` means yes on GPUs, which this machine may lack; on CPU ask torch."""
     if config.learner.precision == "auto" and config.cluster.gpus_per_actor > 0:
         return True
     return resolve_precision(config.learner.precision, torch.device("cpu")) == torch.bfloat16

@@ -1,7 +1,7 @@
-"""Requirements of ``rlgaf compare``: counts, seconds and memory of each method, and the time of all trials.
+"""Plan of ``rlgaf compare``: counts, seconds and memory per method, and the wall time of all trials.
 
-On cores a trial is one process on one core, as many at a time as there are cores. On GPUs, which ``rlgaf compare`` does
-not use by itself, each trial is taken to be a run of its own with the config's placement, one after another.
+On CPU a trial is one process on one core, with one trial per core at a time. ``rlgaf compare`` does not use GPUs: a GPU
+plan assumes that each trial is a separate training run with the config's placement, one after another.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ ONE_PROCESS = Placement(num_rollout_workers=1, cpus_per_actor=1 / 3, gpus_per_ac
 
 @dataclass(frozen=True, slots=True)
 class MethodPlan:
-    """One trial."""
+    """Plan of one trial of a method."""
 
     name: MethodName
     budget: Budget
     sft_seconds: float
     train_seconds: float
     measure_seconds: float
-    memory: float  # bytes of the fullest GPU, or of the trial's process
+    memory: float  # bytes on the fullest GPU, or of the trial's process on CPU
 
     @property
     def seconds(self) -> float:
@@ -55,10 +55,10 @@ class MethodPlan:
 class ComparisonPlan:
     methods: list[MethodPlan]
     replicates: int
-    base_seconds: float  # of the base warm-up, once for all
-    shared_seconds: float  # of a replicate: SFT that several methods start from is made once
-    devices: float  # GPUs or cores of one trial
-    at_a_time: int  # trials
+    base_seconds: float  # warm-up of the base model, shared by all trials
+    shared_seconds: float  # SFT per replicate that is reused by other methods, counted in each method's own seconds
+    devices: float  # GPUs or cores per trial
+    at_a_time: int  # concurrent trials
 
     @property
     def wall_seconds(self) -> float:
@@ -69,7 +69,7 @@ class ComparisonPlan:
 def plan_comparison(
     config: Config, shape: ModelShape, hardware: Hardware, rates: Rates, *, bfloat16: bool
 ) -> ComparisonPlan:
-    """Raises ``UserError`` for a method that the config does not allow, or without room on these machines."""
+    """Plan every method. Raises ``UserError`` if the config does not support a method or it does not fit."""
     on_gpu, settings = config.cluster.gpus_per_actor > 0, config.compare
     found: list[MethodPlan] = []
     sft: dict[str, list[float]] = {}
@@ -110,7 +110,7 @@ def _length(config: Config) -> int:
 
 
 def _sft_seconds(config: Config, shape: ModelShape, rates: Rates) -> float:
-    """With the contrastive term each demonstration is read under other prompts, too."""
+    """Return the seconds of SFT. The contrastive term also reads each demonstration with other prompts."""
     settings = config.warmup.sft
     prompts = 1 + (settings.contrastive_prompts if settings.contrastive_weight > 0 else 0)
     rows = sft_steps(config) * settings.batch_size * prompts
@@ -139,7 +139,7 @@ def _train_seconds(
 
 
 def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates) -> float:
-    """Of ``evaluation.num_prompts`` prompts of each part."""
+    """Return the seconds to measure one method on ``evaluation.num_prompts`` prompts of each part."""
     candidates = METHODS[name].answering.candidates
     per_prompt = config.compare.samples * candidates
     total = config.evaluation.num_prompts * per_prompt
@@ -161,7 +161,7 @@ def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placem
 
 
 def _process_bytes(plan: Estimate) -> float:
-    """All roles in one process, whose libraries are loaded once."""
+    """Return the memory of all roles in one process, which loads its libraries once."""
     memory = plan.memory.values()
     return sum(each.total - each.runtime for each in memory) + max(each.runtime for each in memory)
 
@@ -170,7 +170,7 @@ def show_comparison(console: Console, config: Config, plan: ComparisonPlan, hard
     on_gpu = config.cluster.gpus_per_actor > 0
     device = "GPU" if on_gpu else "core"
     table = Table(title=f"comparison: one of {plan.replicates} replicates of each method, estimated")
-    heads = ("rollouts", "generator steps", "D updates", "passes an answer", f"{device} s", "GiB")
+    heads = ("rollouts", "generator steps", "D updates", "passes per answer", f"{device} s", "GiB")
     for head in ("method", *heads):
         table.add_column(head, justify="left" if head == "method" else "right")
     for each in plan.methods:
@@ -190,22 +190,22 @@ def show_comparison(console: Console, config: Config, plan: ComparisonPlan, hard
 
 
 def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Sequence[str]:
-    """Under the table: the time of everything, and what the numbers take for granted."""
+    """Return the lines under the table: wall time, memory and assumptions."""
     on_gpu = config.cluster.gpus_per_actor > 0
     most = max(plan.methods, key=lambda each: each.memory)
     trials, hours = len(plan.methods) * plan.replicates, plan.wall_seconds / 3600
     if on_gpu:
         fits = "fits" if most.memory <= hardware.gpu_memory else "does not fit"
-        place = f"one after another on {plan.devices:g} GPUs, each a run of rlgaf train with the method's keys"
+        place = f"one after another on {plan.devices:g} GPUs, each an rlgaf train run with the method's keys"
         memory = f"a GPU needs up to {most.memory / GIB:,.1f} of {hardware.gpu_memory / GIB:g} GiB: {fits}"
     else:
-        place = f"{plan.at_a_time} at a time, one core each"
-        memory = f"the trials at a time need up to {plan.at_a_time * most.memory / GIB:,.1f} GiB"
+        place = f"{plan.at_a_time} in parallel, one core each"
+        memory = f"parallel trials need up to {plan.at_a_time * most.memory / GIB:,.1f} GiB"
     found = [
-        f"{trials} trials, {place}: {hours:,.1f} hours of wall time, the warm-ups included; {memory}",
-        f"measured with {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
+        f"{trials} trials, {place}: {hours:,.1f} hours of wall time including warm-ups; {memory}",
+        f"measurements: {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
         f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts",
     ]
     if config.warmup.sft.steps == "auto":
-        found.append(f"warmup.sft.steps=auto is counted as warmup.sft.max_steps={config.warmup.sft.max_steps}")
+        found.append(f"warmup.sft.steps=auto counts as warmup.sft.max_steps={config.warmup.sft.max_steps}")
     return found

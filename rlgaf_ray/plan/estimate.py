@@ -1,4 +1,4 @@
-"""A config and the machines it is meant for, put into the formulas of ``memory`` and ``speed``."""
+"""Apply the formulas of ``memory`` and ``speed`` to a config and its machines."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from rlgaf_ray.plan.speed import (
 Role = Literal["learner", "discriminator", "rollout"]
 GIB, MIB = 2**30, 2**20
 
-# Measured (docs/scaling.md): an actor's process with its libraries and no model, on CPU. Of CUDA's context and of the
-# workspaces of its libraries nothing is measured yet.
+# Measured on CPU (docs/scaling.md): an actor's process with its libraries and no model. CUDA's context and library
+# workspaces are not measured yet.
 CPU_RUNTIME, VLLM_CPU_RUNTIME = 540 * MIB, 680 * MIB
 CUDA_RUNTIME = 1 * GIB
 SAMPLER_COPIES = 3  # float32 arrays of sequences x vocabulary: logits, their log-softmax, probabilities
-MAX_SEQUENCES = 256  # that vLLM runs at a time, by default
+MAX_SEQUENCES = 256  # vLLM's default max_num_seqs
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ class Hardware:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     placement: Placement
-    nodes: list[int]  # of each bundle
+    nodes: list[int]  # node index of each bundle
     memory: dict[Role, Memory]
-    phases: dict[str, float]  # seconds of an iteration
-    overlapped: bool  # rollouts are made while the others work
+    phases: dict[str, float]  # seconds per iteration
+    overlapped: bool  # whether rollouts run concurrently with the other phases
     push: Push
     ring: bool
-    kv_tokens: float  # that one engine's cache holds
+    kv_tokens: float  # capacity of one engine's KV cache
     work: Work
 
     @property
@@ -68,7 +68,7 @@ class Estimate:
         return max(self.phases["rollout"], sum(self.phases.values()) - self.phases["rollout"])
 
     def device_bytes(self) -> float:
-        """The most that one GPU holds. Where roles share it, an engine that sleeps leaves the others its place."""
+        """Return the bytes on the fullest GPU. Colocated engines sleep while learner and discriminator compute."""
         learner, discriminator, rollout = (self.memory[role].total for role in ("learner", "discriminator", "rollout"))
         if self.placement.shares_gpus:
             return max(learner + discriminator, rollout)
@@ -80,9 +80,9 @@ class Estimate:
 def estimate(
     config: Config, shape: ModelShape, placement: Placement, hardware: Hardware, rates: Rates, *, bfloat16: bool
 ) -> Estimate:
-    """``bfloat16``: whether the learner's products are cast to it."""
+    """Estimate memory, traffic and time. ``bfloat16``: whether the learner computes under bfloat16 autocast."""
     nodes = pack(placement.bundles, placement.strategy, hardware.nodes)
-    assert nodes is not None, "a placement that was refused"
+    assert nodes is not None, "plan_on rejects placements that do not fit"
     element = BFLOAT16 if bfloat16 else FLOAT32
     work = _work(config)
     memory: dict[Role, Memory] = {
@@ -138,7 +138,7 @@ def _shards(config: Config, ranks: int) -> int:
 
 
 def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, element: int) -> Memory:
-    """One rank: the policy in training, every frozen or averaged network beside it, and a micro-batch."""
+    """Return the memory of one rank: the policy, all frozen or averaged networks, and one micro-batch."""
     on_gpu, work, settings = placement.device == "cuda", _work(config), config.generator.active
     shards = _shards(config, placement.num_learners)
     rows = math.ceil(work.rollouts / placement.num_learners)
@@ -168,14 +168,14 @@ def learner_memory(config: Config, shape: ModelShape, placement: Placement, *, e
         gradients=gradients,
         optimizer=policy.optimizer + critic.optimizer,
         reference=FLOAT32 * others / shards,
-        # Of one micro-batch: as gradients come, what they were computed from goes.
+        # With a single micro-batch, backward frees activations while it allocates the gradients.
         activations=kept + passing if micro < rows else max(0.0, kept - gradients),
         runtime=_runtime(on_gpu),
     )
 
 
 def discriminator_memory(config: Config, shape: ModelShape, placement: Placement, *, element: int) -> Memory:
-    """One rank: the network in training and a slice of its batch, which may be of three micro-batches."""
+    """Return the memory of one rank: the network and a slice of its batch, at most three micro-batches."""
     on_gpu, work = placement.device == "cuda", _work(config)
     shards = _shards(config, placement.num_discriminators)
     rows = math.ceil((work.rollouts + work.demonstrations) / placement.num_discriminators)
@@ -200,7 +200,7 @@ def discriminator_memory(config: Config, shape: ModelShape, placement: Placement
 
 
 def worker_memory(config: Config, shape: ModelShape, placement: Placement, *, gpu_memory: float) -> Memory:
-    """One shard of an engine. On a GPU vLLM takes its share of the memory, and what is left of it is the cache."""
+    """Return the memory of one engine shard. On GPU vLLM's KV cache fills the rest of its memory share."""
     on_gpu, work, element = placement.device == "cuda", _work(config), _rollout_element(config)
     vllm = config.rollout.traits.vllm
     sequences = math.ceil(work.rollouts / placement.num_rollout_workers)
@@ -218,8 +218,8 @@ def worker_memory(config: Config, shape: ModelShape, placement: Placement, *, gp
     if not vllm:
         return replace(memory, kv_cache=float(running * work.length * kv_bytes_per_token(shape, element=element)))
     if on_gpu:
-        left = config.rollout.gpu_memory_utilization * gpu_memory - replace(memory, kv_cache=0.0).total
-        return replace(memory, kv_cache=max(0.0, left))
+        remaining = config.rollout.gpu_memory_utilization * gpu_memory - replace(memory, kv_cache=0.0).total
+        return replace(memory, kv_cache=max(0.0, remaining))
     return memory
 
 
@@ -230,18 +230,23 @@ def _runtime(on_gpu: bool, *, vllm: bool = False) -> float:
 def _phases(
     config: Config, shape: ModelShape, placement: Placement, rates: Rates, work: Work, sent: Push
 ) -> dict[str, float]:
-    """Seconds of an iteration's parts. A device is a GPU, or a core that the placement lets an actor compute on."""
+    """Return the seconds of each phase. A device is a GPU, or a core that the placement assigns to an actor."""
     on_gpu = placement.device == "cuda"
     of_engine = placement.tensor_parallel_size if on_gpu else placement.rollout_threads
     of_rank = 1 if on_gpu else placement.threads
     return {
         "rollout": rollout_seconds(
-            shape, work, rates, engines=placement.num_rollout_workers, cores=of_engine, element=_rollout_element(config)
+            shape,
+            work,
+            rates,
+            engines=placement.num_rollout_workers,
+            cores=of_engine,
+            element=_rollout_element(config),
         ),
         "score and discriminator update": discriminator_seconds(
             shape, work, rates, devices=placement.num_discriminators * of_rank
         ),
         "generator update": generator_seconds(shape, work, rates, devices=placement.num_learners * of_rank),
-        "push of weights": sent.seconds(rates),
+        "weight push": sent.seconds(rates),
         "driver": driver_seconds(work),
     }

@@ -1,7 +1,7 @@
-"""Bytes that each actor holds at its peak, from the shape of the model and the sizes of the batch.
+"""Peak memory of each actor in bytes, from model shape and batch size.
 
-Pure arithmetic: neither torch nor Ray is imported. Every formula is derived where it stands;
-``benchmarks/plan_check.py`` holds the sums against measured runs (docs/scaling.md).
+Pure arithmetic: neither torch nor Ray is imported. The docstrings derive the formulas;
+``benchmarks/plan_check.py`` compares the totals with measured runs (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from dataclasses import dataclass, fields
 
 from rlgaf_ray.plan.shape import FLOAT32, ModelShape
 
-MOMENTS = 2  # AdamW keeps two numbers a parameter
+MOMENTS = 2  # AdamW keeps two numbers per parameter
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one actor, by what they hold."""
+    """Bytes of one actor by purpose."""
 
     weights: float = 0.0
     gradients: float = 0.0
     optimizer: float = 0.0
-    reference: float = (
-        0.0  # further whole networks: the frozen start, moving averages, a critic, a discriminator's copy
-    )
+    reference: float = 0.0  # other networks: reference, base model, averages, discriminator's copy, a push's second set
     activations: float = 0.0
     kv_cache: float = 0.0
     runtime: float = 0.0  # interpreter, libraries, CUDA's context
@@ -33,23 +31,23 @@ class Memory:
 
 
 def trained(parameters: float, *, shards: int = 1) -> Memory:
-    """Weights, gradients and AdamW's moments of a network that is trained in float32, one of ``shards`` equal parts.
+    """Return the bytes of one shard of a network trained in float32: weights, gradients and AdamW's moments.
 
     4 P + 4 P + 2 x 4 P = 16 P bytes (Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3.1, without its 16-bit
-    copies: autocast makes those, see ``cast_weights``). FSDP splits all three (ZeRO-3); DDP none, so ``shards`` is 1.
+    copies: autocast makes those, see ``cast_weights``). FSDP shards all three (ZeRO-3); with DDP ``shards`` is 1.
     """
     part = FLOAT32 * parameters / shards
     return Memory(weights=part, gradients=part, optimizer=MOMENTS * part)
 
 
 def cast_weights(shape: ModelShape, matrix_parameters: float, *, element: int, shards: int = 1) -> float:
-    """Copies of the matrices N that a step computes with, beside the float32 ones.
+    """Return the bytes of the copies of the matrices N that a step computes with, in addition to the float32 weights.
 
-    - whole on every rank: autocast's 16-bit copies, 2 N bytes, which backward keeps until its end; none in float32
-    - FSDP: the block that computes and the one that is fetched ahead, 2 e x (parameters of a block) (Zhao et al. 2023,
-      arXiv 2304.11277, section 3.3)
+    - unsharded: autocast's 16-bit copies, 2 N bytes, kept until the end of backward; none in float32
+    - FSDP: the gathered current and prefetched blocks, 2 e x (parameters of a block) (Zhao et al. 2023, arXiv
+      2304.11277, section 3.3)
 
-    Embeddings that are only looked up, biases and norms are not cast.
+    Input embeddings, biases and norms are not cast.
     """
     if shards > 1:
         return 2.0 * element * shape.block_parameters
@@ -57,20 +55,20 @@ def cast_weights(shape: ModelShape, matrix_parameters: float, *, element: int, s
 
 
 def block_activations(shape: ModelShape, *, tokens: int, length: int, element: int, fused_attention: bool) -> float:
-    """What one block keeps for backward, for ``tokens`` tokens in rows of ``length``.
+    """Return the bytes that one block saves for backward, for ``tokens`` tokens in rows of ``length``.
 
     Per token, with h = width, q and k the widths of queries and of keys, i = the hidden layer, a = heads, s = length,
     e = bytes of an element under autocast (the residual stream stays float32, as weights are):
 
-    - what the two norms read, 2 x 4 h; RMS norms also keep it normalised, 2 x 4 h more
-    - what the matrices read: 2 e h, or, where autocast casts it for each of Llama's q, k, v, gate and up, 5 e h
-    - queries, keys, values: e (q + 2 k);  what attention returns, which its output matrix reads: e q
-    - plain attention: the weights of all heads, e a s, and 4 a s before their cast; fused attention keeps 4 a
-    - MLP: before and after the activation, 2 e i, and three more where it is composed of elementary functions;
+    - inputs of the two norms, 2 x 4 h; RMS norms also save their normalised output, 2 x 4 h more
+    - inputs of the matrices: 2 e h; with autocast one cast each for Llama's q, k, v, gate and up, 5 e h
+    - queries, keys, values: e (q + 2 k);  output of attention, the input of its output matrix: e q
+    - eager attention: the weights of all heads, e a s, and 4 a s before their cast; fused attention saves 4 a
+    - MLP: before and after the activation, 2 e i, and three more if it is composed of elementary functions;
       gated: gate, activated gate, up, product, 4 e i
 
-    In float32 with h = q = k and i = 4 h: 64 h + 4 a s. A test holds it to what autograd saves. In 16 bits throughout
-    and with dropout's masks it would be the 34 h + 5 a s of Korthikanti et al. 2022 (arXiv 2205.05198, eq. 2).
+    In float32 with h = q = k and i = 4 h: 64 h + 4 a s. A test compares it with the tensors that autograd saves. Fully
+    in 16 bits and with dropout masks it would be the 34 h + 5 a s of Korthikanti et al. 2022 (arXiv 2205.05198, eq. 2).
     """
     h, q, k, i = shape.width, shape.query_width, shape.kv_width, shape.feed_forward
     cast = element != FLOAT32
@@ -85,10 +83,10 @@ def block_activations(shape: ModelShape, *, tokens: int, length: int, element: i
 def activations(
     shape: ModelShape, *, rows: int, length: int, element: int, fused_attention: bool, checkpointing: bool = False
 ) -> float:
-    """What backward needs of all blocks, and the gradients of the block that it passes through: as much again.
+    """Return the bytes for backward: activations of all blocks, and the gradients of one block, of equal size.
 
-    (L + 1) x ``block_activations``; with activation checkpointing of each block's input L x 4 h x tokens + 2 blocks
-    (Chen et al. 2016, arXiv 1604.06174).
+    (L + 1) x ``block_activations``. With activation checkpointing the input of each block, L x 4 h x tokens, and two
+    blocks (Chen et al. 2016, arXiv 1604.06174).
     """
     tokens = rows * length
     block = block_activations(shape, tokens=tokens, length=length, element=element, fused_attention=fused_attention)
@@ -98,36 +96,36 @@ def activations(
 
 
 def vocabulary_activations(shape: ModelShape, *, tokens: int, element: int, exact_kl: bool) -> float:
-    """The tensors of response tokens x vocabulary in the middle of a learner's backward pass.
+    """Return the bytes of the [response tokens, vocabulary] tensors at the peak of a learner's backward pass.
 
-    From sampled tokens: log-softmax (4), its gradient from the tokens (4) and summed (4), that of the logits (e). With
-    the exact KL also the reference's log-softmax, the policy's probabilities, their difference (4 each) and the mask of
-    ruled-out tokens (1), and the gradients of probabilities and difference (4 each).
+    Bytes per entry: log-softmax (4), its gradient from the sampled tokens (4) and in total (4), gradient of the logits
+    (e). The exact KL adds the reference's log-softmax, the policy's probabilities and their difference (4 each), the
+    mask of excluded tokens (1), and the gradients of probabilities and difference (4 each).
     """
     per_entry = 3 * FLOAT32 + element + (5 * FLOAT32 + 1 if exact_kl else 0)
     return float(tokens * shape.vocabulary * per_entry)
 
 
 def embedding_gradients(shape: ModelShape, *, output: bool) -> float:
-    """Gradients of the embedding on their way into the sum over micro-batches, dense: 4 V h bytes.
+    """Return the bytes of a micro-batch's dense embedding gradient before it is accumulated: 4 V h.
 
-    Twice where it is the output layer too: autograd adds the two uses first.
+    Twice that if the embedding is also the output layer, since autograd adds the gradients of the two uses first.
     """
     return FLOAT32 * shape.output_parameters * (2 if output and shape.tied else 1)
 
 
 def kv_bytes_per_token(shape: ModelShape, *, element: int) -> int:
-    """Keys and values of every layer: 2 L k e (Pope et al. 2022, arXiv 2211.05102, section 2)."""
+    """Return the KV cache bytes per token: 2 L k e (Pope et al. 2022, arXiv 2211.05102, section 2)."""
     return 2 * shape.layers * shape.kv_width * element
 
 
 def rollout_memory(
     shape: ModelShape, *, element: int, kv_cache: float, shards: int, runtime: float, packed: bool
 ) -> Memory:
-    """One shard of a rollout worker: its part of the weights, and the cache.
+    """Return the memory of one shard of a rollout worker: its weights and KV cache.
 
-    ``packed``: vLLM on CPU repacks the matrices. A tied output layer then is there twice more, as it was loaded and
-    packed; and a push makes a second set of all before it drops the first (measured, docs/scaling.md).
+    ``packed``: vLLM on CPU repacks the matrices. A tied output layer then has two more copies, loaded and packed, and a
+    push allocates a second set of weights before it frees the first (measured, docs/scaling.md).
     """
     copies = 2 * shape.output_parameters if packed and shape.tied else 0
     weights = element * (shape.parameters + copies) / shards

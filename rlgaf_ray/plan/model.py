@@ -1,4 +1,4 @@
-"""The shape of a config's generator, from its architecture alone: no weight is loaded."""
+"""Shape of a config's generator, from its architecture on the meta device, without weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlgaf_ray.plan.shape import ModelShape
 
 
 def generator_shape(config: Config) -> ModelShape:
-    """Raises ``UserError`` for a model that is no decoder of equal, dense blocks."""
+    """Return the shape. Raises ``UserError`` if the model is not a decoder with identical, dense blocks."""
     source = config.model.generator
     if source == SEQGAN_LSTM or not config.discriminator.traits.scalar_head:
         raise UserError(
-            "a plan knows transformers and their scalar heads only: not model.generator=seqgan-lstm, and no "
-            "discriminator.architecture but generator"
+            "rlgaf plan supports transformers with scalar heads only: set discriminator.architecture=generator, and "
+            "model.generator to a transformer"
         )
     with torch.device("meta"):
         if source == TINY_GPT2:
@@ -31,16 +31,15 @@ def generator_shape(config: Config) -> ModelShape:
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
+    """Return a model's shape. Raises ``UserError`` if it is a mixture of experts."""
     settings: PreTrainedConfig = model.config.get_text_config()
     names = [name for name, _ in model.named_parameters()]
     if any("experts" in name for name in names):
-        raise UserError(
-            f"{type(model).__name__} has experts, of which a token meets a few: a plan would overcount them"
-        )
+        raise UserError(f"{type(model).__name__} is a mixture of experts: rlgaf plan supports dense models only")
     width, heads = settings.hidden_size, settings.num_attention_heads
     feed_forward = getattr(settings, "intermediate_size", None) or getattr(settings, "n_inner", None) or 4 * width
     return ModelShape(
-        parameters=sum(weight.numel() for weight in model.parameters()),  # each once, tied or not
+        parameters=sum(weight.numel() for weight in model.parameters()),  # tied weights counted once
         layers=settings.num_hidden_layers,
         width=width,
         heads=heads,

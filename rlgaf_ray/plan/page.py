@@ -1,4 +1,4 @@
-"""A plan as a person reads it: tables of where, how much, over which link, how long."""
+"""Print a plan: tables of placement, memory, traffic and time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
 MEMORY_ROWS = {
     "weights": "weights",
     "gradients": "gradients",
-    "optimizer": "optimiser's moments",
+    "optimizer": "optimiser moments",
     "reference": "reference and other copies",
     "activations": "activations, 16-bit copies",
     "kv_cache": "KV cache",
@@ -37,57 +37,57 @@ def show(console: Console, shape: ModelShape, plan: Estimate, hardware: Hardware
     console.print(traffic_table(plan))
     console.print(time_table(plan))
     name, share = bottleneck(plan.phases)
-    console.print(f"[bold]expected bottleneck: {name}, {share:.0%} of the phases' sum[/bold]")
+    console.print(f"[bold]expected bottleneck: {name}, {share:.0%} of the total time of all phases[/bold]")
     device = "GPU" if plan.placement.device == "cuda" else "core"
     console.print(
-        f"assumed, not measured here: {rates.flops / 1e12:g} TFLOP/s and {rates.memory / 1e9:g} GB/s a {device}, "
-        f"{rates.network / 1e9:g} GB/s between nodes, {rates.host / 1e9:g} GB/s onto a device"
+        f"assumed rates, not measured: {rates.flops / 1e12:g} TFLOP/s and {rates.memory / 1e9:g} GB/s per {device}, "
+        f"{rates.network / 1e9:g} GB/s between nodes, {rates.host / 1e9:g} GB/s from host to device"
     )
 
 
 def placement_table(plan: Estimate, hardware: Hardware) -> Table:
     placement = plan.placement
     table = Table(title=f"placement {placement.kind}, bundles {placement.strategy}")
-    for column in ("node", "has", "actors"):
+    for column in ("node", "resources", "actors"):
         table.add_column(column)
-    lodgers: list[Counter[str]] = [Counter() for _ in hardware.nodes]
+    actors_on: list[Counter[str]] = [Counter() for _ in hardware.nodes]
     for name, bundles in (
         ("learner rank", placement.learner_bundles),
         ("discriminator rank", placement.discriminator_bundles),
         ("rollout worker", placement.rollout_bundles),
     ):
         for bundle in bundles:
-            lodgers[plan.nodes[bundle]][name] += 1
-    for first, last in _runs(lodgers):
+            actors_on[plan.nodes[bundle]][name] += 1
+    for first, last in _groups(actors_on):
         node = hardware.nodes[first]
-        has = f"{node.cpus:g} CPUs, {node.gpus:g} GPUs"
-        actors = ", ".join(f"{count} x {name}" for name, count in lodgers[first].items()) or "(none)"
-        table.add_row(str(first) if first == last else f"{first} to {last}, each", has, actors)
+        resources = f"{node.cpus:g} CPUs, {node.gpus:g} GPUs"
+        actors = ", ".join(f"{count} x {name}" for name, count in actors_on[first].items()) or "(none)"
+        table.add_row(str(first) if first == last else f"{first} to {last}, each", resources, actors)
     shards = placement.tensor_parallel_size
     shares = f"each actor: {placement.cpus_per_actor:g} CPUs"
     if placement.device == "cuda":
         shares += f", {placement.gpus_per_actor:g} GPUs" + (f" (a rollout worker {shards})" if shards > 1 else "")
     else:
-        shares += f"; threads: {placement.threads} a rank, {placement.rollout_threads} a rollout worker"
+        shares += f"; threads: {placement.threads} per rank, {placement.rollout_threads} per rollout worker"
     table.caption = shares
     return table
 
 
-def _runs(lodgers: Sequence[Counter[str]]) -> list[tuple[int, int]]:
-    """First and last of each stretch of nodes with the same lodgers."""
-    runs: list[tuple[int, int]] = []
-    for index, each in enumerate(lodgers):
-        if runs and lodgers[runs[-1][0]] == each:
-            runs[-1] = (runs[-1][0], index)
+def _groups(actors_on: Sequence[Counter[str]]) -> list[tuple[int, int]]:
+    """Return the first and last index of each group of consecutive nodes with the same actors."""
+    groups: list[tuple[int, int]] = []
+    for index, each in enumerate(actors_on):
+        if groups and actors_on[groups[-1][0]] == each:
+            groups[-1] = (groups[-1][0], index)
         else:
-            runs.append((index, index))
-    return runs
+            groups.append((index, index))
+    return groups
 
 
 def memory_table(plan: Estimate) -> Table:
     large = max(memory.total for memory in plan.memory.values()) > 8 * GIB
     unit, form = (GIB, "{:,.1f}") if large else (MIB, "{:,.0f}")
-    table = Table(title=f"memory of one actor at its peak, {'GiB' if large else 'MiB'}")
+    table = Table(title=f"peak memory per actor, {'GiB' if large else 'MiB'}")
     table.add_column("")
     shard = "rollout worker" if plan.placement.tensor_parallel_size == 1 else "shard of a rollout worker"
     for name in ("learner rank", "discriminator rank", shard):
@@ -100,21 +100,23 @@ def memory_table(plan: Estimate) -> Table:
 
 
 def fits(plan: Estimate, hardware: Hardware) -> str:
-    """Whether the fullest GPU, or node of CPUs, holds its actors; and what one engine's cache holds."""
-    cache = f"one engine's cache holds {plan.kv_tokens:,.0f} tokens ({plan.kv_tokens / plan.work.length:,.0f} rollouts)"
+    """Return the memory of the fullest GPU or CPU node, whether it fits, and the size of one engine's KV cache."""
+    cache = (
+        f"one engine's KV cache holds {plan.kv_tokens:,.0f} tokens ({plan.kv_tokens / plan.work.length:,.0f} rollouts)"
+    )
     if plan.placement.device == "cpu":
         on_node = f"{node_bytes(plan) / GIB:,.1f} GiB"
-        return f"a node needs up to {on_node}, and room for the weights in its object store; {cache}"
-    needed, there = plan.device_bytes(), hardware.gpu_memory
+        return f"a node needs up to {on_node}, plus the weights in its object store; {cache}"
+    needed, available = plan.device_bytes(), hardware.gpu_memory
     verdict = "fits"
-    if needed > there:
-        verdict = "does not fit: split the learner (fsdp), shorten, or take smaller micro-batches"
-    return f"a GPU needs up to {needed / GIB:,.1f} of {there / GIB:g} GiB: {verdict}; {cache}"
+    if needed > available:
+        verdict = "does not fit: set learner.strategy=fsdp, or reduce learner.micro_batch_size or the sequence length"
+    return f"a GPU needs up to {needed / GIB:,.1f} of {available / GIB:g} GiB: {verdict}; {cache}"
 
 
 def node_bytes(plan: Estimate) -> float:
-    """What the actors of the fullest node hold together."""
-    placement, held = plan.placement, Counter[int]()
+    """Return the total memory of the actors on the fullest node."""
+    placement, used = plan.placement, Counter[int]()
     roles: list[tuple[Memory, range]] = [
         (plan.memory["learner"], placement.learner_bundles),
         (plan.memory["discriminator"], placement.discriminator_bundles),
@@ -122,13 +124,13 @@ def node_bytes(plan: Estimate) -> float:
     ]
     for memory, bundles in roles:
         for bundle in bundles:
-            held[plan.nodes[bundle]] += round(memory.total)
-    return max(held.values())
+            used[plan.nodes[bundle]] += round(memory.total)
+    return max(used.values())
 
 
 def traffic_table(plan: Estimate) -> Table:
-    sent, way = plan.push, "NCCL broadcast" if plan.ring else "object store"
-    table = Table(title=f"traffic of one push of weights ({sent.size / GIB:,.2f} GiB), {way}")
+    sent, transport = plan.push, "NCCL broadcast" if plan.ring else "object store"
+    table = Table(title=f"traffic of one weight push ({sent.size / GIB:,.2f} GiB), {transport}")
     table.add_column("link")
     table.add_column("GiB", justify="right")
     for name, size in (
@@ -139,7 +141,7 @@ def traffic_table(plan: Estimate) -> Table:
     ):
         table.add_row(name, f"{size / GIB:,.3f}")
     rollouts = plan.work.rollouts * plan.work.length * 8  # int32 ids, float32 log-probs
-    table.caption = f"rollouts of an iteration, through the driver: {rollouts / 2**20:,.1f} MiB"
+    table.caption = f"rollouts through the driver per iteration: {rollouts / 2**20:,.1f} MiB"
     return table
 
 
@@ -149,7 +151,7 @@ def time_table(plan: Estimate) -> Table:
     table.add_column("seconds", justify="right")
     for name, seconds in plan.phases.items():
         table.add_row(name, f"{seconds:,.3f}")
-    how = "rollouts beside the rest" if plan.overlapped else "one after the other"
+    how = "rollouts overlap the other phases" if plan.overlapped else "sequential"
     total = plan.iteration_seconds
     table.add_row(f"iteration ({how})", f"{total:,.3f}", style="bold")
     table.caption = f"{plan.work.rollouts / total:,.0f} rollouts/s"

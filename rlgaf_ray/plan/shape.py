@@ -1,30 +1,30 @@
-"""The numbers of a transformer that memory, traffic and time follow from. Pure: no torch, no Ray."""
+"""Dimensions of a transformer that determine memory, traffic and time. Imports neither torch nor Ray."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-FLOAT32, BFLOAT16 = 4, 2  # bytes of a number
+FLOAT32, BFLOAT16 = 4, 2  # bytes per element
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """A decoder. GPT-2: ``ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True, composed=True)``.
 
-    Gated models are taken to be of Llama's family: RMS norms, queries, keys and values from a matrix each.
+    Gated models are assumed to be Llama-like: RMS norms, and separate matrices for queries, keys and values.
     """
 
-    parameters: int  # tied ones counted once
+    parameters: int  # tied weights counted once
     layers: int
     width: int
     heads: int
     kv_heads: int
     head_size: int
     feed_forward: int  # width of the hidden layer of a block's MLP
-    gated: bool  # two matrices into the hidden layer (SwiGLU), not one
+    gated: bool  # two matrices into the hidden layer (SwiGLU) instead of one
     vocabulary: int
     tied: bool  # the output layer is the embedding
-    composed: bool = False  # the activation is written out in elementary functions (GPT-2's gelu_new), not one kernel
+    composed: bool = False  # the activation consists of elementary functions (GPT-2's gelu_new), not one kernel
 
     @property
     def query_width(self) -> int:
@@ -36,13 +36,13 @@ class ModelShape:
 
     @property
     def block_parameters(self) -> int:
-        """Of one block's matrices: queries and output, keys and values, two or three of the MLP."""
+        """Parameters of one block's matrices: attention (q, k, v, output) and two or three of the MLP."""
         attention = 2 * self.width * self.query_width + 2 * self.width * self.kv_width
         return attention + (3 if self.gated else 2) * self.width * self.feed_forward
 
     @property
     def matrix_parameters(self) -> int:
-        """What a token is multiplied with: all blocks and the output layer, no look-ups, no biases, no norms."""
+        """Parameters of all matrix products: blocks and output layer, without input embeddings, biases and norms."""
         return self.layers * self.block_parameters + self.output_parameters
 
     @property
@@ -51,5 +51,5 @@ class ModelShape:
 
     @property
     def scalar_parameters(self) -> int:
-        """Of the same network with one output in place of the vocabulary: the discriminator, PPO's critic."""
+        """Parameters with a scalar head instead of the output layer: the discriminator, PPO's critic."""
         return self.parameters - (0 if self.tied else self.output_parameters) + self.width

@@ -1,4 +1,4 @@
-"""``rlgaf compare`` from the command line: trials in parallel, a page, and what is there already is not run again."""
+"""``rlgaf compare`` from the command line: trials in parallel, a page, and finished trials are not repeated."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def test_a_comparison_is_made_and_goes_on(tmp_path: Path, capsys) -> None:
     assert "best of 4 by D" in capsys.readouterr().out
 
     assert main(arguments) == 1
-    assert "add --resume to go on with that comparison" in capsys.readouterr().err
+    assert "add --resume to resume that comparison" in capsys.readouterr().err
     assert main([*arguments, "--resume", "generator.learning_rate=1e-3"]) == 1
-    assert "was begun with another generator.learning_rate" in capsys.readouterr().err
+    assert "was started with another generator.learning_rate" in capsys.readouterr().err
     assert main([*arguments, "--resume", "compare.replicates=2"]) == 0
     again = {path.name: path.read_bytes() for path in (folder / "trials").glob("*.json")}
     assert len(again) == 6 and all(again[name] == content for name, content in trials.items())

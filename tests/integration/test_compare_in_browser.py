@@ -74,7 +74,7 @@ def test_the_page_runs_nothing_loads_nothing_and_fits(tmp_path: Path) -> None:
         assert visit.title == "Comparison comparison"
         assert visit.complaints == [] and visit.loaded == []
         assert visit.width <= width, f"{visit.width} px at {width}"
-        for title in ("Results", "At equal level", "Measures", "Budget", "Failures", "Quality against distinct-2"):
+        for title in ("Results", "At equal diversity", "Measures", "Budget", "Failures", "Quality against distinct-2"):
             assert title in visit.text
         assert "true verdict as the reward" in visit.text and "KL to the expert" in visit.text
     light, dark = seen[0], seen[1]

@@ -1,4 +1,4 @@
-"""What the doctor says of a machine: each finding from what was read, not from this machine."""
+"""Machine checks of ``rlgaf doctor``, on fixed inputs rather than this machine's."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_cores_and_memory() -> None:
     assert [check_memory(each).verdict for each in (16 * GIB, 2 * GIB, None)] == ["ok", "slow", "ok"]
 
 
-def test_memory_is_the_containers_where_it_is_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_and_cores_respect_the_containers_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "/proc/meminfo": "MemTotal: 16000 kB\nMemAvailable: 9000 kB\n",
         "/sys/fs/cgroup/memory.max": "4096000\n",
@@ -127,7 +127,7 @@ def test_gpus_ray_and_vllm() -> None:
         assert check_vllm(gpu_build, cpu_build, has_gpu=has_gpu).verdict == verdict
 
 
-def test_gpus_are_asked_for_by_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert checkup.gpu_names() == []

@@ -1,4 +1,4 @@
-"""Companion packages of torch that cannot be imported: planted as files, in processes of their own."""
+"""Broken companion packages of torch: fake modules, imported in subprocesses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNLOADABLE = "raise OSError('Could not load this library')"
 
 @pytest.fixture
 def run(tmp_path: Path):
-    """Runs Python with the given modules planted in front of all others."""
+    """Run Python in a subprocess with the given fake modules first on ``sys.path``."""
 
     def start(*command: str, **modules: str) -> subprocess.CompletedProcess[str]:
         for name in ("torchvision", "torchaudio", "torchcodec"):
@@ -28,7 +28,7 @@ def run(tmp_path: Path):
     return start
 
 
-def test_packages_that_can_be_imported_are_no_complaint(run) -> None:
+def test_importable_packages_pass(run) -> None:
     done = run("rlgaf_ray.doctor")
     assert (done.returncode, done.stderr) == (0, "") and "torchvision" not in done.stdout
     fixed = run("rlgaf_ray.doctor", "--fix")
@@ -36,28 +36,28 @@ def test_packages_that_can_be_imported_are_no_complaint(run) -> None:
 
 
 @pytest.mark.parametrize("error", ["RuntimeError('no FFmpeg')", "ImportError('no FFmpeg')"])
-def test_torchcodec_without_ffmpeg_is_no_complaint(run, error: str) -> None:
+def test_torchcodec_without_ffmpeg_passes(run, error: str) -> None:
     assert run("rlgaf_ray.doctor", torchcodec=f"raise {error}").returncode == 0
 
 
-def test_broken_packages_are_named_with_the_command_that_removes_them(run) -> None:
+def test_broken_packages_are_reported_with_the_command_that_removes_them(run) -> None:
     done = run("rlgaf_ray.doctor", torchvision=FOREIGN, torchaudio=UNLOADABLE, torchcodec=UNLOADABLE)
     assert (done.returncode, done.stderr) == (1, "")
     *_, finding, advice, count = done.stdout.splitlines()
     assert finding.split(maxsplit=2) == ["fail", "torch", "torchvision, torchaudio and torchcodec broken"]
-    assert count.startswith("1 cannot work")
+    assert count.startswith("1 failed")
     assert advice.strip() == (
-        f"-> torchvision, torchaudio and torchcodec cannot be imported beside torch {torch.__version__}, and "
-        "transformers and vLLM end with that; nothing here needs them, so run: "
+        f"-> torchvision, torchaudio and torchcodec cannot be imported with torch {torch.__version__}, so "
+        "transformers and vLLM fail at import; rlgaf_ray does not need them: run "
         f"{sys.executable} -m pip uninstall -y torchvision torchaudio torchcodec"
     )
 
 
-def test_training_does_not_start_beside_a_broken_package(run, tmp_path: Path) -> None:
+def test_training_does_not_start_with_a_broken_package(run, tmp_path: Path) -> None:
     done = run("rlgaf_ray.main", f"run.root={tmp_path}/runs", torchaudio=UNLOADABLE)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"error: torchaudio cannot be imported beside torch {torch.__version__}, and transformers and vLLM end with "
-        f"that; nothing here needs it, so run: {sys.executable} -m pip uninstall -y torchaudio\n"
+        f"error: torchaudio cannot be imported with torch {torch.__version__}, so transformers and vLLM fail at "
+        f"import; rlgaf_ray does not need it: run {sys.executable} -m pip uninstall -y torchaudio\n"
     )
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""How the command line ends: one line for what a user can act on, a traceback for a bug."""
+"""Exit codes and errors of the command line: one line for user errors, a traceback for bugs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlgaf_ray.run.signals import Stop, stop_on_signals
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """The exit code of a training that raises this, and the lines of standard error."""
+    """Run a training that raises the error; return the exit code and the lines of stderr."""
 
     def run(error: Exception) -> tuple[int, list[str]]:
         def failing(*arguments: object, **settings: object) -> None:
@@ -41,7 +41,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         (StorageRefused("no bucket"), 2),
     ],
 )
-def test_what_a_user_can_act_on_is_one_line(ended, error: UserError, code: int) -> None:
+def test_a_user_error_is_one_line(ended, error: UserError, code: int) -> None:
     found, lines = ended(error)
     assert found == code and len(lines) == 1
     assert lines[0].startswith("error: ") and "SECRET" not in lines[0]
@@ -50,23 +50,23 @@ def test_what_a_user_can_act_on_is_one_line(ended, error: UserError, code: int) 
 def test_other_versions_are_accepted_by_a_flag(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
 
     def train(config: object, **options: object) -> object:
-        asked.append(options)
+        calls.append(options)
         return SimpleNamespace(interrupted=False)
 
     monkeypatch.setattr("rlgaf_ray.run.train.train", train)
     path = tmp_path / "config.yaml"
     path.write_text("rollout: {engine: transformers}")
     assert main([str(path), "--resume"]) == main([str(path), "--resume", "--other-versions"]) == 0
-    assert [options["other_versions"] for options in asked] == [False, True]
+    assert [options["other_versions"] for options in calls] == [False, True]
     assert main([str(path), "--other-versions"]) == 2
-    assert capsys.readouterr().err == "error: --other-versions goes on with a run or a sweep: add --resume\n"
+    assert capsys.readouterr().err == "error: --other-versions has no effect without --resume: add --resume\n"
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyError, AssertionError])
-def test_a_bug_keeps_its_traceback_with_the_advice_to_report_it(ended, kind: type[Exception]) -> None:
+def test_a_bug_prints_a_traceback_and_asks_for_a_report(ended, kind: type[Exception]) -> None:
     code, lines = ended(kind("s3://KEY:SECRET@bucket/x"))
     assert code == 1 and lines[0] == "Traceback (most recent call last):"
     assert any("in failing" in line for line in lines)
@@ -74,7 +74,7 @@ def test_a_bug_keeps_its_traceback_with_the_advice_to_report_it(ended, kind: typ
     assert "SECRET" not in "\n".join(lines)
 
 
-def test_the_code_of_a_reward_function_is_announced_before_it_runs(
+def test_a_reward_functions_code_is_announced_before_it_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     function = tmp_path / "my_rewards.py"
@@ -87,7 +87,7 @@ def test_the_code_of_a_reward_function_is_announced_before_it_runs(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_signal_stops_at_once_before_the_loop_and_softly_in_it() -> None:
+def test_a_signal_stops_immediately_before_the_loop_and_gracefully_in_it() -> None:
     before = signal.getsignal(signal.SIGTERM)
     stop = Stop()
     with pytest.raises(SystemExit) as caught, stop_on_signals(stop):

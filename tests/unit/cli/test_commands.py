@@ -1,4 +1,4 @@
-"""The command line: help that fits a screen, options that belong to one command, words in any order."""
+"""The command line: help that fits a screen, options per command, arguments in any order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_help_fits_a_screen(words: list[str], flag: str, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= (24 if words == ["train"] else 32) and max(map(len, lines)) <= 80
     assert lines[0].startswith(f"Usage: rlgaf {' '.join(words)}".rstrip())
-    assert not [line for line in lines if line.endswith("...") and "Usage" not in line], "a sentence is cut"
+    assert not [line for line in lines if line.endswith("...") and "Usage" not in line], "a help text is truncated"
 
 
 def test_every_option_has_a_help(capsys) -> None:
@@ -45,7 +45,7 @@ def test_version(capsys) -> None:
 
 
 @pytest.mark.parametrize("module", ["rlgaf_ray", "rlgaf_ray.main"])
-def test_the_package_is_a_program(module: str) -> None:
+def test_the_package_runs_as_a_program(module: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, "plan", "--rating-sheet"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
@@ -71,17 +71,18 @@ def test_the_package_is_a_program(module: str) -> None:
         (["presets", "x"], "rlgaf presets: got unexpected extra argument (x); see rlgaf presets --help"),
         (["tune", "--log-level", "loud"], "rlgaf tune: invalid value for '--log-level': 'loud' is not one of 'debug', "
          "'info', 'warning', 'error'; see rlgaf tune --help"),
-        (["imdb_postive"], "imdb_postive is no command, preset, .yaml file or key=value; did you mean imdb_positive?"),
-        (["evalute", "runs/x"], "evalute is no command, preset, .yaml file or key=value; did you mean evaluate?"),
-        (["qqqq"], "qqqq is no command, preset, .yaml file or key=value; see rlgaf --help and rlgaf presets"),
-        (["train", "evalute"], "evalute is no preset, .yaml file or key=value; the presets are "
+        (["imdb_postive"], "imdb_postive is not a command, preset, .yaml file or key=value; did you mean "
+         "imdb_positive?"),
+        (["evalute", "runs/x"], "evalute is not a command, preset, .yaml file or key=value; did you mean evaluate?"),
+        (["qqqq"], "qqqq is not a command, preset, .yaml file or key=value; see rlgaf --help and rlgaf presets"),
+        (["train", "evalute"], "evalute is not a preset, .yaml file or key=value; the presets are "
          f"{', '.join(presets())}"),
         (["compare", "bridge", "--other-versions"], "rlgaf compare has no option --other-versions, but rlgaf train and "
          "rlgaf tune have (see rlgaf compare --help)"),
         (["evaluate"], "evaluate needs a run folder: rlgaf evaluate runs/NAME [runs/OTHER ...]"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_line_is_one_line(words: list[str], expected: str, capsys) -> None:
+def test_an_invalid_command_line_is_one_line(words: list[str], expected: str, capsys) -> None:
     assert main(words) == 2
     assert capsys.readouterr() == ("", f"error: {expected}\n")
 
@@ -102,25 +103,25 @@ def test_options_files_and_overrides_may_be_mixed(capsys, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("command", ["tune", "compare", "plan"])
-def test_all_that_take_a_config_print_it(command: str, capsys) -> None:
+def test_every_command_with_a_config_prints_it(command: str, capsys) -> None:
     space = ["sweep.space.generator.learning_rate.grid=[1e-4]"]
     assert "seed: 7  # command line" in printed([command, "run.seed=7", *space, "--print-config"], capsys)
 
 
-def test_presets_are_listed_with_what_they_are(capsys) -> None:
+def test_presets_are_listed_with_descriptions(capsys) -> None:
     lines = printed(["presets"], capsys).splitlines()
     assert [line.split()[0] for line in lines] == list(presets())
     assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch):
-    """What a training found set: the level of the log, and what is inherited by other processes."""
+def seen(monkeypatch: pytest.MonkeyPatch):
+    """Record the log level and the environment variable that a training sees."""
     monkeypatch.setattr("rlgaf_ray.doctor.complaint", lambda: None)
     for name in ("VLLM_LOGGING_LEVEL", "TRANSFORMERS_VERBOSITY"):
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
-    found: list[tuple[object, object]] = []
+    records: list[tuple[object, object]] = []
 
     class Outcome:
         interrupted = False
@@ -128,13 +129,13 @@ def trained(monkeypatch: pytest.MonkeyPatch):
     def train(*arguments: object, **settings: object) -> Outcome:
         print("progress")
         print("a warning", file=sys.stderr)
-        found.append((levels[-1] if levels else None, os.environ.get("VLLM_LOGGING_LEVEL")))
+        records.append((levels[-1] if levels else None, os.environ.get("VLLM_LOGGING_LEVEL")))
         return Outcome()
 
     levels: list[object] = []
     monkeypatch.setattr(logging, "basicConfig", lambda **settings: levels.append(settings["level"]))
     monkeypatch.setattr("rlgaf_ray.run.train.train", train)
-    return found
+    return records
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def trained(monkeypatch: pytest.MonkeyPatch):
         (["-q", "--log-level=debug"], "DEBUG", True),
     ],
 )
-def test_verbosity(trained, flags: list[str], level: str | None, quiet: bool, capsys) -> None:
+def test_verbosity(seen, flags: list[str], level: str | None, quiet: bool, capsys) -> None:
     assert main(["train", "rollout.engine=transformers", *flags]) == 0
-    assert trained == [(level, level)]
+    assert seen == [(level, level)]
     assert capsys.readouterr() == ("" if quiet else "progress\n", "a warning\n")

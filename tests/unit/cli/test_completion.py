@@ -1,4 +1,4 @@
-"""Shell completion as bash and zsh ask for it."""
+"""Shell completion in bash and zsh."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ZSH = shutil.which("zsh")
 
 @pytest.fixture(params=["bash", "zsh"])
 def complete(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Completes the last of the words; what comes back, with its type."""
+    """Complete the last word; return the completions with their types."""
 
-    def run(*typed: str) -> dict[str, str]:
+    def run(*arguments: str) -> dict[str, str]:
         monkeypatch.setenv("_RLGAF_COMPLETE", f"{request.param}_complete")
-        monkeypatch.setenv("COMP_WORDS", "\n".join(["rlgaf", *typed]))
-        monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+        monkeypatch.setenv("COMP_WORDS", "\n".join(["rlgaf", *arguments]))
+        monkeypatch.setenv("COMP_CWORD", str(len(arguments)))
         assert main([]) == 0
         lines = list(filter(None, capsys.readouterr().out.splitlines()))
         if request.param == "bash":
@@ -65,8 +65,8 @@ def test_presets_and_files(complete, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert complete("train", "mi") == {"mine.yaml": "plain", "minor/": "open"}
 
 
-def test_every_key_is_offered() -> None:
-    """Level by level, down to the leaves."""
+def test_every_key_is_completed() -> None:
+    """Descend section by section to the leaves."""
     found, sections = set(), [f"{name}." for name in Config.model_fields]
     while sections:
         for item in words(sections.pop()):
@@ -85,7 +85,7 @@ def _below(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def program(tmp_path: Path) -> dict[str, str]:
-    """An environment in which ``rlgaf`` is a command."""
+    """Return environment variables with ``rlgaf`` on the path."""
     script = tmp_path / "rlgaf"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m rlgaf_ray "$@"\n')
     script.chmod(0o755)
@@ -136,7 +136,7 @@ words=(rlgaf rep); CURRENT=2; _rlgaf_completion
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_the_script_knows_completions_that_go_on(shell: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_script_supports_completions_without_a_space(shell: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("_RLGAF_COMPLETE", f"{shell}_source")
     assert main([]) == 0
     script = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A comparison that takes seconds."""
+"""Overrides for a comparison that takes seconds."""
 
 SMALL = [
     "run.iterations=2",

@@ -1,4 +1,4 @@
-"""What each method makes of a config."""
+"""The config changes of each comparison method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def config(*overrides: str) -> Config:
 
 
 @pytest.mark.parametrize("name", get_args(MethodName))
-def test_every_method_is_possible_and_shares_demonstrations_and_seed(name: MethodName) -> None:
+def test_every_method_works_with_the_same_demonstrations_and_seed(name: MethodName) -> None:
     assert name in METHODS
     found = method_config(config(), name, 7)
     assert (found.run.seed, found.task.draw_seed) == (7, 7)
@@ -33,7 +33,7 @@ def test_rejection_has_as_many_rollouts_in_few_rounds() -> None:
     assert rejection.discriminator_warmup_rollouts == plain.discriminator_warmup_rollouts == 32
 
 
-def test_frozen_and_zero_reward_differ_in_the_discriminator_alone() -> None:
+def test_frozen_and_zero_reward_change_only_discriminator_and_reward() -> None:
     plain, frozen, zero = (method_config(config(), name, 0) for name in ("rlgaf", "frozen", "zero_reward"))
     assert frozen.discriminator.updates_per_generator_update == 0
     assert frozen.warmup == plain.warmup and frozen.generator == plain.generator
@@ -41,8 +41,8 @@ def test_frozen_and_zero_reward_differ_in_the_discriminator_alone() -> None:
     assert zero.reward.kind == "zero"
 
 
-def test_a_method_that_the_config_does_not_allow_is_named() -> None:
-    with pytest.raises(UserError, match=r"compare.methods: gad is not possible with this config: .*samples_per_prompt"):
+def test_a_method_that_the_config_does_not_support_is_named() -> None:
+    with pytest.raises(UserError, match=r"compare.methods: gad does not work with this config: .*samples_per_prompt"):
         method_config(config("rollout.samples_per_prompt=1"), "gad", 0)
 
 

@@ -1,4 +1,4 @@
-"""Statistics and tables of a comparison, on numbers whose answer is known."""
+"""Statistics and tables of a comparison, on numbers with known results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def measured(temperature: float, quality: float, entropy: float | None, each: li
 
 
 def trial(method: MethodName, replicate: int, lift: float, *, chosen: bool = False) -> Trial:
-    """Quality is 0.6 at temperature 0.5 and 0.4 at 1 on the test prompts, and the other way round on validation."""
+    """Make a trial: temperature 0.5 is better on test prompts (0.6 against 0.4), temperature 1 on validation ones."""
     noise = 0.01 * (replicate % 3 - 1)
     test = [(1.0, 0.4 + lift + noise), (0.5, 0.6 + lift + noise)]
     validation = [(1.0, 0.5 + lift), (0.5, 0.3 + lift)]
@@ -44,20 +44,20 @@ def test_differences_are_paired_and_corrected() -> None:
     assert corrected[0] == pytest.approx(0.02) and math.isnan(corrected[1]) and corrected[2] == pytest.approx(0.03)
 
 
-def test_the_bootstrap_draws_replicates_and_prompts() -> None:
+def test_the_bootstrap_resamples_replicates_and_prompts() -> None:
     generator = np.random.default_rng(0)
     gaps = [generator.normal(0.2, 1.0, 400) for _ in range(10)]
     low, high = bootstrap(gaps)
     assert low < 0.2 < high and high - low == pytest.approx(2 * 1.96 / 4000**0.5 * 2**0.5, rel=0.25)
 
 
-def test_a_curve_has_no_height_outside_of_it() -> None:
+def test_a_curve_is_not_extrapolated() -> None:
     points = [(2.0, 0.4), (1.0, 0.6)]
     assert at_level(points, 1.5) == pytest.approx(0.5)
     assert at_level(points, 0.9) is None and at_level(points, 2.1) is None
 
 
-def test_the_decoding_is_chosen_on_validation_prompts() -> None:
+def test_the_decoding_is_selected_on_validation_prompts() -> None:
     assert best_decoding({0: trial("sft", 0, 0.0)}) == Decoding(1.0)
 
 
@@ -66,7 +66,7 @@ def point(quality: float, entropy: float, **decoding: float) -> Measured:
     return Measured(made.temperature, quality, None, entropy, 0.5, {}, made.top_p, made.min_p)
 
 
-def test_truncation_is_a_point_of_the_choice_and_a_curve_of_its_own() -> None:
+def test_truncated_decodings_can_be_best_and_form_their_own_curves() -> None:
     plain, cold = point(0.4, 10.0), point(0.6, 4.0, temperature=0.5)
     nucleus, floor = point(0.9, 6.0, top_p=0.8), point(0.5, 7.0, min_p=0.1)
     points = [plain, cold, nucleus, floor]
@@ -79,7 +79,7 @@ def test_truncation_is_a_point_of_the_choice_and_a_curve_of_its_own() -> None:
     own = [point(0.8, 8.0), point(0.7, 5.0, temperature=0.5)]
     other = Trial("rlgaf", 0, {"validation": own, "test": own}, 0, {"training": 0.0}, 1)
     level = rows(base, other, methods=["sft", "rlgaf"])["rlgaf"].level_difference
-    # At 8 nats the curve over temperatures is at 0.6 - 0.2 * 4 / 6, over top-p at 0.65, over min-p at 0.4667.
+    # Baseline at 8 nats: 0.6 - 0.2 * 4 / 6 over temperature, 0.65 over top-p, 0.4667 over min-p.
     assert level is not None and level.mean == pytest.approx(0.8 - 0.65)
 
 
@@ -103,18 +103,18 @@ def test_methods_against_the_baseline() -> None:
     assert found["sft"].best_difference.mean == 0 and math.isnan(found["sft"].p)
 
 
-def test_what_is_missing_is_left_out() -> None:
+def test_missing_trials_are_skipped() -> None:
     found = rows(trial("rlgaf", 0, 0.1), methods=["sft", "rlgaf"])
     assert list(found) == ["rlgaf"] and math.isnan(found["rlgaf"].best_difference.mean)
     found = rows(trial("sft", 0, 0.0), trial("rlgaf", 1, 0.1), methods=["sft", "rlgaf"])
     assert math.isnan(found["rlgaf"].best_difference.mean) and found["rlgaf"].level_difference is None
 
 
-def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_trial_survives_saving_and_loading(tmp_path: Path) -> None:
     one = trial("rlgaf", 3, 0.1)
     one.save(tmp_path / "trial.json")
     assert Trial.load(tmp_path / "trial.json") == one
 
 
-def test_a_measure_without_metrics_of_several_answers_adds_none() -> None:
+def test_a_measure_without_repeated_metrics_adds_none() -> None:
     assert AnswerMeasure([["Rome"]], [""]).repeated([["Rome", "Paris"]], np.zeros((1, 2))) == {}

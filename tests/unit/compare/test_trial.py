@@ -1,4 +1,4 @@
-"""A trial from the warm-ups to its measures: the same seeds give the same numbers, other replicates others."""
+"""Trials from warm-up to measurement: reproducible per seed, different across replicates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rlgaf_ray.config.compare import MethodName
 from tests.unit.compare.small import SMALL
 
 
-def ran(folder: Path, cache: Path, name: MethodName = "rlgaf", replicate: int = 0) -> Trial:
-    """Without its times."""
+def run(folder: Path, cache: Path, name: MethodName = "rlgaf", replicate: int = 0) -> Trial:
+    """Run a trial and drop its timings."""
     config = load_config(None, [*SMALL, f"warmup.cache={cache}", "compare.top_p=[0.8]", "compare.min_p=[0.2]"])
     return replace(run_trial(config, name, replicate, folder), seconds={})
 
@@ -23,16 +23,16 @@ def ran(folder: Path, cache: Path, name: MethodName = "rlgaf", replicate: int = 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
     cache = tmp_path_factory.mktemp("cache")
-    return ran(tmp_path_factory.mktemp("first"), cache), cache
+    return run(tmp_path_factory.mktemp("first"), cache), cache
 
 
-def test_the_same_seeds_give_the_same_comparison(first: tuple[Trial, Path], tmp_path: Path) -> None:
-    """From nothing: the second has a cache of its own."""
-    assert ran(tmp_path / "again", tmp_path / "cache") == first[0]
+def test_the_same_seeds_give_the_same_trial(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    """The second trial has its own empty cache."""
+    assert run(tmp_path / "again", tmp_path / "cache") == first[0]
 
 
 def test_another_replicate_has_other_seeds_and_demonstrations(first: tuple[Trial, Path], tmp_path: Path) -> None:
-    other = ran(tmp_path / "other", first[1], replicate=1)
+    other = run(tmp_path / "other", first[1], replicate=1)
     assert other.parts.keys() == first[0].parts.keys()
     assert other.parts != first[0].parts
 

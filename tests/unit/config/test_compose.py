@@ -1,4 +1,4 @@
-"""Files that extend one another and compose, and where each value of the result was set."""
+"""Config files that extend each other, their merging, and the origin of each value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlgaf_ray.main import main
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Writes files into the current folder."""
+    """Write YAML files into a temporary working directory."""
     monkeypatch.chdir(tmp_path)
 
     def make(**files: str) -> None:
@@ -24,7 +24,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def refusal(*paths: str, small: bool = False) -> str:
+def message(*paths: str, small: bool = False) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(paths, small=small)
     return str(caught.value)
@@ -37,7 +37,7 @@ def test_files_apply_from_left_to_right_and_then_overrides(write) -> None:
     assert load_config(["b.yaml", "a.yaml"]).run.seed == 1
 
 
-def test_a_file_extends_a_preset_or_a_file_beside_it(write, tmp_path: Path) -> None:
+def test_a_file_extends_a_preset_or_a_relative_file(write, tmp_path: Path) -> None:
     write(mine="extends: imdb_positive\nrun: {seed: 9}")
     expected = load_config("imdb_positive", ["run.seed=9"])
     assert load_config("mine.yaml") == expected
@@ -48,7 +48,7 @@ def test_a_file_extends_a_preset_or_a_file_beside_it(write, tmp_path: Path) -> N
 
 
 def test_small_applies_with_its_file(write) -> None:
-    """What a later file says wins over an earlier one's small form; its own small form over that."""
+    """A later file overrides an earlier file's ``small``, and its own ``small`` overrides its values."""
     write(
         base="run: {iterations: 9, seed: 1}\nsmall: {run: {iterations: 2, seed: 2}}",
         child="extends: base.yaml\nrun: {seed: 3}",
@@ -60,17 +60,17 @@ def test_small_applies_with_its_file(write) -> None:
     assert load_config(["child.yaml", "last.yaml"], small=True).run.seed == 5
     assert load_config(["child.yaml", "last.yaml"]).run.seed == 4
     write(none="run: {seed: 1}")
-    assert refusal("none.yaml", small=True).endswith("a section 'small:', and none.yaml has none")
-    assert refusal("none.yaml", "none.yaml", small=True).endswith("and none.yaml and none.yaml have none")
+    assert message("none.yaml", small=True).endswith("a section 'small:', but none.yaml has none")
+    assert message("none.yaml", "none.yaml", small=True).endswith("but none.yaml and none.yaml have none")
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"a": "extends: a.yaml"}, "a.yaml extends a.yaml: a circle"),
+        ({"a": "extends: a.yaml"}, "circular extends: a.yaml -> a.yaml; remove one of them"),
         (
             {"a": "extends: b.yaml", "b": "extends: ./c.yaml", "c": "extends: a.yaml"},
-            "a.yaml extends b.yaml, which extends c.yaml, which extends a.yaml: a circle",
+            "circular extends: a.yaml -> b.yaml -> c.yaml -> a.yaml; remove one of them",
         ),
         (
             {"a": "extends: none.yaml"},
@@ -85,19 +85,19 @@ def test_small_applies_with_its_file(write) -> None:
          "root, storage_timeout_seconds, seed, iterations"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_extended_is_named(write, files: dict[str, str], expected: str) -> None:
+def test_an_invalid_extends_is_reported(write, files: dict[str, str], expected: str) -> None:
     write(**files)
-    assert refusal("a.yaml") == expected
+    assert message("a.yaml") == expected
 
 
-def test_a_fault_is_laid_to_the_file_that_wrote_it(write) -> None:
+def test_an_error_names_the_file_that_set_the_value(write) -> None:
     write(a="run: {seed: -1}", b="extends: a.yaml\nrun: {iterations: 3}", c="small: {run: {sed: 1}}")
-    assert refusal("b.yaml") == "a.yaml: run.seed=-1: must be greater than or equal to 0"
-    assert refusal("c.yaml", small=True) == "c.yaml: unknown key run.sed; did you mean run.seed?"
+    assert message("b.yaml") == "a.yaml: run.seed=-1: must be greater than or equal to 0"
+    assert message("c.yaml", small=True) == "c.yaml: unknown key run.sed; did you mean run.seed?"
     assert load_config(["b.yaml"], ["run.seed=1"]).run.seed == 1
 
 
-def test_anchors_do_not_tie_sections_together(write) -> None:
+def test_sections_with_a_shared_anchor_stay_independent(write) -> None:
     write(a="task: {jsonl: &x {max_rows: 3}, hub: *x}", b="task: {jsonl: {max_rows: 4}}")
     for config in (load_config(["a.yaml", "b.yaml"]), load_config("a.yaml", ["task.jsonl.max_rows=4"])):
         assert (config.task.jsonl.max_rows, config.task.hub.max_rows) == (4, 3)
@@ -106,7 +106,7 @@ def test_anchors_do_not_tie_sections_together(write) -> None:
 VALUES = ["generator.betas=[0.8, 0.9]", 'discriminator.question="a\\n\\n# b: c"', "model.generator='ü: 1 # x'"]
 
 
-def test_each_value_that_is_no_default_says_where_it_was_set(write, capsys) -> None:
+def test_each_changed_value_has_a_comment_with_its_origin(write, capsys) -> None:
     write(
         mine="extends: imdb_positive\nrun: {seed: 0, iterations: 3}\ntask: {jsonl: {chat_template_kwargs: {a: 1}}}\n"
         "sweep: {space: {run.seed: {grid: [1, 2]}}}"
@@ -129,11 +129,11 @@ def test_each_value_that_is_no_default_says_where_it_was_set(write, capsys) -> N
         "  generator: 'ü: 1 # x'  # command line",
     ):
         assert expected in lines, expected
-    assert "  seed: 0" in lines, "set, but to the default"
+    assert "  seed: 0" in lines, "set, but equal to the default"
     assert sum("  # " in line for line in dump_config(Config(), {}).splitlines()) == 0
 
 
-def test_a_replaced_section_forgets_where_its_values_came_from(write) -> None:
+def test_a_replaced_section_loses_the_origins_of_its_values(write) -> None:
     write(a="run: {seed: 5, iterations: 3}")
     config, origins = load_with_origins("a.yaml", ["run={iterations: 4}"])
     assert (config.run.seed, config.run.iterations) == (0, 4)

@@ -1,4 +1,4 @@
-"""Invalid configs: the full error message is compared, since it is all that the user sees."""
+"""Loading of configs, and the full error messages of invalid ones."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECTIONS = (
     "run, model, task, warmup, rollout, discriminator, reward, generator, learner, weights, schedule, guard, "
     "evaluation, checkpoint, tracking, cluster, sweep, compare"
 )
-AS_IT_IS = "generator.average_decay=0"
-MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", AS_IT_IS]
+UNAVERAGED = "generator.average_decay=0"
+MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", UNAVERAGED]
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -49,7 +49,7 @@ def write(tmp_path: Path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        # unknown keys: spelt nearly so, in another section, nowhere
+        # unknown keys: misspelt, of another section, of no section
         ("run.sed=1", "unknown key run.sed; did you mean run.seed?"),
         ("generatr.learning_rate=1", "unknown key generatr; did you mean generator?"),
         ("generator.reinforce.klx.x=1", "unknown key generator.reinforce.klx; did you mean generator.reinforce.kl?"),
@@ -60,11 +60,11 @@ def write(tmp_path: Path):
             "warmup.discriminator.batch_size or rollout.batch_size or discriminator.batch_size?",
         ),
         ("run.colour=red", "unknown key run.colour; run has name, root, storage_timeout_seconds, seed, iterations"),
-        ("colour=red", f"unknown key colour; the top has {SECTIONS}"),
+        ("colour=red", f"unknown key colour; the top level has {SECTIONS}"),
         ("run={1: 2}", "unknown key run.1; run has name, root, storage_timeout_seconds, seed, iterations"),
         ("sweep.trials=3", "unknown key sweep.trials; sweep has space, num_samples, metric, mode, scheduler, searcher, "
          "grace, max_concurrent, asha, median, pbt"),
-        # wrong types: nothing is converted behind the user's back
+        # wrong types: nothing is converted silently
         ("run.seed=abc", "run.seed=abc: must be a valid integer"),
         ("run.seed='3'", "run.seed='3': must be a valid integer"),
         ("run.seed=1.5", "run.seed=1.5: must be a valid integer"),
@@ -89,12 +89,12 @@ def write(tmp_path: Path):
             "generator.algorithm=ppo2: must be 'reinforce', 'ppo', 'seqgan', 'gumbel', 'dpo' or 'raft'",
         ),
         ("run.name=../x", "run.name=../x: must match pattern '^[A-Za-z0-9][A-Za-z0-9._-]*$'"),
-        # pairs
+        # tuples
         ("generator.betas=[0.5]", "generator.betas=[0.5]: must be a list with more values"),
         ("generator.betas=[0.5, 0.6, 0.7]", "generator.betas=[0.5, 0.6, 0.7]: must be a list of 2 values"),
         ("generator.betas=0.5", "generator.betas=0.5: must be a list of values"),
         ("generator.betas=[0.9, 1.5]", "generator.betas.1=1.5: must be less than or equal to 1"),
-        # keys that must fit one another
+        # keys that depend on each other
         ("rollout.batch_size=10",
          "rollout.batch_size=10 is not divisible by rollout.samples_per_prompt=4; use 8 or 12"),
         ("task.imdb.source=path",
@@ -166,7 +166,7 @@ def write(tmp_path: Path):
          "token, whose weight is 1: set the cap to 1 or more"),
         ("guard.window=1", "guard.window=1: must be greater than or equal to 2"),
         ("guard.heal.kl_factor=0.5", "guard.heal.kl_factor=0.5: must be greater than or equal to 1"),
-        # overrides that are none
+        # malformed overrides
         ("seed", "override 'seed' is not of the form section.key=value"),
         ("=3", "override '=3' is not of the form section.key=value"),
         ("run..seed=3", "override 'run..seed=3' is not of the form section.key=value"),
@@ -187,11 +187,11 @@ def write(tmp_path: Path):
         ),
     ],
 )  # fmt: skip
-def test_a_wrong_override_is_told_in_one_line(override: str, expected: str) -> None:
+def test_an_invalid_override_is_a_one_line_error(override: str, expected: str) -> None:
     assert message(override) == expected
 
 
-def test_text_that_yaml_takes_for_its_own_is_text_where_a_key_takes_text() -> None:
+def test_yaml_syntax_in_an_override_is_text_if_the_key_is_a_string() -> None:
     config = load_config(None, ["cluster.address=[::1]:6379", "task.jsonl.path=*.jsonl", "model.generator=[a"])
     assert config.cluster.address == "[::1]:6379"
     assert (config.task.jsonl.path, config.model.generator) == ("*.jsonl", "[a")
@@ -245,11 +245,11 @@ def test_text_that_yaml_takes_for_its_own_is_text_where_a_key_takes_text() -> No
         ),
     ],
 )
-def test_keys_that_must_fit_one_another(overrides: list[str], expected: str) -> None:
+def test_inconsistent_keys_are_rejected(overrides: list[str], expected: str) -> None:
     assert message(*overrides) == expected
 
 
-def test_demonstrations_are_held_out_only_where_they_are_needed() -> None:
+def test_demonstrations_are_held_out_only_if_needed() -> None:
     def held_out(*overrides: str) -> int:
         return load_config(None, overrides).held_out_demonstrations
 
@@ -260,7 +260,7 @@ def test_demonstrations_are_held_out_only_where_they_are_needed() -> None:
     assert held_out("guard.action=stop", "discriminator.held_out=0") == 0
 
 
-def test_old_rollouts_are_corrected_for_unless_that_is_switched_off() -> None:
+def test_stale_rollouts_get_importance_weights_unless_disabled() -> None:
     def resolved(*overrides: str) -> tuple[int, float | None]:
         config = load_config(None, overrides)
         return config.max_staleness, config.importance_weight_cap
@@ -276,7 +276,7 @@ def test_an_override_below_a_value() -> None:
     assert message("run.seed=1", "run.seed.x=3") == "override 'run.seed.x=3': run.seed is a value, not a section"
 
 
-def test_rewards_are_whitened_once_and_only_where_they_are_learned_from() -> None:
+def test_rewards_are_whitened_once_and_only_if_they_are_used() -> None:
     assert message("generator.algorithm=ppo", "reward.whiten=true") == (
         "generator.ppo.whiten_rewards=true and reward.whiten=true would whiten rewards twice: set one of them to false"
     )
@@ -304,20 +304,20 @@ def test_a_long_or_broken_value_stays_short_and_on_one_line() -> None:
     [
         ("run:\n  seed: abc\n", "{path}: run.seed=abc: must be a valid integer"),
         ("run:\n", "{path}: run=null: must be a section with name, root, storage_timeout_seconds, seed, iterations"),
-        ("run:\n  seed: 1\n  seed: 2\n", "{path}: line 3, column 3: key 'seed' stands twice"),
+        ("run:\n  seed: 1\n  seed: 2\n", "{path}: line 3, column 3: duplicate key 'seed'"),
         ("run:\n  seed: [1\n", "{path}: line 3, column 1: expected ',' or ']', but got '<stream end>'"),
         ("run: seed: 1\n", "{path}: line 1, column 10: mapping values are not allowed here"),
-        ("? [1]\n: 2\n", "{path}: line 1, column 3: a key must be a word"),
+        ("? [1]\n: 2\n", "{path}: line 1, column 3: a key must be a plain word"),
         ("run: *other\n", "{path}: line 1, column 6: found undefined alias 'other'"),
         ("run: !!python/name:os.system\n", "{path}: line 1, column 6: tag tag:yaml.org,2002:python/name:os.system "
-         "is not read here: write plain values"),
+         "is not supported: write plain values"),
         ("run:\n  seed: 2020-13-45\n", "{path}: not YAML (month must be in 1..12)"),
         ("- 1\n", "{path}: expected sections such as 'run:' at the top, found a list"),
         ("hello\n", "{path}: expected sections such as 'run:' at the top, found a str"),
         (b"run:\n  name: caf\xe9\n", "{path} is not UTF-8 (byte 16): save it as UTF-8"),
     ],
 )  # fmt: skip
-def test_a_wrong_file_is_told_in_one_line(write, content: str | bytes, expected: str) -> None:
+def test_an_invalid_file_is_a_one_line_error(write, content: str | bytes, expected: str) -> None:
     path = write(content)
     assert message(path=path) == expected.format(path=path)
 
@@ -328,7 +328,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert message(path=tmp_path) == f"cannot read config {tmp_path}: Is a directory"
 
 
-def test_a_fault_is_laid_to_the_file_only_where_no_override_wrote_it(write) -> None:
+def test_an_error_names_the_file_unless_an_override_set_the_value(write) -> None:
     path = write("run:\n  iterations: 0\n")
     assert message("run.seed=1", path=path) == f"{path}: run.iterations=0: must be greater than 0"
     assert message("run.iterations=-1", path=path) == "run.iterations=-1: must be greater than 0"
@@ -364,11 +364,11 @@ def test_a_dumped_config_loads_back(write) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
-def test_every_config_of_the_repository_is_sound(path: Path) -> None:
+def test_every_config_of_the_repository_loads(path: Path) -> None:
     load_config(path)
 
 
-def test_the_written_out_defaults_are_the_defaults_and_complete() -> None:
+def test_default_yaml_has_every_key_with_its_default() -> None:
     path = CONFIGS / "default.yaml"
     assert load_config(path) == Config()
     stated = yaml.safe_load(path.read_text())
@@ -384,7 +384,7 @@ def _dotted_keys(tree: dict, prefix: str = "") -> list[str]:
     return keys
 
 
-def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
+def test_an_invalid_config_exits_with_one_line_and_code_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rlgaf_ray.main", "run.sed=1"], capture_output=True, text=True, check=False
     )
@@ -398,12 +398,12 @@ def test_a_wrong_config_ends_the_program_with_one_line_and_code_2() -> None:
         (["none.yaml"], "error: cannot read config none.yaml: No such file or directory\n"),
         (
             ["tarin"],
-            "error: tarin is no command, preset, .yaml file or key=value; did you mean train?\n",
+            "error: tarin is not a command, preset, .yaml file or key=value; did you mean train?\n",
         ),
         (["train", "run.seed=1", "x.yaml"], "error: cannot read config x.yaml: No such file or directory\n"),
         (
             ["--resume"],
-            "error: --resume needs run.name=NAME (and run.root, where it is not 'runs') or the config file\n",
+            "error: --resume needs run.name=NAME (and run.root, unless it is 'runs') or a config file\n",
         ),
     ],
 )
@@ -428,7 +428,7 @@ def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) ->
     with pytest.raises(ConfigError) as caught:
         run_config_file(overrides)
     assert str(caught.value) == (
-        f"nothing to resume: {folder / 'config.yaml'} does not exist (run.root and run.name say where to look)"
+        f"nothing to resume: {folder / 'config.yaml'} does not exist: check run.root and run.name"
     )
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(load_config(None, [*overrides, "run.seed=9", "run.iterations=4"])))
@@ -436,12 +436,12 @@ def test_a_run_is_resumed_with_the_config_it_was_started_with(tmp_path: Path) ->
     assert (resumed.run.folder, resumed.run.seed, resumed.run.iterations) == (folder, 9, 6)
 
 
-def test_a_preset_has_a_small_form(write, capsys) -> None:
+def test_small_applies_the_section_small(write, capsys) -> None:
     path = write("run: {iterations: 9, seed: 3}\nsmall:\n  run: {iterations: 2}\n  model: {dtype: bfloat16}\n")
     large, small = load_config(path), load_config(path, ["run.seed=4"], small=True)
     assert (large.run.iterations, large.run.seed, large.model.dtype) == (9, 3, "float32")
     assert (small.run.iterations, small.run.seed, small.model.dtype) == (2, 4, "bfloat16")
-    with pytest.raises(ConfigError, match=r"--small needs a config file with a section 'small:', and none has none"):
+    with pytest.raises(ConfigError, match=r"--small needs a config file with a section 'small:', but none given"):
         load_config(None, small=True)
     assert main([str(path), "--small", "--print-config"]) == 0
     assert load_config(write(capsys.readouterr().out)) == load_config(
@@ -457,7 +457,7 @@ def test_a_preset_has_a_small_form(write, capsys) -> None:
     ),
     ids=lambda path: path.name,
 )
-def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) -> None:
+def test_every_preset_uses_the_papers_model_and_has_a_small_section(path: Path) -> None:
     large, small = load_config(path), load_config(path, small=True)
     lstm = path.stem == "squad_seqgan_lstm"
     assert large.model.generator == ("seqgan-lstm" if lstm else "gpt2")
@@ -468,7 +468,7 @@ def test_every_preset_names_the_papers_model_and_has_a_small_form(path: Path) ->
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
-def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_none(path: Path) -> None:
+def test_a_preset_that_reads_review_labels_says_so_and_the_default_reads_none(path: Path) -> None:
     config, comment = load_config(path), path.read_text().split("\n\n")[0]
     named = "positive and negative reviews" in comment.replace("\n# ", " ")
     assert named == (bool(config.labels_read) and config.task.name == "imdb")
@@ -480,13 +480,13 @@ def test_a_preset_that_reads_labels_of_reviews_names_them_and_the_default_reads_
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task[0])
-def test_every_task_starts_from_sft_with_as_many_steps_as_cross_validation_finds(task: list[str]) -> None:
+def test_every_task_starts_with_sft_of_cross_validated_steps(task: list[str]) -> None:
     config = load_config(None, task)
     assert (config.warmup.sft.steps, config.warmup.discriminator.type) == ("auto", "rollouts")
     assert not config.labels_read and config.discriminator_warmup_updates > 0
 
 
-def test_the_default_of_before_on_top_of_sft_is_an_ablation() -> None:
+def test_the_old_default_with_sft_is_an_ablation() -> None:
     config = load_config(CONFIGS / "ablations" / "old_default.yaml")
     warmup, discriminator, generator = config.warmup, config.discriminator, config.generator
     assert (warmup.sft, warmup.discriminator.type, warmup.discriminator.steps) == (Config().warmup.sft, "labels", 60)
@@ -498,7 +498,7 @@ def test_the_default_of_before_on_top_of_sft_is_an_ablation() -> None:
 
 @pytest.mark.parametrize("name", ["imdb_positive", "stable", "squad_reinforce", "squad_seqgan", "squad_gumbel"])
 @pytest.mark.parametrize("small", [False, True])
-def test_the_papers_presets_do_without_sft_and_warm_up_on_labels(name: str, small: bool) -> None:
+def test_the_papers_presets_skip_sft_and_warm_up_on_labels(name: str, small: bool) -> None:
     config = load_config(CONFIGS / f"{name}.yaml", small=small)
     assert (config.warmup.sft.steps, config.warmup.discriminator.type) == (0, "labels")
     assert config.discriminator.contrast_weight == 1.3
@@ -507,7 +507,7 @@ def test_the_papers_presets_do_without_sft_and_warm_up_on_labels(name: str, smal
 @pytest.mark.parametrize(
     "other", ["reward.kind=probability_centered", "reward.whiten=true", "reward.clip=2", "discriminator.pooling=last"]
 )
-def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
+def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> None:
     found = message(other)
     assert found.startswith("generator.reinforce.credit=token needs a reward that is a sum over tokens: set ")
     assert found.endswith(", or generator.reinforce.credit=sequence")
@@ -554,7 +554,7 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
         (
             [
                 "model.lora.rank=4",
-                AS_IT_IS,
+                UNAVERAGED,
                 "discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}",
                 "generator.reinforce.credit=sequence",
             ],
@@ -562,17 +562,19 @@ def test_credit_of_tokens_needs_a_reward_that_is_their_sum(other: str) -> None:
         ),
     ],
 )
-def test_what_engines_and_adapters_cannot_do_is_refused(overrides: list[str], fix: str) -> None:
+def test_unsupported_engine_and_adapter_settings_are_rejected(overrides: list[str], fix: str) -> None:
     assert message(*overrides).endswith(fix)
 
 
-def test_engines_on_gpus_may_sleep_and_take_weights_over_them() -> None:
+def test_gpu_engines_support_sleep_and_nccl_transfer() -> None:
     config = load_config(None, ["cluster.gpus_per_actor=1", "rollout.sleep_level=2", "weights.transfer=nccl"])
     assert (config.rollout.sleep_level, config.weights.transfer) == (2, "nccl")
     config = load_config(None, [*MID_FLIGHT, "cluster.gpus_per_actor=1", "weights.transfer=nccl"])
     assert config.weights.mid_flight
 
 
-def test_several_learners_may_train_adapters() -> None:
-    config = load_config(None, ["model.lora.rank=4", AS_IT_IS, "learner.num_workers=2", "discriminator.num_workers=2"])
+def test_several_learners_can_train_adapters() -> None:
+    config = load_config(
+        None, ["model.lora.rank=4", UNAVERAGED, "learner.num_workers=2", "discriminator.num_workers=2"]
+    )
     assert config.model.lora.rank == 4

@@ -167,7 +167,7 @@ def test_a_runs_uri_finds_its_config(store: Path) -> None:
     config = load_config(run_config_file(overrides, config_file), overrides)
     assert (config.run.seed, config.run.iterations) == (4, 9)
     assert config.run.remote == f"{ROOT}/one?region=x", "the key is the command line's, not the file's"
-    with pytest.raises(ConfigError, match="a run's URI follows --resume"):
+    with pytest.raises(ConfigError, match="a run's URI needs --resume"):
         split_words([f"{ROOT}/one"])
     assert split_words(["s3://bucket/best.yaml?region=x", "run.seed=4"]) == (
         ["s3://bucket/best.yaml?region=x"],

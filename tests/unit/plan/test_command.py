@@ -1,4 +1,4 @@
-"""``rlgaf plan`` from the config to the page: shapes without weights, what is printed, what is refused."""
+"""``rlgaf plan`` end to end: shapes without weights, printed tables, errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_shapes_of_the_built_in_models() -> None:
     assert generator_shape(load_config()) == ModelShape(3_035_712, 5, 192, 3, 3, 64, 768, False, 4096, True)
 
 
-def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:
+def test_the_shape_of_a_folder_without_weights(tmp_path: Path) -> None:
     LLAMA.save_pretrained(tmp_path)
     shape = generator_shape(load_config(None, [f"model.generator={tmp_path}"]))
     assert shape == ModelShape(
@@ -49,7 +49,7 @@ def test_the_shape_of_a_folder_that_has_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("memory_of", "rows"), [(learner_memory, 16), (discriminator_memory, 48)])
 def test_checkpointed_activations_are_planned(memory_of, rows: int) -> None:
-    """Each block's input in place of what it keeps, and two blocks while backward passes."""
+    """Checkpointing saves each block's input instead of its activations, plus two blocks during backward."""
     small = ["learner.micro_batch_size=16", "task.prompt_tokens=4", "task.response_tokens=28"]
     small.append("discriminator.contrast_weight=1")  # a third of the discriminator's rows
 
@@ -67,8 +67,8 @@ def test_checkpointed_activations_are_planned(memory_of, rows: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["built-in", "gelu_new", "llama"])
 def test_activations_are_what_autograd_saves(kind: str, dtype: torch.dtype) -> None:
-    """Within 5 %, beside the parameters and their casts; the last norm is not of a block."""
-    rows, length = 7, 32  # 224 tokens: no parameter has that size
+    """Within 5 %, without parameters and their casts. The final norm is added, since it is outside the blocks."""
+    rows, length = 7, 32  # 224 tokens, a size that no parameter has
     match kind:
         case "built-in":
             model = build_tiny_gpt2(vocab_size=100, end_of_text_id=0, seed=0)
@@ -102,31 +102,31 @@ def test_activations_are_what_autograd_saves(kind: str, dtype: torch.dtype) -> N
     assert sum(saved.values()) == pytest.approx(planned + last_norm, rel=0.05)
 
 
-def test_the_page_of_the_default(capsys) -> None:
+def test_the_plan_of_the_default_config(capsys) -> None:
     assert main(["plan", "--cpus-per-node", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "placement auto, bundles PACK" in said
-    assert "1 x learner rank, 1 x discriminator rank, 2 x" in said
-    assert "expected bottleneck: " in said
+    printed = capsys.readouterr().out
+    assert "placement auto, bundles PACK" in printed
+    assert "1 x learner rank, 1 x discriminator rank, 2 x" in printed
+    assert "expected bottleneck: " in printed
 
 
-def test_a_plan_too_large_is_one_sentence(capsys) -> None:
-    asked = ["cluster.gpus_per_actor=1", "cluster.placement=separate", "rollout.num_workers=16"]
-    assert main(["plan", *asked, "--nodes", "2", "--gpus-per-node", "4", "--cpus-per-node", "32"]) == 1
+def test_a_placement_that_does_not_fit_is_a_one_line_error(capsys) -> None:
+    overrides = ["cluster.gpus_per_actor=1", "cluster.placement=separate", "rollout.num_workers=16"]
+    assert main(["plan", *overrides, "--nodes", "2", "--gpus-per-node", "4", "--cpus-per-node", "32"]) == 1
     assert capsys.readouterr().err == (
         "error: the run asks for 18 GPUs (18 actors x 1) and the cluster has 8: lower cluster.gpus_per_actor or "
         "rollout.num_workers, or add nodes; the nearest plan that fits: rollout.num_workers=6\n"
     )
 
 
-def test_models_without_blocks_are_refused(capsys) -> None:
+def test_models_without_blocks_are_rejected(capsys) -> None:
     lstm = [
         "model.generator=seqgan-lstm",
         "rollout.engine=transformers",
         "discriminator={architecture: cnn, dropout: 0, frozen_layers: 0}",
     ]
     assert main(["plan", *lstm, "discriminator.pooling=mean", "generator.reinforce.credit=sequence"]) == 1
-    assert "a plan knows transformers and their scalar heads only" in capsys.readouterr().err
+    assert "rlgaf plan supports transformers with scalar heads only" in capsys.readouterr().err
 
 
 def made(shape: ModelShape, *overrides: str, nodes: tuple[Node, ...], gpu_memory: float = 80 * GIB):
@@ -136,18 +136,18 @@ def made(shape: ModelShape, *overrides: str, nodes: tuple[Node, ...], gpu_memory
     return estimate(config, shape, plan_on(config, nodes), hardware, rates, bfloat16=True)
 
 
-AS_IT_IS = "generator.average_decay=0"  # no average beside the policy
+NO_AVERAGE = "generator.average_decay=0"
 GPT2 = ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True)
 GPU_NODES = (Node(64, 8), Node(64, 8))
 
 
-def test_ranks_that_hold_parts() -> None:
-    overrides = ["cluster.gpus_per_actor=1", "learner.num_workers=4", "discriminator.num_workers=2", AS_IT_IS]
-    whole = made(GPT2, *overrides, nodes=GPU_NODES).memory
-    parts = made(GPT2, *overrides, "learner.strategy=fsdp", nodes=GPU_NODES).memory
-    assert parts["learner"].optimizer == whole["learner"].optimizer / 4 == 8 * GPT2.parameters / 4
-    assert parts["learner"].reference == GPT2.parameters  # four bytes, four parts
-    assert parts["discriminator"].weights == whole["discriminator"].weights / 2
+def test_fsdp_ranks_hold_shards() -> None:
+    overrides = ["cluster.gpus_per_actor=1", "learner.num_workers=4", "discriminator.num_workers=2", NO_AVERAGE]
+    full = made(GPT2, *overrides, nodes=GPU_NODES).memory
+    sharded = made(GPT2, *overrides, "learner.strategy=fsdp", nodes=GPU_NODES).memory
+    assert sharded["learner"].optimizer == full["learner"].optimizer / 4 == 8 * GPT2.parameters / 4
+    assert sharded["learner"].reference == GPT2.parameters  # four bytes, four shards
+    assert sharded["discriminator"].weights == full["discriminator"].weights / 2
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,12 @@ def test_ranks_that_hold_parts() -> None:
         (["warmup.sft.steps=0", "generator.reinforce.kl.reference=base"], 1),
     ],
 )
-def test_the_learner_holds_the_base_model_where_it_needs_it(overrides: list[str], networks: int) -> None:
-    memory = made(GPT2, *overrides, AS_IT_IS, nodes=(Node(8),)).memory
+def test_the_learner_holds_the_base_model_if_needed(overrides: list[str], networks: int) -> None:
+    memory = made(GPT2, *overrides, NO_AVERAGE, nodes=(Node(8),)).memory
     assert memory["learner"].reference == 4 * networks * GPT2.parameters
 
 
-def test_an_engine_takes_its_share_of_a_gpu_and_caches_in_the_rest() -> None:
+def test_an_engines_kv_cache_fills_its_share_of_the_gpu() -> None:
     found = made(GPT2, "cluster.gpus_per_actor=1", "rollout.gpu_memory_utilization=0.5", nodes=GPU_NODES)
     assert found.memory["rollout"].total == pytest.approx(40 * GIB)
     per_token = 2 * 12 * 768 * 4
@@ -174,7 +174,7 @@ def test_an_engine_takes_its_share_of_a_gpu_and_caches_in_the_rest() -> None:
     assert on_cpu.memory["rollout"].kv_cache == 512 * MIB
 
 
-def test_colocated_roles_share_a_gpu_in_turns() -> None:
+def test_colocated_roles_use_a_gpu_in_turns() -> None:
     found = made(GPT2, "cluster.gpus_per_actor=1", "cluster.placement=colocate", nodes=(Node(8, 1),))
     learner, discriminator, rollout = (found.memory[role].total for role in ("learner", "discriminator", "rollout"))
     assert found.device_bytes() == max(learner + discriminator, rollout)
@@ -182,13 +182,13 @@ def test_colocated_roles_share_a_gpu_in_turns() -> None:
     assert packed.device_bytes() == sum(memory.total for memory in packed.memory.values())
 
 
-def test_a_push_leaves_the_learners_node_once_for_each_other() -> None:
+def test_the_object_store_sends_a_push_once_per_other_node() -> None:
     overrides = ["cluster.placement=spread", "rollout.num_workers=4", "weights.transfer=object_store"]
     found = made(GPT2, *overrides, nodes=(Node(4),) * 3)
     assert (found.push.sent, found.push.received) == (2 * 4 * GPT2.parameters, 4 * GPT2.parameters)
 
 
-def test_every_plan_of_the_documentation_is_made() -> None:
+def test_the_plans_in_the_documentation_fit() -> None:
     folder = Path(__file__).parents[3] / "configs/scaling"
     for path, nodes in ((folder / "8_gpus.yaml", 1), (folder / "64_gpus.yaml", 8), (folder / "512_gpus.yaml", 64)):
         config = load_config(path, [])
@@ -196,8 +196,8 @@ def test_every_plan_of_the_documentation_is_made() -> None:
         local = load_config(path, [f"model.generator={folder / 'shapes' / Path(config.model.generator).name}"])
         console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=120)  # noqa: SIM115
         plan(local, nodes=nodes, gpus_per_node=8, gpu_memory=80.0, cpus_per_node=128, console=console)
-        said = console.export_text()
-        assert f"{shape['num_hidden_layers']} layers x {shape['hidden_size']:,}".replace(",", "") in said.replace(
+        printed = console.export_text()
+        assert f"{shape['num_hidden_layers']} layers x {shape['hidden_size']:,}".replace(",", "") in printed.replace(
             ",", ""
         )
-        assert "GiB: fits" in said
+        assert "GiB: fits" in printed

@@ -1,4 +1,4 @@
-"""What a comparison would need: counts against sums by hand, seconds against the formulas, and the page."""
+"""Plans of a comparison: counts against hand-computed sums, seconds against the formulas, and the printed page."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ METHODS = "compare.methods=[sft, contrastive_sft, best_of_16, rejection, spin, f
 
 
 def planned(*overrides: str) -> tuple[Config, ComparisonPlan]:
-    """The knight's bridge: 300 iterations of 128 rollouts, D's warm-up of 150 updates, SFT of 100 steps."""
+    """Plan the bridge config: 300 iterations of 128 rollouts, 150 warm-up updates of D, 100 SFT steps."""
     config = load_config(CONFIGS / "bridge.yaml", [METHODS, *overrides])
     return config, plan_comparison(config, TOY, Hardware([Node(2.0)], 0.0), RATES, bfloat16=False)
 
 
-def test_counts_are_those_made_by_hand() -> None:
+def test_counts_match_hand_computed_sums() -> None:
     _, plan = planned()
     assert {each.name: each.budget for each in plan.methods} == {
         "sft": Budget(0, 100, 0, 1, 8),
         "contrastive_sft": Budget(0, 100, 0, 1, 8),
         # 150 updates on 128 rollouts each; 16 answers of 8 tokens, and a score for each.
         "best_of_16": Budget(19_200, 100, 150, 16, 144),
-        # 6 rounds of 6,400 rollouts; of 800 that are kept 25 steps of 32, in 4 epochs; an update of D a round.
+        # 6 rounds of 6,400 rollouts; 800 are kept: 25 steps of 32, in 4 epochs; one update of D per round.
         "rejection": Budget(19_200 + 38_400, 100 + 6 * 4 * 25, 150 + 6, 1, 8),
         # 3 rounds of 12,800 pairs, 100 steps of 128 each.
         "spin": Budget(38_400, 100 + 300, 0, 1, 8),
@@ -51,34 +51,34 @@ def test_seconds_and_wall_time() -> None:
     flops = forward_flops(TOY, length=10)
     sft = 100 * 64 * 10 * 3 * flops / 1e6
     assert found["sft"].sft_seconds == pytest.approx(sft)
-    assert found["contrastive_sft"].sft_seconds == pytest.approx(9 * sft)  # under 8 other prompts, too
-    # Of each part 256 prompts, twice each, 64 prompts at a time, with three decodings.
+    assert found["contrastive_sft"].sft_seconds == pytest.approx(9 * sft)  # also read with 8 other prompts
+    # 256 prompts of each of 2 parts, 2 answers each, 64 prompts at a time, with 3 decodings.
     batch = rollout_seconds(TOY, Work(128, 2, 8, 0, 0.0), RATES, engines=1, cores=1, element=4)
     assert found["sft"].measure_seconds == pytest.approx(2 * 3 * 4 * batch)
     assert found["best_of_16"].measure_seconds > 16 * found["sft"].measure_seconds * 0.9
     assert found["sft"].train_seconds == 0 < found["best_of_16"].train_seconds < found["frozen"].train_seconds
     assert found["frozen"].train_seconds < found["rlgaf"].train_seconds
-    # The SFT model of a replicate is made once for the six methods beside contrastive_sft and its first user.
+    # Seven methods share a replicate's SFT model: six of them reuse the one that the first trains.
     assert plan.shared_seconds == pytest.approx(6 * sft)
     base = 1600 * 64 * 10 * 3 * flops / 1e6
     trials = 3 * (sum(each.seconds for each in plan.methods) - 6 * sft)
-    assert plan.wall_seconds == pytest.approx(base + trials / 2)  # one on each core
+    assert plan.wall_seconds == pytest.approx(base + trials / 2)  # one trial per core
     assert planned("compare.concurrent=1")[1].at_a_time == 1
     assert config.compare.replicates == plan.replicates == 3
 
 
-def test_the_page_has_a_comparison_where_the_config_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_is_planned_if_the_config_has_a_compare_section(capsys: pytest.CaptureFixture[str]) -> None:
     large = [f"model.generator={CONFIGS / 'scaling/shapes/1_5b'}", "--gpus-per-node", "8", "--cpus-per-node", "128"]
     assert main(["plan", str(CONFIGS / "scaling/8_gpus.yaml"), *large]) == 0
     assert "comparison" not in capsys.readouterr().out
     methods = "compare.methods=[sft, best_of_4, rlgaf]"
     assert main(["plan", str(CONFIGS / "scaling/8_gpus.yaml"), *large, methods]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "model: 1,543.7 M parameters" in said
-    assert "comparison: one of 3 replicates of each method" in said and "GPU s" in said
-    assert "9 trials, one after another on 8 GPUs" in said and "of 80 GiB: fits" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "model: 1,543.7 M parameters" in printed
+    assert "comparison: one of 3 replicates of each method" in printed and "GPU s" in printed
+    assert "9 trials, one after another on 8 GPUs" in printed and "of 80 GiB: fits" in printed
 
 
-def test_a_method_that_the_config_does_not_allow_is_named() -> None:
-    with pytest.raises(UserError, match=r"compare.methods: gad is not possible with this config: .*samples_per_prompt"):
+def test_a_method_that_the_config_does_not_support_is_named() -> None:
+    with pytest.raises(UserError, match=r"compare.methods: gad does not work with this config: .*samples_per_prompt"):
         planned("compare.methods=[sft, gad]", "rollout.samples_per_prompt=1", "generator.reinforce.baseline=none")

@@ -1,4 +1,4 @@
-"""Hand-worked bytes of a toy of width 8 (2 heads of 4, MLP of 32, 3 layers, 100 tokens), and of GPT-2's own numbers."""
+"""Hand-computed bytes of a toy model of width 8 (2 heads of 4, MLP of 32, 3 layers, vocabulary 100) and of GPT-2."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ GPT2 = ModelShape(124_439_808, 12, 768, 12, 12, 64, 3072, False, 50257, True)
 def test_parameters_of_matrices() -> None:
     assert TOY.block_parameters == 4 * 8 * 8 + 2 * 8 * 32 == 768
     assert GROUPED.block_parameters == 2 * 64 + 2 * 8 * 4 + 3 * 8 * 32 == 960
-    # The rest of GPT-2: 1,024 positions, and biases and norms (9 h + i + 4 h a block, 2 h at the end).
+    # The rest of GPT-2: 1,024 positions, biases and norms (9 h + i + 4 h per block, 2 h at the end).
     rest = 1024 * 768 + 12 * (3 * 768 + 768 + 3072 + 768 + 4 * 768) + 2 * 768
     assert GPT2.matrix_parameters + rest == GPT2.parameters
     assert GPT2.scalar_parameters == GPT2.parameters + 768
     assert replace(TOY, tied=False).scalar_parameters == 4000 - 800 + 8
 
 
-def test_training_takes_sixteen_bytes_a_parameter() -> None:
+def test_training_takes_sixteen_bytes_per_parameter() -> None:
     memory = trained(1000)
     assert (memory.weights, memory.gradients, memory.optimizer, memory.total) == (4000, 4000, 8000, 16000)
     assert trained(1000, shards=4).total == 4000
@@ -83,13 +83,13 @@ def test_gradients_of_the_embedding() -> None:
     assert embedding_gradients(TOY, output=False) == embedding_gradients(replace(TOY, tied=False), output=True) == 3200
 
 
-def test_cache() -> None:
+def test_kv_cache() -> None:
     assert kv_bytes_per_token(TOY, element=4) == 2 * 3 * 8 * 4
     llama = ModelShape(8_030_261_248, 32, 4096, 32, 8, 128, 14336, True, 128256, False)
     assert kv_bytes_per_token(llama, element=2) == 128 * 2**10
 
 
-def test_an_engine_holds_its_shard_and_on_cpu_more_output_layers_and_a_second_set() -> None:
+def test_an_engine_holds_its_shard_and_on_cpu_also_packed_copies() -> None:
     settings = {"kv_cache": 5.0, "runtime": 7.0}
     assert rollout_memory(TOY, element=2, shards=4, packed=False, **settings) == Memory(
         weights=2000, kv_cache=5.0, runtime=7.0

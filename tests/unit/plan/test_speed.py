@@ -28,14 +28,14 @@ def test_flops_of_a_token() -> None:
 
 
 def test_updates() -> None:
-    # Ten tokens, forward and backward (3) and the reference (1); on two devices half.
+    # Ten tokens; forward and backward (3) and the reference (1); half of it on two devices.
     assert generator_seconds(TOY, WORK, RATES, devices=1) == pytest.approx(10 * 4 * 6688 / 1e6)
     assert generator_seconds(TOY, WORK, RATES, devices=2) == pytest.approx(10 * 4 * 6688 / 2e6)
     # Two rows scored; half an update of six rows, three passes each: 11 rows of five tokens.
     assert discriminator_seconds(TOY, WORK, RATES, devices=1) == pytest.approx(11 * 5 * 5088 / 1e6)
 
 
-def test_decoding_reads_weights_and_cache_or_multiplies_whichever_is_longer() -> None:
+def test_a_decoding_step_takes_the_longer_of_memory_reads_and_compute() -> None:
     per_token = forward_flops(TOY, length=3)  # the mean length, 3.5, in whole tokens
     read = 4 * 3104 + 2 * 3.5 * (2 * 3 * 8 * 4)
     prefill = 2 * 2 * per_token / 1e6
@@ -47,14 +47,14 @@ def test_decoding_reads_weights_and_cache_or_multiplies_whichever_is_longer() ->
     assert rollout_seconds(TOY, WORK, slow, engines=1, cores=1, element=4) == pytest.approx(expected)
 
 
-def test_two_engines_take_half_of_the_batch_each() -> None:
+def test_two_engines_split_the_batch() -> None:
     per_token = forward_flops(TOY, length=3)
     slow = Rates(flops=1e5, memory=1e9, network=1, host=1, step_seconds=0.0, token_seconds=0.0)
     expected = (2 + 3) * per_token / 1e5
     assert rollout_seconds(TOY, WORK, slow, engines=2, cores=1, element=4) == pytest.approx(expected)
 
 
-def test_a_push_over_each_link() -> None:
+def test_the_traffic_of_a_push_per_link() -> None:
     shared = {"element": 4, "learner_ranks": 4, "other_nodes": 3, "shards": 2}
     assert push(1000, split=True, ring=False, **shared) == Push(4000, 3000, 12000, 4000, 2000)
     ring = push(1000, split=False, ring=True, **shared)

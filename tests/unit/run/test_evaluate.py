@@ -32,7 +32,7 @@ def test_a_folder_that_is_not_a_run_is_rejected(words: list[str], expected: str,
 def test_temperatures_are_positive_numbers(capsys) -> None:
     assert main(["evaluate", "run", "--temperatures", "1,-2"]) == 2
     assert capsys.readouterr().err == (
-        "error: rlgaf evaluate: invalid value for '--temperatures': '1,-2' is no list of positive numbers such as "
+        "error: rlgaf evaluate: invalid value for '--temperatures': '1,-2' is not a list of positive numbers such as "
         "0.8,1; see rlgaf evaluate --help\n"
     )
 
