@@ -57,10 +57,8 @@ class VLLMEngine(RolloutEngine):
         model_folder: a Hugging Face folder or hub id.
         max_model_len: maximum length of a prompt plus its response.
         kv_cache_mib: KV cache size on CPU; on a GPU ``gpu_memory_utilization`` applies instead.
-        threads: compute threads on CPU, fixed for the lifetime of the process because vLLM disables
-            ``torch.set_num_threads`` at startup. None keeps torch's setting.
-        block_size: tokens per KV cache block, the unit of prefix sharing; on CPU a multiple of 32. None uses
-            ``CPU_BLOCK_TOKENS`` on CPU and vLLM's default elsewhere.
+        threads: CPU threads, fixed per process as vLLM disables ``torch.set_num_threads``; None keeps torch's setting.
+        block_size: tokens per KV cache block, multiple of 32 on CPU; None: ``CPU_BLOCK_TOKENS`` or vLLM's default.
         prefix_caching: False recomputes every prompt (for benchmarks).
         tensor_parallel_size: devices that share each layer, in worker processes started by vLLM.
         transfer: weight transfer backend (``weights.choice``).

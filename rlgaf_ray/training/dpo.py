@@ -23,7 +23,8 @@ from rlgaf_ray.data.collate import collate_sequences
 from rlgaf_ray.objectives.preference import dpo_loss
 from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.batching import MicroBatch, shuffled_minibatches
-from rlgaf_ray.training.policy import KLController, MetricSums, Policy
+from rlgaf_ray.training.policy import KLController, Policy
+from rlgaf_ray.training.policy_metrics import MetricSums
 from rlgaf_ray.types import Demonstration, Metrics, SequenceBatch, TrainBatch
 
 

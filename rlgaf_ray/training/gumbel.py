@@ -43,7 +43,8 @@ from rlgaf_ray.objectives.gumbel import annealed_temperature, conditional_gumbel
 from rlgaf_ray.objectives.kl import exact_entropy, exact_kl
 from rlgaf_ray.objectives.policy import TensorMetrics, masked_average
 from rlgaf_ray.training.algorithm import Algorithm
-from rlgaf_ray.training.policy import KLController, MetricSums, Policy
+from rlgaf_ray.training.policy import KLController, Policy
+from rlgaf_ray.training.policy_metrics import MetricSums
 from rlgaf_ray.training.precision import autocast
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch, WeightUpdate
 from rlgaf_ray.weights.state import check_shapes, num_bytes, to_tensors

@@ -23,12 +23,13 @@ from rlgaf_ray.models.generator import (
 )
 from rlgaf_ray.models.lora import add_adapters, frozen_start
 from rlgaf_ray.models.vocabulary import masked_token_ids
-from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl, kl_estimate
-from rlgaf_ray.objectives.policy import language_model_loss, masked_average, truncated_importance_weights
+from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl
+from rlgaf_ray.objectives.policy import language_model_loss, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.distributed import ALONE, Group, full_tensor, prepare
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
+from rlgaf_ray.training.policy_metrics import MetricSums, policy_metrics
 from rlgaf_ray.training.precision import autocast, resolve_precision
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, SequenceBatch, TrainBatch
 
@@ -258,45 +259,3 @@ class KLController:
                 num_samples=num_samples,
                 horizon=self.settings.horizon,
             )
-
-
-class MetricSums:
-    """Accumulates weighted means of metrics over micro-batches."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.shares: dict[str, float] = {}
-
-    def add(self, metrics: dict[str, torch.Tensor], share: float) -> None:
-        """Add a micro-batch's metrics with its weight."""
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach() * share
-            self.shares[name] = self.shares.get(name, 0.0) + share
-
-    def means(self, group: Group = ALONE) -> Metrics:
-        """Return the means over the micro-batches of all ranks, which must have the same metric names."""
-        names = sorted(self.sums) if group.size > 1 else list(self.sums)
-        sums = group.sum_numbers(float(self.sums[name]) for name in names)
-        shares = group.sum_numbers(self.shares[name] for name in names)
-        return {name: value / share for name, value, share in zip(names, sums, shares, strict=True)}
-
-
-@torch.no_grad()
-def policy_metrics(
-    logprobs: torch.Tensor, reference: torch.Tensor, behaviour: torch.Tensor, response_mask: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Estimate KL, entropy and engine mismatch of the policy from the sampled tokens, in nats per token.
-
-    ``kl`` (k1) and ``entropy`` are means over the same tokens, so they add up to the tokens' NLL under the reference,
-    whichever policy sampled them.
-    """
-
-    def mean(values: torch.Tensor) -> torch.Tensor:
-        return masked_average(values, response_mask, average="token")
-
-    return {
-        "kl": mean(kl_estimate(logprobs, reference, estimator="k1")),
-        "kl_k3": mean(kl_estimate(logprobs, reference, estimator="k3")),
-        "entropy": mean(-logprobs),
-        "engine_logprob_gap": mean((logprobs - behaviour).abs()),
-    }

@@ -23,12 +23,8 @@ from rlgaf_ray.training.algorithm import Algorithm, TrainedNetwork
 from rlgaf_ray.training.batching import shuffled_minibatches
 from rlgaf_ray.training.distributed import prepare
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
-from rlgaf_ray.training.policy import (
-    KLController,
-    MetricSums,
-    Policy,
-    policy_metrics,
-)
+from rlgaf_ray.training.policy import KLController, Policy
+from rlgaf_ray.training.policy_metrics import MetricSums, policy_metrics
 from rlgaf_ray.training.precision import autocast
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 

@@ -13,7 +13,8 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.objectives.policy import language_model_loss, masked_average
 from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.batching import shuffled_minibatches
-from rlgaf_ray.training.policy import KLController, MetricSums, Policy
+from rlgaf_ray.training.policy import KLController, Policy
+from rlgaf_ray.training.policy_metrics import MetricSums
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 

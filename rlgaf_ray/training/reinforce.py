@@ -27,12 +27,8 @@ from rlgaf_ray.objectives.policy import TensorMetrics, masked_average, ppo_polic
 from rlgaf_ray.objectives.rewards import at_the_end, entropy_rewards
 from rlgaf_ray.training.algorithm import Algorithm
 from rlgaf_ray.training.batching import shuffled_minibatches
-from rlgaf_ray.training.policy import (
-    KLController,
-    MetricSums,
-    Policy,
-    policy_metrics,
-)
+from rlgaf_ray.training.policy import KLController, Policy
+from rlgaf_ray.training.policy_metrics import MetricSums, policy_metrics
 from rlgaf_ray.types import Metrics, SequenceBatch, TrainBatch
 
 
