@@ -73,8 +73,8 @@ class RayRoles:
     ) -> None:
         """Start the actors and wait until all are ready.
 
-        ``base_folder`` holds the generator before SFT, for configs with an SFT stage. ``group`` is an existing placement
-        group with the placement's bundles, which ``close`` does not remove; by default one is reserved.
+        ``base_folder`` holds the generator before SFT, for configs with an SFT stage. ``group`` is a placement group
+        with the placement's bundles, which ``close`` does not remove; by default one is reserved.
 
         ``recoveries`` counts and reports replaced workers; by default they are not reported.
         """
