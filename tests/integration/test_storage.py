@@ -257,7 +257,7 @@ def test_a_sweep(bucket: str, small_under, tmp_path: Path, monkeypatch, capsys) 
     words += ["evaluation.every=1", "sweep.scheduler=pbt", "sweep.pbt.every=1", f"run.root={bucket}"]
     words += ["sweep.space.generator.learning_rate.grid=[1e-4, 2e-4]"]
     assert main(["tune", *words]) == 1
-    assert "take the key out of run.root" in capsys.readouterr().err
+    assert "remove the secret key from run.root" in capsys.readouterr().err
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     public = bucket.replace(f"{KEY}:{SECRET}@", "")
