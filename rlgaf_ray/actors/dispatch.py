@@ -26,7 +26,7 @@ from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings
 
 FULL_ENGINE = 256
 """Minimum rollouts per request: an engine samples 256 rollouts in two requests as fast as in one, but 64 in two a
-third slower (docs/benchmarks.md)."""
+third slower (docs/log/2026-11-27-schedules.md)."""
 
 MOST_REQUESTS = 4
 """Maximum parts per worker: with two workers, a stalled worker then holds an eighth of the batch."""

@@ -121,8 +121,8 @@ class JsonlSettings(RowSettings):
         None,
         description="files for the base warm-up: pairs, chats or texts (a column text); null: its share of path",
     )
-    validation_path: Paths = Field(None, description="files of the validation part; null: its share of path")
-    test_path: Paths = Field(None, description="files of the test part; null: its share of path")
+    validation_path: Paths = Field(None, description="files of the validation split; null: its share of path")
+    test_path: Paths = Field(None, description="files of the test split; null: its share of path")
 
     def check(self) -> None:
         if not self.path:
@@ -147,8 +147,8 @@ class HubSettings(RowSettings):
         "split",
     )
     base_split: str = "train"
-    validation_split: str | None = Field(None, description="split of the validation part; null: its share of split")
-    test_split: str | None = Field(None, description="split of the test part; null: its share of split")
+    validation_split: str | None = Field(None, description="split used for validation; null: its share of split")
+    test_split: str | None = Field(None, description="split used for tests; null: its share of split")
 
     def check(self) -> None:
         if not self.dataset:

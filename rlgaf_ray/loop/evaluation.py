@@ -1,4 +1,4 @@
-"""Evaluation of generator and discriminator on the validation part, with fixed prompts and seeds."""
+"""Evaluation of generator and discriminator on the validation split, with fixed prompts and seeds."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A lower temperature alone raises quality and lowers diversity ("Language GANs Falling Short", arXiv 1811.02549): an
 adversarial model is better only if it is above the curves of the SFT model and of SFT on the same demonstrations. All
-models are sampled by the run's engine, on the same prompts with the same seeds: those of the validation part, or with
-``--test`` those of the test part, which nothing else reads.
+models are sampled by the run's engine, on the same prompts with the same seeds: those of the validation split, or with
+``--test`` those of the test split, which nothing else reads.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def evaluate(
     """Evaluate the runs' generators, the SFT model and SFT on the demonstrations (for each of ``sft_steps``).
 
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). Prints a
-    table of the models and real text and one over temperatures to ``console``; by default nothing is printed. Before
-    the test part is read, this is logged in each run's ``test_readings.jsonl``. ``task`` is the task that was passed to
-    ``train``, if any. Raises ``UserError`` for a folder without a finished run and for runs of different warm-ups.
+    table of the models and real text and one over temperatures to ``console``; by default nothing is printed. Every
+    reading of the test split is first logged in each run's ``test_readings.jsonl``. ``task`` is the task that was passed
+    to ``train``, if any. Raises ``UserError`` for a folder without a finished run and for runs of different warm-ups.
     """
     absolute = [
         each if isinstance(each, str) and uri.is_uri(each) else os.path.abspath(os.path.expanduser(each))
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def note_test_reading(run: Place) -> None:
-    """Log the time and the version of an evaluation on the test part in the run's folder."""
+    """Log the time and the version of an evaluation on the test split in the run's folder."""
     file = run / TEST_READINGS
     earlier = file.read_text(encoding="utf-8") if file.is_file() else ""
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "rlgaf_ray": __version__})
