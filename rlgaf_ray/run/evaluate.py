@@ -64,7 +64,7 @@ def evaluate(
 
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). Prints a
     table of the models and real text and one over temperatures to ``console``; by default nothing is printed. Every
-    reading of the test split is first logged in each run's ``test_readings.jsonl``. ``task`` is the task that was passed
+    reading of the test split is first logged in each run's ``test_readings.jsonl``. ``task`` is the task passed
     to ``train``, if any. Raises ``UserError`` for a folder without a finished run and for runs of different warm-ups.
     """
     absolute = [
