@@ -37,6 +37,7 @@ def prepare(small_config, cache: Path):
     return prepared
 
 
+@pytest.mark.slow
 def test_a_generative_critic_trains_and_a_resumed_run_equals_it(prepare, rows_of, tmp_path: Path) -> None:
     prepared = prepare(*GENERATIVE)
     run(prepared, tmp_path / "whole")

@@ -28,7 +28,10 @@ def is_loopback(text: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
-@pytest.mark.parametrize("num_workers", [1, 2], ids=["without dashboard", "with dashboard"])
+@pytest.mark.parametrize(
+    "num_workers",
+    [pytest.param(1, id="without dashboard"), pytest.param(2, id="with dashboard", marks=pytest.mark.slow)],
+)
 def test_a_ray_of_the_runs_own_listens_on_loopback_alone(monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     before = listening()

@@ -304,6 +304,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(prepared, rows_of, tmp_path: 
     assert resumed.samples_after == whole.samples_after
 
 
+@pytest.mark.slow
 def test_an_average_changes_what_is_evaluated_and_nothing_else(prepared, rows_of, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     for name, more in (("plain", ["generator.average_decay=0"]), ("averaged", AVERAGE)):

@@ -87,6 +87,7 @@ def test_a_metric_that_is_never_logged_ends_the_sweep_at_the_first_evaluation(sm
     assert len(rows(trial / "metrics.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_all_failed_shows_the_first_error(small, capsys) -> None:
     overrides = [*small("run.name=x"), *SHORT[1:], f"{RATES}[1e-4]", "sweep.scheduler=none"]
     assert main(["tune", *overrides, "cluster.timeout_seconds=0.01"]) == 1

@@ -84,6 +84,7 @@ def test_values_converge_to_exact_enumeration() -> None:
         assert item.action_values[-1] == pytest.approx(reward(response))  # the full response is scored directly
 
 
+@pytest.mark.slow
 def test_the_error_falls_with_the_square_root_of_the_completions() -> None:
     errors = []
     for num_completions in (100, 10_000):

@@ -39,6 +39,7 @@ def chosen(demonstrations: list[Demonstration], **settings) -> tuple[int, list[W
     return found, seen
 
 
+@pytest.mark.slow
 def test_cross_validation_stops_on_noise_and_trains_on_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sft, "MEASURE_EVERY", 5)
     nothing, seen = chosen(texts(24, noise=1.0), max_steps=60)
