@@ -6,6 +6,7 @@ resumes from its last checkpoint.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ def prepare_warmups(
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        payload = {"stage": "generator", "source": source, "ends": ends, "unused": unused, "legal": legal}
+        # Ray Train changes the working directory of its workers
+        placed = os.path.abspath(source) if os.path.isdir(source) else source
+        payload = {"stage": "generator", "source": placed, "ends": ends, "unused": unused, "legal": legal}
         cached = _made(generator, generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)

@@ -64,6 +64,24 @@ def test_each_discriminator_view_has_its_own_warmup(prepared) -> None:
     assert len(folders) == len(views)
 
 
+def test_workers_find_a_model_given_by_a_relative_path(
+    prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray Train runs its workers in another working directory."""
+    payloads = []
+
+    def made(*arguments: object) -> bool:
+        payloads.append(arguments[3])
+        return True
+
+    monkeypatch.setattr(warmup, "_made", made)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FOLDER, "model")
+    prepared("model.generator=model")
+    assert payloads[0]["stage"] == "generator"
+    assert payloads[0]["source"] == str(tmp_path / "model")
+
+
 def test_warmups_are_cached_by_model_content(prepared, tmp_path: Path) -> None:
     """Two different models at the same path get two entries; the same model at two paths shares one."""
     (tmp_path / "model").mkdir()
