@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,9 +69,9 @@ def test_workers_find_a_model_given_by_a_relative_path(
     prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ray Train runs its workers in another working directory."""
-    payloads = []
+    payloads: list[dict[str, object]] = []
 
-    def made(*arguments: object) -> bool:
+    def made(*arguments: Any) -> bool:
         payloads.append(arguments[3])
         return True
 
