@@ -6,7 +6,6 @@ resumes from its last checkpoint.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from rlgaf_ray.data.cache import content_hash, made_once
 from rlgaf_ray.data.storage import writing
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.built_in import FOLDER, SHA256
+from rlgaf_ray.models.built_in import FOLDER, SHA256, absolute_source
 from rlgaf_ray.models.ends import merged, model_ends
 from rlgaf_ray.models.folder import read_config
 from rlgaf_ray.models.vocabulary import unused_token_ids
@@ -86,8 +85,7 @@ def prepare_warmups(
         key = content_hash([*data, config.base_warmup.model_dump_json(), *common])
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
-        # Ray Train changes the working directory of its workers
-        placed = os.path.abspath(source) if os.path.isdir(source) else source
+        placed = absolute_source(source)  # Ray Train changes the working directory of its workers
         payload = {"stage": "generator", "source": placed, "ends": ends, "unused": unused, "legal": legal}
         cached = _made(generator, generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, field_validator
 
@@ -21,6 +21,9 @@ CHAT_ARGUMENTS = (
 
 class TaskSettings(Section):
     """Base of the task-specific sections."""
+
+    path_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys whose values are paths, globs or URIs of files."""
 
     @property
     def variant(self) -> str:
@@ -109,6 +112,8 @@ Paths = Annotated[str | list[str] | None, PlainValidator(_paths)]
 
 class JsonlSettings(RowSettings):
     """Demonstrations from files: JSON Lines, JSON, CSV or Parquet."""
+
+    path_keys = ("path", "prompts", "base", "validation_path", "test_path")
 
     path: Paths = Field(
         None,

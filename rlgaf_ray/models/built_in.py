@@ -26,6 +26,11 @@ def model_source(source: str | Path) -> str | Path:
     return FOLDER
 
 
+def absolute_source(source: str) -> str:
+    """Make a model folder's path absolute, for a process with another working directory; keep other sources."""
+    return os.path.abspath(source) if os.path.isdir(source) else source
+
+
 @cache
 def _check_weights() -> None:
     found = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest() if WEIGHTS.is_file() else "no file"

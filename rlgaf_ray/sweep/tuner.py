@@ -19,12 +19,14 @@ from rlgaf_ray.actors.cluster import cluster_resources, ray_session
 from rlgaf_ray.actors.placement import Placement, reserve
 from rlgaf_ray.actors.roles import STARTUP_SECONDS
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
+from rlgaf_ray.config.rows import TaskSettings
 from rlgaf_ray.config.task import TaskSection
 from rlgaf_ray.data.remote import Remote
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.reward_functions import reward_functions
 from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
+from rlgaf_ray.models.built_in import absolute_source
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import with_date, with_name
@@ -48,8 +50,8 @@ PATHS = (
     *(
         f"task.{name}.{key}"
         for name, section in TaskSection()
-        for key in ("path", "validation_path", "test_path")
-        if hasattr(section, key)
+        if isinstance(section, TaskSettings)
+        for key in section.path_keys
     ),
 )
 
@@ -101,8 +103,7 @@ def with_absolute_paths(config: Config) -> Config:
             value = value[part]
         if value is not None:
             changes[key] = [_absolute(each) for each in value] if isinstance(value, list) else _absolute(value)
-    if Path(config.model.generator).is_dir():
-        changes["model.generator"] = os.path.abspath(config.model.generator)
+    changes["model.generator"] = absolute_source(config.model.generator)
     changes["reward.functions"] = [
         {**section, "path": os.path.abspath(section["path"])} if ".py:" in (section["path"] or "") else section
         for section in tree["reward"]["functions"]

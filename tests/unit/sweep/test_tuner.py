@@ -27,12 +27,18 @@ def test_data_files_are_found_from_a_trials_folder() -> None:
     words = [
         "task.jsonl.path=[a.jsonl, 's3://bucket/*.jsonl']",
         "task.jsonl.test_path='b/*.csv'",
+        "task.jsonl.prompts=p.jsonl",
+        "task.jsonl.base=[c.txt]",
+        "task.hub.prompts=owner/prompts",
         "task.imdb.path=null",
     ]
     config = with_absolute_paths(load_config(None, words))
     here = Path.cwd()
     assert config.task.jsonl.path == [f"{here}/a.jsonl", "s3://bucket/*.jsonl"]
     assert config.task.jsonl.test_path == f"{here}/b/*.csv"
+    assert config.task.jsonl.prompts == f"{here}/p.jsonl"
+    assert config.task.jsonl.base == [f"{here}/c.txt"]
+    assert config.task.hub.prompts == "owner/prompts"
     assert config.task.jsonl.validation_path is None
 
 
