@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
+from rlgaf_ray.checkup import processor_name
 from rlgaf_ray.config import load_config
 from rlgaf_ray.data.collate import num_tokens
 from rlgaf_ray.data.lengths import Response
@@ -79,10 +79,8 @@ def measure(sides: dict[str, NeuralDiscriminator], num_contrast: int, rounds: in
 
 
 def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "processor")
     found = [key for key in ("amx_bf16", "avx512_bf16", "avx2") if torch.cpu.get_capabilities().get(key)]
-    return f"{name}, {', '.join(found)}"
+    return f"{processor_name()}, {', '.join(found)}"
 
 
 def main() -> int:

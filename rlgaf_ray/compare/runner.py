@@ -18,17 +18,18 @@ from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
 from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.compose import leaves
 from rlgaf_ray.config.hidden import public_values
 from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
-from rlgaf_ray.loop.run_folder import RunFolder
+from rlgaf_ray.loop.run_folder import CONFIG, TRIALS, RunFolder
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import cache_folder, prepare_data, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
 
-TRIALS, SETTINGS, CONFIG = "trials", "settings.json", "config.yaml"
+SETTINGS = "settings.json"
 Job = tuple[MethodName, int]
 
 
@@ -98,8 +99,14 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
         if json.loads(file.read_text(encoding="utf-8"))["data"] != task.checksum:
             raise UserError(f"{folder} was started with other data: restore them, or choose another run.name")
         stored = load_config(folder / CONFIG)  # keys of later versions get their defaults
-        before, now = (public_values(each.model_dump(mode="json", exclude=ignored)) for each in (stored, config))
-        if changed := differing(before, now):
+        before, now = (
+            {
+                ".".join(key): value
+                for key, value in leaves(public_values(each.model_dump(mode="json", exclude=ignored)))
+            }
+            for each in (stored, config)
+        )
+        if changed := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
             raise UserError(
                 f"{folder} was started with another {changed[0]}: restore it ({CONFIG} in that folder has the value), "
                 "or choose another run.name"
@@ -109,17 +116,6 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"data": task.checksum}), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
-
-
-def differing(before: Any, now: Any, key: str = "") -> list[str]:
-    """Return the dotted keys whose values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            found
-            for name in sorted({*before, *now})
-            for found in differing(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if before == now else [key]
 
 
 def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> tuple[dict[Job, str], list[int]]:

@@ -79,7 +79,7 @@ class Tree:
         if replaced:
             for each in [each for each in self.origins if each[: len(place)] == place]:
                 del self.origins[each]
-        self.origins.update(dict.fromkeys(_leaves(value, place), origin))
+        self.origins.update(dict.fromkeys((key for key, _ in leaves(value, place)), origin))
 
     def last(self, place: Key) -> Origin | None:
         """Return the most recent origin of a value at, above or below this key."""
@@ -123,11 +123,11 @@ def compose(
 def _override(text: str, *, source: str, is_text: bool) -> Any:
     """Parse an override as YAML, or keep text such as ``*.jsonl``, whose quotes the shell has removed."""
     try:
-        return read_yaml(text)
-    except ValueError as error:
+        return _parse(text, source=source)
+    except ConfigError:
         if is_text and text.startswith(("[", "*")):
             return text
-        raise ConfigError(f"{source}: {error}") from None
+        raise
 
 
 def find(path: str | Path) -> tuple[Path, str]:
@@ -192,12 +192,13 @@ def printable(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _leaves(value: Any, place: Key) -> Iterator[Key]:
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from _leaves(below, (*place, str(key)))
+def leaves(tree: Any, place: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Yield the key of each value that is not a section, and the value."""
+    if isinstance(tree, dict) and tree:
+        for key, below in tree.items():
+            yield from leaves(below, (*place, str(key)))
     else:
-        yield place
+        yield place, tree
 
 
 def _on_one_branch(place: Sequence[str], other: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from rlgaf_ray.data.task import Task
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.loop import healing
 from rlgaf_ray.loop.callback import Callback, Callbacks
-from rlgaf_ray.loop.checkpoint import Checkpoints
+from rlgaf_ray.loop.checkpoint import PROVENANCE, Checkpoints
 from rlgaf_ray.loop.evaluation import BestMetric, Evaluation
 from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict
 from rlgaf_ray.loop.non_finite import broken
@@ -292,7 +292,7 @@ class AdversarialLoop:
             "guard": self.guard.state_dict(),
             "samples_before": self.samples_before,
             "evaluator": self.evaluator.state_dict(),
-            "provenance": dict(self.provenance),
+            PROVENANCE: dict(self.provenance),
         }
 
 

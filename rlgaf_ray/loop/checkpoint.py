@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rlgaf_ray.data.storage import Place, remove, replace_text, writing
 from rlgaf_ray.errors import UserError
 
 STATE, MANIFEST = "state.json", "manifest.json"
+PROVENANCE = "provenance"  # key of the state
 PREFIX, PARTIAL, AGAIN = "step_", ".partial", "-"
 NAME = re.compile(rf"{PREFIX}[0-9]+(?:{AGAIN}[0-9]+)?")
 
@@ -67,13 +68,7 @@ class Checkpoints:
 
     def newest_healthy(self, until: int) -> tuple[tuple[Place, dict[str, Any]] | None, list[DamagedCheckpoint]]:
         """Find the newest intact one of ``healthy(until)`` with its state; also return the errors of damaged ones."""
-        damage: list[DamagedCheckpoint] = []
-        for path in self.healthy(until):
-            try:
-                return (path, self.load_state(path)), damage
-            except DamagedCheckpoint as error:
-                damage.append(error)
-        return None, damage
+        return self._newest_intact(self.healthy(until))
 
     def discard_after(self, iteration: int) -> None:
         """Remove the checkpoints after this iteration, and update ``latest`` and ``best``."""
@@ -160,6 +155,31 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"{path}: {name} is corrupted (checksum mismatch)")
         return self._state(path)
 
+    def provenance(self) -> dict[str, str]:
+        """Return the provenance in the checkpoint that ``latest`` names; empty without one.
+
+        The checkpoint's files are not verified. Raises ``DamagedCheckpoint`` if its state is not JSON.
+        """
+        latest = self.named("latest")
+        if latest is None or not (latest / STATE).is_file():
+            return {}
+        try:
+            return dict(json.loads((latest / STATE).read_text(encoding="utf-8")).get(PROVENANCE, {}))
+        except ValueError as error:
+            raise DamagedCheckpoint(f"{latest / STATE} is damaged: {error}") from None
+
+    def _newest_intact(
+        self, paths: Iterable[Place]
+    ) -> tuple[tuple[Place, dict[str, Any]] | None, list[DamagedCheckpoint]]:
+        """Return the first intact checkpoint with its state, and the errors of the damaged ones before it."""
+        damage: list[DamagedCheckpoint] = []
+        for path in paths:
+            try:
+                return (path, self.load_state(path)), damage
+            except DamagedCheckpoint as error:
+                damage.append(error)
+        return None, damage
+
     def _state(self, path: Place) -> dict[str, Any]:
         try:
             state = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -180,12 +200,10 @@ class Checkpoints:
 
         Raises ``UserError`` if there is none.
         """
-        damage: list[str] = []
-        for path in reversed(self.all()):
-            try:
-                return path, self.load_state(path), damage
-            except DamagedCheckpoint as error:
-                damage.append(str(error))
+        found, errors = self._newest_intact(reversed(self.all()))
+        damage = [str(error) for error in errors]
+        if found is not None:
+            return *found, damage
         reasons = "; ".join(damage) or f"{self.folder} has none"
         raise UserError(f"no usable checkpoint to resume from ({reasons}): start a new run under another run.name")
 

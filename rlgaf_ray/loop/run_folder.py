@@ -18,6 +18,7 @@ from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.errors import UserError
 
 CONFIG = "config.yaml"
+HOLDER = "process {} on {}"  # text of the lock file: process id and host
 LOCK = "run.lock"  # held while a process uses the folder; released by the OS when that process dies
 TRIALS = "trials"  # subfolder of a sweep with the run folders of its trials, each stored by its trial
 
@@ -71,7 +72,7 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
             with suppress(OSError):  # on a full disk: the holder's name is optional
-                path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+                path.write_text(HOLDER.format(os.getpid(), socket.gethostname()), encoding="utf-8")
         if not lock.is_locked:
             holder = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "another process"
             raise UserError(

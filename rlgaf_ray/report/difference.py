@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from rlgaf_ray.config.compose import leaves
 from rlgaf_ray.config.explain import short
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.data.storage import Place
-from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.checkpoint import STATE, Checkpoints
+from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.metrics import metric
 from rlgaf_ray.report.listing import best_of
 from rlgaf_ray.report.runs import Run, load_run
@@ -35,9 +34,10 @@ def differences(folders: Sequence[Path], places: Sequence[Place]) -> Group:
     names = [run.name for run in runs]
     if names[0] == names[1]:
         names = [str(place) for place in places]
-    first, second = (dict(_flat(_tree(run.config))) for run in runs)
+    first, second = (_flat(run.config) for run in runs)
     config = changed(first, second, without=OWN)
-    recorded = changed(provenance(places[0]), provenance(places[1]))
+    begun = [Checkpoints(place / "checkpoints", keep=1).provenance() for place in places]
+    recorded = changed(begun[0], begun[1])
     ordered = sorted(recorded, key=lambda key: (key not in VERSIONS, key))
     return Group(
         _table("config", names, {key: (_value(a), _value(b)) for key, (a, b) in config.items()}),
@@ -53,17 +53,6 @@ def changed(
     keys = [key for key in dict.fromkeys([*first, *second]) if key not in without]
     pairs = {key: (first.get(key, MISSING), second.get(key, MISSING)) for key in keys}
     return {key: (a, b) for key, (a, b) in pairs.items() if a != b}
-
-
-def provenance(run: Place) -> dict[str, str]:
-    """Return the provenance in the run's newest checkpoint; empty without a checkpoint."""
-    latest = Checkpoints(run / "checkpoints", keep=1).named("latest")
-    if latest is None or not (latest / STATE).is_file():
-        return {}
-    try:
-        return dict(json.loads((latest / STATE).read_text(encoding="utf-8")).get("provenance", {}))
-    except ValueError as error:
-        raise UserError(f"{latest / STATE} is damaged: {error}") from None
 
 
 def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
@@ -104,16 +93,9 @@ def _value(value: Any) -> str:
     return value if value == MISSING else short(value)
 
 
-def _tree(config: str) -> Any:
-    return read_yaml(config) or {}
-
-
-def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _flat(config: str) -> dict[str, Any]:
+    tree = read_yaml(config)
+    return {".".join(key): value for key, value in leaves(tree)} if tree else {}
 
 
 def _cut(text: str) -> str:

@@ -17,12 +17,11 @@ from rich.table import Table
 from rlgaf_ray.config import Config, ConfigError, load_config
 from rlgaf_ray.config.uri import is_remote, local_path
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.loop.run_folder import CONFIG, LOCK, TRIALS
+from rlgaf_ray.loop.run_folder import CONFIG, HOLDER, LOCK, TRIALS
 from rlgaf_ray.metrics import metric
-from rlgaf_ray.report.runs import Run, load_run
+from rlgaf_ray.report.runs import METRICS, Run, load_run
 
-METRICS = "metrics.jsonl"
-HOLDER = re.compile(r"process (\d+) on (.+)")
+HOLDING = re.compile(HOLDER.format(r"(\d+)", "(.+)"))
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -122,7 +121,7 @@ def _holder(lock: Path) -> str | None:
     """Return "running" if the process in the lock file is alive; one on another machine is assumed to be alive."""
     if not lock.is_file():
         return None
-    found = HOLDER.fullmatch(lock.read_text(encoding="utf-8", errors="replace").strip())
+    found = HOLDING.fullmatch(lock.read_text(encoding="utf-8", errors="replace").strip())
     if found is None:
         return None
     if found[2] != socket.gethostname():

@@ -12,6 +12,8 @@ from rlgaf_ray.config.hidden import public
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.errors import UserError
 
+METRICS = "metrics.jsonl"  # one row per iteration
+
 SAMPLES = "samples.jsonl"
 VERDICTS = "guard.jsonl"
 
@@ -50,7 +52,7 @@ class Run:
 def load_run(folder: str | Path) -> Run:
     """Read a run folder, finished or not. Raises ``UserError`` if it is not a run folder or is damaged."""
     folder = Path(os.path.expanduser(folder))
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     if not metrics.is_file():
         raise UserError(f"{folder} is not a run folder (it has no metrics.jsonl): give a folder such as runs/NAME")
     rows: list[dict[str, float | None]] = []

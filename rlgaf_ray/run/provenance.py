@@ -15,10 +15,10 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.cache import content_hash
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.checkpoint import PROVENANCE
 from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
 
 Provenance = Mapping[str, str]
-KEY = "provenance"  # in a checkpoint's state, and in the run's data.json
 DATA_FILE = "data.json"
 
 LIBRARIES = {
@@ -92,7 +92,7 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
 
     ``other_versions`` allows different versions.
     """
-    begun = state.get(KEY)
+    begun = state.get(PROVENANCE)
     if not isinstance(begun, dict):
         raise UserError(f"{place} does not record what it was trained on, so it cannot be resumed: start a new run")
     changed = _changed(begun, now)
@@ -110,7 +110,7 @@ def recorded(run: Path) -> Provenance | None:
     """Return the provenance recorded in a run's folder, or None if there is none."""
     file = run / DATA_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get(KEY) if file.is_file() else None
+        found = json.loads(file.read_text(encoding="utf-8")).get(PROVENANCE) if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore the file that the run wrote") from error
     return found if isinstance(found, dict) else None

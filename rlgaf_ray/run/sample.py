@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,14 +23,13 @@ from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.text import decode
-from rlgaf_ray.loop.checkpoint import STATE, Checkpoints
+from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.folder import read_config
 from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.report.places import opened
 from rlgaf_ray.run.preparation import cache_folder
-from rlgaf_ray.run.provenance import KEY
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.distributed import ALONE
 from rlgaf_ray.training.fingerprint import folder_fingerprint
@@ -136,10 +134,9 @@ def load_discriminator(
 
 def sft_folder(config: Config, run: Place) -> Path | None:
     """Find the run's SFT model in the cache by the fingerprint that its newest checkpoint records."""
-    latest = Checkpoints(run / "checkpoints", keep=1).named("latest")
-    if latest is None or not (latest / STATE).is_file():
+    wanted = Checkpoints(run / "checkpoints", keep=1).provenance().get("sft_model")
+    if wanted is None:
         return None
-    wanted = json.loads((latest / STATE).read_text(encoding="utf-8")).get(KEY, {}).get("sft_model")
     cached = (cache_folder(config) / "warmups").glob("sft-*" if config.warmup.sft.steps else "generator-*")
     folders = [FOLDER, *(path for path in sorted(cached) if (path / "config.json").is_file())]
     return next((folder for folder in folders if folder_fingerprint(folder) == wanted), None)
@@ -153,12 +150,9 @@ def prompt_encoder(run: Path, config: Config, tokenizer: PreTrainedTokenizerBase
     if isinstance(settings, RowSettings) and tokenizer.chat_template is not None:
         now = datetime.fromisoformat(config.task.date) if config.task.date else datetime.now()
         template = ChatTemplate(tokenizer, settings, ends=ends, now=now)
-        system = [] if settings.system_prompt is None else [{"role": "system", "content": settings.system_prompt}]
 
         def rendered(text: str) -> str:
-            messages = [*system, {"role": "user", "content": text}]
-            answer = {"role": "assistant", "content": PROBE}
-            return template.turn(messages, answer, settings.tools, "the prompt").prompt
+            return template.prompt([{"role": "user", "content": text}], settings.tools, "the prompt")
 
         closing = encoder.readable(rendered(PROBE).rpartition(PROBE)[2])
         if any(str(tokenizer.decode(ids)).endswith(closing) for ids in _recorded_prompts(run)):

@@ -9,7 +9,7 @@ from rlgaf_ray.config import Config, dump_config
 from rlgaf_ray.metrics import SCORE, columns
 from rlgaf_ray.report.figures import file_name, save, svg
 from rlgaf_ray.report.page import render
-from rlgaf_ray.report.runs import Run, load_run
+from rlgaf_ray.report.runs import METRICS, Run, load_run
 from rlgaf_ray.sweep.console import COLUMNS, columns_of, describe, head, row_of
 from rlgaf_ray.sweep.figures import curve_figure, knob_figure
 from rlgaf_ray.sweep.results import TrialResult
@@ -69,7 +69,7 @@ def trial_runs(folder: Path, results: Sequence[TrialResult]) -> list[tuple[Trial
     """Load the run folders of the trials that have logged metrics."""
     runs = []
     for result in results:
-        metrics = folder / "trials" / result.trial_id / "metrics.jsonl"
+        metrics = folder / "trials" / result.trial_id / METRICS
         if metrics.is_file() and metrics.stat().st_size:
             runs.append((result, load_run(metrics.parent)))
     return runs

@@ -39,7 +39,7 @@ def measured(decoding: Decoding, quality: float, *, chosen: bool) -> Measured:
 
 
 def make_page(folder: Path) -> Path:
-    """Of every method, two replicates each, and a trial that failed with a long word."""
+    """Write the page of a comparison: two replicates of every method, and a failed trial with a long error word."""
     more = ["compare.top_p=[0.9, 0.7]", "compare.min_p=[0.1]", "compare.temperatures=[1.0, 0.8, 0.6]"]
     place = [f"run.root={folder}", "run.name=comparison", f"compare.methods=[{', '.join(METHODS)}]"]
     config: Config = load_config(None, [*SMALL, *more, *place])
