@@ -26,7 +26,7 @@ def budget(config: Config, name: MethodName) -> Budget:
     candidates = method.answering.candidates
     return Budget(
         rollouts=num_rollouts(config, method),
-        generator_steps=sft_steps(config) + (loop_steps(config) if method.trains == "generator" else 0),
+        generator_steps=sft_steps(config, name) + (loop_steps(config) if method.trains == "generator" else 0),
         discriminator_updates=_discriminator_updates(config, method),
         candidates=candidates,
         passes=candidates * config.task.response_tokens + (candidates if candidates > 1 else 0),
@@ -39,10 +39,10 @@ def num_rollouts(config: Config, method: Method) -> int:
     return warmup + (loop_rollouts(config) if method.trains == "generator" else 0)
 
 
-def sft_steps(config: Config) -> int:
-    """Return the SFT steps, or their maximum with ``steps=auto``."""
-    settings = config.warmup.sft
-    return settings.max_steps if isinstance(settings.steps, str) else settings.steps
+def sft_steps(config: Config, name: MethodName) -> int:
+    """Return the SFT steps, summed over the counts that the method tries. ``auto`` counts as its maximum."""
+    tried = METHODS[name].sft_steps(config)
+    return sum(config.warmup.sft.max_steps if isinstance(steps, str) else steps for steps in tried)
 
 
 def loop_steps(config: Config) -> int:

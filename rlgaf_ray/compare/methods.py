@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +42,10 @@ class Method:
     def scores(self) -> bool:
         """Whether a trial continues after the supervised warm-ups."""
         return self.trains != "nothing"
+
+    def sft_steps(self, config: Config) -> Sequence[int | Literal["auto"]]:
+        """Return the SFT step counts that a trial tries."""
+        return (not self.scores and config.compare.sft_steps) or [config.warmup.sft.steps]
 
 
 def _without_discriminator(config: Config) -> dict[str, Any]:
@@ -115,11 +119,11 @@ def _gad(config: Config) -> Keys:
 
 
 METHODS: Mapping[MethodName, Method] = {
-    "sft": Method("SFT", "", trains="nothing"),
+    "sft": Method("SFT", "", lambda config: {"warmup.sft.contrastive_weight": 0.0}, trains="nothing"),
     "contrastive_sft": Method(
         "SFT with the contrastive term",
         "InfoNCE on the policy's own likelihoods (arXiv 1807.03748)",
-        lambda config: {"warmup.sft.contrastive_weight": 3.0},
+        lambda config: {"warmup.sft.contrastive_weight": config.warmup.sft.contrastive_weight or 3.0},
         trains="nothing",
     ),
     "best_of_4": Method("best of 4 by D", "", trains="discriminator", answering=Answering(4)),

@@ -118,12 +118,13 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
     counted = {row.name: budget(method_config(config, row.name, replicate), row.name) for row in rows}
     return Grid(
         "Budget",
-        "per replicate; forward passes are for the longest answer",
-        ("method", "replicates", "rollouts", "generator steps", "D updates", "training, s", "passes per answer"),
+        "per replicate, with all SFT step counts tried; forward passes are for the longest answer",
+        ("method", "replicates", "SFT", "rollouts", "generator steps", "D updates", "training, s", "passes per answer"),
         [
             (
                 row.title,
                 str(row.count),
+                ", ".join(map(str, dict.fromkeys(row.sft_steps))),
                 f"{row.rollouts:,.0f}",
                 f"{counted[row.name].generator_steps:,}",
                 f"{counted[row.name].discriminator_updates:,}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -36,6 +37,7 @@ class Row:
     rollouts: float
     train_seconds: float
     candidates: int
+    sft_steps: list[int | Literal["auto"]]  # of the replicates; supervised methods select theirs on validation prompts
     metrics: Metrics  # the task's own measures with the best decoding
 
     @property
@@ -107,6 +109,7 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
         rollouts=float(np.mean([trial.rollouts for trial in trials.values()])),
         train_seconds=float(np.mean([trial.seconds["training"] for trial in trials.values()])),
         candidates=next(iter(trials.values())).candidates,
+        sft_steps=[trial.sft_steps for trial in trials.values()],
         metrics=_means([each.metrics for each in found.values()]),
     )
 

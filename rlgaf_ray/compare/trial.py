@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
 from rlgaf_ray.compare.decoding import Decoding, decodings
 from rlgaf_ray.compare.methods import METHODS, Answering, method_config
-from rlgaf_ray.config import Config
+from rlgaf_ray.config import Config, with_values
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
 from rlgaf_ray.data.task import Task
@@ -60,6 +61,7 @@ class Trial:
     rollouts: int  # sampled for training
     seconds: dict[str, float]
     candidates: int  # sampled per answer
+    sft_steps: int | Literal["auto"]  # of the model that was measured or trained further
 
     def save(self, path: Path) -> None:
         def write(temporary: Path) -> None:
@@ -75,13 +77,27 @@ class Trial:
 
 
 def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) -> Trial:
-    """Train and measure one method with all roles in this process. ``folder``: ``run.root`` of the training run."""
+    """Train and measure one method with all roles in this process. ``folder``: ``run.root`` of the training run.
+
+    Of several SFT step counts (``compare.sft_steps``) it returns the one with the best validation quality.
+    """
     torch.set_num_threads(1)
-    method, started = METHODS[name], time.perf_counter()
     config = method_config(config, name, replicate)
     run = config.run.model_copy(update={"root": str(folder), "name": f"{name}-{replicate}"})
     config = config.model_copy(update={"run": run})
     check_before_start(config)
+    tried = [
+        _run(with_values(config, {"warmup.sft.steps": steps}), name, replicate)
+        for steps in METHODS[name].sft_steps(config)
+    ]
+    best = max(tried, key=lambda trial: max(each.quality for each in trial.parts["validation"]))
+    seconds = {stage: sum(trial.seconds[stage] for trial in tried) for stage in best.seconds}
+    return replace(best, seconds=seconds)
+
+
+def _run(config: Config, name: MethodName, replicate: int) -> Trial:
+    """Train and measure one method. ``config``: the method's own."""
+    method, started = METHODS[name], time.perf_counter()
     cache = cache_folder(config)
     data = prepare_data(config, cache)
     rewards: Mapping[str, RewardFunction] = {}
@@ -109,7 +125,8 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
         measuring = Measuring(config, data, roles, method.answering)
         parts = {part: [measuring(part, each) for each in decodings(config.compare)] for part in EVALUATION_PARTS}
     seconds["measuring"] = time.perf_counter() - started - sum(seconds.values())
-    return Trial(name, replicate, parts, num_rollouts(config, method), seconds, method.answering.candidates)
+    steps = config.warmup.sft.steps
+    return Trial(name, replicate, parts, num_rollouts(config, method), seconds, method.answering.candidates, steps)
 
 
 def verdict_of(task: Task) -> RewardFunction:

@@ -44,6 +44,11 @@ class CompareSection(Section):
         description="further measurements with min-p, at temperature 1: tokens with less than this share of the most "
         "probable token's probability are not sampled",
     )
+    sft_steps: list[Positive] = Field(
+        [],
+        description="SFT step counts that sft and contrastive_sft try; the best on the validation prompts is kept; "
+        "empty: warmup.sft.steps",
+    )
     samples: Positive = Field(4, description="answers per prompt and measurement")
     concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one per core")
 

@@ -72,7 +72,7 @@ def plan_comparison(
     """Plan every method. Raises ``UserError`` if the config does not support a method or it does not fit."""
     on_gpu, settings = config.cluster.gpus_per_actor > 0, config.compare
     found: list[MethodPlan] = []
-    sft: dict[str, list[float]] = {}
+    sft: dict[tuple[str, int], list[float]] = {}
     devices = 1.0
     for name in settings.methods:
         own = method_config(config, name, settings.first_replicate, in_one_process=not on_gpu)
@@ -82,13 +82,14 @@ def plan_comparison(
         each = MethodPlan(
             name,
             budget(own, name),
-            sft_seconds=_sft_seconds(own, shape, rates),
+            sft_seconds=_sft_seconds(own, name, shape, rates),
             train_seconds=_train_seconds(own, name, shape, placement, rates, plan),
             measure_seconds=_measure_seconds(own, name, shape, placement, rates),
             memory=plan.device_bytes() if on_gpu else _process_bytes(plan),
         )
         found.append(each)
-        sft.setdefault(own.warmup.sft.model_dump_json(), []).append(each.sft_seconds)
+        stage = own.warmup.sft.model_dump_json(), sft_steps(own, name)
+        sft.setdefault(stage, []).append(each.sft_seconds)
         devices = max(devices, placement.total("GPU"))
     warmup = config.base_warmup
     length = warmup.block_tokens if config.task.traits.packed else _length(config)
@@ -109,11 +110,11 @@ def _length(config: Config) -> int:
     return config.task.prompt_tokens + config.task.response_tokens
 
 
-def _sft_seconds(config: Config, shape: ModelShape, rates: Rates) -> float:
+def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rates) -> float:
     """Return the seconds of SFT. The contrastive term also reads each demonstration with other prompts."""
     settings = config.warmup.sft
     prompts = 1 + (settings.contrastive_prompts if settings.contrastive_weight > 0 else 0)
-    rows = sft_steps(config) * settings.batch_size * prompts
+    rows = sft_steps(config, name) * settings.batch_size * prompts
     return training_seconds(shape, rates, rows=rows, length=_length(config), devices=config.warmup.num_workers)
 
 

@@ -59,6 +59,7 @@ def make_page(folder: Path) -> Path:
             rollouts=1_234_567,
             seconds={"training": 12_345.6},
             candidates=16 if name == "best_of_16" else 1,
+            sft_steps=100,
         )
         for number, name in enumerate(METHODS)
         for replicate in range(2)

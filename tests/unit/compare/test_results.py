@@ -30,7 +30,7 @@ def trial(method: MethodName, replicate: int, lift: float, *, chosen: bool = Fal
         "test": [measured(t, q, None if chosen else 10 * t, [q, q]) for t, q in test],
         "validation": [measured(t, q, None if chosen else 10 * t) for t, q in validation],
     }
-    return Trial(method, replicate, parts, 640, {"training": 2.0}, 4 if chosen else 1)  # type: ignore[arg-type]
+    return Trial(method, replicate, parts, 640, {"training": 2.0}, 4 if chosen else 1, 100)  # type: ignore[arg-type]
 
 
 def test_differences_are_paired_and_corrected() -> None:
@@ -74,10 +74,10 @@ def test_truncated_decodings_can_be_best_and_form_their_own_curves() -> None:
     assert curves(points[:2]) == [[plain, cold]]
     assert [str(each.decoding) for each in points] == ["T 1", "T 0.5", "top-p 0.8", "min-p 0.1"]
     parts = {"validation": points, "test": points}
-    base = Trial("sft", 0, parts, 0, {"training": 0.0}, 1)  # type: ignore[arg-type]
+    base = Trial("sft", 0, parts, 0, {"training": 0.0}, 1, 100)  # type: ignore[arg-type]
     assert best_decoding({0: base}) == Decoding(top_p=0.8)
     own = [point(0.8, 8.0), point(0.7, 5.0, temperature=0.5)]
-    other = Trial("rlgaf", 0, {"validation": own, "test": own}, 0, {"training": 0.0}, 1)
+    other = Trial("rlgaf", 0, {"validation": own, "test": own}, 0, {"training": 0.0}, 1, 100)
     level = rows(base, other, methods=["sft", "rlgaf"])["rlgaf"].level_difference
     # Baseline at 8 nats: 0.6 - 0.2 * 4 / 6 over temperature, 0.65 over top-p, 0.4667 over min-p.
     assert level is not None and level.mean == pytest.approx(0.8 - 0.65)

@@ -14,9 +14,10 @@ from rlgaf_ray.config.compare import MethodName
 from tests.unit.compare.small import SMALL
 
 
-def run(folder: Path, cache: Path, name: MethodName = "rlgaf", replicate: int = 0) -> Trial:
+def run(folder: Path, cache: Path, *overrides: str, name: MethodName = "rlgaf", replicate: int = 0) -> Trial:
     """Run a trial and drop its timings."""
-    config = load_config(None, [*SMALL, f"warmup.cache={cache}", "compare.top_p=[0.8]", "compare.min_p=[0.2]"])
+    more = [f"warmup.cache={cache}", "compare.top_p=[0.8]", "compare.min_p=[0.2]", *overrides]
+    config = load_config(None, [*SMALL, *more])
     return replace(run_trial(config, name, replicate, folder), seconds={})
 
 
@@ -48,3 +49,17 @@ def test_every_decoding_is_measured_on_both_parts(first: tuple[Trial, Path]) -> 
             assert each.each is not None and len(each.each) == prompts
             assert each.quality == pytest.approx(sum(each.each) / prompts) == each.metrics["eval/success"]
             assert 0 <= each.metrics["eval/distinct_successes"] <= 2  # answers to a prompt
+
+
+def test_supervised_methods_keep_the_sft_steps_with_the_best_validation_quality(
+    first: tuple[Trial, Path], tmp_path: Path
+) -> None:
+    def best(trial: Trial) -> float:
+        return max(each.quality for each in trial.parts["validation"])
+
+    rate = "warmup.sft.learning_rate=5.0e-3"
+    alone = [run(tmp_path / f"{steps}", first[1], rate, f"warmup.sft.steps={steps}", name="sft") for steps in (1, 150)]
+    assert best(alone[0]) != best(alone[1])
+    both = run(tmp_path / "both", first[1], rate, "compare.sft_steps=[1, 150]", name="sft")
+    assert both == max(alone, key=best)
+    assert run(tmp_path / "rl", first[1], "compare.sft_steps=[1, 150]").sft_steps == 5  # for supervised methods only

@@ -45,6 +45,14 @@ def test_counts_match_hand_computed_sums() -> None:
     }
 
 
+def test_all_sft_step_counts_are_counted() -> None:
+    _, plan = planned("compare.sft_steps=[50, 200]")
+    found = {each.name: each for each in plan.methods}
+    assert found["sft"].budget == Budget(0, 250, 0, 1, 8)
+    assert found["rlgaf"].budget.generator_steps == 100 + 300
+    assert found["sft"].sft_seconds == pytest.approx(2.5 * found["rlgaf"].sft_seconds)
+
+
 def test_seconds_and_wall_time() -> None:
     config, plan = planned("compare.temperatures=[1.0, 0.5]", "compare.top_p=[0.9]", "compare.samples=2")
     found = {each.name: each for each in plan.methods}
