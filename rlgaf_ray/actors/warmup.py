@@ -7,7 +7,7 @@ resumes from its last checkpoint.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,10 +93,14 @@ def prepare_warmups(
     cut = [str(value) for value in (*chosen, config.task.prompt_tokens, config.task.response_tokens)]
     cut += task.warmup_key
     if config.warmup.sft.steps:
-        key = content_hash([key, *data, *cut, config.warmup.sft.model_dump_json(), *common, str(config.run.seed)])
+        others = _other_prompts(task) if config.warmup.sft.contrastive_weight > 0 else None
+        prompts = [] if others is None else [each.tobytes().hex() for row in others for each in row]
+        stage = [config.warmup.sft.model_dump_json(), *common, str(config.run.seed), *prompts]
+        key = content_hash([key, *data, *cut, *stage])
         payload = {"stage": "sft", "source": str(base), "ends": ends}
         generator = cache / "warmups" / f"sft-{key[:16]}"
-        cached &= _made(generator, sft_worker, lambda: task.demonstrations, payload, config, tokenizer, report, run)
+        rows = (task.demonstrations, others)
+        cached &= _made(generator, sft_worker, lambda: rows, payload, config, tokenizer, report, run)
 
     settings = config.discriminator
     options = DISCRIMINATORS[settings.architecture].options
@@ -119,6 +123,12 @@ def prepare_warmups(
 
         cached &= _made(contrast, contrast_worker, prompts, payload, config, tokenizer, report, run)
     return Warmups(base, generator, discriminator, contrast, cached)
+
+
+def _other_prompts(task: Task) -> list[Sequence[np.ndarray]] | None:
+    """Return ``task.other_prompts`` of all demonstrations; None if the task has none of its own."""
+    found = [others for row in range(len(task.demonstrations)) if (others := task.other_prompts(row)) is not None]
+    return found or None
 
 
 def _unused(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -61,11 +61,19 @@ def sft_worker(payload: dict[str, Any]) -> None:
     """Fine-tune the generator on the demonstrations (SFT), with the random seed ``run.seed``."""
     config: Config = payload["config"]
     worker = _worker(payload["stage"], payload)
-    demonstrations, settings = _data(payload), config.warmup.sft
+    (demonstrations, others), settings = _data(payload), config.warmup.sft
     precision, seed = config.learner.precision, config.run.seed
     make_model = partial(_generator, payload, worker.device)
     if settings.steps == "auto":
-        steps = choose_steps(make_model, demonstrations, settings, precision=precision, seed=seed, worker=worker)
+        steps = choose_steps(
+            make_model,
+            demonstrations,
+            settings,
+            precision=precision,
+            seed=seed,
+            worker=worker,
+            other_prompts=others,
+        )
         settings = settings.model_copy(update={"steps": steps})
     assert isinstance(settings.steps, int)
     model = make_model()
@@ -77,6 +85,7 @@ def sft_worker(payload: dict[str, Any]) -> None:
         seed=seed,
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
+        other_prompts=others,
     )
     _write_generator(model, settings.steps, payload, worker)
 

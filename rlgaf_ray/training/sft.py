@@ -31,26 +31,36 @@ FOLDS = 4
 FEWEST_ROWS = 2  # one to hold out and one to train on
 ENOUGH_HELD_OUT = 200  # rows; a single split is enough if a tenth has that many
 
+OtherPrompts = Sequence[Sequence[np.ndarray]] | None
+"""For each demonstration the prompts for which its response is wrong (``Task.other_prompts``)."""
+
 
 class SftLoss:
     """Next-token loss of the responses plus a weighted contrastive loss over prompts::
 
         L = mean_t -log p(y_t | x, y_<t) + w mean_i -log p(y_i | x_i) / (p(y_i | x_i) + sum_k p(y_i | x_k))
 
-    The second mean is over the demonstrations; x_1 ... x_K are sampled with replacement from the prompts other than
-    x_i. It is InfoNCE (van den Oord et al. 2018, arXiv 1807.03748, eq. 4) with the sequence log-likelihood as score.
-    The prompt's effect is a small part of a response's likelihood but all of this term. It costs K + 1 more forward
-    passes, checkpointed so that the activations of only one are in memory.
+    The second mean is over the demonstrations; x_1 ... x_K are sampled with replacement from the ``other_prompts`` of
+    the demonstration, or, if there are none, from the prompts other than x_i. It is InfoNCE (van den Oord et al. 2018,
+    arXiv 1807.03748, eq. 4) with the sequence log-likelihood as score. The prompt's effect is a small part of a
+    response's likelihood but all of this term. It costs K + 1 more forward passes, checkpointed so that the activations
+    of only one are in memory.
     """
 
     def __init__(
-        self, model: nn.Module, demonstrations: Sequence[Demonstration], settings: SftWarmup, device: torch.device
+        self,
+        model: nn.Module,
+        demonstrations: Sequence[Demonstration],
+        settings: SftWarmup,
+        device: torch.device,
+        other_prompts: OtherPrompts = None,
     ) -> None:
         self.model = model
         self.demonstrations = demonstrations
         self.settings = settings
         self.device = device
         self.next_token = NextTokenLoss(model, demonstration_blocks(demonstrations), device)
+        self.other_prompts = other_prompts
         distinct = {item.prompt_ids.tobytes(): item.prompt_ids for item in demonstrations}
         self.prompts = list(distinct.values())
         index = {key: row for row, key in enumerate(distinct)}
@@ -63,17 +73,24 @@ class SftLoss:
         loss = self.next_token(rows, batch)
         if self.settings.contrastive_weight == 0:
             return loss
-        count = self.settings.contrastive_prompts
-        drawn = torch.randint(len(self.prompts) - 1, (count, len(rows))).numpy()
-        others = drawn + (drawn >= self.own[rows])  # skip the row's own prompt
-        choices = torch.stack([self._likelihoods(rows, prompts) for prompts in (self.own[rows], *others)])
+        own = [self.demonstrations[row].prompt_ids for row in rows]
+        others = [self._others(rows) for _ in range(self.settings.contrastive_prompts)]
+        choices = torch.stack([self._likelihoods(rows, prompts) for prompts in (own, *others)])
         contrastive = (choices.logsumexp(0) - choices[0]).sum() / len(batch)
         return loss + self.settings.contrastive_weight * contrastive
 
-    def _likelihoods(self, rows: np.ndarray, prompts: np.ndarray) -> Tensor:
+    def _others(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Draw another prompt for each row."""
+        if self.other_prompts is not None:
+            choices = [self.other_prompts[row] for row in rows]
+            return [others[int(torch.randint(len(others), ()))] for others in choices]
+        drawn = torch.randint(len(self.prompts) - 1, (len(rows),)).numpy()
+        return [self.prompts[prompt] for prompt in drawn + (drawn >= self.own[rows])]  # skip the row's own prompt
+
+    def _likelihoods(self, rows: np.ndarray, prompts: Sequence[np.ndarray]) -> Tensor:
         """Return the log-likelihood of each row's response given the paired prompt, in nats: [rows]."""
         items = [
-            Demonstration(self.prompts[prompt], self.demonstrations[row].response_ids)
+            Demonstration(prompt, self.demonstrations[row].response_ids)
             for row, prompt in zip(rows, prompts, strict=True)
         ]
         sequences = collate_sequences(items, pad_token_id=0).to(self.device)
@@ -105,11 +122,12 @@ def fine_tune(
     seed: int,
     checkpoint_every: int,
     worker: Worker,
+    other_prompts: OtherPrompts = None,
 ) -> None:
     """Train ``model`` in place for ``settings.steps`` steps, which must be a number."""
     assert isinstance(settings.steps, int), "resolve warmup.sft.steps first"
     wrapped = worker.wrap(model)
-    loss = SftLoss(wrapped, demonstrations, settings, worker.device)
+    loss = SftLoss(wrapped, demonstrations, settings, worker.device, other_prompts)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
     training.run(checkpoint_every, tokens_per_row=_tokens_per_row(loss))
 
@@ -122,6 +140,7 @@ def choose_steps(
     precision: Precision,
     seed: int,
     worker: Worker,
+    other_prompts: OtherPrompts = None,
 ) -> int:
     """Return the number of steps on all ``demonstrations`` that matches the best number of epochs in cross-validation.
 
@@ -135,7 +154,7 @@ def choose_steps(
     for fold in folds:
         model = make_model()
         # Held-out responses are contrasted with the prompts of all demonstrations.
-        loss = SftLoss(model, demonstrations, settings, worker.device)
+        loss = SftLoss(model, demonstrations, settings, worker.device, other_prompts)
         training_rows = Subset(loss, np.setdiff1d(order, fold))
         training = Training(model, training_rows, settings, settings.max_steps, precision, seed, single)
         curve: list[float] = []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -114,6 +115,16 @@ def test_the_contrastive_term_by_hand() -> None:
     assert float(torch.stack(shares).sum().detach()) == pytest.approx(float(found.detach()), rel=1e-5)
 
 
+def test_the_contrastive_term_uses_the_other_prompts_of_the_task() -> None:
+    """Each demonstration has a single other prompt, which is none of the demonstrations' prompts."""
+    model, rows = MODEL().eval(), np.arange(4)
+    own = likelihoods(model, [item.prompt_ids.tolist() for item in TWO_PROMPTS])
+    other = likelihoods(model, [[1, 4]] * 4)
+    expected = -own.mean() / 2 + 3.0 * torch.log1p(2 * torch.exp(other - own)).mean()
+    loss = SftLoss(model, TWO_PROMPTS, CONTRASTIVE, torch.device("cpu"), [[np.array([1, 4])]] * 4)
+    assert float(loss(rows, rows).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
 def test_the_contrastive_term_works_with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its forward passes are recomputed in the backward pass, which must use the same dropout masks."""
     settings = CONTRASTIVE.model_copy(update={"dropout": 0.3, "steps": 3, "batch_size": 4})
@@ -131,10 +142,11 @@ def test_the_contrastive_term_works_with_dropout(monkeypatch: pytest.MonkeyPatch
 
 def test_a_response_is_never_contrasted_with_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = SftLoss(MODEL(), texts(40, noise=0.5), CONTRASTIVE, torch.device("cpu"))
+    known = [ids.tobytes() for ids in loss.prompts]
     asked: list[np.ndarray] = []
 
-    def likelihoods(rows: np.ndarray, prompts: np.ndarray) -> torch.Tensor:
-        asked.append(prompts)
+    def likelihoods(rows: np.ndarray, prompts: Sequence[np.ndarray]) -> torch.Tensor:
+        asked.append(np.array([known.index(ids.tobytes()) for ids in prompts]))
         return torch.zeros(len(rows), requires_grad=True)
 
     monkeypatch.setattr(loss, "_likelihoods", likelihoods)
