@@ -170,10 +170,21 @@ class Policy:
         own, reference = (self.frozen_logprobs(batch.sequences, model) for model in (self.model, self.kl_reference))
         return policy_metrics(own, reference, batch.behaviour_logprobs, batch.sequences.response_mask)
 
-    def text_backward(self, text: SequenceBatch, coefficient: float, sums: MetricSums, *, name: str) -> None:
-        """Add the gradient of ``coefficient`` times the loss on real text, and the loss to ``sums`` under ``name``."""
+    def text_backward(
+        self,
+        text: SequenceBatch,
+        coefficient: float,
+        sums: MetricSums,
+        *,
+        name: str,
+        among: torch.Tensor | None = None,
+    ) -> None:
+        """Add the gradient of ``coefficient`` times the loss on real text, and the loss to ``sums`` under ``name``.
+
+        ``among``: the rows of the text to use, by default all.
+        """
         one_pass = Batching(len(text.token_ids), group=self.group)
-        for part in one_pass.micro_batches(text, average="token"):
+        for part in one_pass.micro_batches(text, average="token", among=among):
             sequences = part.sequences(text)
             with autocast(self.dtype, self.device):
                 # Real text: no masked tokens, temperature 1.

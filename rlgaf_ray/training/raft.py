@@ -33,7 +33,10 @@ class RejectionFineTuning(Algorithm):
         iteration: int,
         text: SequenceBatch | None,
     ) -> Metrics:
-        """Run one update (see ``Algorithm.update``); ``text`` has demonstrations."""
+        """Run one update (see ``Algorithm.update``); ``text`` has one demonstration per rollout.
+
+        Each step uses as many demonstrations as selected samples.
+        """
         settings, sequences = self.settings, batch.sequences
         kept = best_of_groups(sequence_rewards, batch.group_size)
         sums, steps, num_skipped = MetricSums(), Metrics(), 0.0
@@ -56,7 +59,9 @@ class RejectionFineTuning(Algorithm):
                 ((nll + penalty) * part.share).backward()
                 sums.add({"loss": nll + penalty, "policy_loss": nll}, part.share)
             if text is not None:
-                policy.text_backward(text, settings.demonstration_coefficient, sums, name="demonstration_loss")
+                policy.text_backward(
+                    text, settings.demonstration_coefficient, sums, name="demonstration_loss", among=kept[minibatch]
+                )
             steps = policy.step(iteration)
             num_skipped += steps["skipped_steps"]
         totals = sums.means(policy.group) | steps | {"skipped_steps": num_skipped}

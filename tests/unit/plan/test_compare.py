@@ -19,12 +19,20 @@ from rlgaf_ray.plan.speed import Rates, Work, forward_flops, rollout_seconds
 CONFIGS = Path(__file__).parents[3] / "configs"
 TOY = ModelShape(4000, 3, 8, 2, 2, 4, 32, False, 100, True)
 RATES = Rates(flops=1e6, memory=1e6, network=100.0, host=1000.0, step_seconds=0.0, token_seconds=0.0)
-METHODS = "compare.methods=[sft, contrastive_sft, best_of_16, rejection, spin, frozen, zero_reward, rlgaf]"
+SIZES = [
+    "compare.methods=[sft, contrastive_sft, best_of_16, rejection, spin, frozen, zero_reward, rlgaf]",
+    "compare.sft_steps=[]",
+    "run.iterations=300",
+    "warmup.sft.contrastive_weight=0",
+    "warmup.sft.steps=100",
+    "warmup.sft.batch_size=64",
+    "warmup.discriminator.rollouts=128",
+]
 
 
 def planned(*overrides: str) -> tuple[Config, ComparisonPlan]:
     """Plan the bridge config: 300 iterations of 128 rollouts, 150 warm-up updates of D, 100 SFT steps."""
-    config = load_config(CONFIGS / "bridge.yaml", [METHODS, *overrides])
+    config = load_config(CONFIGS / "bridge.yaml", [*SIZES, *overrides])
     return config, plan_comparison(config, TOY, Hardware([Node(2.0)], 0.0), RATES, bfloat16=False)
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.data.collate import collate_sequences
+from rlgaf_ray.data.collate import collate_sequences, demonstration_blocks
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.generator import policy_logprobs
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.raft import best_of_groups
+from rlgaf_ray.types import Demonstration
 from tests.unit.training.test_updates import REWARDS, scored
 
 
@@ -52,6 +54,17 @@ def test_kept_samples_gain_likelihood_and_the_kl_limits_it(folder: Path) -> None
         learner.update(items, iteration=0)
         moved[coefficient] = before - learner.mean_nll(kept, model="policy")
     assert moved[0] > 0.5 and moved[0] > moved[20] > 0
+
+
+def test_each_step_uses_as_many_demonstrations_as_selected_samples(folder: Path) -> None:
+    """The best are rows 0 and 7, so of the eight demonstrations these two."""
+    learner = Learner(folder, config("generator.raft.demonstration_coefficient=1"), pad_token_id=0)
+    items = [Demonstration(np.array([1, 2], np.int32), np.array([3 + row, 4], np.int32)) for row in range(8)]
+    kept = collate_sequences([items[row] for row in (0, 7)], 0)
+    with torch.no_grad():
+        expected = -policy_logprobs(learner.policy.model, kept).sum() / kept.response_mask.sum()
+    metrics = learner.update(scored(REWARDS), iteration=0, text=demonstration_blocks(items))
+    assert metrics["generator/demonstration_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize(
