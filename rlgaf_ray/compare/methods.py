@@ -118,6 +118,13 @@ def _gad(config: Config) -> Keys:
     }
 
 
+def _hindsight(config: Config) -> Keys:
+    """Label each base walk with the goal that it reached, which is known for this task alone."""
+    if config.task.name != "bridge":
+        raise UserError("it relabels walks by their last square: set task.name=bridge, or remove it")
+    return {"task.bridge.base_goals": "last"}
+
+
 METHODS: Mapping[MethodName, Method] = {
     "sft": Method("SFT", "", lambda config: {"warmup.sft.contrastive_weight": 0.0}, trains="nothing"),
     "contrastive_sft": Method(
@@ -158,6 +165,9 @@ METHODS: Mapping[MethodName, Method] = {
         },
         verdict=True,
     ),
+    "hindsight": Method(
+        "SFT, base walks relabelled", "hindsight relabelling (arXiv 1707.01495)", _hindsight, trains="nothing"
+    ),
 }
 
 
@@ -172,7 +182,6 @@ def method_config(config: Config, name: MethodName, replicate: int, *, in_one_pr
     """
     method = METHODS[name]
     values = {
-        **method.keys(config),
         "run.seed": replicate,
         **(IN_ONE_PROCESS if in_one_process else {}),
         "task.draw_seed": replicate,
@@ -181,7 +190,7 @@ def method_config(config: Config, name: MethodName, replicate: int, *, in_one_pr
         "sweep": {},
     }
     with named(name, "this config"):
-        return with_values(config, values)
+        return with_values(config, {**method.keys(config), **values})
 
 
 @contextmanager

@@ -23,6 +23,7 @@ MethodName = Literal[
     "zero_reward",
     "rlgaf",
     "verdict",
+    "hindsight",
 ]
 BetweenZeroAndOne = Annotated[float, Field(gt=0.0, lt=1.0)]
 CORE: tuple[MethodName, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "frozen", "zero_reward", "rlgaf")
@@ -46,7 +47,7 @@ class CompareSection(Section):
     )
     sft_steps: list[Positive] = Field(
         [],
-        description="SFT step counts that sft and contrastive_sft try; the best on the validation prompts is kept; "
+        description="SFT step counts that the supervised methods try; the best on the validation prompts is kept; "
         "empty: warmup.sft.steps",
     )
     samples: Positive = Field(4, description="answers per prompt and measurement")

@@ -183,8 +183,11 @@ class BridgeTask(Task):
         settings, generator = self._settings, np.random.default_rng([SEED, 1])
         starts, goals = generator.integers(self.board.num_squares, size=(2, settings.base_walks))
         walks = free_walks(self.board, starts, settings.moves, generator)
-        if settings.base_goals == "visited":
-            goals = walks[np.arange(len(walks)), generator.integers(settings.moves, size=len(walks))]
+        match settings.base_goals:
+            case "visited":
+                goals = walks[np.arange(len(walks)), generator.integers(settings.moves, size=len(walks))]
+            case "last":
+                goals = walks[:, -1]
         items = _demonstrations(np.column_stack([starts, goals]), walks)
         return text_blocks(items, num_tokens=self.max_tokens, pad_token_id=self._end_of_text)
 

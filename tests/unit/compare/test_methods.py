@@ -22,7 +22,8 @@ def test_every_method_works_with_the_same_demonstrations_and_seed(name: MethodNa
     assert name in METHODS
     found = method_config(config(), name, 7)
     assert (found.run.seed, found.task.draw_seed) == (7, 7)
-    assert found.task.model_copy(update={"draw_seed": None}) == config().task
+    same = {"draw_seed": None, "bridge": config().task.bridge}  # hindsight changes the base walks
+    assert found.task.model_copy(update=same) == config().task
 
 
 def test_rejection_has_as_many_rollouts_in_few_rounds() -> None:
@@ -39,6 +40,12 @@ def test_frozen_and_zero_reward_change_only_discriminator_and_reward() -> None:
     assert frozen.warmup == plain.warmup and frozen.generator == plain.generator
     assert zero.generator == plain.generator and zero.discriminator_warmup_updates == 0
     assert zero.reward.kind == "zero"
+
+
+def test_hindsight_relabels_the_walks_of_the_bridge_alone() -> None:
+    assert method_config(config(), "hindsight", 0).task.bridge.base_goals == "last"
+    with pytest.raises(UserError, match="hindsight does not work with this config: it relabels walks"):
+        method_config(load_config(None), "hindsight", 0)
 
 
 def test_a_method_that_the_config_does_not_support_is_named() -> None:

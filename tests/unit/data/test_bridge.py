@@ -62,7 +62,7 @@ def test_other_prompts_are_all_other_goals() -> None:
     assert all(prompt[1] == start and prompt[0] != goal for prompt in others)
 
 
-@pytest.mark.parametrize("goals", ["visited", "random"])
+@pytest.mark.parametrize("goals", ["visited", "random", "last"])
 def test_warmup_blocks_are_random_legal_walks(goals: str) -> None:
     made = task("task.bridge.base_walks=2000", f"task.bridge.base_goals={goals}")
     blocks = made.warmup_blocks(64)
@@ -73,7 +73,9 @@ def test_warmup_blocks_are_random_legal_walks(goals: str) -> None:
     verdict = judge(made.board, pairs, walks)
     assert verdict.legal.all()
     visited = (walks == pairs[:, 1:]).any(1).mean()
-    if goals == "visited":
+    if goals == "last":
+        assert verdict.arrives.all()
+    elif goals == "visited":
         assert visited == 1.0
         assert 1 / 8 <= verdict.arrives.mean() < 0.3  # the last of eight squares; squares repeat
     else:
