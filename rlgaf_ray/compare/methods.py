@@ -12,7 +12,7 @@ from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.errors import UserError
 
 Keys = Mapping[str, Any]
-REJECTION_ROUNDS, REJECTION_EPOCHS = 6, 4
+REJECTION_EPOCHS = 2
 SELF_PLAY_ROUNDS = 3
 
 
@@ -66,14 +66,15 @@ def loop_rollouts(config: Config) -> int:
 def _rejection(config: Config) -> Keys:
     """RAFT with the rollouts of the config's own method, in a few large rounds."""
     group = max(2, config.rollout.samples_per_prompt)
-    batch = max(1, loop_rollouts(config) // REJECTION_ROUNDS // group) * group
+    rounds = config.compare.rejection_rounds
+    batch = max(1, loop_rollouts(config) // rounds // group) * group
     steps = max(1, batch // group // 32)  # about 32 selected samples per step
     return {
         "generator.algorithm": "raft",
         "generator.raft.epochs": REJECTION_EPOCHS,
         "generator.raft.minibatches": steps,
-        "generator.raft.demonstration_coefficient": 1.0,
-        "run.iterations": REJECTION_ROUNDS,
+        "generator.raft.demonstration_coefficient": 0.1,
+        "run.iterations": rounds,
         "rollout.batch_size": batch,
         "rollout.samples_per_prompt": group,
         "warmup.discriminator.rollouts": config.discriminator_warmup_rollouts,

@@ -50,6 +50,7 @@ class CompareSection(Section):
         description="SFT step counts that the supervised methods try; the best on the validation prompts is kept; "
         "empty: warmup.sft.steps",
     )
+    rejection_rounds: Positive = Field(6, description="rounds of rejection, with as many rollouts in total as rlgaf")
     samples: Positive = Field(4, description="answers per prompt and measurement")
     concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one per core")
 

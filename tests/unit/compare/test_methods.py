@@ -31,6 +31,7 @@ def test_rejection_has_as_many_rollouts_in_few_rounds() -> None:
     assert rejection.run.iterations == 6 and rejection.rollout.batch_size == 320
     assert num_rollouts(plain, METHODS["rlgaf"]) - num_rollouts(plain, METHODS["best_of_4"]) == 1920
     assert rejection.run.iterations * rejection.rollout.batch_size == 1920
+    assert method_config(config("compare.rejection_rounds=3"), "rejection", 0).rollout.batch_size == 640
     assert rejection.discriminator_warmup_rollouts == plain.discriminator_warmup_rollouts == 32
 
 

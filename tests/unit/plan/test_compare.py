@@ -43,8 +43,8 @@ def test_counts_match_hand_computed_sums() -> None:
         "contrastive_sft": Budget(0, 100, 0, 1, 8),
         # 150 updates on 128 rollouts each; 16 answers of 8 tokens, and a score for each.
         "best_of_16": Budget(19_200, 100, 150, 16, 144),
-        # 6 rounds of 6,400 rollouts; 800 are kept: 25 steps of 32, in 4 epochs; one update of D per round.
-        "rejection": Budget(19_200 + 38_400, 100 + 6 * 4 * 25, 150 + 6, 1, 8),
+        # 6 rounds of 6,400 rollouts; 800 are kept: 25 steps of 32, in 2 epochs; one update of D per round.
+        "rejection": Budget(19_200 + 38_400, 100 + 6 * 2 * 25, 150 + 6, 1, 8),
         # 3 rounds of 12,800 pairs, 100 steps of 128 each.
         "spin": Budget(38_400, 100 + 300, 0, 1, 8),
         "frozen": Budget(19_200 + 38_400, 100 + 300, 150, 1, 8),
