@@ -205,7 +205,8 @@ def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Seque
     found = [
         f"{trials} trials, {place}: {hours:,.1f} hours of wall time including warm-ups; {memory}",
         f"measurements: {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
-        f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts",
+        f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts; "
+        "parts with more prompts take longer in proportion, since all are answered",
     ]
     if config.warmup.sft.steps == "auto":
         found.append(f"warmup.sft.steps=auto counts as warmup.sft.max_steps={config.warmup.sft.max_steps}")
