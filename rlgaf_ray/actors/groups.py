@@ -19,7 +19,7 @@ from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.training.algorithm import AlgorithmFactory
 from rlgaf_ray.training.discriminator import DiscriminatorFactory
-from rlgaf_ray.training.distributed import ALONE, Group, join_group, leave_group
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group, join_group, leave_group
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.types import Metrics, PolicyNetwork, WeightUpdate
 from rlgaf_ray.weights import nccl
@@ -88,7 +88,7 @@ class LearnerWorker(Learner):
             config,
             pad_token_id=pad_token_id,
             device=device,
-            group=ALONE if member is None else member.join(config, device),
+            group=SINGLE_PROCESS if member is None else member.join(config, device),
             base_folder=base_folder,
             new_algorithm=new_algorithm,
         )
@@ -105,7 +105,7 @@ class LearnerWorker(Learner):
     def open_address(self) -> tuple[str, int]:
         return nccl.open_address()
 
-    def meet(self, rendezvous: Rendezvous) -> None:
+    def join_transfer(self, rendezvous: Rendezvous) -> None:
         """Join the NCCL group with the engines. Only rank 0 sends; its call returns once all engines have joined."""
         self.nccl_sender = NcclSender(rendezvous, rank=self.group.rank)
 
@@ -142,7 +142,7 @@ class DiscriminatorWorker:
         new: DiscriminatorFactory,
         member: Member | None = None,
     ) -> None:
-        group = ALONE if member is None else member.join(config, device)
+        group = SINGLE_PROCESS if member is None else member.join(config, device)
         self.discriminator = new(Path(folder), config, pad_token_id=pad_token_id, device=device, group=group)
 
     def batch_needs(self) -> BatchNeeds:

@@ -113,7 +113,7 @@ class RolloutPool:
 
         def ask(worker: Any, load: Load | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
             loading = [] if load is None else load(worker)
-            if self.weights.mid_flight:  # a worker with two threads does not run its calls in order
+            if self.weights.in_flight:  # a worker with two threads does not run its calls in order
                 self.weights.loaded(worker, loading)
             # Otherwise submit both calls at once: the worker samples as soon as it has loaded the weights.
             sampling = None if part is None else worker.generate.remote(part.prompts, part.sampling, part.seeds)

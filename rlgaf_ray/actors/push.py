@@ -30,7 +30,7 @@ Load = Callable[[Any], list[ray.ObjectRef]]
 
 def loads_asynchronously(config: Config) -> bool:
     """Whether workers may be sampling during a push and load the weights later."""
-    return config.schedule.mode == "async" and not config.weights.mid_flight
+    return config.schedule.mode == "async" and not config.weights.in_flight
 
 
 class WeightPush:
@@ -43,7 +43,7 @@ class WeightPush:
         self.learners = learners
         self.workers = workers
         self.answers = answers
-        self.mid_flight = config.weights.mid_flight
+        self.in_flight = config.weights.in_flight
         self.gpus: GpuTransfer | None = None
         if backend != "object_store":
             self.gpus = GpuTransfer(
@@ -55,7 +55,7 @@ class WeightPush:
             )
         self.num_parts: int = answers.get(learners[0], "num_parts", learners[0].num_parts.remote())
         # A single part never has to wait for an earlier one.
-        self.later = loads_asynchronously(config) or (self.num_parts == 1 and not self.mid_flight)
+        self.later = loads_asynchronously(config) or (self.num_parts == 1 and not self.in_flight)
         # A replacement worker can still load the current weights from there.
         self.in_object_store = self.later and self.gpus is None
         self.loading: dict[Any, ray.ObjectRef] = {}  # in-flight updates: each worker's last load
@@ -106,7 +106,7 @@ class WeightPush:
 
     def _load(self, worker: Any, update: ray.ObjectRef) -> ray.ObjectRef:
         """Have a worker load an update. For in-flight updates (two threads) it waits for the worker's last load."""
-        if not self.mid_flight:
+        if not self.in_flight:
             return worker.update_weights.remote(update)
         before = (self.loading[worker],) if worker in self.loading else ()
         self.loading[worker] = worker.update_weights.remote(update, *before)

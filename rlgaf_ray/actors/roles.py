@@ -101,7 +101,7 @@ class RayRoles:
             # in-flight weight updates reach a generating engine through a second thread
             return RolloutActor.options(
                 **place(bundle, placement.rollout_threads, placement.gpus_per_rollout_worker),
-                max_concurrency=2 if config.weights.mid_flight else None,
+                max_concurrency=2 if config.weights.in_flight else None,
             ).remote(
                 str(generator_folder),
                 config,

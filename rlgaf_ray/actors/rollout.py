@@ -33,8 +33,8 @@ class RolloutWorker:
         self.engine: RolloutEngine = self.build(transfer=transfer)
         return own_process()
 
-    def meet(self, rendezvous: Rendezvous, index: int) -> None:
-        self.engine.meet(rendezvous, index)
+    def join_transfer(self, rendezvous: Rendezvous, index: int) -> None:
+        self.engine.join_transfer(rendezvous, index)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         if self.sleeps:

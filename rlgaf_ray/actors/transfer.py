@@ -46,8 +46,9 @@ class GpuTransfer:
             (address,) = wait([(sender, "open_address", sender.open_address.remote())])
             host, port = address
             rendezvous = Rendezvous(host, port, num_engines=len(workers), gpus_per_engine=gpus_per_engine)
-            joining = [(worker, "meet", worker.meet.remote(rendezvous, index)) for index, worker in enumerate(workers)]
-            wait([*joining, *((learner, "meet", learner.meet.remote(rendezvous)) for learner in learners)])
+            calls = [(worker, worker.join_transfer.remote(rendezvous, index)) for index, worker in enumerate(workers)]
+            calls += [(learner, learner.join_transfer.remote(rendezvous)) for learner in learners]
+            wait([(actor, "join_transfer", call) for actor, call in calls])
 
     def push(
         self, policy_version: int, network: PolicyNetwork, load: Callable[[Any, Any], Any]

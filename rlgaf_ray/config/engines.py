@@ -22,8 +22,8 @@ class EngineTraits:
         any_architecture: runs models that only transformers supports, such as ``seqgan-lstm``.
         tensor_parallel: can shard a model across GPUs.
         sleeps: can free its GPU memory between rollouts (``sleep`` and ``wake_up``).
-        device_transfer: receives weights over NCCL and CUDA IPC (``meet``).
-        mid_flight: can load new weights while it generates.
+        device_transfer: receives weights over NCCL and CUDA IPC (``join_transfer``).
+        in_flight: can load new weights while it generates.
     """
 
     engine: str
@@ -32,7 +32,7 @@ class EngineTraits:
     tensor_parallel: bool = False
     sleeps: bool = False
     device_transfer: bool = False
-    mid_flight: bool = False
+    in_flight: bool = False
 
 
 ENGINES: Mapping[EngineName, EngineTraits] = {
@@ -45,7 +45,7 @@ ENGINES: Mapping[EngineName, EngineTraits] = {
         tensor_parallel=True,
         sleeps=True,
         device_transfer=True,
-        mid_flight=True,
+        in_flight=True,
     ),
     "transformers": EngineTraits("rlgaf_ray.engines.transformers:TransformersEngine", any_architecture=True),
 }

@@ -16,7 +16,7 @@ class RolloutSection(Section):
 
     engine: EngineName = Field(
         "vllm",
-        description="vllm: in the worker's process; vllm_async: in a separate one, as weights.mid_flight "
+        description="vllm: in the worker's process; vllm_async: in a separate one, as weights.in_flight "
         "needs; transformers: slower, runs wherever torch does",
     )
     tensor_parallel_size: Positive = Field(1, description="tensor-parallel GPUs per engine")
@@ -85,7 +85,7 @@ class WeightsSection(Section):
     bucket_mib: Positive = Field(
         32, description="transfer=object_store: size of a chunk of weights in MiB; a larger tensor is its own chunk"
     )
-    mid_flight: bool = Field(False, description="in-flight weight updates: engines load new weights during generation")
+    in_flight: bool = Field(False, description="in-flight weight updates: engines load new weights during generation")
 
 
 class ScheduleSection(Section):
@@ -110,30 +110,30 @@ def check_engines(
     """Raise ``ValueError`` for settings that the engine, its device or the schedule does not support."""
     traits, asynchronous = rollout.traits, schedule.mode == "async"
     device_transfer, on_cpu = weights.transfer in ("nccl", "ipc"), cluster.gpus_per_actor == 0
-    if weights.mid_flight and not traits.mid_flight:
+    if weights.in_flight and not traits.in_flight:
         raise ValueError(
-            f"weights.mid_flight=true is not supported by rollout.engine={rollout.engine}: set "
-            f"rollout.engine={engines_with('mid_flight')}"
+            f"weights.in_flight=true is not supported by rollout.engine={rollout.engine}: set "
+            f"rollout.engine={engines_with('in_flight')}"
         )
-    if weights.mid_flight and not asynchronous:
+    if weights.in_flight and not asynchronous:
         raise ValueError(
-            "weights.mid_flight=true has no effect with schedule.mode=sync, where no rollouts are in flight during an "
-            "update: set schedule.mode=async, or weights.mid_flight=false"
+            "weights.in_flight=true has no effect with schedule.mode=sync, where no rollouts are in flight during an "
+            "update: set schedule.mode=async, or weights.in_flight=false"
         )
-    if weights.mid_flight and average_decay > 0:
+    if weights.in_flight and average_decay > 0:
         raise ValueError(
-            "weights.mid_flight=true would load the evaluated moving average (generator.average_decay) into engines "
-            "with rollouts in flight: set generator.average_decay=0, or weights.mid_flight=false"
+            "weights.in_flight=true would load the evaluated moving average (generator.average_decay) into engines "
+            "with rollouts in flight: set generator.average_decay=0, or weights.in_flight=false"
         )
     if asynchronous and rollout.sleep_level > 0:
         raise ValueError(
             f"rollout.sleep_level={rollout.sleep_level} needs idle engines, but with schedule.mode=async they generate "
             "continuously: set rollout.sleep_level=0, or schedule.mode=sync"
         )
-    if device_transfer and asynchronous and not weights.mid_flight:
+    if device_transfer and asynchronous and not weights.in_flight:
         raise ValueError(
             f"weights.transfer={weights.transfer} is a collective of learner and engines, but with schedule.mode=async "
-            "engines load weights at different times: set weights.mid_flight=true, or weights.transfer=auto"
+            "engines load weights at different times: set weights.in_flight=true, or weights.transfer=auto"
         )
     if rollout.tensor_parallel_size > 1 and not traits.tensor_parallel:
         raise ValueError(f"rollout.engine={rollout.engine} runs on one device only: set rollout.tensor_parallel_size=1")

@@ -17,7 +17,7 @@ class RolloutEngine(Protocol):
     """Samples rollouts from one copy of the generator.
 
     ``config.engines.ENGINES`` lists the capabilities of each engine. A subclass need not define methods that its traits
-    exclude: ``sleep`` and ``wake_up`` (``sleeps``), ``meet`` (``device_transfer``).
+    exclude: ``sleep`` and ``wake_up`` (``sleeps``), ``join_transfer`` (``device_transfer``).
     """
 
     policy_version: int
@@ -68,6 +68,6 @@ class RolloutEngine(Protocol):
         """Reallocate GPU memory after ``sleep``."""
         raise AssertionError(f"{type(self).__name__} cannot sleep")
 
-    def meet(self, rendezvous: Rendezvous, engine: int) -> None:
+    def join_transfer(self, rendezvous: Rendezvous, engine: int) -> None:
         """Join the learner's NCCL broadcast as engine number ``engine``."""
         raise AssertionError(f"{type(self).__name__} does not support weight transfer between GPUs")

@@ -227,7 +227,7 @@ class VLLMEngine(RolloutEngine):
         """Clear the prefix cache, as every weight update does."""
         self._control.reset_prefix_cache()
 
-    def meet(self, rendezvous: Rendezvous, engine: int) -> None:
+    def join_transfer(self, rendezvous: Rendezvous, engine: int) -> None:
         """Join the learner's broadcast group as engine number ``engine`` (transfer ``nccl``)."""
         assert self._transfer == "nccl", f"only for transfer nccl, not {self._transfer}"
         nccl.connect(self._control, rendezvous, engine)

@@ -29,19 +29,19 @@ class AsyncVLLMEngine(VLLMEngine):
     in flight, and later requests wait for the update.
 
     Args:
-        mid_flight: in-flight weight updates: an update pauses running requests instead, which then resume with the new
+        in_flight: in-flight weight updates: an update pauses running requests instead, which then resume with the new
             weights (pause mode ``keep``). Their KV cache is recomputed. Each token's behaviour log-prob is under the
             weights that sampled it; a rollout's ``policy_version`` is the oldest one that sampled any of its tokens.
     """
 
-    def __init__(self, *args: Any, mid_flight: bool = False, **options: Any) -> None:
-        self._mid_flight = mid_flight
+    def __init__(self, *args: Any, in_flight: bool = False, **options: Any) -> None:
+        self._in_flight = in_flight
         self._requests = 0
         super().__init__(*args, **options)
 
     @classmethod
     def _configured(cls, config: Config) -> dict[str, Any]:
-        return super()._configured(config) | {"mid_flight": config.weights.mid_flight}
+        return super()._configured(config) | {"in_flight": config.weights.in_flight}
 
     def _start(self, model: str, arguments: dict[str, Any]) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -81,7 +81,7 @@ class AsyncVLLMEngine(VLLMEngine):
 
     def _load(self, update: WeightUpdate | DeviceUpdate) -> None:
         """Load a chunk; generation is paused from the first to the last chunk, and stays paused after a failure."""
-        mode: Literal["keep", "wait"] = "keep" if self._mid_flight else "wait"
+        mode: Literal["keep", "wait"] = "keep" if self._in_flight else "wait"
         if update.is_first:
             self._wait(self._async_llm.pause_generation(mode=mode, clear_cache=True))
         super()._load(update)

@@ -16,7 +16,7 @@ from rlgaf_ray.loop.roles import Pending, PendingRollouts, PendingScores
 from rlgaf_ray.training.algorithm import AlgorithmFactory
 from rlgaf_ray.training.algorithms import configured_algorithm
 from rlgaf_ray.training.discriminator import Discriminator, DiscriminatorFactory, with_scores
-from rlgaf_ray.training.distributed import ALONE
+from rlgaf_ray.training.distributed import SINGLE_PROCESS
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import (
@@ -55,7 +55,7 @@ class LocalRoles:
         """Build the configured roles on CPU from the model folders of the warm-ups; ``threads``: of the engine."""
         return cls(
             build_engine(generator, config, max_tokens=max_tokens, threads=threads),
-            new_discriminator(discriminator, config, pad_token_id=pad_token_id, device="cpu", group=ALONE),
+            new_discriminator(discriminator, config, pad_token_id=pad_token_id, device="cpu", group=SINGLE_PROCESS),
             Learner(generator, config, pad_token_id=pad_token_id, base_folder=base_folder, new_algorithm=new_algorithm),
         )
 

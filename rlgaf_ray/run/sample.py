@@ -31,7 +31,7 @@ from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.report.places import opened
 from rlgaf_ray.run.preparation import cache_folder
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
-from rlgaf_ray.training.distributed import ALONE
+from rlgaf_ray.training.distributed import SINGLE_PROCESS
 from rlgaf_ray.training.fingerprint import folder_fingerprint
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Prompt, SamplingSettings
@@ -129,7 +129,7 @@ def load_discriminator(
 ) -> NeuralDiscriminator:
     """Load the exported network, whose adapters are merged, in this process."""
     alone = with_values(config, {"model.lora.rank": 0, "learner.strategy": "ddp", "learner.num_workers": 1})
-    return NeuralDiscriminator(folder, alone, pad_token_id=tokenizer.pad_token_id, device=device, group=ALONE)
+    return NeuralDiscriminator(folder, alone, pad_token_id=tokenizer.pad_token_id, device=device, group=SINGLE_PROCESS)
 
 
 def sft_folder(config: Config, run: Place) -> Path | None:

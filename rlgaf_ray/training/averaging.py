@@ -9,7 +9,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rlgaf_ray.models.folder import save_network
-from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, load_full_state_dict, local, reshard
+from rlgaf_ray.training.distributed import (
+    SINGLE_PROCESS,
+    Group,
+    gather_state_dict,
+    load_full_state_dict,
+    local,
+    reshard,
+)
 
 
 class MovingAverage:
@@ -43,7 +50,7 @@ class MovingAverage:
         initial_weight = self.rate**self.num_steps if self.debiased else 0.0
         return (self.rate - initial_weight) / (1.0 - initial_weight)
 
-    def save(self, folder: Path, group: Group = ALONE) -> None:
+    def save(self, folder: Path, group: Group = SINGLE_PROCESS) -> None:
         """Write full weights; called on every rank, written by rank 0."""
         state = gather_state_dict(self.network, group)
         if state is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlgaf_ray.config.learner import LearnerSection
 from rlgaf_ray.objectives.policy import LossAverage
-from rlgaf_ray.training.distributed import ALONE, Group
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group
 from rlgaf_ray.types import SequenceBatch
 
 Rows = list[int]
@@ -46,7 +46,7 @@ class Batching:
 
     size: int  # sequences per forward pass
     tokens: int | None = None  # overrides size: tokens per forward pass, padding included
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
 
     @classmethod
     def configured(cls, settings: LearnerSection, group: Group) -> Batching:

@@ -23,7 +23,7 @@ class Discriminator(Protocol):
     """
 
     group: Group
-    """Set to ``ALONE`` if the other ranks failed; ``save`` must then write a full state."""
+    """Set to ``SINGLE_PROCESS`` if the other ranks failed; ``save`` must then write a full state."""
 
     @property
     def needs(self) -> BatchNeeds:

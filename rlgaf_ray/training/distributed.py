@@ -81,7 +81,7 @@ class Group:
                 gradient.copy_(summed.view_as(gradient))
 
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 
 
 def join_group(
@@ -104,7 +104,7 @@ def leave_group() -> Group:
     transformers only lets rank 0 of an initialised group write.
     """
     dist.destroy_process_group()
-    return ALONE
+    return SINGLE_PROCESS
 
 
 def prepare(

@@ -22,7 +22,7 @@ from rlgaf_ray.objectives.policy import masked_average
 from rlgaf_ray.objectives.rewards import base_logprob_rewards
 from rlgaf_ray.training.algorithm import AlgorithmFactory
 from rlgaf_ray.training.algorithms import configured_algorithm
-from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, load_full_state_dict
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group, gather_state_dict, load_full_state_dict
 from rlgaf_ray.training.optimizer import load_optimizer, save_optimizer
 from rlgaf_ray.training.policy import Policy, mean_nll
 from rlgaf_ray.training.rewards import RewardShaping
@@ -55,7 +55,7 @@ class Learner:
         *,
         pad_token_id: int,
         device: str = "cpu",
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
         base_folder: str | Path | None = None,
         new_algorithm: AlgorithmFactory = configured_algorithm,
     ) -> None:

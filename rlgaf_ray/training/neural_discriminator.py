@@ -21,7 +21,7 @@ from rlgaf_ray.objectives.policy import TensorMetrics
 from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.discriminator import with_scores
-from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, load_full_state_dict, prepare
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group, gather_state_dict, load_full_state_dict, prepare
 from rlgaf_ray.training.labels import shuffled
 from rlgaf_ray.training.optimizer import (
     build_optimizer,
@@ -45,7 +45,13 @@ class NeuralDiscriminator:
     """A discriminator network with its optimiser; ``version`` counts its updates."""
 
     def __init__(
-        self, folder: str | Path, config: Config, *, pad_token_id: int, device: str = "cpu", group: Group = ALONE
+        self,
+        folder: str | Path,
+        config: Config,
+        *,
+        pad_token_id: int,
+        device: str = "cpu",
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         self.configured = self.settings = config.discriminator
         self.needs = config.discriminator.needs

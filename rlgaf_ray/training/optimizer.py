@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from rlgaf_ray.config.section import LearningRateSchedule
-from rlgaf_ray.training.distributed import ALONE, Group, full_tensor, shard_like
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group, full_tensor, shard_like
 
 
 def build_optimizer(
@@ -48,7 +48,7 @@ def optimizer_step(
     *,
     learning_rate: float,
     max_grad_norm: float,
-    group: Group = ALONE,
+    group: Group = SINGLE_PROCESS,
 ) -> float:
     """Sum gradients across ranks, clip them, step the optimiser and clear the gradients.
 
@@ -70,7 +70,7 @@ def skipped(grad_norm: float) -> float:
     return float(not math.isfinite(grad_norm))
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = ALONE) -> None:
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = SINGLE_PROCESS) -> None:
     """Write moments to ``path`` (safetensors) and hyper-parameters to a JSON file beside it.
 
     All ranks take part in gathering full tensors; rank 0 writes.

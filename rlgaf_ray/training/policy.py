@@ -27,7 +27,7 @@ from rlgaf_ray.objectives.kl import adaptive_kl_coefficient, exact_kl
 from rlgaf_ray.objectives.policy import language_model_loss, truncated_importance_weights
 from rlgaf_ray.training.averaging import MovingAverage
 from rlgaf_ray.training.batching import Batching
-from rlgaf_ray.training.distributed import ALONE, Group, full_tensor, prepare
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group, full_tensor, prepare
 from rlgaf_ray.training.optimizer import build_optimizer, optimizer_step, schedule_factor, skipped
 from rlgaf_ray.training.policy_metrics import MetricSums, policy_metrics
 from rlgaf_ray.training.precision import autocast, resolve_precision
@@ -47,7 +47,7 @@ class Policy:
         config: Config,
         *,
         device: torch.device,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
         base_folder: str | Path | None = None,
     ) -> None:
         """Load the networks. ``base_folder``: the model before SFT, loaded only if needed; None if there was no SFT."""

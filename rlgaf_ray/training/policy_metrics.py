@@ -6,7 +6,7 @@ import torch
 
 from rlgaf_ray.objectives.kl import kl_estimate
 from rlgaf_ray.objectives.policy import masked_average
-from rlgaf_ray.training.distributed import ALONE, Group
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group
 from rlgaf_ray.types import Metrics
 
 
@@ -23,7 +23,7 @@ class MetricSums:
             self.sums[name] = self.sums.get(name, torch.zeros(())) + value.detach() * share
             self.shares[name] = self.shares.get(name, 0.0) + share
 
-    def means(self, group: Group = ALONE) -> Metrics:
+    def means(self, group: Group = SINGLE_PROCESS) -> Metrics:
         """Return the means over the micro-batches of all ranks, which must have the same metric names."""
         names = sorted(self.sums) if group.size > 1 else list(self.sums)
         sums = group.sum_numbers(float(self.sums[name]) for name in names)

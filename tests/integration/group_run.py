@@ -19,7 +19,7 @@ from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.training import learner as learner_module
 from rlgaf_ray.training import policy as policy_module
-from rlgaf_ray.training.distributed import ALONE, Group, gather_state_dict, join_group
+from rlgaf_ray.training.distributed import SINGLE_PROCESS, Group, gather_state_dict, join_group
 from rlgaf_ray.training.learner import Learner
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout, TextBlocks
@@ -191,4 +191,4 @@ def rank(number: int, size: int, port: int, jobs: list[Job], folder: Path) -> No
 def alone(job: Job, folder: Path) -> dict[str, np.ndarray]:
     """The same in this process, in the plainest way: all rows in one pass, all logits at once."""
     plain = tuple(key for key in job.overrides if not key.startswith("learner."))
-    return run(replace(job, strategy="ddp", overrides=plain, save=False), ALONE, folder)
+    return run(replace(job, strategy="ddp", overrides=plain, save=False), SINGLE_PROCESS, folder)

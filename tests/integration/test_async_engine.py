@@ -1,4 +1,4 @@
-"""vLLM in a process of its own against vLLM in the caller's and the learner; weights in mid-flight; adapters."""
+"""vLLM in a process of its own against vLLM in the caller's and the learner; weights in flight; adapters."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[AsyncVLLMEngine]:
-    engine = AsyncVLLMEngine(folder, max_model_len=POSITIONS, kv_cache_mib=64, threads=1, mid_flight=True)
+    engine = AsyncVLLMEngine(folder, max_model_len=POSITIONS, kv_cache_mib=64, threads=1, in_flight=True)
     yield engine
     engine.close()
 
@@ -101,7 +101,7 @@ def test_another_process_makes_the_same_rollouts_before_and_after_a_push(folder:
     assert max(error.max() for error in errors(model, rollouts)) < 1e-4
 
 
-def test_weights_in_mid_flight_serve_the_rest_of_the_rollouts(
+def test_weights_in_flight_serve_the_rest_of_the_rollouts(
     folder: Path, engine: AsyncVLLMEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = load_generator(folder), load_generator(folder)

@@ -61,14 +61,14 @@ def test_nccl_joins_once_and_broadcasts_from_every_rank() -> None:
     meeting = Rendezvous("10.0.0.1", 4000, num_engines=2, gpus_per_engine=2)
     assert log == [
         ("learner 0", "open_address", (), {}),
-        ("worker 0", "meet", (meeting, 0), {}),
-        ("worker 1", "meet", (meeting, 1), {}),
-        ("learner 0", "meet", (meeting,), {}),
-        ("learner 1", "meet", (meeting,), {}),
+        ("worker 0", "join_transfer", (meeting, 0), {}),
+        ("worker 1", "join_transfer", (meeting, 1), {}),
+        ("learner 0", "join_transfer", (meeting,), {}),
+        ("learner 1", "join_transfer", (meeting,), {}),
     ]
     assert waited == [
         ["learner 0.open_address"],
-        ["worker 0.meet", "worker 1.meet", "learner 0.meet", "learner 1.meet"],
+        ["worker 0.join_transfer", "worker 1.join_transfer", "learner 0.join_transfer", "learner 1.join_transfer"],
     ]
     log.clear()
     waited.clear()
@@ -173,8 +173,8 @@ def test_at_most_two_parts_are_in_the_object_store() -> None:
 
 
 def test_in_flight_updates_load_in_order() -> None:
-    mid_flight = ["schedule.mode=async", "weights.mid_flight=true", "generator.average_decay=0"]
-    push, _, _, log, dispatcher = pushing(1, "rollout.engine=vllm_async", *mid_flight)
+    in_flight = ["schedule.mode=async", "weights.in_flight=true", "generator.average_decay=0"]
+    push, _, _, log, dispatcher = pushing(1, "rollout.engine=vllm_async", *in_flight)
     for version in (4, 5):
         push.push(version, "policy", dispatcher)
     loads = [arguments for name, _, arguments, _ in log if name == "worker 0"]

@@ -27,7 +27,7 @@ SECTIONS = (
     "evaluation, checkpoint, tracking, cluster, sweep, compare"
 )
 UNAVERAGED = "generator.average_decay=0"
-MID_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.mid_flight=true", UNAVERAGED]
+IN_FLIGHT = ["rollout.engine=vllm_async", "schedule.mode=async", "weights.in_flight=true", UNAVERAGED]
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -517,7 +517,7 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
 @pytest.mark.parametrize(
     ("overrides", "fix"),
     [
-        (["weights.mid_flight=true"], "set rollout.engine=vllm_async"),
+        (["weights.in_flight=true"], "set rollout.engine=vllm_async"),
         (["rollout.engine=transformers", "rollout.tensor_parallel_size=2"], "set rollout.tensor_parallel_size=1"),
         (
             ["rollout.engine=transformers", "weights.transfer=ipc"],
@@ -534,11 +534,11 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
             "rollout.sleep_level=0, or cluster.gpus_per_actor",
         ),
         (
-            ["weights.mid_flight=true", "rollout.engine=vllm_async"],
-            "weights.mid_flight=true has no effect with schedule.mode=sync, where no rollouts are in flight during an "
-            "update: set schedule.mode=async, or weights.mid_flight=false",
+            ["weights.in_flight=true", "rollout.engine=vllm_async"],
+            "weights.in_flight=true has no effect with schedule.mode=sync, where no rollouts are in flight during an "
+            "update: set schedule.mode=async, or weights.in_flight=false",
         ),
-        ([*MID_FLIGHT, "generator.average_decay=0.9"], "set generator.average_decay=0, or weights.mid_flight=false"),
+        ([*IN_FLIGHT, "generator.average_decay=0.9"], "set generator.average_decay=0, or weights.in_flight=false"),
         (
             ["schedule.mode=async", "rollout.sleep_level=1", "cluster.gpus_per_actor=1"],
             "rollout.sleep_level=1 needs idle engines, but with schedule.mode=async they generate continuously: set "
@@ -547,7 +547,7 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
         (
             ["schedule.mode=async", "weights.transfer=nccl", "cluster.gpus_per_actor=1"],
             "weights.transfer=nccl is a collective of learner and engines, but with schedule.mode=async engines load "
-            "weights at different times: set weights.mid_flight=true, or weights.transfer=auto",
+            "weights at different times: set weights.in_flight=true, or weights.transfer=auto",
         ),
         (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
         (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
@@ -569,8 +569,8 @@ def test_unsupported_engine_and_adapter_settings_are_rejected(overrides: list[st
 def test_gpu_engines_support_sleep_and_nccl_transfer() -> None:
     config = load_config(None, ["cluster.gpus_per_actor=1", "rollout.sleep_level=2", "weights.transfer=nccl"])
     assert (config.rollout.sleep_level, config.weights.transfer) == (2, "nccl")
-    config = load_config(None, [*MID_FLIGHT, "cluster.gpus_per_actor=1", "weights.transfer=nccl"])
-    assert config.weights.mid_flight
+    config = load_config(None, [*IN_FLIGHT, "cluster.gpus_per_actor=1", "weights.transfer=nccl"])
+    assert config.weights.in_flight
 
 
 def test_several_learners_can_train_adapters() -> None:

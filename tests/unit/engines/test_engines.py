@@ -28,7 +28,7 @@ def test_an_engine_defines_the_methods_of_its_traits(name: EngineName) -> None:
     found = engine_class(load_config(None, [f"rollout.engine={name}"]))
     traits = ENGINES[name]
     expected = dict.fromkeys(ALWAYS, True)
-    expected |= {"sleep": traits.sleeps, "wake_up": traits.sleeps, "meet": traits.device_transfer}
+    expected |= {"sleep": traits.sleeps, "wake_up": traits.sleeps, "join_transfer": traits.device_transfer}
     # vars, because attribute access creates a new bound method each time
     defined = {
         method: any(method in vars(base) for base in found.__mro__ if base is not RolloutEngine) for method in expected
