@@ -94,8 +94,8 @@ def prepare_warmups(
     cut += task.warmup_key
     if config.warmup.sft.steps:
         others = _other_prompts(task) if config.warmup.sft.contrastive_weight > 0 else None
-        prompts = [] if others is None else [each.tobytes().hex() for row in others for each in row]
-        stage = [config.warmup.sft.model_dump_json(), *common, str(config.run.seed), *prompts]
+        read = [] if others is None else [prompt.tobytes().hex() for row in others for prompt in row]
+        stage = [config.warmup.sft.model_dump_json(), *common, str(config.run.seed), *read]
         key = content_hash([key, *data, *cut, *stage])
         payload = {"stage": "sft", "source": str(base), "ends": ends}
         generator = cache / "warmups" / f"sft-{key[:16]}"
