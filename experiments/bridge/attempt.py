@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from rlgaf_ray.compare.trial import Measured, run_trial
 from rlgaf_ray.config import load_config
-from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.compare import BuiltInMethod
 
 RESULTS = Path(__file__).parent / "results" / "tuning.jsonl"
 TUNING = 100  # the first replicate that settings may be chosen by
@@ -37,7 +37,7 @@ def shown(measured: Measured) -> list[float | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=get_args(MethodName))
+    parser.add_argument("method", choices=get_args(BuiltInMethod))
     parser.add_argument("replicate", type=tuning_replicate)
     parser.add_argument("keys", nargs="*", metavar="key=value")
     parser.add_argument("--label", required=True)

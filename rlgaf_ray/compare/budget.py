@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlgaf_ray.compare.methods import METHODS, Method, loop_rollouts
+from rlgaf_ray.compare.methods import Method, loop_rollouts, method_of
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 
@@ -22,7 +22,7 @@ class Budget:
 
 def budget(config: Config, name: MethodName) -> Budget:
     """Count the cost of a method. ``config``: the method's own. SFT with ``steps=auto`` counts as its ``max_steps``."""
-    method = METHODS[name]
+    method = method_of(config, name)
     candidates = method.answering.candidates
     return Budget(
         rollouts=num_rollouts(config, method),
@@ -41,7 +41,7 @@ def num_rollouts(config: Config, method: Method) -> int:
 
 def sft_steps(config: Config, name: MethodName) -> int:
     """Return the SFT steps, summed over the counts that the method tries. ``auto`` counts as its maximum."""
-    tried = METHODS[name].sft_steps(config)
+    tried = method_of(config, name).sft_steps(config)
     return sum(config.warmup.sft.max_steps if isinstance(steps, str) else steps for steps in tried)
 
 

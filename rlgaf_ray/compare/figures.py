@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlgaf_ray.compare.decoding import curves
-from rlgaf_ray.compare.methods import METHODS
+from rlgaf_ray.compare.methods import method_of
 from rlgaf_ray.compare.results import at
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config import Config
@@ -36,7 +36,7 @@ def _figure(config: Config, trials: Sequence[Trial], across: str) -> Figure:
             colour, line = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
             for curve in curves(own[0].parts["test"]):
                 if across != "temperature" or not curve[-1].decoding.truncated:
-                    _draw(axes, own, curve, across, color=colour, line=line, label=METHODS[name].title)
+                    _draw(axes, own, curve, across, color=colour, line=line, label=method_of(config, name).title)
         axes.set_xlabel(across.replace("_", "-"))
         axes.set_ylabel(metric(config.best_metric).head)
         figure.legend(loc="outside lower center", ncols=2, handlelength=3.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 from rlgaf_ray.config import Config, with_values
-from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.compare import BuiltInMethod, MethodName
 from rlgaf_ray.errors import UserError
 
 Keys = Mapping[str, Any]
@@ -126,7 +126,7 @@ def _hindsight(config: Config) -> Keys:
     return {"task.bridge.base_goals": "last"}
 
 
-METHODS: Mapping[MethodName, Method] = {
+METHODS: Mapping[BuiltInMethod, Method] = {
     "sft": Method("SFT", "", lambda config: {"warmup.sft.contrastive_weight": 0.0}, trains="nothing"),
     "contrastive_sft": Method(
         "SFT with the contrastive term",
@@ -175,13 +175,26 @@ METHODS: Mapping[MethodName, Method] = {
 IN_ONE_PROCESS: Keys = {"rollout.engine": "transformers", "cluster.threads": 1}
 
 
+def method_of(config: Config, name: MethodName) -> Method:
+    """Return a built-in method, or a variant of one (``compare.variants``)."""
+    variant = config.compare.variants.get(name)
+    if variant is None:
+        return METHODS[cast(BuiltInMethod, name)]
+    built_in, keys = METHODS[variant.method], variant.keys
+
+    def all_keys(config: Config) -> Keys:
+        return {**built_in.keys(with_values(config, keys)), **keys}
+
+    return replace(built_in, title=name, keys=all_keys)
+
+
 def method_config(config: Config, name: MethodName, replicate: int, *, in_one_process: bool = True) -> Config:
     """Return the config of one method on one replicate.
 
     ``in_one_process``: run all roles in one process on one thread; without it keep the config's engines, for a plan.
     Raises ``UserError`` if the config does not support the method.
     """
-    method = METHODS[name]
+    method = method_of(config, name)
     values = {
         "run.seed": replicate,
         **(IN_ONE_PROCESS if in_one_process else {}),

@@ -14,7 +14,7 @@ from rich.table import Table
 from rlgaf_ray.compare.budget import budget
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.figures import TITLES, figures
-from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.methods import method_config, method_of
 from rlgaf_ray.compare.results import Row
 from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config import Config, dump_config
@@ -39,7 +39,7 @@ class Grid:
     def shown(self) -> Table:
         table = Table(title=f"{self.title}: {self.caption}")
         for place, head in enumerate(self.heads):
-            table.add_column(head, justify="right" if place else "left")
+            table.add_column(head, justify="right" if place else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table
@@ -174,11 +174,11 @@ def write_page(
         path,
         title=f"Comparison {folder.name}",
         quality=metric(config.best_metric).head,
-        baseline=METHODS[config.compare.baseline].title,
+        baseline=method_of(config, config.compare.baseline).title,
         tables=tables,
         markers="; circles: temperatures, triangles: top-p, squares: min-p" if truncated else "",
         figures=[(title, svg(plots[name])) for name, title in TITLES.items()],
-        sources=[(METHODS[row.name].title, METHODS[row.name].source) for row in rows if METHODS[row.name].source],
+        sources=[(each.title, each.source) for each in (method_of(config, row.name) for row in rows) if each.source],
         errors=[(f"{name} {replicate}", error) for (name, replicate), error in errors.items()],
         config=dump_config(config),
     )

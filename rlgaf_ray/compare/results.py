@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from rlgaf_ray.compare.decoding import Decoding, curves
 from rlgaf_ray.compare.methods import METHODS
 from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
 from rlgaf_ray.compare.trial import Measured, Trial
-from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.compare import BuiltInMethod, MethodName
 from rlgaf_ray.report.quality import at_level
 from rlgaf_ray.types import EvaluationPart, Metrics
 
@@ -42,7 +42,8 @@ class Row:
 
     @property
     def title(self) -> str:
-        return METHODS[self.name].title
+        built_in = METHODS.get(cast(BuiltInMethod, self.name))
+        return self.name if built_in is None else built_in.title
 
 
 def table(trials: Sequence[Trial], methods: Sequence[MethodName], baseline: MethodName) -> list[Row]:

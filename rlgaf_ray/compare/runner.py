@@ -12,7 +12,7 @@ from ray import tune
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
-from rlgaf_ray.compare.methods import METHODS, method_config, named
+from rlgaf_ray.compare.methods import method_config, method_of, named
 from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
@@ -87,7 +87,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     for name, each in zip(config.compare.methods, configs, strict=True):
         with named(name, "these data"):
             check_demonstrations(each, task)
-    if any(METHODS[name].verdict for name in config.compare.methods):
+    if any(method_of(config, name).verdict for name in config.compare.methods):
         verdict_of(task)
     # A resumed comparison may change these keys. With any other change its trials would not be comparable.
     can_change = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
@@ -103,6 +103,7 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
             {
                 ".".join(key): value
                 for key, value in leaves(public_values(each.model_dump(mode="json", exclude=ignored)))
+                if key[:2] != ("compare", "variants") or {*key[2:3]} & {*stored.compare.variants}  # others may be added
             }
             for each in (stored, config)
         )

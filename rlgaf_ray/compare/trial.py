@@ -16,7 +16,7 @@ import torch
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
 from rlgaf_ray.compare.decoding import Decoding, decodings
-from rlgaf_ray.compare.methods import METHODS, Answering, method_config
+from rlgaf_ray.compare.methods import Answering, method_config, method_of
 from rlgaf_ray.config import Config, with_values
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
@@ -88,7 +88,7 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
     check_before_start(config)
     tried = [
         _run(with_values(config, {"warmup.sft.steps": steps}), name, replicate)
-        for steps in METHODS[name].sft_steps(config)
+        for steps in method_of(config, name).sft_steps(config)
     ]
     best = max(tried, key=lambda trial: max(each.quality for each in trial.parts["validation"]))
     seconds = {stage: sum(trial.seconds[stage] for trial in tried) for stage in best.seconds}
@@ -97,7 +97,7 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
 
 def _run(config: Config, name: MethodName, replicate: int) -> Trial:
     """Train and measure one method. ``config``: the method's own."""
-    method, started = METHODS[name], time.perf_counter()
+    method, started = method_of(config, name), time.perf_counter()
     cache = cache_folder(config)
     data = prepare_data(config, cache)
     rewards: Mapping[str, RewardFunction] = {}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
-MethodName = Literal[
+BuiltInMethod = Literal[
     "sft",
     "contrastive_sft",
     "best_of_4",
@@ -26,13 +27,38 @@ MethodName = Literal[
     "hindsight",
 ]
 BetweenZeroAndOne = Annotated[float, Field(gt=0.0, lt=1.0)]
-CORE: tuple[MethodName, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "frozen", "zero_reward", "rlgaf")
+MethodName = str  # a built-in method, or a name of compare.variants
+VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")  # part of a file name
+CORE: tuple[BuiltInMethod, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "frozen", "zero_reward", "rlgaf")
+
+
+class Variant(Section):
+    """A method with other settings."""
+
+    method: BuiltInMethod = Field("rlgaf", description="built-in method that is changed")
+    keys: dict[str, Any] = Field({}, description="values by dotted key, e.g. {generator.algorithm: ppo}")
+
+    @field_validator("keys", mode="before")
+    @classmethod
+    def _flat(cls, keys: Any) -> Any:
+        """Flatten nested sections, as made by overrides: ``compare.variants.ppo.keys.generator.algorithm=ppo``."""
+        return _flatten(keys) if isinstance(keys, dict) else keys
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 class CompareSection(Section):
     """Methods, replicates and temperatures of ``rlgaf compare``."""
 
     methods: list[MethodName] = Field(list(CORE), min_length=1, description="methods to compare (docs/compare.md)")
+    variants: dict[str, Variant] = Field(
+        {}, description="further methods, by name: a built-in method with other keys; listed in methods like the others"
+    )
     baseline: MethodName = Field("sft", description="method that all others are compared with")
     replicates: Positive = Field(3, description="replicates per method, each with its own demonstrations and seeds")
     first_replicate: NonNegative = Field(0, description="run.seed and task.draw_seed of the first replicate")
@@ -53,6 +79,24 @@ class CompareSection(Section):
     rejection_rounds: Positive = Field(6, description="rounds of rejection, with as many rollouts in total as rlgaf")
     samples: Positive = Field(4, description="answers per prompt and measurement")
     concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one per core")
+
+    @model_validator(mode="after")
+    def _the_methods_exist(self) -> CompareSection:
+        built_in = get_args(BuiltInMethod)
+        for name in self.variants:
+            if name in built_in:
+                raise ValueError(f"compare.variants.{name} has the name of a built-in method: choose another name")
+            if not VARIANT_NAME.fullmatch(name):
+                raise ValueError(
+                    f"compare.variants.{name!r} is part of a file name: use letters, digits, dots and underscores"
+                )
+        for name in self.methods:
+            if name not in built_in and name not in self.variants:
+                raise ValueError(
+                    f"compare.methods has no method {name!r}: choose from {', '.join((*built_in, *self.variants))}, "
+                    "or define it in compare.variants"
+                )
+        return self
 
     @model_validator(mode="after")
     def _the_baseline_is_compared(self) -> CompareSection:

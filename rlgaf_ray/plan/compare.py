@@ -18,7 +18,7 @@ from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, sft_steps
 from rlgaf_ray.compare.decoding import decodings
-from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.methods import method_config, method_of
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.plan.estimate import GIB, Estimate, Hardware, estimate
@@ -121,7 +121,7 @@ def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rat
 def _train_seconds(
     config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates, plan: Estimate
 ) -> float:
-    method = METHODS[name]
+    method = method_of(config, name)
     if not method.scores:
         return 0.0
     share = config.discriminator_warmup_rollouts / config.rollout.batch_size
@@ -141,7 +141,7 @@ def _train_seconds(
 
 def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates) -> float:
     """Return the seconds to measure one method on ``evaluation.num_prompts`` prompts of each part."""
-    candidates = METHODS[name].answering.candidates
+    candidates = method_of(config, name).answering.candidates
     per_prompt = config.compare.samples * candidates
     total = config.evaluation.num_prompts * per_prompt
     batch = min(total, PROMPTS_AT_ONCE * per_prompt)
@@ -173,11 +173,11 @@ def show_comparison(console: Console, config: Config, plan: ComparisonPlan, hard
     table = Table(title=f"comparison: one of {plan.replicates} replicates of each method, estimated")
     heads = ("rollouts", "generator steps", "D updates", "passes per answer", f"{device} s", "GiB")
     for head in ("method", *heads):
-        table.add_column(head, justify="left" if head == "method" else "right")
+        table.add_column(head, justify="left" if head == "method" else "right", overflow="fold")
     for each in plan.methods:
         counts = each.budget
         table.add_row(
-            METHODS[each.name].title,
+            method_of(config, each.name).title,
             f"{counts.rollouts:,}",
             f"{counts.generator_steps:,}",
             f"{counts.discriminator_updates:,}",

@@ -13,14 +13,14 @@ from rlgaf_ray.compare.page import write_page
 from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.compare import BuiltInMethod
 from rlgaf_ray.types import EVALUATION_PARTS
 from tests.integration.test_report_in_browser import SCHEMES, pytestmark, visits
 from tests.unit.compare.small import SMALL
 
 __all__ = ["pytestmark"]  # skipped where there is no browser
 WIDTHS = (400, 1280)
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
+METHODS: tuple[BuiltInMethod, ...] = get_args(BuiltInMethod)
 OWN = ("success", "success_stderr", "legal", "arrives", "distinct_successes", "success_entropy", "expert_kl")
 
 

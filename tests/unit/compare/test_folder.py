@@ -29,6 +29,18 @@ def test_a_resumed_comparison_may_add_replicates_and_methods(started: Path) -> N
     assert load_config(started / "config.yaml").compare.replicates == 4
 
 
+def test_a_resumed_comparison_may_add_variants_but_not_change_them(started: Path) -> None:
+    def resume(rate: float) -> None:
+        more = [f"compare.variants.slow.keys={{generator.learning_rate: {rate}}}", "compare.methods=[sft, slow]"]
+        open_folder(config(started.parent, *more), started, resume=True)
+
+    resume(1e-5)
+    with pytest.raises(UserError, match=r"started with another compare.variants.slow.keys.generator.learning_rate"):
+        resume(1e-6)
+    with pytest.raises(UserError, match=r"started with another compare.variants.slow"):
+        open_folder(config(started.parent), started, resume=True)
+
+
 @pytest.mark.parametrize("key", ["generator.learning_rate=0.5", "compare.samples=7", "compare.min_p=[0.1]"])
 def test_other_settings_are_rejected(started: Path, key: str) -> None:
     with pytest.raises(UserError, match=f"{started} was started with another {key.partition('=')[0]}: restore it"):

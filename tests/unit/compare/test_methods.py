@@ -7,9 +7,9 @@ from typing import get_args
 import pytest
 
 from rlgaf_ray.compare.budget import num_rollouts
-from rlgaf_ray.compare.methods import METHODS, method_config
+from rlgaf_ray.compare.methods import METHODS, method_config, method_of
 from rlgaf_ray.config import Config, load_config
-from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.compare import BuiltInMethod
 from rlgaf_ray.errors import UserError
 
 
@@ -17,8 +17,8 @@ def config(*overrides: str) -> Config:
     return load_config(None, ["run.iterations=60", "rollout.batch_size=32", "task.name=bridge", *overrides])
 
 
-@pytest.mark.parametrize("name", get_args(MethodName))
-def test_every_method_works_with_the_same_demonstrations_and_seed(name: MethodName) -> None:
+@pytest.mark.parametrize("name", get_args(BuiltInMethod))
+def test_every_method_works_with_the_same_demonstrations_and_seed(name: BuiltInMethod) -> None:
     assert name in METHODS
     found = method_config(config(), name, 7)
     assert (found.run.seed, found.task.draw_seed) == (7, 7)
@@ -57,3 +57,40 @@ def test_a_method_that_the_config_does_not_support_is_named() -> None:
 def test_the_baseline_is_one_of_the_methods() -> None:
     with pytest.raises(UserError, match=r"compare.baseline=sft is not in compare.methods"):
         config("compare.methods=[rlgaf]")
+
+
+PPO = "compare.variants.ppo.keys={generator.algorithm: ppo}"
+
+
+def test_a_variant_is_a_built_in_method_with_other_keys() -> None:
+    more = ["compare.variants.three={method: rejection, keys: {compare.rejection_rounds: 3, generator.raft.epochs: 7}}"]
+    base = config(PPO, *more, "compare.methods=[sft, ppo, three, rlgaf]")
+    ppo, three = (method_config(base, name, 5) for name in ("ppo", "three"))
+    assert (ppo.generator.algorithm, ppo.run.seed) == ("ppo", 5)
+    assert three.run.iterations == 3 and three.rollout.batch_size == 640  # the keys come before the method's own
+    assert three.generator.raft.epochs == 7  # and replace them
+    assert method_config(base, "rlgaf", 5).generator.algorithm == "reinforce"
+    assert method_of(base, "three").title == "three" and method_of(base, "three").source == METHODS["rejection"].source
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        (
+            "compare.methods=[sft, pppo]",
+            "compare.methods has no method 'pppo': choose from sft, .*, ppo, or",
+        ),
+        ("compare.variants.sft.method=rlgaf", "compare.variants.sft has the name of a built-in method"),
+        ("compare.variants={a/b: {}}", "compare.variants.'a/b' is part of a file name"),
+        ("compare.variants.b.method=rlhf", "compare.variants.b.method"),
+    ],
+)
+def test_a_wrong_variant_is_named(override: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        config(PPO, override)
+
+
+def test_a_wrong_key_of_a_variant_is_named() -> None:
+    base = config("compare.variants.b.keys.generator.algoritm=ppo", "compare.methods=[sft, b]")
+    with pytest.raises(UserError, match=r"compare.methods: b does not work with this config: .*generator.algoritm"):
+        method_config(base, "b", 0)
