@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,6 +12,8 @@ from rlgaf_ray.compare.methods import METHODS, method_config, method_of
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.config.compare import BuiltInMethod
 from rlgaf_ray.errors import UserError
+
+EXPERIMENTS = Path(__file__).parents[3] / "experiments" / "bridge"
 
 
 def config(*overrides: str) -> Config:
@@ -94,3 +97,10 @@ def test_a_wrong_key_of_a_variant_is_named() -> None:
     base = config("compare.variants.b.keys.generator.algoritm=ppo", "compare.methods=[sft, b]")
     with pytest.raises(UserError, match=r"compare.methods: b does not work with this config: .*generator.algoritm"):
         method_config(base, "b", 0)
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_configs_of_the_experiments_define_all_their_methods(path: Path) -> None:
+    settings = load_config(path)
+    for name in settings.compare.methods:
+        method_config(settings, name, 0)
