@@ -153,6 +153,16 @@ METHODS: Mapping[BuiltInMethod, Method] = {
         "",
         lambda config: {"discriminator.updates_per_generator_update": 0.0, "discriminator.overfit_gap": None},
     ),
+    "reward_model": Method(
+        "reward model on labels, frozen",
+        "RLHF (arXiv 2203.02155), with a classifier of labelled answers",
+        lambda config: {
+            "warmup.discriminator.type": "labels",
+            "discriminator.contrast_weight": 0.0,
+            "discriminator.updates_per_generator_update": 0.0,
+            "discriminator.overfit_gap": None,
+        },
+    ),
     "zero_reward": Method("zero reward", "", lambda config: {**_without_discriminator(config), "reward.kind": "zero"}),
     "rlgaf": Method("RLGAF", "arXiv 2305.06176"),
     "verdict": Method(

@@ -21,6 +21,7 @@ BuiltInMethod = Literal[
     "ditto",
     "gad",
     "frozen",
+    "reward_model",
     "zero_reward",
     "rlgaf",
     "verdict",

@@ -52,6 +52,12 @@ def test_hindsight_relabels_the_walks_of_the_bridge_alone() -> None:
         method_config(load_config(None), "hindsight", 0)
 
 
+def test_the_reward_model_is_trained_on_labels_and_then_frozen() -> None:
+    found = method_config(config(), "reward_model", 0)
+    assert found.discriminator_warmup_updates == 0 and found.warmup.discriminator.type == "labels"
+    assert found.discriminator.updates_per_generator_update == 0 and not found.discriminator.needs.contrast
+
+
 def test_a_method_that_the_config_does_not_support_is_named() -> None:
     with pytest.raises(UserError, match=r"compare.methods: gad does not work with this config: .*samples_per_prompt"):
         method_config(config("rollout.samples_per_prompt=1"), "gad", 0)
