@@ -25,6 +25,12 @@ def check_demonstrations(config: Config, task: Task) -> None:
         )
     if config.warmup.sft.steps and (weight := config.warmup.sft.contrastive_weight) > 0:
         _check_prompts(f"warmup.sft.contrastive_weight={weight:g}", task, range(count), "set it to 0")
+    labelled = config.warmup.discriminator
+    if labelled.type == "labels" and labelled.steps > 0 and not task.contrast:
+        raise UserError(
+            f"warmup.discriminator.type=labels needs labelled negatives, but task.name={config.task.name} has none (for "
+            "rows: rejected or other responses): set warmup.discriminator.type=rollouts"
+        )
     if settings.needs.other_prompts:
         _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not contrast_without(held_out, task.demonstrations, task.contrast):

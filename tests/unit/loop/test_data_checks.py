@@ -74,3 +74,12 @@ def test_base_model_contrast_needs_no_labelled_rows() -> None:
     assert "discriminator.contrast_weight=1 needs labelled negatives" in refusal(
         FakeTask(range(10), contrast=()), "discriminator.contrast_weight=1"
     )
+
+
+def test_a_labelled_warmup_needs_negatives() -> None:
+    labelled = ("discriminator.contrast_weight=0", "warmup.discriminator.type=labels")
+    assert refusal(FakeTask([0, 1], contrast=[]), *labelled) == (
+        "warmup.discriminator.type=labels needs labelled negatives, but task.name=imdb has none (for rows: rejected or "
+        "other responses): set warmup.discriminator.type=rollouts"
+    )
+    check(FakeTask([0, 1], contrast=[]), *labelled, "warmup.discriminator.steps=0")
