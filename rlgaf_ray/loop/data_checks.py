@@ -28,8 +28,8 @@ def check_demonstrations(config: Config, task: Task) -> None:
     labelled = config.warmup.discriminator
     if labelled.type == "labels" and labelled.steps > 0 and not task.contrast:
         raise UserError(
-            f"warmup.discriminator.type=labels needs labelled negatives, but task.name={config.task.name} has none (for "
-            "rows: rejected or other responses): set warmup.discriminator.type=rollouts"
+            f"warmup.discriminator.type=labels needs labelled negatives, but task.name={config.task.name} has none "
+            "(for rows: rejected or other responses): set warmup.discriminator.type=rollouts"
         )
     if settings.needs.other_prompts:
         _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
