@@ -33,7 +33,7 @@ class RejectionFineTuning(Algorithm):
         iteration: int,
         text: SequenceBatch | None,
     ) -> Metrics:
-        """Run one update (see ``Algorithm.update``); ``text`` has one demonstration per rollout.
+        """Run one update (see ``Algorithm.update``); ``text`` has as many demonstrations as the batch has rollouts.
 
         Each step uses as many demonstrations as selected samples.
         """
