@@ -37,7 +37,7 @@ from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import release_freed_memory
 from rlgaf_ray.training.warmup import WarmupProgress
 
-FORMAT = 3  # increment when a code change changes the result of a warm-up
+FORMAT = 4  # increment when a code change changes the result of a warm-up
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def prepare_warmups(
     cut += task.warmup_key
     if config.warmup.sft.steps:
         others = _other_prompts(task) if config.warmup.sft.contrastive_weight > 0 else None
-        read = [] if others is None else [prompt.tobytes().hex() for row in others for prompt in row]
+        read = [] if others is None else [str([each.tolist() for each in row]) for row in others if row is not None]
         stage = [config.warmup.sft.model_dump_json(), *common, str(config.run.seed), *read]
         key = content_hash([key, *data, *cut, *stage])
         payload = {"stage": "sft", "source": str(base), "ends": ends}
@@ -125,10 +125,9 @@ def prepare_warmups(
     return Warmups(base, generator, discriminator, contrast, cached)
 
 
-def _other_prompts(task: Task) -> list[Sequence[np.ndarray]] | None:
-    """Return ``task.other_prompts`` of all demonstrations; None if the task has none of its own."""
-    found = [others for row in range(len(task.demonstrations)) if (others := task.other_prompts(row)) is not None]
-    return found or None
+def _other_prompts(task: Task) -> list[Sequence[np.ndarray] | None]:
+    """Return ``task.other_prompts`` of all demonstrations."""
+    return [task.other_prompts(row) for row in range(len(task.demonstrations))]
 
 
 def _unused(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -92,7 +92,6 @@ class BridgeTask(Task):
 
     def __init__(self, task: TaskSection, settings: BridgeSettings, board: Board, *, end_of_text: int) -> None:
         self._task, self._settings, self.board, self._end_of_text = task, settings, board, end_of_text
-        reached = board.counts(settings.moves)[-1] > 0
         generator = np.random.default_rng(SEED)
         pairs = generator.permutation(board.pairs(settings.moves))
         held_out = settings.validation + settings.test
@@ -116,7 +115,7 @@ class BridgeTask(Task):
         rows = np.asarray(drawn_rows(len(training), task))
         self.demonstrations = _demonstrations(training[rows], walks[held_out:][rows])
         self._prompts = [_prompt(pair) for pair in training]
-        self._other_prompts = [self._with_other_goals(row, reached) for row in range(len(self.demonstrations))]
+        self._other_prompts = [self._with_other_goals(row) for row in range(len(self.demonstrations))]
         self.contrast = [
             Demonstration(others[0], item.response_ids)
             for others, item in zip(self._other_prompts, self.demonstrations, strict=True)
@@ -127,14 +126,18 @@ class BridgeTask(Task):
         return self._prompts
 
     def other_prompts(self, row: int) -> list[np.ndarray]:
-        """Return prompts with the same start and every other reachable goal, shuffled."""
+        """Return the training prompts with the same start and another goal, shuffled; no prompts of an evaluation.
+
+        Without any, on a small board, all training prompts with another goal.
+        """
         return self._other_prompts[row]
 
-    def _with_other_goals(self, row: int, reached: np.ndarray) -> list[np.ndarray]:
+    def _with_other_goals(self, row: int) -> list[np.ndarray]:
         goal, start = self.demonstrations[row].prompt_ids
-        goals = np.flatnonzero(reached[start])
-        others = np.random.default_rng([SEED, row]).permutation(goals[goals != goal])
-        return [_prompt(np.array([start, other])) for other in others]
+        wrong = self.training_pairs[self.training_pairs[:, 1] != goal]
+        same_start = wrong[wrong[:, 0] == start]
+        others = np.random.default_rng([SEED, row]).permutation(same_start if len(same_start) else wrong)
+        return [_prompt(pair) for pair in others]
 
     @property
     def unwanted(self) -> str:

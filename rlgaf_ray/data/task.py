@@ -77,9 +77,9 @@ class Task(Protocol):
         return ()
 
     def other_prompts(self, row: int) -> Sequence[np.ndarray] | None:
-        """Return prompts for which the response of demonstration ``row`` is wrong, in order of use.
+        """Return prompts for which the response of demonstration ``row`` is wrong, at least one and none to evaluate.
 
-        None: the prompts of the other demonstrations, in turn.
+        None: the prompts of the other demonstrations.
         """
         return None
 

@@ -31,8 +31,8 @@ FOLDS = 4
 FEWEST_ROWS = 2  # one to hold out and one to train on
 ENOUGH_HELD_OUT = 200  # rows; a single split is enough if a tenth has that many
 
-OtherPrompts = Sequence[Sequence[np.ndarray]] | None
-"""For each demonstration the prompts for which its response is wrong (``Task.other_prompts``)."""
+OtherPrompts = Sequence[Sequence[np.ndarray] | None] | None
+"""For each demonstration the prompts for which its response is wrong (``Task.other_prompts``), or None."""
 
 
 class SftLoss:
@@ -80,12 +80,15 @@ class SftLoss:
         return loss + self.settings.contrastive_weight * contrastive
 
     def _others(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Draw another prompt for each row."""
-        if self.other_prompts is not None:
-            choices = [self.other_prompts[row] for row in rows]
-            return [others[int(torch.randint(len(others), ()))] for others in choices]
-        drawn = torch.randint(len(self.prompts) - 1, (len(rows),)).numpy()
-        return [self.prompts[prompt] for prompt in drawn + (drawn >= self.own[rows])]  # skip the row's own prompt
+        """Draw another prompt for each row: of the task's other prompts, or of the other demonstrations' prompts."""
+        drawn = torch.randint(1 << 31, (len(rows),)).tolist()
+        return [self._other(row, number) for row, number in zip(rows.tolist(), drawn, strict=True)]
+
+    def _other(self, row: int, number: int) -> np.ndarray:
+        if self.other_prompts is not None and (others := self.other_prompts[row]) is not None:
+            return others[number % len(others)]
+        prompt = number % (len(self.prompts) - 1)
+        return self.prompts[prompt + (prompt >= self.own[row])]  # skip the row's own prompt
 
     def _likelihoods(self, rows: np.ndarray, prompts: Sequence[np.ndarray]) -> Tensor:
         """Return the log-likelihood of each row's response given the paired prompt, in nats: [rows]."""
@@ -153,7 +156,7 @@ def choose_steps(
     curves: list[list[float]] = []
     for fold in folds:
         model = make_model()
-        # Held-out responses are contrasted with the prompts of all demonstrations.
+        # Held-out responses are contrasted with all other prompts too.
         loss = SftLoss(model, demonstrations, settings, worker.device, other_prompts)
         training_rows = Subset(loss, np.setdiff1d(order, fold))
         training = Training(model, training_rows, settings, settings.max_steps, precision, seed, single)

@@ -13,6 +13,7 @@ from rlgaf_ray.data.leaper import Board, judge
 from rlgaf_ray.data.task import load_source
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
+from rlgaf_ray.types import EVALUATION_PARTS
 
 SIZES = ["task.name=bridge", "task.prompt_tokens=2", "task.response_tokens=8"]
 
@@ -54,12 +55,13 @@ def test_the_sample_depends_only_on_draw_seed() -> None:
     assert first.checksum == other.checksum != task("task.bridge.board=9").checksum
 
 
-def test_other_prompts_are_all_other_goals() -> None:
+def test_other_prompts_are_the_other_goals_of_training_prompts() -> None:
     made = task("task.max_demonstrations=5")
-    others = made.other_prompts(2)
-    goal, start = made.demonstrations[2].prompt_ids
-    assert len(others) == len({prompt.tobytes() for prompt in others}) == 31
-    assert all(prompt[1] == start and prompt[0] != goal for prompt in others)
+    others = {tuple(prompt.tolist()) for prompt in made.other_prompts(2)}
+    goal, start = made.demonstrations[2].prompt_ids.tolist()
+    assert others == {(end, start) for begin, end in made.training_pairs.tolist() if begin == start and end != goal}
+    evaluated = {tuple(item.prompt_ids.tolist()) for part in EVALUATION_PARTS for item in made.evaluation(part)}
+    assert len(others) == len(made.other_prompts(2)) > 10 and not others & evaluated
 
 
 @pytest.mark.parametrize("goals", ["visited", "random", "last"])
