@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +29,12 @@ def tuning_replicate(text: str) -> int:
     if replicate < TUNING:
         raise argparse.ArgumentTypeError(f"must be {TUNING} or above: lower ones are for the reported comparison")
     return replicate
+
+
+def commit() -> str:
+    """Return the code's commit, with -dirty if files have changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parents[1]).stdout.strip()
 
 
 def shown(measured: Measured) -> list[float | None]:
@@ -51,6 +58,7 @@ def main() -> None:
         "method": arguments.method,
         "replicate": arguments.replicate,
         "keys": arguments.keys,
+        "commit": commit(),
         "validation": [shown(each) for each in trial.parts["validation"]],
         "seconds": trial.seconds,
     }

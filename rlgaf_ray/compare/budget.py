@@ -41,8 +41,12 @@ def num_rollouts(config: Config, method: Method) -> int:
 
 def sft_steps(config: Config, name: MethodName) -> int:
     """Return the SFT steps, summed over the counts that the method tries. ``auto`` counts as its maximum."""
-    tried = method_of(config, name).sft_steps(config)
-    return sum(config.warmup.sft.max_steps if isinstance(steps, str) else steps for steps in tried)
+    return sum(num_steps(config, steps) for steps in method_of(config, name).sft_steps(config))
+
+
+def num_steps(config: Config, steps: int | str) -> int:
+    """Return the number of SFT steps; ``auto`` counts as its maximum."""
+    return config.warmup.sft.max_steps if isinstance(steps, str) else steps
 
 
 def loop_steps(config: Config) -> int:

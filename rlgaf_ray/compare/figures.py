@@ -17,6 +17,7 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.metrics import metric
 from rlgaf_ray.report.figures import COLOURS, STYLE
 
+LINES = ("-", "--", ":", "-.")  # by multiples of the number of colours
 TITLES = {"temperature": "Quality over temperatures", "distinct_2": "Quality against distinct-2"}
 """Figure title by the field of ``Measured`` on the x-axis."""
 
@@ -33,7 +34,7 @@ def _figure(config: Config, trials: Sequence[Trial], across: str) -> Figure:
         axes = figure.subplots()
         for number, name in enumerate(names):
             own = [trial for trial in trials if trial.method == name]
-            colour, line = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
+            colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
             for curve in curves(own[0].parts["test"]):
                 if across != "temperature" or not curve[-1].decoding.truncated:
                     _draw(axes, own, curve, across, color=colour, line=line, label=method_of(config, name).title)

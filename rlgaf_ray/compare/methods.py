@@ -120,7 +120,7 @@ def _gad(config: Config) -> Keys:
 
 
 def _hindsight(config: Config) -> Keys:
-    """Label each base walk with the goal that it reached, which is known for this task alone."""
+    """Label each base walk with its last square; only the bridge has such labels."""
     if config.task.name != "bridge":
         raise UserError("it relabels walks by their last square: set task.name=bridge, or remove it")
     return {"task.bridge.base_goals": "last"}
@@ -183,6 +183,8 @@ METHODS: Mapping[BuiltInMethod, Method] = {
 
 
 IN_ONE_PROCESS: Keys = {"rollout.engine": "transformers", "cluster.threads": 1}
+FIXED = ("run.seed", "task.draw_seed", "tracking", "sweep", *IN_ONE_PROCESS)  # keys that no variant can change
+INPUTS = {"run.iterations", "rollout.batch_size"}  # a variant's value is what a method derives its own from
 
 
 def method_of(config: Config, name: MethodName) -> Method:
@@ -190,10 +192,15 @@ def method_of(config: Config, name: MethodName) -> Method:
     variant = config.compare.variants.get(name)
     if variant is None:
         return METHODS[cast(BuiltInMethod, name)]
-    built_in, keys = METHODS[variant.method], variant.keys
+    built_in, keys = METHODS[variant.method], dict(variant.keys)
+    if fixed := sorted(key for key in keys if any(key == each or key.startswith(f"{each}.") for each in FIXED)):
+        raise UserError(f"compare.variants.{name}.keys: {fixed[0]} is the same for all methods: remove it")
+    if "warmup.sft.steps" in keys:
+        keys = {"compare.sft_steps": [], **keys}
 
     def all_keys(config: Config) -> Keys:
-        return {**built_in.keys(with_values(config, keys)), **keys}
+        derived = built_in.keys(with_values(config, keys))
+        return {**keys, **derived, **{key: value for key, value in keys.items() if key not in INPUTS & derived.keys()}}
 
     return replace(built_in, title=name, keys=all_keys)
 
@@ -213,8 +220,11 @@ def method_config(config: Config, name: MethodName, replicate: int, *, in_one_pr
         "tracking.rollout_share": 0.0,
         "sweep": {},
     }
+    if not method.scores:  # the labelled warm-up of a discriminator that nothing reads
+        values["warmup.discriminator.steps"] = 0
     with named(name, "this config"):
-        return with_values(config, {**method.keys(config), **values})
+        seeded = with_values(config, values)
+        return with_values(seeded, {**method.keys(seeded), **values})
 
 
 @contextmanager

@@ -118,8 +118,17 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
     counted = {row.name: budget(method_config(config, row.name, replicate), row.name) for row in rows}
     return Grid(
         "Budget",
-        "per replicate, with all SFT step counts tried; forward passes are for the longest answer",
-        ("method", "replicates", "SFT", "rollouts", "generator steps", "D updates", "training, s", "passes per answer"),
+        "per replicate; SFT steps are those kept, generator steps include all tried; passes for the longest answer",
+        (
+            "method",
+            "replicates",
+            "SFT steps",
+            "rollouts",
+            "generator steps",
+            "D updates",
+            "training, s",
+            "passes per answer",
+        ),
         [
             (
                 row.title,

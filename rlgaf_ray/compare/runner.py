@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.config.compose import leaves
 from rlgaf_ray.config.hidden import public_values
-from rlgaf_ray.data.task import evaluation_set
+from rlgaf_ray.data.task import Task, evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import CONFIG, TRIALS, RunFolder
@@ -28,6 +28,7 @@ from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import cache_folder, prepare_data, with_name
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
+from rlgaf_ray.types import EVALUATION_PARTS
 
 SETTINGS = "settings.json"
 Job = tuple[MethodName, int]
@@ -79,16 +80,10 @@ def trial_file(folder: Path, job: Job) -> Path:
 
 def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     """Check every method, and that an existing comparison has the same settings and data; then write the settings."""
-    configs = [method_config(config, name, config.compare.first_replicate) for name in config.compare.methods]
-    for each in configs:
+    configs = {name: method_config(config, name, config.compare.first_replicate) for name in config.compare.methods}
+    for each in configs.values():
         check_before_start(each)
-    task = prepare_data(configs[0], cache_folder(config)).task  # with the same checksum for every replicate
-    evaluation_set(task, config.evaluation.num_prompts)
-    for name, each in zip(config.compare.methods, configs, strict=True):
-        with named(name, "these data"):
-            check_demonstrations(each, task)
-    if any(method_of(config, name).verdict for name in config.compare.methods):
-        verdict_of(task)
+    task = check_data(config, configs)  # its checksum is the same for every replicate
     # A resumed comparison may change these keys. With any other change its trials would not be comparable.
     can_change = {"replicates", "methods", "concurrent", "first_replicate", "baseline"}
     ignored: Any = {"run": {"root", "name"}, "cluster": True, "compare": can_change}
@@ -107,7 +102,8 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
             }
             for each in (stored, config)
         )
-        if changed := sorted(key for key in {*before, *now} if before.get(key) != now.get(key)):
+        absent = object()
+        if changed := sorted(key for key in {*before, *now} if before.get(key, absent) != now.get(key, absent)):
             raise UserError(
                 f"{folder} was started with another {changed[0]}: restore it ({CONFIG} in that folder has the value), "
                 "or choose another run.name"
@@ -117,6 +113,34 @@ def open_folder(config: Config, folder: Path, *, resume: bool) -> None:
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"data": task.checksum}), encoding="utf-8")
     (folder / CONFIG).write_text(dump_config(config), encoding="utf-8")
+
+
+def check_data(config: Config, configs: Mapping[MethodName, Config]) -> Task:
+    """Return the task of the first method, after checking that all methods work with their data.
+
+    Raises ``UserError``, also for a variant that is evaluated on other prompts, whose results could not be compared.
+    """
+    tasks: dict[str, Task] = {}
+    for name, each in configs.items():
+        settings = each.task.model_dump_json()
+        if settings not in tasks:
+            tasks[settings] = prepare_data(each, cache_folder(config)).task
+        task, first = tasks[settings], next(iter(tasks.values()))
+        evaluation_set(task, config.evaluation.num_prompts)
+        with named(name, "these data"):
+            check_demonstrations(each, task)
+        if method_of(config, name).verdict:
+            verdict_of(task)
+        if task is not first and evaluated_prompts(task) != evaluated_prompts(first):
+            raise UserError(
+                f"compare.methods: {name} is evaluated on other prompts than {config.compare.methods[0]}: remove its "
+                "keys of the section task that change them"
+            )
+    return next(iter(tasks.values()))
+
+
+def evaluated_prompts(task: Task) -> list[bytes]:
+    return [item.prompt_ids.tobytes() for part in EVALUATION_PARTS for item in task.evaluation(part)]
 
 
 def run_trials(config: Config, jobs: Sequence[Job], folder: Path) -> tuple[dict[Job, str], list[int]]:

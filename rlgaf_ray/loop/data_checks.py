@@ -66,6 +66,8 @@ def check_free_prompts(config: Config, task: Task, needs: BatchNeeds) -> None:
 
 
 def _check_prompts(key: str, task: Task, rows: Sequence[int], fix: str) -> None:
+    if all(task.other_prompts(row) is not None for row in rows):
+        return
     if len({task.demonstrations[row].prompt_ids.tobytes() for row in rows}) < 2:
         raise UserError(
             f"{key} needs two different prompts, but the {len(rows)} training demonstrations share one: {fix}"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
-from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, sft_steps
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.methods import method_config, method_of
 from rlgaf_ray.config import Config
@@ -72,7 +72,8 @@ def plan_comparison(
     """Plan every method. Raises ``UserError`` if the config does not support a method or it does not fit."""
     on_gpu, settings = config.cluster.gpus_per_actor > 0, config.compare
     found: list[MethodPlan] = []
-    sft: dict[tuple[str, int], list[float]] = {}
+    bases: dict[str, float] = {}
+    stages: dict[str, list[float]] = {}
     devices = 1.0
     for name in settings.methods:
         own = method_config(config, name, settings.first_replicate, in_one_process=not on_gpu)
@@ -82,25 +83,23 @@ def plan_comparison(
         each = MethodPlan(
             name,
             budget(own, name),
-            sft_seconds=_sft_seconds(own, name, shape, rates),
+            sft_seconds=sum(_sft_seconds(own, name, shape, rates).values()),
             train_seconds=_train_seconds(own, name, shape, placement, rates, plan),
             measure_seconds=_measure_seconds(own, name, shape, placement, rates),
             memory=plan.device_bytes() if on_gpu else _process_bytes(plan),
         )
         found.append(each)
-        stage = own.warmup.sft.model_dump_json(), sft_steps(own, name)
-        sft.setdefault(stage, []).append(each.sft_seconds)
+        base = _base(own)
+        bases[base] = _base_seconds(own, shape, rates)
+        for stage, seconds in _sft_seconds(own, name, shape, rates).items():
+            stages.setdefault(base + stage, []).append(seconds)
         devices = max(devices, placement.total("GPU"))
-    warmup = config.base_warmup
-    length = warmup.block_tokens if config.task.traits.packed else _length(config)
     cores = sum(int(node.cpus) for node in hardware.nodes)
     return ComparisonPlan(
         found,
         settings.replicates,
-        base_seconds=training_seconds(
-            shape, rates, rows=(warmup.steps or 0) * warmup.batch_size, length=length, devices=config.warmup.num_workers
-        ),
-        shared_seconds=sum(chain.from_iterable(seconds[1:] for seconds in sft.values())),
+        base_seconds=sum(bases.values()),
+        shared_seconds=sum(chain.from_iterable(seconds[1:] for seconds in stages.values())),
         devices=devices,
         at_a_time=1 if on_gpu else settings.concurrent or max(1, cores),
     )
@@ -110,12 +109,34 @@ def _length(config: Config) -> int:
     return config.task.prompt_tokens + config.task.response_tokens
 
 
-def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rates) -> float:
-    """Return the seconds of SFT. The contrastive term also reads each demonstration with other prompts."""
-    settings = config.warmup.sft
+def _base(config: Config) -> str:
+    """Return what the base warm-up depends on."""
+    own = {"max_demonstrations", "draw_seed", "draw_share"}
+    return config.base_warmup.model_dump_json() + config.task.model_dump_json(exclude=own)
+
+
+def _base_seconds(config: Config, shape: ModelShape, rates: Rates) -> float:
+    warmup = config.base_warmup
+    rows, length = (warmup.steps or 0) * warmup.batch_size, _length(config)
+    if config.task.traits.packed:
+        length = warmup.block_tokens
+    return training_seconds(shape, rates, rows=rows, length=length, devices=config.warmup.num_workers)
+
+
+def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rates) -> dict[str, float]:
+    """Return the seconds of SFT by settings, one for each step count that the method tries.
+
+    The contrastive term also reads each demonstration with other prompts.
+    """
+    settings, found = config.warmup.sft, {}
     prompts = 1 + (settings.contrastive_prompts if settings.contrastive_weight > 0 else 0)
-    rows = sft_steps(config, name) * settings.batch_size * prompts
-    return training_seconds(shape, rates, rows=rows, length=_length(config), devices=config.warmup.num_workers)
+    for steps in method_of(config, name).sft_steps(config):
+        rows = num_steps(config, steps) * settings.batch_size * prompts
+        key = settings.model_copy(update={"steps": steps}).model_dump_json()
+        found[key] = training_seconds(
+            shape, rates, rows=rows, length=_length(config), devices=config.warmup.num_workers
+        )
+    return found
 
 
 def _train_seconds(

@@ -13,7 +13,7 @@ import torch
 import rlgaf_ray as rl
 from tests.integration.test_api import small_run
 
-SINGLE_PROCESS = [
+FUNCTIONS_ONLY = [
     "run.iterations=24",
     "rollout.batch_size=16",
     "reward.discriminator_weight=0",
@@ -50,7 +50,7 @@ def test_an_own_reward_for_a_letter_rises(tmp_path: Path, credit: str) -> None:
     torch.set_num_threads(1)
     (tmp_path / "my_rewards.py").write_text(CODE)
     function = f"reward.functions=[{{path: '{tmp_path}/my_rewards.py:share', name: letter}}]"
-    outcome = rl.train(small_run(tmp_path, *SINGLE_PROCESS, *CREDIT[credit], function), roles="local")
+    outcome = rl.train(small_run(tmp_path, *FUNCTIONS_ONLY, *CREDIT[credit], function), roles="local")
     found = rows(tmp_path / "api")[1:]
     assert mean(found[-4:], "reward/letter") > 2 * mean(found[:4], "reward/letter")
     assert all(row["reward/mean"] == pytest.approx(row["reward/letter"]) for row in found)

@@ -35,6 +35,9 @@ def test_a_resumed_comparison_may_add_variants_but_not_change_them(started: Path
         open_folder(config(started.parent, *more), started, resume=True)
 
     resume(1e-5)
+    with pytest.raises(UserError, match=r"started with another compare.variants.slow.keys.discriminator.overfit_gap"):
+        more = "compare.variants.slow.keys={generator.learning_rate: 1e-5, discriminator.overfit_gap: null}"
+        open_folder(config(started.parent, more, "compare.methods=[sft, slow]"), started, resume=True)
     with pytest.raises(UserError, match=r"started with another compare.variants.slow.keys.generator.learning_rate"):
         resume(1e-6)
     with pytest.raises(UserError, match=r"started with another compare.variants.slow"):
@@ -45,6 +48,17 @@ def test_a_resumed_comparison_may_add_variants_but_not_change_them(started: Path
 def test_other_settings_are_rejected(started: Path, key: str) -> None:
     with pytest.raises(UserError, match=f"{started} was started with another {key.partition('=')[0]}: restore it"):
         open_folder(config(started.parent, key), started, resume=True)
+
+
+def test_a_variant_with_other_evaluation_prompts_is_rejected(tmp_path: Path) -> None:
+    keys = ("big.keys.task.bridge.board=6", "few.keys.task.max_demonstrations=1")
+    variants = [f"compare.variants.{each}" for each in keys]
+    ready = config(tmp_path, *variants, "compare.methods=[sft, big]")
+    with pytest.raises(UserError, match=r"compare.methods: big is evaluated on other prompts than sft"):
+        open_folder(ready, tmp_path / "c", resume=False)
+    ready = config(tmp_path, *variants, "compare.methods=[sft, few]", "warmup.sft.steps=auto")
+    with pytest.raises(UserError, match=r"compare.methods: few does not work with these data: .*cross-validates"):
+        open_folder(ready, tmp_path / "c", resume=False)
 
 
 def test_other_data_are_rejected(started: Path) -> None:

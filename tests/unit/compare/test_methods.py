@@ -78,6 +78,11 @@ def test_a_variant_is_a_built_in_method_with_other_keys() -> None:
     assert (ppo.generator.algorithm, ppo.run.seed) == ("ppo", 5)
     assert three.run.iterations == 3 and three.rollout.batch_size == 640  # the keys come before the method's own
     assert three.generator.raft.epochs == 7  # and replace them
+    longer = config("compare.variants.longer={method: rejection, keys: {run.iterations: 120}}")
+    assert method_config(longer, "longer", 0).rollout.batch_size == 640  # 120 x 32 rollouts in 6 rounds
+    assert method_config(longer, "longer", 0).run.iterations == 6
+    steps = config("compare.variants.s={method: sft, keys: {warmup.sft.steps: 7}}", "compare.sft_steps=[5, 6]")
+    assert method_of(steps, "s").sft_steps(method_config(steps, "s", 0)) == [7]
     assert method_config(base, "rlgaf", 5).generator.algorithm == "reinforce"
     assert method_of(base, "three").title == "three" and method_of(base, "three").source == METHODS["rejection"].source
 
@@ -97,6 +102,13 @@ def test_a_variant_is_a_built_in_method_with_other_keys() -> None:
 def test_a_wrong_variant_is_named(override: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         config(PPO, override)
+
+
+@pytest.mark.parametrize("key", ["run.seed", "task.draw_seed", "rollout.engine", "tracking.to"])
+def test_a_variant_cannot_change_what_all_methods_share(key: str) -> None:
+    base = config(f"compare.variants.b.keys={{{key}: 3}}", "compare.methods=[sft, b]")
+    with pytest.raises(UserError, match=f"compare.variants.b.keys: {key} is the same for all methods: remove it"):
+        method_config(base, "b", 0)
 
 
 def test_a_wrong_key_of_a_variant_is_named() -> None:

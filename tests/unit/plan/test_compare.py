@@ -61,6 +61,16 @@ def test_all_sft_step_counts_are_counted() -> None:
     assert found["sft"].sft_seconds == pytest.approx(2.5 * found["rlgaf"].sft_seconds)
 
 
+def test_stages_that_methods_share_are_counted_once() -> None:
+    """SFT of 100 steps is shared by all but the contrastive method; hindsight has a base model of its own."""
+    methods = "compare.methods=[sft, contrastive_sft, rlgaf, hindsight]"
+    _, plan = planned(methods, "compare.sft_steps=[100, 50]", "compare.replicates=2")
+    found = {each.name: each for each in plan.methods}
+    assert plan.shared_seconds == pytest.approx(found["rlgaf"].sft_seconds)
+    _, without = planned("compare.methods=[sft, contrastive_sft, rlgaf]")
+    assert plan.base_seconds == pytest.approx(2 * without.base_seconds)
+
+
 def test_seconds_and_wall_time() -> None:
     config, plan = planned("compare.temperatures=[1.0, 0.5]", "compare.top_p=[0.9]", "compare.samples=2")
     found = {each.name: each for each in plan.methods}
