@@ -121,9 +121,9 @@ def _gad(config: Config) -> Keys:
 
 def _hindsight(config: Config) -> Keys:
     """Label each base walk with its last square; only the bridge has such labels."""
-    if config.task.name != "bridge":
+    if not hasattr(config.task.settings, "base_goals"):
         raise UserError("it relabels walks by their last square: set task.name=bridge, or remove it")
-    return {"task.bridge.base_goals": "last"}
+    return {f"task.{config.task.name}.base_goals": "last"}
 
 
 METHODS: Mapping[BuiltInMethod, Method] = {
