@@ -200,7 +200,7 @@ def method_of(config: Config, name: MethodName) -> Method:
 
     def all_keys(config: Config) -> Keys:
         derived = built_in.keys(with_values(config, keys))
-        return {**keys, **derived, **{key: value for key, value in keys.items() if key not in INPUTS & derived.keys()}}
+        return {**derived, **{key: value for key, value in keys.items() if key not in INPUTS & derived.keys()}}
 
     return replace(built_in, title=name, keys=all_keys)
 

@@ -79,15 +79,17 @@ class Trial:
 def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) -> Trial:
     """Train and measure one method with all roles in this process. ``folder``: ``run.root`` of the training run.
 
-    Of several SFT step counts (``compare.sft_steps``) it returns the one with the best validation quality.
+    With ``compare.sft_steps``, supervised methods are trained with each step count; returns the trial with the best
+    validation quality.
     """
     torch.set_num_threads(1)
     config = method_config(config, name, replicate)
     run = config.run.model_copy(update={"root": str(folder), "name": f"{name}-{replicate}"})
     config = config.model_copy(update={"run": run})
     check_before_start(config)
+    data = prepare_data(config, cache_folder(config))
     tried = [
-        _run(with_values(config, {"warmup.sft.steps": steps}), name, replicate)
+        _run(with_values(config, {"warmup.sft.steps": steps}), data, name, replicate)
         for steps in method_of(config, name).sft_steps(config)
     ]
     best = max(tried, key=lambda trial: max(each.quality for each in trial.parts["validation"]))
@@ -95,11 +97,10 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
     return replace(best, seconds=seconds)
 
 
-def _run(config: Config, name: MethodName, replicate: int) -> Trial:
+def _run(config: Config, data: Data, name: MethodName, replicate: int) -> Trial:
     """Train and measure one method. ``config``: the method's own."""
     method, started = method_of(config, name), time.perf_counter()
     cache = cache_folder(config)
-    data = prepare_data(config, cache)
     rewards: Mapping[str, RewardFunction] = {}
     if method.verdict:
         config, rewards = with_rewards(config, {verdict_of(data.task): 1.0})

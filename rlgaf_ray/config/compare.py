@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from rlgaf_ray.config.compose import leaves
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
 BuiltInMethod = Literal[
@@ -43,14 +44,7 @@ class Variant(Section):
     @classmethod
     def _flat(cls, keys: Any) -> Any:
         """Flatten nested sections, as made by overrides: ``compare.variants.ppo.keys.generator.algorithm=ppo``."""
-        return _flatten(keys) if isinstance(keys, dict) else keys
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+        return {".".join(key): value for key, value in leaves(keys)} if isinstance(keys, dict) and keys else keys
 
 
 class CompareSection(Section):

@@ -80,10 +80,11 @@ def plan_comparison(
         placement = plan_on(own, hardware.nodes) if on_gpu else ONE_PROCESS
         machines = hardware if on_gpu else replace(hardware, nodes=[Node(1.0)])
         plan = estimate(own, shape, placement, machines, rates, bfloat16=bfloat16)
+        sft = _sft_seconds(own, name, shape, rates)
         each = MethodPlan(
             name,
             budget(own, name),
-            sft_seconds=sum(_sft_seconds(own, name, shape, rates).values()),
+            sft_seconds=sum(sft.values()),
             train_seconds=_train_seconds(own, name, shape, placement, rates, plan),
             measure_seconds=_measure_seconds(own, name, shape, placement, rates),
             memory=plan.device_bytes() if on_gpu else _process_bytes(plan),
@@ -91,7 +92,7 @@ def plan_comparison(
         found.append(each)
         base = _base(own)
         bases[base] = _base_seconds(own, shape, rates)
-        for stage, seconds in _sft_seconds(own, name, shape, rates).items():
+        for stage, seconds in sft.items():
             stages.setdefault(base + stage, []).append(seconds)
         devices = max(devices, placement.total("GPU"))
     cores = sum(int(node.cpus) for node in hardware.nodes)
