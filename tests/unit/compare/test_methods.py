@@ -112,8 +112,8 @@ def test_a_variant_cannot_change_what_all_methods_share(key: str) -> None:
 
 
 def test_a_wrong_key_of_a_variant_is_named() -> None:
-    base = config("compare.variants.b.keys.generator.algoritm=ppo", "compare.methods=[sft, b]")
-    with pytest.raises(UserError, match=r"compare.methods: b does not work with this config: .*generator.algoritm"):
+    base = config("compare.variants.b.keys.generator.algorithn=ppo", "compare.methods=[sft, b]")
+    with pytest.raises(UserError, match=r"compare.methods: b does not work with this config: .*generator.algorithn"):
         method_config(base, "b", 0)
 
 
