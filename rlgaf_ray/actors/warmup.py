@@ -107,7 +107,8 @@ def prepare_warmups(
     network: list[str] = [settings.pooling, settings.architecture, *(repr(getattr(settings, name)) for name in options)]
     if settings.match_lengths or settings.view != "response":
         network += [str(settings.match_lengths), settings.view, str(settings.view_tokens)]
-    key = content_hash([key, *data, *cut, *network, config.warmup.discriminator.model_dump_json(), *common])
+    labelled = config.warmup.discriminator.model_dump_json(exclude={"rollouts"})  # those are read in the loop
+    key = content_hash([key, *data, *cut, *network, labelled, *common])
     discriminator = cache / "warmups" / f"discriminator-{key[:16]}"
     payload = {"stage": "discriminator", "source": str(generator)}
     windows = task.discriminator_warmup

@@ -17,6 +17,7 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
 from rlgaf_ray.compare.decoding import Decoding, decodings
 from rlgaf_ray.compare.methods import Answering, method_config, method_of
+from rlgaf_ray.compare.shared import warm_up
 from rlgaf_ray.config import Config, with_values
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
@@ -59,7 +60,7 @@ class Trial:
     replicate: int
     parts: dict[EvaluationPart, list[Measured]]
     rollouts: int  # sampled for training
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # per stage; "training" includes the discriminator's warm-up, also where it was shared
     candidates: int  # sampled per answer
     sft_steps: int | Literal["auto"]  # of the model that was measured or trained further
 
@@ -88,17 +89,19 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
     config = config.model_copy(update={"run": run})
     check_before_start(config)
     data = prepare_data(config, cache_folder(config))
-    tried = [
-        _run(with_values(config, {"warmup.sft.steps": steps}), data, name, replicate)
-        for steps in method_of(config, name).sft_steps(config)
-    ]
+    options = method_of(config, name).sft_steps(config)
+    configs = {steps: with_values(config, {"warmup.sft.steps": steps}) for steps in options}
+    if len(configs) == 1:
+        return _run(configs[options[0]], data, name, replicate, EVALUATION_PARTS)
+    tried = [_run(each, data, name, replicate, ["validation"]) for each in configs.values()]
     best = max(tried, key=lambda trial: max(each.quality for each in trial.parts["validation"]))
-    seconds = {stage: sum(trial.seconds[stage] for trial in tried) for stage in best.seconds}
-    return replace(best, seconds=seconds)
+    tested = _run(configs[best.sft_steps], data, name, replicate, ["test"])  # its SFT model is cached
+    seconds = {stage: sum(trial.seconds[stage] for trial in [*tried, tested]) for stage in best.seconds}
+    return replace(best, parts=best.parts | tested.parts, seconds=seconds)
 
 
-def _run(config: Config, data: Data, name: MethodName, replicate: int) -> Trial:
-    """Train and measure one method. ``config``: the method's own."""
+def _run(config: Config, data: Data, name: MethodName, replicate: int, measured: Sequence[EvaluationPart]) -> Trial:
+    """Train one method and measure it on these parts. ``config``: the method's own."""
     method, started = method_of(config, name), time.perf_counter()
     cache = cache_folder(config)
     rewards: Mapping[str, RewardFunction] = {}
@@ -108,24 +111,24 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int) -> Trial:
     prepared = Prepared(config, data, warmups, rewards=rewards)
     seconds = {"warm-ups": time.perf_counter() - started}
     network: PolicyNetwork = "policy"
-    version = 0
+    version, saved = 0, 0.0
     with closing(local_roles(prepared)) as roles:
         if method.trains != "nothing":
             checkpoints = Checkpoints(config.run.folder / "checkpoints", keep=1)
             quick = config.evaluation.model_copy(update={"embeddings": False})
             evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
             with open_loop(prepared, roles, checkpoints, evaluator=evaluator) as loop:
+                if config.discriminator_warmup_updates:
+                    saved = warm_up(loop, roles, config, warmups, cache)
                 if method.trains == "generator":
                     version = loop.run().iteration
                     network = "average" if config.generator.average_decay > 0 else "policy"
-                else:
-                    loop.push()
-                    loop.warm_up_discriminator()
         roles.push_weights(version, network=network)()
-        seconds["training"] = time.perf_counter() - started - sum(seconds.values())
+        trained = time.perf_counter()
+        seconds["training"] = trained - started - seconds["warm-ups"] + saved
         measuring = Measuring(config, data, roles, method.answering)
-        parts = {part: [measuring(part, each) for each in decodings(config.compare)] for part in EVALUATION_PARTS}
-    seconds["measuring"] = time.perf_counter() - started - sum(seconds.values())
+        parts = {part: [measuring(part, each) for each in decodings(config.compare)] for part in measured}
+    seconds["measuring"] = time.perf_counter() - trained
     steps = config.warmup.sft.steps
     return Trial(name, replicate, parts, num_rollouts(config, method), seconds, method.answering.candidates, steps)
 
@@ -199,7 +202,11 @@ class Measuring:
     def select(self, rollouts: Sequence[Rollout], start: int) -> list[Rollout]:
         """Keep one of each group of adjacent candidates. ``start`` seeds the noise."""
         candidates = self.answering.candidates
-        scores = np.array([item.score for item in self.roles.score(rollouts)]).reshape(-1, candidates)
+        distinct = {(rollout.prompt_id, rollout.response_ids.tobytes()): rollout for rollout in rollouts}
+        scored = zip(distinct, self.roles.score([*distinct.values()]), strict=True)
+        score_of = {key: item.score for key, item in scored}
+        scores = np.array([score_of[each.prompt_id, each.response_ids.tobytes()] for each in rollouts])
+        scores = scores.reshape(-1, candidates)
         if self.answering.by == "weight":  # Gumbel-max trick: samples in proportion to exp(score)
             scores = scores + np.random.default_rng([self.config.run.seed, start]).gumbel(size=scores.shape)
         selected = scores.argmax(1) + np.arange(len(scores)) * candidates

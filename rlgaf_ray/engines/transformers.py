@@ -27,7 +27,7 @@ from rlgaf_ray.weights.state import Receipt, num_bytes, to_tensors
 
 
 class TransformersEngine(RolloutEngine):
-    """Batched sampling from a Hugging Face model with a KV cache.
+    """Batched sampling from a Hugging Face model with a KV cache, without repeated work for equal prefixes.
 
     A rollout depends on its prompt, its seed and the weights, but not on the rest of the batch, except for rounding:
     the batch shape changes logits by about 1e-6, which can flip a sample that is as close to a token boundary.
@@ -81,7 +81,7 @@ class TransformersEngine(RolloutEngine):
         if not prompts:
             return []
         repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
-        token_ids, logprobs, lengths = self._sample(repeated, sampling, seeds)
+        token_ids, logprobs, lengths = self._sample(prompts, sampling, seeds)
         rollouts = []
         for row, (prompt, length) in enumerate(zip(repeated, lengths, strict=True)):
             stopped = sampling.stop_at_end_of_text and int(token_ids[row, length - 1]) in self._end_of_text_ids
@@ -123,16 +123,22 @@ class TransformersEngine(RolloutEngine):
     def _sample(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Return token ids int32 [B, T], their log-probs float32 [B, T] and the response length of each row."""
+        """Return token ids int32 [B, T], their log-probs float32 [B, T] and the response length of each row.
+
+        Responses with the same prompt share a forward pass until they differ.
+        """
         device = self._model.device
         step_ids, attention_mask = pad_left([prompt.token_ids for prompt in prompts], device)
+        count = sampling.samples_per_prompt
         limits = torch.tensor([max_response_tokens(prompt, sampling) for prompt in prompts], device=device)
+        limits = limits.repeat_interleave(count)
         uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
         ends = torch.tensor(self._end_of_text_ids, device=device)
         masked_ids = masked_token_ids(self._model.config, stop_at_end_of_text=sampling.stop_at_end_of_text)
         cache = DynamicCache(config=self._model.config)
-        running = torch.ones(len(prompts), dtype=torch.bool, device=device)
-        lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
+        running = torch.ones(len(seeds), dtype=torch.bool, device=device)
+        lengths = torch.zeros(len(seeds), dtype=torch.long, device=device)
+        prefix = torch.arange(len(prompts), device=device).repeat_interleave(count)  # row of the forward pass
         token_ids, logprobs = [], []
         for step in range(sampling.max_new_tokens):
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
@@ -144,7 +150,7 @@ class TransformersEngine(RolloutEngine):
                 use_cache=True,
                 logits_to_keep=1,
             )
-            distribution = sampling_logprobs(output.logits[:, -1], sampling, masked_ids=masked_ids)
+            distribution = sampling_logprobs(output.logits[:, -1], sampling, masked_ids=masked_ids)[prefix]
             token = draw(distribution, uniforms[:, step])
             token_ids.append(token)
             logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
@@ -152,9 +158,14 @@ class TransformersEngine(RolloutEngine):
             running = running & ~torch.isin(token, ends) & (lengths < limits)
             if not running.any():
                 break
-            # Finished rows stay in the batch; their extra tokens are dropped by length.
-            step_ids = token[:, None]
-            attention_mask = torch.nn.functional.pad(attention_mask, (0, 1), value=1)
+            # Finished responses keep sampling from the first row; their extra tokens are dropped by length.
+            size = distribution.shape[-1]
+            extended, rows = (prefix * size + token)[running].unique(return_inverse=True)
+            prefix = torch.zeros_like(prefix).masked_scatter(running, rows)
+            parents, step_ids = extended // size, (extended % size)[:, None]
+            attention_mask = torch.nn.functional.pad(attention_mask[parents], (0, 1), value=1)
+            if len(parents) != len(output.logits) or (parents.diff() != 1).any():
+                cache.reorder_cache(parents)
         return (
             torch.stack(token_ids, 1).to("cpu", torch.int32).numpy(),
             torch.stack(logprobs, 1).cpu().numpy(),

@@ -87,7 +87,9 @@ class AdversarialLoop:
             self.roles.push_discriminator()()
 
     def warm_up_discriminator(self) -> None:
-        self.train_step.warm_up_discriminator(self.callbacks.on_discriminator_warmup)
+        """Do the discriminator's warm-up on rollouts, unless it is already done."""
+        if self.train_step.discriminator_version == 0:
+            self.train_step.warm_up_discriminator(self.callbacks.on_discriminator_warmup)
 
     @property
     def stop_requested(self) -> bool:

@@ -57,9 +57,30 @@ def test_supervised_methods_keep_the_sft_steps_with_the_best_validation_quality(
     def best(trial: Trial) -> float:
         return max(each.quality for each in trial.parts["validation"])
 
-    rate = "warmup.sft.learning_rate=5.0e-3"
-    alone = [run(tmp_path / f"{steps}", first[1], rate, f"warmup.sft.steps={steps}", name="sft") for steps in (1, 150)]
-    assert best(alone[0]) != best(alone[1])
-    both = run(tmp_path / "both", first[1], rate, "compare.sft_steps=[1, 150]", name="sft")
+    same = ["warmup.sft.learning_rate=5.0e-3", "task.bridge.validation=200"]  # enough prompts to tell them apart
+    alone = [run(tmp_path / f"{steps}", first[1], *same, f"warmup.sft.steps={steps}", name="sft") for steps in (1, 150)]
+    assert abs(best(alone[0]) - best(alone[1])) > 0.05
+    both = run(tmp_path / "both", first[1], *same, "compare.sft_steps=[1, 150]", name="sft")
     assert both == max(alone, key=best)
     assert run(tmp_path / "rl", first[1], "compare.sft_steps=[1, 150]").sft_steps == 5  # for supervised methods only
+
+
+def shared_warmups(cache: Path) -> set[Path]:
+    return {path for path in (cache / "warmups").glob("rollouts-*") if path.is_dir()}
+
+
+def test_methods_that_start_with_the_same_discriminator_share_its_warm_up(
+    first: tuple[Trial, Path], tmp_path: Path
+) -> None:
+    """With the warm-up of ``rlgaf`` they give the same results as with their own."""
+    before = shared_warmups(first[1])
+    for name in ("best_of_4", "rejection", "frozen"):
+        own = run(tmp_path / name, tmp_path / name / "cache", name=name)
+        assert run(tmp_path / f"{name}-shared", first[1], name=name) == own
+    assert shared_warmups(first[1]) == before
+
+
+def test_a_discriminator_with_other_settings_has_its_own_warm_up(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    before = shared_warmups(first[1])
+    run(tmp_path, first[1], "discriminator.learning_rate=2.0e-3", name="best_of_4")
+    assert len(shared_warmups(first[1]) - before) == 1
