@@ -91,6 +91,20 @@ def above_curve(row: Row, sft: Row, metric: str) -> Difference:
     return Difference.of(gaps)
 
 
+def beside_frontier(row: Row, frontier: Sequence[Row], metric: str) -> tuple[Difference, int]:
+    """The row's value minus the frontier's at the same mean of the judges, linear between the frontier's rows.
+
+    Beyond its ends the frontier has the value of its nearest row; also returns the number of such replicates.
+    """
+    gaps, beyond = [], 0
+    for each in sorted(set(row.lines).intersection(*(other.lines for other in frontier))):
+        points = np.array(sorted((one.value(each, "eval/panel_share"), one.value(each, metric)) for one in frontier))
+        here = row.value(each, "eval/panel_share")
+        gaps.append(row.value(each, metric) - float(np.interp(here, *points.T)))
+        beyond += not points[0, 0] <= here <= points[-1, 0]
+    return Difference.of(gaps), beyond
+
+
 def best_temperature(validation: Row) -> float:
     """The SFT model's temperature of the highest mean closeness on the validation part."""
     means = {
@@ -178,6 +192,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--rows", nargs="*", help="default: every row there is")
     parser.add_argument("--baseline", default="sft")
+    parser.add_argument("--frontier", nargs="*", default=[], help="rows of one sweep: --rows at their judged shares")
     parser.add_argument("--replicates", type=int, help="say what so many would find")
     arguments = parser.parse_args()
     folder = arguments.results / arguments.part
@@ -190,6 +205,12 @@ def main() -> None:
         best = best_temperature(validation if validation.lines else sft)
         columns.insert(0, (f"{arguments.baseline}, T = {best:g}", sft, best))
     print(absolute(columns))
+    frontier = [Row.load(folder, name) for name in arguments.frontier]
+    for name, row in rows.items() if frontier else ():
+        for metric in ("eval/two_sample_accuracy", "eval/two_sample_auc", "eval/embedding_two_sample_auc"):
+            item, beyond = beside_frontier(row, frontier, metric)
+            print(f"{name}, {MEASURES[metric]} minus that of the frontier at the same mean of the judges: {item}, ", end="")
+            print(f"p = {item.p:.2g}, {item.count} replicates, {beyond} of them beyond the frontier's ends")
     for name, row in rows.items():
         if name != arguments.baseline and set(row.lines) & set(sft.lines):
             title = f"{name} against {arguments.baseline}"
