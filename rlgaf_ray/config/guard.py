@@ -38,8 +38,8 @@ class GuardLimits(Section):
         3, description="discriminator_uninformative, reward_hacking: number of evaluations, full or quick, to average"
     )
     told_apart: Fraction = Field(
-        0.05,
-        description="discriminator_uninformative: at chance while a linear classifier's AUC is at least 0.5 + this",
+        0.08,
+        description="discriminator_uninformative: at chance while a linear classifier's AUC is higher by this or more",
     )
     two_sample_rise: Fraction = Field(
         0.06, description="reward_hacking: a fresh linear classifier's AUC above its start by more than this"

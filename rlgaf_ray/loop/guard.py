@@ -201,15 +201,16 @@ class Guard:
         ]
 
     def _uninformative(self) -> str:
-        """Evidence that the discriminator's AUC is at chance while a fresh linear classifier's is not; else empty.
+        """Evidence that the discriminator's AUC is at chance and below a fresh linear classifier's; else empty.
 
-        At chance: no interval of a reading lies above 0.5. With contrast also the interval of the mean lies below 0.5.
+        At chance: no interval of a reading lies above 0.5. Below: by ``told_apart`` on average over the readings. With contrast also the interval of the mean lies below 0.5.
         """
         newest = self.readings[-self.settings.limits.readings :]
         if len(newest) < self.settings.limits.readings:
             return ""
-        limit = 0.5 + self.settings.limits.told_apart
-        if any(each.auc - each.interval > 0.5 or each.two_sample_auc < limit for each in newest):
+        if any(each.auc - each.interval > 0.5 for each in newest):
+            return ""
+        if _mean(newest, "two_sample_auc") - _mean(newest, "auc") < self.settings.limits.told_apart:
             return ""
         if self.contrast and _mean(newest, "auc") + _mean(newest, "interval") / math.sqrt(len(newest)) >= 0.5:
             return ""

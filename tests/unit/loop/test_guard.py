@@ -245,6 +245,7 @@ def reading(auc: float, two_sample: float, *, reward: float = 0.0, judged: float
         (0.29, 0.85, "discriminator_uninformative"),  # inverted
         (0.54, 0.70, "discriminator_uninformative"),
         (0.56, 0.70, "healthy"),  # above chance by its interval
+        (0.43, 0.53, "discriminator_uninformative"),  # the text is close to real text, and it prefers the wrong one
         (0.50, 0.54, "healthy"),  # the classifier cannot tell either
     ],
 )
