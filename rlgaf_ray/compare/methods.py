@@ -36,7 +36,7 @@ class Method:
     keys: Callable[[Config], Keys] = lambda config: {}
     trains: Literal["nothing", "discriminator", "generator"] = "generator"
     answering: Answering = Answering()
-    verdict: bool = False  # whether the reward is the task's own verdict
+    judge: Literal["discriminator", "verdict", "posterior"] = "discriminator"  # what scores the answers
 
     @property
     def scores(self) -> bool:
@@ -165,6 +165,20 @@ METHODS: Mapping[BuiltInMethod, Method] = {
     ),
     "zero_reward": Method("zero reward", "", lambda config: {**_without_discriminator(config), "reward.kind": "zero"}),
     "rlgaf": Method("RLGAF", "arXiv 2305.06176"),
+    "posterior": Method(
+        "SFT's own posterior as the reward",
+        "no D; log p(prompt | answer), InfoNCE (arXiv 1807.03748)",
+        _without_discriminator,
+        judge="posterior",
+    ),
+    "best_of_16_posterior": Method(
+        "best of 16 by SFT's own posterior",
+        "no D",
+        _without_discriminator,
+        trains="discriminator",
+        answering=Answering(16),
+        judge="posterior",
+    ),
     "verdict": Method(
         "true verdict as the reward",
         "the ceiling",
@@ -174,7 +188,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
             "generator.reinforce.credit": "sequence",
             "generator.reinforce.baseline": "leave_one_out",
         },
-        verdict=True,
+        judge="verdict",
     ),
     "hindsight": Method(
         "SFT, base walks relabelled", "hindsight relabelling (arXiv 1707.01495)", _hindsight, trains="nothing"

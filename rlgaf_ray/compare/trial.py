@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
 from rlgaf_ray.compare.decoding import Decoding, decodings
 from rlgaf_ray.compare.methods import Answering, method_config, method_of
+from rlgaf_ray.compare.posterior import Posterior
 from rlgaf_ray.compare.shared import warm_up
 from rlgaf_ray.config import Config, with_values
 from rlgaf_ray.config.compare import MethodName
@@ -105,10 +106,16 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
     method, started = method_of(config, name), time.perf_counter()
     cache = cache_folder(config)
     rewards: Mapping[str, RewardFunction] = {}
-    if method.verdict:
+    if method.judge == "verdict":
         config, rewards = with_rewards(config, {verdict_of(data.task): 1.0})
     warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda stage, progress: None, with_ray=False)
     prepared = Prepared(config, data, warmups, rewards=rewards)
+    if method.judge == "posterior":
+
+        def posterior(folder: Path, config: Config, **options: Any) -> Posterior:
+            return Posterior(warmups.generator, data.task, config, **options)
+
+        prepared = replace(prepared, discriminator=posterior)
     seconds = {"warm-ups": time.perf_counter() - started}
     network: PolicyNetwork = "policy"
     version, saved = 0, 0.0

@@ -25,6 +25,8 @@ BuiltInMethod = Literal[
     "reward_model",
     "zero_reward",
     "rlgaf",
+    "posterior",
+    "best_of_16_posterior",
     "verdict",
     "hindsight",
 ]

@@ -132,12 +132,16 @@ class BridgeTask(Task):
         """
         return self._other_prompts[row]
 
-    def _with_other_goals(self, row: int) -> list[np.ndarray]:
-        goal, start = self.demonstrations[row].prompt_ids
+    def prompts_beside(self, prompt_ids: np.ndarray) -> list[np.ndarray]:
+        """Return the training prompts with the same start and another goal; without any, those with another goal."""
+        goal, start = prompt_ids
         wrong = self.training_pairs[self.training_pairs[:, 1] != goal]
         same_start = wrong[wrong[:, 0] == start]
-        others = np.random.default_rng([SEED, row]).permutation(same_start if len(same_start) else wrong)
-        return [_prompt(pair) for pair in others]
+        return [_prompt(pair) for pair in (same_start if len(same_start) else wrong)]
+
+    def _with_other_goals(self, row: int) -> list[np.ndarray]:
+        others = self.prompts_beside(self.demonstrations[row].prompt_ids)
+        return [others[each] for each in np.random.default_rng([SEED, row]).permutation(len(others))]
 
     @property
     def unwanted(self) -> str:

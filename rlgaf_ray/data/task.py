@@ -83,6 +83,17 @@ class Task(Protocol):
         """
         return None
 
+    def prompts_beside(self, prompt_ids: np.ndarray) -> Sequence[np.ndarray]:
+        """Return prompts that a response to this prompt does not answer, none to evaluate, for ``compare``'s posterior.
+
+        By default the demonstrations' other prompts. Raises ``UserError`` if there are none.
+        """
+        others = {item.prompt_ids.tobytes(): item.prompt_ids for item in self.demonstrations}
+        others.pop(prompt_ids.tobytes(), None)
+        if not others:
+            raise UserError("the demonstrations have no other prompts: remove posterior and best_of_16_posterior")
+        return [*others.values()]
+
     @property
     def legal(self) -> np.ndarray | None:
         """Table of allowed next tokens, bool [V, V], for generators trained from scratch; None allows all."""

@@ -203,7 +203,8 @@ class Guard:
     def _uninformative(self) -> str:
         """Evidence that the discriminator's AUC is at chance and below a fresh linear classifier's; else empty.
 
-        At chance: no interval of a reading lies above 0.5. Below: by ``told_apart`` on average over the readings. With contrast also the interval of the mean lies below 0.5.
+        At chance: no interval of a reading lies above 0.5; with contrast the interval of the mean lies below 0.5.
+        Below: by ``told_apart`` on average over the readings.
         """
         newest = self.readings[-self.settings.limits.readings :]
         if len(newest) < self.settings.limits.readings:

@@ -1,0 +1,79 @@
+"""The SFT model as its own judge: how well a response identifies its prompt, without a discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlgaf_ray.config import Config
+from rlgaf_ray.config.discriminator import BatchNeeds
+from rlgaf_ray.data.collate import collate_sequences, num_tokens
+from rlgaf_ray.data.lengths import Response
+from rlgaf_ray.data.storage import Place
+from rlgaf_ray.data.task import Task
+from rlgaf_ray.models.generator import load_generator, policy_logprobs
+from rlgaf_ray.training.batching import Batching
+from rlgaf_ray.training.discriminator import scores_at_the_end
+from rlgaf_ray.training.distributed import Group
+from rlgaf_ray.types import Demonstration, Metrics, WeightUpdate
+
+
+class Posterior:
+    """Scores a response by the log-posterior of its prompt x_0 under the SFT model, with equal priors (InfoNCE)::
+
+        log p(y | x_0) - log sum_k p(y | x_k),  k = 0 ... K
+
+    It is a ``Discriminator`` that is never updated. The K other prompts (``Task.prompts_beside``), as many as in SFT's
+    contrastive term (``warmup.sft.contrastive_prompts``), are drawn anew for every response, with ``run.seed``.
+    """
+
+    def __init__(
+        self, generator: Path, task: Task, config: Config, *, pad_token_id: int, device: str, group: Group
+    ) -> None:
+        self.group = group
+        self.task = task
+        self.num_prompts = config.warmup.sft.contrastive_prompts
+        self.pad_token_id = pad_token_id
+        self.device = torch.device(device)
+        self.batching = Batching.configured(config.learner, group).without_gradients
+        self.model = load_generator(generator, device=self.device).eval()
+        self.random = np.random.default_rng([config.run.seed, 0])
+
+    @property
+    def needs(self) -> BatchNeeds:
+        return BatchNeeds()
+
+    @torch.no_grad()
+    def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
+        """Return the scores, each at its response's last token, and version 0."""
+        asked: list[Response] = []
+        for item in items:
+            others = self.task.prompts_beside(item.prompt_ids)
+            drawn = self.random.integers(len(others), size=self.num_prompts)
+            asked += [item, *(Demonstration(others[row], item.response_ids) for row in drawn)]
+        likelihoods = np.zeros(len(asked))
+        for rows in self.batching.by_length([num_tokens(each) for each in asked]):
+            sequences = collate_sequences([asked[row] for row in rows], self.pad_token_id).to(self.device)
+            likelihoods[rows] = policy_logprobs(self.model, sequences).sum(1).double().cpu().numpy()
+        choices = likelihoods.reshape(len(items), -1)
+        return scores_at_the_end(items, choices[:, 0] - np.logaddexp.reduce(choices, axis=1)), 0
+
+    def update(
+        self, real: Sequence[Demonstration], fake: Sequence[Response], contrast: Sequence[Demonstration] = ()
+    ) -> Metrics:
+        raise NotImplementedError("the SFT model's posterior is not trained")
+
+    def weights(self) -> WeightUpdate | None:
+        return None
+
+    def adjust(self, *, learning_rate_factor: float, refresh: bool = False) -> None:
+        """There is nothing to adjust."""
+
+    def save(self, folder: Place) -> None:
+        """There is no state beside the SFT model."""
+
+    def load(self, folder: Place, *, version: int) -> None:
+        """There is no state beside the SFT model."""
