@@ -209,7 +209,10 @@ def main() -> None:
     for name, row in rows.items() if frontier else ():
         for metric in ("eval/two_sample_accuracy", "eval/two_sample_auc", "eval/embedding_two_sample_auc"):
             item, beyond = beside_frontier(row, frontier, metric)
-            print(f"{name}, {MEASURES[metric]} minus that of the frontier at the same mean of the judges: {item}, ", end="")
+            print(
+                f"{name}, {MEASURES[metric]} minus that of the frontier at the same mean of the judges: {item}, ",
+                end="",
+            )
             print(f"p = {item.p:.2g}, {item.count} replicates, {beyond} of them beyond the frontier's ends")
     for name, row in rows.items():
         if name != arguments.baseline and set(row.lines) & set(sft.lines):

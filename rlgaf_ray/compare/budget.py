@@ -17,19 +17,20 @@ class Budget:
     generator_steps: int  # optimiser steps after the base model: SFT and training
     discriminator_updates: int  # warm-up and training
     candidates: int  # sampled per answer
-    passes: int  # forward passes for the longest answer: one per generated token, plus one per discriminator score
+    passes: int  # forward passes for the longest answer: one per generated token, plus those that score
 
 
 def budget(config: Config, name: MethodName) -> Budget:
     """Count the cost of a method. ``config``: the method's own. SFT with ``steps=auto`` counts as its ``max_steps``."""
     method = method_of(config, name)
     candidates = method.answering.candidates
+    scoring = 1 + (config.warmup.sft.contrastive_prompts if method.judge == "posterior" else 0)  # passes per candidate
     return Budget(
         rollouts=num_rollouts(config, method),
         generator_steps=sft_steps(config, name) + (loop_steps(config) if method.trains == "generator" else 0),
         discriminator_updates=_discriminator_updates(config, method),
         candidates=candidates,
-        passes=candidates * config.task.response_tokens + (candidates if candidates > 1 else 0),
+        passes=candidates * config.task.response_tokens + (candidates * scoring if candidates > 1 else 0),
     )
 
 

@@ -17,8 +17,8 @@ from rlgaf_ray.loop.adversarial import AdversarialLoop
 from rlgaf_ray.loop.local import LocalRoles
 
 STATE = "warmup.json"
-# keys of these sections that the warm-up does not read; a schedule of the learning rate reads the number of updates
-UNREAD = {
+SECTIONS = {"task", "model", "warmup", "discriminator", "rollout", "learner"}
+UNREAD = {  # keys of these sections that the warm-up does not read
     "discriminator.updates_per_generator_update",
     "discriminator.update_ratio",
     "discriminator.overfit_gap",
@@ -66,18 +66,18 @@ def _save(folder: Path, roles: LocalRoles, state: dict[str, Any]) -> None:
 
 
 def _key(config: Config, warmups: Warmups) -> str:
-    """Hash what the warm-up depends on: the models, with their data and settings, the seed and the keys that it reads.
+    """Hash what the warm-up depends on: the models, with their data and settings, and the keys that it reads."""
+    models = [warmups.generator.name, warmups.discriminator.name, str(warmups.contrast and warmups.contrast.name)]
+    return content_hash([str(FORMAT), *models, *keys_read(config)])
 
-    With a learning rate schedule all keys are read.
-    """
+
+def keys_read(config: Config) -> list[str]:
+    """Return the keys and values that the warm-up reads. With a learning rate schedule it reads all keys."""
     scheduled = config.discriminator.learning_rate_schedule != "constant"
-    sections = {"task", "model", "warmup", "discriminator", "rollout", "learner"}
-    dumped = config.model_dump(mode="json", include=None if scheduled else sections)
-    read = [
+    dumped = config.model_dump(mode="json", include=None if scheduled else SECTIONS)
+    counts = (config.run.seed, config.discriminator_warmup_updates, config.discriminator_warmup_rollouts)
+    return [str(counts)] + [
         f"{'.'.join(key)}={value}"
         for key, value in leaves(dumped)
         if scheduled or not any(".".join(key[: each.count(".") + 1]) == each for each in UNREAD)
     ]
-    counts = [config.run.seed, config.discriminator_warmup_updates, config.discriminator_warmup_rollouts]
-    models = [warmups.generator.name, warmups.discriminator.name, str(warmups.contrast and warmups.contrast.name)]
-    return content_hash([str(FORMAT), *models, *map(str, counts), *read])

@@ -19,6 +19,7 @@ from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.methods import method_config, method_of
+from rlgaf_ray.compare.shared import keys_read
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.plan.estimate import GIB, Estimate, Hardware, estimate
@@ -56,7 +57,7 @@ class ComparisonPlan:
     methods: list[MethodPlan]
     replicates: int
     base_seconds: float  # warm-up of the base model, shared by all trials
-    shared_seconds: float  # SFT per replicate that is reused by other methods, counted in each method's own seconds
+    shared_seconds: float  # per replicate, of stages that other methods reuse, counted in each method's own seconds
     devices: float  # GPUs or cores per trial
     at_a_time: int  # concurrent trials
 
@@ -81,18 +82,20 @@ def plan_comparison(
         machines = hardware if on_gpu else replace(hardware, nodes=[Node(1.0)])
         plan = estimate(own, shape, placement, machines, rates, bfloat16=bfloat16)
         sft = _sft_seconds(own, name, shape, rates)
+        warmup, loop = _train_seconds(own, name, shape, placement, rates, plan)
         each = MethodPlan(
             name,
             budget(own, name),
             sft_seconds=sum(sft.values()),
-            train_seconds=_train_seconds(own, name, shape, placement, rates, plan),
+            train_seconds=warmup + loop,
             measure_seconds=_measure_seconds(own, name, shape, placement, rates),
             memory=plan.device_bytes() if on_gpu else _process_bytes(plan),
         )
         found.append(each)
+        shared = sft if on_gpu else sft | {"".join(keys_read(own)): warmup}
         base = _base(own)
         bases[base] = _base_seconds(own, shape, rates)
-        for stage, seconds in sft.items():
+        for stage, seconds in shared.items():
             stages.setdefault(base + stage, []).append(seconds)
         devices = max(devices, placement.total("GPU"))
     cores = sum(int(node.cpus) for node in hardware.nodes)
@@ -142,10 +145,11 @@ def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rat
 
 def _train_seconds(
     config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates, plan: Estimate
-) -> float:
+) -> tuple[float, float]:
+    """Return the seconds of the discriminator's warm-up and of the loop."""
     method = method_of(config, name)
     if not method.scores:
-        return 0.0
+        return 0.0, 0.0
     share = config.discriminator_warmup_rollouts / config.rollout.batch_size
     once, never = (
         discriminator_seconds(
@@ -158,7 +162,7 @@ def _train_seconds(
     )
     warmup = config.discriminator_warmup_updates * share * (plan.phases["rollout"] + once - never)
     loop = config.run.iterations * plan.iteration_seconds if method.trains == "generator" else 0.0
-    return warmup + loop
+    return warmup, loop
 
 
 def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates) -> float:

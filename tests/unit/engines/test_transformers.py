@@ -61,6 +61,20 @@ def test_a_rollout_does_not_depend_on_the_rest_of_the_batch(engine: Transformers
         np.testing.assert_allclose(single.behaviour_logprobs, rollout.behaviour_logprobs, atol=1e-5)
 
 
+def test_equal_prefixes_share_a_forward_pass_and_finished_rows_leave_it(engine: TransformersEngine) -> None:
+    """20 responses per prompt start in one row per prompt, and end in as many rows as responses are still sampled."""
+    sizes: list[int] = []
+    hook = engine._model.register_forward_hook(
+        lambda model, arguments, options, output: sizes.append(len(options["input_ids"])), with_kwargs=True
+    )
+    rollouts = engine.generate(PROMPTS, SamplingSettings(max_new_tokens=20, samples_per_prompt=20), seeds=range(80))
+    hook.remove()
+    for step, size in enumerate(sizes):
+        sampled = [rollout for rollout in rollouts if len(rollout.response_ids) > step]
+        assert size == len({(rollout.prompt_id, rollout.response_ids[:step].tobytes()) for rollout in sampled})
+    assert sizes[0] == len(PROMPTS) < sizes[1] < 80 and sizes[-1] < max(sizes)
+
+
 def test_different_seeds_give_different_rollouts(engine: TransformersEngine) -> None:
     sampling = SamplingSettings(max_new_tokens=10, stop_at_end_of_text=False)
     first = engine.generate(PROMPTS, sampling, seeds=range(4))
