@@ -29,6 +29,7 @@ from rlgaf_ray.data.collate import num_tokens
 from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
+from rlgaf_ray.training.precision import processor_type
 from rlgaf_ray.types import Demonstration, Rollout
 
 COUNT, LONGEST, VOCABULARY = 64, 28, 4096
@@ -78,11 +79,6 @@ def measure(sides: dict[str, NeuralDiscriminator], num_contrast: int, rounds: in
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def processor() -> str:
-    found = [key for key in ("amx_bf16", "avx512_bf16", "avx2") if torch.cpu.get_capabilities().get(key)]
-    return f"{processor_name()}, {', '.join(found)}"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
@@ -92,7 +88,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    table = Table(title=f"CPU ms of an update, {processor()}, threads: {arguments.threads}")
+    table = Table(title=f"CPU ms of an update, {processor_name()}, {processor_type()}, threads: {arguments.threads}")
     for head in ("dtype", "lengths", "contrast", *SIDES, "by length / batch order", "one pass / batch order"):
         table.add_column(head, justify="left" if head in ("dtype", "lengths") else "right")
     for precision in ("bfloat16", "float32"):

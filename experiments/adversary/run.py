@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import time
 from collections import defaultdict
@@ -45,6 +44,7 @@ from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import local_roles, open_loop
+from rlgaf_ray.training.precision import processor_type
 from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Metrics, Prompt
 
@@ -217,7 +217,7 @@ def make(row: Mapping[str, Any], replicate: int, part: str, extra: list[str]) ->
         "part": part,
         "keys": dict(row["keys"]) | {"extra": extra} if extra else dict(row["keys"]),
         "commit": _commit(),
-        "processor": _processor(),
+        "processor": processor_type(),
         "torch": torch.__version__,
         "sft_steps": _sft_steps(warmups),
         "seconds": {"warm-ups": warmed, "training": ran, "measuring": time.perf_counter() - started - warmed - ran},
@@ -250,12 +250,6 @@ def _commit() -> str:
     return subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=HERE
     ).stdout.strip()
-
-
-def _processor() -> str:
-    capabilities = torch.cpu.get_capabilities()
-    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx2") if capabilities.get(kind)]
-    return " ".join([platform.machine(), *kinds[:1]])
 
 
 def main() -> None:

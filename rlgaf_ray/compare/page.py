@@ -118,7 +118,8 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
     counted = {row.name: budget(method_config(config, row.name, replicate), row.name) for row in rows}
     return Grid(
         "Budget",
-        "per replicate; SFT steps are those kept, generator steps include all tried; passes for the longest answer",
+        "per replicate; SFT steps are those kept, generator steps include all tried; passes for the longest answer; "
+        f"processors: {', '.join(sorted({kind for row in rows for kind in row.processors}))}",
         (
             "method",
             "replicates",

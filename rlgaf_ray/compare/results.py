@@ -39,6 +39,7 @@ class Row:
     candidates: int
     sft_steps: list[int | Literal["auto"]]  # of the replicates; supervised methods select theirs on validation prompts
     metrics: Metrics  # the task's own measures with the best decoding
+    processors: list[str]  # types that the trials ran on
 
     @property
     def title(self) -> str:
@@ -112,6 +113,7 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
         candidates=next(iter(trials.values())).candidates,
         sft_steps=[trial.sft_steps for trial in trials.values()],
         metrics=_means([each.metrics for each in found.values()]),
+        processors=sorted({trial.processor for trial in trials.values()}),
     )
 
 

@@ -34,6 +34,7 @@ from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import local_roles, open_loop
+from rlgaf_ray.training.precision import processor_type
 from rlgaf_ray.types import EVALUATION_PARTS, EvaluationPart, Metrics, PolicyNetwork, Prompt, Rollout
 
 
@@ -64,6 +65,7 @@ class Trial:
     seconds: dict[str, float]  # per stage; "training" includes the discriminator's warm-up, also where it was shared
     candidates: int  # sampled per answer
     sft_steps: int | Literal["auto"]  # of the model that was measured or trained further
+    processor: str = "unknown"
 
     def save(self, path: Path) -> None:
         def write(temporary: Path) -> None:
@@ -137,7 +139,16 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
         parts = {part: [measuring(part, each) for each in decodings(config.compare)] for part in measured}
     seconds["measuring"] = time.perf_counter() - trained
     steps = config.warmup.sft.steps
-    return Trial(name, replicate, parts, num_rollouts(config, method), seconds, method.answering.candidates, steps)
+    return Trial(
+        name,
+        replicate,
+        parts,
+        num_rollouts(config, method),
+        seconds,
+        method.answering.candidates,
+        steps,
+        processor_type(),
+    )
 
 
 def verdict_of(task: Task) -> RewardFunction:

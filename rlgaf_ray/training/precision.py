@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def processor_type() -> str:
+    """Return the machine and its best instructions for matrix products, such as ``x86_64 avx2``.
+
+    Results of different types are not comparable to the last digits: ``auto`` chooses the precision by them.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx2") if capabilities.get(kind)]
+    return " ".join([platform.machine(), *kinds[:1]])
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
