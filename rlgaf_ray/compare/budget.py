@@ -24,7 +24,7 @@ def budget(config: Config, name: MethodName) -> Budget:
     """Count the cost of a method. ``config``: the method's own. SFT with ``steps=auto`` counts as its ``max_steps``."""
     method = method_of(config, name)
     candidates = method.answering.candidates
-    scoring = 1 + (config.warmup.sft.contrastive_prompts if method.judge == "posterior" else 0)  # passes per candidate
+    scoring = 1 + (config.warmup.sft.contrastive_prompts if method.scorer == "posterior" else 0)  # passes per candidate
     return Budget(
         rollouts=num_rollouts(config, method),
         generator_steps=sft_steps(config, name) + (loop_steps(config) if method.trains == "generator" else 0),

@@ -36,7 +36,7 @@ class Method:
     keys: Callable[[Config], Keys] = lambda config: {}
     trains: Literal["nothing", "discriminator", "generator"] = "generator"
     answering: Answering = Answering()
-    judge: Literal["discriminator", "verdict", "posterior"] = "discriminator"  # what scores the answers
+    scorer: Literal["discriminator", "verdict", "posterior"] = "discriminator"  # what scores the answers
 
     @property
     def scores(self) -> bool:
@@ -169,7 +169,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
         "SFT's own posterior as the reward",
         "no D; log p(prompt | answer), InfoNCE (arXiv 1807.03748)",
         _without_discriminator,
-        judge="posterior",
+        scorer="posterior",
     ),
     "best_of_16_posterior": Method(
         "best of 16 by SFT's own posterior",
@@ -177,7 +177,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
         _without_discriminator,
         trains="discriminator",
         answering=Answering(16),
-        judge="posterior",
+        scorer="posterior",
     ),
     "verdict": Method(
         "true verdict as the reward",
@@ -188,7 +188,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
             "generator.reinforce.credit": "sequence",
             "generator.reinforce.baseline": "leave_one_out",
         },
-        judge="verdict",
+        scorer="verdict",
     ),
     "hindsight": Method(
         "SFT, base walks relabelled", "hindsight relabelling (arXiv 1707.01495)", _hindsight, trains="nothing"

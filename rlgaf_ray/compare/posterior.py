@@ -26,8 +26,9 @@ class Posterior:
 
         log p(y | x_0) - log sum_k p(y | x_k),  k = 0 ... K
 
-    It is a ``Discriminator`` that is never updated. The K other prompts (``Task.prompts_beside``), as many as in SFT's
-    contrastive term (``warmup.sft.contrastive_prompts``), are drawn anew for every response, with ``run.seed``.
+    It is a ``Discriminator`` that is never updated. The K other prompts (``Task.negative_prompts``) are as many as in
+    SFT's contrastive term (``warmup.sft.contrastive_prompts``), or all if there are fewer. They are sampled without
+    replacement and are the same for all responses to a prompt; ``run.seed`` and the prompt determine them.
     """
 
     def __init__(
@@ -35,12 +36,13 @@ class Posterior:
     ) -> None:
         self.group = group
         self.task = task
+        self.seed = config.run.seed
         self.num_prompts = config.warmup.sft.contrastive_prompts
         self.pad_token_id = pad_token_id
         self.device = torch.device(device)
         self.batching = Batching.configured(config.learner, group).without_gradients
-        self.model = load_generator(generator, device=self.device).eval()
-        self.random = np.random.default_rng([config.run.seed, 0])
+        trusted = config.model.trust_remote_code
+        self.model = load_generator(generator, device=self.device, trust_remote_code=trusted).eval()
 
     @property
     def needs(self) -> BatchNeeds:
@@ -49,17 +51,26 @@ class Posterior:
     @torch.no_grad()
     def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
         """Return the scores, each at its response's last token, and version 0."""
-        asked: list[Response] = []
-        for item in items:
-            others = self.task.prompts_beside(item.prompt_ids)
-            drawn = self.random.integers(len(others), size=self.num_prompts)
-            asked += [item, *(Demonstration(others[row], item.response_ids) for row in drawn)]
-        likelihoods = np.zeros(len(asked))
-        for rows in self.batching.by_length([num_tokens(each) for each in asked]):
-            sequences = collate_sequences([asked[row] for row in rows], self.pad_token_id).to(self.device)
+        prompts = {item.prompt_ids.tobytes(): item.prompt_ids for item in items}
+        others = {key: self._others(prompt) for key, prompt in prompts.items()}
+        pairs = [
+            Demonstration(prompt, item.response_ids)
+            for item in items
+            for prompt in (item.prompt_ids, *others[item.prompt_ids.tobytes()])
+        ]
+        likelihoods = np.zeros(len(pairs))
+        for rows in self.batching.by_length([num_tokens(pair) for pair in pairs]):
+            sequences = collate_sequences([pairs[row] for row in rows], self.pad_token_id).to(self.device)
             likelihoods[rows] = policy_logprobs(self.model, sequences).sum(1).double().cpu().numpy()
-        choices = likelihoods.reshape(len(items), -1)
-        return scores_at_the_end(items, choices[:, 0] - np.logaddexp.reduce(choices, axis=1)), 0
+        starts = np.cumsum([0, *(1 + len(others[item.prompt_ids.tobytes()]) for item in items)])[:-1]
+        totals = np.logaddexp.reduceat(likelihoods, starts)
+        return scores_at_the_end(items, (likelihoods[starts] - totals).tolist()), 0
+
+    def _others(self, prompt_ids: np.ndarray) -> list[np.ndarray]:
+        others = self.task.negative_prompts(prompt_ids)
+        generator = np.random.default_rng([self.seed, *prompt_ids.tolist()])
+        chosen = generator.choice(len(others), size=min(self.num_prompts, len(others)), replace=False)
+        return [others[row] for row in chosen]
 
     def update(
         self, real: Sequence[Demonstration], fake: Sequence[Response], contrast: Sequence[Demonstration] = ()

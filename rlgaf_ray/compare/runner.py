@@ -129,7 +129,7 @@ def check_data(config: Config, configs: Mapping[MethodName, Config]) -> Task:
         evaluation_set(task, config.evaluation.num_prompts)
         with named(name, "these data"):
             check_demonstrations(each, task)
-        if method_of(config, name).judge == "verdict":
+        if method_of(config, name).scorer == "verdict":
             verdict_of(task)
         if task is not first and evaluated_prompts(task) != evaluated_prompts(first):
             raise UserError(

@@ -108,11 +108,11 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
     method, started = method_of(config, name), time.perf_counter()
     cache = cache_folder(config)
     rewards: Mapping[str, RewardFunction] = {}
-    if method.judge == "verdict":
+    if method.scorer == "verdict":
         config, rewards = with_rewards(config, {verdict_of(data.task): 1.0})
     warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda stage, progress: None, with_ray=False)
     prepared = Prepared(config, data, warmups, rewards=rewards)
-    if method.judge == "posterior":
+    if method.scorer == "posterior":
 
         def posterior(folder: Path, config: Config, **options: Any) -> Posterior:
             return Posterior(warmups.generator, data.task, config, **options)

@@ -132,7 +132,7 @@ class BridgeTask(Task):
         """
         return self._other_prompts[row]
 
-    def prompts_beside(self, prompt_ids: np.ndarray) -> list[np.ndarray]:
+    def negative_prompts(self, prompt_ids: np.ndarray) -> list[np.ndarray]:
         """Return the training prompts with the same start and another goal; without any, those with another goal."""
         goal, start = prompt_ids
         wrong = self.training_pairs[self.training_pairs[:, 1] != goal]
@@ -140,7 +140,7 @@ class BridgeTask(Task):
         return [_prompt(pair) for pair in (same_start if len(same_start) else wrong)]
 
     def _with_other_goals(self, row: int) -> list[np.ndarray]:
-        others = self.prompts_beside(self.demonstrations[row].prompt_ids)
+        others = self.negative_prompts(self.demonstrations[row].prompt_ids)
         return [others[each] for each in np.random.default_rng([SEED, row]).permutation(len(others))]
 
     @property

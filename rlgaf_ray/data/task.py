@@ -83,15 +83,15 @@ class Task(Protocol):
         """
         return None
 
-    def prompts_beside(self, prompt_ids: np.ndarray) -> Sequence[np.ndarray]:
-        """Return prompts that a response to this prompt does not answer, none to evaluate, for ``compare``'s posterior.
+    def negative_prompts(self, prompt_ids: np.ndarray) -> Sequence[np.ndarray]:
+        """Return training prompts for which a response to this prompt is wrong.
 
-        By default the demonstrations' other prompts. Raises ``UserError`` if there are none.
+        By default the other prompts of the demonstrations. Raises ``UserError`` if there are none.
         """
         others = {item.prompt_ids.tobytes(): item.prompt_ids for item in self.demonstrations}
         others.pop(prompt_ids.tobytes(), None)
         if not others:
-            raise UserError("the demonstrations have no other prompts: remove posterior and best_of_16_posterior")
+            raise UserError("all demonstrations have the same prompt")
         return [*others.values()]
 
     @property

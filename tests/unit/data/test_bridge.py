@@ -63,7 +63,7 @@ def test_other_prompts_are_the_other_goals_of_training_prompts() -> None:
     evaluated = {tuple(item.prompt_ids.tolist()) for part in EVALUATION_PARTS for item in made.evaluation(part)}
     assert len(others) == len(made.other_prompts(2)) > 10 and not others & evaluated
     evaluated_prompt = made.evaluation("test")[0].prompt_ids
-    beside = {tuple(prompt.tolist()) for prompt in made.prompts_beside(evaluated_prompt)}
+    beside = {tuple(prompt.tolist()) for prompt in made.negative_prompts(evaluated_prompt)}
     assert {begin for _, begin in beside} == {evaluated_prompt[1]} and not beside & evaluated
 
 
