@@ -91,7 +91,7 @@ def above_curve(row: Row, sft: Row, metric: str) -> Difference:
     return Difference.of(gaps)
 
 
-def beside_frontier(row: Row, frontier: Sequence[Row], metric: str) -> tuple[Difference, int]:
+def difference_from_frontier(row: Row, frontier: Sequence[Row], metric: str) -> tuple[Difference, int]:
     """The row's value minus the frontier's at the same mean of the judges, linear between the frontier's rows.
 
     Beyond its ends the frontier has the value of its nearest row; also returns the number of such replicates.
@@ -208,7 +208,7 @@ def main() -> None:
     frontier = [Row.load(folder, name) for name in arguments.frontier]
     for name, row in rows.items() if frontier else ():
         for metric in ("eval/two_sample_accuracy", "eval/two_sample_auc", "eval/embedding_two_sample_auc"):
-            item, beyond = beside_frontier(row, frontier, metric)
+            item, beyond = difference_from_frontier(row, frontier, metric)
             print(
                 f"{name}, {MEASURES[metric]} minus that of the frontier at the same mean of the judges: {item}, ",
                 end="",

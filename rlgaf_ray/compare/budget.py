@@ -24,14 +24,18 @@ def budget(config: Config, name: MethodName) -> Budget:
     """Count the cost of a method. ``config``: the method's own. SFT with ``steps=auto`` counts as its ``max_steps``."""
     method = method_of(config, name)
     candidates = method.answering.candidates
-    scoring = 1 + (config.warmup.sft.contrastive_prompts if method.scorer == "posterior" else 0)  # passes per candidate
     return Budget(
         rollouts=num_rollouts(config, method),
         generator_steps=sft_steps(config, name) + (loop_steps(config) if method.trains == "generator" else 0),
         discriminator_updates=_discriminator_updates(config, method),
         candidates=candidates,
-        passes=candidates * config.task.response_tokens + (candidates * scoring if candidates > 1 else 0),
+        passes=candidates * (config.task.response_tokens + (scoring_passes(config, name) if candidates > 1 else 0)),
     )
+
+
+def scoring_passes(config: Config, name: MethodName) -> int:
+    """Return the forward passes that score one answer; at most, if the task has few other prompts."""
+    return 1 + (config.warmup.sft.contrastive_prompts if method_of(config, name).scorer == "posterior" else 0)
 
 
 def num_rollouts(config: Config, method: Method) -> int:

@@ -119,6 +119,13 @@ def _gad(config: Config) -> Keys:
     }
 
 
+def _posterior(config: Config) -> Keys:
+    """The posterior as the only reward."""
+    if config.generator.active.needs_discriminator:
+        raise UserError("it has no weights to back-propagate through: set another generator.algorithm, or remove it")
+    return {**_without_discriminator(config), "reward.kind": "logit", "reward.discriminator_weight": 1.0}
+
+
 def _hindsight(config: Config) -> Keys:
     """Label each base walk with its last square; only the bridge has such labels."""
     if not hasattr(config.task.settings, "base_goals"):
@@ -168,13 +175,13 @@ METHODS: Mapping[BuiltInMethod, Method] = {
     "posterior": Method(
         "SFT's own posterior as the reward",
         "no D; log p(prompt | answer), InfoNCE (arXiv 1807.03748)",
-        _without_discriminator,
+        _posterior,
         scorer="posterior",
     ),
     "best_of_16_posterior": Method(
         "best of 16 by SFT's own posterior",
         "no D",
-        _without_discriminator,
+        _posterior,
         trains="discriminator",
         answering=Answering(16),
         scorer="posterior",

@@ -129,8 +129,12 @@ def check_data(config: Config, configs: Mapping[MethodName, Config]) -> Task:
         evaluation_set(task, config.evaluation.num_prompts)
         with named(name, "these data"):
             check_demonstrations(each, task)
-        if method_of(config, name).scorer == "verdict":
+        scorer = method_of(config, name).scorer
+        if scorer == "verdict":
             verdict_of(task)
+        elif scorer == "posterior":
+            with named(name, "these data"):
+                task.negative_prompts(task.demonstrations[0].prompt_ids)
         if task is not first and evaluated_prompts(task) != evaluated_prompts(first):
             raise UserError(
                 f"compare.methods: {name} is evaluated on other prompts than {config.compare.methods[0]}: remove its "

@@ -128,7 +128,7 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
             evaluator = prepare_evaluator(config.model_copy(update={"evaluation": quick}), data, cache)
             with open_loop(prepared, roles, checkpoints, evaluator=evaluator) as loop:
                 if config.discriminator_warmup_updates:
-                    saved = warm_up(loop, roles, config, warmups, cache)
+                    saved = warm_up(loop, roles, config, warmups, Path(config.run.root))
                 if method.trains == "generator":
                     version = loop.run().iteration
                     network = "average" if config.generator.average_decay > 0 else "policy"

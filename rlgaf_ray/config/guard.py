@@ -37,7 +37,7 @@ class GuardLimits(Section):
     readings: Positive = Field(
         3, description="discriminator_uninformative, reward_hacking: number of evaluations, full or quick, to average"
     )
-    told_apart: Fraction = Field(
+    auc_margin: Fraction = Field(
         0.08,
         description="discriminator_uninformative: at chance while a linear classifier's AUC is higher by this or more",
     )

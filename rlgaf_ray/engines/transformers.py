@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ from rlgaf_ray.weights.state import Receipt, num_bytes, to_tensors
 
 
 class TransformersEngine(RolloutEngine):
-    """Batched sampling from a Hugging Face model with a KV cache, without repeated work for equal prefixes.
+    """Batched sampling from a Hugging Face model with a KV cache. Samples of a prompt share forward passes until they
+    differ.
 
     A rollout depends on its prompt, its seed and the weights, but not on the rest of the batch, except for rounding:
     the batch shape changes logits by about 1e-6, which can flip a sample that is as close to a token boundary.
@@ -175,7 +176,7 @@ class TransformersEngine(RolloutEngine):
 
 @torch.inference_mode()
 def check_cached_steps(model: PreTrainedModel, name: str) -> None:
-    """Reject a model whose logits change with a KV cache or with left padding, which this engine uses.
+    """Reject a model whose logits change with a KV cache, reordered rows of it, or left padding.
 
     Examples are recurrent layers that read padding, and encoders. Only checked in float32, because bfloat16 rounding
     hides the difference.
@@ -189,20 +190,21 @@ def check_cached_steps(model: PreTrainedModel, name: str) -> None:
     mask = torch.tensor([[1, 1, 1], [0, 1, 1]], device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
+    order: Any = torch.tensor([1, 0, 1], device=model.device)
     try:
-        for columns in (slice(0, 2), slice(2, 3)):
+        for columns, rows in ((slice(0, 2), [0, 1]), (slice(2, 3), [1, 0, 1])):
             stepped = model(
-                input_ids=token_ids[:, columns],
-                attention_mask=mask[:, : columns.stop],
-                position_ids=positions[:, columns],
+                input_ids=token_ids[rows, columns],
+                attention_mask=mask[rows, : columns.stop],
+                position_ids=positions[rows, columns],
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-        uncached = torch.stack(
-            [model(input_ids=row, use_cache=False).logits[0, -1] for row in (token_ids[:1], token_ids[1:, 1:])]
-        )
-        reason = "its logits change with a KV cache or with left padding"
+            cache.reorder_cache(order)
+        whole, padded = token_ids[:1], token_ids[1:, 1:]
+        uncached = torch.stack([model(input_ids=row, use_cache=False).logits[0, -1] for row in (padded, whole, padded)])
+        reason = "its logits change with a KV cache, with reordered rows of it, or with left padding"
         finite = uncached.isfinite()  # a grammar masks some tokens with -inf
         gap, spread = (stepped - uncached)[finite].abs().max(), uncached[finite].std(correction=0)
         supported = torch.equal(finite, stepped.isfinite()) and float(gap) <= 1e-2 * float(spread) + 1e-5

@@ -204,20 +204,23 @@ class Guard:
         """Evidence that the discriminator's AUC is at chance and below a fresh linear classifier's; else empty.
 
         At chance: no interval of a reading lies above 0.5; with contrast the interval of the mean lies below 0.5.
-        Below: by ``told_apart`` on average over the readings.
+        Below: the classifier's mean AUC is higher by ``auc_margin`` and above 0.5 by the same interval, which is about
+        as wide for both, as they score the same rows.
         """
         newest = self.readings[-self.settings.limits.readings :]
         if len(newest) < self.settings.limits.readings:
             return ""
         if any(each.auc - each.interval > 0.5 for each in newest):
             return ""
-        if _mean(newest, "two_sample_auc") - _mean(newest, "auc") < self.settings.limits.told_apart:
+        auc, linear = _mean(newest, "auc"), _mean(newest, "two_sample_auc")
+        interval = _mean(newest, "interval") / math.sqrt(len(newest))
+        if linear - auc < self.settings.limits.auc_margin or linear - interval <= 0.5:
             return ""
-        if self.contrast and _mean(newest, "auc") + _mean(newest, "interval") / math.sqrt(len(newest)) >= 0.5:
+        if self.contrast and auc + interval >= 0.5:
             return ""
         return (
-            f"held-out AUC of the discriminator is {_mean(newest, 'auc'):.3f} over the last {len(newest)} evaluations, "
-            f"while that of a fresh linear classifier is {_mean(newest, 'two_sample_auc'):.3f}"
+            f"held-out AUC of the discriminator is {auc:.3f} over the last {len(newest)} evaluations, "
+            f"while that of a fresh linear classifier is {linear:.3f}"
         )
 
     def _hacking(self) -> str:

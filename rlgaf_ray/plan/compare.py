@@ -16,7 +16,7 @@ from rich.table import Table
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
-from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps, scoring_passes
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.methods import method_config, method_of
 from rlgaf_ray.compare.shared import keys_read
@@ -161,7 +161,8 @@ def _train_seconds(
         for updates in (1.0, 0.0)
     )
     warmup = config.discriminator_warmup_updates * share * (plan.phases["rollout"] + once - never)
-    loop = config.run.iterations * plan.iteration_seconds if method.trains == "generator" else 0.0
+    more_scoring = (scoring_passes(config, name) - 1) * never
+    loop = config.run.iterations * (plan.iteration_seconds + more_scoring) if method.trains == "generator" else 0.0
     return warmup, loop
 
 
@@ -183,7 +184,7 @@ def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placem
     )
     if candidates > 1:
         devices = placement.num_discriminators * (1 if on_gpu else placement.threads)
-        seconds += discriminator_seconds(shape, work, rates, devices=devices)
+        seconds += scoring_passes(config, name) * discriminator_seconds(shape, work, rates, devices=devices)
     return len(EVALUATION_PARTS) * len(decodings(config.compare)) * total / batch * seconds
 
 

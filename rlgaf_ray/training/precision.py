@@ -14,7 +14,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 def processor_type() -> str:
     """Return the machine and its best instructions for matrix products, such as ``x86_64 avx2``.
 
-    Results of different types are not comparable to the last digits: ``auto`` chooses the precision by them.
+    ``learner.precision=auto`` depends on it.
     """
     capabilities = torch.cpu.get_capabilities()
     kinds = [kind for kind in ("amx_bf16", "avx512_bf16", "avx2") if capabilities.get(kind)]

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from rlgaf_ray.compare.decoding import Decoding
+from rlgaf_ray.compare.shared import keys_read
 from rlgaf_ray.compare.trial import Trial, run_trial
 from rlgaf_ray.config import load_config
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.training.precision import processor_type
 from tests.unit.compare.small import SMALL
 
 
@@ -65,22 +67,41 @@ def test_supervised_methods_keep_the_sft_steps_with_the_best_validation_quality(
     assert run(tmp_path / "rl", first[1], "compare.sft_steps=[1, 150]").sft_steps == 5  # for supervised methods only
 
 
-def shared_warmups(cache: Path) -> set[Path]:
-    return {path for path in (cache / "warmups").glob("rollouts-*") if path.is_dir()}
+def shared_warmups(root: Path) -> set[Path]:
+    return {path for path in (root / "warmups").iterdir() if path.is_dir()}
 
 
 def test_methods_that_start_with_the_same_discriminator_share_its_warm_up(
     first: tuple[Trial, Path], tmp_path: Path
 ) -> None:
-    """With the warm-up of ``rlgaf`` they give the same results as with their own."""
-    before = shared_warmups(first[1])
+    """They give the same results with another method's warm-up as with their own."""
+    root = tmp_path / "shared"
+    assert run(root, first[1]) == first[0]
+    before = shared_warmups(root)
+    assert len(before) == 1
     for name in ("best_of_4", "rejection", "frozen"):
-        own = run(tmp_path / name, tmp_path / name / "cache", name=name)
-        assert run(tmp_path / f"{name}-shared", first[1], name=name) == own
-    assert shared_warmups(first[1]) == before
+        assert run(root, first[1], name=name) == run(tmp_path / name, first[1], name=name)
+    assert shared_warmups(root) == before
 
 
-def test_a_discriminator_with_other_settings_has_its_own_warm_up(first: tuple[Trial, Path], tmp_path: Path) -> None:
-    before = shared_warmups(first[1])
-    run(tmp_path, first[1], "discriminator.learning_rate=2.0e-3", name="best_of_4")
-    assert len(shared_warmups(first[1]) - before) == 1
+@pytest.mark.parametrize(
+    "key",
+    [
+        "discriminator.learning_rate=2.0e-3",
+        "discriminator.held_out=4",
+        "rollout.free_prompts=0.5",
+        "run.seed=5",
+    ],
+)
+def test_a_warm_up_that_reads_other_values_is_another_one(key: str) -> None:
+    config = load_config(None, SMALL)
+    assert keys_read(load_config(None, [*SMALL, key])) != keys_read(config)
+
+
+def test_the_posterior_scores_instead_of_a_discriminator(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    trained = run(tmp_path / "trained", first[1], name="posterior")
+    chosen = run(tmp_path / "chosen", first[1], name="best_of_16_posterior")
+    assert (trained.rollouts, trained.candidates, chosen.rollouts, chosen.candidates) == (32, 1, 0, 16)
+    assert trained.processor == chosen.processor == processor_type()
+    sft = run(tmp_path / "sft", first[1], name="sft")
+    assert trained.parts["test"] != sft.parts["test"]

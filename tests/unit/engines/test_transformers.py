@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import DynamicCache
 
 from rlgaf_ray.engines.sampling import sampling_logprobs
 from rlgaf_ray.engines.transformers import TransformersEngine
@@ -73,6 +74,16 @@ def test_equal_prefixes_share_a_forward_pass_and_finished_rows_leave_it(engine: 
         sampled = [rollout for rollout in rollouts if len(rollout.response_ids) > step]
         assert size == len({(rollout.prompt_id, rollout.response_ids[:step].tobytes()) for rollout in sampled})
     assert sizes[0] == len(PROMPTS) < sizes[1] < 80 and sizes[-1] < max(sizes)
+
+
+def test_a_cache_that_does_not_reorder_its_rows_is_refused(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keep_the_old_rows(self: DynamicCache, order: torch.Tensor) -> None:
+        for layer in self.layers:
+            layer.keys, layer.values = layer.keys[[0, 1, 0]], layer.values[[0, 1, 0]]
+
+    monkeypatch.setattr(DynamicCache, "reorder_cache", keep_the_old_rows)
+    with pytest.raises(UserError, match="reordered rows of it"):
+        TransformersEngine(gpt2_folder)
 
 
 def test_different_seeds_give_different_rollouts(engine: TransformersEngine) -> None:

@@ -247,6 +247,9 @@ def reading(auc: float, two_sample: float, *, reward: float = 0.0, judged: float
         (0.56, 0.70, "healthy"),  # above chance by its interval
         (0.43, 0.53, "discriminator_uninformative"),  # the text is close to real text, and it prefers the wrong one
         (0.50, 0.54, "healthy"),  # the classifier cannot tell either
+        (0.46, 0.54, "discriminator_uninformative"),  # by the margin of 0.08
+        (0.47, 0.54, "healthy"),
+        (0.42, 0.52, "healthy"),  # the classifier's interval includes chance
     ],
 )
 def test_a_discriminator_at_chance_while_a_classifier_is_not(auc: float, two_sample: float, kind: str) -> None:

@@ -110,3 +110,21 @@ def test_a_comparison_is_planned_if_the_config_has_a_compare_section(capsys: pyt
 def test_a_method_that_the_config_does_not_support_is_named() -> None:
     with pytest.raises(UserError, match=r"compare.methods: gad does not work with this config: .*samples_per_prompt"):
         planned("compare.methods=[sft, gad]", "rollout.samples_per_prompt=1", "generator.reinforce.baseline=none")
+
+
+def test_the_posterior_scores_with_one_pass_per_prompt() -> None:
+    """Eight other prompts: nine passes per candidate."""
+    _, plan = planned("compare.methods=[sft, zero_reward, posterior, best_of_16, best_of_16_posterior]")
+    found = {each.name: each for each in plan.methods}
+    assert found["best_of_16_posterior"].budget.passes == 16 * (8 + 9)
+    assert found["posterior"].train_seconds > found["zero_reward"].train_seconds
+    assert found["best_of_16_posterior"].measure_seconds > found["best_of_16"].measure_seconds
+
+
+def test_a_schedule_of_the_discriminator_is_shared_for_equal_numbers_of_updates() -> None:
+    schedule = "discriminator.learning_rate_schedule=linear"
+    _, plan = planned("compare.methods=[sft, best_of_4, best_of_16]", schedule)
+    _, other = planned("compare.methods=[sft, best_of_4, frozen]", schedule)  # frozen has no updates after its warm-up
+    found = plan.methods[1]
+    assert plan.shared_seconds == pytest.approx(2 * found.sft_seconds + found.train_seconds)
+    assert other.shared_seconds == pytest.approx(2 * found.sft_seconds)
