@@ -77,8 +77,8 @@ def test_equal_prefixes_share_a_forward_pass_and_finished_rows_leave_it(engine: 
 
 
 def test_a_cache_that_does_not_reorder_its_rows_is_refused(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def keep_the_old_rows(self: DynamicCache, order: torch.Tensor) -> None:
-        for layer in self.layers:
+    def keep_the_old_rows(cache: Any, order: torch.Tensor) -> None:
+        for layer in cache.layers:
             layer.keys, layer.values = layer.keys[[0, 1, 0]], layer.values[[0, 1, 0]]
 
     monkeypatch.setattr(DynamicCache, "reorder_cache", keep_the_old_rows)
