@@ -220,11 +220,10 @@ class Measuring:
     def select(self, rollouts: Sequence[Rollout], start: int) -> list[Rollout]:
         """Keep one of each group of adjacent candidates. ``start`` seeds the noise."""
         candidates = self.answering.candidates
-        distinct = {(rollout.prompt_id, rollout.response_ids.tobytes()): rollout for rollout in rollouts}
-        scored = zip(distinct, self.roles.score([*distinct.values()]), strict=True)
-        score_of = {key: item.score for key, item in scored}
-        scores = np.array([score_of[each.prompt_id, each.response_ids.tobytes()] for each in rollouts])
-        scores = scores.reshape(-1, candidates)
+        keys = [(rollout.prompt_id, rollout.response_ids.tobytes()) for rollout in rollouts]
+        distinct = dict(zip(keys, rollouts, strict=True))
+        scored = dict(zip(distinct, self.roles.score([*distinct.values()]), strict=True))
+        scores = np.array([scored[key].score for key in keys]).reshape(-1, candidates)
         if self.answering.by == "weight":  # Gumbel-max trick: samples in proportion to exp(score)
             scores = scores + np.random.default_rng([self.config.run.seed, start]).gumbel(size=scores.shape)
         selected = scores.argmax(1) + np.arange(len(scores)) * candidates
