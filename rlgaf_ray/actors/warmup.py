@@ -36,6 +36,7 @@ from rlgaf_ray.training.architectures import DISCRIMINATORS
 from rlgaf_ray.training.fingerprint import model_fingerprint
 from rlgaf_ray.training.memory import release_freed_memory
 from rlgaf_ray.training.warmup import WarmupProgress
+from rlgaf_ray.types import Demonstration
 
 FORMAT = 4  # increment when a code change changes the result of a warm-up
 
@@ -64,11 +65,13 @@ def prepare_warmups(
     report: Report,
     *,
     with_ray: bool = True,
+    sft_rows: Sequence[Demonstration] | None = None,
 ) -> Warmups:
     """Return the warmed-up models and train those that are not cached.
 
     ``report`` receives the stage's name ('generator', 'sft', ...) and its progress. Without Ray the models are trained
-    in this process, on CPU, with the same result as with one worker of Ray Train.
+    in this process, on CPU, with the same result as with one worker of Ray Train. ``sft_rows``: rows for SFT instead of
+    the task's demonstrations, without a contrastive term.
     """
     run = _run if with_ray else _run_here
     source = config.model.generator
@@ -95,11 +98,14 @@ def prepare_warmups(
     if config.warmup.sft.steps:
         others = _other_prompts(task) if config.warmup.sft.contrastive_weight > 0 else None
         read = [] if others is None else [str([each.tolist() for each in row]) for row in others if row is not None]
+        if sft_rows is not None:
+            assert others is None, "these rows have no other prompts"
+            read = [str([(item.prompt_ids.tolist(), item.response_ids.tolist()) for item in sft_rows])]
         stage = [config.warmup.sft.model_dump_json(), *common, str(config.run.seed), *read]
         key = content_hash([key, *data, *cut, *stage])
         payload = {"stage": "sft", "source": str(base), "ends": ends}
         generator = cache / "warmups" / f"sft-{key[:16]}"
-        rows = (task.demonstrations, others)
+        rows = (task.demonstrations if sft_rows is None else sft_rows, others)
         cached &= _made(generator, sft_worker, lambda: rows, payload, config, tokenizer, report, run)
 
     settings = config.discriminator

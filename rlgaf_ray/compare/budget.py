@@ -17,7 +17,7 @@ class Budget:
     generator_steps: int  # optimiser steps after the base model: SFT and training
     discriminator_updates: int  # warm-up and training
     candidates: int  # sampled per answer
-    passes: int  # forward passes for the longest answer: one per generated token, plus those that score
+    passes: int  # forward passes for the longest answer: one per sampled token (two if guided), plus those that score
 
 
 def budget(config: Config, name: MethodName) -> Budget:
@@ -29,13 +29,22 @@ def budget(config: Config, name: MethodName) -> Budget:
         generator_steps=sft_steps(config, name) + (loop_steps(config) if method.trains == "generator" else 0),
         discriminator_updates=_discriminator_updates(config, method),
         candidates=candidates,
-        passes=candidates * (config.task.response_tokens + (scoring_passes(config, name) if candidates > 1 else 0)),
+        passes=candidates * passes_per_candidate(config, name),
     )
 
 
 def scoring_passes(config: Config, name: MethodName) -> int:
     """Return the forward passes that score one answer; at most, if the task has few other prompts."""
     return 1 + (config.warmup.sft.contrastive_prompts if method_of(config, name).scorer == "posterior" else 0)
+
+
+def passes_per_candidate(config: Config, name: MethodName) -> int:
+    """Return the forward passes for one candidate of the longest answer: sampling, and scoring if one is selected."""
+    method = method_of(config, name)
+    sampling = config.task.response_tokens * (2 if method.answering.guided else 1)
+    if method.answering.candidates == 1:
+        return sampling
+    return sampling + scoring_passes(config, name) + (config.reward.base_logprob > 0)
 
 
 def num_rollouts(config: Config, method: Method) -> int:

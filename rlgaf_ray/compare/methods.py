@@ -18,10 +18,14 @@ SELF_PLAY_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """Samples ``candidates`` per answer and selects one by the discriminator's score."""
+    """Samples ``candidates`` per answer and selects one by the discriminator's score.
+
+    With ``reward.base_logprob`` the base model's log-likelihood, times that coefficient, is added to the score.
+    """
 
     candidates: int = 1
     by: Literal["best", "weight"] = "best"  # highest score, or sampled in proportion to exp(score)
+    guided: bool = False  # the SFT model is trained with label tokens, and sampling is guided by them
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,15 @@ class Method:
     def sft_steps(self, config: Config) -> Sequence[int | Literal["auto"]]:
         """Return the SFT step counts that a trial tries."""
         return (not self.scores and config.compare.sft_steps) or [config.warmup.sft.steps]
+
+    def options(self, config: Config) -> list[Keys]:
+        """Return the overrides that a trial tries, to keep the one with the best validation quality."""
+        weights = config.compare.guidance if self.answering.guided else config.compare.guidance[:1]
+        return [
+            {"warmup.sft.steps": steps, "compare.guidance": [weight]}
+            for steps in self.sft_steps(config)
+            for weight in weights
+        ]
 
 
 def _without_discriminator(config: Config) -> dict[str, Any]:
@@ -85,6 +98,12 @@ def _rejection(config: Config) -> Keys:
 
 def _dpo(config: Config) -> dict[str, Any]:
     return {**_without_discriminator(config), "generator.algorithm": "dpo", "rollout.free_prompts": 0.0}
+
+
+def _label_token(config: Config) -> Keys:
+    if config.warmup.sft.steps == 0 and not config.compare.sft_steps:
+        raise UserError("it fine-tunes with a label token, but warmup.sft.steps=0: set it to a number or auto")
+    return {"warmup.sft.contrastive_weight": 0.0}
 
 
 def _spin(config: Config) -> Keys:
@@ -143,6 +162,9 @@ METHODS: Mapping[BuiltInMethod, Method] = {
     ),
     "best_of_4": Method("best of 4 by D", "", trains="discriminator", answering=Answering(4)),
     "best_of_16": Method("best of 16 by D", "", trains="discriminator", answering=Answering(16)),
+    "resampling_4": Method(
+        "one of 4 by exp(D)", "arXiv 1810.06758", trains="discriminator", answering=Answering(4, "weight")
+    ),
     "resampling_16": Method(
         "one of 16 by exp(D)", "arXiv 1810.06758", trains="discriminator", answering=Answering(16, "weight")
     ),
@@ -153,6 +175,18 @@ METHODS: Mapping[BuiltInMethod, Method] = {
         "DITTO",
         "arXiv 2406.00888",
         lambda config: {**_dpo(config), "generator.dpo.replay_share": 0.2, "generator.dpo.between_share": 0.1},
+    ),
+    "dpo_labels": Method(
+        "DPO over labelled negatives",
+        "arXiv 2305.18290",
+        lambda config: {**_dpo(config), "generator.dpo.rejected": "labels"},
+    ),
+    "label_token": Method(
+        "SFT with a label token, guided",
+        "arXiv 1909.05858, 2306.17806",
+        _label_token,
+        trains="nothing",
+        answering=Answering(guided=True),
     ),
     "gad": Method("GAD", "arXiv 2511.10643", _gad),
     "frozen": Method(

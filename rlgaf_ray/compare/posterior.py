@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from rlgaf_ray.compare.likelihood import Likelihood
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.discriminator import BatchNeeds
-from rlgaf_ray.data.collate import collate_sequences, num_tokens
 from rlgaf_ray.data.lengths import Response
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.data.task import Task
-from rlgaf_ray.models.generator import load_generator, policy_logprobs
-from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.discriminator import scores_at_the_end
 from rlgaf_ray.training.distributed import Group
 from rlgaf_ray.types import Demonstration, Metrics, WeightUpdate
@@ -38,17 +35,12 @@ class Posterior:
         self.task = task
         self.seed = config.run.seed
         self.num_prompts = config.warmup.sft.contrastive_prompts
-        self.pad_token_id = pad_token_id
-        self.device = torch.device(device)
-        self.batching = Batching.configured(config.learner, group).without_gradients
-        trusted = config.model.trust_remote_code
-        self.model = load_generator(generator, device=self.device, trust_remote_code=trusted).eval()
+        self.likelihood = Likelihood(generator, config, pad_token_id=pad_token_id, device=device)
 
     @property
     def needs(self) -> BatchNeeds:
         return BatchNeeds()
 
-    @torch.no_grad()
     def token_scores(self, items: Sequence[Response]) -> tuple[np.ndarray, int]:
         """Return the scores, each at its response's last token, and version 0."""
         prompts = {item.prompt_ids.tobytes(): item.prompt_ids for item in items}
@@ -58,10 +50,7 @@ class Posterior:
             for item in items
             for prompt in (item.prompt_ids, *others[item.prompt_ids.tobytes()])
         ]
-        likelihoods = np.zeros(len(pairs))
-        for rows in self.batching.by_length([num_tokens(pair) for pair in pairs]):
-            sequences = collate_sequences([pairs[row] for row in rows], self.pad_token_id).to(self.device)
-            likelihoods[rows] = policy_logprobs(self.model, sequences).sum(1).double().cpu().numpy()
+        likelihoods = self.likelihood(pairs)
         starts = np.cumsum([0, *(1 + len(others[item.prompt_ids.tobytes()]) for item in items)])[:-1]
         totals = np.logaddexp.reduceat(likelihoods, starts)
         return scores_at_the_end(items, (likelihoods[starts] - totals).tolist()), 0

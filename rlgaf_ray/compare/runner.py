@@ -12,6 +12,7 @@ from ray import tune
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.compare.guidance import Labels
 from rlgaf_ray.compare.methods import method_config, method_of, named
 from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
@@ -124,17 +125,20 @@ def check_data(config: Config, configs: Mapping[MethodName, Config]) -> Task:
     for name, each in configs.items():
         settings = each.task.model_dump_json()
         if settings not in tasks:
-            tasks[settings] = prepare_data(each, cache_folder(config)).task
+            data = prepare_data(each, cache_folder(config))
+            tasks[settings], tokenizer = data.task, data.tokenizer
         task, first = tasks[settings], next(iter(tasks.values()))
         evaluation_set(task, config.evaluation.num_prompts)
         with named(name, "these data"):
             check_demonstrations(each, task)
-        scorer = method_of(config, name).scorer
-        if scorer == "verdict":
+        method = method_of(config, name)
+        if method.scorer == "verdict":
             verdict_of(task)
-        elif scorer == "posterior":
-            with named(name, "these data"):
+        with named(name, "these data"):
+            if method.scorer == "posterior":
                 task.negative_prompts(task.demonstrations[0].prompt_ids)
+            if method.answering.guided:
+                Labels(tokenizer).rows(task)
         if task is not first and evaluated_prompts(task) != evaluated_prompts(first):
             raise UserError(
                 f"compare.methods: {name} is evaluated on other prompts than {config.compare.methods[0]}: remove its "

@@ -16,6 +16,8 @@ import torch
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
 from rlgaf_ray.compare.decoding import Decoding, decodings
+from rlgaf_ray.compare.guidance import GuidedEngine, Labels
+from rlgaf_ray.compare.likelihood import Likelihood
 from rlgaf_ray.compare.methods import Answering, method_config, method_of
 from rlgaf_ray.compare.posterior import Posterior
 from rlgaf_ray.compare.shared import warm_up
@@ -23,6 +25,7 @@ from rlgaf_ray.config import Config, with_values
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.data.cache import write_atomically
 from rlgaf_ray.data.task import Task
+from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
@@ -66,6 +69,7 @@ class Trial:
     candidates: int  # sampled per answer
     sft_steps: int | Literal["auto"]  # of the model that was measured or trained further
     processor: str = "unknown"
+    guidance: float | None = None  # weight of the guidance by label tokens
 
     def save(self, path: Path) -> None:
         def write(temporary: Path) -> None:
@@ -83,8 +87,8 @@ class Trial:
 def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) -> Trial:
     """Train and measure one method with all roles in this process. ``folder``: ``run.root`` of the training run.
 
-    With ``compare.sft_steps``, supervised methods are trained with each step count; returns the trial with the best
-    validation quality.
+    With ``compare.sft_steps``, supervised methods are trained with each step count, and ``label_token`` is measured
+    with each weight of ``compare.guidance``; returns the trial with the best validation quality.
     """
     torch.set_num_threads(1)
     config = method_config(config, name, replicate)
@@ -92,13 +96,13 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
     config = config.model_copy(update={"run": run})
     check_before_start(config)
     data = prepare_data(config, cache_folder(config))
-    options = method_of(config, name).sft_steps(config)
-    configs = {steps: with_values(config, {"warmup.sft.steps": steps}) for steps in options}
+    configs = [with_values(config, keys) for keys in method_of(config, name).options(config)]
     if len(configs) == 1:
-        return _run(configs[options[0]], data, name, replicate, EVALUATION_PARTS)
-    tried = [_run(each, data, name, replicate, ["validation"]) for each in configs.values()]
-    best = max(tried, key=lambda trial: max(each.quality for each in trial.parts["validation"]))
-    tested = _run(configs[best.sft_steps], data, name, replicate, ["test"])  # its SFT model is cached
+        return _run(configs[0], data, name, replicate, EVALUATION_PARTS)
+    tried = [_run(each, data, name, replicate, ["validation"]) for each in configs]
+    qualities = [max(each.quality for each in trial.parts["validation"]) for trial in tried]
+    row = int(np.argmax(qualities))
+    best, tested = tried[row], _run(configs[row], data, name, replicate, ["test"])  # its SFT model is cached
     seconds = {stage: sum(trial.seconds[stage] for trial in [*tried, tested]) for stage in best.seconds}
     return replace(best, parts=best.parts | tested.parts, seconds=seconds)
 
@@ -110,7 +114,16 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
     rewards: Mapping[str, RewardFunction] = {}
     if method.scorer == "verdict":
         config, rewards = with_rewards(config, {verdict_of(data.task): 1.0})
-    warmups = prepare_warmups(config, data.task, data.tokenizer, cache, lambda stage, progress: None, with_ray=False)
+    labels = Labels(data.tokenizer) if method.answering.guided else None
+    warmups = prepare_warmups(
+        config,
+        data.task,
+        data.tokenizer,
+        cache,
+        lambda stage, progress: None,
+        with_ray=False,
+        sft_rows=None if labels is None else labels.rows(data.task),
+    )
     prepared = Prepared(config, data, warmups, rewards=rewards)
     if method.scorer == "posterior":
 
@@ -135,7 +148,13 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
         roles.push_weights(version, network=network)()
         trained = time.perf_counter()
         seconds["training"] = trained - started - seconds["warm-ups"] + saved
-        measuring = Measuring(config, data, roles, method.answering)
+        engine = base = guidance = None
+        if labels is not None:
+            guidance = config.compare.guidance[0]
+            engine = GuidedEngine(warmups.generator, labels, guidance, config, max_tokens=data.task.max_tokens)
+        if config.reward.base_logprob > 0 and method.answering.candidates > 1:
+            base = Likelihood(warmups.base, config, pad_token_id=data.tokenizer.pad_token_id)
+        measuring = Measuring(config, data, roles, method.answering, engine=engine, base=base)
         parts = {part: [measuring(part, each) for each in decodings(config.compare)] for part in measured}
     seconds["measuring"] = time.perf_counter() - trained
     steps = config.warmup.sft.steps
@@ -148,6 +167,7 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
         method.answering.candidates,
         steps,
         processor_type(),
+        guidance,
     )
 
 
@@ -163,10 +183,24 @@ def verdict_of(task: Task) -> RewardFunction:
 
 
 class Measuring:
-    """Measures ``compare.samples`` answers to every prompt of a part, with the same seeds for every method."""
+    """Measures ``compare.samples`` answers to every prompt of a part, with the same seeds for every method.
 
-    def __init__(self, config: Config, data: Data, roles: Roles, answering: Answering) -> None:
+    ``engine``: by default that of ``roles``. ``base``: adds the base model's log-likelihood, times
+    ``reward.base_logprob``, to the candidates' scores.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: Data,
+        roles: Roles,
+        answering: Answering,
+        *,
+        engine: RolloutEngine | None = None,
+        base: Likelihood | None = None,
+    ) -> None:
         self.config, self.data, self.roles, self.answering = config, data, roles, answering
+        self.engine, self.base = engine, base
         self.quality = config.best_metric
 
     def __call__(self, part: EvaluationPart, decoding: Decoding) -> Measured:
@@ -213,7 +247,10 @@ class Measuring:
             batch = prompts[start : start + PROMPTS_AT_ONCE]
             first = start * per_prompt
             seeds = [rollout_seed(seed, EVALUATION, first + row) for row in range(len(batch) * per_prompt)]
-            rollouts = self.roles.generate(batch, sampling, seeds)
+            if self.engine is None:
+                rollouts = self.roles.generate(batch, sampling, seeds)
+            else:
+                rollouts = self.engine.generate(batch, sampling, seeds=seeds)
             answers += rollouts if candidates == 1 else self.select(rollouts, start)
         return answers
 
@@ -222,8 +259,11 @@ class Measuring:
         candidates = self.answering.candidates
         keys = [(rollout.prompt_id, rollout.response_ids.tobytes()) for rollout in rollouts]
         distinct = dict(zip(keys, rollouts, strict=True))
-        scored = dict(zip(distinct, self.roles.score([*distinct.values()]), strict=True))
-        scores = np.array([scored[key].score for key in keys]).reshape(-1, candidates)
+        values = np.array([each.score for each in self.roles.score([*distinct.values()])])
+        if self.base is not None:
+            values = values + self.config.reward.base_logprob * self.base([*distinct.values()])
+        score_of = dict(zip(distinct, values.tolist(), strict=True))
+        scores = np.array([score_of[key] for key in keys]).reshape(-1, candidates)
         if self.answering.by == "weight":  # Gumbel-max trick: samples in proportion to exp(score)
             scores = scores + np.random.default_rng([self.config.run.seed, start]).gumbel(size=scores.shape)
         selected = scores.argmax(1) + np.arange(len(scores)) * candidates

@@ -26,8 +26,9 @@ LOSS_AVERAGE = (
     "task.response_tokens (Dr. GRPO)"
 )
 RatioLevel = Literal["token", "sequence"]
-Text = Literal["pretraining", "demonstrations", "answers"]
-"""Real text of an update. ``answers``: the demonstration of each rollout's prompt; the others have their own stream."""
+Text = Literal["pretraining", "demonstrations", "answers", "pairs"]
+"""Real text of an update. ``answers``: the demonstration of each rollout's prompt; ``pairs``: those, then a labelled
+negative for each. The others have their own stream."""
 
 MAX_SAMPLES_PER_HORIZON = 5  # with more samples per horizon the adaptive KL coefficient could become negative
 

@@ -15,11 +15,14 @@ BuiltInMethod = Literal[
     "contrastive_sft",
     "best_of_4",
     "best_of_16",
+    "resampling_4",
     "resampling_16",
     "rejection",
     "dpo",
     "spin",
     "ditto",
+    "dpo_labels",
+    "label_token",
     "gad",
     "frozen",
     "reward_model",
@@ -72,6 +75,11 @@ class CompareSection(Section):
         [],
         description="SFT step counts that the supervised methods try; the best on the validation prompts is kept; "
         "empty: warmup.sft.steps",
+    )
+    guidance: list[Rate] = Field(
+        [1.0, 1.5, 2.0, 3.0],
+        min_length=1,
+        description="weights of the guidance that label_token tries; the best on the validation prompts is kept",
     )
     rejection_rounds: Positive = Field(6, description="rounds of rejection, with as many rollouts in total as rlgaf")
     samples: Positive = Field(4, description="answers per prompt and measurement")

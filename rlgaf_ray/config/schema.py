@@ -93,10 +93,13 @@ class Config(Section):
 
     @property
     def labels_read(self) -> list[str]:
-        """Stages in which the discriminator reads labelled negatives, which SFT does not see."""
-        warmup, settings = self.warmup.discriminator, self.discriminator
-        labelled_warmup = warmup.type == "labels" and warmup.steps > 0
-        places = {"its warm-up": labelled_warmup, "its contrast": settings.contrast_read == "labels"}
+        """Stages that read labelled negatives, which SFT does not see."""
+        warmup = self.warmup.discriminator
+        places = {
+            "the discriminator's warm-up": warmup.type == "labels" and warmup.steps > 0,
+            "the discriminator's contrast": self.discriminator.contrast_read == "labels",
+            "the generator's updates": self.generator.active.text == "pairs",
+        }
         return [place for place, reads in places.items() if reads]
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from rlgaf_ray.config.algorithm import AlgorithmSettings, ExactKLSettings, OtherSections, PreferenceKLSettings, Text
@@ -10,13 +12,18 @@ from rlgaf_ray.config.section import Fraction, NonNegativeRate, Positive
 
 
 class DPOSettings(AlgorithmSettings):
-    """DPO that prefers demonstrations to the policy's samples for the same prompts, without rewards."""
+    """DPO that prefers demonstrations to the policy's samples or to labelled negatives, without rewards."""
 
     key = "dpo"
     rewards_tokens = False
 
     epochs: Positive = 1
     minibatches: Positive = 1
+    rejected: Literal["samples", "labels"] = Field(
+        "samples",
+        description="rejected responses: the policy's own samples, or labelled negatives, of the same prompt if it has "
+        "one, else with their own prompts",
+    )
     self_play: bool = Field(
         False, description="use the policy that sampled the batch as the reference, as in SPIN, instead of kl.reference"
     )
@@ -41,9 +48,20 @@ class DPOSettings(AlgorithmSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _samples_are_rejected(self) -> DPOSettings:
+        if self.rejected == "labels":
+            for name in ("replay_share", "between_share"):
+                if getattr(self, name) > 0:
+                    raise ValueError(
+                        f"generator.dpo.{name} is a share of pairs with the policy's own samples, which "
+                        "generator.dpo.rejected=labels does not use: remove one of them"
+                    )
+        return self
+
     @property
     def text(self) -> Text | None:
-        return "answers"
+        return "pairs" if self.rejected == "labels" else "answers"
 
     @property
     def passes(self) -> int:

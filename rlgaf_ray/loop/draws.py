@@ -28,7 +28,9 @@ class Draws:
         self.trained_rows, self.held_out_rows = split_held_out(len(task.demonstrations), config.held_out_demonstrations)
         self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
         self.text: TextBlocks | None = None
-        self.answers = config.generator.active.text == "answers"
+        self.negatives: dict[bytes, list[Demonstration]] = {}
+        for item in self.contrast_rows if config.generator.active.text == "pairs" else []:
+            self.negatives.setdefault(item.prompt_ids.tobytes(), []).append(item)
         match config.generator.active.text:
             case "pretraining":
                 self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
@@ -115,9 +117,22 @@ class Draws:
 
     def text_beside(self, rollouts: Sequence[Rollout]) -> TextBlocks | None:
         """Real text for the generator update on these rollouts (``AlgorithmSettings.text``); None if unused."""
-        if self.answers:
-            return demonstration_blocks([self.task.demonstrations[rollout.prompt_id] for rollout in rollouts])
+        match self.config.generator.active.text:
+            case "answers":
+                return demonstration_blocks(self._answers(rollouts))
+            case "pairs":
+                answers = self._answers(rollouts)
+                drawn = self._next("contrast", len(answers)).tolist()
+                return demonstration_blocks([*answers, *map(self._negative, answers, drawn)])
         return None if self.text is None else self.text[self._next("pretraining", self.config.rollout.batch_size)]
+
+    def _answers(self, rollouts: Sequence[Rollout]) -> list[Demonstration]:
+        return [self.task.demonstrations[rollout.prompt_id] for rollout in rollouts]
+
+    def _negative(self, answer: Demonstration, drawn: int) -> Demonstration:
+        """Choose a labelled negative of the same prompt, or the drawn one with its own prompt."""
+        same = self.negatives.get(answer.prompt_ids.tobytes())
+        return same[drawn % len(same)] if same else self.contrast_rows[drawn]
 
     def _next(self, stream: str, count: int) -> np.ndarray:
         return self.streams[stream].next(count)

@@ -134,9 +134,10 @@ def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rat
     """
     settings, found = config.warmup.sft, {}
     prompts = 1 + (settings.contrastive_prompts if settings.contrastive_weight > 0 else 0)
-    for steps in method_of(config, name).sft_steps(config):
+    method = method_of(config, name)
+    for steps in method.sft_steps(config):
         rows = num_steps(config, steps) * settings.batch_size * prompts
-        key = settings.model_copy(update={"steps": steps}).model_dump_json()
+        key = settings.model_copy(update={"steps": steps}).model_dump_json() + str(method.answering.guided)
         found[key] = training_seconds(
             shape, rates, rows=rows, length=_length(config), devices=config.warmup.num_workers
         )
@@ -168,7 +169,8 @@ def _train_seconds(
 
 def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placement: Placement, rates: Rates) -> float:
     """Return the seconds to measure one method on ``evaluation.num_prompts`` prompts of each part."""
-    candidates = method_of(config, name).answering.candidates
+    method = method_of(config, name)
+    candidates = method.answering.candidates
     per_prompt = config.compare.samples * candidates
     total = config.evaluation.num_prompts * per_prompt
     batch = min(total, PROMPTS_AT_ONCE * per_prompt)
@@ -182,10 +184,14 @@ def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placem
         cores=placement.tensor_parallel_size if on_gpu else placement.rollout_threads,
         element=BFLOAT16 if config.model.dtype == "bfloat16" else FLOAT32,
     )
+    if method.answering.guided:
+        seconds *= 2
     if candidates > 1:
         devices = placement.num_discriminators * (1 if on_gpu else placement.threads)
-        seconds += scoring_passes(config, name) * discriminator_seconds(shape, work, rates, devices=devices)
-    return len(EVALUATION_PARTS) * len(decodings(config.compare)) * total / batch * seconds
+        scoring = scoring_passes(config, name) + (config.reward.base_logprob > 0)
+        seconds += scoring * discriminator_seconds(shape, work, rates, devices=devices)
+    parts = len(method.options(config)) + len(EVALUATION_PARTS) - 1  # all options on the validation part
+    return parts * len(decodings(config.compare)) * total / batch * seconds
 
 
 def _process_bytes(plan: Estimate) -> float:
@@ -232,7 +238,8 @@ def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Seque
     found = [
         f"{trials} trials, {place}: {hours:,.1f} hours of wall time including warm-ups; {memory}",
         f"measurements: {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
-        f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts; "
+        f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts, "
+        "and of the validation part for each further setting that a method tries; "
         "parts with more prompts take longer in proportion, since all are answered",
     ]
     if config.warmup.sft.steps == "auto":

@@ -177,7 +177,7 @@ def with_date(config: Config, recorded: Path) -> Config:
 
 
 def what_is_learned_from(config: Config, task: Task) -> str:
-    """Describe the training data: the number of demonstrations, and the labels that the discriminator uses."""
+    """Describe the training data: the number of demonstrations, and the use of labels."""
     read = f"{len(task.demonstrations):,} demonstrations"
     if not config.labels_read:
         unread = task.counts.rejected if task.counts else 0
@@ -185,7 +185,7 @@ def what_is_learned_from(config: Config, task: Task) -> str:
             f"; {unread:,} rejected answers are not read (discriminator.contrast=labels reads them)" if unread else ""
         )
         return f"learning from {read}, without labels{hint}"
-    return f"learning from {read}, and the discriminator from {task.unwanted} in {' and '.join(config.labels_read)}"
+    return f"learning from {read}, and from {task.unwanted} in {' and '.join(config.labels_read)}"
 
 
 def prepare_evaluator(

@@ -1,6 +1,7 @@
-"""Preference updates: demonstrations are preferred to samples for the same prompt. The discriminator is not used.
+"""Preference updates: demonstrations are preferred to samples or to negatives. The discriminator is not used.
 
 - DPO (arXiv 2305.18290) with the policy's own samples as rejected responses and the frozen reference.
+- The same with labelled negatives as rejected responses (``rejected=labels``); the samples are then only measured.
 - SPIN (arXiv 2401.01335), with ``self_play``: the reference is the policy that sampled the batch. One iteration is one
   SPIN iteration if the batch has a sample for every demonstration and ``epochs`` and ``minibatches`` give enough
   steps on it.
@@ -30,7 +31,7 @@ from rlgaf_ray.types import Demonstration, Metrics, SequenceBatch, TrainBatch
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
-    """A chosen and a rejected response to one prompt."""
+    """A chosen and a rejected response; a labelled negative may have another prompt."""
 
     chosen: Demonstration
     rejected: Demonstration
@@ -70,12 +71,20 @@ class DirectPreference(Algorithm):
         iteration: int,
         text: SequenceBatch | None,
     ) -> Metrics:
-        """Run one update (see ``Algorithm.update``); ``text`` has the demonstration of each rollout's prompt by row."""
+        """Run one update (see ``Algorithm.update``).
+
+        ``text``: the demonstration of each rollout's prompt by row; with ``rejected=labels``, then their negatives.
+        """
         assert text is not None, "DPO needs the demonstration of each rollout's prompt"
         settings, seed = self.settings, [policy.config.run.seed, iteration]
-        sampled = rows_of(batch.sequences)
-        pairs = self.pairs(rows_of(text), sampled, np.random.default_rng([*seed, 1]))
-        self.earlier.samples.extend(sampled)
+        if settings.rejected == "labels":
+            rows = rows_of(text)
+            half = len(rows) // 2
+            pairs = [PreferencePair(*pair) for pair in zip(rows[:half], rows[half:], strict=True)]
+        else:
+            sampled = rows_of(batch.sequences)
+            pairs = self.pairs(rows_of(text), sampled, np.random.default_rng([*seed, 1]))
+            self.earlier.samples.extend(sampled)
         items = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
         sequences = collate_sequences(items, self.pad_token_id).to(policy.device)
         anchor = policy.model if settings.self_play else policy.kl_reference

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.config import Config, load_config, with_values
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.testing import FakeTask
 from rlgaf_ray.types import Rollout, ScoredRollout
@@ -41,6 +42,31 @@ def test_contrast_rows_are_drawn_only_with_a_positive_weight() -> None:
     labelled = load_config(None, [batch, "discriminator.contrast_weight=1.3"])
     drawn = drawn_from(labelled, task).contrast(rollouts)
     assert sorted(int(item.prompt_ids[0]) for item in drawn) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_pairs_have_a_negative_of_the_same_prompt_where_there_is_one() -> None:
+    config = load_config(
+        None, ["generator.algorithm=dpo", "generator.dpo.rejected=labels", "generator.average_decay=0"]
+    )
+    draws = drawn_from(config, FakeTask(PROMPTS, contrast=[1, 9]))
+    rollouts = [rollout(row) for row in (0, 2, 2, 4)]
+    text = draws.text_beside(rollouts)
+    assert text is not None
+    assert text.token_ids[:4, 1].tolist() == [100, 101, 101, 103]
+    negatives = text.token_ids[4:].tolist()
+    assert negatives[1] == negatives[2] == [1, 101]
+    assert {tuple(negatives[0]), tuple(negatives[3])} <= {(1, 101), (9, 109)}  # others keep their own prompt
+
+
+def test_pairs_without_labelled_negatives_are_refused() -> None:
+    config = load_config(
+        None, ["generator.algorithm=dpo", "generator.dpo.rejected=labels", "generator.average_decay=0"]
+    )
+    config = with_values(
+        config, {"discriminator.contrast_weight": 0.0, "warmup.sft.steps": 1, "discriminator.held_out": 0}
+    )
+    with pytest.raises(UserError, match=r"generator.dpo.rejected=labels needs labelled negatives, but task.name=imdb"):
+        check_demonstrations(config, FakeTask(range(300), contrast=()))
 
 
 class FreePrompts(FakeTask):

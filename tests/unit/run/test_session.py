@@ -176,12 +176,12 @@ def test_missing_sentence_embeddings_are_reported_once(
         ),
         (
             ["discriminator.contrast=labels"],
-            "learning from 3 demonstrations, and the discriminator from reviews of the other sentiment in its contrast",
+            "learning from 3 demonstrations, and from reviews of the other sentiment in the discriminator's contrast",
         ),
         (
             ["discriminator.contrast=labels", "warmup.discriminator.type=labels"],
-            "learning from 3 demonstrations, and the discriminator from reviews of the other sentiment in its warm-up "
-            "and its contrast",
+            "learning from 3 demonstrations, and from reviews of the other sentiment in the discriminator's warm-up "
+            "and the discriminator's contrast",
         ),
     ],
 )

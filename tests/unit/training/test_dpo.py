@@ -166,9 +166,27 @@ def test_earlier_samples_are_rejected_and_checkpointed(folder: Path, tmp_path: P
     assert update(again, 8) == update(learner, 8)
 
 
+def test_labelled_negatives_are_rejected_instead_of_samples(folder: Path) -> None:
+    """Demonstrations then negatives; the samples do not change the update."""
+    negatives = [Demonstration(prompt(row), ids) for row, ids in enumerate(responses(7))]
+    text = demonstration_blocks([*DEMONSTRATIONS, *negatives])
+    keys = ["generator.dpo.rejected=labels", "generator.learning_rate=1e-3"]
+    learner, other = (Learner(folder, config(*keys), pad_token_id=0) for _ in range(2))
+    first, *_, last = [learner.update(samples(step), iteration=step, text=text) for step in range(8)]
+    assert first["generator/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert last["generator/preference_accuracy"] == 1.0
+    for step in range(8):
+        again = other.update(samples(step + 50), iteration=step, text=text)
+    assert again["generator/loss"] == pytest.approx(last["generator/loss"], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
+        (
+            ["generator.dpo.rejected=labels", "generator.dpo.between_share=0.4"],
+            "generator.dpo.between_share is a share of pairs with the policy's own samples",
+        ),
         (
             ["generator.dpo.replay_share=0.7", "generator.dpo.between_share=0.4"],
             "sum to more than 1: lower one of them",
