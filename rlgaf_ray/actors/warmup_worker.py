@@ -177,7 +177,7 @@ def _worker(name: str, payload: dict[str, Any]) -> Worker:
             payload["report"](name, progress)
         elif rank == 0:
             print(
-                f"{name} warm-up {progress.step}/{progress.num_steps}: loss {progress.loss:.3f}, "
+                f"{progress.name(name)} {progress.step}/{progress.num_steps}: loss {progress.loss:.3f}, "
                 f"{progress.tokens_per_second * num_workers:,.0f} tokens/s"
             )
 

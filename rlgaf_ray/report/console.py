@@ -88,6 +88,7 @@ class Terminal(Callback):
         self.console = console or Console()
         self.rows: list[tuple[int, Metrics]] = []
         self.live: Live | None = None
+        self.tenths: dict[str, int] = {}  # of each warm-up, printed last
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -116,13 +117,16 @@ class Terminal(Callback):
 
     def on_warmup(self, stage: str, progress: WarmupProgress) -> None:
         note = f"loss {progress.loss:.3f}, {progress.tokens_per_second:,.0f} tokens/s"
+        name = progress.name(stage)
         if not self.console.is_terminal:
-            if progress.step % (max(1, progress.num_steps // 10)) < 10 or progress.step == progress.num_steps:
-                self.on_message(f"{stage} warm-up {progress.step}/{progress.num_steps}: {note}")
+            tenth = 10 * progress.step // progress.num_steps
+            if self.tenths.get(name) != tenth:
+                self.tenths[name] = tenth
+                self.on_message(f"{name} {progress.step}/{progress.num_steps}: {note}")
             return
-        task = next((task.id for task in self.progress.tasks if task.description == f"{stage} warm-up"), None)
+        task = next((task.id for task in self.progress.tasks if task.description == name), None)
         if task is None:
-            task = self.progress.add_task(f"{stage} warm-up", total=progress.num_steps, note="")
+            task = self.progress.add_task(name, total=progress.num_steps, note="")
         self.progress.update(task, completed=progress.step, note=note)
 
     @contextmanager

@@ -154,7 +154,8 @@ def choose_steps(
     folds = [order[: len(order) // 10]] if enough else np.array_split(order, min(FOLDS, len(order)))
     single = Worker(device=worker.device)  # every worker computes the same number independently
     curves: list[list[float]] = []
-    for fold in folds:
+    for number, fold in enumerate(folds, 1):
+        part = f"fold {number} of {len(folds)}"
         model = make_model()
         # Held-out responses are contrasted with all other prompts too.
         loss = SftLoss(model, demonstrations, settings, worker.device, other_prompts)
@@ -167,7 +168,7 @@ def choose_steps(
             seconds = time.perf_counter() - started
             steps = (len(curve) - 1) * MEASURE_EVERY
             tokens = steps * settings.batch_size * _tokens_per_row(loss)
-            worker.report(WarmupProgress(steps, settings.max_steps, value, tokens / seconds))
+            worker.report(WarmupProgress(steps, settings.max_steps, value, tokens / seconds, part))
             if len(curve) - 1 - int(np.argmin(curve)) == PATIENCE:
                 break
         curves.append(curve)

@@ -46,6 +46,11 @@ class WarmupProgress:
     num_steps: int
     loss: float  # mean over the steps since the last report, in nats per token (generator) or window (discriminator)
     tokens_per_second: float  # of this process
+    part: str = ""  # of the stage, such as a fold of its cross-validation
+
+    def name(self, stage: str) -> str:
+        """Return the name of the warm-up for messages."""
+        return f"{stage} warm-up" + (f" ({self.part})" if self.part else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rlgaf_ray.report import console as console_module
 from rlgaf_ray.report.console import Terminal
+from rlgaf_ray.training.warmup import WarmupProgress
 
 
 def shown(is_terminal: bool) -> tuple[Terminal, io.StringIO]:
@@ -51,6 +52,15 @@ def test_a_failed_wait_is_not_reported_as_done(clock: list[float]) -> None:
         clock[0] += 5
         raise ValueError
     assert output.getvalue() == "starting ...\n"
+
+
+def test_a_warm_up_prints_a_line_per_tenth_and_fold_without_a_terminal() -> None:
+    terminal, output = shown(False)
+    for fold in (1, 2):
+        for step in range(0, 101, 25):  # no multiple of a tenth
+            terminal.on_warmup("sft", WarmupProgress(step, 800, 4.0, 1000.0, f"fold {fold} of 2"))
+    steps = [line.partition(":")[0] for line in output.getvalue().splitlines()]
+    assert steps == [f"sft warm-up (fold {fold} of 2) {step}/800" for fold in (1, 2) for step in (0, 100)]
 
 
 @pytest.mark.parametrize("is_terminal", [False, True])
