@@ -192,7 +192,7 @@ def check_before_models(config: Config) -> None:
     from rlgaf_ray.config import uri
 
     check_packages()
-    for risk in (*config.model.risks, *config.reward.risks, *config.tracking.risks):
+    for risk in (*config.model.risks, *config.task.risks, *config.reward.risks, *config.tracking.risks):
         print(uri.public(risk), file=sys.stderr)
 
 

@@ -26,7 +26,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import CONFIG, TRIALS, RunFolder
 from rlgaf_ray.run.checks import check_before_start
-from rlgaf_ray.run.preparation import cache_folder, prepare_data, with_name
+from rlgaf_ray.run.preparation import cache_folder, prepare_data, with_name, with_own_task
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
 from rlgaf_ray.types import EVALUATION_PARTS
@@ -44,7 +44,7 @@ def compare(config: Config, *, resume: bool, console: Console | None = None) -> 
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE
-    config = with_absolute_paths(with_name(config))
+    config = with_absolute_paths(with_name(with_own_task(config)))
     if config.run.remote:
         raise UserError("rlgaf compare does not support a remote run.root: set it to a local folder")
     with RunFolder(config.run).claimed():

@@ -24,14 +24,13 @@ class TaskTraits:
     """Traits of a task; the rest of the config reads these, never the task's name.
 
     Attributes:
-        source: ``module:function`` that reads the data, ``(task, *, base) -> data.task.TaskSource``; empty for a task
-            passed in from Python.
+        source: ``module:function`` that reads the data, ``(task, *, base, keep_rows) -> data.task.TaskSource``.
         quality: metric that selects the best checkpoint, scores sweeps and is watched by the guard; higher is better.
         full_length: every response has ``task.response_tokens`` tokens, and end of text is never sampled.
         packed: the base warm-up packs texts into blocks of ``warmup.generator.block_tokens``.
     """
 
-    source: str = ""
+    source: str
     quality: str = ANSWER_QUALITY
     full_length: bool = False
     packed: bool = False
@@ -43,7 +42,7 @@ TASKS: Mapping[TaskName, TaskTraits] = {
     "jsonl": TaskTraits("rlgaf_ray.data.rows:jsonl_source"),
     "hub": TaskTraits("rlgaf_ray.data.rows:hub_source"),
     "bridge": TaskTraits("rlgaf_ray.data.bridge:bridge_source", "eval/success", full_length=True),
-    "python": TaskTraits(),
+    "python": TaskTraits("rlgaf_ray.data.python_source:python_source"),
 }
 
 
@@ -137,10 +136,20 @@ class BridgeSettings(TaskSettings):
     test: Positive = Field(512, description="pairs of start and goal for the test; all others are for training")
 
 
+class PythonSettings(TaskSettings):
+    """A task of your own, in Python."""
+
+    source: str | None = Field(
+        None,
+        description="module:Source or file.py:Source, whose code is run: a TaskSource class, or a function that "
+        "returns one; null: passed to train()",
+    )
+
+
 class TaskSection(Section):
     """The task, its token budgets and its data."""
 
-    name: TaskName = Field("imdb", description="task, whose section below is used; python: a task passed to train()")
+    name: TaskName = Field("imdb", description="task, whose section below is used")
     prompt_tokens: Positive = Field(
         3, description="imdb: length of the prompt; other tasks: maximum length, to which contexts are truncated"
     )
@@ -167,6 +176,7 @@ class TaskSection(Section):
     jsonl: JsonlSettings = JsonlSettings()
     hub: HubSettings = HubSettings()
     bridge: BridgeSettings = BridgeSettings()
+    python: PythonSettings = PythonSettings()
 
     @field_validator("date", mode="before")
     @classmethod
@@ -188,8 +198,7 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _the_chosen_settings_suffice(self) -> TaskSection:
-        if self.settings is not None:
-            self.settings.check()
+        self.settings.check()
         return self
 
     @property
@@ -197,12 +206,19 @@ class TaskSection(Section):
         return TASKS[self.name]
 
     @property
-    def settings(self) -> TaskSettings | None:
-        """Section of the configured task; None for a task passed in from Python."""
-        return getattr(self, self.name, None)
+    def settings(self) -> TaskSettings:
+        """Section of the configured task."""
+        found: TaskSettings = getattr(self, self.name)
+        return found
+
+    @property
+    def risks(self) -> list[str]:
+        """Warnings to print before any user code is imported."""
+        used = self.python.source if self.settings is self.python else None
+        return [f"task.python.source={used}: its Python code will run"] if used else []
 
     @property
     def label(self) -> str:
         """Task and variant as one word, for default run names."""
-        variant = self.settings.variant if self.settings is not None else ""
+        variant = self.settings.variant
         return f"{self.name}-{variant}" if variant else self.name

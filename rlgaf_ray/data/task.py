@@ -232,11 +232,6 @@ def load_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> Ta
         keep_rows: keep the rows' columns for ``Task.rows``.
     """
     module, _, name = task.traits.source.partition(":")
-    if not module:
-        raise UserError(
-            f"task.name={task.name} is for a task that is passed in from Python: "
-            "call rlgaf_ray.train or rlgaf_ray.evaluate with task=, or set another task.name"
-        )
     source: TaskSource = getattr(import_module(module), name)(task, base=base, keep_rows=keep_rows)
     return source
 

@@ -102,7 +102,7 @@ def _evaluate(
     for run, config in zip(runs, configs, strict=True):
         if config.task.model_copy(update={"date": configs[0].task.date}) != configs[0].task:
             raise UserError(f"{run} and {runs[0]} have different tasks: evaluate them separately")
-    for risk in dict.fromkeys(risk for config in configs for risk in config.model.risks):
+    for risk in dict.fromkeys(risk for config in configs for risk in (*config.model.risks, *config.task.risks)):
         console.print(risk)
     for config in configs:
         check_before_start(config)

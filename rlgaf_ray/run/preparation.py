@@ -77,7 +77,7 @@ def new_name(label: str) -> str:
 
 
 def with_task(config: Config, source: TaskSource) -> Config:
-    """Return the config of a run whose task is passed from Python, with the settings that the task determines.
+    """Return the config of a run whose task is in Python, with the settings that the task determines.
 
     A run without a name is named after the source's class.
     """
@@ -89,6 +89,13 @@ def with_task(config: Config, source: TaskSource) -> Config:
     if config.rollout.stop_at_end_of_text is None:
         values["rollout.stop_at_end_of_text"] = not source.full_length
     return with_values(config, values)
+
+
+def with_own_task(config: Config) -> Config:
+    """Return the config with the settings that the task of ``task.python.source`` determines, if it is used."""
+    if not config.task.risks:
+        return config
+    return with_task(config, load_source(config.task, base=config.base_warmup.steps != 0))
 
 
 def cache_folder(config: Config) -> Path:

@@ -29,7 +29,7 @@ from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.models.built_in import absolute_source
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run.checks import check_before_start
-from rlgaf_ray.run.preparation import with_date, with_name
+from rlgaf_ray.run.preparation import with_date, with_name, with_own_task
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
@@ -61,7 +61,7 @@ def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
 
     Raises ``UserError`` for bad input, before anything expensive starts, and if no trial finished.
     """
-    config = with_absolute_paths(with_name(config))
+    config = with_absolute_paths(with_name(with_own_task(config)))
     folder = RunFolder(config.run)
     with folder.claimed():
         return _sweep(config, folder, resume=resume, other_versions=other_versions)
@@ -108,6 +108,8 @@ def with_absolute_paths(config: Config) -> Config:
         {**section, "path": os.path.abspath(section["path"])} if ".py:" in (section["path"] or "") else section
         for section in tree["reward"]["functions"]
     ]
+    if ".py:" in (config.task.python.source or ""):
+        changes["task.python.source"] = os.path.abspath(str(config.task.python.source))
     changes["tracking.to"] = [os.path.abspath(name) if ".py:" in name else name for name in config.tracking.to]
     return with_values(config, changes)
 

@@ -62,16 +62,72 @@ def test_a_task_with_its_own_measure(
 
     recorded = rl.load_config(folder / "config.yaml")
     assert recorded.task.name == "python"
-    with pytest.raises(rl.UserError, match=r"^task\.name=python is for a task that is passed in from Python: call"):
+    with pytest.raises(rl.UserError, match=r"^task\.name=python is for a task in Python: set task\.python\.source"):
         rl.train(recorded, roles="local", resume=True)
     capsys.readouterr()
     assert main(["--resume", f"run.root={tmp_path}", f"run.name={folder.name}"]) == 1
-    assert "error: task.name=python is for a task" in capsys.readouterr().err
+    assert "error: task.name=python is for a task in Python" in capsys.readouterr().err
     again = rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
     assert again.last == outcome.last
     monkeypatch.setattr(example["CountingTask"], "checksum", "other numbers")
     with pytest.raises(rl.UserError, match=r"step_\d+ cannot be resumed: the data differ from those the run started"):
         rl.train(recorded, roles="local", task=example["Counting"](), resume=True)
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> str:
+    """The page's task as a file, with a source that reads the config."""
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
+    code += "\n\ndef configured(task):\n    assert task.prompt_tokens == 24\n    return Counting()\n"
+    (tmp_path / "counting.py").write_text(code + "\nnothing = 3\ndef empty():\n    return ''\n")
+    return f"{tmp_path / 'counting.py'}"
+
+
+@pytest.mark.parametrize("name", ["Counting", "configured"])
+def test_a_task_by_path_trains_like_one_passed_in(
+    tmp_path: Path, example: dict[str, Any], counting: str, name: str
+) -> None:
+    torch.set_num_threads(1)
+    passed = rl.train(small_run(tmp_path), roles="local", task=example["Counting"]())
+    named = small_run(tmp_path, "task.name=python", f"task.python.source={counting}:{name}")
+    outcome = rl.train(named, roles="local")
+    assert outcome.last == passed.last and outcome.config.best_metric == "eval/right"
+    recorded = rl.load_config(Path(str(outcome.folder)) / "config.yaml")
+    assert rl.train(recorded, roles="local", resume=True).last == outcome.last  # without the argument task
+    with pytest.raises(rl.UserError, match="and the argument task are two tasks: remove one"):
+        rl.train(named, roles="local", task=example["Counting"]())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Absent", "has no Absent"),
+        ("nothing", "is no class or function: name one that makes a TaskSource"),
+        ("empty", "makes a str, which has no method tokenized"),
+    ],
+)
+def test_a_path_that_names_no_task_is_one_line(tmp_path: Path, counting: str, name: str, expected: str) -> None:
+    with pytest.raises(rl.UserError, match=expected):
+        rl.train(small_run(tmp_path, "task.name=python", f"task.python.source={counting}:{name}"), roles="local")
+
+
+@pytest.mark.slow
+def test_a_comparison_of_a_task_by_path(tmp_path: Path, counting: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [
+        *TINY,
+        f"run.root={tmp_path}",
+        "run.name=counting",
+        "run.iterations=1",
+        "task.name=python",
+        "task.prompt_tokens=24",
+        f"warmup.cache={tmp_path}/cache",
+        f"task.python.source={counting}:Counting",
+        "compare={methods: [sft, rlgaf], replicates: 1, temperatures: [1.0], samples: 1}",
+    ]
+    assert main(["compare", *words]) == 0
+    assert f"task.python.source={counting}:Counting: its Python code will run" in capfd.readouterr().err
+    assert "| RLGAF | 1 |" in (tmp_path / "counting" / "compare.md").read_text()
+    assert rl.load_config(tmp_path / "counting" / "config.yaml").best_metric == "eval/right"
 
 
 def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, example: dict[str, Any]) -> None:
