@@ -22,8 +22,9 @@ from rlgaf_ray.engines.checks import max_response_tokens
 from rlgaf_ray.engines.sampling import draw, row_uniforms, sampling_logprobs
 from rlgaf_ray.engines.transformers import TransformersEngine, pad_left
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.folder import longest_sequence
 from rlgaf_ray.models.vocabulary import masked_token_ids
+from rlgaf_ray.run.checks import check_lengths
+from rlgaf_ray.run.preparation import Data
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
 WANTED, UNWANTED = "Good: ", "Bad: "
@@ -64,6 +65,18 @@ class Labels:
         ]
 
 
+def check_labels(config: Config, data: Data) -> None:
+    """Raise ``UserError`` if a method with label tokens does not work with this config or data."""
+    labels = Labels(data.tokenizer)
+    labels.rows(data.task)
+    if (weight := config.warmup.sft.contrastive_weight) > 0:
+        raise UserError(f"its rows have no other prompts for warmup.sft.contrastive_weight={weight:g}: remove that key")
+    try:
+        check_lengths(config, data.task.max_tokens + labels.num_tokens)
+    except UserError as error:
+        raise UserError(f"with a label of {labels.num_tokens} tokens, {error}") from error
+
+
 class GuidedEngine(TransformersEngine):
     """Samples with guidance from a model that was fine-tuned on ``Labels.rows``. Prompts are given without label.
 
@@ -71,18 +84,11 @@ class GuidedEngine(TransformersEngine):
         model_folder: a Hugging Face folder.
         labels: the labels that the model was trained with.
         guidance: weight of the guidance; 1: condition on the wanted label alone.
-        max_tokens: of prompt plus response, without label.
     """
 
-    def __init__(self, model_folder: Path, labels: Labels, guidance: float, config: Config, *, max_tokens: int) -> None:
+    def __init__(self, model_folder: Path, labels: Labels, guidance: float, config: Config) -> None:
         super().__init__(model_folder, dtype=config.model.dtype, trust_remote_code=config.model.trust_remote_code)
         self._labels, self._guidance = labels, guidance
-        limit, needed = longest_sequence(self._model.config), max_tokens + labels.num_tokens
-        if limit is not None and needed > limit:
-            raise UserError(
-                f"{self._name} takes at most {limit} tokens, but prompt, response and label have {needed}: lower "
-                "task.prompt_tokens or task.response_tokens"
-            )
 
     def _sample(
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]

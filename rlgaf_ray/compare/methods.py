@@ -20,7 +20,7 @@ SELF_PLAY_ROUNDS = 3
 class Answering:
     """Samples ``candidates`` per answer and selects one by the discriminator's score.
 
-    With ``reward.base_logprob`` the base model's log-likelihood, times that coefficient, is added to the score.
+    With ``reward.base_logprob`` the base model's log-likelihood at temperature 1, times that coefficient, is added.
     """
 
     candidates: int = 1
@@ -84,6 +84,7 @@ def _rejection(config: Config) -> Keys:
     steps = max(1, batch // group // 32)  # about 32 selected samples per step
     return {
         "generator.algorithm": "raft",
+        "reward.base_logprob": 0.0,
         "generator.raft.epochs": REJECTION_EPOCHS,
         "generator.raft.minibatches": steps,
         "generator.raft.demonstration_coefficient": 0.1,
@@ -97,7 +98,17 @@ def _rejection(config: Config) -> Keys:
 
 
 def _dpo(config: Config) -> dict[str, Any]:
-    return {**_without_discriminator(config), "generator.algorithm": "dpo", "rollout.free_prompts": 0.0}
+    return {
+        **_without_discriminator(config),
+        "generator.algorithm": "dpo",
+        "rollout.free_prompts": 0.0,
+        "reward.base_logprob": 0.0,
+    }
+
+
+def _dpo_labels(config: Config) -> Keys:
+    shares = {"generator.dpo.replay_share": 0.0, "generator.dpo.between_share": 0.0}
+    return {**_dpo(config), **shares, "generator.dpo.rejected": "labels"}
 
 
 def _label_token(config: Config) -> Keys:
@@ -142,7 +153,8 @@ def _posterior(config: Config) -> Keys:
     """The posterior as the only reward."""
     if config.generator.active.needs_discriminator:
         raise UserError("it has no weights to back-propagate through: set another generator.algorithm, or remove it")
-    return {**_without_discriminator(config), "reward.kind": "logit", "reward.discriminator_weight": 1.0}
+    alone = {"reward.kind": "logit", "reward.discriminator_weight": 1.0, "reward.base_logprob": 0.0}
+    return {**_without_discriminator(config), **alone}
 
 
 def _hindsight(config: Config) -> Keys:
@@ -179,7 +191,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
     "dpo_labels": Method(
         "DPO over labelled negatives",
         "arXiv 2305.18290",
-        lambda config: {**_dpo(config), "generator.dpo.rejected": "labels"},
+        _dpo_labels,
     ),
     "label_token": Method(
         "SFT with a label token, guided",
@@ -204,7 +216,11 @@ METHODS: Mapping[BuiltInMethod, Method] = {
             "discriminator.overfit_gap": None,
         },
     ),
-    "zero_reward": Method("zero reward", "", lambda config: {**_without_discriminator(config), "reward.kind": "zero"}),
+    "zero_reward": Method(
+        "zero reward",
+        "",
+        lambda config: {**_without_discriminator(config), "reward.kind": "zero", "reward.base_logprob": 0.0},
+    ),
     "rlgaf": Method("RLGAF", "arXiv 2305.06176"),
     "posterior": Method(
         "SFT's own posterior as the reward",
@@ -226,6 +242,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
         lambda config: {
             **_without_discriminator(config),
             "reward.discriminator_weight": 0.0,
+            "reward.base_logprob": 0.0,
             "generator.reinforce.credit": "sequence",
             "generator.reinforce.baseline": "leave_one_out",
         },

@@ -118,7 +118,8 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
     counted = {row.name: budget(method_config(config, row.name, replicate), row.name) for row in rows}
     return Grid(
         "Budget",
-        "per replicate; SFT steps are those kept, generator steps include all tried; passes for the longest answer; "
+        "per replicate; SFT steps and guidance are those kept, generator steps include all tried; passes for the "
+        "longest answer; "
         f"processors: {', '.join(sorted({kind for row in rows for kind in row.processors}))}",
         (
             "method",
@@ -134,7 +135,7 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
             (
                 row.title,
                 str(row.count),
-                ", ".join(map(str, dict.fromkeys(row.sft_steps))),
+                kept(row),
                 f"{row.rollouts:,.0f}",
                 f"{counted[row.name].generator_steps:,}",
                 f"{counted[row.name].discriminator_updates:,}",
@@ -144,6 +145,13 @@ def spent(config: Config, rows: Sequence[Row]) -> Grid:
             for row in rows
         ],
     )
+
+
+def kept(row: Row) -> str:
+    """Show the SFT steps, and the weights of the guidance, that replicates kept."""
+    steps = ", ".join(map(str, dict.fromkeys(row.sft_steps)))
+    weights = ", ".join(f"{weight:g}" for weight in dict.fromkeys(row.guidance))
+    return f"{steps}; guidance {weights}" if weights else steps
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -37,6 +37,7 @@ class Row:
     rollouts: float
     train_seconds: float
     candidates: int
+    guidance: list[float]  # of the replicates, selected like the SFT steps; empty without label tokens
     sft_steps: list[int | Literal["auto"]]  # of the replicates; supervised methods select theirs on validation prompts
     metrics: Metrics  # the task's own measures with the best decoding
     processors: list[str]  # types that the trials ran on
@@ -111,6 +112,7 @@ def _row(name: MethodName, trials: Mapping[int, Trial], baseline: Mapping[int, T
         rollouts=float(np.mean([trial.rollouts for trial in trials.values()])),
         train_seconds=float(np.mean([trial.seconds["training"] for trial in trials.values()])),
         candidates=next(iter(trials.values())).candidates,
+        guidance=[trial.guidance for trial in trials.values() if trial.guidance is not None],
         sft_steps=[trial.sft_steps for trial in trials.values()],
         metrics=_means([each.metrics for each in found.values()]),
         processors=sorted({trial.processor for trial in trials.values()}),

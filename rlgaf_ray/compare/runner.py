@@ -12,11 +12,11 @@ from ray import tune
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
-from rlgaf_ray.compare.guidance import Labels
+from rlgaf_ray.compare.guidance import check_labels
 from rlgaf_ray.compare.methods import method_config, method_of, named
 from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
-from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
+from rlgaf_ray.compare.trial import PartMeasure, Trial, run_trial, verdict_of
 from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.config.compose import leaves
@@ -26,7 +26,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import CONFIG, TRIALS, RunFolder
 from rlgaf_ray.run.checks import check_before_start
-from rlgaf_ray.run.preparation import cache_folder, prepare_data, with_name, with_own_task
+from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, with_name, with_python_task
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
 from rlgaf_ray.types import EVALUATION_PARTS
@@ -44,7 +44,7 @@ def compare(config: Config, *, resume: bool, console: Console | None = None) -> 
     console = console or Console()
     if not console.is_terminal:
         console.width = WIDE
-    config = with_absolute_paths(with_name(with_own_task(config)))
+    config = with_absolute_paths(with_name(with_python_task(config)))
     if config.run.remote:
         raise UserError("rlgaf compare does not support a remote run.root: set it to a local folder")
     with RunFolder(config.run).claimed():
@@ -121,30 +121,31 @@ def check_data(config: Config, configs: Mapping[MethodName, Config]) -> Task:
 
     Raises ``UserError``, also for a variant that is evaluated on other prompts, whose results could not be compared.
     """
-    tasks: dict[str, Task] = {}
+    prepared: dict[str, Data] = {}
     for name, each in configs.items():
         settings = each.task.model_dump_json()
-        if settings not in tasks:
-            data = prepare_data(each, cache_folder(config))
-            tasks[settings], tokenizer = data.task, data.tokenizer
-        task, first = tasks[settings], next(iter(tasks.values()))
+        if settings not in prepared:
+            prepared[settings] = prepare_data(each, cache_folder(config))
+        data, first = prepared[settings], next(iter(prepared.values())).task
+        task, method = data.task, method_of(config, name)
         evaluation_set(task, config.evaluation.num_prompts)
-        with named(name, "these data"):
-            check_demonstrations(each, task)
-        method = method_of(config, name)
         if method.scorer == "verdict":
             verdict_of(task)
         with named(name, "these data"):
+            check_demonstrations(each, task)
             if method.scorer == "posterior":
                 task.negative_prompts(task.demonstrations[0].prompt_ids)
             if method.answering.guided:
-                Labels(tokenizer).rows(task)
+                check_labels(each, data)
         if task is not first and evaluated_prompts(task) != evaluated_prompts(first):
             raise UserError(
                 f"compare.methods: {name} is evaluated on other prompts than {config.compare.methods[0]}: remove its "
                 "keys of the section task that change them"
             )
-    return next(iter(tasks.values()))
+    data = next(iter(prepared.values()))
+    measure = PartMeasure(config, data, "validation")
+    measure(measure.real_texts)  # raises for a quality that it does not measure
+    return data.task
 
 
 def evaluated_prompts(task: Task) -> list[bytes]:

@@ -29,6 +29,8 @@ from rlgaf_ray.engines.base import RolloutEngine
 from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.evaluation.embeddings import load_encode
+from rlgaf_ray.evaluation.evaluate import word_distances
 from rlgaf_ray.evaluation.measures import MeasureInputs, build_measure
 from rlgaf_ray.evaluation.text import decode, distinct_n
 from rlgaf_ray.loop.checkpoint import Checkpoints
@@ -151,7 +153,7 @@ def _run(config: Config, data: Data, name: MethodName, replicate: int, measured:
         engine = base = guidance = None
         if labels is not None:
             guidance = config.compare.guidance[0]
-            engine = GuidedEngine(warmups.generator, labels, guidance, config, max_tokens=data.task.max_tokens)
+            engine = GuidedEngine(warmups.generator, labels, guidance, config)
         if config.reward.base_logprob > 0 and method.answering.candidates > 1:
             base = Likelihood(warmups.base, config, pad_token_id=data.tokenizer.pad_token_id)
         measuring = Measuring(config, data, roles, method.answering, engine=engine, base=base)
@@ -182,6 +184,34 @@ def verdict_of(task: Task) -> RewardFunction:
     return verdict
 
 
+class PartMeasure:
+    """Measures one answer to every prompt of a part.
+
+    It is the task's measure. If ``evaluation.best_metric`` needs it, the two-sample test against real text is added.
+    """
+
+    def __init__(self, config: Config, data: Data, part: EvaluationPart) -> None:
+        cache, task = cache_folder(config), data.task
+        self.quality = config.best_metric
+        self.items = task.evaluation(part)
+        self.real_texts = decode([task.evaluated_ids(item) for item in self.items], data.tokenizer)
+        encode = load_encode(cache) if config.evaluation.embeddings else None
+        self.own = build_measure(MeasureInputs(task, part, self.real_texts, encode, cache))
+
+    def __call__(self, texts: Sequence[str]) -> Metrics:
+        """Return the metrics. Raises ``UserError`` if the quality is not among them."""
+        metrics = self.own(texts)
+        if self.quality not in metrics:
+            with_distance = metrics | word_distances(self.real_texts, texts)
+            metrics = with_distance | self.own.derived(with_distance)
+        if self.quality not in metrics:
+            raise UserError(
+                f"evaluation.best_metric={self.quality} is not a metric of single sets of answers, which rlgaf compare "
+                f"needs: set it to one of {', '.join(metrics)}"
+            )
+        return metrics
+
+
 class Measuring:
     """Measures ``compare.samples`` answers to every prompt of a part, with the same seeds for every method.
 
@@ -201,34 +231,29 @@ class Measuring:
     ) -> None:
         self.config, self.data, self.roles, self.answering = config, data, roles, answering
         self.engine, self.base = engine, base
-        self.quality = config.best_metric
+        self.measures: dict[EvaluationPart, PartMeasure] = {}
 
     def __call__(self, part: EvaluationPart, decoding: Decoding) -> Measured:
         task, config = self.data.task, self.config
-        real = task.evaluation(part)
-        real_texts = decode([task.evaluated_ids(item) for item in real], self.data.tokenizer)
-        measure = build_measure(MeasureInputs(task, part, real_texts, None, cache_folder(config)))
-        prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(real)]
+        if part not in self.measures:
+            self.measures[part] = PartMeasure(config, self.data, part)
+        measure = self.measures[part]
+        prompts = [Prompt(row, item.prompt_ids) for row, item in enumerate(measure.items)]
         answers = self.answers(prompts, decoding)  # answers to one prompt are adjacent
         count = config.compare.samples
         texts = decode([task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
         found = [measure(texts[each::count]) for each in range(count)]
         metrics = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        if self.quality not in metrics:
-            raise UserError(
-                f"evaluation.best_metric={self.quality} is not one of the task's own measures: set it to one of "
-                f"{', '.join(metrics)}"
-            )
-        singles = [each for row in range(count) if (each := measure.each(texts[row::count])) is not None]
+        singles = [each for row in range(count) if (each := measure.own.each(texts[row::count])) is not None]
         logprobs = np.array([answer.behaviour_logprobs.sum(dtype=np.float64) for answer in answers])
         sampled = self.answering.candidates == 1
-        metrics |= measure.repeated(
+        metrics |= measure.own.repeated(
             [texts[row : row + count] for row in range(0, len(texts), count)],
             logprobs.reshape(-1, count) if sampled else None,
         )
         return Measured(
             decoding.temperature,
-            quality=metrics[self.quality],
+            quality=metrics[measure.quality],
             each=np.mean(singles, axis=0).tolist() if singles else None,
             entropy=float(-logprobs.mean()) if sampled else None,
             distinct_2=distinct_n([answer.response_ids for answer in answers], 2),

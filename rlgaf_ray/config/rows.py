@@ -61,7 +61,7 @@ class RowSettings(PairSettings):
         None, description="column with text or messages; null: response, completion, chosen or answer"
     )
     rejected_column: str | None = Field(
-        None, description="column with a rejected response, for discriminator.contrast=labels; null: rejected"
+        None, description="column with a rejected response, a labelled negative; null: rejected"
     )
     messages_column: str | None = Field(
         None, description="column with [{role, content}, ...] ending in the response; null: messages or conversations"

@@ -93,7 +93,7 @@ class Config(Section):
 
     @property
     def labels_read(self) -> list[str]:
-        """Stages that read labelled negatives, which SFT does not see."""
+        """Stages that read labelled negatives, which SFT on the demonstrations does not see."""
         warmup = self.warmup.discriminator
         places = {
             "the discriminator's warm-up": warmup.type == "labels" and warmup.steps > 0,
@@ -131,4 +131,10 @@ class Config(Section):
     @property
     def best_metric(self) -> str:
         """Metric that selects the best checkpoint."""
-        return self.evaluation.best_metric or self.task.traits.quality
+        return self.evaluation.best_metric or self.quality
+
+    @property
+    def quality(self) -> str:
+        """Quality metric of the task, which scores sweeps."""
+        own = self.evaluation.best_metric if self.task.traits.own_quality else None
+        return own or self.task.traits.quality

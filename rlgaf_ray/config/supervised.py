@@ -109,6 +109,10 @@ class RaftSettings(AlgorithmSettings):
         return self.epochs
 
     def check(self, others: OtherSections) -> None:
+        if others.reward.base_logprob > 0:
+            raise ValueError(
+                "generator.algorithm=raft selects by the rewards of full responses: remove reward.base_logprob"
+            )
         if others.rollout.samples_per_prompt < 2:
             raise ValueError(
                 "generator.algorithm=raft selects the best of a prompt's samples, but rollout.samples_per_prompt=1: "

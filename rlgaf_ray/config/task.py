@@ -26,12 +26,14 @@ class TaskTraits:
     Attributes:
         source: ``module:function`` that reads the data, ``(task, *, base, keep_rows) -> data.task.TaskSource``.
         quality: metric that selects the best checkpoint, scores sweeps and is watched by the guard; higher is better.
+        own_quality: the source has its own, and ``evaluation.best_metric`` is set to it.
         full_length: every response has ``task.response_tokens`` tokens, and end of text is never sampled.
         packed: the base warm-up packs texts into blocks of ``warmup.generator.block_tokens``.
     """
 
     source: str
     quality: str = ANSWER_QUALITY
+    own_quality: bool = False
     full_length: bool = False
     packed: bool = False
 
@@ -42,7 +44,7 @@ TASKS: Mapping[TaskName, TaskTraits] = {
     "jsonl": TaskTraits("rlgaf_ray.data.rows:jsonl_source"),
     "hub": TaskTraits("rlgaf_ray.data.rows:hub_source"),
     "bridge": TaskTraits("rlgaf_ray.data.bridge:bridge_source", "eval/success", full_length=True),
-    "python": TaskTraits("rlgaf_ray.data.python_source:python_source"),
+    "python": TaskTraits("rlgaf_ray.data.python_source:python_source", own_quality=True),
 }
 
 
@@ -197,6 +199,15 @@ class TaskSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _the_source_is_used(self) -> TaskSection:
+        if self.python.source and self.settings is not self.python:
+            raise ValueError(
+                f"task.python.source={self.python.source} has no effect with task.name={self.name}: set "
+                "task.name=python, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_chosen_settings_suffice(self) -> TaskSection:
         self.settings.check()
         return self
@@ -214,8 +225,7 @@ class TaskSection(Section):
     @property
     def risks(self) -> list[str]:
         """Warnings to print before any user code is imported."""
-        used = self.python.source if self.settings is self.python else None
-        return [f"task.python.source={used}: its Python code will run"] if used else []
+        return [f"task.python.source={self.python.source}: its Python code will run"] if self.python.source else []
 
     @property
     def label(self) -> str:

@@ -57,6 +57,10 @@ class Measure(Protocol):
         """Return cheap metrics of answers to the first prompts, named without the prefix ``eval/``."""
         return {}
 
+    def derived(self, metrics: Metrics) -> Metrics:
+        """Return metrics that combine this measure's with those of the two-sample test."""
+        return {}
+
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
         """Return metrics that compare ``metrics`` with the SFT model's."""
         return {}

@@ -17,6 +17,16 @@ from rlgaf_ray.types import Metrics
 BASELINE = ("eval/perplexity", "eval/distinct_2", "eval/real_nll")
 
 
+def word_distances(real_texts: Sequence[str], texts: Sequence[str]) -> Metrics:
+    """Run the two-sample test on words; row i of both answers the same prompt."""
+    words = two_sample_texts(real_texts, texts)
+    return {
+        "eval/two_sample_accuracy": words.accuracy,
+        "eval/two_sample_auc": words.auc,
+        "eval/two_sample_auc_stderr": words.auc_stderr,
+    }
+
+
 class Evaluator:
     """Measures sets of generated samples; created once per run.
 
@@ -69,6 +79,7 @@ class Evaluator:
             "eval/perplexity": math.exp(sample_nll),
             "eval/real_nll": real_nll,
         }
+        metrics |= self.measure.derived(metrics)
         if not self._baseline:
             if absent := sorted(self._names - set(metrics)):
                 raise UserError(f"{type(self.measure).__name__}.baseline has {absent[0]}, which it does not measure")
@@ -113,12 +124,7 @@ class Evaluator:
         }
 
     def _distances(self, texts: Sequence[str]) -> Metrics:
-        words = two_sample_texts(self._real_texts, texts)
-        metrics = {
-            "eval/two_sample_accuracy": words.accuracy,
-            "eval/two_sample_auc": words.auc,
-            "eval/two_sample_auc_stderr": words.auc_stderr,
-        }
+        metrics = word_distances(self._real_texts, texts)
         if self._encode is not None and self._real_embeddings is not None:
             embedded = two_sample_embeddings(self._real_embeddings, self._encode(texts))
             metrics["eval/embedding_two_sample_auc"] = embedded.auc

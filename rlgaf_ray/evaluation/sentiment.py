@@ -91,11 +91,14 @@ class SentimentMeasure(Measure):
             "judge_share_real": float(real.mean()),
         }
 
+    def derived(self, metrics: Metrics) -> Metrics:
+        """Compute closeness."""
+        return {"eval/closeness": closeness(metrics["eval/two_sample_auc"], metrics["eval/panel_gap"])}
+
     def compared(self, metrics: Metrics, sft: Metrics) -> Metrics:
-        """Compute closeness and the gap closed relative to the SFT model."""
+        """Compute the gap closed relative to the SFT model."""
         share, real = metrics["eval/judge_share"], self._real["eval/judge_share_real"]
         return {
-            "eval/closeness": closeness(metrics["eval/two_sample_auc"], metrics["eval/panel_gap"]),
             "eval/judge_share_sft": sft["eval/judge_share"],
             "eval/gap_closed": gap_closed(share, sft["eval/judge_share"], real),
         }

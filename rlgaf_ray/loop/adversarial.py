@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.schedule import timed
 from rlgaf_ray.loop.step import TrainingStep
 from rlgaf_ray.tracking.base import Trackers
-from rlgaf_ray.types import Metrics
+from rlgaf_ray.types import Demonstration, Metrics
 
 
 class AdversarialLoop:
@@ -38,8 +38,12 @@ class AdversarialLoop:
         checkpoints: Checkpoints,
         callbacks: Iterable[Callback] = (),
         rewards: Mapping[str, RewardFunction] | None = None,
+        contrast: Sequence[Demonstration] | None = None,
     ) -> None:
-        """``rewards``: functions of ``reward.functions`` that were passed as arguments, by name."""
+        """``rewards``: functions of ``reward.functions`` that were passed as arguments, by name.
+
+        ``contrast``: the discriminator's contrast rows, by default the task's labelled negatives.
+        """
         self.config = config
         self.roles = roles
         self.task = task
@@ -49,15 +53,15 @@ class AdversarialLoop:
         self.trackers = trackers
         self.checkpoints = checkpoints
         self.callbacks = Callbacks(callbacks)
-        self.train_step = TrainingStep(config, roles, task, tokenizer, trackers, rewards)
+        self.train_step = TrainingStep(config, roles, task, tokenizer, trackers, rewards, contrast)
         self.provenance: Mapping[str, str] = {}  # data, models and versions, stored in every checkpoint
         self.best = BestMetric(config.best_metric)
         self.first: Metrics = {}
         self.samples_before: list[str] = []
         # State of the last completed iteration and whether it is the best one; None once it is checkpointed.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
-        contrast = config.discriminator.needs.contrast
-        self.guard = Guard(config.guard, quality=config.best_metric, contrast=contrast)
+        contrasted = config.discriminator.needs.contrast
+        self.guard = Guard(config.guard, quality=config.best_metric, contrast=contrasted)
         self.verdict: Kind = "healthy"  # of the last reported verdict
         self.healed: list[Kind] = []  # the verdict behind each rollback
 

@@ -20,17 +20,27 @@ from rlgaf_ray.types import Demonstration, Prompt, Rollout, ScoredRollout, TextB
 class Draws:
     """Resumable streams of training rows, seeded by ``run.seed``; held-out rows are never drawn."""
 
-    def __init__(self, config: Config, task: Task, needs: BatchNeeds) -> None:
-        """``needs``: rows that the discriminator's updates require."""
+    def __init__(
+        self, config: Config, task: Task, needs: BatchNeeds, contrast: Sequence[Demonstration] | None = None
+    ) -> None:
+        """``needs``: rows that the discriminator's updates require.
+
+        ``contrast``: its contrast rows, by default the task's labelled negatives.
+        """
         self.config = config
         self.task = task
         self.needs = needs
         self.trained_rows, self.held_out_rows = split_held_out(len(task.demonstrations), config.held_out_demonstrations)
-        self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
+        labelled = contrast_without(self.held_out_rows, task.demonstrations, task.contrast)
+        if contrast is None:
+            self.contrast_rows = labelled
+        else:
+            self.contrast_rows = contrast_without(self.held_out_rows, task.demonstrations, contrast)
         self.text: TextBlocks | None = None
-        self.negatives: dict[bytes, list[Demonstration]] = {}
-        for item in self.contrast_rows if config.generator.active.text == "pairs" else []:
-            self.negatives.setdefault(item.prompt_ids.tobytes(), []).append(item)
+        self.negatives = labelled if config.generator.active.text == "pairs" else []
+        self.negatives_of: dict[bytes, list[Demonstration]] = {}
+        for item in self.negatives:
+            self.negatives_of.setdefault(item.prompt_ids.tobytes(), []).append(item)
         match config.generator.active.text:
             case "pretraining":
                 self.text = task.warmup_blocks(config.task.prompt_tokens + config.task.response_tokens)
@@ -40,7 +50,7 @@ class Draws:
             "prompts": len(self.trained_rows),
             "real": len(self.trained_rows),
             "contrast": max(1, len(self.contrast_rows)),
-            "pretraining": 1 if self.text is None else len(self.text),
+            "pretraining": max(1, len(self.negatives if self.text is None else self.text)),
             "others": len(self.trained_rows),
         }
         seeds = [
@@ -122,7 +132,7 @@ class Draws:
                 return demonstration_blocks(self._answers(rollouts))
             case "pairs":
                 answers = self._answers(rollouts)
-                drawn = self._next("contrast", len(answers)).tolist()
+                drawn = self._next("pretraining", len(answers)).tolist()
                 return demonstration_blocks([*answers, *map(self._negative, answers, drawn)])
         return None if self.text is None else self.text[self._next("pretraining", self.config.rollout.batch_size)]
 
@@ -131,8 +141,8 @@ class Draws:
 
     def _negative(self, answer: Demonstration, drawn: int) -> Demonstration:
         """Choose a labelled negative of the same prompt, or the drawn one with its own prompt."""
-        same = self.negatives.get(answer.prompt_ids.tobytes())
-        return same[drawn % len(same)] if same else self.contrast_rows[drawn]
+        same = self.negatives_of.get(answer.prompt_ids.tobytes())
+        return same[drawn % len(same)] if same else self.negatives[drawn]
 
     def _next(self, stream: str, count: int) -> np.ndarray:
         return self.streams[stream].next(count)

@@ -33,7 +33,7 @@ demonstrations (``discriminator.held_out``) are scored in the same forward passe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ from rlgaf_ray.loop.rollouts import rollout_metrics, rollout_seeds, without_like
 from rlgaf_ray.loop.schedule import Async, Schedule, Sync, timed
 from rlgaf_ray.loop.update_ratio import UpdateRatio
 from rlgaf_ray.tracking.base import Trackers
-from rlgaf_ray.types import Metrics, Rollout
+from rlgaf_ray.types import Demonstration, Metrics, Rollout
 
 
 class TrainingStep:
@@ -73,6 +73,7 @@ class TrainingStep:
         tokenizer: PreTrainedTokenizerBase,
         trackers: Trackers,
         rewards: Mapping[str, RewardFunction] | None,
+        contrast: Sequence[Demonstration] | None = None,
     ) -> None:
         self.config = config
         self.roles = roles
@@ -87,7 +88,7 @@ class TrainingStep:
         self.update_ratio = UpdateRatio(
             config.discriminator.updates_per_generator_update, config.discriminator.update_ratio
         )
-        self.draws = Draws(config, task, roles.batch_needs())
+        self.draws = Draws(config, task, roles.batch_needs(), contrast)
         held_out = self.draws.held_out_rows
         train_rows = None if config.discriminator.overfit_gap is None else self.draws.trained_rows
         self.held_out = HeldOutAccuracy(held_out, train_rows) if len(held_out) else None

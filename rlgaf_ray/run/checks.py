@@ -6,7 +6,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
-from rlgaf_ray.config.task import PythonSettings
 from rlgaf_ray.data.task import Task
 from rlgaf_ray.data.vocabulary import check_special_tokens
 from rlgaf_ray.engines.vllm_process import require_vllm
@@ -58,7 +57,7 @@ def check_best_metric(config: Config) -> None:
     """
     name = config.evaluation.best_metric
     measured = [each for each in METRICS if each.startswith(("eval/", "discriminator/"))]
-    own = isinstance(config.task.settings, PythonSettings) or config.task.traits.quality not in METRICS
+    own = config.task.traits.own_quality or config.task.traits.quality not in METRICS
     if name is None or own or VARIANT.sub("", name) in measured:
         return
     raise UserError(f"evaluation.best_metric={name} is not measured by evaluations: {suggestion(name, measured)}")

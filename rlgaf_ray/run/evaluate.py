@@ -35,7 +35,7 @@ from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
 from rlgaf_ray.run.checks import check_before_start
-from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, prepare_evaluator
+from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, prepare_evaluator, python_task
 from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_inputs, of_warmups, recorded
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
@@ -107,7 +107,7 @@ def _evaluate(
     for config in configs:
         check_before_start(config)
     cache = cache_folder(configs[0])
-    data = prepare_data(configs[0], cache, task)
+    data = prepare_data(configs[0], cache, python_task(configs[0], task))
     everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
     real = evaluation_set(data.task, num_prompts or everything, part)
     for sentence in provenance_notes(runs, [of_inputs(config, data.task) for config in configs]):

@@ -91,11 +91,21 @@ def with_task(config: Config, source: TaskSource) -> Config:
     return with_values(config, values)
 
 
-def with_own_task(config: Config) -> Config:
-    """Return the config with the settings that the task of ``task.python.source`` determines, if it is used."""
-    if not config.task.risks:
-        return config
-    return with_task(config, load_source(config.task, base=config.base_warmup.steps != 0))
+def python_task(config: Config, passed: TaskSource | None = None) -> TaskSource | None:
+    """Return the task that was passed or is named by ``task.python.source``, if any; ``UserError`` for both."""
+    if not config.task.python.source:
+        return passed
+    if passed is not None:
+        raise UserError(
+            f"task.python.source={config.task.python.source} and the argument task are two tasks: remove one"
+        )
+    return load_source(config.task, base=config.base_warmup.steps != 0)
+
+
+def with_python_task(config: Config) -> Config:
+    """Return the config with the settings that the task of ``task.python.source`` determines, if there is one."""
+    source = python_task(config)
+    return config if source is None else with_task(config, source)
 
 
 def cache_folder(config: Config) -> Path:

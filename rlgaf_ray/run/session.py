@@ -125,10 +125,9 @@ def open_loop(
     provenance = {**of_inputs(config, data.task), **of_warmups(warmups)}
     write_run_files(prepared, provenance)
     with open_trackers(config, config.run.folder, trackers, start=start, report=calls.on_message) as opened:
-        if warmups.contrast is not None:
-            data.task.contrast = load_contrast(warmups.contrast, data.task.demonstrations)
+        contrast = warmups.contrast and load_contrast(warmups.contrast, data.task.demonstrations)
         loop = build_loop(
-            config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards
+            config, roles, data.task, data.tokenizer, evaluator, opened, checkpoints, calls, prepared.rewards, contrast
         )
         loop.provenance = provenance
         with closing(loop.train_step.rewards):

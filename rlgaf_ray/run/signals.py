@@ -23,8 +23,7 @@ class Stop(Callback):
     def __call__(self, number: int) -> None:
         self.number = number
         if not self.started:
-            name = signal.Signals(number).name
-            print(f"stopped by {name} before the first iteration: start the same run again", file=sys.stderr)
+            print(f"stopped by {signal.Signals(number).name} before training started", file=sys.stderr)
             sys.exit(self.exit_code)
         self.stop_requested = True
 

@@ -28,10 +28,10 @@ from rlgaf_ray.run.preparation import (
     Prepared,
     cache_folder,
     prepare_data,
+    python_task,
     what_is_learned_from,
     with_date,
     with_name,
-    with_own_task,
     with_task,
 )
 from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
@@ -89,11 +89,8 @@ def train(
     Raises:
         UserError: For errors that the user can fix; before anything expensive starts, if possible.
     """
-    if task is not None and config.task.risks:
-        raise UserError(
-            f"task.python.source={config.task.python.source} and the argument task are two tasks: remove one"
-        )
-    config = with_own_task(config) if task is None else with_task(config, task)
+    task = python_task(config, task)
+    config = config if task is None else with_task(config, task)
     config, functions = with_rewards(with_name(config), rewards)
     calls = Callbacks(callbacks)
     folder = RunFolder(config.run)

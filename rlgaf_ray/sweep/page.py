@@ -34,7 +34,7 @@ def write_page(config: Config, results: Sequence[TrialResult], best: TrialResult
     runs = trial_runs(folder, results)
     second = keys[1] if len(keys) == 2 else None
     top = None if best is None else best.trial_id
-    quality = config.task.traits.quality
+    quality = config.quality
     for each in columns(COLUMNS, [SCORE, *(name for _, run in runs for row in run.rows for name in row)]):
         drawn = curve_figure(each.line, each.name, runs, key=keys[0], by=second, best=top, quality=quality)
         if drawn is not None:

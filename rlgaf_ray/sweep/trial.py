@@ -88,9 +88,7 @@ def _run(
     if (folder / ENDED).is_file():  # the driver was killed after the trial had ended, before Tune recorded it
         tune.report(json.loads((folder / ENDED).read_text(encoding="utf-8")))
         return
-    history = History(
-        trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode, quality=run.task.traits.quality
-    )
+    history = History(trial_id, report, metric=config.sweep.metric, mode=config.sweep.mode, quality=run.quality)
     checkpoints = TrialCheckpoints(place.place / "checkpoints", history, place.flush)
     if shared := tune.get_checkpoint():
         with shared.as_directory() as source:

@@ -29,7 +29,7 @@ from rlgaf_ray.loop.run_folder import TRIALS, RunFolder
 from rlgaf_ray.models.built_in import absolute_source
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run.checks import check_before_start
-from rlgaf_ray.run.preparation import with_date, with_name, with_own_task
+from rlgaf_ray.run.preparation import with_date, with_name, with_python_task
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
 from rlgaf_ray.sweep.console import Lines, describe, result_table
 from rlgaf_ray.sweep.page import write_page
@@ -61,7 +61,7 @@ def sweep(config: Config, *, resume: bool, other_versions: bool = False) -> int:
 
     Raises ``UserError`` for bad input, before anything expensive starts, and if no trial finished.
     """
-    config = with_absolute_paths(with_name(with_own_task(config)))
+    config = with_absolute_paths(with_name(with_python_task(config)))
     folder = RunFolder(config.run)
     with folder.claimed():
         return _sweep(config, folder, resume=resume, other_versions=other_versions)

@@ -41,5 +41,6 @@ def test_sigterm_during_startup_ends_the_run(start, small_under, record, tmp_pat
     detected = time.monotonic() - moment
     assert detected < GRACE_SECONDS
     output = run.ended(143)
+    assert "stopped by SIGTERM before training started" in output
     assert "Traceback" not in output and reached(run.folder) < 1
     record("program: SIGTERM while it starts (detected: until it has ended)", detected=[detected])

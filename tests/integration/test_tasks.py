@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def counting(tmp_path: Path) -> str:
     """The page's task as a file, with a source that reads the config."""
     code = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[0]
     code += "\n\ndef configured(task):\n    assert task.prompt_tokens == 24\n    return Counting()\n"
-    (tmp_path / "counting.py").write_text(code + "\nnothing = 3\ndef empty():\n    return ''\n")
+    (tmp_path / "counting.py").write_text(
+        code + "\nnothing = 3\ndef empty():\n    return ''\ndef two(task, more):\n    ...\n"
+    )
     return f"{tmp_path / 'counting.py'}"
 
 
@@ -103,7 +106,8 @@ def test_a_task_by_path_trains_like_one_passed_in(
     [
         ("Absent", "has no Absent"),
         ("nothing", "is no class or function: name one that makes a TaskSource"),
-        ("empty", "makes a str, which has no method tokenized"),
+        ("empty", "makes a str, which is no subclass of rlgaf_ray.TaskSource"),
+        ("two", "requires task, more: it is called with task at most"),
     ],
 )
 def test_a_path_that_names_no_task_is_one_line(tmp_path: Path, counting: str, name: str, expected: str) -> None:
@@ -128,6 +132,29 @@ def test_a_comparison_of_a_task_by_path(tmp_path: Path, counting: str, capfd: py
     assert f"task.python.source={counting}:Counting: its Python code will run" in capfd.readouterr().err
     assert "| RLGAF | 1 |" in (tmp_path / "counting" / "compare.md").read_text()
     assert rl.load_config(tmp_path / "counting" / "config.yaml").best_metric == "eval/right"
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_task_by_path_is_scored_by_its_own_quality(tmp_path: Path, counting: str) -> None:
+    words = [
+        *TINY,
+        f"run.root={tmp_path}",
+        "run.name=counting",
+        "run.iterations=1",
+        "evaluation.every=1",
+        "task.name=python",
+        "task.prompt_tokens=24",
+        f"warmup.cache={tmp_path}/cache",
+        f"task.python.source={counting}:Counting",
+        "sweep.space.generator.learning_rate.grid=[1.0e-5, 1.0e-3]",
+        "sweep.scheduler=none",
+    ]
+    assert main(["tune", *words]) == 0
+    config = rl.load_config(tmp_path / "counting" / "best.yaml")
+    assert config.quality == config.best_metric == "eval/right"
+    trials = sorted((tmp_path / "counting" / "trials").iterdir())
+    last = [json.loads((folder / "reports.jsonl").read_text().splitlines()[-1]) for folder in trials]
+    assert len(last) == 2 and all(0 <= report["sweep/score"] <= 1 for report in last)  # the worst is -1.5
 
 
 def test_a_task_without_one_is_measured_by_its_real_responses(tmp_path: Path, example: dict[str, Any]) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rlgaf_ray.compare.guidance import GuidedEngine, Labels, guided_logits
+from rlgaf_ray.compare.guidance import GuidedEngine, Labels, check_labels, guided_logits
+from rlgaf_ray.compare.methods import method_config
 from rlgaf_ray.compare.trial import run_trial
 from rlgaf_ray.config import load_config
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.folder import save_network
 from rlgaf_ray.models.generator import build_tiny_gpt2, load_generator
+from rlgaf_ray.run.preparation import cache_folder, prepare_data
 from rlgaf_ray.testing import FakeTask
-from rlgaf_ray.types import Metrics, Prompt, SamplingSettings
+from rlgaf_ray.training.dpo import DirectPreference, rows_of
+from rlgaf_ray.types import Demonstration, Metrics, Prompt, SamplingSettings
 
 BEGIN = 5
 SAMPLING = SamplingSettings(max_new_tokens=4, temperature=0.7, samples_per_prompt=3, stop_at_end_of_text=True)
@@ -53,7 +56,7 @@ def prompts() -> list[Prompt]:
 
 
 def engine(generator: Path, labels: Labels, guidance: float) -> GuidedEngine:
-    return GuidedEngine(generator, labels, guidance, load_config(None), max_tokens=8)
+    return GuidedEngine(generator, labels, guidance, load_config(None))
 
 
 def test_demonstrations_and_negatives_have_their_labels(labels: Labels) -> None:
@@ -111,11 +114,6 @@ def test_guided_log_probs_are_those_of_passes_without_a_cache(generator: Path, l
             assert rollout.behaviour_logprobs[step] == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_a_model_without_room_for_the_label_is_refused(generator: Path, labels: Labels) -> None:
-    with pytest.raises(UserError, match="takes at most 256 tokens, but prompt, response and label have 258"):
-        GuidedEngine(generator, labels, 1.0, load_config(None), max_tokens=256)
-
-
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides for a task with rejected answers."""
@@ -154,9 +152,41 @@ def test_the_best_guidance_on_validation_prompts_is_reported(labelled: list[str]
     assert best("[1.0, 3.0]") == max(alone, key=lambda found: found[0])
 
 
-def test_dpo_prefers_demonstrations_to_rejected_answers(labelled: list[str], tmp_path: Path) -> None:
-    trial = run_trial(load_config(None, labelled), "dpo_labels", 0, tmp_path)
-    assert trial.rollouts == 16 and trial.guidance is None
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["warmup.sft.contrastive_weight=3"], "its rows have no other prompts for warmup.sft.contrastive_weight=3"),
+        (["task.response_tokens=240"], "with a label of .* tokens, .*256"),
+    ],
+)
+def test_what_label_tokens_do_not_work_with_is_refused(
+    labelled: list[str], tmp_path: Path, overrides: list[str], expected: str
+) -> None:
+    config = load_config(None, [*labelled, *overrides])
+    with pytest.raises(UserError, match=expected):
+        check_labels(config, prepare_data(config, tmp_path))
+
+
+def test_dpo_prefers_demonstrations_to_rejected_answers(
+    labelled: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the discriminator's contrast is sampled from the base model."""
+    read: list[Demonstration] = []
+    update = DirectPreference.update
+
+    def spied(self: DirectPreference, policy: Any, batch: Any, rewards: Any, iteration: int, text: Any) -> Metrics:
+        read.extend(rows_of(text))
+        return update(self, policy, batch, rewards, iteration, text)
+
+    monkeypatch.setattr(DirectPreference, "update", spied)
+    config = load_config(None, labelled)
+    assert config.discriminator.contrast_read == "base_model"
+    assert run_trial(config, "dpo_labels", 0, tmp_path).rollouts == 16
+    data = prepare_data(method_config(config, "dpo_labels", 0), cache_folder(config))
+    negatives = {(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in data.task.contrast}
+    for half in (read[8:16], read[24:]):
+        assert {(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in half} <= negatives
+    assert [item.prompt_ids.tolist() for item in read[:8]] == [item.prompt_ids.tolist() for item in read[8:16]]
 
 
 def test_the_base_models_likelihood_can_select_among_candidates(labelled: list[str], tmp_path: Path) -> None:

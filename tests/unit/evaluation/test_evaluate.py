@@ -125,8 +125,8 @@ def test_the_panel_averages_absolute_distances() -> None:
     # 8 prompts have three judges, 7 two (without VADER), 3 one (the linear judge), 2 none.
     votes = [1.0] * 8 + [2 / 3] * 7 + [1 / 3] * 3 + [0.0] * 2
     assert metrics["eval/panel_share_stderr"] == pytest.approx(np.std(votes) / math.sqrt(20))
-    compared = measure.compared(metrics | {"eval/two_sample_auc": 0.7}, {"eval/judge_share": 0.5})
-    assert compared["eval/closeness"] == pytest.approx(-0.2 - 0.65 / 3)
+    assert measure.derived(metrics | {"eval/two_sample_auc": 0.7}) == {"eval/closeness": pytest.approx(-0.2 - 0.65 / 3)}
+    compared = measure.compared(metrics, {"eval/judge_share": 0.5})
     assert compared["eval/gap_closed"] == pytest.approx(0.4 / 0.2)
 
 

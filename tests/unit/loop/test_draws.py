@@ -8,7 +8,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.draws import Draws
 from rlgaf_ray.testing import FakeTask
-from rlgaf_ray.types import Rollout, ScoredRollout
+from rlgaf_ray.types import Demonstration, Rollout, ScoredRollout
 
 PROMPTS = (0, 0, 1, 2, 3)
 
@@ -48,7 +48,9 @@ def test_pairs_have_a_negative_of_the_same_prompt_where_there_is_one() -> None:
     config = load_config(
         None, ["generator.algorithm=dpo", "generator.dpo.rejected=labels", "generator.average_decay=0"]
     )
-    draws = drawn_from(config, FakeTask(PROMPTS, contrast=[1, 9]))
+    task = FakeTask(PROMPTS, contrast=[1, 9])
+    sampled = [Demonstration(np.array([1], np.int32), np.array([55], np.int32))]  # contrast for the discriminator alone
+    draws = Draws(config, task, config.discriminator.needs, sampled)
     rollouts = [rollout(row) for row in (0, 2, 2, 4)]
     text = draws.text_beside(rollouts)
     assert text is not None
