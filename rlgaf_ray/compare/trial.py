@@ -193,7 +193,7 @@ class PartMeasure:
     def __init__(self, config: Config, data: Data, part: EvaluationPart) -> None:
         cache, task = cache_folder(config), data.task
         self.quality = config.best_metric
-        self.items = task.evaluation(part)
+        self.items = task.evaluation(part)[: config.compare.num_prompts]
         self.real_texts = decode([task.evaluated_ids(item) for item in self.items], data.tokenizer)
         encode = load_encode(cache) if config.evaluation.embeddings else None
         self.own = build_measure(MeasureInputs(task, part, self.real_texts, encode, cache))

@@ -82,6 +82,7 @@ class CompareSection(Section):
         description="weights of the guidance that label_token tries; the best on the validation prompts is kept",
     )
     rejection_rounds: Positive = Field(6, description="rounds of rejection, with as many rollouts in total as rlgaf")
+    num_prompts: Positive | None = Field(None, description="measure the first prompts of each part only; null: all")
     samples: Positive = Field(4, description="answers per prompt and measurement")
     concurrent: Positive | None = Field(None, description="trials at a time, one thread each; null: one per core")
 

@@ -172,7 +172,7 @@ def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placem
     method = method_of(config, name)
     candidates = method.answering.candidates
     per_prompt = config.compare.samples * candidates
-    total = config.evaluation.num_prompts * per_prompt
+    total = (config.compare.num_prompts or config.evaluation.num_prompts) * per_prompt
     batch = min(total, PROMPTS_AT_ONCE * per_prompt)
     work = Work(batch, config.task.prompt_tokens, config.task.response_tokens, 0, 0.0)
     on_gpu = placement.device == "cuda"
@@ -235,12 +235,14 @@ def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Seque
     else:
         place = f"{plan.at_a_time} in parallel, one core each"
         memory = f"parallel trials need up to {plan.at_a_time * most.memory / GIB:,.1f} GiB"
+    prompts = config.compare.num_prompts
+    asked = f"evaluation.num_prompts={config.evaluation.num_prompts}" if prompts is None else str(prompts)
+    more = "" if prompts else "; parts with more prompts take longer in proportion, since all are answered"
     found = [
         f"{trials} trials, {place}: {hours:,.1f} hours of wall time including warm-ups; {memory}",
         f"measurements: {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
-        f"evaluation.num_prompts={config.evaluation.num_prompts} prompts of each of {len(EVALUATION_PARTS)} parts, "
-        "and of the validation part for each further setting that a method tries; "
-        "parts with more prompts take longer in proportion, since all are answered",
+        f"{asked} prompts of each of {len(EVALUATION_PARTS)} parts, and of the validation part for each further "
+        f"setting that a method tries{more}",
     ]
     if config.warmup.sft.steps == "auto":
         found.append(f"warmup.sft.steps=auto counts as warmup.sft.max_steps={config.warmup.sft.max_steps}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rlgaf_ray.compare.trial import PartMeasure
 from rlgaf_ray.config import load_config
 from rlgaf_ray.config.task import ImdbSettings, SplitSizes, TaskSection
 from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint
@@ -25,7 +26,7 @@ from rlgaf_ray.evaluation.sentiment import SentimentMeasure
 from rlgaf_ray.evaluation.text import degenerate_share, full_texts
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.tokenizer import train_bpe, wrap_bpe
-from rlgaf_ray.run.preparation import prepare_data
+from rlgaf_ray.run.preparation import Data, prepare_data
 from rlgaf_ray.types import EVALUATION_PARTS
 
 TASK = TaskSection()
@@ -134,3 +135,16 @@ def test_no_test_or_judge_review_was_read_by_the_base_model_the_demonstrations_o
     config = load_config(None, ["task.name=jsonl", f"task.jsonl.path={tmp_path / 'rows.jsonl'}"])
     with pytest.raises(UserError, match=r"1 rows \(1\) begin like reviews that model\.generator=film-reviews was"):
         prepare_data(config, tmp_path)
+
+
+def test_a_comparison_measures_closeness(task: ImdbTask, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """It needs the two-sample test beside the panel; a repeated sentence is far from real text."""
+    keys = ["compare.num_prompts=60", "evaluation.embeddings=false", f"warmup.cache={tmp_path}"]
+    data = Data(task, tokenizer, [])
+    measure = PartMeasure(load_config(None, keys), data, "validation")
+    assert len(measure.real_texts) == 60
+    real, wrong = measure(measure.real_texts), measure(["a bad film"] * 60)
+    assert real["eval/closeness"] > wrong["eval/closeness"] + 0.3
+    other = PartMeasure(load_config(None, [*keys, "evaluation.best_metric=eval/perplexity"]), data, "validation")
+    with pytest.raises(UserError, match=r"evaluation\.best_metric=eval/perplexity is not a metric of single sets"):
+        other(other.real_texts)
