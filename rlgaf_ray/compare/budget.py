@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlgaf_ray.compare.methods import Method, loop_rollouts, method_of
+from rlgaf_ray.compare.configs import method_of
+from rlgaf_ray.compare.methods import Method, loop_rollouts
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
 

@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlgaf_ray.compare.configs import method_of
 from rlgaf_ray.compare.decoding import curves
-from rlgaf_ray.compare.methods import method_of
 from rlgaf_ray.compare.results import at
 from rlgaf_ray.compare.trial import Measured, Trial
 from rlgaf_ray.config import Config

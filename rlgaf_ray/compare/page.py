@@ -12,9 +12,9 @@ from typing import Any
 from rich.table import Table
 
 from rlgaf_ray.compare.budget import budget
+from rlgaf_ray.compare.configs import method_config, method_of
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.figures import TITLES, figures
-from rlgaf_ray.compare.methods import method_config, method_of
 from rlgaf_ray.compare.results import Row
 from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config import Config, dump_config

@@ -12,8 +12,8 @@ from ray import tune
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import ray_session
+from rlgaf_ray.compare.configs import method_config, method_of, named
 from rlgaf_ray.compare.guidance import check_labels
-from rlgaf_ray.compare.methods import method_config, method_of, named
 from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
 from rlgaf_ray.compare.trial import PartMeasure, Trial, run_trial, verdict_of

@@ -15,10 +15,11 @@ import torch
 
 from rlgaf_ray.actors.warmup import prepare_warmups
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, num_rollouts
+from rlgaf_ray.compare.configs import method_config, method_of
 from rlgaf_ray.compare.decoding import Decoding, decodings
 from rlgaf_ray.compare.guidance import GuidedEngine, Labels
 from rlgaf_ray.compare.likelihood import Likelihood
-from rlgaf_ray.compare.methods import Answering, method_config, method_of
+from rlgaf_ray.compare.methods import Answering
 from rlgaf_ray.compare.posterior import Posterior
 from rlgaf_ray.compare.shared import warm_up
 from rlgaf_ray.config import Config, with_values

@@ -40,10 +40,7 @@ class AdversarialLoop:
         rewards: Mapping[str, RewardFunction] | None = None,
         contrast: Sequence[Demonstration] | None = None,
     ) -> None:
-        """``rewards``: functions of ``reward.functions`` that were passed as arguments, by name.
-
-        ``contrast``: the discriminator's contrast rows, by default the task's labelled negatives.
-        """
+        """``rewards``: passed functions, by name; ``contrast``: the discriminator's, by default labelled negatives."""
         self.config = config
         self.roles = roles
         self.task = task
@@ -60,8 +57,7 @@ class AdversarialLoop:
         self.samples_before: list[str] = []
         # State of the last completed iteration and whether it is the best one; None once it is checkpointed.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
-        contrasted = config.discriminator.needs.contrast
-        self.guard = Guard(config.guard, quality=config.best_metric, contrast=contrasted)
+        self.guard = Guard(config.guard, quality=config.best_metric, contrast=config.discriminator.needs.contrast)
         self.verdict: Kind = "healthy"  # of the last reported verdict
         self.healed: list[Kind] = []  # the verdict behind each rollback
 
@@ -164,8 +160,7 @@ class AdversarialLoop:
             samples_after=samples,
         )
         if not outcome.interrupted:
-            table = [{"before": before, "after": after} for before, after in outcome.samples]
-            self.trackers.log_table(self.iteration, "samples", table)
+            self.trackers.log_table(self.iteration, "samples", [{"before": a, "after": b} for a, b in outcome.samples])
         return outcome
 
     def evaluate(self) -> tuple[Metrics, list[str]]:
@@ -204,14 +199,13 @@ class AdversarialLoop:
             raise TrainingStopped(f"{decision.sentence}; {missing}")
         path, state = found
         coefficient = healing.kl_coefficient(settings.heal, verdict.kind, step.kl_coefficient)
-        new_heals = decision.heals[len(state["healed"]) :]  # since the checkpoint
         self.checkpoints.discard_after(state["iteration"])
         if self.checkpoints.named("best") is None:
             state["best"] = None
         self.resume(path, state)
         self.guard.evaluations.clear()  # gentler settings may reach lower quality: restart drift detection
         if ratio.adaptive:
-            ratio.rate = healing.update_rate(settings.heal, new_heals, ratio.rate)
+            ratio.rate = healing.update_rate(settings.heal, decision.heals[len(state["healed"]) :], ratio.rate)
             ratio.move(1.0)
         self.healed, self.verdict, step.kl_coefficient = decision.heals, "healthy", coefficient
         self._adjust(kl_coefficient=coefficient, refresh=True)

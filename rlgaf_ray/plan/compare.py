@@ -17,8 +17,8 @@ from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps, scoring_passes
+from rlgaf_ray.compare.configs import method_config, method_of
 from rlgaf_ray.compare.decoding import decodings
-from rlgaf_ray.compare.methods import method_config, method_of
 from rlgaf_ray.compare.shared import keys_read
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName

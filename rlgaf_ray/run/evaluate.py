@@ -3,7 +3,7 @@
 A lower temperature alone raises quality and lowers diversity ("Language GANs Falling Short", arXiv 1811.02549): an
 adversarial model is better only if it is above the curves of the SFT model and of SFT on the same demonstrations. All
 models are sampled by the run's engine, on the same prompts with the same seeds: those of the validation split, or with
-``--test`` those of the test split, which nothing else reads.
+``--test`` those of the test split, which only ``rlgaf compare`` reads too.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlgaf_ray.compare.configs import method_config
 from rlgaf_ray.compare.guidance import GuidedEngine, Labels, check_labels, guided_logits
-from rlgaf_ray.compare.methods import method_config
 from rlgaf_ray.compare.trial import run_trial
 from rlgaf_ray.config import load_config
 from rlgaf_ray.engines.transformers import TransformersEngine

@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 
 from rlgaf_ray.compare.budget import num_rollouts
-from rlgaf_ray.compare.methods import METHODS, method_config, method_of
+from rlgaf_ray.compare.configs import method_config, method_of
+from rlgaf_ray.compare.methods import METHODS
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.config.compare import BuiltInMethod
 from rlgaf_ray.errors import UserError
