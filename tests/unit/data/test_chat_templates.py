@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -42,6 +43,7 @@ TEXT = (
 )  # as in published tokenizers: added tokens that are not special
 ROWS = 10
 RESPONSE_TOKENS = 60
+NOW = datetime(2026, 11, 30)  # the date that templates show
 
 
 def chat(number: int, *, system: bool, turns: int) -> list[dict[str, str]]:
@@ -98,7 +100,7 @@ def task_of(
         name="jsonl",
         prompt_tokens=4000,
         response_tokens=RESPONSE_TOKENS,
-        date="2026-11-30",
+        date=NOW.isoformat(),
         jsonl=JsonlSettings(path=str(path), **settings),
     )
     tokenizer = tokenizer_of(name)
@@ -189,8 +191,9 @@ def test_rollouts_that_repeat_demonstrations_are_identical_to_them(
             messages = [*json.loads(pair.after), {"role": "assistant", "content": pair.response}]
             if "probe" not in tokenizer.apply_chat_template([{"role": "user", "content": "probe"}], tokenize=False):
                 messages = in_parts(messages)
-            prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
-            whole: Any = tokenizer.apply_chat_template(messages, return_dict=False)
+            shown: dict[str, Any] = {"return_dict": False, "strftime_now": NOW.strftime}
+            prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, **shown)
+            whole: Any = tokenizer.apply_chat_template(messages, **shown)
             assert item.prompt_ids.tolist() == prompt
             ids = [*item.prompt_ids.tolist(), *item.response_ids.tolist()]
             if whole[: len(prompt)] == prompt and whole[len(prompt) :].count(ids[-1]):
