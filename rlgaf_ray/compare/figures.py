@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib import rc_context
@@ -17,6 +18,7 @@ from rlgaf_ray.config import Config
 from rlgaf_ray.metrics import metric
 from rlgaf_ray.report.figures import COLOURS, STYLE
 
+LABEL_WIDTH = 26  # characters per line of the legend, two columns wide
 LINES = ("-", "--", ":", "-.")  # by multiples of the number of colours
 TITLES = {"temperature": "Quality over temperatures", "distinct_2": "Quality against distinct-2"}
 """Figure title by the field of ``Measured`` on the x-axis."""
@@ -61,5 +63,5 @@ def _draw(
         color=color,
         marker="^" if last.top_p < 1 else "s" if last.min_p > 0 else "o",
         markersize=4,
-        label=None if last.truncated else label,
+        label=None if last.truncated else fill(label, LABEL_WIDTH),
     )

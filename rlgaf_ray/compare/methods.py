@@ -222,13 +222,13 @@ METHODS: Mapping[BuiltInMethod, Method] = {
     ),
     "rlgaf": Method("RLGAF", "arXiv 2305.06176"),
     "posterior": Method(
-        "SFT's own posterior as the reward",
+        "SFT's posterior as the reward",
         "no D; log p(prompt | answer), InfoNCE (arXiv 1807.03748)",
         _posterior,
         scorer="posterior",
     ),
     "best_of_16_posterior": Method(
-        "best of 16 by SFT's own posterior",
+        "best of 16 by SFT's posterior",
         "no D",
         _posterior,
         trains="discriminator",
