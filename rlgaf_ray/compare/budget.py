@@ -39,13 +39,18 @@ def scoring_passes(config: Config, name: MethodName) -> int:
     return 1 + (config.warmup.sft.contrastive_prompts if method_of(config, name).scorer == "posterior" else 0)
 
 
+def selection_passes(config: Config, name: MethodName) -> int:
+    """Return the forward passes that score one of several candidates: also the base model's with its log-prob."""
+    return scoring_passes(config, name) + (config.reward.base_logprob > 0)
+
+
 def passes_per_candidate(config: Config, name: MethodName) -> int:
     """Return the forward passes for one candidate of the longest answer: sampling, and scoring if one is selected."""
     method = method_of(config, name)
     sampling = config.task.response_tokens * (2 if method.answering.guided else 1)
     if method.answering.candidates == 1:
         return sampling
-    return sampling + scoring_passes(config, name) + (config.reward.base_logprob > 0)
+    return sampling + selection_passes(config, name)
 
 
 def num_rollouts(config: Config, method: Method) -> int:

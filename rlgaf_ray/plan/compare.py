@@ -16,7 +16,7 @@ from rich.table import Table
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
-from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps, scoring_passes
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps, scoring_passes, selection_passes
 from rlgaf_ray.compare.configs import method_config, method_of
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.shared import keys_read
@@ -188,8 +188,7 @@ def _measure_seconds(config: Config, name: MethodName, shape: ModelShape, placem
         seconds *= 2
     if candidates > 1:
         devices = placement.num_discriminators * (1 if on_gpu else placement.threads)
-        scoring = scoring_passes(config, name) + (config.reward.base_logprob > 0)
-        seconds += scoring * discriminator_seconds(shape, work, rates, devices=devices)
+        seconds += selection_passes(config, name) * discriminator_seconds(shape, work, rates, devices=devices)
     parts = len(method.options(config)) + len(EVALUATION_PARTS) - 1  # all options on the validation part
     return parts * len(decodings(config.compare)) * total / batch * seconds
 
