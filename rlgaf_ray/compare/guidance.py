@@ -18,11 +18,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlgaf_ray.config import Config
 from rlgaf_ray.data.task import Task
-from rlgaf_ray.engines.checks import max_response_tokens
-from rlgaf_ray.engines.sampling import draw, row_uniforms, sampling_logprobs
 from rlgaf_ray.engines.transformers import TransformersEngine, pad_left
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.models.vocabulary import masked_token_ids
 from rlgaf_ray.run.checks import check_lengths
 from rlgaf_ray.run.preparation import Data
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
@@ -94,34 +91,17 @@ class GuidedEngine(TransformersEngine):
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """Return token ids int32 [B, T], their log-probs float32 [B, T] and the response length of each row."""
-        device, count = self._model.device, sampling.samples_per_prompt
-        repeated = [prompt for prompt in prompts for _ in range(count)]
+        repeated = [prompt for prompt in prompts for _ in range(sampling.samples_per_prompt)]
         wanted, unwanted = (
             _Rows(self._model, [self._labels.before(label, prompt.token_ids) for prompt in repeated])
             for label in (self._labels.wanted, self._labels.unwanted)
         )
-        limits = torch.tensor([max_response_tokens(prompt, sampling) for prompt in repeated], device=device)
-        uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
-        ends = torch.tensor(self._end_of_text_ids, device=device)
-        masked_ids = masked_token_ids(self._model.config, stop_at_end_of_text=sampling.stop_at_end_of_text)
-        running = torch.ones(len(seeds), dtype=torch.bool, device=device)
-        lengths = torch.zeros(len(seeds), dtype=torch.long, device=device)
-        token_ids: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        while running.any():
-            last = token_ids[-1] if token_ids else None
-            logits = guided_logits(wanted.next_logits(last), unwanted.next_logits(last), guidance=self._guidance)
-            distribution = sampling_logprobs(logits, sampling, masked_ids=masked_ids)
-            token = draw(distribution, uniforms[:, len(token_ids)])
-            token_ids.append(token)
-            logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
-            lengths += running
-            running = running & ~torch.isin(token, ends) & (lengths < limits)
-        return (
-            torch.stack(token_ids, 1).to("cpu", torch.int32).numpy(),
-            torch.stack(logprobs, 1).cpu().numpy(),
-            lengths.tolist(),
-        )
+        sampled = self._responses(repeated, sampling, seeds)
+        rows, token = torch.arange(len(repeated), device=self._model.device), None
+        while sampled.running.any():
+            logits = guided_logits(wanted.next_logits(token), unwanted.next_logits(token), guidance=self._guidance)
+            token = sampled.draw(logits, rows)
+        return sampled.arrays()
 
 
 class _Rows:

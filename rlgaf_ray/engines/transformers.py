@@ -128,20 +128,12 @@ class TransformersEngine(RolloutEngine):
 
         Responses with the same prompt share a forward pass until they differ.
         """
-        device = self._model.device
-        step_ids, attention_mask = pad_left([prompt.token_ids for prompt in prompts], device)
         count = sampling.samples_per_prompt
-        limits = torch.tensor([max_response_tokens(prompt, sampling) for prompt in prompts], device=device)
-        limits = limits.repeat_interleave(count)
-        uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
-        ends = torch.tensor(self._end_of_text_ids, device=device)
-        masked_ids = masked_token_ids(self._model.config, stop_at_end_of_text=sampling.stop_at_end_of_text)
+        step_ids, attention_mask = pad_left([prompt.token_ids for prompt in prompts], self._model.device)
+        sampled = self._responses([prompt for prompt in prompts for _ in range(count)], sampling, seeds)
         cache = DynamicCache(config=self._model.config)
-        running = torch.ones(len(seeds), dtype=torch.bool, device=device)
-        lengths = torch.zeros(len(seeds), dtype=torch.long, device=device)
-        prefix = torch.arange(len(prompts), device=device).repeat_interleave(count)  # row of the forward pass
-        token_ids, logprobs = [], []
-        for step in range(sampling.max_new_tokens):
+        prefix = torch.arange(len(prompts), device=self._model.device).repeat_interleave(count)  # row of the pass
+        while True:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -step_ids.shape[1] :]
             output = self._model(
                 input_ids=step_ids,
@@ -151,26 +143,65 @@ class TransformersEngine(RolloutEngine):
                 use_cache=True,
                 logits_to_keep=1,
             )
-            distribution = sampling_logprobs(output.logits[:, -1], sampling, masked_ids=masked_ids)[prefix]
-            token = draw(distribution, uniforms[:, step])
-            token_ids.append(token)
-            logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
-            lengths += running
-            running = running & ~torch.isin(token, ends) & (lengths < limits)
-            if not running.any():
-                break
+            token = sampled.draw(output.logits[:, -1], prefix)
+            if not sampled.running.any():
+                return sampled.arrays()
             # Finished responses keep sampling from the first row; their extra tokens are dropped by length.
-            size = distribution.shape[-1]
-            extended, rows = (prefix * size + token)[running].unique(return_inverse=True)
-            prefix = torch.zeros_like(prefix).masked_scatter(running, rows)
+            size = output.logits.shape[-1]
+            extended, rows = (prefix * size + token)[sampled.running].unique(return_inverse=True)
+            prefix = torch.zeros_like(prefix).masked_scatter(sampled.running, rows)
             parents, step_ids = extended // size, (extended % size)[:, None]
             attention_mask = torch.nn.functional.pad(attention_mask[parents], (0, 1), value=1)
             if len(parents) != len(output.logits) or (parents.diff() != 1).any():
                 cache.reorder_cache(parents)
+
+    def _responses(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> Responses:
+        """Start the responses to ``prompts``, one per row and seed."""
+        masked_ids = masked_token_ids(self._model.config, stop_at_end_of_text=sampling.stop_at_end_of_text)
+        return Responses(prompts, sampling, seeds, self._end_of_text_ids, masked_ids, self._model.device)
+
+
+class Responses:
+    """A batch of B responses that grow by a token per step until each has ended."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingSettings,
+        seeds: Sequence[int],
+        end_of_text_ids: Sequence[int],
+        masked_ids: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self.sampling = sampling
+        self.masked_ids = masked_ids
+        self.limits = torch.tensor([max_response_tokens(prompt, sampling) for prompt in prompts], device=device)
+        self.uniforms = row_uniforms(seeds, sampling.max_new_tokens).to(device)
+        self.ends = torch.tensor(end_of_text_ids, device=device)
+        self.running = torch.ones(len(seeds), dtype=torch.bool, device=device)
+        self.lengths = torch.zeros(len(seeds), dtype=torch.long, device=device)
+        self.token_ids: list[Tensor] = []
+        self.logprobs: list[Tensor] = []
+
+    def draw(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Sample the next token of each response from ``logits`` [N, V] at its row, ``rows`` [B], and append it: [B].
+
+        Responses that have ended get tokens too, which ``lengths`` does not count.
+        """
+        distribution = sampling_logprobs(logits, self.sampling, masked_ids=self.masked_ids)[rows]
+        token = draw(distribution, self.uniforms[:, len(self.token_ids)])
+        self.token_ids.append(token)
+        self.logprobs.append(distribution.gather(-1, token[:, None])[:, 0])
+        self.lengths += self.running
+        self.running = self.running & ~torch.isin(token, self.ends) & (self.lengths < self.limits)
+        return token
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Return token ids int32 [B, T], their log-probs float32 [B, T] and the response length of each row."""
         return (
-            torch.stack(token_ids, 1).to("cpu", torch.int32).numpy(),
-            torch.stack(logprobs, 1).cpu().numpy(),
-            lengths.tolist(),
+            torch.stack(self.token_ids, 1).to("cpu", torch.int32).numpy(),
+            torch.stack(self.logprobs, 1).cpu().numpy(),
+            self.lengths.tolist(),
         )
 
 
