@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from rlgaf_ray.models.generator import policy_logprobs
 from rlgaf_ray.training.precision import Precision, autocast
 from rlgaf_ray.training.randomness import seeded
 from rlgaf_ray.training.warmup import Loss, NextTokenLoss, Training, WarmupProgress, Worker
-from rlgaf_ray.types import Demonstration
+from rlgaf_ray.types import Demonstration, SequenceBatch
 
 MEASURE_EVERY = 25  # steps
 PATIENCE = 4  # measurements without a new minimum before a fold stops
@@ -97,9 +98,14 @@ class SftLoss:
             for row, prompt in zip(rows, prompts, strict=True)
         ]
         sequences = collate_sequences(items, pad_token_id=0).to(self.device)
-        logprobs = checkpoint(policy_logprobs, self.model, sequences, use_reentrant=False)
+        # Tensors as arguments: their devices are those whose random state the recomputation restores, for dropout.
+        tensors = sequences.token_ids, sequences.attention_mask, sequences.response_mask
+        logprobs = checkpoint(self._logprobs, *tensors, use_reentrant=False)
         assert isinstance(logprobs, Tensor)
         return logprobs.sum(1)
+
+    def _logprobs(self, *tensors: Tensor) -> Tensor:
+        return policy_logprobs(cast(PreTrainedModel, self.model), SequenceBatch(*tensors))
 
 
 @dataclass(frozen=True, slots=True)
