@@ -71,6 +71,7 @@ class NeuralDiscriminator:
             weight_decay=self.settings.weight_decay,
         )
         self.version = 0
+        self.num_warmup_updates = config.discriminator_warmup_updates
         self.num_updates = max(1, math.ceil(config.run.iterations * self.settings.updates_per_generator_update))
         self.view = View.configured(self.settings, lambda: end_of_text_ids(self.model.network.config))
         self.replay: ReplayBuffer | None = None
@@ -146,7 +147,7 @@ class NeuralDiscriminator:
         ):
             totals = more | self._accumulate_gradients(*kinds)
         totals["learning_rate"] = self.settings.learning_rate * schedule_factor(
-            self.version,
+            max(0, self.version - self.num_warmup_updates),  # the warm-up on rollouts has the full rate
             num_steps=self.num_updates,
             num_warmup_steps=0,
             schedule=self.settings.learning_rate_schedule,

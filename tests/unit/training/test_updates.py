@@ -130,9 +130,10 @@ def test_the_critics_learning_rate_follows_schedule_and_rollback(folder: Path) -
 
 
 def test_the_discriminators_learning_rate_schedule_counts_its_updates(folder: Path, tmp_path: Path) -> None:
-    """Ten iterations at 0.4 updates each are four updates."""
+    """Ten iterations at 0.4 updates each are four updates, after two of the warm-up."""
     settings = config(
         "run.iterations=10",
+        "warmup.discriminator.steps=2",
         "discriminator.updates_per_generator_update=0.4",
         "discriminator.learning_rate_schedule=linear",
         "discriminator.learning_rate=1e-3",
@@ -140,12 +141,12 @@ def test_the_discriminators_learning_rate_schedule_counts_its_updates(folder: Pa
     real = [Demonstration(np.array([3, 4], np.int32), np.array([5, 6, 7], np.int32))] * 8
     fake = [item.rollout for item in scored(REWARDS)]
     discriminator = NeuralDiscriminator(folder, settings, pad_token_id=0)
-    rates = [discriminator.update(real, fake)["discriminator/learning_rate"] for _ in range(3)]
-    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4])
+    rates = [discriminator.update(real, fake)["discriminator/learning_rate"] for _ in range(5)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4])
     assert discriminator.optimizer.param_groups[0]["lr"] == pytest.approx(5e-4)
     discriminator.save(tmp_path)
     again = NeuralDiscriminator(folder, settings, pad_token_id=0)
-    again.load(tmp_path, version=3)
+    again.load(tmp_path, version=5)
     again.adjust(learning_rate_factor=0.5)
     assert again.update(real, fake)["discriminator/learning_rate"] == pytest.approx(1.25e-4)
 
