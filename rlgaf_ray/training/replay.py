@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ class ReplayBuffer:
         self.seed = seed
         self.paired = paired
         self.items: list[ReplayEntry] = []
-        self.newest_version = -1  # policy version of the rollouts added last
+        self.newest = 0  # digest of the rollouts added last; several batches may have the same policy version
 
     def exchange(
         self, real: Sequence[Demonstration], fake: Sequence[Rollout], update: int
@@ -53,8 +54,8 @@ class ReplayBuffer:
         mixed: list[Demonstration | Rollout] = [fake[row] for row in kept]
         mixed += [item.generated for item in past]
         pairs = zip(fake, real, strict=True) if self.paired else ((item, None) for item in fake)
-        if fake[0].policy_version != self.newest_version:
-            self.newest_version = fake[0].policy_version
+        if (digest := _digest(fake)) != self.newest:
+            self.newest = digest
             new = [ReplayEntry(Demonstration(item.prompt_ids, item.response_ids), own) for item, own in pairs]
             self._add(new, generator)
         if self.paired:
@@ -81,7 +82,7 @@ class ReplayBuffer:
     def save(self, path: Path) -> None:
         """Write a safetensors file with the concatenated tokens and the lengths of all entries."""
         nothing = np.zeros(0, np.int32)
-        tensors = {"newest_version": np.array([self.newest_version])}
+        tensors = {"newest": np.array([self.newest])}
         for name, rows in self._sides().items():
             tensors[name] = np.concatenate([nothing, *rows])
             tensors[f"{name}.lengths"] = np.array([len(row) for row in rows], np.int64)
@@ -105,4 +106,12 @@ class ReplayBuffer:
             ReplayEntry(Demonstration(prompt, generated), Demonstration(prompt, *real) if real else None)
             for prompt, generated, *real in zip(*sides, strict=True)
         ]
-        self.newest_version = int(tensors["newest_version"][0])
+        self.newest = int(tensors["newest"][0])
+
+
+def _digest(rollouts: Sequence[Rollout]) -> int:
+    """Hash the token ids of a batch to 63 bits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for item in rollouts:
+        digest.update(item.prompt_ids.tobytes() + item.response_ids.tobytes())
+    return int.from_bytes(digest.digest()) >> 1

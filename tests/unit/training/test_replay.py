@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_rollouts_of_one_iteration_are_added_once() -> None:
     assert len(buffer.items) == 8
 
 
+def test_batches_of_one_policy_version_are_all_added() -> None:
+    """As in the discriminator's warm-up, whose rollouts are all of the initial policy."""
+    buffer = ReplayBuffer(share=0.5, size=100, seed=0)
+    for update in range(3):
+        batch = [replace(item, policy_version=0) for item in rollouts(update)]
+        buffer.exchange((), batch, update=update)
+    assert len(buffer.items) == 24
+
+
 def test_a_loaded_buffer_continues_identically(tmp_path: Path) -> None:
     whole = ReplayBuffer(share=0.5, size=12, seed=3)
     empty = ReplayBuffer(share=0.5, size=12, seed=3)
@@ -83,7 +93,7 @@ def test_a_loaded_buffer_continues_identically(tmp_path: Path) -> None:
     ]
     assert drawn[0] == drawn[1]
     resumed.load(tmp_path / "empty.safetensors")
-    assert (resumed.items, resumed.newest_version) == ([], -1)
+    assert (resumed.items, resumed.newest) == ([], 0)
     with pytest.raises(UserError, match="replay_share cannot be enabled in a resumed run"):
         resumed.load(tmp_path / "none.safetensors")
 
