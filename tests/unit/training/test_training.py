@@ -413,9 +413,11 @@ def test_a_discriminator_can_be_adjusted_during_training(folder: Path) -> None:
     assert step == pytest.approx(5e-4, rel=1e-3)
 
 
-def test_the_demonstration_loss_is_added_to_the_reward_objective(folder: Path) -> None:
+@pytest.mark.parametrize("passes", ["micro_batch_size=64", "micro_batch_size=1", "micro_batch_tokens=4"])
+def test_the_demonstration_loss_is_added_to_the_reward_objective(folder: Path, passes: str) -> None:
     """With equal rewards and no KL, the step is a scaled maximum likelihood step on the demonstrations."""
-    quiet = ["generator.reinforce.kl.coefficient=0", "generator.reinforce.demonstration_coefficient=0.5"]
+    quiet = [f"learner.{passes}"]
+    quiet += ["generator.reinforce.kl.coefficient=0", "generator.reinforce.demonstration_coefficient=0.5"]
     learner = Learner(folder, config(*quiet, "generator.max_grad_norm=1e9"), pad_token_id=0)
     demonstrations = [
         Demonstration(np.array([3], np.int32), np.array([5, 6, 7], np.int32)),
@@ -433,7 +435,17 @@ def test_the_demonstration_loss_is_added_to_the_reward_objective(folder: Path) -
     gradients = [each.grad for each in learner.policy.model.parameters() if each.grad is not None]
     expected = float(torch.nn.utils.get_total_norm(gradients))
     learner.policy.optimizer.zero_grad()
-    metrics = learner.update(scored([1.0] * 8), iteration=0, text=text)
+    padded = TextBlocks(*(np.pad(rows, ((0, 0), (0, 9))) for rows in (text.token_ids, text.learned)))
+    batch = learner._text_batch(padded)
+    assert batch.token_ids.tolist() == text.token_ids.tolist()
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+    read: list[int] = []  # sequences per forward pass with gradients
+    learner.policy.model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(len(inputs["input_ids"])) if torch.is_grad_enabled() else None,
+        with_kwargs=True,
+    )
+    metrics = learner.update(scored([1.0] * 8), iteration=0, text=padded)
+    assert max(read) == {"micro_batch_size=64": 8}.get(passes, 1)
     assert metrics["generator/demonstration_loss"] == pytest.approx(before, rel=1e-5)
     assert metrics["generator/grad_norm"] == pytest.approx(expected, rel=1e-4)
     assert learner.mean_nll(demonstrations, model="policy") < before
