@@ -108,11 +108,18 @@ def leave_group() -> Group:
 
 
 def prepare(
-    network: PreTrainedModel, settings: LearnerSection, group: Group, *, frozen: bool = False, dropout: bool = False
+    network: PreTrainedModel,
+    settings: LearnerSection,
+    group: Group,
+    *,
+    frozen: bool = False,
+    offload: bool = False,
+    dropout: bool = False,
 ) -> None:
     """Enable activation checkpointing and shard the weights across ranks, as configured.
 
-    ``dropout``: the blocks use dropout, so recomputation must restore the random state.
+    ``offload``: keep the shards in CPU memory between forward passes. ``dropout``: the blocks use dropout, so
+    recomputation must restore the random state.
 
     FSDP2 (``fully_shard``) gathers shards block by block. A network without transformer blocks (LSTM, CNN) is small, so
     each rank keeps a replica. Raises ``UserError`` if activation checkpointing is set for a trained network without
@@ -129,7 +136,6 @@ def prepare(
             checkpoint(block, preserve_rng_state=dropout)
     if not group.shards or not blocks:
         return
-    offload = frozen and settings.fsdp.offload_reference
     lower = settings.fsdp.mixed_precision
     options: dict[str, Any] = {
         "mesh": init_device_mesh(group.device.type, (group.size,)),

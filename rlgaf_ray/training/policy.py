@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -62,11 +63,12 @@ class Policy:
         self.model = self.load(folder, frozen=False)
         add_adapters(self.model, config.model.lora, seed=config.run.seed)
         self.masked_token_ids = masked_token_ids(self.model.config, stop_at_end_of_text=config.stop_at_end_of_text)
-        self.reference = frozen_start(self.model, lambda: self.load(folder))
+        offload = config.learner.fsdp.offload_reference
+        self.reference = frozen_start(self.model, lambda: self.load(folder, offload=offload))
         self.base = self.reference
         if config.needs_base_model:
             assert base_folder is not None, "base_folder is required after an SFT stage"
-            self.base = self.load(base_folder)
+            self.base = self.load(base_folder, offload=offload)
         self.kl_reference = self.base if config.generator.active.kl.reference == "base" else self.reference
         self.optimizer = build_optimizer(
             self.model.parameters(),
@@ -81,12 +83,13 @@ class Policy:
         if (rate := config.generator.active.rollout_average) > 0:
             self.averages["rollout_policy"] = MovingAverage(self.load(folder), rate=rate, debiased=False)
 
-    def load(self, folder: str | Path, *, frozen: bool = True) -> PreTrainedModel:
-        """Load a network from a folder, on this device and sharded like the policy."""
+    def load(self, folder: str | Path, *, frozen: bool = True, offload: bool = False) -> PreTrainedModel:
+        """Load a network from a folder, on this device and sharded like the policy; ``offload`` as in ``prepare``."""
         network = load_generator(folder, trust_remote_code=self.config.model.trust_remote_code, device=self.device)
         if self.chunk_tokens is not None:
             check_output_layer(network)
-        prepare(network.requires_grad_(not frozen), self.config.learner, self.group, frozen=frozen)
+        network.requires_grad_(not frozen)
+        prepare(network, self.config.learner, self.group, frozen=frozen, offload=offload)
         return network
 
     def network(self, name: PolicyNetwork | Literal["reference"]) -> PreTrainedModel:
@@ -183,9 +186,10 @@ class Policy:
 
         ``among``: the rows of the text to use, by default all.
         """
-        one_pass = Batching(len(text.token_ids), group=self.group)
-        for part in one_pass.micro_batches(text, average="token", among=among):
+        for part in self.batching.micro_batches(text, average="token", among=among):
             sequences = part.sequences(text)
+            # A causal model's tokens do not attend to padding on their right, and attention without a mask is faster.
+            sequences = replace(sequences, attention_mask=torch.ones_like(sequences.attention_mask))
             with autocast(self.dtype, self.device):
                 # Real text: no masked tokens, temperature 1.
                 logprobs = policy_logprobs(self.model, sequences, chunk_tokens=self.chunk_tokens)

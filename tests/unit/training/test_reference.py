@@ -185,3 +185,19 @@ def _logprobs(model) -> list[np.ndarray]:
         logprobs = logits.log_softmax(-1)[len(prompt) - 1 : -1]
         rows.append(logprobs.gather(1, tokens[0, len(prompt) :, None])[:, 0].numpy())
     return rows
+
+
+def test_only_references_are_offloaded(build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averages are updated from the policy, on its device."""
+    offloaded: list[bool] = []
+    monkeypatch.setattr(
+        "rlgaf_ray.training.policy.prepare", lambda *_, offload, frozen: offloaded.append(offload) if frozen else None
+    )
+    learner = build(
+        SFT,
+        "generator.reinforce.kl.reference=base",
+        "generator.average_decay=0.9",
+        "learner={strategy: fsdp, num_workers: 2, fsdp: {offload_reference: true}}",
+    )
+    assert list(learner.policy.averages) == ["average"]
+    assert offloaded == [True, True, False]  # reference, base, average
