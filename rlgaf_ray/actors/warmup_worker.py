@@ -74,7 +74,7 @@ def sft_worker(payload: dict[str, Any]) -> None:
             worker=worker,
             other_prompts=others,
         )
-        settings = settings.model_copy(update={"steps": steps})
+        settings = settings.model_copy(update={"steps": worker.agreed(steps)})
     assert isinstance(settings.steps, int)
     model = make_model()
     fine_tune(

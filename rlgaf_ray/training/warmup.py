@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -64,6 +65,14 @@ class Worker:
     report: Callable[[WarmupProgress], None] = lambda progress: None
     checkpoint: Callable[[Callable[[Path], None]], None] = lambda write: None
     resume_from: Path | None = None
+
+    def agreed(self, value: int) -> int:
+        """Return rank 0's value on every rank: rounding may differ between them."""
+        if self.num_workers == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
 
 def warm_up_generator(

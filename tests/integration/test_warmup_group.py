@@ -77,6 +77,7 @@ def rank(number: int, size: int, port: int, folder: Path) -> None:
         save = save_in(folder / f"{role}-{size}") if number == 0 else lambda write: None
         worker = Worker(number, size, wrap=DistributedDataParallel, checkpoint=save)
         warm_up(role, folder / "model", folder, worker)
+    assert worker.agreed(10 + number) == 10
     dist.destroy_process_group()
 
 
