@@ -201,6 +201,11 @@ class GumbelSettings(AlgorithmSettings):
                 f"generator.algorithm=gumbel trains in a single process, but learner.num_workers="
                 f"{others.learner.num_workers}: set learner.num_workers=1"
             )
+        if others.learner.activation_checkpointing and self.samples_again:
+            raise ValueError(
+                "generator.gumbel.mode=autoregressive keeps keys and values of a block, which "
+                "learner.activation_checkpointing=true computes twice: set one of them to conditional or false"
+            )
         if discriminator.match_lengths:
             raise ValueError(
                 "generator.algorithm=gumbel scores responses with their end of text, which "

@@ -106,6 +106,11 @@ SEQUENCE = ["generator.reinforce.credit=sequence"]
             "the full one: set rollout.top_p=1 and rollout.top_k=0 (to sharpen sampling, lower rollout.temperature)",
         ),
         (
+            ["generator.algorithm=gumbel", "learner.activation_checkpointing=true"],
+            "generator.gumbel.mode=autoregressive keeps keys and values of a block, which "
+            "learner.activation_checkpointing=true computes twice: set one of them to conditional or false",
+        ),
+        (
             ["generator.algorithm=gumbel", "discriminator.view=without_end"],
             "generator.algorithm=gumbel scores full responses, but discriminator.view=without_end reads only a part: "
             "set discriminator.view=response",
