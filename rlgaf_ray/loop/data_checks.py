@@ -37,6 +37,12 @@ def check_demonstrations(config: Config, task: Task) -> None:
             f"generator.{config.generator.active.key}.rejected=labels needs labelled negatives, but task.name="
             f"{config.task.name} has none to train on (for rows: rejected or other responses): set it to samples"
         )
+    short = any(len(item.response_ids) < config.task.response_tokens for item in task.demonstrations)
+    if config.generator.active.text in ("answers", "pairs") and not config.stop_at_end_of_text and short:
+        raise UserError(
+            f"generator.algorithm={config.generator.algorithm} learns the end of the demonstrations, which "
+            "rollout.stop_at_end_of_text=false masks: set it to true"
+        )
     if settings.needs.other_prompts:
         _check_prompts(f"discriminator.loss={settings.loss}", task, trained.tolist(), "set another discriminator.loss")
     elif settings.contrast_read == "labels" and not known:

@@ -83,3 +83,13 @@ def test_a_labelled_warmup_needs_negatives() -> None:
         "other responses): set warmup.discriminator.type=rollouts"
     )
     check(FakeTask([0, 1], contrast=[]), *labelled, "warmup.discriminator.steps=0")
+
+
+def test_dpo_learns_the_end_of_short_demonstrations() -> None:
+    dpo = ("generator.algorithm=dpo", "generator.average_decay=0", "discriminator.contrast_weight=0")
+    check(FakeTask([0, 1]), *dpo, "rollout.stop_at_end_of_text=true")
+    check(FakeTask([0, 1]), *dpo, "task.response_tokens=1")
+    assert refusal(FakeTask([0, 1]), *dpo, "rollout.stop_at_end_of_text=false") == (
+        "generator.algorithm=dpo learns the end of the demonstrations, which rollout.stop_at_end_of_text=false masks: "
+        "set it to true"
+    )
