@@ -26,7 +26,7 @@ from rlgaf_ray.errors import UserError
 from rlgaf_ray.loop.data_checks import check_demonstrations
 from rlgaf_ray.loop.run_folder import CONFIG, TRIALS, RunFolder
 from rlgaf_ray.run.checks import check_before_start
-from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, with_name, with_python_task
+from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, with_date, with_name, with_python_task
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
 from rlgaf_ray.types import EVALUATION_PARTS
@@ -48,7 +48,8 @@ def compare(config: Config, *, resume: bool, console: Console | None = None) -> 
     if config.run.remote:
         raise UserError("rlgaf compare does not support a remote run.root: set it to a local folder")
     with RunFolder(config.run).claimed():
-        return _compare(config, config.run.folder, console, resume=resume)
+        folder = config.run.folder
+        return _compare(with_date(config, folder / CONFIG), folder, console, resume=resume)
 
 
 def _compare(config: Config, folder: Path, console: Console, *, resume: bool) -> int:

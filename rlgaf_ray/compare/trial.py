@@ -37,6 +37,7 @@ from rlgaf_ray.evaluation.text import decode, distinct_n
 from rlgaf_ray.loop.checkpoint import Checkpoints
 from rlgaf_ray.loop.reward_functions import RewardFunction, with_rewards
 from rlgaf_ray.loop.roles import Roles
+from rlgaf_ray.metrics import metric
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import Data, Prepared, cache_folder, prepare_data, prepare_evaluator
 from rlgaf_ray.run.session import local_roles, open_loop
@@ -200,15 +201,16 @@ class PartMeasure:
         self.own = build_measure(MeasureInputs(task, part, self.real_texts, encode, cache))
 
     def __call__(self, texts: Sequence[str]) -> Metrics:
-        """Return the metrics. Raises ``UserError`` if the quality is not among them."""
+        """Return the metrics. Raises ``UserError`` if the quality is not among them, or lower for better answers."""
         metrics = self.own(texts)
         if self.quality not in metrics:
             with_distance = metrics | word_distances(self.real_texts, texts)
             metrics = with_distance | self.own.derived(with_distance)
-        if self.quality not in metrics:
+        suitable = [name for name in metrics if metric(name).better != "lower"]
+        if self.quality not in suitable:
             raise UserError(
-                f"evaluation.best_metric={self.quality} is not a metric of single sets of answers, which rlgaf compare "
-                f"needs: set it to one of {', '.join(metrics)}"
+                f"evaluation.best_metric={self.quality} is lower for better answers or not a metric of a set of "
+                f"answers, but rlgaf compare selects by it: set it to one of {', '.join(suitable)}"
             )
         return metrics
 
@@ -245,7 +247,8 @@ class Measuring:
         texts = decode([task.evaluated_ids(answer) for answer in answers], self.data.tokenizer)
         found = [measure(texts[each::count]) for each in range(count)]
         metrics = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
-        singles = [each for row in range(count) if (each := measure.own.each(texts[row::count])) is not None]
+        singles = [one for row in range(count) if (one := measure.own.each(texts[row::count])) is not None]
+        each = np.mean(singles, axis=0) if singles else None  # of the task's own quality, which may not be the config's
         logprobs = np.array([answer.behaviour_logprobs.sum(dtype=np.float64) for answer in answers])
         sampled = self.answering.candidates == 1
         metrics |= measure.own.repeated(
@@ -255,7 +258,7 @@ class Measuring:
         return Measured(
             decoding.temperature,
             quality=metrics[measure.quality],
-            each=np.mean(singles, axis=0).tolist() if singles else None,
+            each=each.tolist() if each is not None and np.isclose(each.mean(), metrics[measure.quality]) else None,
             entropy=float(-logprobs.mean()) if sampled else None,
             distinct_2=distinct_n([answer.response_ids for answer in answers], 2),
             metrics=metrics,

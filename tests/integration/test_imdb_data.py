@@ -145,6 +145,11 @@ def test_a_comparison_measures_closeness(task: ImdbTask, tokenizer: PreTrainedTo
     assert len(measure.real_texts) == 60
     real, wrong = measure(measure.real_texts), measure(["a bad film"] * 60)
     assert real["eval/closeness"] > wrong["eval/closeness"] + 0.3
-    other = PartMeasure(load_config(None, [*keys, "evaluation.best_metric=eval/perplexity"]), data, "validation")
-    with pytest.raises(UserError, match=r"evaluation\.best_metric=eval/perplexity is not a metric of single sets"):
-        other(other.real_texts)
+    for name in ("eval/perplexity", "eval/two_sample_auc"):
+        other = PartMeasure(load_config(None, [*keys, f"evaluation.best_metric={name}"]), data, "validation")
+        with pytest.raises(
+            UserError, match=f"evaluation.best_metric={name} is lower for better answers or not"
+        ) as error:
+            other(other.real_texts)
+        suitable = str(error.value).partition("set it to one of ")[2].split(", ")
+        assert "eval/closeness" in suitable and "eval/self_bleu" not in suitable

@@ -105,3 +105,11 @@ def test_the_posterior_scores_instead_of_a_discriminator(first: tuple[Trial, Pat
     assert trained.processor == chosen.processor == processor_type()
     sft = run(tmp_path / "sft", first[1], name="sft")
     assert trained.parts["test"] != sft.parts["test"]
+
+
+def test_prompts_are_scored_only_by_the_quality_itself(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    """The bridge scores single walks by success, not by their end."""
+    other = run(tmp_path / "other", first[1], "evaluation.best_metric=eval/arrives", "task.bridge.legal_only=false")
+    assert all(each.each is not None for each in first[0].parts["test"])
+    assert all(each.quality == each.metrics["eval/arrives"] for each in other.parts["test"])
+    assert any(each.each is None for each in other.parts["test"])
