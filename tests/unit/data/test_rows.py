@@ -107,6 +107,18 @@ def test_rejected_answers_are_the_contrast(tokenizer: PreTrainedTokenizerFast, t
     assert task.checksum != jsonl_source(jsonl(tmp_path, changed), base=True).tokenized(tokenizer, tmp_path).checksum
 
 
+def test_no_demonstration_is_contrast(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Prompts with several demonstrations have answers to other prompts as contrast."""
+    rows = [{"prompt": f"Question {row // 3}?", "response": f" answer {row}"} for row in range(90)]
+    task = jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
+    warmup, labels = task.discriminator_warmup()
+    real = [item for item, label in zip(warmup, labels, strict=True) if label]
+    for items, contrast in ((task.demonstrations, task.contrast), (real, warmup[len(real) :])):
+        known = {(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in items}
+        found = [(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in contrast]
+        assert len(found) == len(items) and not known & set(found)
+
+
 def test_rows_without_a_rejected_answer_use_other_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Rows whose rejected answer is too long or equals the chosen one have no contrast, and are reported."""
     rows: list[dict[str, Any]] = [dict(row) for row in PREFERENCES]
