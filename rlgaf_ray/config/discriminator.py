@@ -158,7 +158,7 @@ class DiscriminatorSection(Section):
     contrast: Literal["labels", "base_model"] = Field(
         "base_model",
         description="source of additional negatives; base_model: samples of the model before SFT, without labels; "
-        "labels: labelled unwanted responses of the task (imdb: negative reviews; rows: rejected or other responses)",
+        "labels: unwanted responses of the task (imdb: negative reviews; rows: rejected or other prompts' answers)",
     )
     contrast_samples: Positive = Field(4, description="contrast=base_model: samples per prompt")
     contrast_weight: NonNegativeRate = Field(

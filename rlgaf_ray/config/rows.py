@@ -25,6 +25,9 @@ class TaskSettings(Section):
     path_keys: ClassVar[tuple[str, ...]] = ()
     """Keys whose values are paths, globs or URIs of files."""
 
+    source_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys whose values are ids on the hub, or local folders."""
+
     @property
     def variant(self) -> str:
         """Suffix of the task's name in the default run name."""
@@ -136,6 +139,8 @@ class JsonlSettings(RowSettings):
 
 class HubSettings(RowSettings):
     """Demonstrations from a data set of the Hugging Face hub."""
+
+    source_keys = ("dataset", "prompts", "base")
 
     dataset: str | None = Field(None, description="data set id on the Hugging Face hub")
     subset: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from rlgaf_ray.types import Demonstration
@@ -20,11 +21,10 @@ def contrast_rows(
         groups: the group of each demonstration, such as its prompt or article.
         items: the demonstrations.
         rejected: per demonstration its rejected answer; a string, the reason why that answer was dropped, gives no
-            contrast; None gives the answer to another prompt (``mismatched``).
+            contrast; None gives the answer to another prompt (``mismatched``), if there is one.
     """
-    others = mismatched(groups, [item.response_ids.tobytes() for item in items])
     found: list[Demonstration] = []
-    for item, other, answer in zip(items, others, rejected, strict=True):
+    for item, other, answer in zip(items, mismatched(groups, items), rejected, strict=True):
         if isinstance(answer, Demonstration):
             found.append(answer)
         elif answer is None and other is not None:
@@ -32,21 +32,35 @@ def contrast_rows(
     return found
 
 
-def mismatched(groups: Sequence[str], responses: Sequence[object]) -> list[int | None]:
-    """Return for each row the next row with a different response, in its group if possible; None if all are equal."""
+def mismatched(groups: Sequence[str], items: Sequence[Demonstration]) -> list[int | None]:
+    """Return for each row the next row whose response no row gives to its prompt, in its group if possible, or None."""
+    pairs = [(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in items]
     rows_of: dict[str, list[int]] = {}
     for row, group in enumerate(groups):
         rows_of.setdefault(group, []).append(row)
-    found = _next_other(list(range(len(responses))), responses)
+    answers: dict[bytes, set[bytes]] = {}
+    for prompt, response in pairs:
+        answers.setdefault(prompt, set()).add(response)
+    found = _next_wrong(range(len(pairs)), pairs, answers)
     for rows in rows_of.values():
-        found |= {row: other for row, other in _next_other(rows, responses).items() if other is not None}
-    return [found[row] for row in range(len(responses))]
+        found |= {row: other for row, other in _next_wrong(rows, pairs, answers).items() if other is not None}
+    return [found[row] for row in range(len(pairs))]
 
 
-def _next_other(rows: Sequence[int], responses: Sequence[object]) -> dict[int, int | None]:
-    """Return for each row the next one, cyclically, whose response differs."""
+def _next_wrong(
+    rows: Sequence[int], pairs: Sequence[tuple[bytes, bytes]], answers: dict[bytes, set[bytes]]
+) -> dict[int, int | None]:
+    """Return for each row the next one, cyclically, whose response does not answer the row's prompt."""
     found: dict[int, int | None] = {}
-    for place in reversed(range(2 * len(rows))):  # two passes, because the list is cyclic
-        row, after = rows[place % len(rows)], rows[(place + 1) % len(rows)]
-        found[row] = after if responses[after] != responses[row] else found.get(after)
+    ahead: OrderedDict[bytes, int] = OrderedDict()  # the next row with each response; the nearest one is last
+    for row in [*reversed(rows)] * 2:  # two passes, because the list is cyclic
+        prompt, response = pairs[row]
+        found[row] = None
+        for candidate, other in reversed(ahead.items()):
+            same = pairs[other][0] == prompt
+            if same or candidate not in answers[prompt]:
+                found[row] = found[other] if same else other
+                break
+        ahead[response] = row
+        ahead.move_to_end(response)
     return found

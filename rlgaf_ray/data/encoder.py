@@ -87,9 +87,6 @@ class Encoder:
         written = _substituted(self._any, lambda found: f"{WRITTEN}{self._ids[found]}{CLOSE}", rendered)
         return _HIDDEN.sub(lambda match: self._contents[int(match[1])], written)
 
-    def readable(self, sealed: str) -> str:
-        return CONTROL.sub(lambda match: self._contents[int(match[1])], sealed)
-
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids, without the special tokens that the tokenizer would add."""
         encoded = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)

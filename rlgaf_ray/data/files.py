@@ -6,9 +6,9 @@ import glob
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,7 +87,7 @@ def _local(pattern: str) -> list[DataFile]:
 
 
 def _stored(pattern: str) -> list[DataFile]:
-    """Find files in an object store. Wildcards are ``*`` and ``[...]``; ``?`` begins the URI's options."""
+    """Find files in an object store. Wildcards are ``*``, ``**`` and ``[...]``; ``?`` begins the URI's options."""
     uris.check(pattern)
     segments = urlsplit(pattern).path.split("/")
     fixed = next((number for number, segment in enumerate(segments) if _is_glob(segment)), len(segments) - 1)
@@ -96,13 +96,18 @@ def _stored(pattern: str) -> list[DataFile]:
     if not _is_glob(pattern):
         names = [wanted] if (folder / wanted).is_file() else []
     else:
-        deep = "**" in wanted
-        names = [
-            name
-            for name in sorted(folder.files())
-            if fnmatch(name, wanted) and (deep or name.count("/") == wanted.count("/"))
-        ]
+        names = [name for name in sorted(folder.files()) if _matches(name.split("/"), segments[fixed:])]
     return [DataFile(str(folder / name), (folder / name).read_bytes) for name in names]
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Match the segments of a path like ``glob.glob(recursive=True)``: ``**`` is zero or more folders."""
+    if not names or not patterns:
+        return names == patterns or patterns == ["**"]
+    visible = patterns[0].startswith(".") or not names[0].startswith(".")
+    if patterns[0] == "**":
+        return _matches(names, patterns[1:]) or (visible and _matches(names[1:], patterns))
+    return visible and fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
 
 
 def _through_fsspec(pattern: str) -> list[DataFile]:

@@ -236,6 +236,10 @@ class PairTask(Task):
         return self._extra.prompt_ids
 
     @property
+    def chats(self) -> bool:
+        return bool(self._rendering)
+
+    @property
     def counts(self) -> RowCounts:
         return self._counts
 

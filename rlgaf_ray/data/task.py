@@ -113,6 +113,11 @@ class Task(Protocol):
     """Token ids that end a demonstration. They also end rollouts, in addition to those in the model's files."""
 
     @property
+    def chats(self) -> bool:
+        """Whether demonstrations are chats, whose prompts the tokenizer's template renders."""
+        return False
+
+    @property
     def measure(self) -> str | Callable[[EvaluationPart, int], Measure]:
         """A name in ``evaluation.measures.MEASURES``, or a function of part and number of prompts.
 

@@ -29,13 +29,13 @@ def check_demonstrations(config: Config, task: Task) -> None:
     if labelled.type == "labels" and labelled.steps > 0 and not task.contrast:
         raise UserError(
             f"warmup.discriminator.type=labels needs labelled negatives, but task.name={config.task.name} has none "
-            "(for rows: rejected or other responses): set warmup.discriminator.type=rollouts"
+            "(for rows: rejected or other prompts' answers): set warmup.discriminator.type=rollouts"
         )
     known = contrast_without(held_out, task.demonstrations, task.contrast)
     if config.generator.active.text == "pairs" and not known:
         raise UserError(
             f"generator.{config.generator.active.key}.rejected=labels needs labelled negatives, but task.name="
-            f"{config.task.name} has none to train on (for rows: rejected or other responses): set it to samples"
+            f"{config.task.name} has none to train on (for rows: rejected or other prompts' answers): set it to samples"
         )
     short = any(len(item.response_ids) < config.task.response_tokens for item in task.demonstrations)
     if config.generator.active.text in ("answers", "pairs") and not config.stop_at_end_of_text and short:
@@ -48,7 +48,7 @@ def check_demonstrations(config: Config, task: Task) -> None:
     elif settings.contrast_read == "labels" and not known:
         raise UserError(
             f"discriminator.contrast_weight={settings.contrast_weight:g} needs labelled negatives, but task.name="
-            f"{config.task.name} has none to train on (for rows: rejected or other responses): set it to 0"
+            f"{config.task.name} has none to train on (for rows: rejected or other prompts' answers): set it to 0"
         )
 
 

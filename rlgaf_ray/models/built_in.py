@@ -27,7 +27,7 @@ def model_source(source: str | Path) -> str | Path:
 
 
 def absolute_source(source: str) -> str:
-    """Make a model folder's path absolute, for a process with another working directory; keep other sources."""
+    """Make the path of a model's or data set's folder absolute, for another working directory; keep other sources."""
     return os.path.abspath(source) if os.path.isdir(source) else source
 
 

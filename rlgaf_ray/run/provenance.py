@@ -20,6 +20,7 @@ from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
 
 Provenance = Mapping[str, str]
 DATA_FILE = "data.json"
+CHATS = "chats"  # its key: whether the demonstrations are chats
 
 LIBRARIES = {
     "torch": ("torch",),
@@ -108,12 +109,24 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
 
 def recorded(run: Path) -> Provenance | None:
     """Return the provenance recorded in a run's folder, or None if there is none."""
+    found = _recorded(run, PROVENANCE)
+    return found if isinstance(found, dict) else None
+
+
+def recorded_chats(run: Path) -> bool:
+    """Return whether the run's demonstrations are chats. Raises ``UserError`` if its folder does not record it."""
+    found = _recorded(run, CHATS)
+    if not isinstance(found, bool):
+        raise UserError(f"{run / DATA_FILE} does not record {CHATS}: restore the file that the run wrote")
+    return found
+
+
+def _recorded(run: Path, key: str) -> object:
     file = run / DATA_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get(PROVENANCE) if file.is_file() else None
+        return json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore the file that the run wrote") from error
-    return found if isinstance(found, dict) else None
 
 
 def check_evaluated(run: Path, now: Provenance) -> list[str]:

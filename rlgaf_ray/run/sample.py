@@ -9,7 +9,6 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +29,7 @@ from rlgaf_ray.models.generator import end_of_text_ids
 from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.report.places import opened
 from rlgaf_ray.run.preparation import cache_folder
+from rlgaf_ray.run.provenance import recorded_chats
 from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.distributed import SINGLE_PROCESS
 from rlgaf_ray.training.fingerprint import folder_fingerprint
@@ -37,7 +37,6 @@ from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
 from rlgaf_ray.types import Prompt, SamplingSettings
 
 SFT, TRAINED = "SFT", "adversarial"
-PROBE = "probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,21 +145,14 @@ def prompt_encoder(run: Path, config: Config, tokenizer: PreTrainedTokenizerBase
     """Return a function that encodes text like the run's prompts: as a user message, or plain with the BOS token."""
     ends = end_of_text_ids(read_config(run / "generator", trust_remote_code=config.model.trust_remote_code))
     encoder = Encoder(tokenizer, ends)
-    settings = config.task.settings
-    if isinstance(settings, RowSettings) and tokenizer.chat_template is not None:
-        now = datetime.fromisoformat(config.task.date) if config.task.date else datetime.now()
-        template = ChatTemplate(tokenizer, settings, ends=ends, now=now)
+    if not recorded_chats(run):
+        return lambda text: [*encoder.bos, *encoder([text])[0]]
+    given = config.task.settings
+    settings = given if isinstance(given, RowSettings) else RowSettings()
+    now = datetime.fromisoformat(config.task.date) if config.task.date else datetime.now()
+    template = ChatTemplate(tokenizer, settings, ends=ends, now=now)
 
-        def rendered(text: str) -> str:
-            return template.prompt([{"role": "user", "content": text}], settings.tools, "the prompt")
+    def rendered(text: str) -> str:
+        return template.prompt([{"role": "user", "content": text}], settings.tools, "the prompt")
 
-        closing = encoder.readable(rendered(PROBE).rpartition(PROBE)[2])
-        if any(str(tokenizer.decode(ids)).endswith(closing) for ids in _recorded_prompts(run)):
-            return lambda text: encoder([rendered(text)])[0]
-    return lambda text: [*encoder.bos, *encoder([text])[0]]
-
-
-def _recorded_prompts(run: Path) -> list[list[int]]:
-    """Return the token ids of some training prompts; empty if the run wrote no rollouts."""
-    files = sorted((run / "rollouts").glob("*.parquet"))
-    return pq.read_table(files[0], columns=["prompt_ids"])["prompt_ids"].slice(0, 8).to_pylist() if files else []
+    return lambda text: encoder([rendered(text)])[0]

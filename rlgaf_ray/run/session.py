@@ -32,7 +32,7 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
-from rlgaf_ray.run.provenance import DATA_FILE, Provenance, of_inputs, of_warmups
+from rlgaf_ray.run.provenance import CHATS, DATA_FILE, Provenance, of_inputs, of_warmups
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
@@ -222,10 +222,10 @@ def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
     """Write the resolved config, and what the run is trained on, into the run's folder."""
     config = prepared.config
     folder = config.run.folder
-    task, counts = public_values(config.task.model_dump(mode="json")), prepared.data.task.counts
-    described = {"splits_sha256": prepared.data.task.checksum, "task": task, PROVENANCE: dict(provenance)}
-    if counts is not None:
-        described["rows"] = counts.described()
+    task, settings = prepared.data.task, public_values(config.task.model_dump(mode="json"))
+    described = {"splits_sha256": task.checksum, "task": settings, CHATS: task.chats, PROVENANCE: dict(provenance)}
+    if task.counts is not None:
+        described["rows"] = task.counts.described()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "config.yaml", dump_config(config))

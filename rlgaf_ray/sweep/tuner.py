@@ -44,15 +44,15 @@ from rlgaf_ray.tracking.build import make_trackers
 STATE = "tune"  # in the sweep's folder: Ray Tune's own files
 BEST = "best.yaml"
 WIDE = 180  # width of the table without a terminal, in characters
+SECTIONS = {name: section for name, section in TaskSection() if isinstance(section, TaskSettings)}
 PATHS = (
     "run.root",
     "warmup.cache",
-    *(
-        f"task.{name}.{key}"
-        for name, section in TaskSection()
-        if isinstance(section, TaskSettings)
-        for key in section.path_keys
-    ),
+    *(f"task.{name}.{key}" for name, section in SECTIONS.items() for key in section.path_keys),
+)
+SOURCES = (
+    "model.generator",
+    *(f"task.{name}.{key}" for name, section in SECTIONS.items() for key in section.source_keys),
 )
 
 
@@ -97,13 +97,13 @@ def with_absolute_paths(config: Config) -> Config:
     """Make all paths in the config absolute: Tune starts each trial in its own working directory."""
     tree = config.model_dump()
     changes: dict[str, Any] = {}
-    for key in PATHS:
+    for key in (*PATHS, *SOURCES):
         value: Any = tree
         for part in key.split("."):
             value = value[part]
+        absolute = _absolute if key in PATHS else absolute_source
         if value is not None:
-            changes[key] = [_absolute(each) for each in value] if isinstance(value, list) else _absolute(value)
-    changes["model.generator"] = absolute_source(config.model.generator)
+            changes[key] = [absolute(each) for each in value] if isinstance(value, list) else absolute(value)
     changes["reward.functions"] = [
         {**section, "path": os.path.abspath(section["path"])} if ".py:" in (section["path"] or "") else section
         for section in tree["reward"]["functions"]

@@ -58,7 +58,6 @@ def test_sealed_templates_encode_like_the_tokenizer(tokenizer: PreTrainedTokeniz
     texts = [f"<s><|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n{text}</s>" for text in TEXTS]
     expected = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert encoder([encoder.sealed(text) for text in texts]) == expected
-    assert [encoder.readable(encoder.sealed(text)) for text in texts] == texts
 
 
 def test_spelled_control_tokens_are_encoded_as_text(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -69,7 +68,6 @@ def test_spelled_control_tokens_are_encoded_as_text(tokenizer: PreTrainedTokeniz
     (row,) = encoder([sealed])
     assert [each for each in row if each in ids.values()] == [ids["<|im_start|>"], ids["<|im_end|>"]]
     assert str(tokenizer.decode(row[1:-1])).replace(" ", "") == f"user\n{said}".replace(" ", "")
-    assert encoder.readable(sealed) == f"<|im_start|>user\n{said}<|im_end|>"
     (plain,) = encoder([said])
     assert not set(plain) & set(ids.values())
     assert encoder.spells_control(said) and not encoder.spells_control("stop <|im_end and /s>")

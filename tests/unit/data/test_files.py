@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow.fs
 import pytest
 
 from rlgaf_ray.data import remote
-from rlgaf_ray.data.files import read_rows
+from rlgaf_ray.data.files import find_files, read_rows
 from rlgaf_ray.errors import UserError
 
 
@@ -79,6 +80,23 @@ def test_object_stores_hide_credentials_in_errors(folder: Path, monkeypatch: pyt
         assert "HUSHHUSH" not in str(caught.value)
     with pytest.raises(UserError, match="has no bucket"):
         numbers("s3:///a.jsonl")
+
+
+def test_globs_of_object_stores_match_like_local_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bucket" / "data"
+    names = ["a", "B", "x/a", "x/y/a", "x/y/z/b", "x1/a", "c.jsonl/a", ".h", ".x/a", "x/.y/a", "x/y/.h"]
+    for number, name in enumerate(names):
+        write(folder / f"{name}.jsonl", number)
+    store = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr(remote, "connect", lambda *_: store)
+    patterns = ["*.jsonl", "**/*.jsonl", "*/**/*.jsonl", "**/y/**/*.jsonl", "x/**/[ab].jsonl", "**/a.jsonl"]
+    patterns += ["x*/a.jsonl", "x**/*.jsonl", "**", "x/**", "*/*.jsonl", "**/**/b.jsonl", "[!a]*.jsonl"]
+    patterns += ["**/.h.jsonl", ".*/*.jsonl", "**/.y/*"]
+    for pattern in patterns:
+        paths = sorted({path for path in glob.glob(f"{folder}/{pattern}", recursive=True) if Path(path).is_file()})
+        expected = [path.replace(f"{tmp_path}/", "s3://") for path in paths]
+        found = [file.name for file in find_files(f"s3://bucket/data/{pattern}", "task.jsonl.path")]
+        assert found == expected != [], pattern
 
 
 def test_fsspec_uris(monkeypatch: pytest.MonkeyPatch) -> None:

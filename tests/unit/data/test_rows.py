@@ -29,6 +29,7 @@ def jsonl(folder: Path, rows: list[dict]) -> TaskSection:
 def test_plain_rows_are_tokenised(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {number}?", "response": f" answer {number}"} for number in range(30)]
     task = jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
+    assert not task.chats
     texts = {tokenizer.decode([*item.prompt_ids, *item.response_ids]) for item in task.demonstrations}
     assert texts <= {f"Question {number}? answer {number}{tokenizer.eos_token}" for number in range(30)}
     assert len(texts) == 10
@@ -70,6 +71,7 @@ def test_chats_are_rendered_by_the_tokenizers_template(
     chat = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
     chat.chat_template = TEMPLATE
     task = source.tokenized(chat, tmp_path)
+    assert task.chats
     for item, pair in zip(task.evaluation("test"), task.evaluation_pairs("test"), strict=True):
         number = pair.references[0].split()[1]
         assert chat.decode(item.prompt_ids.tolist()) == f"[user] Question {number}?\n[assistant] "
@@ -105,6 +107,18 @@ def test_rejected_answers_are_the_contrast(tokenizer: PreTrainedTokenizerFast, t
     assert task.counts.rejected == len(task.demonstrations)
     changed = [row | {"rejected": " other"} for row in PREFERENCES]
     assert task.checksum != jsonl_source(jsonl(tmp_path, changed), base=True).tokenized(tokenizer, tmp_path).checksum
+
+
+def test_no_demonstration_is_contrast(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Prompts with several demonstrations have answers to other prompts as contrast."""
+    rows = [{"prompt": f"Question {row // 3}?", "response": f" answer {row}"} for row in range(90)]
+    task = jsonl_source(jsonl(tmp_path, rows), base=True).tokenized(tokenizer, tmp_path)
+    warmup, labels = task.discriminator_warmup()
+    real = [item for item, label in zip(warmup, labels, strict=True) if label]
+    for items, contrast in ((task.demonstrations, task.contrast), (real, warmup[len(real) :])):
+        known = {(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in items}
+        found = [(item.prompt_ids.tobytes(), item.response_ids.tobytes()) for item in contrast]
+        assert len(found) == len(items) and not known & set(found)
 
 
 def test_rows_without_a_rejected_answer_use_other_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

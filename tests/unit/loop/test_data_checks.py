@@ -65,7 +65,7 @@ def test_contrast_needs_rows_that_are_not_held_out() -> None:
     check(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=1", "discriminator.loss=contrastive")
     assert refusal(FakeTask(range(4), contrast=[]), "discriminator.contrast_weight=0.5") == (
         "discriminator.contrast_weight=0.5 needs labelled negatives, but task.name=imdb has none to train on (for "
-        "rows: rejected or other responses): set it to 0"
+        "rows: rejected or other prompts' answers): set it to 0"
     )
 
 
@@ -80,7 +80,7 @@ def test_a_labelled_warmup_needs_negatives() -> None:
     labelled = ("discriminator.contrast_weight=0", "warmup.discriminator.type=labels")
     assert refusal(FakeTask([0, 1], contrast=[]), *labelled) == (
         "warmup.discriminator.type=labels needs labelled negatives, but task.name=imdb has none (for rows: rejected or "
-        "other responses): set warmup.discriminator.type=rollouts"
+        "other prompts' answers): set warmup.discriminator.type=rollouts"
     )
     check(FakeTask([0, 1], contrast=[]), *labelled, "warmup.discriminator.steps=0")
 

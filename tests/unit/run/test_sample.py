@@ -7,17 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlgaf_ray.config import dump_config, load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
 from rlgaf_ray.models.scalar import ScalarModel
-from rlgaf_ray.run.sample import SFT, TRAINED, open_sampler, prompt_encoder
+from rlgaf_ray.run.sample import SFT, TRAINED, open_sampler
 from rlgaf_ray.training.fingerprint import folder_fingerprint
 from tests.families import FAMILIES, save_family
 
@@ -42,6 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["task.name=jsonl", "task.jsonl.path=gone.jsonl", f"warmup.cache={root / 'cache'}", "run.name=run"]
     words += ["rollout.engine=transformers", "task.response_tokens=6", "model.lora.rank=4", "generator.average_decay=0"]
     (run / "config.yaml").write_text(dump_config(load_config(None, words)))
+    (run / "data.json").write_text(json.dumps({"chats": False}))
     checkpoint = run / "checkpoints" / "step_000001"
     checkpoint.mkdir(parents=True)
     (run / "checkpoints" / "latest").write_text("step_000001\n")
@@ -104,12 +104,25 @@ def test_prompts_are_read_from_a_pipe(made: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("chats", [True, False])
-def test_a_prompt_is_encoded_as_the_runs_prompts_were(copy: Path, chats: bool) -> None:
-    """As a user's message where the prompts that the run recorded end as the template ends one."""
-    config, tokenizer = load_config(copy / "config.yaml"), AutoTokenizer.from_pretrained(copy / "generator")
+@pytest.mark.parametrize("remote", [True, False])
+def test_a_prompt_is_encoded_as_the_runs_prompts_were(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chats: bool, remote: bool
+) -> None:
+    """As a user's message where the run records that its demonstrations are chats, in a remote folder too."""
+    tokenizer = AutoTokenizer.from_pretrained(copy / "generator")
     messages = [{"role": "user", "content": "a question"}]
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    recorded = tokenizer(rendered if chats else "a question", add_special_tokens=False)["input_ids"]
-    (copy / "rollouts").mkdir()
-    pq.write_table(pa.table({"prompt_ids": [recorded]}), copy / "rollouts" / "000001.parquet")
-    assert prompt_encoder(copy, config, tokenizer)("a question") == recorded
+    expected = tokenizer(rendered if chats else "a question", add_special_tokens=False)["input_ids"]
+    (copy / "data.json").write_text(json.dumps({"chats": chats}))
+    store = SubTreeFileSystem(str(tmp_path), LocalFileSystem())
+    monkeypatch.setattr("rlgaf_ray.data.remote.connect", lambda *_: store)
+    (tmp_path / "bucket").mkdir()
+    run = copy.rename(tmp_path / "bucket" / "run")
+    with open_sampler("s3://bucket/run" if remote else str(run)) as sampler:
+        assert sampler.encode("a question") == expected
+
+
+def test_a_run_that_records_no_form_of_its_prompts_is_refused(copy: Path) -> None:
+    (copy / "data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data\.json does not record chats: restore the file"), open_sampler(str(copy)):
+        pass

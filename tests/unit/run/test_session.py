@@ -221,7 +221,7 @@ def test_rows_left_out_are_reported_before_the_warmups(
     assert recording.messages[0].startswith(f"{left_out}; parts: base ")
     session.write_run_files(made[0], {"data": "a checksum"})
     written = json.loads((tmp_path / "a" / "data.json").read_text())
-    assert written["provenance"] == {"data": "a checksum"}
+    assert written["provenance"] == {"data": "a checksum"} and written["chats"] is False
     described = written["rows"]
     assert described["dropped"] == {"with a prompt longer than task.prompt_tokens=40": 800}
     used = {name: part["used"] for name, part in described["parts"].items()}

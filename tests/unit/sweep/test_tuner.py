@@ -42,6 +42,19 @@ def test_data_files_are_found_from_a_trials_folder() -> None:
     assert config.task.jsonl.validation_path is None
 
 
+def test_folders_of_data_sets_are_found_from_a_trials_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/mine", "data/asked", "base", "model"):
+        (tmp_path / name).mkdir(parents=True)
+    words = ["task.hub.dataset=data/mine", "task.hub.prompts=./data/asked", "task.hub.base=base"]
+    config = with_absolute_paths(load_config(None, [*words, "model.generator=model"]))
+    here, found = Path.cwd(), config.task.hub
+    assert [found.dataset, found.prompts, found.base] == [f"{here}/data/mine", f"{here}/data/asked", f"{here}/base"]
+    assert config.model.generator == f"{here}/model"
+    found = with_absolute_paths(load_config(None, ["task.hub.dataset=owner/name"])).task.hub
+    assert [found.dataset, found.prompts] == ["owner/name", None]
+
+
 def test_tokens_without_an_embedding_are_refused_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
