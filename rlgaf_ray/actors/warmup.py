@@ -38,7 +38,7 @@ from rlgaf_ray.training.memory import release_freed_memory
 from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Demonstration
 
-FORMAT = 4  # increment when a code change changes the result of a warm-up
+FORMAT = 5  # increment when a code change changes the result of a warm-up
 
 
 @dataclass(frozen=True, slots=True)

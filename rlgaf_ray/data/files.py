@@ -82,7 +82,7 @@ def _local(pattern: str) -> list[DataFile]:
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         raise IsADirectoryError(f"it is a folder; name its files, such as {shown.rstrip('/')}/*.jsonl")
-    found = [path] if path.is_file() else map(Path, sorted(glob.glob(str(path), recursive=True)))
+    found = [path] if path.is_file() else map(Path, sorted({*glob.glob(str(path), recursive=True)}))
     return [DataFile(str(file), _reading(file.read_bytes, str(file))) for file in found if file.is_file()]
 
 

@@ -40,6 +40,7 @@ def test_files_globs_and_lists_keep_their_order(folder: Path, monkeypatch: pytes
     assert numbers(str(folder / "[ab].jsonl")) == [1, 2, 3, 4]
     assert numbers(str(folder / "*" / "*.jsonl")) == [5]
     assert numbers(str(folder / "**" / "?.jsonl")) == [1, 2, 3, 4, 5]
+    assert numbers(str(folder / "**" / "**" / "d.jsonl")) == [5]  # once
     assert numbers([str(folder / "b.jsonl"), str(folder / "a.jsonl")]) == [3, 4, 1, 2]
     assert numbers(str(folder / "e[1].jsonl")) == [6]
     assert numbers([str(folder / "f.csv"), (folder / "a.jsonl").as_uri()]) == ["7", 1, 2]
