@@ -36,7 +36,7 @@ from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, prepare_evaluator, python_task
-from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_inputs, of_warmups, recorded
+from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_evaluated, of_warmups, recorded
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
@@ -110,7 +110,7 @@ def _evaluate(
     data = prepare_data(configs[0], cache, python_task(configs[0], task))
     everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
     real = evaluation_set(data.task, num_prompts or everything, part)
-    for sentence in provenance_notes(runs, [of_inputs(config, data.task) for config in configs]):
+    for sentence in provenance_notes(runs, [of_evaluated(config, data.task) for config in configs]):
         console.print(sentence, soft_wrap=True, highlight=False)
     target = places.target
     target.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
 
 Provenance = Mapping[str, str]
 DATA_FILE = "data.json"
+SPLITS = "splits_sha256"  # in it: the checksum of the task
 
 LIBRARIES = {
     "torch": ("torch",),
@@ -106,14 +107,20 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
         )
 
 
+def of_evaluated(config: Config, task: Task) -> Provenance:
+    """Return ``of_inputs`` without the columns for reward functions, which an evaluation does not read."""
+    return {**of_inputs(config, task), "data": task.checksum}
+
+
 def recorded(run: Path) -> Provenance | None:
-    """Return the provenance recorded in a run's folder, or None if there is none."""
+    """Return the provenance recorded in a run's folder, as ``of_evaluated``, or None if there is none."""
     file = run / DATA_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get(PROVENANCE) if file.is_file() else None
+        described = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = described.get(PROVENANCE)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore the file that the run wrote") from error
-    return found if isinstance(found, dict) else None
+    return {**found, "data": described.get(SPLITS, "")} if isinstance(found, dict) else None
 
 
 def check_evaluated(run: Path, now: Provenance) -> list[str]:

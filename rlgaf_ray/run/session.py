@@ -32,7 +32,7 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
-from rlgaf_ray.run.provenance import DATA_FILE, Provenance, of_inputs, of_warmups
+from rlgaf_ray.run.provenance import DATA_FILE, SPLITS, Provenance, of_inputs, of_warmups
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
@@ -223,7 +223,7 @@ def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
     config = prepared.config
     folder = config.run.folder
     task, counts = public_values(config.task.model_dump(mode="json")), prepared.data.task.counts
-    described = {"splits_sha256": prepared.data.task.checksum, "task": task, PROVENANCE: dict(provenance)}
+    described = {SPLITS: prepared.data.task.checksum, "task": task, PROVENANCE: dict(provenance)}
     if counts is not None:
         described["rows"] = counts.described()
     with writing(folder):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.config import dump_config
+from rlgaf_ray.config import dump_config, load_config, with_values
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
 from rlgaf_ray.run import evaluate as module
@@ -50,7 +50,8 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "run"
     shutil.copytree(model, folder / "generator")
     (folder / "config.yaml").write_text(dump_config(settings))
-    (folder / "data.json").write_text(json.dumps({"provenance": dict(of_inputs(settings, task))}))
+    described = {"splits_sha256": task.checksum, "provenance": dict(of_inputs(settings, task))}
+    (folder / "data.json").write_text(json.dumps(described))
 
     def ray_session(_: object) -> None:
         raise Started
@@ -72,6 +73,22 @@ def test_what_changed_since_the_run_is_refused_before_ray_starts(finished: Path)
     save_family(LLAMA, finished.parent / "model", seed=1)
     with pytest.raises(UserError, match=r"run cannot be evaluated: model\.generator differs from the model the run"):
         module.evaluate([finished])
+
+
+def test_runs_with_and_without_reward_functions_are_evaluated_together(finished: Path) -> None:
+    function = finished.parent / "reward.py"
+    function.write_text("def reward(responses, **columns):\n    return [0.0 for _ in responses]\n")
+    rewarded = shutil.copytree(finished, finished.with_name("rewarded"))
+    settings = with_values(
+        load_config(finished / "config.yaml"), {"reward.functions": [{"path": f"{function}:reward", "weight": 1.0}]}
+    )
+    (rewarded / "config.yaml").write_text(dump_config(settings))
+    described = json.loads((finished / "data.json").read_text())
+    described["provenance"] |= of_inputs(settings, prepare_data(settings, finished.parent / "cache").task)
+    (rewarded / "data.json").write_text(json.dumps(described))
+    for folders in ([finished, rewarded], [rewarded, finished]):
+        with pytest.raises(Started):
+            module.evaluate(folders)
 
 
 def test_other_versions_are_said_and_evaluated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
