@@ -190,7 +190,7 @@ def _sweep(
             worker=_shown(console, steps),
         )
         models.append((f"SFT on demonstrations, {steps} steps", model))
-    models += [(run.name, load_generator(run / "generator")) for run in runs]
+    models += _trained(runs, configs)
 
     first = config.rollout.temperature  # the run's own temperature comes first: the tables compare the models there
     rows = []
@@ -226,6 +226,14 @@ def _sweep(
         self_bleu=rows[0].metrics["eval/self_bleu_real"],
     )
     return Comparison(rows, adversarial, real_point, part)
+
+
+def _trained(runs: Sequence[Path], configs: Sequence[Config]) -> list[tuple[str, PreTrainedModel]]:
+    """Load each run's generator under the run's own ``model.trust_remote_code``."""
+    return [
+        (run.name, load_generator(run / "generator", trust_remote_code=config.model.trust_remote_code))
+        for run, config in zip(runs, configs, strict=True)
+    ]
 
 
 def _shown(console: Console, steps: int) -> Worker:

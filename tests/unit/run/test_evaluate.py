@@ -91,6 +91,27 @@ def test_runs_with_and_without_reward_functions_are_evaluated_together(finished:
             module.evaluate(folders)
 
 
+def test_each_generator_is_loaded_under_its_own_trust(finished: Path) -> None:
+    trusted = shutil.copytree(finished, finished.with_name("trusted"))
+    (trusted / "generator" / "code.py").write_text(
+        "import transformers\n"
+        "class PlantedConfig(transformers.LlamaConfig):\n    model_type = 'planted'\n"
+        "class Planted(transformers.LlamaForCausalLM):\n    config_class = PlantedConfig\n"
+    )
+    described = json.loads((trusted / "generator" / "config.json").read_text())
+    described |= {
+        "model_type": "planted",
+        "auto_map": {"AutoConfig": "code.PlantedConfig", "AutoModelForCausalLM": "code.Planted"},
+    }
+    (trusted / "generator" / "config.json").write_text(json.dumps(described))
+    settings = load_config(finished / "config.yaml")
+    trusting = with_values(settings, {"model.trust_remote_code": True})
+    (_, plain), (name, planted) = module._trained([finished, trusted], [settings, trusting])
+    assert (name, type(plain).__name__, type(planted).__name__) == ("trusted", "LlamaForCausalLM", "Planted")
+    with pytest.raises(UserError):
+        module._trained([trusted], [settings])
+
+
 def test_other_versions_are_said_and_evaluated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads((finished / "data.json").read_text())
     found["provenance"]["torch"] = "0.1"
