@@ -29,7 +29,7 @@ from rlgaf_ray.data.task import TaskSource, evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.evaluation.text import MIN_TEXTS, decode
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
@@ -65,8 +65,13 @@ def evaluate(
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). Prints a
     table of the models and real text and one over temperatures to ``console``; by default nothing is printed. Every
     reading of the test split is first logged in each run's ``test_readings.jsonl``. ``task`` is the task passed
-    to ``train``, if any. Raises ``UserError`` for a folder without a finished run and for runs of different warm-ups.
+    to ``train``, if any. Raises ``UserError`` for too few prompts, a folder without a finished run, and runs of
+    different warm-ups.
     """
+    if num_prompts is not None and num_prompts < MIN_TEXTS:
+        raise UserError(f"num_prompts={num_prompts} is too few for self-BLEU: give {MIN_TEXTS} or more")
+    if not 0 < sft_learning_rate < math.inf:
+        raise UserError(f"sft_learning_rate={sft_learning_rate:g} is not a positive number: give one such as 5e-4")
     absolute = [
         each if isinstance(each, str) and uri.is_uri(each) else os.path.abspath(os.path.expanduser(each))
         for each in folders
@@ -110,6 +115,11 @@ def _evaluate(
     data = prepare_data(configs[0], cache, python_task(configs[0], task))
     everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
     real = evaluation_set(data.task, num_prompts or everything, part)
+    if len(real) < MIN_TEXTS:
+        raise UserError(
+            f"the part {part} has only {len(real)} demonstrations of the right length, but self-BLEU needs "
+            f"{MIN_TEXTS}: give the part more (task.squad.shares, task.jsonl.shares)"
+        )
     for sentence in provenance_notes(runs, [of_evaluated(config, data.task) for config in configs]):
         console.print(sentence, soft_wrap=True, highlight=False)
     target = places.target

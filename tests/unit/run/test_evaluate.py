@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.config import dump_config, load_config, with_values
+from rlgaf_ray.config import Config, dump_config, load_config, with_values
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
 from rlgaf_ray.run import evaluate as module
@@ -41,17 +42,23 @@ class Started(Exception):
     """Ray would start now."""
 
 
+def record(folder: Path, settings: Config) -> Task:
+    """Write the run's config and what it was trained on."""
+    task = prepare_data(settings, folder.parent / "cache").task
+    (folder / "config.yaml").write_text(dump_config(settings))
+    described = {"splits_sha256": task.checksum, "provenance": dict(of_inputs(settings, task))}
+    (folder / "data.json").write_text(json.dumps(described))
+    return task
+
+
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run, as far as it is read before Ray starts."""
     model = save_family(LLAMA, tmp_path / "model")
     settings = config(model, f"warmup.cache={tmp_path / 'cache'}", "evaluation.num_prompts=10")
-    task = prepare_data(settings, tmp_path / "cache").task
     folder = tmp_path / "run"
     shutil.copytree(model, folder / "generator")
-    (folder / "config.yaml").write_text(dump_config(settings))
-    described = {"splits_sha256": task.checksum, "provenance": dict(of_inputs(settings, task))}
-    (folder / "data.json").write_text(json.dumps(described))
+    record(folder, settings)
 
     def ray_session(_: object) -> None:
         raise Started
@@ -75,17 +82,34 @@ def test_what_changed_since_the_run_is_refused_before_ray_starts(finished: Path)
         module.evaluate([finished])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-prompts", "5"], "num_prompts=5 is too few for self-BLEU: give 10 or more"),
+        (["--sft-learning-rate", "0"], "sft_learning_rate=0 is not a positive number: give one such as 5e-4"),
+        (["--sft-learning-rate", "nan"], "sft_learning_rate=nan is not a positive number: give one such as 5e-4"),
+    ],
+)
+def test_impossible_options_are_refused_first(words: list[str], message: str, capsys) -> None:
+    assert main(["evaluate", "nowhere", *words]) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_small_test_split_is_refused_before_it_is_read(finished: Path) -> None:
+    settings = with_values(load_config(finished / "config.yaml"), {"task.jsonl.shares.test": 0.03})
+    task = record(finished, settings)
+    assert 0 < len(task.evaluation("test")) < 10 <= len(task.evaluation("validation"))
+    with pytest.raises(UserError, match=r"the part test has only \d demonstrations .* but self-BLEU needs 10: give"):
+        module.evaluate([finished], part="test")
+    assert not (finished / module.TEST_READINGS).exists()
+
+
 def test_runs_with_and_without_reward_functions_are_evaluated_together(finished: Path) -> None:
     function = finished.parent / "reward.py"
     function.write_text("def reward(responses, **columns):\n    return [0.0 for _ in responses]\n")
     rewarded = shutil.copytree(finished, finished.with_name("rewarded"))
-    settings = with_values(
-        load_config(finished / "config.yaml"), {"reward.functions": [{"path": f"{function}:reward", "weight": 1.0}]}
-    )
-    (rewarded / "config.yaml").write_text(dump_config(settings))
-    described = json.loads((finished / "data.json").read_text())
-    described["provenance"] |= of_inputs(settings, prepare_data(settings, finished.parent / "cache").task)
-    (rewarded / "data.json").write_text(json.dumps(described))
+    functions = [{"path": f"{function}:reward", "weight": 1.0}]
+    record(rewarded, with_values(load_config(finished / "config.yaml"), {"reward.functions": functions}))
     for folders in ([finished, rewarded], [rewarded, finished]):
         with pytest.raises(Started):
             module.evaluate(folders)
