@@ -233,7 +233,7 @@ def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
 
 
 def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> None:
-    """Write both models as Hugging Face folders, and the samples.
+    """Write both models as Hugging Face folders, and the samples, if the trained generator was evaluated.
 
     With ``generator.average_decay`` the exported generator is the moving average, as evaluated; checkpoints hold both.
     """
@@ -248,8 +248,9 @@ def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> No
         if config.model.lora.rank > 0:
             bases = {"generator": warmups.generator, "discriminator": warmups.discriminator}
             export_merged(config, latest, folder, **bases, pad_token_id=data.tokenizer.pad_token_id)
-    write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
-    save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
+    if outcome.last:
+        write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.evaluated)
+        save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
     checkpoints.flush()
 
 
