@@ -14,7 +14,7 @@ from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.loop import healing
 from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import PROVENANCE, Checkpoints
-from rlgaf_ray.loop.evaluation import BestMetric, Evaluation
+from rlgaf_ray.loop.evaluation import NOT_EVALUATED, BestMetric, Evaluated, Evaluation
 from rlgaf_ray.loop.guard import Guard, Kind, TrainingStopped, Verdict
 from rlgaf_ray.loop.non_finite import broken
 from rlgaf_ray.loop.outcome import Outcome
@@ -55,6 +55,7 @@ class AdversarialLoop:
         self.best = BestMetric(config.best_metric)
         self.first: Metrics = {}
         self.samples_before: list[str] = []
+        self.last = NOT_EVALUATED  # since the SFT model's
         # State of the last completed iteration and whether it is the best one; None once it is checkpointed.
         self.unsaved: tuple[dict[str, Any], bool] | None = None
         self.guard = Guard(config.guard, quality=config.best_metric, contrast=config.discriminator.needs.contrast)
@@ -73,8 +74,8 @@ class AdversarialLoop:
         self.best.value = state["best"]
         self.first = state["first"]
         self.samples_before = state["samples_before"]
-        self.verdict = state["verdict"]
-        self.healed = state["healed"]
+        self.last = Evaluated(*state.get("last", NOT_EVALUATED))  # earlier versions did not store it
+        self.verdict, self.healed = state["verdict"], state["healed"]
         self.guard.load_state_dict(state["guard"])
         self.evaluator.load_state_dict(state["evaluator"])
         self.roles.load(path, discriminator_version=self.train_step.discriminator_version)
@@ -102,12 +103,9 @@ class AdversarialLoop:
         """
         settings = self.config
         self.push()
-        last: Metrics = {}
-        samples: list[str] = []
         if self.iteration == 0:
             self.warm_up_discriminator()
-            self.first, samples = self.evaluate()
-            last, self.samples_before = self.first, samples
+            self.first, self.samples_before = self.evaluate()
             self.trackers.log(0, self.first)
             self.callbacks.on_iteration(0, self.first)
             self.callbacks.on_evaluation(0, self.first)
@@ -125,19 +123,19 @@ class AdversarialLoop:
             evaluated = not non_finite and (ended or _every(iteration, settings.evaluation.every))
             if evaluated:
                 with timed(metrics, "time/evaluation"):
-                    last, samples = self.evaluate()
-                metrics |= last
+                    self.last = Evaluated(iteration, *self.evaluate())
+                metrics |= self.last.metrics
             elif not non_finite and _every(iteration, settings.evaluation.quick_every):
                 with timed(metrics, "time/evaluation"):
                     metrics |= self.quick_evaluation()
             with timed(metrics, "time/guards"):
                 verdict = self.guard.examine(iteration, metrics)
-            best = evaluated and "non_finite" not in self.guard.onsets and self.best.improves(last)
+            best = evaluated and "non_finite" not in self.guard.onsets and self.best.improves(self.last.metrics)
             metrics |= {"guard/healthy": float(verdict.kind == "healthy"), "guard/heals": float(len(self.healed))}
             self.trackers.log(iteration, metrics)
             self.callbacks.on_iteration(iteration, metrics)
             if evaluated:
-                self.callbacks.on_evaluation(iteration, last)
+                self.callbacks.on_evaluation(iteration, self.last.metrics)
             if (verdict.kind, self.verdict) != ("healthy", "healthy"):
                 self.callbacks.on_verdict(iteration, verdict)
             if self._act_on(verdict) == "rolled back":
@@ -149,15 +147,16 @@ class AdversarialLoop:
                 self.unsaved = self._state(), best
         if self.unsaved is not None:  # the stop was requested after the checkpoint decision
             self._write(self.roles.save)
-        if not last and not self.stop_requested:  # resumed after the last iteration: only the evaluation is missing
-            last, samples = self.evaluate()
+        if self.last.iteration < self.iteration and not self.stop_requested:  # resumed after the last iteration
+            self.last = Evaluated(self.iteration, *self.evaluate())
         outcome = Outcome(
             config=settings,
             iteration=self.iteration,
             first=self.first,
-            last=last,
+            evaluated=self.last.iteration,
+            last=self.last.metrics,
             samples_before=self.samples_before,
-            samples_after=samples,
+            samples_after=self.last.samples,
         )
         if not outcome.interrupted:
             self.trackers.log_table(self.iteration, "samples", [{"before": a, "after": b} for a, b in outcome.samples])
@@ -291,6 +290,7 @@ class AdversarialLoop:
             "healthy": not self.guard.onsets,
             "guard": self.guard.state_dict(),
             "samples_before": self.samples_before,
+            "last": self.last,
             "evaluator": self.evaluator.state_dict(),
             PROVENANCE: dict(self.provenance),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +23,17 @@ from rlgaf_ray.tracking.base import Trackers
 from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Prompt, Rollout
 
 TRACKED_ROLLOUTS = 16  # per evaluation, logged as a table
+
+
+class Evaluated(NamedTuple):
+    """An evaluation of the trained generator."""
+
+    iteration: int
+    metrics: Metrics
+    samples: list[str]
+
+
+NOT_EVALUATED = Evaluated(0, {}, [])
 
 
 class Evaluation:

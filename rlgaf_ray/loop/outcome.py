@@ -26,10 +26,12 @@ class Outcome:
     config: Config
     """The resolved config, including the run's name."""
     iteration: int
+    evaluated: int
+    """Iteration of the last evaluation; 0 if the run was stopped before one of the trained generator."""
     first: Metrics
     """Metrics of the SFT model, before training."""
     last: Metrics
-    """Metrics of the last evaluation; empty if the run was stopped before one."""
+    """Metrics of the last evaluation; empty if the run was stopped before one of the trained generator."""
     samples_before: list[str]
     samples_after: list[str]
 

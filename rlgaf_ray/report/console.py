@@ -190,12 +190,13 @@ class Terminal(Callback):
         run = outcome.config.run
         self.on_message(f"results are in {run.shown}")
         if outcome.interrupted:
-            self.on_message(f"stopped after iteration {outcome.iteration}; continue with --resume {run.again}")
+            where = f"iteration {outcome.iteration}" + ("" if outcome.last else ", before its first evaluation")
+            self.on_message(f"stopped after {where}; continue with --resume {run.again}")
 
 
 def result_table(outcome: Outcome) -> Table:
     """Build the table of the SFT model, the trained model and real text."""
-    title = f"before and after {outcome.iteration} iterations, held-out prompts"
+    title = f"before and after {outcome.evaluated} iterations, held-out prompts"
     return columns_table(title, {"SFT": outcome.first, "adversarial": outcome.last})
 
 

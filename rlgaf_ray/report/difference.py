@@ -60,7 +60,7 @@ def results_table(runs: tuple[Run, Run], names: list[str]) -> Table:
     table = Table(title="results: newest evaluation, best of the run", title_justify="left")
     for head in ("metric", *names, "difference", "best", "best", "difference"):
         table.add_column(head, justify="left" if head == "metric" else "right", overflow="fold")
-    for name in (each for each in runs[0].evaluations[1] if each in runs[1].evaluations[1]):
+    for name in (each for each in runs[0].evaluations[0] if each in runs[1].evaluations[0]):
         if name.endswith(("_stderr", "_real")):
             continue
         last = [run.last(name) for run in runs]

@@ -46,7 +46,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         runs=runs,
         table=result_rows(runs),
         figures=figures,
-        captions=[text for run in runs if (text := caption(run.evaluations[1]))],
+        captions=[text for run in runs if (text := caption(run.evaluations[1] or run.evaluations[0]))],
         smoothing=SMOOTHING,
         verdicts=[(run.name, guard_verdict(run)) for run in runs],
     )
@@ -70,7 +70,7 @@ def result_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
         for run in runs:
             first, last = run.evaluations
             before, now = cell(first, metric), cell(last, metric)
-            cells += [before, now, real_cell(last, metric) if before or now else ""]
+            cells += [before, now, real_cell(last or first, metric) if before or now else ""]
         rows.append((metric.line, cells))
     return [row for row in rows if any(row[1])]
 

@@ -39,14 +39,20 @@ class Run:
         return values[-1] if values else None
 
     @property
+    def evaluated(self) -> int:
+        """Iteration of the newest evaluation; 0 if the run has logged none after the SFT model's."""
+        rows = (row["iteration"] for row in self.rows if any(name.startswith("eval/") for name in row))
+        return int(max((iteration or 0 for iteration in rows), default=0))
+
+    @property
     def evaluations(self) -> tuple[dict[str, float | None], dict[str, float | None]]:
-        """The SFT model's evaluation and the newest one; empty if the run has logged none."""
+        """The SFT model's evaluation and the newest later one; each is empty if the run has not logged it."""
         evaluated = [
             {name: value for name, value in row.items() if name.startswith("eval/")}
             for row in self.rows
             if any(name.startswith("eval/") for name in row)
         ]
-        return (evaluated[0], evaluated[-1]) if evaluated else ({}, {})
+        return (evaluated[0], evaluated[-1] if len(evaluated) > 1 else {}) if evaluated else ({}, {})
 
 
 def load_run(folder: str | Path) -> Run:

@@ -29,14 +29,14 @@ from rlgaf_ray.data.task import TaskSource, evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.text import decode
+from rlgaf_ray.evaluation.text import MIN_TEXTS, decode
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
 from rlgaf_ray.report.quality import FILES, Comparison, Evaluated, models_table, quality_of, temperatures_table
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, prepare_evaluator, python_task
-from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_inputs, of_warmups, recorded
+from rlgaf_ray.run.provenance import Provenance, check_evaluated, of_evaluated, of_warmups, recorded
 from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
@@ -65,8 +65,13 @@ def evaluate(
     Writes ``quality_diversity.json``, ``.png`` and ``.svg`` into ``out`` (default: the first run's folder). Prints a
     table of the models and real text and one over temperatures to ``console``; by default nothing is printed. Every
     reading of the test split is first logged in each run's ``test_readings.jsonl``. ``task`` is the task passed
-    to ``train``, if any. Raises ``UserError`` for a folder without a finished run and for runs of different warm-ups.
+    to ``train``, if any. Raises ``UserError`` for too few prompts, a folder without a finished run, and runs of
+    different warm-ups.
     """
+    if num_prompts is not None and num_prompts < MIN_TEXTS:
+        raise UserError(f"num_prompts={num_prompts} is too few for self-BLEU: give {MIN_TEXTS} or more")
+    if not 0 < sft_learning_rate < math.inf:
+        raise UserError(f"sft_learning_rate={sft_learning_rate:g} is not a positive number: give one such as 5e-4")
     absolute = [
         each if isinstance(each, str) and uri.is_uri(each) else os.path.abspath(os.path.expanduser(each))
         for each in folders
@@ -110,7 +115,12 @@ def _evaluate(
     data = prepare_data(configs[0], cache, python_task(configs[0], task))
     everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
     real = evaluation_set(data.task, num_prompts or everything, part)
-    for sentence in provenance_notes(runs, [of_inputs(config, data.task) for config in configs]):
+    if len(real) < MIN_TEXTS:
+        raise UserError(
+            f"the part {part} has only {len(real)} demonstrations of the right length, but self-BLEU needs "
+            f"{MIN_TEXTS}: give the part more (task.squad.shares, task.jsonl.shares)"
+        )
+    for sentence in provenance_notes(runs, [of_evaluated(config, data.task) for config in configs]):
         console.print(sentence, soft_wrap=True, highlight=False)
     target = places.target
     target.mkdir(parents=True, exist_ok=True)
@@ -190,7 +200,7 @@ def _sweep(
             worker=_shown(console, steps),
         )
         models.append((f"SFT on demonstrations, {steps} steps", model))
-    models += [(run.name, load_generator(run / "generator")) for run in runs]
+    models += _trained(runs, configs)
 
     first = config.rollout.temperature  # the run's own temperature comes first: the tables compare the models there
     rows = []
@@ -226,6 +236,14 @@ def _sweep(
         self_bleu=rows[0].metrics["eval/self_bleu_real"],
     )
     return Comparison(rows, adversarial, real_point, part)
+
+
+def _trained(runs: Sequence[Path], configs: Sequence[Config]) -> list[tuple[str, PreTrainedModel]]:
+    """Load each run's generator under the run's own ``model.trust_remote_code``."""
+    return [
+        (run.name, load_generator(run / "generator", trust_remote_code=config.model.trust_remote_code))
+        for run, config in zip(runs, configs, strict=True)
+    ]
 
 
 def _shown(console: Console, steps: int) -> Worker:

@@ -20,6 +20,7 @@ from rlgaf_ray.training.fingerprint import folder_fingerprint, model_fingerprint
 
 Provenance = Mapping[str, str]
 DATA_FILE = "data.json"
+SPLITS = "splits_sha256"  # its key: the checksum of the task
 CHATS = "chats"  # its key: whether the demonstrations are chats
 
 LIBRARIES = {
@@ -107,25 +108,31 @@ def check_provenance(place: object, state: Mapping[str, Any], now: Provenance, *
         )
 
 
+def of_evaluated(config: Config, task: Task) -> Provenance:
+    """Return ``of_inputs`` without the columns for reward functions, which an evaluation does not read."""
+    return {**of_inputs(config, task), "data": task.checksum}
+
+
 def recorded(run: Path) -> Provenance | None:
-    """Return the provenance recorded in a run's folder, or None if there is none."""
-    found = _recorded(run, PROVENANCE)
-    return found if isinstance(found, dict) else None
+    """Return the provenance recorded in a run's folder, as ``of_evaluated``, or None if there is none."""
+    described = _described(run)
+    found = described.get(PROVENANCE)
+    return {**found, "data": described.get(SPLITS, "")} if isinstance(found, dict) else None
 
 
 def recorded_chats(run: Path) -> bool:
     """Return whether the run's demonstrations are chats. Raises ``UserError`` if its folder does not record it."""
-    found = _recorded(run, CHATS)
+    found = _described(run).get(CHATS)
     if not isinstance(found, bool):
         raise UserError(f"{run / DATA_FILE} does not record {CHATS}: restore the file that the run wrote")
     return found
 
 
-def _recorded(run: Path, key: str) -> object:
+def _described(run: Path) -> dict[str, Any]:
     file = run / DATA_FILE
     try:
-        return json.loads(file.read_text(encoding="utf-8")).get(key) if file.is_file() else None
-    except (OSError, ValueError, AttributeError) as error:
+        return {**json.loads(file.read_text(encoding="utf-8"))} if file.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}): restore the file that the run wrote") from error
 
 

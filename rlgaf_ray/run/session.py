@@ -32,7 +32,7 @@ from rlgaf_ray.models.lora import ADAPTERS
 from rlgaf_ray.report.console import write_samples
 from rlgaf_ray.report.runs import SAMPLES, save_samples
 from rlgaf_ray.run.preparation import Prepared, cache_folder, prepare_evaluator
-from rlgaf_ray.run.provenance import CHATS, DATA_FILE, Provenance, of_inputs, of_warmups
+from rlgaf_ray.run.provenance import CHATS, DATA_FILE, SPLITS, Provenance, of_inputs, of_warmups
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import open_trackers
 from rlgaf_ray.training.export import export_merged
@@ -223,7 +223,7 @@ def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
     config = prepared.config
     folder = config.run.folder
     task, settings = prepared.data.task, public_values(config.task.model_dump(mode="json"))
-    described = {"splits_sha256": task.checksum, "task": settings, CHATS: task.chats, PROVENANCE: dict(provenance)}
+    described = {SPLITS: task.checksum, "task": settings, CHATS: task.chats, PROVENANCE: dict(provenance)}
     if task.counts is not None:
         described["rows"] = task.counts.described()
     with writing(folder):
@@ -233,7 +233,7 @@ def write_run_files(prepared: Prepared, provenance: Provenance) -> None:
 
 
 def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> None:
-    """Write both models as Hugging Face folders, and the samples.
+    """Write both models as Hugging Face folders, and the samples, if the trained generator was evaluated.
 
     With ``generator.average_decay`` the exported generator is the moving average, as evaluated; checkpoints hold both.
     """
@@ -248,8 +248,9 @@ def export(prepared: Prepared, checkpoints: Checkpoints, outcome: Outcome) -> No
         if config.model.lora.rank > 0:
             bases = {"generator": warmups.generator, "discriminator": warmups.discriminator}
             export_merged(config, latest, folder, **bases, pad_token_id=data.tokenizer.pad_token_id)
-    write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.iteration)
-    save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
+    if outcome.last:
+        write_samples(folder / "samples.md", outcome.samples_before, outcome.samples_after, outcome.evaluated)
+        save_samples(folder / SAMPLES, outcome.samples_before, outcome.samples_after)
     checkpoints.flush()
 
 

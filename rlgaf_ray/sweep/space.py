@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from rlgaf_ray.config import Config, ConfigError, with_values
@@ -24,6 +26,7 @@ FIXED = (
 )
 # Each value of these keys needs its own warm-up; all warm-ups run before the first trial.
 DECIDE_WARMUP = (
+    "run.seed",
     "task",
     "model",
     "warmup",
@@ -32,7 +35,20 @@ DECIDE_WARMUP = (
     "discriminator.architecture",
     "discriminator.question",
     "discriminator.verdicts",
+    "discriminator.match_lengths",
+    "discriminator.view",
+    "discriminator.view_tokens",
 )
+# The same, in trials whose discriminator reads samples of the base model, which are a warm-up too.
+DECIDE_CONTRAST = (
+    "discriminator.contrast_samples",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.top_k",
+    "rollout.stop_at_end_of_text",
+)
+# These decide whether it reads them.
+READ_CONTRAST = ("discriminator.contrast", "discriminator.contrast_weight", "discriminator.loss")
 EXAMPLE = "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"
 
 
@@ -45,15 +61,22 @@ def check_sweep(config: Config) -> None:
         if _is_in(key, FIXED):
             raise ConfigError(f"sweep.space.{key}: {key} must be the same for all trials of a sweep")
         if domain.bounds and _is_in(key, DECIDE_WARMUP):
-            raise ConfigError(
-                f"sweep.space.{key}: {key} changes the warm-up, which runs before the trials: list its values as grid "
-                "or choice"
-            )
+            raise _unlisted(key)
         for value in domain.bounds or domain.values:
             _check_value(config, key, value, sampled=domain.bounds is not None)
+    if any(map(_samples_base_model, warmup_variants(config))):
+        for key, domain in sweep.space.items():
+            if domain.bounds and key in DECIDE_CONTRAST:
+                raise _unlisted(key)
     _check_early_stops(config)
     if sweep.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError('sweep.searcher=optuna needs a package that is not installed: pip install -e ".[tune]"')
+
+
+def _unlisted(key: str) -> ConfigError:
+    return ConfigError(
+        f"sweep.space.{key}: {key} changes the warm-up, which runs before the trials: list its values as grid or choice"
+    )
 
 
 def single_variants(config: Config) -> list[Config]:
@@ -106,9 +129,28 @@ def num_trials(config: Config) -> int:
 
 def warmup_variants(config: Config) -> list[Config]:
     """Return one config for every warm-up that a trial may start from."""
-    deciding = {key: domain.values for key, domain in config.sweep.space.items() if _is_in(key, DECIDE_WARMUP)}
-    combinations = itertools.product(*deciding.values())
-    return [with_values(config, dict(zip(deciding, values, strict=True))) for values in combinations]
+    sections = (*DECIDE_WARMUP, *DECIDE_CONTRAST, *READ_CONTRAST)
+    deciding = {
+        key: domain.bounds or domain.values
+        for key, domain in config.sweep.space.items()
+        if _is_in(key, sections) or any(_is_in(section, (key,)) for section in sections)
+    }
+    variants: dict[str, Config] = {}
+    for values in itertools.product(*deciding.values()):
+        variant = with_values(config, dict(zip(deciding, values, strict=True)))
+        variants.setdefault(_warmup(variant), variant)
+    return [*variants.values()]
+
+
+def _warmup(config: Config) -> str:
+    """Return the settings that decide the warm-ups of a run; equal ones mean the same warm-ups."""
+    tree, sampled = config.model_dump(mode="json"), _samples_base_model(config)
+    keys = DECIDE_WARMUP + DECIDE_CONTRAST if sampled else DECIDE_WARMUP
+    return repr((sampled, [reduce(getitem, key.split("."), tree) for key in keys]))
+
+
+def _samples_base_model(config: Config) -> bool:
+    return config.discriminator.contrast_read == "base_model"
 
 
 def short_names(keys: list[str]) -> dict[str, str]:

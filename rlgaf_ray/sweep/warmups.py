@@ -17,10 +17,14 @@ from rlgaf_ray.training.architectures import DISCRIMINATORS
 def prepare_variants(config: Config, terminal: Terminal) -> list[tuple[Config, Data]]:
     """Prepare the config and data of every warm-up before Ray starts. Raises ``UserError`` if they do not match."""
     cache, prepared = cache_folder(config), []
+    known: dict[str, Data] = {}
     for variant in warmup_variants(config):
-        data = prepare_data(variant, cache)
-        for note in data.notes:
-            terminal.on_message(note)
+        key = variant.model_dump_json(include={"task", "model", "warmup"})  # all that the data depend on
+        if key not in known:
+            known[key] = prepare_data(variant, cache)
+            for note in known[key].notes:
+                terminal.on_message(note)
+        data = known[key]
         evaluation_set(data.task, variant.evaluation.num_prompts)
         check_lengths(variant, data.task.max_tokens)
         DISCRIMINATORS[variant.discriminator.architecture].check(variant, data.tokenizer, data.task.max_tokens)

@@ -74,7 +74,9 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
     assert first.iterations == [0, 1] and list(first.evaluations) == [0]
     saved, checkpoint = first.checkpoints[-1]
     assert (saved, checkpoint.name) == (1, "step_000001")
-    assert stopped.interrupted and stopped.iteration == 1 and stopped.last == stopped.first
+    assert stopped.interrupted and stopped.iteration == 1
+    assert (stopped.evaluated, stopped.last, stopped.samples) == (0, {}, []) and stopped.first
+    assert not (tmp_path / "api" / "samples.jsonl").exists()
 
     second, logged = RecordingCallback(), RecordingTracker()
     outcome = rl.train(config, resume=True, roles="local", callbacks=[second], trackers=[logged])
@@ -82,7 +84,7 @@ def test_a_run_in_a_thread_without_ray(tmp_path: Path, monkeypatch: pytest.Monke
     assert second.warmups == set() and second.iterations == [2, 3, 4]
     assert [at for at, _ in logged.metrics] == [2, 3, 4]
     assert [(at, name) for at, name, _ in logged.tables] == [(2, "rollouts"), (4, "rollouts"), (4, "samples")]
-    assert outcome.first == stopped.first and outcome.last == second.evaluations[4]
+    assert outcome.first == stopped.first and (outcome.evaluated, outcome.last) == (4, second.evaluations[4])
     assert len(outcome.samples) == 2 and all(before and after for before, after in outcome.samples)
     assert capsys.readouterr().out == ""
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -67,7 +67,7 @@ def show(words):
     terminal.on_message({ODD!a})
     metrics = {{"eval/f1": 50.0, "eval/f1_stderr": 1.0, "eval/two_sample_auc": 0.5}}
     config = load_config(None, ["run.name=x", "run.iterations=1"])
-    terminal.on_end(Outcome(config, 1, metrics, metrics, [{ODD!a}], [{ODD!a}]))
+    terminal.on_end(Outcome(config, 1, 1, metrics, metrics, [{ODD!a}], [{ODD!a}]))
     folder = Path({str(tmp_path)!r})
     write_samples(folder / "samples.md", [{ODD!a}], [{ODD!a}], 1)
     save_samples(folder / "samples.jsonl", [{ODD!a}], [{ODD!a}])

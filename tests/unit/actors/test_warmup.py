@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
+from pydantic import BaseModel
 
 from rlgaf_ray.actors import warmup, warmup_worker
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
-from rlgaf_ray.config import load_config
+from rlgaf_ray.config import Config, ConfigError, load_config, with_values
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.sweep.space import DECIDE_CONTRAST, DECIDE_WARMUP, FIXED, READ_CONTRAST
 from rlgaf_ray.training.warmup import Worker
 from rlgaf_ray.types import Demonstration
 
@@ -33,8 +36,9 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         all_special_ids=[0],
     )
 
-    def make(*overrides: str) -> Warmups:
-        return prepare_warmups(load_config(None, overrides), task, tokenizer, tmp_path, lambda *_: None)  # type: ignore[arg-type]
+    def make(*overrides: str, config: Config | None = None) -> Warmups:
+        config = config or load_config(None, overrides)
+        return prepare_warmups(config, task, tokenizer, tmp_path, lambda *_: None)  # type: ignore[arg-type]
 
     return make
 
@@ -63,6 +67,62 @@ def test_each_discriminator_view_has_its_own_warmup(prepared) -> None:
     views.append([LAST_TWO, "discriminator.match_lengths=true"])
     folders = {prepared(shared, *view).discriminator for view in views}
     assert len(folders) == len(views)
+
+
+BASES = (
+    ["generator.algorithm=gumbel"],
+    ["generator.reinforce.credit=sequence", "discriminator={view: last_tokens, view_tokens: 2}"],
+    ["generator.reinforce.credit=sequence", "discriminator.architecture=generative"],
+)
+"""Together they admit another value of every key that is part of a cache key."""
+
+
+def leaves(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key, the value and the type of every setting."""
+    for name, field in type(section).model_fields.items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{key}.")
+        else:
+            yield key, value, field.annotation
+
+
+def others(value: Any, annotation: Any) -> list[Any]:
+    """Return other values to try."""
+    match value:
+        case bool():
+            return [not value]
+        case int():
+            return [value + 1, 2 * value]
+        case float():
+            return [0.0, value / 2, value + 0.1]
+        case tuple():
+            return [list(reversed(value))]
+        case str() if get_origin(annotation) is Literal:
+            return [each for each in get_args(annotation) if each != value]
+        case str():
+            return [f"{value} x"]
+        case _:
+            return [True, 1, 0.5, "x"]
+
+
+def test_every_key_of_a_warmup_is_known_to_sweeps(prepared) -> None:
+    deciding, sections = set(), {"task", "model", "warmup"}
+    for words in BASES:
+        base = load_config(None, ["warmup.sft.steps=5", *words])
+        usual = prepared(config=base)
+        for key, value, annotation in leaves(base):
+            if key.startswith(tuple(f"{section}." for section in (*sections, *FIXED))) or key in FIXED:
+                continue
+            for other in others(value, annotation):
+                try:
+                    changed = with_values(base, {key: other})
+                except ConfigError:
+                    continue
+                if prepared(config=changed) != usual:
+                    deciding.add(key)
+                    break
+    assert deciding == {*DECIDE_WARMUP, *DECIDE_CONTRAST, *READ_CONTRAST} - sections
 
 
 def test_workers_find_a_model_given_by_a_relative_path(

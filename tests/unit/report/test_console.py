@@ -7,6 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
+from rlgaf_ray.config import load_config
+from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.report import console as console_module
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.training.warmup import WarmupProgress
@@ -72,3 +74,16 @@ def test_training_shows_the_wait_before_the_first_row(is_terminal: bool) -> None
         terminal.on_iteration(0, {"eval/perplexity": 2.0})
         assert not is_terminal or task.fields["note"] == ""
     assert "evaluating the start on 40 prompts" in output.getvalue()
+
+
+@pytest.mark.parametrize(("evaluated", "why"), [(0, ", before its first evaluation"), (25, "")])
+def test_a_stopped_run_shows_the_iteration_that_was_evaluated(evaluated: int, why: str) -> None:
+    terminal, output = shown(False)
+    metrics = {"eval/f1": 50.0}
+    last, after = (metrics, ["later"]) if evaluated else ({}, [])
+    config = load_config(None, ["run.name=x", "run.iterations=75"])
+    terminal.on_end(Outcome(config, 37, evaluated, metrics, last, ["earlier"], after))
+    printed = output.getvalue()
+    assert f"stopped after iteration 37{why}; continue with --resume" in printed
+    assert ("before and after 25 iterations" in printed) == ("later" in printed) == bool(evaluated)
+    assert ("earlier" in printed) == bool(evaluated) and "37 iterations" not in printed

@@ -96,6 +96,19 @@ def test_report_page_of_several_runs(tmp_path: Path) -> None:
     assert [row["side"] for row in key] != sorted(row["side"] for row in key)
 
 
+def test_report_of_a_run_that_was_stopped_names_what_was_evaluated(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "one", name="one")
+    rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([*rows, json.dumps({"iteration": 41, "reward/mean": 1.0})]))
+    assert main(["report", str(run)]) == 0
+    assert "<th>iteration 40</th>" in (run / "report.html").read_text()
+    (run / "metrics.jsonl").write_text("".join(rows[:38]))  # before its first evaluation
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "<th>SFT</th><th>not evaluated yet</th><th>real text</th>" in page
+    assert "<td>judged as wanted (linear judge)</td><td>0.500 ± 0.020</td><td></td><td>0.750</td>" in page
+
+
 def test_invalid_run_folders_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report"]) == 2
     assert "report needs a run folder" in capsys.readouterr().err

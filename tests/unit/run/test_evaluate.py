@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.config import dump_config
+from rlgaf_ray.config import Config, dump_config, load_config, with_values
+from rlgaf_ray.data.task import Task
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
 from rlgaf_ray.run import evaluate as module
@@ -41,16 +42,23 @@ class Started(Exception):
     """Ray would start now."""
 
 
+def record(folder: Path, settings: Config) -> Task:
+    """Write the run's config and what it was trained on."""
+    task = prepare_data(settings, folder.parent / "cache").task
+    (folder / "config.yaml").write_text(dump_config(settings))
+    described = {"splits_sha256": task.checksum, "provenance": dict(of_inputs(settings, task))}
+    (folder / "data.json").write_text(json.dumps(described))
+    return task
+
+
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run, as far as it is read before Ray starts."""
     model = save_family(LLAMA, tmp_path / "model")
     settings = config(model, f"warmup.cache={tmp_path / 'cache'}", "evaluation.num_prompts=10")
-    task = prepare_data(settings, tmp_path / "cache").task
     folder = tmp_path / "run"
     shutil.copytree(model, folder / "generator")
-    (folder / "config.yaml").write_text(dump_config(settings))
-    (folder / "data.json").write_text(json.dumps({"provenance": dict(of_inputs(settings, task))}))
+    record(folder, settings)
 
     def ray_session(_: object) -> None:
         raise Started
@@ -72,6 +80,60 @@ def test_what_changed_since_the_run_is_refused_before_ray_starts(finished: Path)
     save_family(LLAMA, finished.parent / "model", seed=1)
     with pytest.raises(UserError, match=r"run cannot be evaluated: model\.generator differs from the model the run"):
         module.evaluate([finished])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-prompts", "5"], "num_prompts=5 is too few for self-BLEU: give 10 or more"),
+        (["--sft-learning-rate", "0"], "sft_learning_rate=0 is not a positive number: give one such as 5e-4"),
+        (["--sft-learning-rate", "nan"], "sft_learning_rate=nan is not a positive number: give one such as 5e-4"),
+    ],
+)
+def test_impossible_options_are_refused_first(words: list[str], message: str, capsys) -> None:
+    assert main(["evaluate", "nowhere", *words]) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_small_test_split_is_refused_before_it_is_read(finished: Path) -> None:
+    settings = with_values(load_config(finished / "config.yaml"), {"task.jsonl.shares.test": 0.03})
+    task = record(finished, settings)
+    assert 0 < len(task.evaluation("test")) < 10 <= len(task.evaluation("validation"))
+    with pytest.raises(UserError, match=r"the part test has only \d demonstrations .* but self-BLEU needs 10: give"):
+        module.evaluate([finished], part="test")
+    assert not (finished / module.TEST_READINGS).exists()
+
+
+def test_runs_with_and_without_reward_functions_are_evaluated_together(finished: Path) -> None:
+    function = finished.parent / "reward.py"
+    function.write_text("def reward(responses, **columns):\n    return [0.0 for _ in responses]\n")
+    rewarded = shutil.copytree(finished, finished.with_name("rewarded"))
+    functions = [{"path": f"{function}:reward", "weight": 1.0}]
+    record(rewarded, with_values(load_config(finished / "config.yaml"), {"reward.functions": functions}))
+    for folders in ([finished, rewarded], [rewarded, finished]):
+        with pytest.raises(Started):
+            module.evaluate(folders)
+
+
+def test_each_generator_is_loaded_under_its_own_trust(finished: Path) -> None:
+    trusted = shutil.copytree(finished, finished.with_name("trusted"))
+    (trusted / "generator" / "code.py").write_text(
+        "import transformers\n"
+        "class PlantedConfig(transformers.LlamaConfig):\n    model_type = 'planted'\n"
+        "class Planted(transformers.LlamaForCausalLM):\n    config_class = PlantedConfig\n"
+    )
+    described = json.loads((trusted / "generator" / "config.json").read_text())
+    described |= {
+        "model_type": "planted",
+        "auto_map": {"AutoConfig": "code.PlantedConfig", "AutoModelForCausalLM": "code.Planted"},
+    }
+    (trusted / "generator" / "config.json").write_text(json.dumps(described))
+    settings = load_config(finished / "config.yaml")
+    trusting = with_values(settings, {"model.trust_remote_code": True})
+    (_, plain), (name, planted) = module._trained([finished, trusted], [settings, trusting])
+    assert (name, type(plain).__name__, type(planted).__name__) == ("trusted", "LlamaForCausalLM", "Planted")
+    with pytest.raises(UserError):
+        module._trained([trusted], [settings])
 
 
 def test_other_versions_are_said_and_evaluated(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

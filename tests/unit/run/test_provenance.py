@@ -15,9 +15,9 @@ BEGUN = {"data": "d", "model": "m", "torch": "2.1", "ray": "3.0", "sft_model": "
 INPUTS = {name: BEGUN[name] for name in ("data", "model", "torch", "ray")}
 
 
-def run(folder: Path, provenance: object = BEGUN) -> Path:
+def run(folder: Path, provenance: object = BEGUN, *, splits: str = BEGUN["data"]) -> Path:
     folder.mkdir()
-    (folder / "data.json").write_text(json.dumps({"splits_sha256": "x", "provenance": provenance}))
+    (folder / "data.json").write_text(json.dumps({"splits_sha256": splits, "provenance": provenance}))
     return folder
 
 
@@ -69,8 +69,13 @@ def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
 
 
 def test_runs_on_different_data_are_evaluated_apart(tmp_path: Path) -> None:
-    runs = [run(tmp_path / "a"), run(tmp_path / "b", BEGUN | {"data": "e"}), run(tmp_path / "c", None)]
+    runs = [run(tmp_path / "a"), run(tmp_path / "b", splits="e"), run(tmp_path / "c", None)]
     with pytest.raises(UserError, match=r"b and .*a were trained on different data: evaluate them separately"):
         provenance_notes(runs, [INPUTS] * 3)
     notes = provenance_notes([runs[0], runs[2]], [INPUTS] * 2)
     assert len(notes) == 1 and notes[0].startswith(str(runs[2]))
+
+
+def test_columns_for_reward_functions_do_not_separate_runs(tmp_path: Path) -> None:
+    runs = [run(tmp_path / "without"), run(tmp_path / "with", BEGUN | {"data": "splits and columns"})]
+    assert provenance_notes(runs, [INPUTS] * 2) == provenance_notes(runs[::-1], [INPUTS] * 2) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlgaf_ray.config import ConfigError, load_config, with_values
+from rlgaf_ray.config import Config, ConfigError, load_config, with_values
 from rlgaf_ray.main import main
 from rlgaf_ray.sweep.space import check_sweep, grace, num_trials, short_names, warmup_variants
 
@@ -175,6 +175,37 @@ def test_warmup_variants_cover_every_trial() -> None:
     made = [(variant.discriminator.pooling, variant.warmup.generator.steps) for variant in warmup_variants(config)]
     assert made == [("mean", 3), ("mean", 4), ("mean", 5), ("last", 3), ("last", 4), ("last", 5)]
     assert warmup_variants(load_config(None, [RATE])) == [load_config(None, [RATE])]
+
+
+def variants(*words: str) -> list[Config]:
+    return warmup_variants(load_config(None, words))
+
+
+def test_warmup_variants_are_distinct_warm_ups() -> None:
+    seeds, heat = "sweep.space.run.seed.grid=[0, 1, 2]", "sweep.space.rollout.temperature.grid=[0.8, 1.0]"
+    assert [each.run.seed for each in variants(RATE, seeds)] == [0, 1, 2]
+    assert [(each.run.seed, each.rollout.temperature) for each in variants(seeds, heat)] == [
+        (seed, temperature) for seed in range(3) for temperature in (0.8, 1.0)
+    ]
+    assert len(variants(seeds, heat, "discriminator.contrast=labels")) == 3
+    losses = "sweep.space.discriminator.loss.choice=[hinge, least_squares, contrastive]"
+    assert [each.discriminator.loss for each in variants(losses, heat)] == ["hinge", "hinge", "contrastive"]
+    weights = "sweep.space.discriminator.contrast_weight.uniform=[0.5, 1]"
+    (variant,) = variants(weights, "discriminator.contrast_weight=0")
+    assert variant.discriminator.contrast_read == "base_model"
+    views = "{grid: [{view: without_end}, {view: last_tokens, view_tokens: 2}]}"
+    made = variants(f"sweep.space={{discriminator: {views}}}", "generator.reinforce.credit=sequence")
+    assert [each.discriminator.view for each in made] == ["without_end", "last_tokens"]
+
+
+def test_a_range_of_temperatures_is_refused_where_it_changes_the_warm_up() -> None:
+    heat = "sweep.space.rollout.temperature.uniform=[0.8, 1.0]"
+    changes = "rollout.temperature changes the warm-up, which runs before the trials: list its values as grid or choice"
+    assert refusal(RATE, heat) == f"sweep.space.rollout.temperature: {changes}"
+    without = "discriminator.contrast=labels"
+    check_sweep(load_config(None, [RATE, heat, without]))
+    contrast = "sweep.space.discriminator.contrast.grid=[labels, base_model]"
+    assert refusal(RATE, heat, without, contrast) == f"sweep.space.rollout.temperature: {changes}"
 
 
 def test_short_names_stay_distinct() -> None:
