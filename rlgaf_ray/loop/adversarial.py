@@ -74,7 +74,7 @@ class AdversarialLoop:
         self.best.value = state["best"]
         self.first = state["first"]
         self.samples_before = state["samples_before"]
-        self.last = Evaluated(*state.get("last", NOT_EVALUATED))  # earlier versions did not store it
+        self.last = Evaluated(*state["last"])
         self.verdict, self.healed = state["verdict"], state["healed"]
         self.guard.load_state_dict(state["guard"])
         self.evaluator.load_state_dict(state["evaluator"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from rlgaf_ray.loop.outcome import Outcome
 from rlgaf_ray.testing import FakeRoles
 from rlgaf_ray.types import Metrics
-from tests.unit.loop.test_healing import Loop, ready, run, settings
+from tests.unit.loop.test_healing import Loop, run, settings
 
 CONFIG = settings("guard.action=warn", "run.iterations=6", "evaluation.every=3")
 
@@ -35,13 +35,3 @@ def test_the_last_evaluation_survives_stops_and_resumes(tmp_path: Path) -> None:
         assert (outcome.iteration, outcome.evaluated) == (iteration, evaluated)
         assert outcome.last == ({"eval/closeness": float(evaluated)} if evaluated else {})
         assert outcome.samples == ([("0", str(evaluated))] if evaluated else [])
-
-
-def test_a_checkpoint_of_an_earlier_version_has_no_last_evaluation(tmp_path: Path) -> None:
-    stopped(tmp_path, 4, resume=False)
-    loop, _ = ready(CONFIG, FakeRoles(), tmp_path, resume=True, kind=Counting)
-    path, state, _ = loop.checkpoints.newest_usable()
-    del state["last"]
-    loop.resume(path, state)
-    assert loop.last.iteration == 0
-    assert loop.run().last == {"eval/closeness": 6.0}
