@@ -28,7 +28,8 @@ from rlgaf_ray.loop.run_folder import CONFIG, TRIALS, RunFolder
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import Data, cache_folder, prepare_data, with_date, with_name, with_python_task
 from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
-from rlgaf_ray.sweep.tuner import WIDE, interruptible_tune, with_absolute_paths
+from rlgaf_ray.sweep.interruptible import interruptible_tune
+from rlgaf_ray.sweep.tuner import WIDE, with_absolute_paths
 from rlgaf_ray.types import EVALUATION_PARTS
 
 SETTINGS = "settings.json"

@@ -72,8 +72,7 @@ class AdversarialLoop:
         self.train_step.load_state_dict(state)
         self.unsaved = None
         self.best.value = state["best"]
-        self.first = state["first"]
-        self.samples_before = state["samples_before"]
+        self.first, self.samples_before = state["first"], state["samples_before"]
         self.last = Evaluated(*state["last"])
         self.verdict, self.healed = state["verdict"], state["healed"]
         self.guard.load_state_dict(state["guard"])
@@ -115,6 +114,7 @@ class AdversarialLoop:
         carried: Metrics = {}  # time of a checkpoint, logged with the next iteration: the row of this one precedes it
         while self.iteration < settings.run.iterations and not self.stop_requested:
             metrics = carried | self.train_step()
+            self.unsaved = None  # the actors hold the next iteration now
             carried = {}
             iteration = self.iteration
             with timed(metrics, "time/guards"):

@@ -108,7 +108,7 @@ class Checkpoints:
             first = self.healthy(healthy_until)[:1]
             after = self.healthy(iteration)
             spared = after[: after.index(first[0]) + 1] if first else after
-        self._prune(spared)
+        self._prune([final, *spared])
         return final
 
     def _write(self, iteration: int, write: Callable[[Any], None], state: dict[str, Any]) -> Place:
@@ -126,9 +126,10 @@ class Checkpoints:
         self.flush()
         (partial / MANIFEST).write_text(json.dumps(checksums(partial), indent=1), encoding="utf-8")
         if isinstance(partial, Path) and isinstance(final, Path):
-            if final.is_dir():  # of the same iteration, from before a rollback
-                self._remove(final)
+            replaced = final.rename(_old(final)) if final.is_dir() else None  # from before a rollback
             partial.rename(final)
+            if replaced is not None:
+                remove(replaced)
         return final
 
     def intact(self) -> str:
@@ -247,7 +248,11 @@ class Checkpoints:
             remove(path / MANIFEST)
             remove(path)
         else:
-            remove(path.rename(path.with_name(f"{path.name}.old{PARTIAL}")))
+            remove(path.rename(_old(path)))
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old{PARTIAL}")
 
 
 def _stays_inside(name: str) -> bool:

@@ -49,6 +49,16 @@ DECIDE_CONTRAST = (
 )
 # These decide whether it reads them.
 READ_CONTRAST = ("discriminator.contrast", "discriminator.contrast_weight", "discriminator.loss")
+# A checkpoint has optimiser groups, averages and positions in the data for these.
+IN_CHECKPOINT = (
+    "discriminator.contrast",
+    "discriminator.frozen_layers",
+    "discriminator.held_out",
+    "discriminator.loss",
+    "generator.algorithm",
+    "generator.average_decay",
+    "rollout.free_prompts",
+)
 EXAMPLE = "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"
 
 
@@ -64,10 +74,19 @@ def check_sweep(config: Config) -> None:
             raise _unlisted(key)
         for value in domain.bounds or domain.values:
             _check_value(config, key, value, sampled=domain.bounds is not None)
+    fixed: tuple[str, ...] = (*DECIDE_WARMUP, *IN_CHECKPOINT)
     if any(map(_samples_base_model, warmup_variants(config))):
+        fixed += DECIDE_CONTRAST
         for key, domain in sweep.space.items():
             if domain.bounds and key in DECIDE_CONTRAST:
                 raise _unlisted(key)
+    if sweep.scheduler == "pbt":
+        for key in sweep.pbt.mutate or sweep.space:
+            if _is_in(key, fixed):
+                raise ConfigError(
+                    f"sweep.pbt.mutate: {key} cannot change when a trial continues from another's checkpoint: list "
+                    "only other keys in sweep.pbt.mutate"
+                )
     _check_early_stops(config)
     if sweep.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError('sweep.searcher=optuna needs a package that is not installed: pip install -e ".[tune]"')
@@ -99,6 +118,11 @@ def _check_value(config: Config, key: str, value: Any, *, sampled: bool) -> None
 
 def _check_early_stops(config: Config) -> None:
     sweep, iterations = config.sweep, config.run.iterations
+    if config.guard.heals and config.evaluation.every == 0:
+        raise ConfigError(
+            "guard.action=heal rolls a trial back to a checkpoint, and trials write theirs at evaluations: set "
+            f"evaluation.every below run.iterations={iterations}"
+        )
     if sweep.scheduler == "none":
         return
     if not 0 < config.evaluation.every < iterations:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
-import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +27,9 @@ from rlgaf_ray.models.built_in import absolute_source
 from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import with_date, with_name, with_python_task
-from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET, stop_on_signals
+from rlgaf_ray.run.signals import SIGNAL_EXIT_OFFSET
 from rlgaf_ray.sweep.console import Lines, describe, result_table
+from rlgaf_ray.sweep.interruptible import interruptible_tune
 from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
@@ -214,39 +212,6 @@ def build_tuner(
             checkpoint_config=tune.CheckpointConfig(num_to_keep=3),
         ),
     )
-
-
-@contextmanager
-def interruptible_tune() -> Iterator[list[int]]:
-    """Context in which a signal stops Ray Tune (forwarded as SIGUSR1); yields the list of received signals."""
-    with tune_settings(), stop_on_signals(lambda number: signal.raise_signal(signal.SIGUSR1)) as received:
-        yield received
-
-
-@contextmanager
-def tune_settings() -> Iterator[None]:
-    """Context in which Ray Tune is quiet and stops on SIGUSR1, sent by this program's signal handlers."""
-    settings = {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl and TensorBoard hold more
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1",  # a killed driver loses at most one second
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    warnings.filterwarnings("ignore", "Consider boosting PBT")  # it suggests reusing actors; trials restart theirs
-    previous = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # until Tune installs its handler
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, previous)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _result(config: Config, result: tune.Result) -> TrialResult:

@@ -84,11 +84,11 @@ class Algorithm(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the JSON-serialisable state to checkpoint besides weights and optimiser moments."""
-        return {"kl_coefficient": self.kl.coefficient}
+        return {"kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self.kl.coefficient = state["kl_coefficient"]
+        self.kl.load_state_dict(state["kl"])
 
 
 class AlgorithmFactory(Protocol):

@@ -88,12 +88,18 @@ def save_optimizer(optimizer: torch.optim.Optimizer, path: Path, group: Group = 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Load a saved optimiser state; the saving group may have had another size or strategy."""
+    """Load the saved moments; options such as the weight decay stay those of ``optimizer``.
+
+    The saving process group may have had another size or strategy. Raises ``ValueError`` for other parameter groups.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in load_file(path).items():
         index, name = key.split(".", 1)
         moment = name != "step"
         state.setdefault(int(index), {})[name] = shard_like(tensor, parameters[int(index)]) if moment else tensor
-    groups = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    saved = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    own = optimizer.param_groups
+    options = [{name: value for name, value in group.items() if name != "params"} for group in own]
+    groups = [group | now for group, now in zip(saved, options, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -274,3 +274,12 @@ class KLController:
                 num_samples=num_samples,
                 horizon=self.settings.horizon,
             )
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the current coefficient, and the configured one that it began with."""
+        return {"coefficient": self.coefficient, "configured": self.settings.coefficient}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore an adapted or raised coefficient, unless the configured one has changed since."""
+        if state["configured"] == self.settings.coefficient:
+            self.coefficient = state["coefficient"]

@@ -171,8 +171,8 @@ class PPO(Algorithm):
         return {"critic": self.trained_critic}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"kl_coefficient": self.kl.coefficient, "reward_statistics": self.statistics.state_dict()}
+        return super().state_dict() | {"reward_statistics": self.statistics.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.kl.coefficient = state["kl_coefficient"]
+        super().load_state_dict(state)
         self.statistics.load_state_dict(state["reward_statistics"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -208,10 +209,9 @@ class Reinforce(Algorithm):
                     self.baseline = moving_average(self.baseline, mean, decay=settings.baseline_decay)
         return (values - baseline) * mask
 
-    def state_dict(self) -> dict[str, float | None]:
-        return {"kl_coefficient": self.kl.coefficient, "baseline": self.baseline}
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"baseline": self.baseline}
 
-    def load_state_dict(self, state: dict[str, float | None]) -> None:
-        coefficient = state["kl_coefficient"]
-        assert coefficient is not None
-        self.kl.coefficient, self.baseline = coefficient, state["baseline"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.baseline = state["baseline"]

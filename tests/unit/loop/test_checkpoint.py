@@ -36,6 +36,31 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, remote: bool) -> None:
     assert checkpoints.named("latest") == checkpoints.named("best") == folder / "step_000002"
 
 
+def test_the_checkpoint_just_written_is_kept(tmp_path: Path) -> None:
+    """Damaged checkpoints of later iterations count as newer."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 2)
+    (Path(save(checkpoints, 4)) / "model").write_text("damaged")  # type: ignore[arg-type]
+    final = save(checkpoints, 3)
+    assert (Path(final) / "state.json").is_file()  # type: ignore[arg-type]
+    assert (tmp_path / "latest").read_text() == "step_000003\n"
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rollback an iteration is saved again."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    save(checkpoints, 1)
+
+    def killed(folder: Place) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlgaf_ray.loop.checkpoint.remove", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(checkpoints, 1)
+    path, state, damage = Checkpoints(tmp_path, keep=1).newest_usable()
+    assert (path.name, state["iteration"], damage) == ("step_000001", 1, [])
+
+
 def test_a_write_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, 1)

@@ -11,7 +11,7 @@ import pytest
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.loop.roles import Pending, PendingScores
 from rlgaf_ray.testing import FakeRoles
-from rlgaf_ray.types import Demonstration, PolicyNetwork, Rollout, ScoredRollout
+from rlgaf_ray.types import Demonstration, Metrics, PolicyNetwork, Rollout, ScoredRollout
 from tests.unit.loop.test_healing import ready, rows, run, settings
 
 ITERATIONS = 8
@@ -74,6 +74,24 @@ def test_an_incomplete_state_is_not_saved(tmp_path: Path, complete: bool, where:
     assert len(callback.messages) == (where == "before") and all(
         text.startswith(expected) for text in callback.messages
     )
+    assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
+
+
+def test_a_failure_during_an_evaluation_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The actors hold iteration 5, and the state that a checkpoint needs is that of iteration 4."""
+    loop, callback = ready(settings(*SMALL, "evaluation.every=5"), FakeRoles(), tmp_path)
+    evaluate = loop.evaluate
+
+    def failing() -> tuple[Metrics, list[str]]:
+        if loop.iteration == 5:
+            raise RuntimeError("rollout worker 0 died")
+        return evaluate()
+
+    monkeypatch.setattr(loop, "evaluate", failing)
+    with pytest.raises(RuntimeError, match="rollout worker 0 died"):
+        loop.run()
+    loop.rescue()
+    assert callback.messages == []
     assert (tmp_path / "checkpoints/latest").read_text() == "step_000003\n"
 
 

@@ -89,6 +89,9 @@ def test_invalid_search_spaces_are_rejected(space: str, expected: str) -> None:
         ("sweep.searcher=optuna",
          "sweep.searcher=optuna does not support grid: use choice for discriminator.updates_per_generator_update"),
         ("sweep.pbt.mutate=[run.seed]", "sweep.pbt.mutate: run.seed is not in sweep.space: add it there, or remove it"),
+        ("sweep={scheduler: pbt, num_samples: 2, space: {run.seed: {grid: [0, 1]}}}",
+         "sweep.pbt.mutate: run.seed cannot change when a trial continues from another's checkpoint: list only other "
+         "keys in sweep.pbt.mutate"),
         ("sweep.pbt.quantile=0.6", "sweep.pbt.quantile=0.6: must be less than or equal to 0.5"),
         ("sweep.scheduler=hyperband", "sweep.scheduler=hyperband: must be 'none', 'asha', 'median' or 'pbt'"),
         ("sweep.searcher=ax", "sweep.searcher=ax: must be 'random' or 'optuna'"),
@@ -96,6 +99,14 @@ def test_invalid_search_spaces_are_rejected(space: str, expected: str) -> None:
 )  # fmt: skip
 def test_invalid_search_settings_are_rejected(override: str, expected: str) -> None:
     assert refusal(RATE, override) == expected
+
+
+def test_rollbacks_of_trials_need_evaluations() -> None:
+    heal = ("sweep.scheduler=none", "guard.action=heal", "evaluation.every=0", "checkpoint.every=50")
+    assert refusal(RATE, *heal) == (
+        "guard.action=heal rolls a trial back to a checkpoint, and trials write theirs at evaluations: set "
+        "evaluation.every below run.iterations=150"
+    )
 
 
 def test_missing_optuna_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,8 +215,12 @@ def test_optimizer_state_round_trips_without_pickle(tmp_path: Path) -> None:
     for module, optimizer in zip(modules, optimizers, strict=True):
         train(module, optimizer, 3)
     save_optimizer(optimizers[0], tmp_path / "optimizer.safetensors")
-    fresh = build_optimizer(modules[1].parameters(), learning_rate=9.9, betas=(0.1, 0.1), weight_decay=0.5)
-    load_optimizer(fresh, tmp_path / "optimizer.safetensors")
+    other = build_optimizer(network().parameters(), learning_rate=9.9, betas=(0.1, 0.1), weight_decay=0.5)
+    fresh = build_optimizer(modules[1].parameters(), learning_rate=0.1, betas=(0.9, 0.99), weight_decay=0.1)
+    for each in (other, fresh):
+        load_optimizer(each, tmp_path / "optimizer.safetensors")
+    group = other.param_groups[0]  # a resumed run may have other options
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (9.9, (0.1, 0.1), 0.5)
     train(modules[0], optimizers[0], 2)
     train(modules[1], fresh, 2)
     assert torch.equal(modules[0].weight, modules[1].weight)
@@ -322,6 +326,23 @@ def test_the_rollout_policy_follows_the_policy_and_is_restored(tmp_path: Path) -
     again.load(tmp_path / "saved")
     np.testing.assert_array_equal(again.weights(1, network="rollout_policy").arrays[name], averaged)
     np.testing.assert_array_equal(again.weights(1).arrays[name], moved)
+
+
+@pytest.mark.parametrize("algorithm", ["reinforce", "ppo", "gumbel"])
+def test_a_changed_kl_coefficient_replaces_a_saved_one(folder: Path, tmp_path: Path, algorithm: str) -> None:
+    """A coefficient that was adapted, or raised by a rollback, stays if the configured one is the same."""
+
+    def learner(coefficient: float) -> Learner:
+        key = f"generator.{algorithm}.kl.coefficient={coefficient}"
+        return Learner(folder, config(f"generator.algorithm={algorithm}", key), pad_token_id=0)
+
+    saved = learner(0.2)
+    saved.adjust(learning_rate_factor=1.0, kl_coefficient=0.4)
+    saved.save(tmp_path)
+    for configured, expected in ((0.2, 0.4), (0.3, 0.3)):
+        resumed = learner(configured)
+        resumed.load(tmp_path)
+        assert resumed.algorithm.kl.coefficient == expected
 
 
 def test_exact_kl_covers_the_vocabulary_and_constrains_the_policy(folder: Path) -> None:
