@@ -164,6 +164,12 @@ def _hindsight(config: Config) -> Keys:
 
 
 METHODS: Mapping[BuiltInMethod, Method] = {
+    "base": Method(
+        "the model before SFT",
+        "",
+        lambda config: {"warmup.sft.steps": 0, "compare.sft_steps": []},
+        trains="nothing",
+    ),
     "sft": Method("SFT", "", lambda config: {"warmup.sft.contrastive_weight": 0.0}, trains="nothing"),
     "contrastive_sft": Method(
         "SFT with the contrastive term",

@@ -11,6 +11,7 @@ from rlgaf_ray.config.compose import leaves
 from rlgaf_ray.config.section import NonNegative, Positive, Rate, Section
 
 BuiltInMethod = Literal[
+    "base",
     "sft",
     "contrastive_sft",
     "best_of_4",
@@ -36,7 +37,16 @@ BuiltInMethod = Literal[
 BetweenZeroAndOne = Annotated[float, Field(gt=0.0, lt=1.0)]
 MethodName = str  # a built-in method, or a name of compare.variants
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]*")  # part of a file name
-CORE: tuple[BuiltInMethod, ...] = ("sft", "best_of_4", "best_of_16", "rejection", "frozen", "zero_reward", "rlgaf")
+CORE: tuple[BuiltInMethod, ...] = (
+    "base",
+    "sft",
+    "best_of_4",
+    "best_of_16",
+    "rejection",
+    "frozen",
+    "zero_reward",
+    "rlgaf",
+)
 
 
 class Variant(Section):

@@ -93,7 +93,7 @@ def test_a_variant_is_a_built_in_method_with_other_keys() -> None:
     [
         (
             "compare.methods=[sft, pppo]",
-            "compare.methods has no method 'pppo': choose from sft, .*, ppo, or",
+            "compare.methods has no method 'pppo': choose from base, sft, .*, ppo, or",
         ),
         ("compare.variants.sft.method=rlgaf", "compare.variants.sft has the name of a built-in method"),
         ("compare.variants={a/b: {}}", "compare.variants.'a/b' is part of a file name"),

@@ -113,3 +113,9 @@ def test_prompts_are_scored_only_by_the_quality_itself(first: tuple[Trial, Path]
     assert all(each.each is not None for each in first[0].parts["test"])
     assert all(each.quality == each.metrics["eval/arrives"] for each in other.parts["test"])
     assert any(each.each is None for each in other.parts["test"])
+
+
+def test_the_base_model_is_measured_without_sft(first: tuple[Trial, Path], tmp_path: Path) -> None:
+    base = run(tmp_path / "base", first[1], "compare.sft_steps=[5, 50]", name="base")
+    assert (base.sft_steps, base.rollouts, base.candidates) == (0, 0, 1)
+    assert base == run(tmp_path / "again", first[1], "task.max_demonstrations=9", name="base")
