@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlgaf_ray.actors.layout import Placement
-from rlgaf_ray.actors.packing import Node, pack
+from rlgaf_ray.actors.packing import Node, Spot, spots
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.plan.memory import (
     Memory,
@@ -52,10 +53,11 @@ class Hardware:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     placement: Placement
-    nodes: list[int]  # node index of each bundle
+    spots: list[Spot]  # node and GPUs of each bundle
     memory: dict[Role, Memory]
     phases: dict[str, float]  # seconds per iteration
     overlapped: bool  # whether rollouts run concurrently with the other phases
+    sleeping: bool  # whether engines free their GPU memory while the other roles compute (rollout.sleep_level)
     push: Push
     ring: bool
     kv_tokens: float  # capacity of one engine's KV cache
@@ -67,22 +69,57 @@ class Estimate:
             return sum(self.phases.values())
         return max(self.phases["rollout"], sum(self.phases.values()) - self.phases["rollout"])
 
+    @property
+    def nodes(self) -> list[int]:
+        """The node index of each bundle."""
+        return [spot.node for spot in self.spots]
+
     def device_bytes(self) -> float:
-        """Return the bytes on the fullest GPU. Colocated engines sleep while learner and discriminator compute."""
-        learner, discriminator, rollout = (self.memory[role].total for role in ("learner", "discriminator", "rollout"))
-        if self.placement.shares_gpus:
-            return max(learner + discriminator, rollout)
-        if self.placement.gpus_per_actor < 1:
-            return learner + discriminator + rollout
-        return max(learner, discriminator, rollout)
+        """Return the bytes on the fullest GPU."""
+        placement = self.placement
+        actors: defaultdict[tuple[int, int], Counter[Role]] = defaultdict(Counter)  # of each GPU
+        bundles: dict[Role, range] = {
+            "learner": placement.learner_bundles,
+            "discriminator": placement.discriminator_bundles,
+            "rollout": placement.rollout_bundles,
+        }
+        for role, indices in bundles.items():
+            for spot in (self.spots[index] for index in indices):
+                for gpu in spot.gpus:
+                    actors[spot.node, gpu][role] += 1
+        return max(self._bytes_of(counts) for counts in actors.values())
+
+    def _bytes_of(self, counts: Counter[Role]) -> float:
+        """Return the peak bytes of actors that share a GPU: their sum, unless the engines sleep.
+
+        Ranks are then idle while engines sample, and engines have only their libraries while ranks compute. A push
+        wakes the engines' weights, also while the discriminator is still computing.
+        """
+        learner, discriminator, rollout = (self.memory[role] for role in ("learner", "discriminator", "rollout"))
+
+        def total(of_learner: float, of_discriminator: float, of_engine: float) -> float:
+            return (
+                counts["learner"] * of_learner
+                + counts["discriminator"] * of_discriminator
+                + counts["rollout"] * of_engine
+            )
+
+        if not self.sleeping:
+            return total(learner.total, discriminator.total, rollout.total)
+        return max(
+            total(learner.total, discriminator.total, rollout.runtime),
+            total(learner.idle, discriminator.total, rollout.runtime + rollout.weights),
+            total(learner.idle, discriminator.idle, rollout.total),
+        )
 
 
 def estimate(
     config: Config, shape: ModelShape, placement: Placement, hardware: Hardware, rates: Rates, *, bfloat16: bool
 ) -> Estimate:
     """Estimate memory, traffic and time. ``bfloat16``: whether the learner computes under bfloat16 autocast."""
-    nodes = pack(placement.bundles, placement.strategy, hardware.nodes)
-    assert nodes is not None, "plan_on rejects placements that do not fit"
+    found = spots(placement.bundles, placement.strategy, hardware.nodes)
+    assert found is not None, "plan_on rejects placements that do not fit"
+    nodes = [spot.node for spot in found]
     element = BFLOAT16 if bfloat16 else FLOAT32
     work = _work(config)
     memory: dict[Role, Memory] = {
@@ -103,10 +140,11 @@ def estimate(
     )
     return Estimate(
         placement=placement,
-        nodes=nodes,
+        spots=found,
         memory=memory,
         phases=_phases(config, shape, placement, rates, work, sent),
         overlapped=config.schedule.mode != "sync",
+        sleeping=config.rollout.sleep_level > 0,
         push=sent,
         ring=ring,
         kv_tokens=memory["rollout"].kv_cache

@@ -29,6 +29,11 @@ class Memory:
     def total(self) -> float:
         return sum(getattr(self, item.name) for item in fields(self))
 
+    @property
+    def idle(self) -> float:
+        """Bytes between two steps of a rank, which free the gradients and the activations."""
+        return self.total - self.gradients - self.activations
+
 
 def trained(parameters: float, *, shards: int = 1) -> Memory:
     """Return the bytes of one shard of a network trained in float32: weights, gradients and AdamW's moments.
