@@ -16,12 +16,13 @@ from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.config import load_config
 from rlgaf_ray.main import main
 from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.plan.actors import discriminator_memory, learner_memory
 from rlgaf_ray.plan.command import plan
-from rlgaf_ray.plan.estimate import GIB, MIB, Hardware, discriminator_memory, estimate, learner_memory
+from rlgaf_ray.plan.estimate import Hardware, estimate
 from rlgaf_ray.plan.memory import Memory, block_activations
 from rlgaf_ray.plan.model import generator_shape, shape_of
 from rlgaf_ray.plan.page import ROLES
-from rlgaf_ray.plan.shape import ModelShape
+from rlgaf_ray.plan.shape import GIB, MIB, ModelShape
 from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
 
 LLAMA = LlamaConfig(
@@ -53,7 +54,7 @@ def test_the_shape_of_a_folder_without_weights(tmp_path: Path) -> None:
 def test_checkpointed_activations_are_planned(memory_of, rows: int) -> None:
     """Checkpointing saves each block's input instead of its activations, plus two blocks during backward."""
     small = ["learner.micro_batch_size=16", "task.prompt_tokens=4", "task.response_tokens=28"]
-    small.append("discriminator.contrast_weight=1")  # a third of the discriminator's rows
+    small += ["discriminator.contrast_weight=1", "discriminator.frozen_layers=0"]  # three rows per rollout
 
     def planned(*overrides: str) -> float:
         config = load_config(None, [*small, *overrides])
