@@ -45,8 +45,9 @@ from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.models.generator import FROM_SCRATCH_VOCABULARY, build_tiny_gpt2
 from rlgaf_ray.plan.command import learns_in_bfloat16
-from rlgaf_ray.plan.estimate import MIB, Estimate, Hardware, Role, estimate
+from rlgaf_ray.plan.estimate import Estimate, Hardware, Role, estimate
 from rlgaf_ray.plan.model import shape_of
+from rlgaf_ray.plan.shape import MIB
 from rlgaf_ray.plan.speed import ASSUMED_CORE
 from rlgaf_ray.types import Demonstration, Prompt, SamplingSettings
 
@@ -54,6 +55,7 @@ ITERATIONS, PUSHES, BAR = 3, 3, 0.2
 NODES = [(1, 0)] * 5  # one actor per node, so that Ray has no choice of placement
 ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
 SIZES = ["task.prompt_tokens=8", "rollout.num_workers=1", "evaluation.num_prompts=10"]
+SIZES += ["discriminator.frozen_layers=0", "generator.average_decay=0"]  # as in docs/log/2026-11-27-scaling.md
 BATCHES = {  # rollouts, micro-batch size and response tokens
     "tiny GPT-2": ["rollout.batch_size=256", "learner.micro_batch_size=64", "task.response_tokens=56"],
     "GPT-2's size": ["rollout.batch_size=16", "learner.micro_batch_size=8", "task.response_tokens=24"],

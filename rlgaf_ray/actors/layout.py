@@ -43,7 +43,7 @@ class Placement:
 
     @property
     def shares_gpus(self) -> bool:
-        """Whether an engine frees its GPU memory while the other roles compute (vLLM's sleep mode)."""
+        """Whether a bundle is one GPU that an actor of each role shares."""
         return self.kind == "colocate" and self.device == "cuda"
 
     @property

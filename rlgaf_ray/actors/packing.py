@@ -1,4 +1,4 @@
-"""Predict the node of each bundle of a placement group, without a running Ray.
+"""Predict the node and the GPUs of each bundle of a placement group, without a running Ray.
 
 It reimplements Ray's placement strategies to check in advance that a plan fits. Ray makes the actual assignment.
 """
@@ -22,6 +22,14 @@ class Node:
     gpus: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a bundle is: its node, and the indices of its GPUs there."""
+
+    node: int
+    gpus: tuple[int, ...] = ()
+
+
 @dataclass(slots=True)
 class _Free:
     """The free resources of a node. A fractional request must fit on one GPU, so each GPU is tracked separately."""
@@ -29,29 +37,35 @@ class _Free:
     cpus: float
     gpus: list[float] = field(default_factory=list)
 
-    def take(self, bundle: Bundle) -> bool:
-        """Allocate the bundle and return True, or return False and change nothing."""
+    def take(self, bundle: Bundle) -> tuple[int, ...] | None:
+        """Allocate the bundle and return the indices of its GPUs, or return None and change nothing."""
         cpus, gpus = bundle.get("CPU", 0.0), bundle.get("GPU", 0.0)
         if cpus > self.cpus + EPSILON:
-            return False
-        if gpus < 1:
+            return None
+        taken: tuple[int, ...] = ()
+        if gpus >= 1:
+            taken = tuple(index for index, free in enumerate(self.gpus) if free >= 1 - EPSILON)[: round(gpus)]
+            if len(taken) < gpus - EPSILON:
+                return None
+        elif gpus > 0:
             fitting = [free for free in self.gpus if free >= gpus - EPSILON]
-            if gpus > 0 and not fitting:
-                return False
-            if gpus > 0:
-                self.gpus[self.gpus.index(min(fitting))] -= gpus
-        else:
-            unused = [index for index, free in enumerate(self.gpus) if free >= 1 - EPSILON]
-            if len(unused) < gpus - EPSILON:
-                return False
-            for index in unused[: round(gpus)]:
-                self.gpus[index] = 0.0
+            if not fitting:
+                return None
+            taken = (self.gpus.index(min(fitting)),)
+        for index in taken:
+            self.gpus[index] -= min(gpus, 1.0)
         self.cpus -= cpus
-        return True
+        return taken
 
 
 def pack(bundles: Sequence[Bundle], strategy: Strategy, nodes: Sequence[Node]) -> list[int] | None:
-    """Return the node index of each bundle, or None if they do not fit.
+    """Return the node index of each bundle, or None if they do not fit (see ``spots``)."""
+    found = spots(bundles, strategy, nodes)
+    return None if found is None else [spot.node for spot in found]
+
+
+def spots(bundles: Sequence[Bundle], strategy: Strategy, nodes: Sequence[Node]) -> list[Spot] | None:
+    """Return the node and the GPUs of each bundle, or None if they do not fit.
 
     PACK fills one node after another, the one with the most free GPUs first; STRICT_PACK puts all bundles on one node;
     SPREAD puts each bundle on the node with the fewest bundles. Bundles with the most GPUs are placed first.
@@ -59,8 +73,9 @@ def pack(bundles: Sequence[Bundle], strategy: Strategy, nodes: Sequence[Node]) -
     if strategy == "STRICT_PACK":
         for index, node in enumerate(nodes):
             free = _free(node)
-            if all(free.take(bundle) for bundle in bundles):
-                return [index] * len(bundles)
+            taken = [free.take(bundle) for bundle in bundles]
+            if None not in taken:
+                return [Spot(index, gpus or ()) for gpus in taken]
         return None
     available = [_free(node) for node in nodes]
     held = [0] * len(nodes)  # bundles on each node
@@ -69,14 +84,16 @@ def pack(bundles: Sequence[Bundle], strategy: Strategy, nodes: Sequence[Node]) -
         """Sort key: the node with the lowest value is tried first."""
         return held[node] if strategy == "SPREAD" else held[node] == 0, -sum(available[node].gpus)
 
-    placed: dict[int, int] = {}
+    placed: dict[int, Spot] = {}
     for bundle in sorted(range(len(bundles)), key=lambda index: -bundles[index].get("GPU", 0.0)):
-        by_rank = sorted(range(len(nodes)), key=rank)
-        chosen = next((node for node in by_rank if available[node].take(bundles[bundle])), None)
-        if chosen is None:
+        for chosen in sorted(range(len(nodes)), key=rank):
+            gpus = available[chosen].take(bundles[bundle])
+            if gpus is not None:
+                held[chosen] += 1
+                placed[bundle] = Spot(chosen, gpus)
+                break
+        else:
             return None
-        held[chosen] += 1
-        placed[bundle] = chosen
     return [placed[index] for index in range(len(bundles))]
 
 

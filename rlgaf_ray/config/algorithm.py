@@ -163,6 +163,10 @@ class AlgorithmSettings(Section):
         """Decay of the policy's moving average that completes prefixes; 0: the policy itself completes them."""
         return 0.0
 
+    def completed_prefixes(self, num_tokens: int) -> list[int]:
+        """Length of the prefix of each completion of a response of ``num_tokens``; empty unless it ``searches``."""
+        return []
+
     def check(self, others: OtherSections) -> None:
         """Raise ``ValueError`` if the algorithm is incompatible with the other sections."""
         batch_size, horizon = others.rollout.batch_size, self.kl.horizon

@@ -107,6 +107,9 @@ class SeqGANSettings(PolicyGradientSettings):
     def rollout_average(self) -> float:
         return self.rollout_policy_rate
 
+    def completed_prefixes(self, num_tokens: int) -> list[int]:
+        return [*range(self.stride, num_tokens, self.stride)] * self.num_completions
+
 
 class PPOSettings(AlgorithmSettings):
     """PPO with a learned critic."""

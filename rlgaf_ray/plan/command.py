@@ -12,9 +12,10 @@ from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.models.folder import check_model_source
 from rlgaf_ray.plan.compare import plan_comparison, show_comparison
-from rlgaf_ray.plan.estimate import GIB, Hardware, estimate
+from rlgaf_ray.plan.estimate import Hardware, estimate
 from rlgaf_ray.plan.model import generator_shape
 from rlgaf_ray.plan.page import show
+from rlgaf_ray.plan.shape import GIB
 from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
 from rlgaf_ray.training.precision import resolve_precision
 
@@ -42,7 +43,8 @@ def plan(
     shape = generator_shape(config)
     rates, bfloat16 = ASSUMED_GPU if on_gpu else ASSUMED_CORE, learns_in_bfloat16(config)
     console = console or Console()
-    show(console, shape, estimate(config, shape, placement, hardware, rates, bfloat16=bfloat16), hardware, rates)
+    found = estimate(config, shape, placement, hardware, rates, bfloat16=bfloat16)
+    show(console, config, shape, found, hardware, rates)
     if "compare" in config.model_fields_set:
         comparison = plan_comparison(config, shape, hardware, rates, bfloat16=bfloat16)
         show_comparison(console, config, comparison, hardware)

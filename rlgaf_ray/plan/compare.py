@@ -22,8 +22,8 @@ from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.shared import keys_read
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.compare import MethodName
-from rlgaf_ray.plan.estimate import GIB, Estimate, Hardware, estimate
-from rlgaf_ray.plan.shape import BFLOAT16, FLOAT32, ModelShape
+from rlgaf_ray.plan.estimate import Estimate, Hardware, estimate
+from rlgaf_ray.plan.shape import BFLOAT16, FLOAT32, GIB, ModelShape
 from rlgaf_ray.plan.speed import (
     Rates,
     Work,

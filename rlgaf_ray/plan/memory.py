@@ -29,15 +29,22 @@ class Memory:
     def total(self) -> float:
         return sum(getattr(self, item.name) for item in fields(self))
 
+    @property
+    def idle(self) -> float:
+        """Bytes between two steps of a rank, which free the gradients and the activations."""
+        return self.total - self.gradients - self.activations
 
-def trained(parameters: float, *, shards: int = 1) -> Memory:
+
+def trained(parameters: float, *, frozen: float = 0.0, shards: int = 1) -> Memory:
     """Return the bytes of one shard of a network trained in float32: weights, gradients and AdamW's moments.
+
+    ``frozen``: further parameters, with weights only (below adapters, or lower blocks).
 
     4 P + 4 P + 2 x 4 P = 16 P bytes (Rajbhandari et al. 2020, ZeRO, arXiv 1910.02054, section 3.1, without its 16-bit
     copies: autocast makes those, see ``cast_weights``). FSDP shards all three (ZeRO-3); with DDP ``shards`` is 1.
     """
     part = FLOAT32 * parameters / shards
-    return Memory(weights=part, gradients=part, optimizer=MOMENTS * part)
+    return Memory(weights=part + FLOAT32 * frozen / shards, gradients=part, optimizer=MOMENTS * part)
 
 
 def cast_weights(shape: ModelShape, matrix_parameters: float, *, element: int, shards: int = 1) -> float:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from rlgaf_ray.plan.estimate import GIB, MIB, Estimate, Hardware, Role
+from rlgaf_ray.config.schema import Config
+from rlgaf_ray.plan.estimate import Estimate, Hardware, Role
 from rlgaf_ray.plan.memory import Memory
-from rlgaf_ray.plan.shape import ModelShape
+from rlgaf_ray.plan.shape import GIB, MIB, ModelShape
 from rlgaf_ray.plan.speed import Rates, bottleneck
 
 ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
@@ -26,14 +27,14 @@ MEMORY_ROWS = {
 }
 
 
-def show(console: Console, shape: ModelShape, plan: Estimate, hardware: Hardware, rates: Rates) -> None:
+def show(console: Console, config: Config, shape: ModelShape, plan: Estimate, hardware: Hardware, rates: Rates) -> None:
     console.print(
         f"model: {shape.parameters / 1e6:,.1f} M parameters, {shape.layers} layers x {shape.width}, vocabulary "
         f"{shape.vocabulary:,}; discriminator {shape.scalar_parameters / 1e6:,.1f} M"
     )
     console.print(placement_table(plan, hardware))
     console.print(memory_table(plan))
-    console.print(f"[bold]{fits(plan, hardware)}[/bold]")
+    console.print(f"[bold]{fits(config, plan, hardware)}[/bold]")
     console.print(traffic_table(plan))
     console.print(time_table(plan))
     name, share = bottleneck(plan.phases)
@@ -99,7 +100,7 @@ def memory_table(plan: Estimate) -> Table:
     return table
 
 
-def fits(plan: Estimate, hardware: Hardware) -> str:
+def fits(config: Config, plan: Estimate, hardware: Hardware) -> str:
     """Return the memory of the fullest GPU or CPU node, whether it fits, and the size of one engine's KV cache."""
     cache = (
         f"one engine's KV cache holds {plan.kv_tokens:,.0f} tokens ({plan.kv_tokens / plan.work.length:,.0f} rollouts)"
@@ -110,8 +111,29 @@ def fits(plan: Estimate, hardware: Hardware) -> str:
     needed, available = plan.device_bytes(), hardware.gpu_memory
     verdict = "fits"
     if needed > available:
-        verdict = "does not fit: set learner.strategy=fsdp, or reduce learner.micro_batch_size or the sequence length"
+        verdict = f"does not fit: {', or '.join(remedies(config))}, or reduce the sequence length"
     return f"a GPU needs up to {needed / GIB:,.1f} of {available / GIB:g} GiB: {verdict}; {cache}"
+
+
+def remedies(config: Config) -> list[str]:
+    """Return the settings that save GPU memory and that the config accepts beside its others."""
+    learner, rollout = config.learner, config.rollout
+    several = max(learner.num_workers, config.discriminator.num_workers) > 1
+    micro = "micro_batch_size" if learner.micro_batch_tokens is None else "micro_batch_tokens"
+    shared = config.cluster.placement == "colocate" or config.cluster.gpus_per_actor < 1
+    possible = {
+        "set rollout.sleep_level=1": shared
+        and rollout.traits.sleeps
+        and rollout.sleep_level == 0
+        and config.schedule.mode == "sync",
+        "set learner.strategy=fsdp": several and learner.strategy == "ddp" and config.model.lora.rank == 0,
+        "set learner.fsdp.offload_reference=true": learner.num_workers > 1
+        and learner.strategy == "fsdp"
+        and not learner.fsdp.offload_reference,
+        "reduce rollout.gpu_memory_utilization": rollout.traits.vllm,
+        f"reduce learner.{micro}": True,
+    }
+    return [setting for setting, applies in possible.items() if applies]
 
 
 def node_bytes(plan: Estimate) -> float:
@@ -140,7 +162,7 @@ def traffic_table(plan: Estimate) -> Table:
         ("into each device of an engine", sent.to_device),
     ):
         table.add_row(name, f"{size / GIB:,.3f}")
-    rollouts = plan.work.rollouts * plan.work.length * 8  # int32 ids, float32 log-probs
+    rollouts = (plan.work.rollouts + plan.work.completions) * plan.work.length * 8  # int32 ids, float32 log-probs
     table.caption = f"rollouts through the driver per iteration: {rollouts / 2**20:,.1f} MiB"
     return table
 

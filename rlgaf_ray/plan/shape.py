@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes per element
+GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,12 @@ class ModelShape:
         """Parameters of one block's matrices: attention (q, k, v, output) and two or three of the MLP."""
         attention = 2 * self.width * self.query_width + 2 * self.width * self.kv_width
         return attention + (3 if self.gated else 2) * self.width * self.feed_forward
+
+    @property
+    def adapter_parameters(self) -> int:
+        """Parameters per unit of rank of the adapters of one block: inputs plus outputs of each of its matrices."""
+        attention = 2 * (self.width + self.query_width) + 2 * (self.width + self.kv_width)
+        return attention + (3 if self.gated else 2) * (self.width + self.feed_forward)
 
     @property
     def matrix_parameters(self) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rlgaf_ray.plan.memory import kv_bytes_per_token
 from rlgaf_ray.plan.shape import ModelShape
 
-BACKWARD = 2  # cost of a backward pass in forward passes
+BACKWARD = 2  # cost of a backward pass in forward passes: gradients of the inputs, and of the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class Work:
     discriminator_updates: float  # per generator update
     generator_passes: int = 1  # PPO: epochs
     reference: bool = True
+    completions: int = 0  # SeqGAN: sampled from prefixes of the rollouts, and scored
+    generator_backward: float = BACKWARD
+    discriminator_backward: float = BACKWARD
 
     @property
     def length(self) -> int:
@@ -86,8 +89,11 @@ def rollout_seconds(shape: ModelShape, work: Work, rates: Rates, *, engines: int
 
 
 def generator_seconds(shape: ModelShape, work: Work, rates: Rates, *, devices: float) -> float:
-    """Return the seconds of a generator update: 3 p for p passes with backward, plus 1 for the reference's forward."""
-    passes = (1 + BACKWARD) * work.generator_passes + (1 if work.reference else 0)
+    """Return the seconds of a generator update: 3 p for p passes with backward, plus 1 for the reference's forward.
+
+    With frozen weights below adapters, 2 p.
+    """
+    passes = (1 + work.generator_backward) * work.generator_passes + (1 if work.reference else 0)
     return work.tokens * passes * forward_flops(shape, length=work.length) / (rates.flops * devices)
 
 
@@ -97,8 +103,9 @@ def training_seconds(shape: ModelShape, rates: Rates, *, rows: float, length: in
 
 
 def discriminator_seconds(shape: ModelShape, work: Work, rates: Rates, *, devices: float) -> float:
-    """Return the seconds to score the rollouts, and for the updates on rollouts and demonstrations."""
-    rows = work.rollouts + (1 + BACKWARD) * work.discriminator_updates * (work.rollouts + work.demonstrations)
+    """Return the seconds to score rollouts and completions, and for the updates on rollouts and demonstrations."""
+    updates = (1 + work.discriminator_backward) * work.discriminator_updates
+    rows = work.rollouts + work.completions + updates * (work.rollouts + work.demonstrations)
     return rows * work.length * forward_flops(shape, length=work.length, head=False) / (rates.flops * devices)
 
 
@@ -138,7 +145,7 @@ def push(
 
 def driver_seconds(work: Work) -> float:
     """Return the seconds of the driver: a constant plus a cost per rollout."""
-    return DRIVER_SECONDS + DRIVER_SECONDS_PER_ROLLOUT * work.rollouts
+    return DRIVER_SECONDS + DRIVER_SECONDS_PER_ROLLOUT * (work.rollouts + work.completions)
 
 
 def bottleneck(phases: Mapping[str, float]) -> tuple[str, float]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from rlgaf_ray.actors.packing import Node, pack
+from rlgaf_ray.actors.packing import Node, Spot, pack, spots
 
 THREE = [Node(4), Node(4), Node(4)]
 
@@ -33,3 +33,11 @@ def test_the_largest_bundle_is_placed_first() -> None:
 
 def test_whole_gpus_stay_on_one_node() -> None:
     assert pack([{"CPU": 1.0, "GPU": 4.0}], "PACK", [Node(8, 2), Node(8, 2)]) is None
+
+
+def test_fractions_fill_one_gpu_before_the_next() -> None:
+    halves = [{"CPU": 1.0, "GPU": 0.5}] * 3
+    assert spots(halves, "PACK", [Node(8, 2)]) == [Spot(0, (0,)), Spot(0, (0,)), Spot(0, (1,))]
+    shards = [{"CPU": 1.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}]
+    assert spots(shards, "PACK", [Node(8, 3)]) == [Spot(0, (0, 1)), Spot(0, (2,))]
+    assert spots([{"CPU": 1.0}], "STRICT_PACK", [Node(1)]) == [Spot(0)]

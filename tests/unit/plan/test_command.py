@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from rlgaf_ray.actors.placement import plan_on
 from rlgaf_ray.config import load_config
 from rlgaf_ray.main import main
 from rlgaf_ray.models.generator import build_tiny_gpt2
+from rlgaf_ray.plan.actors import discriminator_memory, learner_memory
 from rlgaf_ray.plan.command import plan
-from rlgaf_ray.plan.estimate import GIB, MIB, Hardware, discriminator_memory, estimate, learner_memory
-from rlgaf_ray.plan.memory import block_activations
+from rlgaf_ray.plan.estimate import Hardware, estimate
+from rlgaf_ray.plan.memory import Memory, block_activations
 from rlgaf_ray.plan.model import generator_shape, shape_of
-from rlgaf_ray.plan.shape import ModelShape
+from rlgaf_ray.plan.page import ROLES
+from rlgaf_ray.plan.shape import GIB, MIB, ModelShape
 from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
 
 LLAMA = LlamaConfig(
@@ -51,7 +54,7 @@ def test_the_shape_of_a_folder_without_weights(tmp_path: Path) -> None:
 def test_checkpointed_activations_are_planned(memory_of, rows: int) -> None:
     """Checkpointing saves each block's input instead of its activations, plus two blocks during backward."""
     small = ["learner.micro_batch_size=16", "task.prompt_tokens=4", "task.response_tokens=28"]
-    small.append("discriminator.contrast_weight=1")  # a third of the discriminator's rows
+    small += ["discriminator.contrast_weight=1", "discriminator.frozen_layers=0"]  # three rows per rollout
 
     def planned(*overrides: str) -> float:
         config = load_config(None, [*small, *overrides])
@@ -174,12 +177,57 @@ def test_an_engines_kv_cache_fills_its_share_of_the_gpu() -> None:
     assert on_cpu.memory["rollout"].kv_cache == 512 * MIB
 
 
-def test_colocated_roles_use_a_gpu_in_turns() -> None:
-    found = made(GPT2, "cluster.gpus_per_actor=1", "cluster.placement=colocate", nodes=(Node(8, 1),))
-    learner, discriminator, rollout = (found.memory[role].total for role in ("learner", "discriminator", "rollout"))
-    assert found.device_bytes() == max(learner + discriminator, rollout)
-    packed = made(GPT2, "cluster.gpus_per_actor=0.33", nodes=(Node(8, 1),))
-    assert packed.device_bytes() == sum(memory.total for memory in packed.memory.values())
+COLOCATED = ["cluster.gpus_per_actor=1", "cluster.placement=colocate"]
+
+
+def test_colocated_roles_add_up_unless_engines_sleep() -> None:
+    awake = made(GPT2, *COLOCATED, nodes=(Node(8, 1),))
+    assert awake.device_bytes() == pytest.approx(sum(memory.total for memory in awake.memory.values()))
+    overlapping = made(GPT2, *COLOCATED, "schedule.mode=async", nodes=(Node(8, 1),))
+    assert overlapping.device_bytes() == pytest.approx(sum(memory.total for memory in overlapping.memory.values()))
+
+
+def test_a_sleeping_engine_shares_its_gpu_with_what_the_others_keep() -> None:
+    """While it samples they keep weights, moments and references; while they compute it keeps its libraries."""
+    asleep = [*COLOCATED, "rollout.sleep_level=1", "rollout.gpu_memory_utilization=0.1"]
+    sampling = made(GPT2, *asleep, nodes=(Node(8, 1),))
+    learner, discriminator, rollout = (sampling.memory[role] for role in ROLES)
+    kept = sum(
+        memory.weights + memory.optimizer + memory.reference + memory.runtime for memory in (learner, discriminator)
+    )
+    assert rollout.total == pytest.approx(8 * GIB)
+    assert sampling.device_bytes() == pytest.approx(rollout.total + kept)
+    long = ["task.response_tokens=900", "learner.micro_batch_size=256", "rollout.batch_size=256"]
+    training = made(GPT2, *asleep, *long, nodes=(Node(8, 1),))
+    learner, discriminator, rollout = (training.memory[role] for role in ROLES)
+    assert training.device_bytes() == pytest.approx(learner.total + discriminator.total + rollout.runtime)
+
+
+def test_a_push_to_sleeping_engines_overlaps_the_discriminators_update() -> None:
+    found = replace(
+        made(GPT2, *COLOCATED, "rollout.sleep_level=1", nodes=(Node(8, 1),)),
+        memory={
+            "learner": Memory(weights=1, activations=2),
+            "discriminator": Memory(weights=1, activations=50),
+            "rollout": Memory(weights=20, kv_cache=10, runtime=1),
+        },
+    )
+    assert found.device_bytes() == 1 + 51 + 21
+
+
+def test_actors_with_fractions_of_a_gpu_add_up_by_gpu() -> None:
+    share = ["cluster.gpus_per_actor=0.25", "rollout.num_workers=2", "rollout.gpu_memory_utilization=0.49"]
+    one = made(GPT2, *share, nodes=(Node(8, 1),))
+    learner, discriminator, rollout = (one.memory[role].total for role in ROLES)
+    assert one.device_bytes() == pytest.approx(learner + discriminator + 2 * rollout)
+    assert one.device_bytes() > 80 * GIB
+    halves = made(GPT2, *share, "cluster.gpus_per_actor=0.5", nodes=(Node(8, 2),))
+    assert halves.device_bytes() == pytest.approx(max(learner + discriminator, 2 * rollout))
+
+
+def test_an_actor_with_a_gpu_of_its_own() -> None:
+    found = made(GPT2, "cluster.gpus_per_actor=1", nodes=GPU_NODES)
+    assert found.device_bytes() == max(memory.total for memory in found.memory.values())
 
 
 def test_the_object_store_sends_a_push_once_per_other_node() -> None:
