@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlgaf_ray.config import Config, load_config
+from rlgaf_ray.data.encoder import fast_copy
 from rlgaf_ray.engines.transformers import check_cached_steps
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.families import NO_ENGINE, attention_for, check_soft_family, scoring_class
@@ -26,6 +27,7 @@ from rlgaf_ray.models.lora import export_network
 from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.run.checks import check_before_start
 from tests.families import FAMILIES, save_family
+from tests.families import tokenizer as family_tokenizer
 from tests.unit.fuzz import cases, damages, refused_or_done
 
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -320,6 +322,13 @@ def test_a_broken_tokenizer_raises(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": {"type": "nothing"}}')
     with pytest.raises(UserError, match=r"the tokenizer of .* cannot be read: "):
         load_tokenizer(folder)
+
+
+def test_a_mistral_with_both_formats_loads_its_hugging_face_tokenizer(tmp_path: Path) -> None:
+    """transformers would read tekken.json if mistral_common is installed, as vLLM requires."""
+    mistral = next(family for family in FAMILIES if family.name == "Mistral")
+    (save_family(mistral, tmp_path) / "tekken.json").write_text("{}")
+    assert fast_copy(load_tokenizer(tmp_path)).get_vocab_size() == len(family_tokenizer(mistral))
 
 
 def test_the_padding_token_defaults_to_end_of_text(folder: Path) -> None:
