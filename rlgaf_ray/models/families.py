@@ -191,9 +191,14 @@ def _has_score(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
 
 @cache
 def _scoring_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """Build the class as transformers does for most decoders."""
+    """Build the class as transformers does for most decoders.
+
+    Its code counts as transformers' own: of custom code, ``from_pretrained`` leaves non-persistent buffers
+    uninitialised, such as Falcon-H1's ``mup_vector``.
+    """
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
     family = next(each for each in causal.__mro__ if not issubclass(each, GenerationMixin))
     name = f"{causal.__name__.removesuffix('ForCausalLM')}ForSequenceClassification"
-    names = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}
+    own = classmethod(lambda cls: False)
+    names = {"base_model_prefix": family.base_model_prefix, "__module__": __name__, "is_custom_code": own}
     return type(name, (GenericForSequenceClassification, family), names)
