@@ -155,7 +155,10 @@ def attention_for(config: PreTrainedConfig, device: torch.device) -> str:
 
     On CPU ``eager`` trains 20% faster than ``sdpa`` at lengths up to 128 (measured). Elsewhere it is ``sdpa``, except
     for classes without it (GPT-OSS, BLOOM) and soft-capped scores: ``sdpa`` silently ignores Gemma 2's soft-capping.
+    Falcon's ``eager`` adds ALiBi twice.
     """
+    if config.model_type == "falcon" and getattr(config, "alibi", False):
+        return "sdpa"
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     fused = getattr(causal, "_supports_sdpa", True)
     if device.type == "cpu" or not fused or getattr(config.get_text_config(), "attn_logit_softcapping", None):

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.data.encoder import fast_copy
@@ -253,17 +253,22 @@ OF_TYPE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("model_type", NO_ENGINE)
-def test_unsupported_families_raise_by_their_config(model_type: str, tmp_path: Path) -> None:
-    """Each of these families also fails the engine's check at its start."""
-    settings = SMALL | OF_TYPE.get(model_type, {})
+def random_model(model_type: str, **settings: Any) -> PreTrainedModel:
+    """Return a small model with logits spread wide enough that every token matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL | settings)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("model_type", NO_ENGINE)
+def test_unsupported_families_raise_by_their_config(model_type: str, tmp_path: Path) -> None:
+    """Each of these families also fails the engine's check at its start."""
+    model = random_model(model_type, **OF_TYPE.get(model_type, {}))
     with pytest.raises(UserError, match=r"is not supported by rollout\.engine=transformers"):
         check_cached_steps(model, "it")
     model.config.save_pretrained(tmp_path)
@@ -303,6 +308,21 @@ def test_sdpa_ignores_gemma_2s_soft_capping(tmp_path: Path) -> None:
         ours = load_generator(source)(ids).logits
     assert not torch.allclose(logits[0], logits[1], atol=1e-3)
     torch.testing.assert_close(ours, logits[0])
+
+
+def test_falcons_eager_attention_adds_alibi_twice(tmp_path: Path) -> None:
+    """The reason for its exception in ``attention_for``, which can be removed once this test fails."""
+    random_model("falcon", alibi=True, multi_query=False).save_pretrained(tmp_path)
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        default, eager = [
+            AutoModelForCausalLM.from_pretrained(tmp_path, **options).eval()(ids).logits
+            for options in ({}, {"attn_implementation": "eager"})
+        ]
+        ours = load_generator(tmp_path)(ids).logits
+    assert not torch.allclose(eager, default, atol=1e-3)
+    torch.testing.assert_close(ours, default)
+    check_cached_steps(load_generator(tmp_path), "Falcon")
 
 
 def test_soft_tokens_need_a_family_without_per_layer_embeddings() -> None:
