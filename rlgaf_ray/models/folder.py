@@ -43,9 +43,16 @@ def reading(what: str) -> Iterator[None]:
 
 
 def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Read a model's config. Raises ``UserError`` if it is missing, damaged, or needs ``trust_remote_code``."""
+    """Read a model's config. Raises ``UserError`` if it is missing, damaged, or needs ``trust_remote_code``.
+
+    ``output_router_logits`` is off: it adds the experts' balancing loss to that of ``forward``, which is not used here,
+    and fails with a cache.
+    """
     with reading(f"model.generator={source}"):
-        return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+        if getattr(config.get_text_config(), "output_router_logits", False):
+            config.get_text_config().output_router_logits = False
+    return config
 
 
 def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options: Any) -> PreTrainedModel:

@@ -24,6 +24,7 @@ from rlgaf_ray.models.families import NO_ENGINE, attention_for, check_soft_famil
 from rlgaf_ray.models.folder import check_model, longest_sequence
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.models.lora import export_network
+from rlgaf_ray.models.scalar import ScalarModel
 from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.run.checks import check_before_start
 from tests.families import FAMILIES, save_family
@@ -203,6 +204,18 @@ def test_generation_settings_round_trip(folder: Path, settings: dict[str, Any]) 
     written = json.loads((folder / "export" / "generation_config.json").read_text())
     assert {name: written[name] for name in settings} == settings
     assert {name: getattr(load_generator(folder / "export").generation_config, name) for name in settings} == settings
+
+
+def test_a_model_saved_with_a_router_loss_samples(tmp_path: Path) -> None:
+    """``output_router_logits`` is left on by trainers of the loss; with a cache it fails."""
+    experts = next(family for family in FAMILIES if family.name == "OLMoE")
+    source = save_family(experts, tmp_path / "model", output_router_logits=True)
+    model = load_generator(source)
+    check_cached_steps(model, "OLMoE")
+    export_network(model, tmp_path / "export")
+    assert json.loads((tmp_path / "export" / "config.json").read_text())["output_router_logits"] is False
+    scalar = ScalarModel.load(source, pooling="mean", pad_token_id=0, seed=1)
+    assert not scalar.network.config.output_router_logits
 
 
 # Sequences.
