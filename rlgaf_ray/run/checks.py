@@ -12,7 +12,7 @@ from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
 from rlgaf_ray.models.families import check_linear_logits, check_soft_family, check_vllm, scoring_class
-from rlgaf_ray.models.folder import check_model, read_config
+from rlgaf_ray.models.folder import check_model, longrope_length, read_config
 from rlgaf_ray.models.generator import TINY_GPT2, max_positions, num_layers
 from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.training.regularization import check_frozen_layers
@@ -65,16 +65,19 @@ def check_best_metric(config: Config) -> None:
 
 def check_lengths(config: Config, asked: int) -> None:
     """Raise ``UserError`` if a prompt and its response, ``asked`` tokens together, exceed the model's context."""
-    limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    model, trusted = config.model.generator, config.model.trust_remote_code
+    limit = max_positions(model, trust_remote_code=trusted)
     packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
     if limit is not None and max(asked, block_tokens) > limit:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
+        scaled = model not in FROM_SCRATCH and longrope_length(read_config(model, trust_remote_code=trusted))
+        reason = " with one set of LongRoPE factors (a longer sequence changes its whole batch)" if scaled else ""
         raise UserError(
-            f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
+            f"model.generator={model} takes {limit} tokens{reason}, but task.prompt_tokens + "
             f"task.response_tokens = {asked}{blocks}: lower them to at most {limit}, or choose another model"
         )
-    if config.model.generator == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
+    if model == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
         raise UserError(
             f"warmup.generator.block_tokens={config.warmup.generator.block_tokens} leaves positions untrained that "
             f"task.prompt_tokens + task.response_tokens = {asked} need: raise it to at least {asked}"

@@ -221,6 +221,17 @@ def test_a_model_saved_with_a_router_loss_samples(tmp_path: Path) -> None:
 # Sequences.
 
 
+LONGROPE = {
+    "max_position_embeddings": 512,
+    "original_max_position_embeddings": 64,
+    "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16},
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+}
+"""As in Phi-3's own config.json."""
+
+
 @pytest.mark.parametrize(
     ("model_type", "settings", "expected"),
     [
@@ -229,11 +240,25 @@ def test_a_model_saved_with_a_router_loss_samples(tmp_path: Path) -> None:
         ("mpt", {"max_seq_len": 55}, 55),
         ("bloom", {}, None),  # ALiBi has no limit
         ("bloom", {"seq_length": 44}, 44),  # as BLOOM's own config.json has it
+        ("phi3", LONGROPE, 64),
         ("gemma3", {"text_config": {"max_position_embeddings": 88}}, 88),
     ],
 )
 def test_longest_sequence(model_type: str, settings: dict[str, Any], expected: int | None) -> None:
     assert longest_sequence(AutoConfig.for_model(model_type, **settings)) == expected
+
+
+def test_longrope_is_limited_to_its_original_length(tmp_path: Path) -> None:
+    phi = next(family for family in FAMILIES if family.name == "Phi-3")
+    source = save_family(phi, tmp_path, **LONGROPE)
+    model, ids = load_generator(source), torch.arange(100, 165)[None]
+    with torch.no_grad():
+        short, long = (model(ids[:, :length]).logits[:, :64] for length in (64, 65))
+    assert not torch.allclose(short, long, atol=1e-2)
+    words = ["rollout.engine=transformers", f"model.generator={source}", "task.prompt_tokens=32"]
+    check_before_start(load_config(None, [*words, "task.response_tokens=32"]))
+    with pytest.raises(UserError, match=r"takes 64 tokens with one set of LongRoPE factors \(.*\), but task\.prompt"):
+        check_before_start(load_config(None, [*words, "task.response_tokens=33"]))
 
 
 def test_a_model_without_a_length_limit_accepts_any_length(tmp_path: Path) -> None:
