@@ -15,7 +15,11 @@ from rlgaf_ray.models.families import check_linear_logits, check_soft_family, ch
 from rlgaf_ray.models.folder import check_model, longrope_length, read_config
 from rlgaf_ray.models.generator import TINY_GPT2, max_positions, num_layers
 from rlgaf_ray.models.tokenizer import load_tokenizer
+from rlgaf_ray.models.vocabulary import unused_token_ids
 from rlgaf_ray.training.regularization import check_frozen_layers
+
+VLLM_MASKED_TOKENS = 1024
+"""The longest ``logit_bias`` of vLLM 0.32 on a GPU; on CPU there is no limit."""
 
 
 def check_before_start(config: Config) -> None:
@@ -25,7 +29,7 @@ def check_before_start(config: Config) -> None:
     check_best_metric(config)
     check_networks(config)
     if config.model.generator not in (FILM_REVIEWS, *FROM_SCRATCH):
-        own_tokenizer(config)
+        check_unused_tokens(config, *own_tokenizer(config))
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
@@ -94,6 +98,17 @@ def own_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, int]:
     num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
     check_special_tokens(tokenizer, num_embeddings, model)
     return tokenizer, num_embeddings
+
+
+def check_unused_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise ``UserError`` if vLLM has to exclude more token ids than it can on a GPU."""
+    if not config.rollout.traits.vllm or config.cluster.gpus_per_actor == 0:
+        return
+    if (unused := len(unused_token_ids(tokenizer, num_embeddings))) > VLLM_MASKED_TOKENS:
+        raise UserError(
+            f"model.generator={config.model.generator} has {unused} embeddings without a token, of which vLLM on a GPU "
+            f"excludes at most {VLLM_MASKED_TOKENS}: set rollout.engine=transformers, or use another model"
+        )
 
 
 def check_grammar(config: Config, task: Task) -> None:
