@@ -155,7 +155,10 @@ def attention_for(config: PreTrainedConfig, device: torch.device) -> str:
 
     On CPU ``eager`` trains 20% faster than ``sdpa`` at lengths up to 128 (measured). Elsewhere it is ``sdpa``, except
     for classes without it (GPT-OSS, BLOOM) and soft-capped scores: ``sdpa`` silently ignores Gemma 2's soft-capping.
+    Falcon's ``eager`` adds ALiBi twice.
     """
+    if config.model_type == "falcon" and getattr(config, "alibi", False):
+        return "sdpa"
     causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     fused = getattr(causal, "_supports_sdpa", True)
     if device.type == "cpu" or not fused or getattr(config.get_text_config(), "attn_logit_softcapping", None):
@@ -191,9 +194,14 @@ def _has_score(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> 
 
 @cache
 def _scoring_class(config_class: type[PreTrainedConfig]) -> type[PreTrainedModel]:
-    """Build the class as transformers does for most decoders."""
+    """Build the class as transformers does for most decoders.
+
+    Its code counts as transformers' own: of custom code, ``from_pretrained`` leaves non-persistent buffers
+    uninitialised, such as Falcon-H1's ``mup_vector``.
+    """
     causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
     family = next(each for each in causal.__mro__ if not issubclass(each, GenerationMixin))
     name = f"{causal.__name__.removesuffix('ForCausalLM')}ForSequenceClassification"
-    names = {"base_model_prefix": family.base_model_prefix, "__module__": __name__}
+    own = classmethod(lambda cls: False)
+    names = {"base_model_prefix": family.base_model_prefix, "__module__": __name__, "is_custom_code": own}
     return type(name, (GenericForSequenceClassification, family), names)

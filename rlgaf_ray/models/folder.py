@@ -43,9 +43,16 @@ def reading(what: str) -> Iterator[None]:
 
 
 def read_config(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Read a model's config. Raises ``UserError`` if it is missing, damaged, or needs ``trust_remote_code``."""
+    """Read a model's config. Raises ``UserError`` if it is missing, damaged, or needs ``trust_remote_code``.
+
+    ``output_router_logits`` is off: it adds the experts' balancing loss to that of ``forward``, which is not used here,
+    and fails with a cache.
+    """
     with reading(f"model.generator={source}"):
-        return AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+        if getattr(config.get_text_config(), "output_router_logits", False):
+            config.get_text_config().output_router_logits = False
+    return config
 
 
 def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options: Any) -> PreTrainedModel:
@@ -83,8 +90,19 @@ def read_causal_lm(source: str | Path, *, allow_pickle: bool = False, **options:
 def longest_sequence(config: PreTrainedConfig) -> int | None:
     """Return the maximum sequence length in tokens; None if the config has none, as with ALiBi."""
     text = config.get_text_config()
-    found = (getattr(text, name, None) for name in POSITIONS)
+    found = (longrope_length(config), *(getattr(text, name, None) for name in POSITIONS))
     return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def longrope_length(config: PreTrainedConfig) -> int | None:
+    """Return the length up to which LongRoPE (Phi-3) has one set of factors; None without LongRoPE.
+
+    If any row of a batch is longer, transformers computes every row with other factors, and vLLM all of its requests.
+    """
+    rope = getattr(config.get_text_config(), "rope_parameters", None)
+    of_layers = [rope, *rope.values()] if isinstance(rope, dict) else []
+    found = [each for each in of_layers if isinstance(each, dict) and each.get("rope_type") == "longrope"]
+    return min((each["original_max_position_embeddings"] for each in found), default=None)
 
 
 def save_network(network: PreTrainedModel, folder: str | Path, state: dict[str, Tensor] | None = None) -> None:

@@ -108,12 +108,14 @@ def load_generator(
     A table of legal tokens in its folder is applied (``models.legal``). ``allow_pickle`` permits pytorch_model.bin if
     there are no safetensors, still read with ``weights_only``. Raises ``UserError`` if the model cannot be read.
     """
+    config = read_config(source, trust_remote_code=trust_remote_code)
     model = read_causal_lm(
         source,
         allow_pickle=allow_pickle,
+        config=config,
         dtype=getattr(torch, dtype),
         trust_remote_code=trust_remote_code,
-        attn_implementation=attention_for(read_config(source, trust_remote_code=trust_remote_code), device),
+        attn_implementation=attention_for(config, device),
     )
     if (legal := load_legal(model_source(source))) is not None:
         constrain(model, legal)

@@ -27,7 +27,8 @@ class ScalarModel(DiscriminatorNetwork):
 
     ``token_scores`` is the head's output at every position (a critic's values). ``forward`` pools it over the response
     (a discriminator's logit): ``mean`` averages, which equals the head of the mean hidden state; ``last`` takes the
-    last response token, as ``AutoModelForSequenceClassification`` does.
+    last response token. ``AutoModelForSequenceClassification`` takes the last token that is not padding: the same one,
+    unless the response ends with the padding token, as with end of text as padding.
     """
 
     def __init__(self, network: PreTrainedModel, *, pooling: Pooling = "mean") -> None:

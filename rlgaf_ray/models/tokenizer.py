@@ -47,7 +47,11 @@ def load_tokenizer(source: str | Path, *, trust_remote_code: bool = False) -> Pr
     Raises ``UserError`` if the tokenizer cannot be read or has no end-of-text token.
     """
     with reading(f"the tokenizer of {source}"):
-        tokenizer = AutoTokenizer.from_pretrained(model_source(source), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_source(source),
+            trust_remote_code=trust_remote_code,
+            mistral_format=False,  # else it prefers tekken.json to tokenizer.json if mistral_common is installed
+        )
         # Use it once: settings of wrong types load silently and fail only in use.
         tokenizer.decode(tokenizer("a text")["input_ids"], skip_special_tokens=True)
         given = [token for token in (tokenizer.eos_token, tokenizer.pad_token) if token is not None]

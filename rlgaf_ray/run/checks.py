@@ -12,10 +12,14 @@ from rlgaf_ray.engines.vllm_process import require_vllm
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
 from rlgaf_ray.models.families import check_linear_logits, check_soft_family, check_vllm, scoring_class
-from rlgaf_ray.models.folder import check_model, read_config
+from rlgaf_ray.models.folder import check_model, longrope_length, read_config
 from rlgaf_ray.models.generator import TINY_GPT2, max_positions, num_layers
 from rlgaf_ray.models.tokenizer import load_tokenizer
+from rlgaf_ray.models.vocabulary import unused_token_ids
 from rlgaf_ray.training.regularization import check_frozen_layers
+
+VLLM_MASKED_TOKENS = 1024
+"""The longest ``logit_bias`` of vLLM 0.32 on a GPU; on CPU there is no limit."""
 
 
 def check_before_start(config: Config) -> None:
@@ -25,7 +29,7 @@ def check_before_start(config: Config) -> None:
     check_best_metric(config)
     check_networks(config)
     if config.model.generator not in (FILM_REVIEWS, *FROM_SCRATCH):
-        own_tokenizer(config)
+        check_unused_tokens(config, *own_tokenizer(config))
     check_lengths(config, config.task.prompt_tokens + config.task.response_tokens)
     if frozen := config.discriminator.frozen_layers:
         total = num_layers(config.model.generator, trust_remote_code=config.model.trust_remote_code)
@@ -65,16 +69,19 @@ def check_best_metric(config: Config) -> None:
 
 def check_lengths(config: Config, asked: int) -> None:
     """Raise ``UserError`` if a prompt and its response, ``asked`` tokens together, exceed the model's context."""
-    limit = max_positions(config.model.generator, trust_remote_code=config.model.trust_remote_code)
+    model, trusted = config.model.generator, config.model.trust_remote_code
+    limit = max_positions(model, trust_remote_code=trusted)
     packed = config.task.traits.packed and config.base_warmup.steps != 0
     block_tokens = config.warmup.generator.block_tokens if packed else 0
     if limit is not None and max(asked, block_tokens) > limit:
         blocks = f" and warmup.generator.block_tokens = {block_tokens}" if packed else ""
+        scaled = model not in FROM_SCRATCH and longrope_length(read_config(model, trust_remote_code=trusted))
+        reason = " with one set of LongRoPE factors (a longer sequence changes its whole batch)" if scaled else ""
         raise UserError(
-            f"model.generator={config.model.generator} takes {limit} tokens, but task.prompt_tokens + "
+            f"model.generator={model} takes {limit} tokens{reason}, but task.prompt_tokens + "
             f"task.response_tokens = {asked}{blocks}: lower them to at most {limit}, or choose another model"
         )
-    if config.model.generator == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
+    if model == TINY_GPT2 and packed and config.warmup.generator.block_tokens < asked:
         raise UserError(
             f"warmup.generator.block_tokens={config.warmup.generator.block_tokens} leaves positions untrained that "
             f"task.prompt_tokens + task.response_tokens = {asked} need: raise it to at least {asked}"
@@ -91,6 +98,17 @@ def own_tokenizer(config: Config) -> tuple[PreTrainedTokenizerBase, int]:
     num_embeddings = int(read_config(model, trust_remote_code=trusted).get_text_config().vocab_size)
     check_special_tokens(tokenizer, num_embeddings, model)
     return tokenizer, num_embeddings
+
+
+def check_unused_tokens(config: Config, tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> None:
+    """Raise ``UserError`` if vLLM has to exclude more token ids than it can on a GPU."""
+    if not config.rollout.traits.vllm or config.cluster.gpus_per_actor == 0:
+        return
+    if (unused := len(unused_token_ids(tokenizer, num_embeddings))) > VLLM_MASKED_TOKENS:
+        raise UserError(
+            f"model.generator={config.model.generator} has {unused} embeddings without a token, of which vLLM on a GPU "
+            f"excludes at most {VLLM_MASKED_TOKENS}: set rollout.engine=transformers, or use another model"
+        )
 
 
 def check_grammar(config: Config, task: Task) -> None:

@@ -109,6 +109,19 @@ def test_last_pooling_exports_as_a_sequence_classifier(folder: Path, tmp_path: P
         torch.testing.assert_close(theirs, model(batch), atol=1e-6, rtol=0)
 
 
+def test_a_plain_sequence_classifier_skips_a_final_end_of_text_that_is_padding(folder: Path, tmp_path: Path) -> None:
+    """As docs/outputs.md states; ``last`` reads the end of text itself."""
+    model, batch = ScalarModel.load(folder, pooling="last", pad_token_id=0, seed=1), ragged()
+    batch.token_ids[0, 4] = 0
+    model.export(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        scores = model.token_scores(batch)
+        theirs = plain(batch.token_ids, attention_mask=batch.attention_mask).logits[:, 0]
+        torch.testing.assert_close(theirs, torch.stack([scores[0, 3], scores[1, 3]]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(model(batch), torch.stack([scores[0, 4], scores[1, 3]]))
+
+
 def test_the_head_is_initialised_from_the_seed(folder: Path) -> None:
     heads = [ScalarModel.load(folder, pooling="mean", pad_token_id=0, seed=s).network.score.weight for s in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1])

@@ -19,8 +19,12 @@ from rlgaf_ray.training.regularization import dropout_of, freeze_lower_layers
 from rlgaf_ray.types import SequenceBatch
 from tests.families import FAMILIES, Family, save_family
 
+MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 8}
+FALCON_H1 = Family("Falcon-H1", "falcon_h1", MAMBA | {"ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9]})
+"""Its layers have buffers that its weights do not contain."""
 OWN = [family for family in FAMILIES if family.name in ("Granite", "OLMoE", "Cohere", "LFM2")]
 owned = pytest.mark.parametrize("family", OWN, ids=lambda family: family.name)
+buffered = pytest.mark.parametrize("family", [*OWN, FALCON_H1], ids=lambda family: family.name)
 
 
 def batch() -> SequenceBatch:
@@ -35,7 +39,7 @@ def load(folder: Path, seed: int = 1) -> ScalarModel:
     return ScalarModel.load(folder, pooling="mean", pad_token_id=0, seed=seed)
 
 
-@owned
+@buffered
 def test_the_head_reads_the_last_hidden_states(family: Family, tmp_path: Path) -> None:
     model = load(save_family(family, tmp_path / "model"))
     assert type(model.network).__name__.endswith("ForSequenceClassification")
@@ -46,7 +50,7 @@ def test_the_head_reads_the_last_hidden_states(family: Family, tmp_path: Path) -
     assert float(expected.detach().std()) > 0
 
 
-@owned
+@buffered
 def test_export_load_and_restore(family: Family, tmp_path: Path) -> None:
     model = load(save_family(family, tmp_path / "model"))
     with torch.no_grad():

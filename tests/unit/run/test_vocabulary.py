@@ -18,6 +18,7 @@ from rlgaf_ray.data.vocabulary import check_token_ids
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.vocabulary import masked_token_ids, unused_token_ids
+from rlgaf_ray.run.checks import check_before_start
 from rlgaf_ray.run.preparation import prepare_data
 from rlgaf_ray.testing import FakeTask
 from rlgaf_ray.training.policy import Policy
@@ -119,6 +120,18 @@ def test_unused_token_ids() -> None:
     assert unused_token_ids(words, SIZE + 1) == []
     assert unused_token_ids(words, SIZE + 3) == [SIZE + 1, SIZE + 2]
     assert unused_token_ids(words, SIZE - 9) == []  # a tokenizer with more tokens than the model
+
+
+def test_vllm_on_a_gpu_excludes_at_most_1024_unused_ids(tmp_path: Path) -> None:
+    def check(spare: int, *more: str) -> None:
+        folder = save_family(LLAMA, tmp_path / str(spare), spare_embeddings=spare)
+        check_before_start(config(folder, "rollout.engine=vllm", *more))
+
+    check(1024, "cluster.gpus_per_actor=1")
+    check(1025)
+    check(1025, "cluster.gpus_per_actor=1", "rollout.engine=transformers")
+    with pytest.raises(UserError, match=r"has 1025 embeddings without a token, of which vLLM on a GPU"):
+        check(1025, "cluster.gpus_per_actor=1")
 
 
 def test_a_model_without_spare_embeddings_masks_only_end_of_text(folder: Path) -> None:
