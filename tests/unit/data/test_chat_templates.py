@@ -261,3 +261,28 @@ def test_reasoning_is_part_of_the_response(
     assert str(tokenizer.decode(item.prompt_ids.tolist())).endswith(prompt)
     assert tokenizer.decode(item.response_ids.tolist()) == response
     check_alike(task, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "response"),
+    [
+        ("llama3", None),
+        ("phi3_5", None),
+        ("llama3_1", '{"name": "double", "parameters": {"a": 8}}<|eot_id|>'),
+        ("lfm2_v2", "<|tool_call_start|>[double(a=8)]<|tool_call_end|><|im_end|>"),
+    ],
+)
+def test_a_call_is_the_response_where_the_template_shows_it(name: str, response: str | None, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(name)
+    tools = [{"type": "function", "function": {"name": "double", "description": "", "parameters": {}}}]
+    rows: list[dict[str, Any]] = [{"messages": chat(number, system=False, turns=1)} for number in range(ROWS)]
+    for number, row in enumerate(rows):
+        call = {"type": "function", "function": {"name": "double", "arguments": {"a": number}}}
+        row["messages"][-1] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    if response is None:
+        with pytest.raises(UserError, match="line 1: the chat template leaves out a call of the tool 'double'"):
+            task_of(name, tmp_path, rows, tools=tools)
+        return
+    task = task_of(name, tmp_path, rows, tools=tools)
+    (item,) = (item for item in task.demonstrations if " 8 " in str(tokenizer.decode(item.prompt_ids.tolist())))
+    assert tokenizer.decode(item.response_ids.tolist()) == response
