@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 INSTRUCTING = ("system", "developer")
 PROBE = "probe"
+REMEDIES = {
+    "enable_thinking": "set chat_template_kwargs={enable_thinking: false}",
+    "reasoning_content": "give the message its reasoning_content",
+}
+"""Ways to close a thinking block that the generation prompt opens, by the word of the template that allows each."""
 
 
 class ChatTemplate:
@@ -111,8 +116,7 @@ class ChatTemplate:
         if not whole.startswith(prompt):
             raise UserError(
                 f"{where}: the chat template does not write the answer after its own prompt, which ends with "
-                f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), give the message its "
-                "reasoning_content, or use a model with another template"
+                f"{prompt[-40:]!r}: {self._remedies()}"
             )
         if missing := _left_out(hidden, tools, whole, whole[len(prompt) :]):
             raise UserError(
@@ -128,6 +132,14 @@ class ChatTemplate:
                 "where demonstrations do: write {{ eos_token }} after the assistant's content in the template"
             )
         return Turn(self._encoder.sealed(prompt), end)
+
+    def _remedies(self) -> str:
+        """Return what helps against a generation prompt that the answer does not follow, in this template."""
+        template = str(self._tokenizer.chat_template)
+        return ", or ".join(
+            [remedy for key, remedy in REMEDIES.items() if key in template]
+            + ["edit chat_template in a copy of the model's folder, or give rows of plain prompt and completion"]
+        )
 
     def _end(self, response: str) -> str | None:
         """Return the response up to the token that ends the turn; None if it does not end with a control token.
