@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rlgaf_ray.config.rows import RowSettings
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
 
 INSTRUCTING = ("system", "developer")
 PROBE = "probe"
+REMEDIES = {
+    "enable_thinking": "set chat_template_kwargs={enable_thinking: false}",
+    "reasoning_content": "give the message its reasoning_content",
+}
+"""Ways to close a thinking block that the generation prompt opens, by the word of the template that allows each."""
 
 
 class ChatTemplate:
@@ -100,7 +107,7 @@ class ChatTemplate:
     def turn(self, before: Messages, answer: Message, tools: list[dict[str, Any]] | None, where: str) -> Turn:
         """Render a conversation and its answer.
 
-        Raises ``UserError`` if the template fails, drops a message, or writes no end-of-turn token.
+        Raises ``UserError`` if the template fails, drops a message or a tool, or writes no end-of-turn token.
         """
         hidden = _mapped([*before, answer], self._encoder.hidden)
         tools = _mapped(tools, self._encoder.hidden)
@@ -109,16 +116,13 @@ class ChatTemplate:
         if not whole.startswith(prompt):
             raise UserError(
                 f"{where}: the chat template does not write the answer after its own prompt, which ends with "
-                f"{prompt[-40:]!r}: set chat_template_kwargs (such as enable_thinking: false), give the message its "
-                "reasoning_content, or use a model with another template"
+                f"{prompt[-40:]!r}: {self._remedies()}"
             )
-        for message in hidden:
-            text = message["content"].rpartition("</think>")[2].strip()
-            if message["role"] in ("user", "assistant", *INSTRUCTING) and text not in whole:
-                raise UserError(
-                    f"{where}: the chat template leaves out the content of a message of role {message['role']}: "
-                    "remove the message, or use a model with another template"
-                )
+        if missing := _left_out(hidden, tools, whole, whole[len(prompt) :]):
+            raise UserError(
+                f"{where}: the chat template leaves out {self._encoder.sealed(missing)}: remove it from the row, or "
+                "use a model with another template"
+            )
         response = self._encoder.sealed(whole[len(prompt) :])
         if (end := self._end(response)) is None and self._next_turn is not None:
             end = response + self._next_turn
@@ -128,6 +132,14 @@ class ChatTemplate:
                 "where demonstrations do: write {{ eos_token }} after the assistant's content in the template"
             )
         return Turn(self._encoder.sealed(prompt), end)
+
+    def _remedies(self) -> str:
+        """Return what helps against a generation prompt that the answer does not follow, in this template."""
+        template = str(self._tokenizer.chat_template)
+        return ", or ".join(
+            [remedy for key, remedy in REMEDIES.items() if key in template]
+            + ["edit chat_template in a copy of the model's folder, or give rows of plain prompt and completion"]
+        )
 
     def _end(self, response: str) -> str | None:
         """Return the response up to the token that ends the turn; None if it does not end with a control token.
@@ -195,6 +207,32 @@ class ChatTemplate:
                 return False
 
         return not shows(parts=False) and shows(parts=True)
+
+
+def _left_out(messages: Messages, tools: list[dict[str, Any]] | None, whole: str, response: str) -> str | None:
+    """Return the first part of a conversation that its rendering ``whole``, which ends with the response, lacks.
+
+    Templates write schemas and arguments in their own forms, so of a tool and of a call only the name is looked for.
+    """
+    for message in messages:
+        text, role = message["content"].rpartition("</think>")[2].strip(), message["role"]
+        escaped = [json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True)] if role == "tool" else []
+        if role in ("user", "assistant", "tool", *INSTRUCTING) and not any(each in whole for each in (text, *escaped)):
+            return f"the content of a message of role {role}"
+    calls = [_names(message.get("tool_calls")) for message in messages]
+    expected = Counter(chain(_names(tools), *calls))
+    for name in chain(*calls[::-1]):
+        if whole.count(name) < expected[name] or (name in calls[-1] and name not in response):
+            return f"a call of the tool {name!r} (tool_calls)"
+    return next((f"the tool {name!r} (tools)" for name in expected if name not in whole), None)
+
+
+def _names(functions: Any) -> list[str]:
+    """Return the names in a list of tools or of calls, as OpenAI nests them or without ``function``."""
+    if not isinstance(functions, list):
+        return []
+    inner = [item.get("function", item) if isinstance(item, Mapping) else None for item in functions]
+    return [item["name"] for item in inner if isinstance(item, Mapping) and isinstance(item.get("name"), str)]
 
 
 def _spelled_out(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> str:

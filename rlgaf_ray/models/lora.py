@@ -7,6 +7,7 @@ other weights. LoRA dropout is off, so that sampling and training use the same d
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 from rlgaf_ray.config.lora import LoraSettings
@@ -27,6 +29,10 @@ from rlgaf_ray.types import SequenceBatch
 
 ADAPTERS = "adapters.safetensors"
 ADAPTER_NAME = "default"
+OWNER = "network"
+LINEAR = (nn.Linear, Conv1D, FalconLinear)
+REFUSED = {"falcon_h1": "out_proj", "jamba": "dt_proj", "nemotron_h": "out_proj"}
+"""By ``model_type``, the layer of its Mamba blocks whose weight is read directly, past an adapter."""
 FINGERPRINT_BYTES = 4096  # hashed per frozen weight
 
 
@@ -38,40 +44,66 @@ def add_adapters(
     A is initialised from ``seed`` and B with zeros, so that the network's outputs do not change at first.
 
     Raises:
-        UserError: a name in ``model.lora.target_modules`` is no linear layer of the network.
+        UserError: the network has no linear layer that can have an adapter, or a name in ``model.lora.target_modules``
+            is none of them.
     """
     if settings.rank == 0:
         return
     from peft import LoraConfig, inject_adapter_in_model
 
     there = linear_layers(network)
-    targets = settings.target_modules or sorted(there)
-    if unknown := sorted(set(targets) - there.keys()):
+    known = {_last(name) for name in there}
+    wanted = set(settings.target_modules or known)
+    family = f"{type(network).__name__} ({network.config.model_type})"
+    if not there:
+        raise UserError(f"model.lora has no linear layer to adapt in {family}: set model.lora.rank to 0")
+    if unknown := sorted(wanted - known):
         raise UserError(
-            f"model.lora.target_modules names {unknown[0]!r}, but the linear layers of {type(network).__name__} are "
-            f"{', '.join(sorted(there))}"
+            f"model.lora.target_modules names {unknown[0]!r}, but the linear layers of {family} are "
+            f"{', '.join(sorted(known))}"
         )
+    targets = {name: module for name, module in there.items() if _last(name) in wanted}
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft accepts any number
-        target_modules=targets,
-        fan_in_fan_out=any(there[name] is Conv1D for name in targets),  # GPT-2 stores its weights transposed
+        target_modules=[f"{OWNER}.{name}" for name in targets],
+        fan_in_fan_out=Conv1D in map(type, targets.values()),  # GPT-2 stores its weights transposed
     )
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(config, network)
+        # An owner without a config hides the family: for some, peft would adapt fused experts in place of our targets.
+        inject_adapter_in_model(config, nn.ModuleDict({OWNER: network}))
     for module in trained:
         module.requires_grad_(True)
 
 
-def linear_layers(network: PreTrainedModel) -> dict[str, type[nn.Module]]:
-    """Return the last name component and the class of the linear layers below the head."""
-    found: dict[str, type[nn.Module]] = {}
-    for name, module in network.base_model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            found[name.rpartition(".")[2]] = type(module)
-    return found
+def linear_layers(network: PreTrainedModel) -> dict[str, nn.Module]:
+    """Return the linear layers below the head that can have an adapter, by their names in the network.
+
+    Routers, which subclass ``nn.Linear``, cannot, nor can those in ``REFUSED``, nor layers that share a weight: the
+    adapters of each would merge into another weight.
+    """
+    below = set(network.base_model.modules())
+    refused = REFUSED.get(network.config.model_type)
+    named = dict(network.named_modules(remove_duplicate=False))
+    uses = Counter(id(weight) for module in named.values() for weight in module.parameters(recurse=False))
+    return {
+        name: module
+        for name, module in named.items()
+        if type(module) in LINEAR and module in below and _last(name) != refused and uses[id(module.weight)] == 1
+    }
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def check_adapters(config: PreTrainedConfig, settings: LoraSettings, *, trust_remote_code: bool = False) -> None:
+    """Raise ``UserError`` as ``add_adapters`` does for a causal LM of this config, on the meta device."""
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        add_adapters(network, settings, seed=0)
 
 
 def has_adapters(network: nn.Module) -> bool:

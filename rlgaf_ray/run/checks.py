@@ -14,6 +14,7 @@ from rlgaf_ray.metrics import METRICS, VARIANT, suggestion
 from rlgaf_ray.models.families import check_linear_logits, check_soft_family, check_vllm, scoring_class
 from rlgaf_ray.models.folder import check_model, longrope_length, read_config
 from rlgaf_ray.models.generator import TINY_GPT2, max_positions, num_layers
+from rlgaf_ray.models.lora import check_adapters
 from rlgaf_ray.models.tokenizer import load_tokenizer
 from rlgaf_ray.models.vocabulary import unused_token_ids
 from rlgaf_ray.training.regularization import check_frozen_layers
@@ -37,7 +38,7 @@ def check_before_start(config: Config) -> None:
 
 
 def check_networks(config: Config) -> None:
-    """Raise ``UserError`` for a model that cannot be trained, or that lacks a scalar head that the config needs."""
+    """Raise ``UserError`` for a model that cannot be trained, or that lacks a scalar head or layers for adapters."""
     model, algorithm = config.model, config.generator.active
     check_model(model.generator, trust_remote_code=model.trust_remote_code, allow_pickle=model.allow_pickle)
     scalar = config.discriminator.traits.scalar_head or algorithm.trains_critic or algorithm.needs_discriminator
@@ -50,6 +51,8 @@ def check_networks(config: Config) -> None:
         check_linear_logits(model.generator, described, "learner.logprob_chunk_tokens", "set it to null")
     if scalar:
         scoring_class(described)
+    if model.lora.rank > 0:
+        check_adapters(described, model.lora, trust_remote_code=model.trust_remote_code)
     if algorithm.needs_discriminator:
         check_soft_family(model.generator, described)
 

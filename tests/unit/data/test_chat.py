@@ -269,6 +269,57 @@ def test_an_unusable_template_raises_with_the_row(template: str, message: str, t
         made(tmp_path, chats(), tokenizer_with(template))
 
 
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("add", "double")]
+
+
+def call(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": {"a": 1}}}
+
+
+def with_tools(*, last: bool) -> list[dict[str, Any]]:
+    """Chats whose answer is a call (``last``), or a sentence after a call and its result."""
+    asked = {"role": "assistant", "content": "", "tool_calls": [call("add")]}
+    result = {"role": "tool", "name": "add", "content": '{"sum": "4 \u00e4"}'}
+    told = [] if last else [result, assistant("It is 4.")]
+    rows = [[user(f"Please {'add' if last else 'join'} one and {number}."), asked, *told] for number in range(20)]
+    return [{"messages": messages, "tools": TOOLS} for messages in rows]
+
+
+SCHEMAS = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+RESULTS = "{% if m.role == 'tool' %}{{ m.content | tojson }}{% else %}{{ m.content }}{% endif %}"
+CALLS = "{% for c in m.tool_calls or [] %}<call>{{ c.function.name }}(a={{ c.function.arguments.a }}){% endfor %}"
+
+
+def tool_template(schemas: str = SCHEMAS, results: str = RESULTS, calls: str = CALLS) -> str:
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n" + results + calls + "<|im_end|>\n{% endfor %}"
+    return schemas + turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "last", "missing"),
+    [
+        (tool_template(calls=""), True, "a call of the tool 'add' (tool_calls)"),  # its name is in the user's question
+        (tool_template(calls=""), False, "a call of the tool 'add' (tool_calls)"),
+        (tool_template(schemas=""), True, "the tool 'double' (tools)"),
+        (tool_template(results=RESULTS.replace("m.content | tojson", "''")), False, "the content of a message of role"),
+    ],
+)
+def test_a_template_that_ignores_tools_raises(template: str, last: bool, missing: str, tmp_path: Path) -> None:
+    """An answer that is a call would be a demonstration of nothing but the end."""
+    with pytest.raises(UserError, match=rf"line 1: the chat template leaves out {re.escape(missing)}"):
+        made(tmp_path, with_tools(last=last), tokenizer_with(template))
+
+
+@pytest.mark.parametrize("results", [RESULTS, RESULTS.replace("m.content | tojson", "m.content")])
+def test_shown_tools_are_accepted(results: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(tool_template(results=results))
+    task = made(tmp_path, with_tools(last=True), tokenizer)
+    assert {response for _, response in texts(task, tokenizer)} == {"<call>add(a=1)<|im_end|>"}
+    task = made(tmp_path, with_tools(last=False), tokenizer)
+    assert {response for _, response in texts(task, tokenizer)} == {"It is 4.<|im_end|>"}
+    assert all("<call>add(a=1)" in prompt for prompt, _ in texts(task, tokenizer))
+
+
 def test_a_too_deeply_nested_row_raises_with_its_line(tmp_path: Path) -> None:
     rows = chats()
     for _ in range(700):

@@ -261,3 +261,58 @@ def test_reasoning_is_part_of_the_response(
     assert str(tokenizer.decode(item.prompt_ids.tolist())).endswith(prompt)
     assert tokenizer.decode(item.response_ids.tolist()) == response
     check_alike(task, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "response"),
+    [
+        ("llama3", None),
+        ("phi3_5", None),
+        ("llama3_1", '{"name": "double", "parameters": {"a": 8}}<|eot_id|>'),
+        ("lfm2_v2", "<|tool_call_start|>[double(a=8)]<|tool_call_end|><|im_end|>"),
+    ],
+)
+def test_a_call_is_the_response_where_the_template_shows_it(name: str, response: str | None, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(name)
+    tools = [{"type": "function", "function": {"name": "double", "description": "", "parameters": {}}}]
+    rows: list[dict[str, Any]] = [{"messages": chat(number, system=False, turns=1)} for number in range(ROWS)]
+    for number, row in enumerate(rows):
+        call = {"type": "function", "function": {"name": "double", "arguments": {"a": number}}}
+        row["messages"][-1] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    if response is None:
+        with pytest.raises(UserError, match="line 1: the chat template leaves out a call of the tool 'double'"):
+            task_of(name, tmp_path, rows, tools=tools)
+        return
+    task = task_of(name, tmp_path, rows, tools=tools)
+    (item,) = (item for item in task.demonstrations if " 8 " in str(tokenizer.decode(item.prompt_ids.tolist())))
+    assert tokenizer.decode(item.response_ids.tolist()) == response
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("deepseek_r1_distill", ""),
+        (
+            "nemotron_3_nano",
+            "set chat_template_kwargs={enable_thinking: false}, or give the message its reasoning_content, or ",
+        ),
+    ],
+)
+def test_the_advice_for_an_open_thinking_block_fits_the_template(name: str, advice: str, tmp_path: Path) -> None:
+    rows = [{"messages": chat(number, system=False, turns=1)} for number in range(ROWS)]
+    always = "edit chat_template in a copy of the model's folder, or give rows of plain prompt and completion"
+    with pytest.raises(UserError, match=rf"which ends with '[^']*<think>\\n': {re.escape(advice + always)}$"):
+        task_of(name, tmp_path, rows)
+
+
+def test_an_edited_template_without_the_thinking_block_works(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of("deepseek_r1_distill")
+    original = tokenizer.chat_template
+    tokenizer.chat_template = str(original).replace("<think>\\n'}}", "'}}")
+    try:
+        rows = [{"messages": chat(number, system=False, turns=1)} for number in range(ROWS)]
+        task = task_of("deepseek_r1_distill", tmp_path, rows)
+    finally:
+        tokenizer.chat_template = original
+    responses = {str(tokenizer.decode(item.response_ids.tolist())) for item in task.demonstrations}
+    assert all(response.startswith("It is ") and len(response) > len("It is 1") for response in responses)

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     GPT2Config,
@@ -15,7 +17,9 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
 )
+from transformers.pytorch_utils import Conv1D
 
+import rlgaf_ray as rl
 from rlgaf_ray.config.lora import LoraSettings
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.lora import (
@@ -26,8 +30,11 @@ from rlgaf_ray.models.lora import (
     linear_layers,
     load_adapters,
     merged_state,
+    plain_state,
     save_adapters,
 )
+from rlgaf_ray.run.checks import check_networks
+from tests.families import EXPERTS, FAMILIES, SMALL, Family, save_family
 
 TOKENS = torch.tensor([[3, 7, 1, 9], [2, 2, 5, 8]])
 GPT2 = GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=2, n_head=2)
@@ -40,6 +47,41 @@ LLAMA = LlamaConfig(
     tie_word_embeddings=False,
 )
 SETTINGS = LoraSettings(rank=4, alpha=8.0)
+SHARED = {**EXPERTS, "n_routed_experts": 4, "moe_intermediate_size": 16, "n_shared_experts": 1}
+SHARED |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 4}
+HYBRID = {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1}
+PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 40, "laurel_rank": 8}
+UNUSUAL = {  # settings by model_type, names of layers with adapters, and of linear layers without
+    "deepseek_v2": (SHARED | LATENT | {"head_dim": 8}, "shared_experts.down_proj", "mlp.gate"),
+    "glm4_moe": (SHARED, "shared_experts.gate_proj", "mlp.gate"),
+    "gemma3n_text": (
+        PER_LAYER
+        | {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0], "intermediate_size": [48] * 2},
+        "altup.prediction_coefs",
+        "layers.0",
+    ),
+    "falcon_h1": (MAMBA | {"mamba_d_ssm": 32}, "mamba.in_proj", "mamba.out_proj"),
+    "phimoe": (EXPERTS, "self_attn.q_proj", "mlp.router"),
+    "zamba2": (
+        HYBRID | {"n_mamba_heads": 4, "mamba_headdim": 32, "mamba_expand": 2, "mamba_ngroups": 1, "adapter_rank": 4},
+        "mamba.in_proj",
+        "self_attn.q_proj",
+    ),
+    "jamba": (
+        EXPERTS
+        | {
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+        },
+        "mamba.x_proj",
+        "mamba.dt_proj",
+    ),
+}
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -166,7 +208,7 @@ def test_a_checkpoint_of_another_network_raises(tmp_path: Path) -> None:
 
 
 def test_target_modules_are_applied_or_raise(network: PreTrainedModel) -> None:
-    one = sorted(linear_layers(network))[0]
+    one = sorted(name.rpartition(".")[2] for name in linear_layers(network))[0]
     with pytest.raises(UserError, match=f"target_modules names 'lm_head', but the linear layers of .* are {one}, "):
         add_adapters(network, LoraSettings(rank=2, target_modules=[one, "lm_head"]), seed=0)
     add_adapters(network, LoraSettings(rank=2, target_modules=[one]), seed=0)
@@ -185,3 +227,55 @@ def test_a_discriminators_head_is_trained_with_adapters(network: PreTrainedModel
     export_network(scalar, tmp_path / "merged")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     torch.testing.assert_close(logits(plain), wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", UNUSUAL)
+def test_experts_and_hybrids_train_push_and_export(model_type: str, tmp_path: Path) -> None:
+    settings, adapted, plain = UNUSUAL[model_type]
+    ids = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL | ids | settings)).eval()
+    names, before = list(network.state_dict()), logits(network)
+    add_adapters(network, SETTINGS, seed=0)
+    layers = [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
+    assert any(name.endswith(f".{adapted}") for name in layers)
+    assert not any(name.endswith(f".{plain}") for name in layers)
+    assert torch.equal(logits(network), before)
+    move(network)
+    output = network(input_ids=TOKENS).logits
+    output.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+    assert list(plain_state(network)) == names
+    export_network(network, tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(logits(again), output.detach(), atol=1e-4, rtol=1e-4)
+    assert (output - before).abs().max() > 0.01
+
+
+DENSE = [family for family in FAMILIES if family.model_type != "gemma3"]  # its vision tower has attention by torch
+DENSE.append(Family("Falcon", "falcon", {"head_dim": None}))
+
+
+@pytest.mark.parametrize("family", DENSE, ids=[family.name for family in DENSE])
+def test_every_linear_layer_of_the_blocks_has_an_adapter(family: Family) -> None:
+    settings = {key: value for key, value in (SMALL | family.settings).items() if value is not None}
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.model_type, **settings))
+        linear = {name for name, part in network.base_model.named_modules() if isinstance(part, nn.Linear | Conv1D)}
+        add_adapters(network, SETTINGS, seed=0)
+    assert {name for name, part in network.base_model.named_modules() if hasattr(part, "lora_A")} == linear
+
+
+def test_layers_that_cannot_have_adapters_raise_before_training(tmp_path: Path) -> None:
+    save_family(Family("PhiMoE", "phimoe", EXPERTS), tmp_path)
+    lora = ["model.lora.rank=2", "generator.average_decay=0", "rollout.engine=transformers"]
+    check_networks(rl.load_config(None, [f"model.generator={tmp_path}", *lora]))
+    config = rl.load_config(None, [f"model.generator={tmp_path}", *lora, "model.lora.target_modules=[router]"])
+    with pytest.raises(
+        UserError, match=r"target_modules names 'router', but .* PhimoeForCausalLM \(phimoe\) are k_pro"
+    ):
+        check_networks(config)
+    empty = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=8, n_embd=8, n_layer=0, n_head=2))
+    with pytest.raises(UserError, match=r"^model\.lora has no linear layer to adapt in GPT2LMHeadModel \(gpt2\): set"):
+        add_adapters(empty, SETTINGS, seed=0)
