@@ -42,7 +42,7 @@ def test_contrast_is_the_next_wrong_answer() -> None:
         for row in range(9):
             right = {answer for prompt, answer in zip(prompts, answers, strict=True) if prompt == prompts[row]}
             wrong = [other % 9 for other in range(row, row + 9) if answers[other % 9] not in right]
-            expected.append(next((other for other in wrong if groups[other] == groups[row]), (wrong or [None])[0]))
+            expected.append(next((other for other in wrong if groups[other] == groups[row]), next(iter(wrong), None)))
         assert mismatched([*map(str, groups)], items(*answers, prompts=prompts)) == expected
 
 

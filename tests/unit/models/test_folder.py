@@ -221,7 +221,7 @@ def test_a_model_saved_with_a_router_loss_samples(tmp_path: Path) -> None:
 # Sequences.
 
 
-LONGROPE = {
+LONGROPE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "original_max_position_embeddings": 64,
     "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [4.0] * 16},

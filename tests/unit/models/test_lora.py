@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,9 @@ LATENT = {"kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_h
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 4}
 HYBRID = {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "num_mem_blocks": 1}
 PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 40, "laurel_rank": 8}
-UNUSUAL = {  # settings by model_type, names of layers with adapters, and of linear layers without
+UNUSUAL: dict[
+    str, tuple[dict[str, Any], str, str]
+] = {  # settings by model_type, names of layers with adapters, and of linear layers without
     "deepseek_v2": (SHARED | LATENT | {"head_dim": 8}, "shared_experts.down_proj", "mlp.gate"),
     "glm4_moe": (SHARED, "shared_experts.gate_proj", "mlp.gate"),
     "gemma3n_text": (
@@ -235,7 +238,8 @@ def test_experts_and_hybrids_train_push_and_export(model_type: str, tmp_path: Pa
     ids = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SMALL | ids | settings)).eval()
+        config = AutoConfig.for_model(model_type, **{**SMALL, **ids, **settings})
+        network = AutoModelForCausalLM.from_config(config).eval()
     names, before = list(network.state_dict()), logits(network)
     add_adapters(network, SETTINGS, seed=0)
     layers = [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
@@ -259,7 +263,7 @@ DENSE.append(Family("Falcon", "falcon", {"head_dim": None}))
 
 @pytest.mark.parametrize("family", DENSE, ids=[family.name for family in DENSE])
 def test_every_linear_layer_of_the_blocks_has_an_adapter(family: Family) -> None:
-    settings = {key: value for key, value in (SMALL | family.settings).items() if value is not None}
+    settings = {key: value for key, value in {**SMALL, **family.settings}.items() if value is not None}
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.for_model(family.model_type, **settings))
         linear = {name for name, part in network.base_model.named_modules() if isinstance(part, nn.Linear | Conv1D)}

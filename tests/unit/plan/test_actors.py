@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from rlgaf_ray.actors.packing import Node
@@ -21,8 +21,8 @@ from rlgaf_ray.plan.speed import ASSUMED_CORE, ASSUMED_GPU
 from rlgaf_ray.training.regularization import freeze_lower_layers
 
 logging.disable_progress_bar()
-LLAMA = LlamaConfig(
-    vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=8,
+LLAMA = AutoConfig.for_model(
+    "llama", vocab_size=1000, hidden_size=64, intermediate_size=160, num_hidden_layers=5, num_attention_heads=8,
     num_key_value_heads=2, num_labels=1, pad_token_id=0,
 )  # fmt: skip
 SHAPE = shape_of(AutoModelForCausalLM.from_config(LLAMA))
