@@ -85,6 +85,11 @@ class TextBlocks:
     def __getitem__(self, rows: Any) -> TextBlocks:
         return TextBlocks(self.token_ids[rows], self.learned[rows])
 
+    def trimmed(self) -> TextBlocks:
+        """Return the columns up to the last learned token of any row; only padding is beyond."""
+        length = int(np.flatnonzero(self.learned.any(axis=0))[-1]) + 1
+        return TextBlocks(self.token_ids[:, :length], self.learned[:, :length])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout(_Compact):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from rlgaf_ray.config.schema import Config
@@ -117,12 +116,10 @@ class Learner:
         return batch, {"reward/base_logprob": float(masked_average(logprobs, mask, average="token"))}
 
     def _text_batch(self, blocks: TextBlocks) -> SequenceBatch:
-        """Trim rows to the longest one: nothing is learned from the padding beyond."""
-        length = int(np.flatnonzero(blocks.learned.any(axis=0))[-1]) + 1
-        learned = torch.from_numpy(blocks.learned[:, :length])
+        blocks = blocks.trimmed()
+        learned = torch.from_numpy(blocks.learned)
         present = learned.flip(1).cumsum(1).flip(1) > 0
-        tokens = torch.from_numpy(blocks.token_ids[:, :length]).long()
-        return SequenceBatch(tokens, present.long(), learned).to(self.device)
+        return SequenceBatch(torch.from_numpy(blocks.token_ids).long(), present.long(), learned).to(self.device)
 
     def load_discriminator(self, update: WeightUpdate) -> Metrics:
         """Update the frozen discriminator copy that the algorithm back-propagates through."""

@@ -136,11 +136,10 @@ class NextTokenLoss:
         return len(self.blocks)
 
     def __call__(self, rows: np.ndarray, batch: np.ndarray) -> Tensor:
-        blocks = self.blocks[rows]
-        length = int(np.flatnonzero(blocks.learned.any(axis=0))[-1]) + 1  # only padding beyond
-        tokens = torch.from_numpy(blocks.token_ids[:, :length]).long().to(self.device)
-        learned = torch.from_numpy(blocks.learned[:, 1:length]).to(self.device)
-        predicting = torch.arange(length - 1, device=self.device)
+        blocks = self.blocks[rows].trimmed()
+        tokens = torch.from_numpy(blocks.token_ids).long().to(self.device)
+        learned = torch.from_numpy(blocks.learned[:, 1:]).to(self.device)
+        predicting = torch.arange(tokens.shape[1] - 1, device=self.device)
         logits = self.model(input_ids=tokens, logits_to_keep=predicting, use_cache=False).logits
         logprobs = token_logprobs(logits, tokens[:, 1:])
         return -torch.where(learned, logprobs, 0.0).sum() / int(self.blocks.learned[batch, 1:].sum())
