@@ -193,6 +193,8 @@ class BridgeTask(Task):
         match settings.base_goals:
             case "visited":
                 goals = walks[np.arange(len(walks)), generator.integers(settings.moves, size=len(walks))]
+            case "passed":
+                goals = _passed(walks, generator)
             case "last":
                 goals = walks[:, -1]
         items = _demonstrations(np.column_stack([starts, goals]), walks)
@@ -263,6 +265,12 @@ def _prompt(pair: np.ndarray) -> np.ndarray:
 
 def _demonstrations(pairs: np.ndarray, walks: np.ndarray) -> list[Demonstration]:
     return [Demonstration(_prompt(pair), walk.astype(np.int32)) for pair, walk in zip(pairs, walks, strict=True)]
+
+
+def _passed(walks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return a random square of each of the walks [N, moves], but never the square that it ends on."""
+    weights = (walks != walks[:, -1:]) * generator.random(walks.shape)
+    return walks[np.arange(len(walks)), weights.argmax(1)]
 
 
 def bridge_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> BridgeSource:

@@ -67,7 +67,7 @@ def test_other_prompts_are_the_other_goals_of_training_prompts() -> None:
     assert {begin for _, begin in beside} == {evaluated_prompt[1]} and not beside & evaluated
 
 
-@pytest.mark.parametrize("goals", ["visited", "random", "last"])
+@pytest.mark.parametrize("goals", ["visited", "passed", "random", "last"])
 def test_warmup_blocks_are_random_legal_walks(goals: str) -> None:
     made = task("task.bridge.base_walks=2000", f"task.bridge.base_goals={goals}")
     blocks = made.warmup_blocks(64)
@@ -83,6 +83,10 @@ def test_warmup_blocks_are_random_legal_walks(goals: str) -> None:
     elif goals == "visited":
         assert visited == 1.0
         assert 1 / 8 <= verdict.arrives.mean() < 0.3  # the last of eight squares; squares repeat
+    elif goals == "passed":
+        assert visited == 1.0
+        assert not verdict.arrives.any()
+        assert {int((walk == goal).argmax()) for goal, walk in zip(pairs[:, 1], walks, strict=True)} == set(range(7))
     else:
         assert visited < 0.25
         assert verdict.arrives.mean() < 0.05
