@@ -130,9 +130,9 @@ class BridgeSettings(TaskSettings):
     legal_only: bool = Field(True, description="mask illegal moves, in training and sampling, after the base warm-up")
     base_walks: Positive = Field(40_000, description="random legal walks for the base warm-up")
     base_goals: Literal["visited", "passed", "random", "last"] = Field(
-        "visited",
-        description="goal in the prompt of a base walk; visited: a random square of the walk; passed: a visited square "
-        "that is not the last, so that no base walk is a demonstration; random: any square, "
+        "passed",
+        description="goal in the prompt of a base walk; passed: a random square of the walk other than its last, so "
+        "that no base walk is a demonstration; visited: any of its squares; random: any square of the board, "
         "which is uninformative; last: the walk's last square, which makes every base walk a demonstration",
     )
     validation: Positive = Field(256, description="pairs of start and goal for validation")
