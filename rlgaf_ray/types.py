@@ -30,6 +30,7 @@ FinishReason = Literal["stop", "length"]
 EvaluationPart = Literal["validation", "test"]
 """The split for choosing settings (validation) and the split for final numbers only (test)."""
 EVALUATION_PARTS: tuple[EvaluationPart, ...] = get_args(EvaluationPart)
+MIN_TEXTS = 10  # of an evaluation, for self-BLEU and the two-sample tests: five folds of two
 Metrics = dict[str, float]
 PolicyNetwork = Literal["policy", "average", "rollout_policy"]
 """The trained policy, its moving average for evaluation and export, and SeqGAN's rollout policy (also an average)."""

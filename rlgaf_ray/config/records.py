@@ -14,7 +14,7 @@ class EvaluationSection(Section):
 
     every: NonNegative = Field(75, description="iterations between full evaluations; 0: only before and after training")
     num_prompts: Annotated[int, Field(ge=10)] = Field(
-        1000, description="prompts of the validation split per full evaluation"
+        1000, description="prompts per full evaluation: the first ones of the validation split, at most all of them"
     )
     num_samples: NonNegative = Field(10, description="samples before and after training that are shown at the end")
     quick_every: NonNegative = Field(

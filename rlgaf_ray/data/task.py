@@ -16,7 +16,7 @@ import numpy as np
 from rlgaf_ray.config.task import ANSWER_QUALITY, TaskSection
 from rlgaf_ray.data.counts import RowCounts
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.types import Demonstration, EvaluationPart, Metrics, Rollout, Row, TextBlocks
+from rlgaf_ray.types import MIN_TEXTS, Demonstration, EvaluationPart, Metrics, Rollout, Row, TextBlocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -246,11 +246,11 @@ def load_source(task: TaskSection, *, base: bool, keep_rows: bool = False) -> Ta
 
 
 def evaluation_set(task: Task, num_prompts: int, part: EvaluationPart = "validation") -> list[Demonstration]:
-    """Return the first ``num_prompts`` of a part. Raises ``UserError`` if it has fewer."""
+    """Return the first ``num_prompts`` of a part, or all. Raises ``UserError`` if it has fewer than ``MIN_TEXTS``."""
     items = task.evaluation(part)
-    if num_prompts > len(items):
+    if len(items) < MIN_TEXTS:
         raise UserError(
-            f"evaluation.num_prompts={num_prompts}, but the part {part} has only {len(items)} demonstrations of the "
-            "right length: lower evaluation.num_prompts, or give the part more (task.squad.shares, task.jsonl.shares)"
+            f"the part {part} has only {len(items)} demonstrations of the right length, but self-BLEU needs "
+            f"{MIN_TEXTS}: give the part more (task.squad.shares, task.jsonl.shares)"
         )
     return items[:num_prompts]

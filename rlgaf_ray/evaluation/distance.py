@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
-from rlgaf_ray.evaluation.text import MIN_TEXTS
+from rlgaf_ray.types import MIN_TEXTS
 
 FOLDS = 5
 NGRAM = 8  # tokens of a copied n-gram; real reviews share few that long

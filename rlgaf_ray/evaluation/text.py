@@ -9,14 +9,13 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
-from rlgaf_ray.types import Demonstration, Rollout
+from rlgaf_ray.types import MIN_TEXTS, Demonstration, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # VADER's authors: positive for a compound score >= 0.05, negative for <= -0.05.
 VADER_THRESHOLD = 0.05
-MIN_TEXTS = 10  # for self-BLEU and the two-sample tests: five folds of two
 
 
 def decode(token_ids: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[str]:

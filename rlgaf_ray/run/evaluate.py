@@ -29,7 +29,7 @@ from rlgaf_ray.data.task import TaskSource, evaluation_set
 from rlgaf_ray.engines.build import build_engine
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
-from rlgaf_ray.evaluation.text import MIN_TEXTS, decode
+from rlgaf_ray.evaluation.text import decode
 from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.report.figures import QualityPoint, save
 from rlgaf_ray.report.places import Opened, opened
@@ -41,7 +41,7 @@ from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
 from rlgaf_ray.training.warmup import WarmupProgress, Worker
-from rlgaf_ray.types import Demonstration, EvaluationPart, Prompt, SamplingSettings
+from rlgaf_ray.types import MIN_TEXTS, Demonstration, EvaluationPart, Prompt, SamplingSettings
 from rlgaf_ray.weights.state import to_arrays
 
 SFT = "SFT"
@@ -115,11 +115,6 @@ def _evaluate(
     data = prepare_data(configs[0], cache, python_task(configs[0], task))
     everything = len(data.task.evaluation("test")) if part == "test" else configs[0].evaluation.num_prompts
     real = evaluation_set(data.task, num_prompts or everything, part)
-    if len(real) < MIN_TEXTS:
-        raise UserError(
-            f"the part {part} has only {len(real)} demonstrations of the right length, but self-BLEU needs "
-            f"{MIN_TEXTS}: give the part more (task.squad.shares, task.jsonl.shares)"
-        )
     for sentence in provenance_notes(runs, [of_evaluated(config, data.task) for config in configs]):
         console.print(sentence, soft_wrap=True, highlight=False)
     target = places.target

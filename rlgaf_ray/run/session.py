@@ -18,6 +18,7 @@ from rlgaf_ray.config.schema import Config
 from rlgaf_ray.data.handover import CHECKSUMS
 from rlgaf_ray.data.remote import Remote, StorageError
 from rlgaf_ray.data.storage import Place, copy_tree, replace_text, writing
+from rlgaf_ray.data.task import evaluation_set
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.evaluate import Evaluator
 from rlgaf_ray.loop.adversarial import AdversarialLoop
@@ -272,7 +273,9 @@ def first_wait(config: Config, loop: AdversarialLoop) -> str:
     """Describe the loop's work before its first metrics."""
     if loop.iteration > 0:
         return f"iteration {loop.iteration + 1}"
-    evaluation = f"evaluating the initial policy on {config.evaluation.num_prompts} prompts"
+    asked, count = config.evaluation.num_prompts, len(evaluation_set(loop.task, config.evaluation.num_prompts))
+    everything = "" if count == asked else f", all of the validation split (evaluation.num_prompts={asked:,})"
+    evaluation = f"evaluating the initial policy on {count:,} prompts{everything}"
     updates = config.discriminator_warmup_updates
     return (
         f"warming up the discriminator with {updates} updates on rollouts, then {evaluation}" if updates else evaluation

@@ -156,11 +156,6 @@ def test_too_few_rows_for_the_splits(refused, tmp_path: Path) -> None:
     assert message.endswith("by a hash of the text): give more reviews")
 
 
-def test_more_evaluation_prompts_than_held_out_reviews(refused) -> None:
-    message = refused("evaluation.num_prompts=2000")
-    assert message.startswith("evaluation.num_prompts=2000, but the part validation has only")
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

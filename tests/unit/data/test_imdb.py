@@ -152,14 +152,16 @@ def test_the_instruction_is_in_the_sft_key_but_not_in_the_base_key(case: Case) -
     assert (*task.base_key, *task.warmup_key) == ("both", "{sentiment}:") and not task.base_key
 
 
-def test_an_evaluation_set_larger_than_its_part_raises(case: Case) -> None:
+def test_an_evaluation_set_is_a_part_or_its_first_rows(case: Case, monkeypatch) -> None:
     task = case.task()
     for part in EVALUATION_PARTS:
         items = task.evaluation(part)
-        count = len(items)
-        assert evaluation_set(task, count - 1, part) == items[:-1]
-        with pytest.raises(UserError, match=rf"num_prompts={count + 1}, but the part {part} has only {count} "):
-            evaluation_set(task, count + 1, part)
+        monkeypatch.setattr("rlgaf_ray.data.task.MIN_TEXTS", len(items))
+        assert evaluation_set(task, len(items) - 1, part) == items[:-1]
+        assert evaluation_set(task, len(items) + 1, part) == items
+        monkeypatch.setattr("rlgaf_ray.data.task.MIN_TEXTS", len(items) + 1)
+        with pytest.raises(UserError, match=rf"the part {part} has only {len(items)} demonstrations"):
+            evaluation_set(task, 1, part)
 
 
 def test_settings_that_drop_everything_raise(case: Case) -> None:

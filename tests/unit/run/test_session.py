@@ -229,3 +229,17 @@ def test_rows_left_out_are_reported_before_the_warmups(
     assert described["rejected"] == used["demonstrations"]
     hint = f"; {described['rejected']} rejected answers are not read (discriminator.contrast=labels reads them)"
     assert recording.messages[1].endswith(f"demonstrations, without labels{hint}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (40, "evaluating the initial policy on 20 prompts"),
+        (20, "evaluating the initial policy on 20 prompts"),
+        (12, "evaluating the initial policy on 12 prompts, all of the validation split (evaluation.num_prompts=20)"),
+    ],
+)
+def test_an_evaluation_on_fewer_prompts_than_asked_for_says_so(rows: int, sentence: str) -> None:
+    config = load_config(None, ["evaluation.num_prompts=20", "warmup.discriminator.steps=0"])
+    loop: Any = SimpleNamespace(iteration=0, task=SimpleNamespace(evaluation=lambda part: list(range(rows))))
+    assert session.first_wait(config, loop) == sentence
