@@ -3,7 +3,7 @@
     python experiments/adversary/tables.py --part test
 
 Differences are paired over replicates: mean, 95 % interval and p-value of a two-sided t test, with Holm's correction
-over the judges. The interval of a judge's difference is also found by a bootstrap over replicates, then prompts. The
+over the judges. The interval of a judge's difference is also found by a bootstrap over replicates and prompts. The
 pilot's deviations give the smallest difference that a test with more replicates would find (``--replicates``).
 """
 

@@ -79,7 +79,7 @@ def results(rows: Sequence[Row]) -> Grid:
 def at_equal_level(rows: Sequence[Row]) -> Grid:
     return Grid(
         "At equal diversity",
-        "the method at its highest temperature minus the baseline at the same entropy or distinct-2",
+        "the method minus the baseline at the highest entropy or distinct-2 that both reach, if any",
         ("method", "entropy at T 1", "matched", "vs baseline", "p"),
         [
             (

@@ -130,9 +130,10 @@ def _at_equal_level(
 ) -> tuple[str, list[float]]:
     """Compare quality at equal diversity; return the diversity measure and one difference per replicate.
 
-    The difference is the method at its highest temperature minus the highest of the baseline's curves at the same
-    entropy, or distinct-2 if the method selects among candidates and thus has no entropy. Replicates outside the range
-    of all the baseline's curves are skipped.
+    The difference is the method minus the baseline at the highest entropy that both reach, each by the highest of its
+    curves there. It is distinct-2 instead of entropy if one of them selects among candidates and thus has no entropy.
+    Returns no differences if the curves of a replicate do not overlap: which replicates remain would depend on the
+    result.
     """
     if not shared:
         return "entropy", []
@@ -142,14 +143,17 @@ def _at_equal_level(
         points = [[(getattr(each, level), each.quality) for each in curve] for curve in curves(trial.parts["test"])]
         return max((found for curve in points if (found := at_level(curve, value)) is not None), default=None)
 
-    def warmest(trial: Trial) -> Measured:
-        return max(curves(trial.parts["test"])[0], key=lambda each: each.temperature)
+    def highest(trial: Trial, level: str) -> float:
+        return max(getattr(each, level) for each in trial.parts["test"])
 
-    level = "distinct_2" if warmest(trials[shared[0]]).entropy is None else "entropy"
+    pairs = [(trials[replicate], baseline[replicate]) for replicate in shared]
+    selects = any(each.entropy is None for pair in pairs for trial in pair for each in trial.parts["test"])
+    level = "distinct_2" if selects else "entropy"
     found = []
-    for replicate in shared:
-        own = warmest(trials[replicate])
-        reference = quality_at(baseline[replicate], level, getattr(own, level))
-        if reference is not None:
-            found.append(own.quality - reference)
+    for pair in pairs:
+        value = min(highest(trial, level) for trial in pair)
+        own, reference = (quality_at(trial, level, value) for trial in pair)
+        if own is None or reference is None:
+            return level, []
+        found.append(own - reference)
     return level, found

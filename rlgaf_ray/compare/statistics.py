@@ -62,14 +62,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def bootstrap(gaps: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the mean, resampling replicates and then the prompts of each.
+    """Return the 95 % bootstrap interval of the mean, resampling replicates and, independently, prompts.
 
-    ``gaps``: the difference at each prompt, float [prompts], per replicate.
+    All replicates answer the same prompts, so a drawn prompt counts in every drawn replicate (pigeonhole bootstrap,
+    Owen 2007, doi 10.1214/07-AOAS122); drawing each replicate's prompts anew would average away what prompts have in common.
+
+    Args:
+        gaps: the difference at each prompt, float [prompts], per replicate; the same prompts for all.
     """
-    draw = np.random.default_rng(seed)
+    draw, table = np.random.default_rng(seed), np.stack(gaps)
+    replicates, prompts = table.shape
     means = []
     for _ in range(RESAMPLES):
-        chosen = draw.integers(len(gaps), size=len(gaps))
-        means.append(np.mean([gaps[row][draw.integers(len(gaps[row]), size=len(gaps[row]))].mean() for row in chosen]))
+        counts = np.bincount(draw.integers(replicates, size=replicates), minlength=replicates)
+        weights = np.bincount(draw.integers(prompts, size=prompts), minlength=prompts)
+        means.append(counts @ table @ weights / table.size)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

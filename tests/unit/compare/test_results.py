@@ -48,7 +48,13 @@ def test_the_bootstrap_resamples_replicates_and_prompts() -> None:
     generator = np.random.default_rng(0)
     gaps = [generator.normal(0.2, 1.0, 400) for _ in range(10)]
     low, high = bootstrap(gaps)
-    assert low < 0.2 < high and high - low == pytest.approx(2 * 1.96 / 4000**0.5 * 2**0.5, rel=0.25)
+    assert low < 0.2 < high and high - low == pytest.approx(2 * 1.96 / 4000**0.5 * 3**0.5, rel=0.25)
+
+
+def test_the_bootstrap_keeps_what_prompts_have_in_common() -> None:
+    common = np.random.default_rng(0).normal(0.0, 1.0, 400)
+    low, high = bootstrap([common] * 10)
+    assert high - low == pytest.approx(2 * 1.96 / 400**0.5, rel=0.1)
 
 
 def test_a_curve_is_not_extrapolated() -> None:
@@ -81,6 +87,30 @@ def test_truncated_decodings_can_be_best_and_form_their_own_curves() -> None:
     level = rows(base, other, methods=["sft", "rlgaf"])["rlgaf"].level_difference
     # Baseline at 8 nats: 0.6 - 0.2 * 4 / 6 over temperature, 0.65 over top-p, 0.4667 over min-p.
     assert level is not None and level.mean == pytest.approx(0.8 - 0.65)
+
+
+def of(method: MethodName, replicate: int, *points: Measured) -> Trial:
+    return Trial(method, replicate, {"validation": [*points], "test": [*points]}, 0, {"training": 0.0}, 1, 100)
+
+
+def test_the_baseline_is_compared_at_its_highest_entropy_if_the_method_exceeds_it() -> None:
+    base = [of("sft", each, point(0.5, 8.0), point(0.7, 4.0, temperature=0.5)) for each in range(2)]
+    wide = [of("rlgaf", each, point(0.2, 10.0), point(0.6, 6.0, temperature=0.5)) for each in range(2)]
+    found = rows(*base, *wide, methods=["sft", "rlgaf"])["rlgaf"].level_difference
+    assert found is not None and found.mean == pytest.approx(0.4 - 0.5)  # at 8 nats
+
+
+def test_there_is_no_comparison_if_the_curves_of_a_replicate_do_not_overlap() -> None:
+    base = [of("sft", each, point(0.5, 8.0), point(0.7, 4.0, temperature=0.5)) for each in range(2)]
+    narrow = [of("rlgaf", each, point(0.9, [6.0, 3.0][each]), point(0.9, 1.0, temperature=0.5)) for each in range(2)]
+    assert rows(*base, *narrow, methods=["sft", "rlgaf"])["rlgaf"].level_difference is None
+
+
+def test_a_baseline_that_selects_among_candidates_is_compared_at_equal_distinct_2() -> None:
+    trials = [trial("best_of_4", 0, 0.0, chosen=True), trial("rlgaf", 0, 0.1)]
+    found = {row.name: row for row in table(trials, ["best_of_4", "rlgaf"], "best_of_4")}["rlgaf"]
+    assert found.level == "distinct_2" and found.level_difference is not None
+    assert found.level_difference.mean == pytest.approx(0.1)
 
 
 def rows(*trials: Trial, methods: list[MethodName]) -> dict[str, Row]:
