@@ -65,7 +65,7 @@ def bootstrap(gaps: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of the mean, resampling replicates and, independently, prompts.
 
     All replicates answer the same prompts, so a drawn prompt counts in every drawn replicate (pigeonhole bootstrap,
-    Owen 2007, doi 10.1214/07-AOAS122); drawing each replicate's prompts anew would average away what prompts have in common.
+    Owen 2007, doi 10.1214/07-AOAS122); drawing each replicate's prompts anew would average away what they share.
 
     Args:
         gaps: the difference at each prompt, float [prompts], per replicate; the same prompts for all.
