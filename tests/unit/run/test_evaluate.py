@@ -30,11 +30,12 @@ def test_a_folder_that_is_not_a_run_is_rejected(words: list[str], expected: str,
     assert expected in capsys.readouterr().err
 
 
-def test_temperatures_are_positive_numbers(capsys) -> None:
-    assert main(["evaluate", "run", "--temperatures", "1,-2"]) == 2
+@pytest.mark.parametrize("given", ["1,-2", "0", "nan,inf", "1,nan", "inf"])
+def test_temperatures_are_positive_numbers(given: str, capsys) -> None:
+    assert main(["evaluate", "run", "--temperatures", given]) == 2
     assert capsys.readouterr().err == (
-        "error: rlgaf evaluate: invalid value for '--temperatures': '1,-2' is not a list of positive numbers such as "
-        "0.8,1; see rlgaf evaluate --help\n"
+        f"error: rlgaf evaluate: invalid value for '--temperatures': '{given}' is not a list of positive numbers such "
+        "as 0.8,1; see rlgaf evaluate --help\n"
     )
 
 
