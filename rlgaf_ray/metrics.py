@@ -197,7 +197,7 @@ _TABLE = [
     #
     Metric("quick/judge_share", "share", "{:.3f}", head="quick judge"),
     Metric("quick/two_sample_auc", "0 to 1", "{:.3f}", "lower", "quick AUC", ideal=0.5),
-    Metric("quick/success", "share", "{:.3f}", "higher"),
+    Metric("quick/success", "share", "{:.3f}", "higher", "quick success"),
     Metric("quick/f1", "%", "{:.1f}", "higher", "quick F1, %"),
     Metric("quick/held_out_auc", "share", "{:.3f}", "higher"),
     Metric("quick/information", "nats/row", "{:.3f}", "higher"),

@@ -115,7 +115,7 @@ def compare(words: Sequence[str], small: bool, resume: bool, print_config: bool)
 @options.small
 @click.option("--nodes", type=click.IntRange(min=1), default=1, show_default=True, help="Number of machines.")
 @click.option("--gpus-per-node", type=click.IntRange(min=0), help="Default: 8 if the config uses GPUs, else 0.")
-@click.option("--gpu-memory", type=float, default=80.0, show_default=True, help="GiB per GPU.")
+@click.option("--gpu-memory", type=options.PositiveNumber(), default=80.0, show_default=True, help="GiB per GPU.")
 @click.option("--cpus-per-node", type=click.IntRange(min=1), help="Default: this machine's.")
 @options.print_config
 def plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -26,7 +27,7 @@ class Numbers(click.ParamType):
             numbers = [self.number_type(part) for part in value.split(",") if part]
         except ValueError:
             numbers = []
-        if not numbers or any(number <= 0 for number in numbers):
+        if not numbers or not all(0 < number < math.inf for number in numbers):
             example = "0.8,1" if self.number_type is float else "200,400"
             self.fail(f"{value!r} is not a list of positive numbers such as {example}")
         return numbers
@@ -92,7 +93,7 @@ def report(runs: Sequence[str], rating_sheet: bool, out: str | None) -> int:
 @click.argument("run", type=click.Path())
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue or answer; can be repeated.")
 @click.option("-n", "--samples", type=click.IntRange(min=1), default=4, show_default=True, help="Samples per model.")
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Default: the run's.")
+@click.option("--temperature", type=options.PositiveNumber(), help="Default: the run's.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Default: the run's task.response_tokens.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @options.verbosity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -24,6 +25,18 @@ resume = click.option("--resume", is_flag=True, help="Resume run.name in run.roo
 other_versions = click.option("--other-versions", is_flag=True, help="Resume despite changed package versions.")
 print_config = click.option("--print-config", is_flag=True, help="Print each value with its source, and exit.")
 out = click.option("--out", metavar="FOLDER", help="Output folder. Default: the first run's.")
+
+
+class PositiveNumber(click.ParamType):
+    """A finite number above 0; click's own ``FloatRange`` accepts nan."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if not 0 < number < math.inf:
+            self.fail(f"{value} is not a positive number", param, ctx)
+        return float(number)
 
 
 def run_folders(name: str) -> Callable[[Function], Function]:

@@ -69,8 +69,7 @@ def _compare(config: Config, folder: Path, console: Console, *, resume: bool) ->
         page = write_page(config, trials, rows, errors)
         console.print(f"wrote {page}, with tables and figures in the same folder", highlight=False, soft_wrap=True)
     if not trials or len(trials) < len(jobs):
-        place = f"run.root={config.run.root} run.name={config.run.name}"
-        console.print(f"to resume: rlgaf compare {place} --resume", highlight=False, soft_wrap=True)
+        console.print(f"to resume: rlgaf compare --resume {config.run.again}", highlight=False, soft_wrap=True)
     if received:
         return SIGNAL_EXIT_OFFSET + received[0]
     return 0 if len(trials) == len(jobs) else 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.engines import engines_with
 from rlgaf_ray.config.generator import GeneratorSection
 from rlgaf_ray.config.learner import LearnerSection
 from rlgaf_ray.config.lora import LoraSettings
+from rlgaf_ray.config.presets import shipped_model
 from rlgaf_ray.config.rollout import RolloutSection
 from rlgaf_ray.config.section import Section
 
@@ -24,8 +25,8 @@ class ModelSection(Section):
 
     generator: str = Field(
         FILM_REVIEWS,
-        description="local folder or hub id of a causal LM, the built-in 'film-reviews', or a model trained from "
-        "scratch: 'tiny-gpt2', 'seqgan-lstm'",
+        description="local folder or hub id of a causal LM, a folder among the presets, the built-in 'film-reviews', "
+        "or a model trained from scratch: 'tiny-gpt2', 'seqgan-lstm'",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type of the stored weights and of the rollout engine; bfloat16 for large models"
@@ -35,6 +36,11 @@ class ModelSection(Section):
         False, description="load pytorch_model.bin if there are no safetensors; unpickling can run arbitrary code"
     )
     lora: LoraSettings = LoraSettings()
+
+    @field_validator("generator")
+    @classmethod
+    def _found_from_any_directory(cls, generator: str) -> str:
+        return shipped_model(generator)
 
     @property
     def risks(self) -> list[str]:

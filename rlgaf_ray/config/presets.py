@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import os
 from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 
 
+def presets_folder() -> Path:
+    """Return the folder of the presets: inside the package in a wheel (setup.py), next to it in a clone."""
+    inside = PACKAGE / "configs"
+    return inside if inside.is_dir() else PACKAGE.parent / "configs"
+
+
 @cache
 def presets() -> dict[str, Path]:
-    """Return the file of each preset: inside the package in a wheel (setup.py), next to it in a clone."""
-    inside = PACKAGE / "configs"
-    folder = inside if inside.is_dir() else PACKAGE.parent / "configs"
+    """Return the file of each preset."""
+    folder = presets_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def shipped_model(source: str) -> str:
+    """Return the path of a model folder among the presets, such as ``scaling/shapes/8b``; else the source itself.
+
+    A path that exists in the working directory takes precedence.
+    """
+    folder = presets_folder() / source
+    if os.path.exists(source) or ".." in Path(source).parts or not os.path.isfile(folder / "config.json"):
+        return source
+    return str(folder)
 
 
 def nearest(name: str) -> str:

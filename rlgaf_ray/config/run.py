@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from pydantic import Field, field_validator
 
 from rlgaf_ray.config import uri
 from rlgaf_ray.config.cluster import ClusterSection
+from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.config.section import Positive, Rate, Section
 
 
@@ -60,8 +63,20 @@ class RunSection(Section):
 
     @property
     def again(self) -> str:
-        """Argument of --resume that resumes this run."""
-        return f"run.name={self.name}" if self.remote is None else self.shown
+        """Arguments of --resume that resume this run, for a shell."""
+        assert self.name is not None, "the run has no name yet"
+        if self.remote is not None:
+            return shlex.quote(self.shown)
+        root = [] if self.root == type(self).model_fields["root"].default else [f"run.root={_as_yaml(self.root)}"]
+        return shlex.join([*root, f"run.name={_as_yaml(self.name)}"])
+
+
+def _as_yaml(text: str) -> str:
+    """Quote text that YAML reads as something else, such as ``2026``."""
+    try:
+        return text if read_yaml(text) == text else json.dumps(text)
+    except ValueError:
+        return json.dumps(text)
 
 
 def check_storage(run: RunSection, cluster: ClusterSection) -> None:

@@ -85,6 +85,7 @@ CURVES = (
     Curve("closeness", ("eval/closeness",)),
     Curve("two_sample", ("eval/two_sample_auc",)),
     Curve("embedding_two_sample", ("eval/embedding_two_sample_auc",)),
+    Curve("success", ("eval/success",)),
     Curve("f1", ("eval/f1",)),
     Curve("length_distance", ("eval/length_distance",)),
     Curve("perplexity", ("eval/perplexity",)),

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from rlgaf_ray.metrics import columns, metric
+from rlgaf_ray.metrics import Metric, columns, metric
 from rlgaf_ray.report.console import columns_table
 from rlgaf_ray.report.figures import QualityCurve, QualityPoint, quality_diversity
 from rlgaf_ray.types import EvaluationPart, Metrics
@@ -20,12 +20,14 @@ FILES: dict[EvaluationPart, str] = {
     "validation": "quality_diversity.json",
     "test": "quality_diversity_test.json",
 }
-QUALITIES = ("eval/judge_share", "eval/f1")  # plotted against diversity; else the first of the task's own metrics
+QUALITIES = ("eval/judge_share", "eval/success", "eval/f1")
+"""Plotted against diversity; else the first of the task's own metrics."""
 COLUMNS = (
     "eval/closeness",
     "eval/judge_share",
     "eval/vader_share",
     "eval/embedding_share",
+    "eval/success",
     "eval/f1",
     "eval/length_distance",
     "eval/two_sample_auc",
@@ -83,7 +85,8 @@ class Comparison:
             )
             for name in dict.fromkeys(row.model for row in self.rows)
         ]
-        return quality_diversity(curves, real=self.real, quality_name=metric(self.quality).line)
+        shown = metric(self.quality)
+        return quality_diversity(curves, real=self.real, quality_name=f"{shown.line}{direction(shown)}")
 
     def advantages(self) -> list[str]:
         """Return one sentence per run and other model."""
@@ -99,6 +102,11 @@ class Comparison:
 def quality_of(metrics: Metrics) -> str:
     """Return the metric of sample quality, which is plotted against diversity."""
     return next(each.name for each in columns((*QUALITIES, "eval/two_sample_auc"), metrics))
+
+
+def direction(shown: Metric) -> str:
+    """Return a remark on a metric that a better model has less of, else nothing."""
+    return ", lower is better" if shown.sign < 0 else ""
 
 
 def models_table(rows: Sequence[Evaluated], part: EvaluationPart = "validation") -> Table:
@@ -132,7 +140,7 @@ def advantage(row: Evaluated, curve: Sequence[Evaluated], quality: str) -> str:
         return f"{name}: distinct-2 {diversity:.3f} is outside the curve ({points[0][0]:.3f} to {points[-1][0]:.3f})"
     return (
         f"{name}, at equal distinct-2 {diversity:.3f}: {row.metrics[quality]:.3f} against {level:.3f} "
-        f"({row.metrics[quality] - level:+.3f})"
+        f"({row.metrics[quality] - level:+.3f}{direction(metric(quality))})"
     )
 
 

@@ -2,8 +2,10 @@
 
 A lower temperature alone raises quality and lowers diversity ("Language GANs Falling Short", arXiv 1811.02549): an
 adversarial model is better only if it is above the curves of the SFT model and of SFT on the same demonstrations. All
-models are sampled by the run's engine, on the same prompts with the same seeds: those of the validation split, or with
-``--test`` those of the test split, which only ``rlgaf compare`` reads too.
+models are sampled by the first run's engine under its ``rollout.top_p`` and ``top_k``, on the same prompts with the
+same seeds: those of the validation split, or with ``--test`` those of the test split, which only ``rlgaf compare``
+reads too. ``eval/real_nll`` is computed at each temperature, unlike that of a run, which is at 1; perplexities under
+the SFT model are at 1.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +29,7 @@ from rlgaf_ray.config import Config, load_config, uri
 from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.data.storage import Place, writing
 from rlgaf_ray.data.task import TaskSource, evaluation_set
-from rlgaf_ray.engines.build import build_engine
+from rlgaf_ray.engines.build import build_engine, sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.text import decode
@@ -41,7 +44,7 @@ from rlgaf_ray.training.batching import Batching
 from rlgaf_ray.training.policy import mean_nll
 from rlgaf_ray.training.sft import fine_tune
 from rlgaf_ray.training.warmup import WarmupProgress, Worker
-from rlgaf_ray.types import MIN_TEXTS, Demonstration, EvaluationPart, Prompt, SamplingSettings
+from rlgaf_ray.types import MIN_TEXTS, Demonstration, EvaluationPart, Prompt
 from rlgaf_ray.weights.state import to_arrays
 
 SFT = "SFT"
@@ -198,6 +201,7 @@ def _sweep(
     models += _trained(runs, configs)
 
     first = config.rollout.temperature  # the run's own temperature comes first: the tables compare the models there
+    perplexity_real = math.exp(mean_nll(reference, real, pad_token_id=pad, batching=batching))  # at 1, as of samples
     rows = []
     jobs = [(name, model, t) for name, model in models for t in dict.fromkeys([first, *temperatures])]
     with Progress(console=console) as progress:
@@ -205,11 +209,7 @@ def _sweep(
         for version, (name, model, temperature) in enumerate(jobs):
             progress.update(bar, description=f"{name} at temperature {temperature:g}")
             engine.update_weights(to_arrays(model.state_dict(), version))
-            sampling = SamplingSettings(
-                max_new_tokens=config.task.response_tokens,
-                temperature=temperature,
-                stop_at_end_of_text=config.stop_at_end_of_text,
-            )
+            sampling = replace(sampling_settings(config, samples_per_prompt=1), temperature=temperature)
             rollouts = engine.generate(prompts, sampling, seeds=seeds)
             metrics = evaluator(
                 [rollout.response_ids for rollout in rollouts],
@@ -217,6 +217,7 @@ def _sweep(
                 sample_nll=mean_nll(reference, rollouts, pad_token_id=pad, batching=batching),
                 real_nll=mean_nll(model, real, pad_token_id=pad, batching=batching, temperature=temperature),
             )
+            metrics["eval/perplexity_real"] = perplexity_real
             rows.append(Evaluated(name, temperature, metrics))
             progress.advance(bar)
     engine.close()
@@ -226,7 +227,7 @@ def _sweep(
         return Comparison(rows, adversarial, part=part)
     real_point = QualityPoint(
         judged_share=rows[0].metrics[quality_real],
-        perplexity=math.exp(mean_nll(reference, real, pad_token_id=pad, batching=batching)),
+        perplexity=perplexity_real,
         distinct_2=rows[0].metrics["eval/distinct_2_real"],
         self_bleu=rows[0].metrics["eval/self_bleu_real"],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from rlgaf_ray.data.chat import ChatTemplate
 from rlgaf_ray.data.encoder import Encoder
 from rlgaf_ray.data.storage import Place
 from rlgaf_ray.engines.base import RolloutEngine
+from rlgaf_ray.engines.build import sampling_settings
 from rlgaf_ray.engines.seeds import EVALUATION, rollout_seed
 from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
@@ -34,7 +35,7 @@ from rlgaf_ray.training.discriminator import Discriminator, with_scores
 from rlgaf_ray.training.distributed import SINGLE_PROCESS
 from rlgaf_ray.training.fingerprint import folder_fingerprint
 from rlgaf_ray.training.neural_discriminator import NeuralDiscriminator
-from rlgaf_ray.types import Prompt, SamplingSettings
+from rlgaf_ray.types import Prompt
 
 SFT, TRAINED = "SFT", "adversarial"
 
@@ -64,18 +65,18 @@ class Sampler:
         max_tokens: int | None = None,
         seed: int = 0,
     ) -> dict[str, list[Sample]]:
-        """Sample responses from each model with the same seeds; length and temperature default to those of training.
+        """Sample responses from each model with the same seeds, as in training unless length or temperature is given.
 
         Raises ``UserError`` for a prompt that has no tokens or is too long.
         """
         token_ids = np.array(self.encode(prompt), np.int32)
         if not len(token_ids):
             raise UserError(f"the prompt {prompt!r} has no tokens: give some text")
-        sampling = SamplingSettings(
-            max_new_tokens=max_tokens or self.config.task.response_tokens,
-            temperature=self.config.rollout.temperature if temperature is None else temperature,
-            samples_per_prompt=num_samples,
-            stop_at_end_of_text=self.config.stop_at_end_of_text,
+        sampling = sampling_settings(self.config, samples_per_prompt=num_samples)
+        sampling = replace(
+            sampling,
+            max_new_tokens=sampling.max_new_tokens if max_tokens is None else max_tokens,
+            temperature=sampling.temperature if temperature is None else temperature,
         )
         seeds = [rollout_seed(seed, EVALUATION, index) for index in range(num_samples)]
         found = {}

@@ -15,7 +15,7 @@ from rlgaf_ray.report.console import Terminal
 from rlgaf_ray.sweep.results import TrialResult
 from rlgaf_ray.sweep.space import short_names
 
-COLUMNS = (SCORE, "eval/closeness", "eval/f1", "eval/perplexity_ratio", "eval/distinct_2_ratio")
+COLUMNS = (SCORE, "eval/closeness", "eval/success", "eval/f1", "eval/perplexity_ratio", "eval/distinct_2_ratio")
 
 
 class Lines(tune.Callback):

@@ -23,8 +23,8 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_run(start, small_under, record,
     output = run.ended(143)
     assert detected < GRACE_SECONDS
     last = int(reached(run.folder))
-    stopped = f"stopped after iteration {last}, before its first evaluation"
-    assert f"{stopped}; continue with --resume run.name=stopped" in output
+    again = f"--resume run.root={tmp_path} run.name=stopped"
+    assert f"stopped after iteration {last}, before its first evaluation; continue with {again}" in output
     assert (run.folder / "checkpoints/latest").read_text() == f"step_{last:06d}\n"
     assert "Traceback" not in output
     record(

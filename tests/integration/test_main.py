@@ -141,7 +141,7 @@ def test_an_interrupt_saves_and_the_run_goes_on(small, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
     assert process.returncode == 130, output
-    assert "continue with --resume run.name=cut" in output
+    assert f"continue with --resume run.root={tmp_path} run.name=cut" in output
     assert "Traceback" not in output
     last = json.loads(metrics.read_text().splitlines()[-1])["iteration"]
     assert (tmp_path / "cut/checkpoints/latest").read_text() == f"step_{last:06d}\n"

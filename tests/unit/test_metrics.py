@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlgaf_ray.config.task import TASKS, TaskTraits
 from rlgaf_ray.evaluation.score import evaluation_score
 from rlgaf_ray.metrics import METRICS, VARIANT, columns, metric, own
 from rlgaf_ray.report import console, quality
@@ -43,6 +44,15 @@ def test_every_report_uses_metrics_of_the_table() -> None:
     curves = {name for curve in CURVES for name in curve.metrics}
     views = {*console.TRAINING_COLUMNS, *console.RESULT_LINES, *quality.COLUMNS, *quality.QUALITIES, *COLUMNS, *curves}
     assert sorted(views - METRICS.keys()) == []
+
+
+@pytest.mark.parametrize(
+    "traits", [each for each in TASKS.values() if not each.own_quality], ids=lambda each: each.source
+)
+def test_every_table_and_curve_has_the_quality_of_a_task(traits: TaskTraits) -> None:
+    curves = [name for curve in CURVES for name in curve.metrics]
+    for view in (console.TRAINING_COLUMNS, console.RESULT_LINES, quality.COLUMNS, COLUMNS, curves):
+        assert traits.quality in view
 
 
 def test_values_are_formatted_by_the_table() -> None:

@@ -65,6 +65,12 @@ def test_the_package_runs_as_a_program(module: str) -> None:
         (["presets", "--zzz"], "rlgaf presets has no option --zzz (see rlgaf presets --help)"),
         (["plan", "--nodes", "0"], "rlgaf plan: invalid value for '--nodes': 0 is not in the range x>=1; see rlgaf "
          "plan --help"),
+        *((["plan", "--gpu-memory", number], f"rlgaf plan: invalid value for '--gpu-memory': {number} is not a "
+         "positive number; see rlgaf plan --help") for number in ("-1", "0.0", "nan", "inf")),
+        *((["sample", "run", "--temperature", number], f"rlgaf sample: invalid value for '--temperature': {number} "
+         "is not a positive number; see rlgaf sample --help") for number in ("0", "nan", "inf")),
+        (["plan", "--gpu-memory", "much"], "rlgaf plan: invalid value for '--gpu-memory': 'much' is not a valid float; "
+         "see rlgaf plan --help"),
         (["plan", "--nodes"], "rlgaf plan: option '--nodes' requires an argument; see rlgaf plan --help"),
         (["sample"], "rlgaf sample: missing argument 'RUN'; see rlgaf sample --help"),
         (["diff", "a"], "rlgaf diff: missing argument 'B'; see rlgaf diff --help"),

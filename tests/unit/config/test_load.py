@@ -578,3 +578,24 @@ def test_several_learners_can_train_adapters() -> None:
         None, ["model.lora.rank=4", UNAVERAGED, "learner.num_workers=2", "discriminator.num_workers=2"]
     )
     assert config.model.lora.rank == 4
+
+
+def test_a_model_folder_of_the_presets_is_found_from_any_directory(tmp_path: Path, monkeypatch) -> None:
+    def model(source: str) -> str:
+        return load_config(None, [f"model.generator={source}"]).model.generator
+
+    monkeypatch.chdir(tmp_path)
+    shape = str(CONFIGS / "scaling/shapes/8b")
+    assert model("scaling/shapes/8b") == model(shape) == load_config("scaling/8_gpus").model.generator == shape
+    for source in ("scaling/shapes", "ablations/x", "../configs/scaling/shapes/8b", "film-reviews", "x" * 5000):
+        assert model(source) == source
+    (tmp_path / "scaling/shapes/8b").mkdir(parents=True)
+    assert model("scaling/shapes/8b") == "scaling/shapes/8b"
+
+
+def test_the_models_of_a_wheel_are_beside_its_presets(tmp_path: Path, monkeypatch) -> None:
+    shape = tmp_path / "configs/scaling/shapes/9b"
+    shape.mkdir(parents=True)
+    (shape / "config.json").write_text("{}")
+    monkeypatch.setattr("rlgaf_ray.config.presets.PACKAGE", tmp_path)
+    assert load_config(None, ["model.generator=scaling/shapes/9b"]).model.generator == str(shape)

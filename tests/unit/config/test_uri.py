@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
+from rlgaf_ray.cli.words import split_words
 from rlgaf_ray.config import Config, ConfigError, dump_config, load_config, uri, with_values
+from rlgaf_ray.config.run import RunSection
 
 
 def run_of(*overrides: str):
@@ -40,6 +43,32 @@ def test_keys_are_neither_written_nor_shown() -> None:
     assert config.run.folder == same_place
     assert with_values(config, {"run.seed": 3}).run.remote == config.run.remote
     assert uri.public("no key in runs/me@home, s3://bucket/me@home") == "no key in runs/me@home, s3://bucket/me@home"
+
+
+@pytest.mark.parametrize(
+    ("root", "expected"),
+    [
+        ("runs", "run.name=one"),
+        ("/data/runs", "run.root=/data/runs run.name=one"),
+        ("~/runs", "'run.root=~/runs' run.name=one"),
+        ("/data/my runs", "'run.root=/data/my runs' run.name=one"),
+        ("file:///data/my%20runs", "run.root=file:///data/my%20runs run.name=one"),
+        ("2026", "'run.root=\"2026\"' run.name=one"),
+        ("*", "'run.root=\"*\"' run.name=one"),
+        ("s3://KEY:SECRET@bucket/runs", "s3://bucket/runs/one"),
+        ("s3://bucket/runs?region=x", "'s3://bucket/runs/one?region=x'"),
+    ],
+)
+def test_a_shell_resumes_the_run_with_the_words_shown(root: str, expected: str) -> None:
+    run = RunSection(name="one", root=root)
+    assert run.again == expected
+    resumed = load_config(None, split_words(shlex.split(run.again), resume=True)[1]).run
+    assert (resumed.folder, resumed.shown) == (run.folder, run.shown)
+
+
+def test_a_name_of_digits_stays_text() -> None:
+    again = shlex.split(RunSection(name="7", root="runs").again)
+    assert load_config(None, split_words(again, resume=True)[1]).run.name == "7"
 
 
 @pytest.mark.parametrize(

@@ -240,12 +240,18 @@ def test_the_plans_in_the_documentation_fit() -> None:
     folder = Path(__file__).parents[3] / "configs/scaling"
     for path, nodes in ((folder / "8_gpus.yaml", 1), (folder / "64_gpus.yaml", 8), (folder / "512_gpus.yaml", 64)):
         config = load_config(path, [])
-        shape = json.loads((folder / "shapes" / Path(config.model.generator).name / "config.json").read_text())
-        local = load_config(path, [f"model.generator={folder / 'shapes' / Path(config.model.generator).name}"])
+        shape = json.loads((Path(config.model.generator) / "config.json").read_text())
         console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=120)  # noqa: SIM115
-        plan(local, nodes=nodes, gpus_per_node=8, gpu_memory=80.0, cpus_per_node=128, console=console)
+        plan(config, nodes=nodes, gpus_per_node=8, gpu_memory=80.0, cpus_per_node=128, console=console)
         printed = console.export_text()
         assert f"{shape['num_hidden_layers']} layers x {shape['hidden_size']:,}".replace(",", "") in printed.replace(
             ",", ""
         )
         assert "GiB: fits" in printed
+
+
+def test_a_preset_with_a_shape_is_planned_from_any_directory(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    machines = ["--nodes", "8", "--gpus-per-node", "8", "--cpus-per-node", "128"]
+    assert main(["plan", "scaling/64_gpus", *machines]) == 0
+    assert "model: 32,763.4 M parameters" in capsys.readouterr().out

@@ -27,6 +27,7 @@ def row(model: str, temperature: float, *, distinct_2: float, share: float) -> E
     return Evaluated(model, temperature, metrics)
 
 
+OTHERS = {"eval/perplexity": 90.0, "eval/self_bleu": 0.2}
 ROWS = [
     row(SFT, 1.0, distinct_2=0.7, share=0.5),
     row(SFT, 0.8, distinct_2=0.5, share=0.6),
@@ -47,6 +48,34 @@ def test_advantage_interpolates_the_curve_at_equal_diversity() -> None:
     assert advantage(ROWS[4], sft, "eval/judge_share") == (
         "run at temperature 0.8 against SFT: distinct-2 0.300 is outside the curve (0.400 to 0.700)"
     )
+
+
+def test_the_quality_of_walks_is_their_success() -> None:
+    rows = [
+        Evaluated(each.model, each.temperature, walks | {"eval/success": share, "eval/legal": 1.0})
+        for each, share in zip(ROWS, (0.1, 0.3, 0.4, 0.2, 0.5), strict=True)
+        if (walks := {name: value for name, value in each.metrics.items() if "judge" not in name})
+    ]
+    comparison = Comparison(rows, ["run"])
+    assert comparison.quality == "eval/success"
+    assert comparison.advantages()[0].endswith("at equal distinct-2 0.600: 0.200 against 0.200 (+0.000)")
+    assert comparison.figure().axes[0].get_ylabel() == "answers that reach the goal"
+    heads = next(line for line in printed(temperatures_table(rows)) if line[0] == "model")
+    assert heads[3] == "success"
+    assert ["answers that reach the goal", "0.100", "0.200", ""] in printed(models_table(rows))
+
+
+def test_a_quality_that_should_fall_is_said_to() -> None:
+    """Without a better metric: a run that a classifier tells more easily from real text has no advantage."""
+    aucs = ((SFT, 0.7, 0.66), (SFT, 0.5, 0.66), ("run", 0.6, 0.8))
+    rows = [
+        Evaluated(model, 1.0, {"eval/distinct_2": x, "eval/two_sample_auc": auc} | OTHERS) for model, x, auc in aucs
+    ]
+    comparison = Comparison(rows, ["run"])
+    assert comparison.advantages() == [
+        "run at temperature 1 against SFT, at equal distinct-2 0.600: 0.800 against 0.660 (+0.140, lower is better)"
+    ]
+    assert comparison.figure().axes[0].get_ylabel() == "AUC real or generated (bag of words), lower is better"
 
 
 def test_comparison_round_trips_and_is_drawn(tmp_path: Path) -> None:

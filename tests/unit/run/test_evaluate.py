@@ -1,18 +1,26 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from rlgaf_ray.actors.warmup import Warmups
 from rlgaf_ray.config import Config, dump_config, load_config, with_values
-from rlgaf_ray.data.task import Task
+from rlgaf_ray.data.task import Task, evaluation_set
+from rlgaf_ray.engines.transformers import TransformersEngine
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
+from rlgaf_ray.models.generator import load_generator
 from rlgaf_ray.run import evaluate as module
 from rlgaf_ray.run.preparation import prepare_data
 from rlgaf_ray.run.provenance import of_inputs
+from rlgaf_ray.training.batching import Batching
+from rlgaf_ray.training.policy import mean_nll
+from rlgaf_ray.types import SamplingSettings
 from tests.families import save_family
 from tests.unit.run.test_vocabulary import LLAMA, add_to_tokenizer, config
 
@@ -30,11 +38,12 @@ def test_a_folder_that_is_not_a_run_is_rejected(words: list[str], expected: str,
     assert expected in capsys.readouterr().err
 
 
-def test_temperatures_are_positive_numbers(capsys) -> None:
-    assert main(["evaluate", "run", "--temperatures", "1,-2"]) == 2
+@pytest.mark.parametrize("given", ["1,-2", "0", "nan,inf", "1,nan", "inf"])
+def test_temperatures_are_positive_numbers(given: str, capsys) -> None:
+    assert main(["evaluate", "run", "--temperatures", given]) == 2
     assert capsys.readouterr().err == (
-        "error: rlgaf evaluate: invalid value for '--temperatures': '1,-2' is not a list of positive numbers such as "
-        "0.8,1; see rlgaf evaluate --help\n"
+        f"error: rlgaf evaluate: invalid value for '--temperatures': '{given}' is not a list of positive numbers such "
+        "as 0.8,1; see rlgaf evaluate --help\n"
     )
 
 
@@ -113,6 +122,44 @@ def test_runs_with_and_without_reward_functions_are_evaluated_together(finished:
     for folders in ([finished, rewarded], [rewarded, finished]):
         with pytest.raises(Started):
             module.evaluate(folders)
+
+
+def test_the_runs_sampling_is_swept_over_temperature_alone(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real text has one perplexity under the SFT model, at temperature 1 like that of samples."""
+    words = {"generator.algorithm": "gumbel", "rollout.temperature": 0.5, "rollout.top_k": 3, "rollout.top_p": 0.9}
+    settings = with_values(load_config(finished / "config.yaml"), words | {"evaluation.embeddings": False})
+    record(finished, settings)
+    model = tmp_path / "model"
+    monkeypatch.setattr(module, "ray_session", lambda _: nullcontext())
+    monkeypatch.setattr(module, "prepare_warmups", lambda *_: Warmups(model, model, model, None, True))
+    used: list[SamplingSettings] = []
+    generate = TransformersEngine.generate
+
+    def spied(engine: TransformersEngine, prompts, sampling: SamplingSettings, **others):
+        used.append(sampling)
+        return generate(engine, prompts, sampling, **others)
+
+    monkeypatch.setattr(TransformersEngine, "generate", spied)
+    found = module.evaluate([finished], temperatures=[1.0, 0.8], sft_steps=[], num_prompts=10)
+    data = prepare_data(settings, tmp_path / "cache")
+    real = evaluation_set(data.task, 10, "validation")
+    pad = data.tokenizer.pad_token_id
+
+    def nll(temperature: float) -> float:
+        sft = load_generator(model)
+        return mean_nll(sft, real, pad_token_id=pad, batching=Batching(8), temperature=temperature)
+
+    (perplexity,) = {row.metrics["eval/perplexity_real"] for row in found.rows}
+    assert perplexity == pytest.approx(math.exp(nll(1.0)), rel=1e-4)
+    assert [row.metrics["eval/real_nll"] for row in found.rows[:3]] == [
+        pytest.approx(nll(temperature), rel=1e-4) for temperature in (0.5, 1.0, 0.8)
+    ]
+    assert nll(0.5) != pytest.approx(nll(1.0), rel=1e-2)
+    assert [(each.temperature, each.top_p, each.top_k) for each in used] == [
+        (temperature, 0.9, 3) for temperature in (0.5, 1.0, 0.8) * 2
+    ]
 
 
 def test_each_generator_is_loaded_under_its_own_trust(finished: Path) -> None:

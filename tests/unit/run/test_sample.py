@@ -72,6 +72,14 @@ def test_both_models_answer_with_scores(made: Path) -> None:
             sampler.sample("")
 
 
+def test_responses_are_sampled_as_in_training(copy: Path, made: Path) -> None:
+    words = ["generator.algorithm=gumbel", "rollout.top_k=1", "model.lora.rank=0"]
+    (copy / "config.yaml").write_text(dump_config(load_config(copy / "config.yaml", words)))
+    with open_sampler(str(copy)) as sampler:
+        samples = sampler.sample("hello", num_samples=4, seed=1)[TRAINED]
+    assert len({sample.text for sample in samples}) == 1, "the likeliest token each time"
+
+
 def test_an_sft_model_that_is_gone_is_named(copy: Path, tmp_path: Path, capsys) -> None:
     config = load_config(copy / "config.yaml", [f"warmup.cache={tmp_path / 'empty'}"])
     (copy / "config.yaml").write_text(dump_config(config))
