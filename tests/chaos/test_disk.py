@@ -61,7 +61,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_resumes(
     output = run.ended(1)
     (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "could not be written" in error and "No space left on device" in error
-    assert str(folder) in error and "--resume run.name=hurt" in error
+    assert str(folder) in error and f"--resume run.root={small_disk} run.name=hurt" in error
     assert f"the last checkpoint, {latest.read_text().strip()}, is intact" in error
     assert "Traceback" not in output
     detected = next(when for when, line in run.lines if line == error) - moment
