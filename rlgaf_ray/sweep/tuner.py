@@ -252,5 +252,7 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
         return SIGNAL_EXIT_OFFSET + received[0]
     if best is None:
         notes = [result.note for result in results if result.note]
-        raise UserError(f"no trial of {len(results)} finished" + (f"; the first error: {notes[0]}" if notes else ""))
+        finite = f" with a finite {config.sweep.metric}" if any(each.ending == "finished" for each in results) else ""
+        why = f"; the first error: {notes[0]}" if notes else ""
+        raise UserError(f"no trial of {len(results)} finished{finite}{why}")
     return 0
