@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
 
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.sweep import Domain
@@ -113,13 +113,17 @@ def _distribution(domain: Domain) -> Any:
             return tune.loguniform(*domain.log_uniform)
 
 
-def build_searcher(config: Config) -> BasicVariantGenerator | Searcher:
-    """Build the searcher ``sweep.searcher``, seeded with ``run.seed``."""
+def build_searcher(config: Config, concurrent: int) -> BasicVariantGenerator | Searcher:
+    """Build the searcher ``sweep.searcher``, seeded with ``run.seed``, for this many trials at a time.
+
+    Population-based training needs all trials from the start; ``plan_trials`` reserves the cores that limit them.
+    """
     if config.sweep.searcher == "random":
-        return BasicVariantGenerator(random_state=config.run.seed)
+        limit = 0 if config.sweep.scheduler == "pbt" else concurrent
+        return BasicVariantGenerator(random_state=config.run.seed, max_concurrent=limit)
     from ray.tune.search.optuna import OptunaSearch  # the extra "tune"
 
-    return OptunaSearch(seed=config.run.seed)
+    return ConcurrencyLimiter(OptunaSearch(seed=config.run.seed), max_concurrent=concurrent)
 
 
 def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:

@@ -196,9 +196,8 @@ def build_tuner(
             metric=config.sweep.metric,
             mode=config.sweep.mode,
             num_samples=config.sweep.num_samples,
-            search_alg=build_searcher(config),
+            search_alg=build_searcher(config, concurrent),
             scheduler=build_scheduler(config, folder.local / TRIALS),
-            max_concurrent_trials=concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

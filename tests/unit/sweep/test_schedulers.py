@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Float
@@ -205,13 +205,29 @@ def test_optuna_samples_within_the_bounds() -> None:
     )
     draws = []
     for _ in range(2):
-        searcher = build_searcher(config)
+        searcher = build_searcher(config, 20)
         assert isinstance(searcher, Searcher)
         assert searcher.set_search_properties("sweep/score", "max", build_space(config))
         draws.append([searcher.suggest(str(number)) for number in range(20)])
     assert draws[0] == draws[1]  # seeded with run.seed
     assert all(draw is not None and 1e-5 <= draw["generator.learning_rate"] <= 1e-3 for draw in draws[0])
     assert {draw["run.seed"] for draw in draws[0] if draw} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "started"),
+    [(["sweep.scheduler=asha"], 2), (["sweep.scheduler=none"], 2), (["sweep.scheduler=pbt"], 4)],
+)
+def test_the_searcher_starts_so_many_trials_at_a_time(words: list[str], started: int) -> None:
+    """A population is whole from the start; cores limit how many of it run."""
+    config = load_config(None, [SPACE, "sweep.num_samples=2", *words])
+    searcher: Any = build_searcher(config, 2)
+    experiment = Experiment("x", lambda values: None, config=build_space(config), num_samples=2)
+    searcher.add_configurations([experiment])
+    trials = [searcher.next_trial() for _ in range(5)]
+    assert sum(trial is not None for trial in trials) == started
+    searcher.on_trial_complete(trials[0].trial_id)
+    assert (searcher.next_trial() is not None) == (started < 4)
 
 
 def test_mutations_stay_within_the_bounds() -> None:
