@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from rlgaf_ray.config import Config
@@ -67,27 +69,44 @@ def read_result(
 
 def ranked(results: Sequence[TrialResult], mode: str) -> list[TrialResult]:
     """Sort the trials, best first. Finished trials come first: values of different iterations do not compare."""
-    sign = -1.0 if mode == "max" else 1.0
 
     def key(result: TrialResult) -> tuple[int, int, float]:
         further = 0 if result.ending == "finished" else -result.iteration
-        return ORDER.index(result.ending), further, 0.0 if result.value is None else sign * result.value
+        lost = result.value is None or math.isnan(result.value)
+        return ORDER.index(result.ending), further, math.inf if lost else -_sign(mode) * (result.value or 0.0)
 
     return sorted(results, key=key)
 
 
 def best_of(results: Sequence[TrialResult], mode: str) -> TrialResult | None:
-    """Return the best finished trial of the setting with the best mean over seeds; None if no trial finished."""
-    finished = [result for result in ranked(results, mode) if result.ending == "finished" and result.value is not None]
-    if not finished:
-        return None
+    """Return the best finished trial of the best setting; None if no trial finished.
+
+    The best setting has the largest share of finished trials (its seeds), and among equals the best mean. A trial that
+    the guard stopped counts in the mean with its reported value; a finished one without a finite value is not finished.
+    """
     settings: dict[tuple[tuple[str, str], ...], list[TrialResult]] = {}
-    for result in finished:
+    for result in ranked(results, mode):
         settings.setdefault(result.setting, []).append(result)
-    sign = 1.0 if mode == "max" else -1.0
-    return max(settings.values(), key=lambda group: sign * _mean(group))[0]
+
+    def rank(group: Sequence[TrialResult]) -> tuple[float, float, float]:
+        finished = [result.value for result in group if _has_finished(result) and result.value is not None]
+        stopped = [
+            result.value for result in group if result.ending == "stopped by the guard" and result.value is not None
+        ]
+        return (
+            len(finished) / len(group),
+            _sign(mode) * fmean([*finished, *stopped]),
+            _sign(mode) * fmean(finished),  # if the guard's value is infinite
+        )
+
+    groups = [group for group in settings.values() if any(map(_has_finished, group))]
+    best = max(groups, key=rank, default=[])
+    return next(filter(_has_finished, best), None)
 
 
-def _mean(group: Sequence[TrialResult]) -> float:
-    values = [result.value for result in group if result.value is not None]
-    return sum(values) / len(values)
+def _has_finished(result: TrialResult) -> bool:
+    return result.ending == "finished" and result.value is not None and math.isfinite(result.value)
+
+
+def _sign(mode: str) -> float:
+    return 1.0 if mode == "max" else -1.0

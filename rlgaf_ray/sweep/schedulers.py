@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
 
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.sweep import Domain
@@ -45,6 +45,48 @@ class ResumableMedian(MedianStoppingRule):
             super().on_trial_complete(tune_controller, trial, report)
 
 
+class SteadyPopulation(PopulationBasedTraining):
+    """Synchronous population-based training in which no trial waits forever.
+
+    In Ray 2.60, all trials stay paused if they exploit at or after the iteration of the next exploit, or if the one
+    that the others wait for ends: it ignores trials that end, and counts those that fail as running.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        before = int(self._next_perturbation_sync)
+        for other, state in self._trial_state.items():
+            if other.is_finished():
+                state.last_train_time = before  # nobody waits for it
+        decision = super().on_trial_result(tune_controller, trial, result)
+        if self._next_perturbation_sync > before:
+            latest = max(self._trial_state[other].last_train_time for other in tune_controller.get_live_trials())
+            if latest >= self._next_perturbation_sync:
+                self._next_perturbation_sync = latest + self._perturbation_interval
+        return decision
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._leave(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self._leave(tune_controller, trial)
+
+    def _leave(self, tune_controller: Any, trial: Trial) -> None:
+        """Remove an ending trial from the population; if the others wait for it, they exploit now."""
+        ended = self._trial_state[trial]
+        ended.last_score = None  # neither copied nor overwritten
+        ended.last_train_time = int(self._next_perturbation_sync)
+        times = {
+            other: self._trial_state[other].last_train_time
+            for other in tune_controller.get_live_trials()
+            if other is not trial and not other.is_finished()
+        }
+        if times and min(times.values()) >= self._next_perturbation_sync:
+            latest = max(times, key=times.__getitem__)
+            report = self._trial_state[latest].last_result
+            assert report is not None
+            self.on_trial_result(tune_controller, latest, report)
+
+
 def read_reports(folder: Path) -> list[dict[str, Any]]:
     """Read a trial's reports to Tune; none if it has no file yet. An incomplete last line (after a kill) is skipped."""
     path = folder / REPORTS
@@ -71,13 +113,17 @@ def _distribution(domain: Domain) -> Any:
             return tune.loguniform(*domain.log_uniform)
 
 
-def build_searcher(config: Config) -> BasicVariantGenerator | Searcher:
-    """Build the searcher ``sweep.searcher``, seeded with ``run.seed``."""
+def build_searcher(config: Config, concurrent: int) -> BasicVariantGenerator | Searcher:
+    """Build the searcher ``sweep.searcher``, seeded with ``run.seed``, for this many trials at a time.
+
+    Population-based training needs all trials from the start; ``plan_trials`` reserves the cores that limit them.
+    """
     if config.sweep.searcher == "random":
-        return BasicVariantGenerator(random_state=config.run.seed)
+        limit = 0 if config.sweep.scheduler == "pbt" else concurrent
+        return BasicVariantGenerator(random_state=config.run.seed, max_concurrent=limit)
     from ray.tune.search.optuna import OptunaSearch  # the extra "tune"
 
-    return OptunaSearch(seed=config.run.seed)
+    return ConcurrencyLimiter(OptunaSearch(seed=config.run.seed), max_concurrent=concurrent)
 
 
 def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
@@ -103,7 +149,7 @@ def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
             )
         case "pbt":
             mutated = sweep.pbt.mutate or list(sweep.space)
-            return PopulationBasedTraining(
+            return SteadyPopulation(
                 time_attr=TIME,
                 perturbation_interval=sweep.pbt.every,
                 burn_in_period=grace(config),

@@ -136,6 +136,11 @@ def _check_early_stops(config: Config) -> None:
         )
     if sweep.scheduler == "pbt" and num_trials(config) < 2:
         raise ConfigError("sweep.scheduler=pbt needs a population: set sweep.num_samples to 2 or more")
+    if sweep.scheduler == "pbt" and config.evaluation.every > sweep.pbt.every:
+        raise ConfigError(
+            f"sweep.pbt.every={sweep.pbt.every} is below evaluation.every={config.evaluation.every}, and trials are "
+            "compared at evaluations only: lower evaluation.every or raise sweep.pbt.every"
+        )
 
 
 def grace(config: Config) -> int:

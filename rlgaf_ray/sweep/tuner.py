@@ -196,9 +196,8 @@ def build_tuner(
             metric=config.sweep.metric,
             mode=config.sweep.mode,
             num_samples=config.sweep.num_samples,
-            search_alg=build_searcher(config),
+            search_alg=build_searcher(config, concurrent),
             scheduler=build_scheduler(config, folder.local / TRIALS),
-            max_concurrent_trials=concurrent,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -252,5 +251,7 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
         return SIGNAL_EXIT_OFFSET + received[0]
     if best is None:
         notes = [result.note for result in results if result.note]
-        raise UserError(f"no trial of {len(results)} finished" + (f"; the first error: {notes[0]}" if notes else ""))
+        finite = f" with a finite {config.sweep.metric}" if any(each.ending == "finished" for each in results) else ""
+        why = f"; the first error: {notes[0]}" if notes else ""
+        raise UserError(f"no trial of {len(results)} finished{finite}{why}")
     return 0

@@ -45,3 +45,48 @@ def test_a_cluster_runs_one_trial_per_node() -> None:
 def test_a_sweep_that_does_not_fit_raises(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         plan(*overrides)
+
+
+POPULATION = ("sweep.scheduler=pbt", "sweep.num_samples=40", "sweep.space.generator.learning_rate.uniform=[0.1, 0.2]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cluster", "concurrent"),
+    [
+        ([], {"cpus": 2}, 1),
+        ([], {"cpus": 16, "node_cpus": 16}, 1),
+        ([], {"cpus": 64, "node_cpus": 16}, 4),
+        ([], {"cpus": 6, "node_cpus": 2}, 3),
+        ([], {"cpus": 20, "node_cpus": 8}, 2),  # a node of 12 and one of 8
+        (["sweep.max_concurrent=2"], {"cpus": 64, "node_cpus": 64}, 2),
+        (["sweep.max_concurrent=3"], {"cpus": 64, "node_cpus": 64}, 3),
+        (["sweep.max_concurrent=7"], {"cpus": 2}, 7),
+        (["cluster.cpus_per_actor=1"], {"cpus": 16, "node_cpus": 16}, 4),
+        (["cluster.cpus_per_actor=0.25"], {"cpus": 2}, 2),
+        (["cluster.gpus_per_actor=0.25"], {"cpus": 64, "node_cpus": 64, "gpus": 4}, 5),
+        (["cluster.gpus_per_actor=0.25", "sweep.max_concurrent=2"], {"cpus": 64, "node_cpus": 64, "gpus": 4}, 2),
+    ],
+)
+def test_only_so_many_trials_of_a_population_fit(overrides: list[str], cluster: dict, concurrent: int) -> None:
+    """Tune starts every trial that fits: paused ones would count against its own limit."""
+    placement, planned = plan(*POPULATION, *overrides, **cluster)
+    trial = {name: placement.total(name) for name in ("CPU", "GPU") if placement.total(name)}
+    available = {"CPU": cluster["cpus"], "GPU": cluster.get("gpus", 0)}
+    fitting = min(int((available[name] + 1e-9) // each) for name, each in trial.items())
+    assert planned == fitting == concurrent
+    assert max(bundle["CPU"] for bundle in placement.bundles) <= cluster.get("node_cpus", 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fitting", "concurrent"),
+    [(["sweep.max_concurrent=1"], 4, 1), (["sweep.max_concurrent=4", "cluster.cpus_per_actor=2"], 8, 4)],
+)
+def test_a_population_of_which_more_fit_is_refused(overrides: list[str], fitting: int, concurrent: int) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(*POPULATION, *overrides, cpus=64, node_cpus=16)
+    assert str(caught.value) == (
+        f"sweep.scheduler=pbt runs as many trials as fit, here {fitting}, rather than "
+        f"sweep.max_concurrent={concurrent}: set sweep.max_concurrent={fitting}, or raise cluster.cpus_per_actor "
+        "until fewer fit"
+    )
+    plan(*POPULATION, *overrides, f"sweep.num_samples={concurrent}", cpus=64, node_cpus=16)

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
+import pytest
+
 from rlgaf_ray.config import load_config
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
 
@@ -58,3 +63,50 @@ def test_best_setting_has_the_best_mean_over_seeds() -> None:
     worst = best_of([*lucky, *steady], "min")
     assert worst is not None and worst.trial_id == "a1"
     assert best_of([trial("x", "stopped by the scheduler", 0.9)], "max") is None
+
+
+def setting(rate: int, *outcomes: tuple[str, float | None]) -> list[TrialResult]:
+    return [
+        trial(f"{rate}-{seed}", ending, value, rate=rate, **{"run.seed": seed})
+        for seed, (ending, value) in enumerate(outcomes)
+    ]
+
+
+FINISHED, GUARD, ASHA = "finished", "stopped by the guard", "stopped by the scheduler"
+STEADY = setting(1, (FINISHED, -0.5), (FINISHED, -0.4), (FINISHED, -0.6))
+
+
+@pytest.mark.parametrize(
+    "lost", [(GUARD, -1.5), (GUARD, -math.inf), (ASHA, -0.1), ("failed", None), ("not finished", -0.1)]
+)
+def test_a_setting_does_not_win_by_its_surviving_seeds(lost: tuple[str, float | None]) -> None:
+    survivor = setting(2, (FINISHED, -0.2), lost, lost)
+    best = best_of([*survivor, *STEADY], "max")
+    assert best is not None and best.trial_id == "1-1"
+    flipped = [replace(each, value=None if each.value is None else -each.value) for each in (*survivor, *STEADY)]
+    best = best_of(flipped, "min")
+    assert best is not None and best.trial_id == "1-1"
+    assert best_of(survivor, "max") is survivor[0]
+
+
+def test_seeds_that_the_guard_stopped_count_in_the_mean() -> None:
+    """-0.9 against -0.8, though the other setting's finished seed is better; with equal ones it decides."""
+    first, second = setting(1, (FINISHED, -0.3), (GUARD, -1.5)), setting(2, (FINISHED, -0.8), (GUARD, -0.8))
+    assert best_of([*first, *second], "max") is second[0]
+    first, second = (setting(rate, (FINISHED, value), (GUARD, -math.inf)) for rate, value in ((1, -0.8), (2, -0.3)))
+    assert best_of([*first, *second], "max") is second[0]
+
+
+def test_a_setting_that_was_sampled_more_often_is_not_better_for_it() -> None:
+    often, once = [trial(f"o{n}", FINISHED, 0.3, rate=1) for n in range(3)], trial("x", FINISHED, 0.4, rate=2)
+    assert best_of([*often, once], "max") is once
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_never_wins(value: float, mode: str) -> None:
+    odd, usual = trial("odd", FINISHED, value, rate=1), trial("usual", FINISHED, 0.3, rate=2)
+    assert best_of([odd, usual], mode) is best_of([usual, odd], mode) is usual
+    assert best_of([odd], mode) is None
+    if math.isnan(value):
+        assert ranked([odd, usual], mode) == [usual, odd]

@@ -101,6 +101,15 @@ def test_invalid_search_settings_are_rejected(override: str, expected: str) -> N
     assert refusal(RATE, override) == expected
 
 
+def test_exploits_need_an_evaluation_each() -> None:
+    population = (RATE, "sweep.scheduler=pbt", "run.iterations=300")
+    assert refusal(*population, "evaluation.every=75") == (
+        "sweep.pbt.every=50 is below evaluation.every=75, and trials are compared at evaluations only: lower "
+        "evaluation.every or raise sweep.pbt.every"
+    )
+    check_sweep(load_config(None, [*population, "evaluation.every=50"]))
+
+
 def test_rollbacks_of_trials_need_evaluations() -> None:
     heal = ("sweep.scheduler=none", "guard.action=heal", "evaluation.every=0", "checkpoint.every=50")
     assert refusal(RATE, *heal) == (
