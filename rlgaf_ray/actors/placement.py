@@ -13,7 +13,7 @@ from rlgaf_ray.actors.cluster import cluster_nodes
 from rlgaf_ray.actors.environment import named_address
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
-from rlgaf_ray.actors.planning import build_placement, nearest, request_from, shortage, smallest_node, totals
+from rlgaf_ray.actors.planning import build_placement, misfit, nearest, request_from, shortage, smallest_node, totals
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 
@@ -31,7 +31,7 @@ def plan_placement(
     available = [Node(cluster_cpus, cluster_gpus)] if nodes is None else nodes
     request = request_from(config, node_cpus=node_cpus)
     placement = build_placement(request, available, node_cpus=node_cpus)
-    problem = shortage(placement, available)
+    problem = misfit(placement, available)
     if problem:
         raise UserError(f"{problem}; {nearest(request, available, node_cpus)}")
     return placement

@@ -161,6 +161,46 @@ def test_the_suggested_plan_shares_a_single_gpu() -> None:
         on(Node(8, 1), overrides=("cluster.gpus_per_actor=1", "cluster.placement=separate"))
 
 
+@pytest.mark.parametrize(
+    ("node", "overrides", "problem", "nearest"),
+    [
+        (
+            Node(8, 2),
+            ("learner.num_workers=2", "cluster.gpus_per_actor=1"),
+            "the run asks for 4 GPUs (4 actors x 1) and the cluster has 2: ",
+            "learner.num_workers=1 cluster.gpus_per_actor=0.5",
+        ),
+        (
+            Node(8, 1),
+            ("learner.num_workers=2", "cluster.gpus_per_actor=0.25"),
+            "ranks 0 and 1 of the learner would share a GPU, and NCCL needs one for each: raise "
+            "cluster.gpus_per_actor=0.25, or lower learner.num_workers; ",
+            "learner.num_workers=1",
+        ),
+        (
+            Node(8, 3),
+            ("discriminator.num_workers=3", "cluster.gpus_per_actor=0.4"),  # the first one is on the learner's GPU
+            "ranks 1 and 2 of the discriminator would share a GPU, and NCCL needs one for each: raise "
+            "cluster.gpus_per_actor=0.4, or lower discriminator.num_workers; ",
+            "discriminator.num_workers=1",
+        ),
+    ],
+)
+def test_ranks_of_a_group_never_share_a_gpu(node: Node, overrides: tuple[str, ...], problem: str, nearest: str) -> None:
+    with pytest.raises(UserError) as caught:
+        on(node, overrides=overrides)
+    assert str(caught.value).startswith(problem)
+    assert str(caught.value).endswith(f"the nearest plan that fits: {nearest}")
+    on(node, overrides=(*overrides, *nearest.split()))
+
+
+def test_ranks_of_two_groups_may_share_a_gpu() -> None:
+    on(Node(8, 2), overrides=("discriminator.num_workers=2", "cluster.gpus_per_actor=0.5"))
+    on(Node(8, 5), overrides=("learner.num_workers=2", "discriminator.num_workers=2", "cluster.gpus_per_actor=0.6"))
+    colocated = ("cluster.placement=colocate", "learner.num_workers=2", "discriminator.num_workers=2")
+    on(Node(8, 2), overrides=("cluster.gpus_per_actor=1", *colocated))
+
+
 def test_nothing_fits() -> None:
     with pytest.raises(UserError, match=r"and the cluster has 0: .*; no smaller plan fits either$"):
         plan("cluster.gpus_per_actor=1", gpus=0)
