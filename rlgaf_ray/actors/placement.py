@@ -9,15 +9,18 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlgaf_ray.actors.answers import ActorsNotPlaced
 from rlgaf_ray.actors.cluster import cluster_nodes
 from rlgaf_ray.actors.environment import named_address
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.planning import build_placement, misfit, nearest, request_from, shortage, smallest_node, totals
+from rlgaf_ray.config.cluster import ClusterSection
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 
 FREE_SECONDS = 20.0
+STARTUP_SECONDS = 120.0
 MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 
 
@@ -65,17 +68,19 @@ def find_placement(config: Config) -> Placement:
         return placement
     group = _granted(placement, timeout=FREE_SECONDS)
     if group is None:
-        asked, free = (
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-            for resources in ({"CPU": placement.total("CPU"), "GPU": placement.total("GPU")}, ray.available_resources())
-        )
         node_cpus = smallest_node(nodes)
         smaller = nearest(request_from(config, node_cpus=node_cpus), _free_nodes(), node_cpus)
-        raise UserError(
-            f"the run asks for {asked}, but other jobs leave {free} of the cluster free: wait, or {smaller}"
-        )
+        raise UserError(f"{_held_by_others(placement)}: wait, or {smaller}")
     remove_placement_group(group)
     return placement
+
+
+def _held_by_others(placement: Placement) -> str:
+    asked, free = (
+        f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        for resources in ({"CPU": placement.total("CPU"), "GPU": placement.total("GPU")}, ray.available_resources())
+    )
+    return f"the run asks for {asked}, but other jobs leave {free} of the cluster free"
 
 
 def _free_nodes() -> list[Node]:
@@ -84,13 +89,21 @@ def _free_nodes() -> list[Node]:
     return [Node(free.get("CPU", 0.0), free.get("GPU", 0.0))]
 
 
+def startup_seconds(settings: ClusterSection) -> float:
+    """Return how long the actors' resources may take to be granted; an autoscaler may have to start nodes for them."""
+    return max(settings.join_seconds, min(settings.timeout_seconds, STARTUP_SECONDS))
+
+
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
-    """Reserve the placement's bundles. Raises ``UserError`` if Ray does not grant them within ``timeout`` seconds."""
+    """Reserve the placement's bundles: at the start of a run, and again when it restarts after a node was lost.
+
+    Raises ``ActorsNotPlaced`` if Ray does not grant them within ``timeout`` seconds.
+    """
     group = _granted(placement, timeout=timeout)
     if group is None:
-        raise UserError(
-            f"no placement group after {timeout:g} s for {len(placement.bundles)} bundles of {placement.bundles[0]}; "
-            f"free resources: {ray.available_resources()}. Another job holds the rest, or a bundle fits on no node"
+        problem = shortage(placement, cluster_nodes()) or _held_by_others(placement)
+        raise ActorsNotPlaced(
+            f"the actors got no resources within {timeout:g} s (a larger cluster.join_seconds waits longer): {problem}"
         )
     return group
 

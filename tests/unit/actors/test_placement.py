@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from rlgaf_ray.actors import placement as placement_module
+from rlgaf_ray.actors import roles as roles_module
+from rlgaf_ray.actors.answers import ActorsNotPlaced
 from rlgaf_ray.actors.packing import Node
-from rlgaf_ray.actors.placement import find_placement, plan_on, plan_placement
+from rlgaf_ray.actors.placement import Placement, find_placement, plan_on, plan_placement, reserve
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 
@@ -241,3 +246,49 @@ def test_find_placement_waits_for_nodes_to_join(monkeypatch: pytest.MonkeyPatch)
     impatient = config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})})
     with pytest.raises(UserError, match="the cluster has 0"):
         find_placement(impatient)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds"),
+    [
+        ((), 120.0),
+        (("cluster.timeout_seconds=30",), 30.0),
+        (("cluster.join_seconds=900",), 900.0),
+        (("cluster.join_seconds=900", "cluster.timeout_seconds=30"), 900.0),
+        (("cluster.join_seconds=60",), 120.0),
+    ],
+)
+def test_actors_wait_for_nodes_to_join_again(
+    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], seconds: float
+) -> None:
+    """The roles ask for their resources again after a node was lost."""
+
+    def refuse(placement: Placement, *, timeout: float) -> None:
+        raise ActorsNotPlaced(f"{timeout:g}")
+
+    monkeypatch.setattr(roles_module, "reserve", refuse)
+    with pytest.raises(ActorsNotPlaced, match=f"^{seconds:g}$"):
+        roles_module.RayRoles(Path(), Path(), load_config(None, overrides), plan(), max_tokens=8, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "problem"),
+    [
+        ([Node(1)], "the run asks for 2 CPUs (4 actors x 0.5) and the cluster has 1: lower cluster.cpus_per_actor or "),
+        ([Node(2)], "the run asks for 2 CPUs and 0 GPUs, but other jobs leave 1.5 CPUs and 0 GPUs of the cluster free"),
+    ],
+)
+def test_what_keeps_the_actors_from_being_placed(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[Node], problem: str
+) -> None:
+    placement = plan()
+    group = SimpleNamespace(wait=lambda timeout: False)
+    monkeypatch.setattr(placement_module, "placement_group", lambda bundles, strategy: group)
+    monkeypatch.setattr(placement_module, "remove_placement_group", lambda group: None)
+    monkeypatch.setattr(placement_module, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(placement_module.ray, "available_resources", lambda: {"CPU": 1.5})
+    with pytest.raises(ActorsNotPlaced) as caught:
+        reserve(placement, timeout=2.0)
+    before, _, after = str(caught.value).partition(": ")
+    assert before == "the actors got no resources within 2 s (a larger cluster.join_seconds waits longer)"
+    assert after.startswith(problem)
