@@ -35,6 +35,10 @@ class ActorNotStarted(ActorFailure):
     """The actor's constructor raised an exception; the cause holds the remote traceback."""
 
 
+class ActorsNotPlaced(ActorFailure):
+    """The cluster did not grant the actors' resources in time; none was started."""
+
+
 class UpstreamFailure(ActorFailure):
     """The actor that produces this actor's arguments failed; replacing this actor does not help."""
 

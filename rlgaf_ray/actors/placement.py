@@ -1,23 +1,29 @@
-"""Plan the cores and GPUs of each actor, check that the cluster has them, and reserve the placement group."""
+"""Plan the cores and GPUs of each actor, check that the cluster has them, and reserve the placement group.
+
+The workers of a warm-up, which Ray Train places, are checked too.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from rlgaf_ray.actors.answers import ActorsNotPlaced
 from rlgaf_ray.actors.cluster import cluster_nodes
 from rlgaf_ray.actors.environment import named_address
 from rlgaf_ray.actors.layout import Placement
-from rlgaf_ray.actors.packing import Node
-from rlgaf_ray.actors.planning import build_placement, nearest, request_from, shortage, smallest_node, totals
+from rlgaf_ray.actors.packing import Bundle, Node, pack
+from rlgaf_ray.actors.planning import build_placement, misfit, nearest, request_from, shortage, smallest_node, totals
+from rlgaf_ray.config.cluster import ClusterSection
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 
 FREE_SECONDS = 20.0
+STARTUP_SECONDS = 120.0
 MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 
 
@@ -31,7 +37,7 @@ def plan_placement(
     available = [Node(cluster_cpus, cluster_gpus)] if nodes is None else nodes
     request = request_from(config, node_cpus=node_cpus)
     placement = build_placement(request, available, node_cpus=node_cpus)
-    problem = shortage(placement, available)
+    problem = misfit(placement, available)
     if problem:
         raise UserError(f"{problem}; {nearest(request, available, node_cpus)}")
     return placement
@@ -50,32 +56,89 @@ def find_placement(config: Config) -> Placement:
     ``cluster.join_seconds`` if the nodes are too few or too small, after another ``FREE_SECONDS`` if other jobs hold
     them.
     """
-    nodes = cluster_nodes()
-    deadline = time.monotonic() + config.cluster.join_seconds
-    while (remaining := deadline - time.monotonic()) > 0:
+
+    def wanted(nodes: Sequence[Node]) -> tuple[Sequence[Bundle], bool]:
         node_cpus = smallest_node(nodes)
-        wanted = build_placement(request_from(config, node_cpus=node_cpus), nodes, node_cpus=node_cpus)
-        request_resources(bundles=wanted.bundles)  # an autoscaler starts the missing nodes and keeps them
-        if shortage(wanted, nodes) is None:
-            break
-        time.sleep(min(1.0, remaining))
-        nodes = cluster_nodes()
+        placement = build_placement(request_from(config, node_cpus=node_cpus), nodes, node_cpus=node_cpus)
+        return placement.bundles, shortage(placement, nodes) is None
+
+    nodes = _joined(wanted, config.cluster.join_seconds)
     placement = plan_on(config, nodes)
     if named_address(config.cluster.address) is None:
         return placement
     group = _granted(placement, timeout=FREE_SECONDS)
     if group is None:
-        asked, free = (
-            f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
-            for resources in ({"CPU": placement.total("CPU"), "GPU": placement.total("GPU")}, ray.available_resources())
-        )
         node_cpus = smallest_node(nodes)
         smaller = nearest(request_from(config, node_cpus=node_cpus), _free_nodes(), node_cpus)
-        raise UserError(
-            f"the run asks for {asked}, but other jobs leave {free} of the cluster free: wait, or {smaller}"
-        )
+        raise UserError(f"{_held_by_others(placement)}: wait, or {smaller}")
     remove_placement_group(group)
     return placement
+
+
+def _joined(wanted: Callable[[Sequence[Node]], tuple[Sequence[Bundle], bool]], seconds: float) -> Sequence[Node]:
+    """Return the cluster's nodes, as soon as they fit or after ``seconds``.
+
+    ``wanted`` returns the bundles to place on the nodes, and whether they fit.
+    """
+    nodes = cluster_nodes()
+    deadline = time.monotonic() + seconds
+    while (remaining := deadline - time.monotonic()) > 0:
+        bundles, fit = wanted(nodes)
+        request_resources(bundles=[*map(dict, bundles)])  # an autoscaler starts the missing nodes and keeps them
+        if fit:
+            break
+        time.sleep(min(1.0, remaining))
+        nodes = cluster_nodes()
+    return nodes
+
+
+def _held_by_others(placement: Placement) -> str:
+    asked = _words({"CPU": placement.total("CPU"), "GPU": placement.total("GPU")})
+    return f"the run asks for {asked}, but other jobs leave {free_resources()} of the cluster free"
+
+
+def free_resources() -> str:
+    return _words(ray.available_resources())
+
+
+def _words(resources: Bundle) -> str:
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+def warmup_bundles(config: Config, num_workers: int) -> list[dict[str, float]]:
+    """Return the resources of each of Ray Train's workers; empty for a warm-up in the driver's process."""
+    gpus = config.cluster.gpus_per_actor
+    if gpus == 0:
+        return [] if num_workers == 1 else [{"CPU": 1.0}] * num_workers
+    return [{"GPU": min(1.0, gpus) if num_workers == 1 else 1.0}] * num_workers  # NCCL refuses two ranks on one GPU
+
+
+def check_warmup(config: Config) -> None:
+    """Check that the nodes have room for a warm-up's workers, which Ray Train does not do.
+
+    Raises ``UserError`` with the number of workers that fit, after ``cluster.join_seconds``.
+    """
+    count = config.warmup.num_workers
+    bundles = warmup_bundles(config, count)
+    if not bundles:
+        return
+
+    def fit(nodes: Sequence[Node], num_workers: int = count) -> bool:
+        return pack(warmup_bundles(config, num_workers), "PACK", nodes) is not None
+
+    nodes: Sequence[Node] = cluster_nodes()
+    if not fit(nodes):  # asking for nodes that are there would replace the run's own request
+        nodes = _joined(lambda nodes: (bundles, fit(nodes)), config.cluster.join_seconds)
+    if fit(nodes):
+        return
+    most = next((number for number in range(count - 1, 0, -1) if fit(nodes, number)), 0)
+    fix = f"set warmup.num_workers={most}, or add nodes" if most else "add nodes"
+    cpus, gpus, _ = totals(nodes)
+    each = " and ".join(f"{amount:g} {name}" for name, amount in bundles[0].items())
+    raise UserError(
+        f"the warm-ups ask for {count} workers with {each} each (warmup.num_workers), and the cluster has "
+        f"{_words({'CPU': cpus, 'GPU': gpus})}: {fix}"
+    )
 
 
 def _free_nodes() -> list[Node]:
@@ -84,13 +147,21 @@ def _free_nodes() -> list[Node]:
     return [Node(free.get("CPU", 0.0), free.get("GPU", 0.0))]
 
 
+def startup_seconds(settings: ClusterSection) -> float:
+    """Return how long the actors' resources may take to be granted; an autoscaler may have to start nodes for them."""
+    return max(settings.join_seconds, min(settings.timeout_seconds, STARTUP_SECONDS))
+
+
 def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
-    """Reserve the placement's bundles. Raises ``UserError`` if Ray does not grant them within ``timeout`` seconds."""
+    """Reserve the placement's bundles: at the start of a run, and again when it restarts after a node was lost.
+
+    Raises ``ActorsNotPlaced`` if Ray does not grant them within ``timeout`` seconds.
+    """
     group = _granted(placement, timeout=timeout)
     if group is None:
-        raise UserError(
-            f"no placement group after {timeout:g} s for {len(placement.bundles)} bundles of {placement.bundles[0]}; "
-            f"free resources: {ray.available_resources()}. Another job holds the rest, or a bundle fits on no node"
+        problem = shortage(placement, cluster_nodes()) or _held_by_others(placement)
+        raise ActorsNotPlaced(
+            f"the actors got no resources within {timeout:g} s (a larger cluster.join_seconds waits longer): {problem}"
         )
     return group
 

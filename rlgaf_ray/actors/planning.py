@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rlgaf_ray.actors.layout import Kind, Placement, Resource
-from rlgaf_ray.actors.packing import Bundle, Node, pack
+from rlgaf_ray.actors.packing import Bundle, Node, pack, spots
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.errors import UserError
 
@@ -90,7 +90,7 @@ def request_from(config: Config, *, node_cpus: int) -> Request:
 
 
 def build_placement(request: Request, nodes: Sequence[Node], *, node_cpus: int) -> Placement:
-    """Build the requested placement, without checking that it fits on the nodes (see ``shortage``)."""
+    """Build the requested placement, without checking that it fits on the nodes (see ``misfit``)."""
     cluster_cpus, gpus = sum(node.cpus for node in nodes), request.gpus
     own_cores = request.kind == "separate" and gpus == 0
     if request.kind == "colocate" and gpus > 0:
@@ -137,10 +137,38 @@ def _whole_cores(num_actors: int, nodes: Sequence[Node]) -> int:
     return next(fitting, 1)
 
 
-def shortage(placement: Placement, nodes: Sequence[Node]) -> str | None:
-    """Say why the placement does not fit: the totals requested and available, or the bundle that fits on no node.
+def misfit(placement: Placement, nodes: Sequence[Node]) -> str | None:
+    """Say why the placement cannot run on the nodes; None if it can."""
+    return shortage(placement, nodes) or ranks_on_one_gpu(placement, nodes)
 
-    Returns None if it fits.
+
+def ranks_on_one_gpu(placement: Placement, nodes: Sequence[Node]) -> str | None:
+    """Say which two ranks of a group would share a GPU, which NCCL refuses; None if none would.
+
+    More nodes do not help: Ray fills a GPU before it takes the next.
+    """
+    placed = spots(placement.bundles, placement.strategy, nodes)
+    assert placed is not None, "shortage rejects placements that do not fit"
+    for group, bundles in (
+        ("learner", placement.learner_bundles),
+        ("discriminator", placement.discriminator_bundles),
+    ):
+        taken: dict[tuple[int, int], int] = {}  # the rank on each GPU of each node
+        for rank, bundle in enumerate(bundles):
+            for gpu in placed[bundle].gpus:
+                other = taken.setdefault((placed[bundle].node, gpu), rank)
+                if other != rank:
+                    return (
+                        f"ranks {other} and {rank} of the {group} would share a GPU, and NCCL needs one for each: "
+                        f"raise cluster.gpus_per_actor={placement.gpus_per_actor:g}, or lower {group}.num_workers"
+                    )
+    return None
+
+
+def shortage(placement: Placement, nodes: Sequence[Node]) -> str | None:
+    """Say which resources are missing: the totals requested and available, or the bundle that fits on no node.
+
+    Returns None if none are.
     """
     available: dict[Resource, float] = {
         "CPU": sum(node.cpus for node in nodes),
@@ -190,7 +218,7 @@ def nearest(request: Request, nodes: Sequence[Node], node_cpus: int) -> str:
     """
 
     def fits(lesser: Request) -> bool:
-        return shortage(build_placement(lesser, nodes, node_cpus=node_cpus), nodes) is None
+        return misfit(build_placement(lesser, nodes, node_cpus=node_cpus), nodes) is None
 
     for variant in _variants(request):
         lesser = _most_actors(variant, fits)

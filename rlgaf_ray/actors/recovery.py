@@ -16,6 +16,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rlgaf_ray.actors.answers import ActorsNotPlaced
 from rlgaf_ray.config.cluster import ClusterSection
 from rlgaf_ray.errors import UserError
 
@@ -40,17 +41,22 @@ class Recoveries:
         self.rollbacks = 0
 
     def record(self, failure: Exception, remedy: str) -> None:
-        """Count and report a failure before its recovery. Raises ``TooManyFailures`` if the limit is exceeded."""
+        """Count and report a failure before its recovery. Raises ``TooManyFailures`` if the limit is exceeded.
+
+        No failure leaves the window while the cluster has no room for the actors: the waits for it may be longer than
+        the window, and the run would wait for ever.
+        """
         limit, window = self.settings.max_recoveries, self.settings.recovery_window_seconds
+        without_room = isinstance(failure, ActorsNotPlaced)
         with self.lock:
             now = time.monotonic()
             self.times.append(now)
-            while now - self.times[0] > window:
+            while now - self.times[0] > window and not without_room:
                 self.times.popleft()
             if len(self.times) > limit:
-                raise TooManyFailures(
-                    f"{failure}; more than {limit} actors failed within {window:g} s (cluster.max_recoveries)"
-                ) from failure
+                actors_failed = f"more than {limit} actors failed within {window:g} s"
+                reason = f"gave up after {limit} recoveries" if without_room else actors_failed
+                raise TooManyFailures(f"{failure}; {reason} (cluster.max_recoveries)") from failure
         self.report(f"{failure}: {remedy}")
 
     def worker_replaced(self, num_prompts: int) -> None:

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlgaf_ray.actors.answers import ActorFailure, Answers
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, RankStore, call_all
-from rlgaf_ray.actors.placement import Placement, actor_environment, reserve
+from rlgaf_ray.actors.placement import Placement, actor_environment, reserve, startup_seconds
 from rlgaf_ray.actors.pool import RolloutPool
 from rlgaf_ray.actors.push import WeightPush, loads_asynchronously
 from rlgaf_ray.actors.recovery import Recoveries
@@ -40,8 +40,6 @@ from rlgaf_ray.types import (
     TextBlocks,
 )
 from rlgaf_ray.weights.choice import Choice, Site, choose_transfer
-
-STARTUP_SECONDS = 120.0
 
 RolloutActor = ray.remote(RolloutWorker)
 DiscriminatorActor = ray.remote(DiscriminatorWorker)
@@ -86,7 +84,7 @@ class RayRoles:
         self.sharded = config.learner.strategy == "fsdp"
         self.synchronous = config.schedule.mode == "sync"  # all ranks are idle between two updates
         self.owns_group = group is None
-        self.group = group or reserve(placement, timeout=min(config.cluster.timeout_seconds, STARTUP_SECONDS))
+        self.group = group or reserve(placement, timeout=startup_seconds(config.cluster))
 
         def place(bundle: int, threads: int, gpus: float = placement.gpus_per_actor) -> dict[str, Any]:
             return {

@@ -6,6 +6,7 @@ resumes from its last checkpoint.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from transformers import PreTrainedTokenizerBase
 
 from rlgaf_ray.actors.answers import ActorFailure
 from rlgaf_ray.actors.contrast import contrast_sampling
+from rlgaf_ray.actors.placement import check_warmup, free_resources, warmup_bundles
 from rlgaf_ray.actors.warmup_worker import contrast_worker, discriminator_worker, generator_worker, sft_worker
 from rlgaf_ray.config.model import FILM_REVIEWS, FROM_SCRATCH
 from rlgaf_ray.config.schema import Config
@@ -39,6 +41,8 @@ from rlgaf_ray.training.warmup import WarmupProgress
 from rlgaf_ray.types import Demonstration
 
 FORMAT = 5  # increment when a code change changes the result of a warm-up
+START_RETRIES = 2
+START_SECONDS = 60.0  # Ray Train's limit for one start of the workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Warmups:
 
 Report = Callable[[str, WarmupProgress], None]
 Train = Callable[[dict[str, Any]], None]
-Run = Callable[[Train, dict[str, Any], Any, Path, Report], None]
+Run = Callable[[Train, dict[str, Any], Callable[[], Any], Path, Report], None]
 
 
 def prepare_warmups(
@@ -166,7 +170,7 @@ def _made(
                 unfinished.mkdir(parents=True, exist_ok=True)
             payload |= {"config": config, "folder": str(unfinished), "pad_token_id": tokenizer.pad_token_id}
             payload["vocabulary"] = (len(tokenizer), tokenizer.eos_token_id)
-            run(train, payload, data(), target, report)
+            run(train, payload, data, target, report)
             result = unfinished / "result"
             with writing(target):
                 tokenizer.save_pretrained(result)
@@ -175,25 +179,32 @@ def _made(
     return False
 
 
-def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
+def _run(train: Train, payload: dict[str, Any], data: Callable[[], Any], target: Path, report: Report) -> None:
     """Run one warm-up under Ray Train.
 
-    Raises a worker's ``UserError``, such as ``StorageError``, or an ``ActorFailure`` if a worker process failed.
+    Raises a worker's ``UserError``, such as ``StorageError``, an ``ActorFailure`` if a worker process failed, and a
+    ``UserError`` if the workers cannot be started.
     """
     config: Config = payload["config"]
-    gpus = config.cluster.gpus_per_actor > 0
-    in_process = config.warmup.num_workers == 1 and not gpus
-    payload = payload | {"data": ray.put(data)}
-    if in_process:  # the callback cannot be sent to another process; there, rank 0 prints
+    check_warmup(config)
+    workers = warmup_bundles(config, config.warmup.num_workers)
+    payload = payload | {"data": ray.put(data())}
+    if not workers:  # the callback cannot be sent to another process; there, rank 0 prints
         payload["report"] = report
     trainer = TorchTrainer(
         train,
         train_loop_config=payload,
-        scaling_config=ScalingConfig(num_workers=0 if in_process else config.warmup.num_workers, use_gpu=gpus),
+        scaling_config=ScalingConfig(
+            num_workers=len(workers),
+            use_gpu=config.cluster.gpus_per_actor > 0,
+            resources_per_worker=workers[0] if workers else None,
+        ),
         run_config=RunConfig(
             name=target.name,
             storage_path=str(target.parent / "ray_train"),
-            failure_config=FailureConfig(max_failures=1),
+            failure_config=FailureConfig(  # type: ignore[call-arg]  # mypy sees that of Ray Train's first version
+                max_failures=1, controller_failure_limit=_start_retries(config)
+            ),
         ),
     )
     try:
@@ -202,10 +213,21 @@ def _run(train: Train, payload: dict[str, Any], data: Any, target: Path, report:
         failures = list(error.worker_failures.values())
         mistake = next((failure for failure in failures if isinstance(failure, UserError)), None)
         raise mistake or ActorFailure(f"{target.name} could not be trained: {failures[0]}") from error
-    if in_process:
+    except ControllerError as error:
+        reason = str(error.controller_failure).strip().partition(". ")[0]  # a list of possible causes follows
+        raise UserError(
+            f"{target.name} could not be trained: {reason}; {free_resources()} of the cluster are free: if other jobs "
+            "hold the rest, wait for them, or lower warmup.num_workers"
+        ) from error
+    if not workers:
         release_freed_memory()
 
 
-def _run_here(train: Train, payload: dict[str, Any], data: Any, target: Path, report: Report) -> None:
+def _start_retries(config: Config) -> int:
+    """Return how often to try again to start the workers, which other jobs or a lost node may prevent."""
+    return max(START_RETRIES, math.ceil(config.cluster.join_seconds / START_SECONDS))
+
+
+def _run_here(train: Train, payload: dict[str, Any], data: Callable[[], Any], target: Path, report: Report) -> None:
     """Run one warm-up in this process, without Ray."""
-    train(payload | {"data": data, "report": report})
+    train(payload | {"data": data(), "report": report})

@@ -29,7 +29,9 @@ class ClusterSection(Section):
     )
     cpus_per_actor: Rate | None = Field(None, description="CPUs per actor; null: an equal share")
     join_seconds: NonNegativeRate = Field(
-        0.0, description="seconds to wait for nodes of an autoscaled cluster before the placement fails"
+        0.0,
+        description="seconds to wait for nodes of an autoscaled cluster before the placement fails, at the start and "
+        "after a node was lost; there at least min(timeout_seconds, 120)",
     )
     timeout_seconds: Rate = Field(
         600.0, description="seconds to wait for a single actor call before the actor counts as failed"

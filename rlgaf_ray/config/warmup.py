@@ -70,7 +70,11 @@ class WarmupSection(Section):
     generator: GeneratorWarmup = GeneratorWarmup()
     sft: SftWarmup = SftWarmup()
     discriminator: DiscriminatorWarmup = DiscriminatorWarmup()
-    num_workers: Positive = Field(1, description="Ray Train workers; 1: run in the driver's process")
+    num_workers: Positive = Field(
+        1,
+        description="Ray Train workers, each with a core or a GPU; 1: in the driver's process on CPU, with at most "
+        "cluster.gpus_per_actor of a GPU otherwise",
+    )
     checkpoint_every: Positive = Field(500, description="steps between resumable warm-up checkpoints")
     cache: str | None = Field(None, description="folder that caches warm-ups and data; null: the user's cache folder")
 

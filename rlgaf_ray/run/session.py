@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorUnusable
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorsNotPlaced, ActorUnusable
 from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.placement import Placement, PlacementGroup
 from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
@@ -178,7 +178,10 @@ def run_with_recovery(
                 if reached <= out_of_memory_at:  # a second time without progress: a restart would not help
                     raise
                 out_of_memory_at = reached
-            resumed = resume_after_failure(checkpoints, recoveries, failure)
+            if isinstance(failure, ActorsNotPlaced):  # nothing has run since ``resumed`` was chosen
+                recoveries.record(failure, "asking for them again")
+            else:
+                resumed = resume_after_failure(checkpoints, recoveries, failure)
 
 
 def resume_after_failure(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from rlgaf_ray.actors import placement as placement_module
+from rlgaf_ray.actors import roles as roles_module
+from rlgaf_ray.actors.answers import ActorsNotPlaced
 from rlgaf_ray.actors.packing import Node
-from rlgaf_ray.actors.placement import find_placement, plan_on, plan_placement
+from rlgaf_ray.actors.placement import Placement, find_placement, plan_on, plan_placement, reserve
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 
@@ -161,6 +166,46 @@ def test_the_suggested_plan_shares_a_single_gpu() -> None:
         on(Node(8, 1), overrides=("cluster.gpus_per_actor=1", "cluster.placement=separate"))
 
 
+@pytest.mark.parametrize(
+    ("node", "overrides", "problem", "nearest"),
+    [
+        (
+            Node(8, 2),
+            ("learner.num_workers=2", "cluster.gpus_per_actor=1"),
+            "the run asks for 4 GPUs (4 actors x 1) and the cluster has 2: ",
+            "learner.num_workers=1 cluster.gpus_per_actor=0.5",
+        ),
+        (
+            Node(8, 1),
+            ("learner.num_workers=2", "cluster.gpus_per_actor=0.25"),
+            "ranks 0 and 1 of the learner would share a GPU, and NCCL needs one for each: raise "
+            "cluster.gpus_per_actor=0.25, or lower learner.num_workers; ",
+            "learner.num_workers=1",
+        ),
+        (
+            Node(8, 3),
+            ("discriminator.num_workers=3", "cluster.gpus_per_actor=0.4"),  # the first one is on the learner's GPU
+            "ranks 1 and 2 of the discriminator would share a GPU, and NCCL needs one for each: raise "
+            "cluster.gpus_per_actor=0.4, or lower discriminator.num_workers; ",
+            "discriminator.num_workers=1",
+        ),
+    ],
+)
+def test_ranks_of_a_group_never_share_a_gpu(node: Node, overrides: tuple[str, ...], problem: str, nearest: str) -> None:
+    with pytest.raises(UserError) as caught:
+        on(node, overrides=overrides)
+    assert str(caught.value).startswith(problem)
+    assert str(caught.value).endswith(f"the nearest plan that fits: {nearest}")
+    on(node, overrides=(*overrides, *nearest.split()))
+
+
+def test_ranks_of_two_groups_may_share_a_gpu() -> None:
+    on(Node(8, 2), overrides=("discriminator.num_workers=2", "cluster.gpus_per_actor=0.5"))
+    on(Node(8, 5), overrides=("learner.num_workers=2", "discriminator.num_workers=2", "cluster.gpus_per_actor=0.6"))
+    colocated = ("cluster.placement=colocate", "learner.num_workers=2", "discriminator.num_workers=2")
+    on(Node(8, 2), overrides=("cluster.gpus_per_actor=1", *colocated))
+
+
 def test_nothing_fits() -> None:
     with pytest.raises(UserError, match=r"and the cluster has 0: .*; no smaller plan fits either$"):
         plan("cluster.gpus_per_actor=1", gpus=0)
@@ -201,3 +246,49 @@ def test_find_placement_waits_for_nodes_to_join(monkeypatch: pytest.MonkeyPatch)
     impatient = config.model_copy(update={"cluster": config.cluster.model_copy(update={"join_seconds": 0.0})})
     with pytest.raises(UserError, match="the cluster has 0"):
         find_placement(impatient)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds"),
+    [
+        ((), 120.0),
+        (("cluster.timeout_seconds=30",), 30.0),
+        (("cluster.join_seconds=900",), 900.0),
+        (("cluster.join_seconds=900", "cluster.timeout_seconds=30"), 900.0),
+        (("cluster.join_seconds=60",), 120.0),
+    ],
+)
+def test_actors_wait_for_nodes_to_join_again(
+    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], seconds: float
+) -> None:
+    """The roles ask for their resources again after a node was lost."""
+
+    def refuse(placement: Placement, *, timeout: float) -> None:
+        raise ActorsNotPlaced(f"{timeout:g}")
+
+    monkeypatch.setattr(roles_module, "reserve", refuse)
+    with pytest.raises(ActorsNotPlaced, match=f"^{seconds:g}$"):
+        roles_module.RayRoles(Path(), Path(), load_config(None, overrides), plan(), max_tokens=8, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "problem"),
+    [
+        ([Node(1)], "the run asks for 2 CPUs (4 actors x 0.5) and the cluster has 1: lower cluster.cpus_per_actor or "),
+        ([Node(2)], "the run asks for 2 CPUs and 0 GPUs, but other jobs leave 1.5 CPUs and 0 GPUs of the cluster free"),
+    ],
+)
+def test_what_keeps_the_actors_from_being_placed(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[Node], problem: str
+) -> None:
+    placement = plan()
+    group = SimpleNamespace(wait=lambda timeout: False)
+    monkeypatch.setattr(placement_module, "placement_group", lambda bundles, strategy: group)
+    monkeypatch.setattr(placement_module, "remove_placement_group", lambda group: None)
+    monkeypatch.setattr(placement_module, "cluster_nodes", lambda: nodes)
+    monkeypatch.setattr(placement_module.ray, "available_resources", lambda: {"CPU": 1.5})
+    with pytest.raises(ActorsNotPlaced) as caught:
+        reserve(placement, timeout=2.0)
+    before, _, after = str(caught.value).partition(": ")
+    assert before == "the actors got no resources within 2 s (a larger cluster.join_seconds waits longer)"
+    assert after.startswith(problem)

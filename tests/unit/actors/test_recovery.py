@@ -11,7 +11,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from rlgaf_ray.actors import answers, recovery
-from rlgaf_ray.actors.answers import ActorFailure, ActorUnusable, Answers, UpstreamFailure
+from rlgaf_ray.actors.answers import ActorFailure, ActorsNotPlaced, ActorUnusable, Answers, UpstreamFailure
 from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.config.cluster import ClusterSection
 
@@ -28,6 +28,18 @@ def test_failures_count_only_within_the_recovery_window(monkeypatch: pytest.Monk
     with pytest.raises(TooManyFailures, match=r"^rollout worker 1 died; more than 2 actors failed within 100 s"):
         recoveries.record(failure, "replacing it")
     assert len(reports) == 4
+
+
+def test_waits_longer_than_the_window_do_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 200.0, 290.0, 380.0])
+    monkeypatch.setattr(recovery, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    recoveries = Recoveries(ClusterSection(max_recoveries=2, recovery_window_seconds=80.0))
+    recoveries.record(ActorFailure("the learner died"), "rolling back")
+    recoveries.record(ActorFailure("the learner died"), "rolling back")  # the first one has left the window
+    without_room = ActorsNotPlaced("no room")
+    recoveries.record(without_room, "asking again")
+    with pytest.raises(TooManyFailures, match=r"^no room; gave up after 2 recoveries \(cluster.max_recoveries\)$"):
+        recoveries.record(without_room, "asking again")
 
 
 def test_take_returns_the_counts_once() -> None:

@@ -11,10 +11,13 @@ from typing import Any, Literal, get_args, get_origin
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from ray.train import ControllerError
 
-from rlgaf_ray.actors import warmup, warmup_worker
+from rlgaf_ray.actors import placement, warmup, warmup_worker
+from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.warmup import Warmups, prepare_warmups
 from rlgaf_ray.config import Config, ConfigError, load_config, with_values
+from rlgaf_ray.errors import UserError
 from rlgaf_ray.models.built_in import FOLDER
 from rlgaf_ray.models.generator import build_tiny_gpt2
 from rlgaf_ray.sweep.space import DECIDE_CONTRAST, DECIDE_WARMUP, FIXED, READ_CONTRAST
@@ -194,3 +197,124 @@ def test_the_labelled_warmup_uses_the_training_view(
     )
     assert [item.response_ids.tolist() for item in read] == expected
     assert all(item.prompt_ids.tolist() == [3] for item in read)
+
+
+class Trainer:
+    """Instead of Ray Train: records what a warm-up asks for, and fails if told to."""
+
+    made: list[Trainer]
+    failure: Exception | None
+
+    def __init__(self, train: object, *, train_loop_config: object, scaling_config: Any, run_config: Any) -> None:
+        self.scaling, self.limits = scaling_config, run_config.failure_config
+        self.made.append(self)
+
+    def fit(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Runs a warm-up on a cluster with these nodes."""
+
+    def make(nodes: list[Node], *overrides: str, failure: Exception | None = None) -> Trainer:
+        Trainer.made, Trainer.failure = [], failure
+        monkeypatch.setattr(placement, "cluster_nodes", lambda: nodes)
+        monkeypatch.setattr(warmup.ray, "put", lambda data: data)
+        monkeypatch.setattr(warmup.ray, "available_resources", lambda: {"CPU": 1.0})
+        monkeypatch.setattr(warmup, "TorchTrainer", Trainer)
+        payload = {"config": load_config(None, overrides)}
+        warmup._run(lambda payload: None, payload, list, tmp_path / "sft-0", lambda *_: None)
+        return Trainer.made[0]
+
+    return make
+
+
+WHOLE, SHARED = "cluster.gpus_per_actor=1", "cluster.gpus_per_actor=0.15"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "workers"),
+    [
+        ([Node(1)], [], []),  # in this process
+        ([Node(2), Node(1)], ["warmup.num_workers=3"], [{"CPU": 1.0}] * 3),
+        ([Node(8, 1)], [SHARED], [{"GPU": 0.15}]),
+        ([Node(8, 1)], [WHOLE], [{"GPU": 1.0}]),
+        ([Node(8, 1), Node(8, 1)], [SHARED, "warmup.num_workers=2"], [{"GPU": 1.0}] * 2),  # NCCL: a GPU for each
+    ],
+)
+def test_ray_train_is_asked_for_what_the_workers_need(run, nodes: list[Node], overrides: list[str], workers) -> None:
+    asked = run(nodes, *overrides)
+    assert asked.scaling.num_workers == len(workers)
+    if workers:
+        assert [asked.scaling._resources_per_worker_not_none] * len(workers) == workers
+    assert asked.limits.max_failures == 1
+    assert asked.limits.controller_failure_limit == 2  # by default Ray Train starts the workers again for ever
+
+
+@pytest.mark.parametrize(
+    ("nodes", "overrides", "message"),
+    [
+        (
+            [Node(2)],
+            ["warmup.num_workers=3"],
+            "the warm-ups ask for 3 workers with 1 CPU each (warmup.num_workers), and the cluster has 2 CPUs and 0 "
+            "GPUs: set warmup.num_workers=2, or add nodes",
+        ),
+        (
+            [Node(8, 1)],
+            [SHARED, "warmup.num_workers=2"],
+            "the warm-ups ask for 2 workers with 1 GPU each (warmup.num_workers), and the cluster has 8 CPUs and 1 "
+            "GPUs: set warmup.num_workers=1, or add nodes",
+        ),
+        (
+            [Node(8)],
+            [SHARED],
+            "the warm-ups ask for 1 workers with 0.15 GPU each (warmup.num_workers), and the cluster has 8 CPUs and 0 "
+            "GPUs: add nodes",
+        ),
+    ],
+)
+def test_workers_that_do_not_fit_are_refused(run, nodes: list[Node], overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run(nodes, *overrides)
+    assert str(caught.value) == message
+    assert not Trainer.made
+
+
+def test_workers_wait_for_nodes_to_join(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, asked = [Node(2)], []
+
+    def join(bundles: list[dict[str, float]]) -> None:
+        asked.append(bundles)
+        nodes.append(Node(1))
+
+    monkeypatch.setattr(placement, "request_resources", join)
+    monkeypatch.setattr(placement.time, "sleep", lambda seconds: None)
+    waiting = ("warmup.num_workers=3", "cluster.join_seconds=600")
+    assert run(nodes, *waiting).limits.controller_failure_limit == 10  # each start has 60 s
+    assert asked[0] == [{"CPU": 1.0}] * 3
+    asked.clear()
+    run(nodes, *waiting)
+    assert not asked  # it would replace what the run has asked for
+
+
+def test_workers_that_others_keep_from_starting_end_the_run(run) -> None:
+    failure = ControllerError(RuntimeError("The start timed out after 60.0 seconds. Potential causes include: (1) ..."))
+    with pytest.raises(UserError) as caught:
+        run([Node(4)], "warmup.num_workers=3", failure=failure)
+    assert str(caught.value) == (
+        "sft-0 could not be trained: The start timed out after 60.0 seconds; 1 CPUs and 0 GPUs of the cluster are "
+        "free: if other jobs hold the rest, wait for them, or lower warmup.num_workers"
+    )
+
+
+def test_a_cached_warmup_needs_no_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(config: Config) -> None:
+        raise AssertionError("checked")
+
+    monkeypatch.setattr(warmup, "check_warmup", refuse)
+    nothing: Any = None
+    config = load_config(None, ["warmup.num_workers=3"])
+    assert warmup._made(tmp_path, nothing, nothing, {}, config, nothing, nothing, warmup._run)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorUnusable
+from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorsNotPlaced, ActorUnusable
 from rlgaf_ray.actors.placement import plan_placement
-from rlgaf_ray.actors.recovery import TooManyFailures
+from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.evaluation.embeddings import MISSING
@@ -96,6 +96,48 @@ def test_an_actor_that_does_not_start_ends_the_run(monkeypatch: pytest.MonkeyPat
     nothing: Any = None
     with pytest.raises(RuntimeError if error else ActorNotStarted):
         session.run_with_recovery(prepared, build, nothing, Callbacks(), None)
+
+
+NO_ROOM = ActorsNotPlaced("no room for the actors")
+
+
+@pytest.mark.parametrize(
+    ("waits", "error"),
+    [
+        ([None, NO_ROOM, None], None),  # a node is lost, and one joins during the second wait
+        ([NO_ROOM], ActorsNotPlaced),  # at the start
+        ([None, NO_ROOM, NO_ROOM], TooManyFailures),
+    ],
+)
+def test_a_restart_waits_for_room_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waits: list[ActorsNotPlaced | None], error: type | None
+) -> None:
+    ends = iter([DEAD, None])
+
+    @contextmanager
+    def opened(*arguments: object, **options: object) -> Iterator[Failing]:
+        yield Failing(5, next(ends), [])
+
+    remaining, rollbacks, messages = list(waits), [], RecordingCallback()
+
+    def build(recoveries: Recoveries) -> Any:
+        rollbacks.append(recoveries.rollbacks)
+        if (failure := remaining.pop(0)) is not None:
+            raise failure
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(session, "open_loop", opened)
+    prepared: Any = SimpleNamespace(config=load_config(None, ["cluster.max_recoveries=2"]))
+    arguments = (prepared, build, Checkpoints(tmp_path, keep=1), Callbacks([messages]), None)
+    if error is None:
+        outcome: Any = session.run_with_recovery(*arguments)
+        assert outcome == "done"
+        assert messages.messages[1:] == ["no room for the actors: asking for them again"]
+    else:
+        with pytest.raises(error, match=r"^no room for the actors"):
+            session.run_with_recovery(*arguments)
+    assert not remaining
+    assert rollbacks == [0, 1, 1][: len(waits)]  # a wait rolls nothing back
 
 
 def test_a_stopped_run_is_not_restarted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
