@@ -29,6 +29,7 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 from rlgaf_ray.actors.answers import PendingCall
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.actors.groups import LearnerWorker
+from rlgaf_ray.actors.push import copies_weights
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.actors.transfer import GpuTransfer
 from rlgaf_ray.config import load_config
@@ -125,7 +126,8 @@ def main() -> int:
             )
             sites = [ray.get(worker.site.remote(), timeout=SECONDS)]
             # Raises if this transfer is not possible here.
-            choose_transfer(backend, learners=[site], engines=sites, device_transfer=True, together=True)
+            copies = copies_weights(config)
+            choose_transfer(backend, learners=[site], engines=sites, device_transfer=True, together=True, copies=copies)
             ray.get(worker.start.remote(backend), timeout=SECONDS)
             seconds, megabytes = measure_push(backend, learner, worker, config.rollout.tensor_parallel_size)
             found(f"push, {backend}", f"{megabytes / 1e3 / seconds:.2f} GB/s ({megabytes:.0f} MB, {seconds:.3f} s)")

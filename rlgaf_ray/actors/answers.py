@@ -28,7 +28,7 @@ class ActorTimeout(ActorFailure):
 
 
 class ActorUnusable(ActorFailure):
-    """The actor is alive but cannot continue: it ran out of memory or its engine died."""
+    """The actor is alive but cannot continue: it ran out of memory, or its GPU or engine failed."""
 
 
 class ActorNotStarted(ActorFailure):
@@ -127,25 +127,49 @@ class Answers:
     def get_ranks(self, actors: Sequence[Any], method: str, refs: Sequence[ray.ObjectRef]) -> Any:
         """Return rank 0's result once all ranks have answered.
 
-        If a rank died, the error names it and not the ranks whose collectives failed because of it.
+        If a rank died or failed by itself, the error names it and not the ranks whose collectives failed because of it.
         """
         if len(actors) == 1:
             return self.get(actors[0], method, refs[0])
         waiting, deadline = dict(zip(refs, actors, strict=True)), time.monotonic() + self.timeout
-        failed: RayTaskError | None = None
+        failed: list[RayTaskError | ActorUnusable] = []
         while waiting:
             remaining = max(0.0, deadline - time.monotonic())
-            done, _ = ray.wait(list(waiting), timeout=remaining if failed is None else min(remaining, GRACE_SECONDS))
-            if not done and failed is not None:
+            done, _ = ray.wait(list(waiting), timeout=min(remaining, GRACE_SECONDS) if failed else remaining)
+            if not done and failed:
                 break
             for ref in done or list(waiting)[:1]:
                 try:
                     self.get(waiting.pop(ref), method, ref, timeout=1.0 if done else 0.0)
                 except RayTaskError as error:
-                    failed = failed or error
-        if failed is not None:
-            raise failed
+                    failed.append(error)
+                except ActorUnusable as failure:
+                    if possible_bug(failure) is None:
+                        raise
+                    failed.append(failure)
+        if failed:
+            raise min(failed, key=_may_be_a_consequence)
         return ray.get(refs[0])
+
+
+OUT_OF_MEMORY = "ran out of memory"
+EXECUTOR_FAILURES = ("Executor failed.", "Worker failed with error '")
+"""How the messages of vLLM's executor of several GPUs begin, which raises plain ``RuntimeError``s."""
+
+
+def possible_bug(failure: BaseException | None) -> RayTaskError | None:
+    """Return the remote error behind an actor's failed GPU or engine, which may be a bug; None for other failures."""
+    while isinstance(failure, UserError):
+        failure = failure.__cause__
+    if isinstance(failure, RayTaskError) and _unusable(failure.cause) not in ("", OUT_OF_MEMORY):
+        return failure
+    return None
+
+
+def _may_be_a_consequence(failure: RayTaskError | ActorUnusable) -> int:
+    """Order the failures of ranks: a bug first, then a failed GPU, then a collective that another rank broke."""
+    error = possible_bug(failure)
+    return 0 if error is None else 1 + isinstance(error.cause, torch.distributed.DistBackendError)
 
 
 def _unusable(cause: BaseException) -> str:
@@ -155,8 +179,16 @@ def _unusable(cause: BaseException) -> str:
         or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
         or any(words in str(cause) for words in ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory"))
     ):
-        return "ran out of memory"
-    if type(cause).__name__ == "EngineDeadError":  # compared by name: only rollout workers import vLLM
+        return OUT_OF_MEMORY
+    if isinstance(cause, torch.AcceleratorError):  # no later call to the GPU succeeds in that process
+        return "lost its GPU"
+    if isinstance(cause, torch.distributed.DistBackendError):
+        return "lost its process group"
+    if (
+        isinstance(cause, TimeoutError)
+        or type(cause).__name__ == "EngineDeadError"  # compared by name: only rollout workers import vLLM
+        or (type(cause) is RuntimeError and str(cause).startswith(EXECUTOR_FAILURES))
+    ):
         return "lost its engine"
     return ""
 

@@ -27,6 +27,7 @@ from rlgaf_ray.weights.choice import Site, current_site
 from rlgaf_ray.weights.ipc import IpcSender
 from rlgaf_ray.weights.manifest import DeviceUpdate, announce
 from rlgaf_ray.weights.nccl import NcclSender, Rendezvous
+from rlgaf_ray.weights.state import without_tied_copies
 
 
 class RankStore:
@@ -109,15 +110,19 @@ class LearnerWorker(Learner):
         """Join the NCCL group with the engines. Only rank 0 sends; its call returns once all engines have joined."""
         self.nccl_sender = NcclSender(rendezvous, rank=self.group.rank)
 
+    def sent_state(self, network: PolicyNetwork) -> dict[str, torch.Tensor]:
+        """Return what is sent between GPUs: each tensor once. Some of vLLM's models reject tied copies (Gemma 2)."""
+        return without_tied_copies(self.state(network), self.policy.network(network))
+
     def announce(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
-        return announce(self.state(network), policy_version)
+        return announce(self.sent_state(network), policy_version)
 
     def broadcast(self, *, network: PolicyNetwork) -> None:
-        self.nccl_sender.send(self.state(network))
+        self.nccl_sender.send(self.sent_state(network))
 
     def share(self, policy_version: int, *, network: PolicyNetwork) -> DeviceUpdate:
         self.ipc_sender = IpcSender()
-        return self.ipc_sender.share(self.state(network), policy_version)
+        return self.ipc_sender.share(self.sent_state(network), policy_version)
 
     def release(self, *received: Metrics) -> None:
         """Free the shared memory; Ray runs this only after every engine's answer, passed as a reference."""

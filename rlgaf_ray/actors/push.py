@@ -33,6 +33,12 @@ def loads_asynchronously(config: Config) -> bool:
     return config.schedule.mode == "async" and not config.weights.in_flight
 
 
+def copies_weights(config: Config) -> bool:
+    """Whether the learner makes tensors for each push: merged adapters, or full tensors gathered from shards."""
+    sharded = config.learner.strategy == "fsdp" and config.learner.num_workers > 1
+    return sharded or config.model.lora.rank > 0
+
+
 class WeightPush:
     """Sends weights to all workers; rank 0 of the learner puts each part into the object store once."""
 

@@ -19,7 +19,7 @@ from rlgaf_ray.actors.answers import ActorFailure, Answers
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, RankStore, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve, startup_seconds
 from rlgaf_ray.actors.pool import RolloutPool
-from rlgaf_ray.actors.push import WeightPush, loads_asynchronously
+from rlgaf_ray.actors.push import WeightPush, copies_weights, loads_asynchronously
 from rlgaf_ray.actors.recovery import Recoveries
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.discriminator import BatchNeeds
@@ -73,7 +73,6 @@ class RayRoles:
 
         ``base_folder`` holds the generator before SFT, for configs with an SFT stage. ``group`` is a placement group
         with the placement's bundles, which ``close`` does not remove; by default one is reserved.
-
         ``recoveries`` counts and reports replaced workers; by default they are not reported.
         """
         self.recoveries = recoveries or Recoveries(config.cluster)
@@ -166,6 +165,7 @@ class RayRoles:
             engines=sites[len(self.learners) :],
             device_transfer=config.rollout.traits.device_transfer,
             together=not loads_asynchronously(config),
+            copies=copies_weights(config),
         )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:

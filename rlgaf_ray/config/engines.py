@@ -24,6 +24,7 @@ class EngineTraits:
         sleeps: can free its GPU memory between rollouts (``sleep`` and ``wake_up``).
         device_transfer: receives weights over NCCL and CUDA IPC (``join_transfer``).
         in_flight: can load new weights while it generates.
+        lowest_temperature: silently samples at this temperature instead of a lower one.
     """
 
     engine: str
@@ -33,11 +34,19 @@ class EngineTraits:
     sleeps: bool = False
     device_transfer: bool = False
     in_flight: bool = False
+    lowest_temperature: float = 0.0
 
+
+VLLM_LOWEST_TEMPERATURE = 0.01  # _MAX_TEMP in vllm/sampling_params.py
 
 ENGINES: Mapping[EngineName, EngineTraits] = {
     "vllm": EngineTraits(
-        "rlgaf_ray.engines.vllm:VLLMEngine", vllm=True, tensor_parallel=True, sleeps=True, device_transfer=True
+        "rlgaf_ray.engines.vllm:VLLMEngine",
+        vllm=True,
+        tensor_parallel=True,
+        sleeps=True,
+        device_transfer=True,
+        lowest_temperature=VLLM_LOWEST_TEMPERATURE,
     ),
     "vllm_async": EngineTraits(
         "rlgaf_ray.engines.vllm_async:AsyncVLLMEngine",
@@ -46,6 +55,7 @@ ENGINES: Mapping[EngineName, EngineTraits] = {
         sleeps=True,
         device_transfer=True,
         in_flight=True,
+        lowest_temperature=VLLM_LOWEST_TEMPERATURE,
     ),
     "transformers": EngineTraits("rlgaf_ray.engines.transformers:TransformersEngine", any_architecture=True),
 }

@@ -110,6 +110,12 @@ def check_engines(
     """Raise ``ValueError`` for settings that the engine, its device or the schedule does not support."""
     traits, asynchronous = rollout.traits, schedule.mode == "async"
     device_transfer, on_cpu = weights.transfer in ("nccl", "ipc"), cluster.gpus_per_actor == 0
+    if rollout.temperature < traits.lowest_temperature:
+        raise ValueError(
+            f"rollout.temperature={rollout.temperature:g} is sampled at {traits.lowest_temperature:g} by "
+            f"rollout.engine={rollout.engine}, so its log-probs would differ from the learner's: set "
+            f"rollout.temperature={traits.lowest_temperature:g} or more, or rollout.engine=transformers"
+        )
     if weights.in_flight and not traits.in_flight:
         raise ValueError(
             f"weights.in_flight=true is not supported by rollout.engine={rollout.engine}: set "

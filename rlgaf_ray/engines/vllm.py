@@ -27,7 +27,7 @@ from rlgaf_ray.weights.choice import Backend
 from rlgaf_ray.weights.control import Control
 from rlgaf_ray.weights.manifest import DeviceUpdate
 from rlgaf_ray.weights.nccl import Rendezvous
-from rlgaf_ray.weights.state import Receipt, expected_shapes
+from rlgaf_ray.weights.state import Receipt
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams, TokensPrompt
@@ -94,7 +94,7 @@ class VLLMEngine(RolloutEngine):
         check_length(max_model_len, longest_sequence(config), f"the model {model_folder}")
         self._config = config
         self._end_of_text_ids = end_of_text_ids(config)
-        self._receipt = Receipt(expected_shapes(config, trust_remote_code=trust_remote_code))
+        self._receipt = Receipt.of_model(config, trust_remote_code=trust_remote_code)
         self._max_model_len = max_model_len
         self._transfer = transfer
         self._sleep_level = sleep_level

@@ -103,7 +103,12 @@ class AsyncVLLMEngine(VLLMEngine):
 
     def _wait(self, work: Coroutine[Any, Any, T], timeout: float | None = CONTROL_SECONDS) -> T:
         """Run a coroutine on the engine's event loop. Raises ``TimeoutError``."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+        except TimeoutError as error:
+            if timeout is None:
+                raise
+            raise TimeoutError(f"vLLM's process did not answer within {timeout:g} s") from error
 
 
 class _Control:

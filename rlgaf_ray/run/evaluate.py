@@ -105,6 +105,12 @@ def _evaluate(
 ) -> Comparison:
     runs = places.folders
     configs = [_config(run) for run in runs]
+    engine = configs[0].rollout
+    if (lowest := engine.traits.lowest_temperature) > min(temperatures, default=1.0):
+        raise UserError(
+            f"temperature {min(temperatures):g} is sampled at {lowest:g} by rollout.engine={engine.engine} of "
+            f"{runs[0]}: give {lowest:g} or more"
+        )
     if len({run.name for run in runs}) < len(runs):
         raise UserError(f"two runs have the same name ({', '.join(run.name for run in runs)}): rename a folder")
     for run, config in zip(runs, configs, strict=True):

@@ -1,4 +1,4 @@
-"""Run the loop on prepared data and models: roles, recovery from actor failures, the run's files and the export."""
+"""Set the loop up on prepared data and models: its roles, the run's files and the export."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from rlgaf_ray.actors.answers import ActorFailure, ActorNotStarted, ActorsNotPlaced, ActorUnusable
 from rlgaf_ray.actors.contrast import load_contrast
 from rlgaf_ray.actors.placement import Placement, PlacementGroup
-from rlgaf_ray.actors.recovery import Recoveries, TooManyFailures
+from rlgaf_ray.actors.recovery import Recoveries
 from rlgaf_ray.actors.roles import RayRoles
 from rlgaf_ray.config import dump_config
 from rlgaf_ray.config.hidden import public_values
@@ -26,7 +25,6 @@ from rlgaf_ray.loop.callback import Callback, Callbacks
 from rlgaf_ray.loop.checkpoint import PROVENANCE, Checkpoints
 from rlgaf_ray.loop.local import LocalRoles
 from rlgaf_ray.loop.outcome import Outcome
-from rlgaf_ray.loop.rewards import RewardFailed
 from rlgaf_ray.loop.roles import Roles
 from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.models.lora import ADAPTERS
@@ -136,75 +134,6 @@ def open_loop(
                 with calls.waiting(f"loading iteration {start} into the actors"):
                     loop.resume(resumed[0], resumed[1])
             yield loop
-
-
-def run_with_recovery(
-    prepared: Prepared,
-    build_roles: Callable[[Recoveries], Roles],
-    checkpoints: Checkpoints,
-    callbacks: Callbacks,
-    resumed: Resumed | None,
-    trackers: Sequence[str | Tracker] = (),
-) -> Outcome:
-    """Run the loop; if an actor fails that cannot be replaced in place, restart it from the last checkpoint.
-
-    Raises ``TooManyFailures``, ``RewardFailed``, and an ``ActorFailure`` that a restart would not fix.
-    """
-    config = prepared.config
-    recoveries = Recoveries(config.cluster, callbacks.on_message)
-    started = False
-    out_of_memory_at = -1
-    while True:
-        reached = 0
-        try:
-            with (
-                closing(build_roles(recoveries)) as roles,
-                open_loop(prepared, roles, checkpoints, callbacks, resumed, trackers=trackers) as loop,
-                callbacks.training(start=loop.iteration, total=config.run.iterations, first=first_wait(config, loop)),
-            ):
-                started = True
-                try:
-                    return loop.run()
-                except (ActorFailure, TooManyFailures, RewardFailed):
-                    reached = loop.iteration
-                    loop.rescue()
-                    raise
-        except ActorFailure as failure:
-            if not started and isinstance(failure, ActorNotStarted):
-                raise failure.__cause__ or failure from None  # a bug, with the remote traceback
-            if callbacks.stop_requested or not started:
-                raise
-            if isinstance(failure, ActorUnusable):
-                if reached <= out_of_memory_at:  # a second time without progress: a restart would not help
-                    raise
-                out_of_memory_at = reached
-            if isinstance(failure, ActorsNotPlaced):  # nothing has run since ``resumed`` was chosen
-                recoveries.record(failure, "asking for them again")
-            else:
-                resumed = resume_after_failure(checkpoints, recoveries, failure)
-
-
-def resume_after_failure(checkpoints: Checkpoints, recoveries: Recoveries, failure: ActorFailure) -> Resumed | None:
-    """Return the checkpoint to restart from after the learner or discriminator failed; None: restart from scratch.
-
-    Raises ``TooManyFailures``.
-    """
-    if not checkpoints.all():
-        recoveries.record(failure, "restarting the run, which has no checkpoint yet")
-        recoveries.rolled_back()
-        return None
-    resumed = checkpoints.newest_usable()
-    report_damaged_checkpoints(resumed, recoveries.report)
-    path, state, _ = resumed
-    recoveries.record(failure, f"rolling back to iteration {state['iteration']} ({path})")
-    recoveries.rolled_back()
-    return resumed
-
-
-def report_damaged_checkpoints(resumed: Resumed, report: Callable[[str], None]) -> None:
-    """Report each damaged checkpoint that was skipped."""
-    for sentence in resumed[2]:
-        report(f"damaged checkpoint skipped: {sentence}")
 
 
 @contextmanager

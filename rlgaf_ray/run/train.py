@@ -35,14 +35,13 @@ from rlgaf_ray.run.preparation import (
     with_task,
 )
 from rlgaf_ray.run.provenance import check_provenance, of_inputs, of_warmups
+from rlgaf_ray.run.restarts import report_damaged_checkpoints, run_with_recovery
 from rlgaf_ray.run.session import (
     explain_storage_errors,
     export,
     local_roles,
     open_run_folder,
     ray_roles,
-    report_damaged_checkpoints,
-    run_with_recovery,
 )
 from rlgaf_ray.tracking.base import Tracker
 from rlgaf_ray.tracking.build import make_trackers

@@ -37,6 +37,7 @@ def choose_transfer(
     engines: Sequence[Site],
     device_transfer: bool,
     together: bool,
+    copies: bool,
 ) -> Choice:
     """Return the requested backend, or with ``auto`` the fastest one that the placement allows.
 
@@ -50,11 +51,13 @@ def choose_transfer(
         device_transfer: whether the engines support ``ipc`` and ``nccl``.
         together: whether all engines update at the same time, as ``ipc`` and ``nccl`` require; if False, each updates
             between its own requests.
+        copies: whether each push sends tensors made for it, such as merged adapters. ``ipc`` then needs exactly one
+            engine on each learner's GPU: torch counts one reader per shared tensor, and frees it after that one.
 
     Raises:
         UserError: the placement does not allow the requested backend.
     """
-    obstacles = {"ipc": _obstacle_to_ipc(learners, engines), "nccl": _obstacle_to_nccl(learners[0], engines)}
+    obstacles = {"ipc": _obstacle_to_ipc(learners, engines, copies), "nccl": _obstacle_to_nccl(learners[0], engines)}
     if not together:
         obstacles = dict.fromkeys(obstacles, "each engine updates its weights between its own requests")
     if not device_transfer:
@@ -71,19 +74,32 @@ def choose_transfer(
     if not obstacles["ipc"]:
         return Choice("ipc", "every engine shares its GPU with a learner")
     if not obstacles["nccl"]:
-        return Choice("nccl", "learner and engines are on separate GPUs")
+        leak = obstacles["ipc"] if _without_a_learner(learners, engines) is None else None
+        return Choice("nccl", leak or "learner and engines are on separate GPUs")
     reasons = dict.fromkeys(obstacles.values())
     return Choice("object_store", "; ".join(str(reason) for reason in reasons))
 
 
-def _obstacle_to_ipc(learners: Sequence[Site], engines: Sequence[Site]) -> str | None:
+def _obstacle_to_ipc(learners: Sequence[Site], engines: Sequence[Site], copies: bool) -> str | None:
     if on_cpu := _on_cpu([*learners, *engines]):
         return on_cpu
-    shared = {gpu for site in learners for gpu in site.gpus}
-    for index, engine in enumerate(engines):
-        if not shared.issuperset(engine.gpus):
-            return f"rollout worker {index} is on a GPU without a learner"
+    index = _without_a_learner(learners, engines)
+    if index is not None:
+        return f"rollout worker {index} is on a GPU without a learner"
+    num_engines = Counter(gpu for engine in engines for gpu in engine.gpus)
+    for rank, site in enumerate(learners):
+        if copies and (count := num_engines[site.gpus[0]]) != 1:
+            return (
+                f"the GPU of learner rank {rank} has {count or 'no'} rollout workers, and the copies made for a push "
+                "(merged adapters, gathered shards) are freed only with exactly one"
+            )
     return None
+
+
+def _without_a_learner(learners: Sequence[Site], engines: Sequence[Site]) -> int | None:
+    """Return the first engine with a GPU that no learner uses."""
+    shared = {gpu for site in learners for gpu in site.gpus}
+    return next((index for index, engine in enumerate(engines) if not shared.issuperset(engine.gpus)), None)
 
 
 def _obstacle_to_nccl(sender: Site, engines: Sequence[Site]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rlgaf_ray.weights.state import Shapes, check_entries, entries_checksum
+from rlgaf_ray.weights.state import Receipt, Shapes, check_entries, entries_checksum
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +20,7 @@ class DeviceUpdate:
     """
 
     policy_version: int
-    shapes: Shapes  # every state_dict entry, tied copies included, in sending order
+    shapes: Shapes  # every state_dict entry without tied copies, in sending order
     dtypes: Mapping[str, str]  # "float32", "bfloat16", "float16"
     checksum: str  # over the three fields above, computed by the sender
     handles: Mapping[str, Mapping[str, tuple[Any, ...]]] | None = None  # ipc: handle of each entry by GPU UUID
@@ -53,8 +53,10 @@ def announce(
     return DeviceUpdate(policy_version, shapes, dtypes, entries_checksum(policy_version, shapes, dtypes), handles)
 
 
-def check_announced(update: DeviceUpdate, expected: Shapes) -> None:
+def check_announced(update: DeviceUpdate, receipt: Receipt) -> None:
     """Reject a corrupted manifest or the weights of another model before any data is transferred.
+
+    Tied copies need not be sent: on a GPU vLLM's own copy shares the memory of the entry that it is tied to.
 
     Raises:
         ValueError: names the mismatch, as in ``check_shapes``.
@@ -67,4 +69,6 @@ def check_announced(update: DeviceUpdate, expected: Shapes) -> None:
     if update.handles is not None and update.handles.keys() != update.shapes.keys():
         missing = sorted(update.shapes.keys() ^ update.handles.keys())
         raise ValueError(f"weights of version {update.policy_version} and their handles differ in {missing[0]!r}")
-    check_entries(update.policy_version, update.shapes, expected, known=expected)
+    known = receipt.expected
+    expected = {name: shape for name, shape in known.items() if name in update.shapes or name not in receipt.copies}
+    check_entries(update.policy_version, update.shapes, expected, known=known)

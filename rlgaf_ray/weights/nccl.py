@@ -123,7 +123,7 @@ class _NoClient:
 
 
 def state_source() -> WeightSource:
-    """Create a weight source over all entries of a state dict; vLLM's own uses ``named_parameters()``, without ties."""
+    """Create a weight source over all entries of a state dict; vLLM's own (``named_parameters()``) has no buffers."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, materialize_full_tensor
 
     class StateSource(WeightSource):

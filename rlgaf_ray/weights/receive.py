@@ -25,7 +25,7 @@ def check(update: WeightUpdate | DeviceUpdate, receipt: Receipt) -> None:
         case WeightUpdate():
             receipt.take(update)
         case DeviceUpdate():
-            check_announced(update, receipt.expected)
+            check_announced(update, receipt)
 
 
 def load(control: Control, update: WeightUpdate | DeviceUpdate, *, same_process: bool) -> None:
@@ -42,5 +42,5 @@ def load(control: Control, update: WeightUpdate | DeviceUpdate, *, same_process:
 
 
 def megabytes(update: WeightUpdate | DeviceUpdate) -> float:
-    """Return the size of an update in MB; tied entries count once if they are sent once."""
+    """Return the size of an update in MB; tied entries count once."""
     return (num_bytes(update) if isinstance(update, WeightUpdate) else update.num_bytes) / 1e6

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from rlgaf_ray.models.lora import plain_state
 from rlgaf_ray.types import WeightUpdate
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -97,19 +97,44 @@ def num_bytes(update: WeightUpdate) -> int:
 
 def expected_shapes(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> dict[str, tuple[int, ...]]:
     """Return names and shapes in the ``state_dict()`` of a causal LM of this config, tied copies included."""
+    return _shapes_of(_on_meta(config, trust_remote_code=trust_remote_code))
+
+
+def _on_meta(config: PreTrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _shapes_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def without_tied_copies(state: Mapping[str, torch.Tensor], network: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Drop the entries that are the same tensor as the one they are tied to, as ``save_pretrained`` does."""
+    sources = network.all_tied_weights_keys  # such as lm_head.weight -> model.embed_tokens.weight
+    return {
+        name: tensor for name, tensor in state.items() if name not in sources or state.get(sources[name]) is not tensor
+    }
 
 
 class Receipt:
-    """Tracks the entries received so far of an update in chunks, and checks that none is missing at the end."""
+    """Tracks the entries received so far of an update in chunks, and checks that none is missing at the end.
 
-    def __init__(self, expected: Shapes) -> None:
+    ``copies`` are the names of ``expected`` that a GPU-to-GPU update may lack (``without_tied_copies``).
+    """
+
+    def __init__(self, expected: Shapes, copies: Collection[str] = ()) -> None:
         self.expected = expected
+        self.copies = copies
         self.received: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def of_model(cls, config: PreTrainedConfig, *, trust_remote_code: bool = False) -> Self:
+        """Expect the state dict of a causal LM of this config."""
+        model = _on_meta(config, trust_remote_code=trust_remote_code)
+        return cls(_shapes_of(model), frozenset(model.all_tied_weights_keys))
 
     def take(self, update: WeightUpdate) -> None:
         """Check the next chunk before it is loaded. Raises ValueError like ``check_shapes``."""

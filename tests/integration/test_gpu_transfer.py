@@ -123,7 +123,9 @@ def push_and_compare(
     try:
         members = [learner, *workers]
         sites = wait([(member, "site", member.site.remote()) for member in members])
-        choice = choose_transfer("auto", learners=sites[:1], engines=sites[1:], device_transfer=True, together=True)
+        choice = choose_transfer(
+            "auto", learners=sites[:1], engines=sites[1:], device_transfer=True, together=True, copies=False
+        )
         assert choice.backend == expected, choice
         wait([(worker, "start", worker.start.remote(choice.backend)) for worker in workers])
         parallel = config.rollout.tensor_parallel_size

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ray.exceptions import RayTaskError
+from torch.distributed import DistBackendError
 
 from rlgaf_ray.actors import answers, recovery
 from rlgaf_ray.actors.answers import ActorFailure, ActorsNotPlaced, ActorUnusable, Answers, UpstreamFailure
@@ -63,11 +65,19 @@ class EngineDeadError(Exception):
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "ran out of memory"),
         (OSError(errno.ENOSPC, "No space left on device"), ""),
         (EngineDeadError("EngineCore encountered an issue"), "lost its engine"),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "lost its GPU"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "ran out of memory"),
+        (DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited"), "lost its process group"),
+        (RuntimeError("Executor failed."), "lost its engine"),
+        (RuntimeError("Worker failed with error 'CUDA error: unspecified launch failure', please"), "lost its engine"),
+        (TimeoutError("vLLM's process did not answer within 300 s"), "lost its engine"),
+        (RuntimeError("The Executor failed."), ""),
+        (NotImplementedError("Executor failed."), ""),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ""),
         (ValueError("prompt too long"), ""),
     ],
 )
-def test_out_of_memory_and_engine_death_are_recoverable_and_bugs_are_not(error: Exception, reason: str) -> None:
+def test_failures_of_memory_gpu_and_engine_are_recoverable_and_bugs_are_not(error: Exception, reason: str) -> None:
     assert answers._unusable(error) == reason
 
 
@@ -97,3 +107,69 @@ def test_out_of_memory_during_a_weight_push_may_be_the_learners(
     monkeypatch.setattr(answers.ray, "get", refuse)
     with pytest.raises(failure, match=sentence):
         Answers({"worker": "rollout worker 1"}, timeout=1.0).get("worker", method, None)  # type: ignore[arg-type]
+
+
+def remote(error: Exception) -> RayTaskError:
+    """The error as Ray raises it in the driver."""
+    return RayTaskError("update", "the remote traceback", error, ip="127.0.0.1").as_instanceof_cause()
+
+
+def test_vllms_executor_still_raises_the_known_messages() -> None:
+    executor = pytest.importorskip("vllm.v1.executor.multiproc_executor", reason="vLLM is not installed")
+    source = inspect.getsource(executor.MultiprocExecutor.collective_rpc)
+    for words in answers.EXECUTOR_FAILURES:
+        assert f'RuntimeError("{words}")' in source or f'f"{words}' in source
+
+
+@pytest.mark.parametrize(
+    ("error", "may_be_a_bug"),
+    [
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("Worker failed with error 'index 7 is out of bounds', please check"), True),
+        (MemoryError("no room"), False),
+    ],
+)
+def test_a_failed_gpu_or_engine_may_be_a_bug_and_keeps_the_remote_traceback(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, may_be_a_bug: bool
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise remote(error)
+
+    monkeypatch.setattr(answers.ray, "get", refuse)
+    with pytest.raises(ActorUnusable) as raised:
+        Answers({"learner": "the learner"}, timeout=1.0).get("learner", "update", None)  # type: ignore[arg-type]
+    recoveries = Recoveries(ClusterSection(max_recoveries=0))
+    with pytest.raises(TooManyFailures) as ended:
+        recoveries.record(raised.value, "rolling back")
+    for failure in (raised.value, ended.value):
+        found = answers.possible_bug(failure)
+        assert (found is not None) == may_be_a_bug
+        assert found is None or "the remote traceback" in str(found)
+    assert answers.possible_bug(ActorFailure("the learner died during update")) is None
+
+
+BROKEN = DistBackendError("NCCL communicator was aborted on rank 0")
+GPU = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize(
+    ("errors", "named"),
+    [
+        ([BROKEN, GPU], "rank 1 lost its GPU during update: CUDA error: an illegal memory access"),
+        ([GPU, BROKEN], "rank 0 lost its GPU during update: CUDA error: an illegal memory access"),
+        ([BROKEN, ValueError("a bug")], "a bug"),
+        ([BROKEN, BROKEN], "rank 0 lost its process group during update: NCCL communicator"),
+        ([BROKEN, MemoryError("no room")], "rank 1 ran out of memory during update: no room"),
+    ],
+)
+def test_the_rank_that_failed_first_is_named_and_not_those_that_waited_for_it(
+    monkeypatch: pytest.MonkeyPatch, errors: list[Exception], named: str
+) -> None:
+    def get(rank: int, timeout: float) -> None:
+        raise remote(errors[rank])
+
+    monkeypatch.setattr(answers.ray, "get", get)
+    monkeypatch.setattr(answers.ray, "wait", lambda refs, timeout: (refs[:1], refs[1:]))
+    with pytest.raises((ActorUnusable, RayTaskError)) as raised:
+        Answers({"a": "rank 0", "b": "rank 1"}, timeout=1.0).get_ranks(["a", "b"], "update", [0, 1])  # type: ignore[list-item]
+    assert named in repr(raised.value)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlgaf_ray.actors import roles
 from rlgaf_ray.actors.pool import RolloutPool
 from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.roles import RayRoles
@@ -220,3 +221,24 @@ def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
     roles.pushed = None  # as after an update of the learner
     with pytest.raises(AssertionError, match="the engines discarded their weights"):
         roles.generate([], sampling, [])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "copies"),
+    [
+        ([], False),
+        (["learner.num_workers=2"], False),
+        (["learner.num_workers=2", "learner.strategy=fsdp"], True),
+        (["discriminator.num_workers=2", "learner.strategy=fsdp"], False),
+        (["model.lora.rank=4", "generator.average_decay=0"], True),
+    ],
+)
+def test_the_transfer_is_chosen_for_the_tensors_that_a_push_sends(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], copies: bool
+) -> None:
+    config = load_config(None, ["cluster.gpus_per_actor=0.3", *overrides])
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(roles, "choose_transfer", lambda requested, **options: asked.update(options))
+    fake = SimpleNamespace(learners=["learner"], pool=SimpleNamespace(workers=["worker"]))
+    RayRoles._choose_transfer(fake, config, SimpleNamespace(device="cpu"))  # type: ignore[arg-type]
+    assert asked["copies"] == copies

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -53,6 +54,50 @@ def test_launchers_require_the_token_and_keep_the_dashboard_local(name: str) -> 
     exported = "export RAY_AUTH_MODE=token RAY_free_objects_period_milliseconds=0;"
     assert len(starts) == 2 and all(line.startswith(exported) for line in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0] and "--autoscaling-config=" in starts[0]
+
+
+def test_on_aws_ssh_is_open_to_one_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that Ray creates gets Ray's own rules too, whatever the file says: SSH from everywhere."""
+    pytest.importorskip("boto3", reason="Ray's launcher for AWS needs it")
+    from ray.autoscaler._private.aws import config as launcher
+
+    rules: list[dict[str, Any]] = []
+
+    def create(conf: Any, node_types: list[str]) -> dict[str, Any]:
+        group = SimpleNamespace(
+            id="sg-ray", ip_permissions=[], authorize_ingress=lambda IpPermissions: rules.extend(IpPermissions)
+        )
+        return dict.fromkeys(node_types, group)
+
+    def configured(config: dict[str, Any]) -> dict[str, list[str]]:
+        launcher._configure_security_group(config)
+        return {name: kind["node_config"]["SecurityGroupIds"] for name, kind in config["available_node_types"].items()}
+
+    monkeypatch.setattr(launcher, "_get_or_create_vpc_security_groups", create)
+    config = prepare_config(read("aws.yaml"))
+    assert configured(copy.deepcopy(config)) == {key: ["sg-EXAMPLE"] for key in ("head", "training", "rollout")}
+    assert not open_to_everyone(rules)
+    for kind in config["available_node_types"].values():
+        del kind["node_config"]["SecurityGroupIds"]
+    assert set(map(tuple, configured(config).values())) == {("sg-ray",)}
+    assert open_to_everyone(rules)  # what the file avoids
+
+    text = re.sub(r"\\\n#\s*", "", (CLUSTER / "aws.yaml").read_text())
+    allowed = re.findall(r"authorize-security-group-ingress .* --group-id sg-EXAMPLE (.*)", text)
+    assert allowed == [
+        "--protocol tcp --port 22 --cidr 203.0.113.7/32",
+        "--protocol all --source-group sg-EXAMPLE",
+    ]
+
+
+def open_to_everyone(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rules of a security group that admit every address."""
+    return [
+        rule
+        for rule in rules
+        if {"0.0.0.0/0", "::/0"}
+        & {*(each["CidrIp"] for each in rule.get("IpRanges", ())), *(e["CidrIpv6"] for e in rule.get("Ipv6Ranges", ()))}
+    ]
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])

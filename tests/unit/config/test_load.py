@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rlgaf_ray.config import Config, ConfigError, dump_config, load_config
+from rlgaf_ray.config.engines import ENGINES
 from rlgaf_ray.config.load import run_config_file
 from rlgaf_ray.main import main
 
@@ -549,6 +550,14 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
             "weights.transfer=nccl is a collective of learner and engines, but with schedule.mode=async engines load "
             "weights at different times: set weights.in_flight=true, or weights.transfer=auto",
         ),
+        *(
+            (
+                [f"rollout.engine={engine}", "rollout.temperature=0.0099"],
+                f"rollout.temperature=0.0099 is sampled at 0.01 by rollout.engine={engine}, so its log-probs would "
+                "differ from the learner's: set rollout.temperature=0.01 or more, or rollout.engine=transformers",
+            )
+            for engine in ("vllm", "vllm_async")
+        ),
         (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
         (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
         (
@@ -564,6 +573,16 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
 )
 def test_unsupported_engine_and_adapter_settings_are_rejected(overrides: list[str], fix: str) -> None:
     assert message(*overrides).endswith(fix)
+
+
+def test_the_lowest_temperature_is_that_of_vllm() -> None:
+    assert load_config(None, ["rollout.temperature=0.01"]).rollout.temperature == 0.01
+    assert load_config(None, ["rollout.temperature=0.001", "rollout.engine=transformers"]).rollout.temperature == 0.001
+    sampling = pytest.importorskip("vllm.sampling_params", reason="vLLM is not installed", exc_type=ImportError)
+    for traits in ENGINES.values():
+        if traits.vllm:
+            assert sampling.SamplingParams(temperature=traits.lowest_temperature).temperature == 0.01
+            assert sampling.SamplingParams(temperature=traits.lowest_temperature / 2).temperature == 0.01
 
 
 def test_gpu_engines_support_sleep_and_nccl_transfer() -> None:

@@ -104,6 +104,16 @@ def test_impossible_options_are_refused_first(words: list[str], message: str, ca
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
+def test_a_temperature_that_the_engine_would_raise_is_refused(finished: Path) -> None:
+    settings = load_config(finished / "config.yaml")
+    record(finished, with_values(settings, {"rollout.engine": "vllm"}))
+    with pytest.raises(UserError, match=r"^temperature 0\.005 is sampled at 0\.01 by rollout\.engine=vllm of .*more$"):
+        module.evaluate([finished], temperatures=[1.0, 0.005])
+    record(finished, with_values(settings, {"rollout.engine": "transformers"}))
+    with pytest.raises(Started):
+        module.evaluate([finished], temperatures=[1.0, 0.005])
+
+
 def test_a_small_test_split_is_refused_before_it_is_read(finished: Path) -> None:
     settings = with_values(load_config(finished / "config.yaml"), {"task.jsonl.shares.test": 0.03})
     task = record(finished, settings)
