@@ -253,5 +253,5 @@ def conclude(config: Config, results: list[TrialResult], received: list[int], te
         notes = [result.note for result in results if result.note]
         finite = f" with a finite {config.sweep.metric}" if any(each.ending == "finished" for each in results) else ""
         why = f"; the first error: {notes[0]}" if notes else ""
-        raise UserError(f"no trial of {len(results)} finished{finite}{why}")
+        raise UserError(f"no trial of {num_trials(config)} finished{finite}{why}")
     return 0
