@@ -13,7 +13,7 @@ from ray.util.placement_group import remove_placement_group
 from rich.console import Console
 
 from rlgaf_ray.actors.cluster import cluster_resources, ray_session
-from rlgaf_ray.actors.placement import Placement, reserve, startup_seconds
+from rlgaf_ray.actors.placement import STARTUP_SECONDS, Placement, reserve
 from rlgaf_ray.config import Config, dump_config, load_config, uri, with_values
 from rlgaf_ray.config.rows import TaskSettings
 from rlgaf_ray.config.task import TaskSection
@@ -77,7 +77,7 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
     with folder.mirrored(), ray_session(config):
         cpus, gpus, node_cpus = cluster_resources()
         placement, concurrent = plan_trials(config, cluster_cpus=cpus, cluster_gpus=gpus, node_cpus=node_cpus)
-        timeout = startup_seconds(config.cluster)
+        timeout = max(config.cluster.join_seconds, STARTUP_SECONDS)
         remove_placement_group(reserve(placement, timeout=timeout))  # check that the bundles fit on the nodes
         make_warmups(config, prepared, terminal)
         terminal.on_message(f"{num_trials(config)} trials, {concurrent} at a time, in {folder.place / TRIALS}")
