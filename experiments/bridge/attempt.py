@@ -16,7 +16,8 @@ from typing import get_args
 
 from transformers.utils import logging
 
-from rlgaf_ray.compare.trial import Measured, run_trial
+from rlgaf_ray.compare.measuring import Measured
+from rlgaf_ray.compare.trial import run_trial
 from rlgaf_ray.config import load_config
 from rlgaf_ray.config.compare import BuiltInMethod
 

@@ -70,12 +70,14 @@ def prepare_warmups(
     *,
     with_ray: bool = True,
     sft_rows: Sequence[Demonstration] | None = None,
+    sft_state: Path | None = None,
 ) -> Warmups:
     """Return the warmed-up models and train those that are not cached.
 
     ``report`` receives the stage's name ('generator', 'sft', ...) and its progress. Without Ray the models are trained
     in this process, on CPU, with the same result as with one worker of Ray Train. ``sft_rows``: rows for SFT instead of
-    the task's demonstrations, without a contrastive term.
+    the task's demonstrations, without a contrastive term. ``sft_state``: folder where SFT leaves its training state;
+    SFT of more steps, but otherwise the same settings, continues from there with the same result as from the start.
     """
     run = _run if with_ray else _run_here
     source = config.model.generator
@@ -93,7 +95,13 @@ def prepare_warmups(
         generator = cache / "warmups" / f"generator-{key[:16]}"
         blocks = partial(task.warmup_blocks, config.base_warmup.block_tokens)
         placed = absolute_source(source)  # Ray Train changes the working directory of its workers
-        payload = {"stage": "generator", "source": placed, "ends": ends, "unused": unused, "legal": legal}
+        payload: dict[str, Any] = {
+            "stage": "generator",
+            "source": placed,
+            "ends": ends,
+            "unused": unused,
+            "legal": legal,
+        }
         cached = _made(generator, generator_worker, blocks, payload, config, tokenizer, report, run)
     base, base_key = generator, key
     chosen = (config.task.max_demonstrations, config.task.draw_seed, config.task.draw_share)
@@ -107,7 +115,7 @@ def prepare_warmups(
             read = [str([(item.prompt_ids.tolist(), item.response_ids.tolist()) for item in sft_rows])]
         stage = [config.warmup.sft.model_dump_json(), *common, str(config.run.seed), *read]
         key = content_hash([key, *data, *cut, *stage])
-        payload = {"stage": "sft", "source": str(base), "ends": ends}
+        payload = {"stage": "sft", "source": str(base), "ends": ends, "state": sft_state}
         generator = cache / "warmups" / f"sft-{key[:16]}"
         rows = (task.demonstrations if sft_rows is None else sft_rows, others)
         cached &= _made(generator, sft_worker, lambda: rows, payload, config, tokenizer, report, run)

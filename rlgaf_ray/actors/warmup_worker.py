@@ -86,6 +86,7 @@ def sft_worker(payload: dict[str, Any]) -> None:
         checkpoint_every=config.warmup.checkpoint_every,
         worker=worker,
         other_prompts=others,
+        keep_state=payload["state"] is not None,
     )
     _write_generator(model, settings.steps, payload, worker)
 
@@ -163,14 +164,17 @@ def contrast_worker(payload: dict[str, Any]) -> None:
 
 
 def _worker(name: str, payload: dict[str, Any]) -> Worker:
-    """Describe this process as a warm-up worker. Its checkpoints are next to the result, so that a retry resumes."""
+    """Describe this process as a warm-up worker.
+
+    Its checkpoints are next to the result or in the payload's ``state``, so that a retry resumes.
+    """
     keep_freed_memory()
     rank, num_workers, device = 0, 1, torch.device("cpu")
     if isinstance(payload["data"], ray.ObjectRef):
         context = ray.train.get_context()
         rank, num_workers = context.get_world_rank(), context.get_world_size()
         device = torch.device(ray.train.torch.get_device())
-    saved = Path(payload["folder"]) / "checkpoint"
+    saved = Path(payload.get("state") or payload["folder"]) / "checkpoint"
 
     def report(progress: WarmupProgress) -> None:
         if "report" in payload:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from rlgaf_ray.compare.configs import method_of
 from rlgaf_ray.compare.methods import Method, loop_rollouts
@@ -27,7 +30,8 @@ def budget(config: Config, name: MethodName) -> Budget:
     candidates = method.answering.candidates
     return Budget(
         rollouts=num_rollouts(config, method),
-        generator_steps=sft_steps(config, name) + (loop_steps(config) if method.trains == "generator" else 0),
+        generator_steps=sum(sft_steps(config, name).values())
+        + (loop_steps(config) if method.trains == "generator" else 0),
         discriminator_updates=_discriminator_updates(config, method),
         candidates=candidates,
         passes=candidates * passes_per_candidate(config, name),
@@ -59,14 +63,15 @@ def num_rollouts(config: Config, method: Method) -> int:
     return warmup + (loop_rollouts(config) if method.trains == "generator" else 0)
 
 
-def sft_steps(config: Config, name: MethodName) -> int:
-    """Return the SFT steps, summed over the counts that the method tries. ``auto`` counts as its maximum."""
-    return sum(num_steps(config, steps) for steps in method_of(config, name).sft_steps(config))
+def sft_steps(config: Config, name: MethodName) -> dict[int | Literal["auto"], int]:
+    """Return the SFT steps that each count of the method costs: a larger one continues from the next smaller one.
 
-
-def num_steps(config: Config, steps: int | str) -> int:
-    """Return the number of SFT steps; ``auto`` counts as its maximum."""
-    return config.warmup.sft.max_steps if isinstance(steps, str) else steps
+    ``auto`` counts as its maximum, and starts from the base model.
+    """
+    counts = method_of(config, name).sft_steps(config)
+    numbers = sorted(each for each in counts if isinstance(each, int))
+    found: dict[int | Literal["auto"], int] = dict(zip(numbers, np.diff(numbers, prepend=0).tolist(), strict=True))
+    return found | {each: config.warmup.sft.max_steps for each in counts if each == "auto"}
 
 
 def loop_steps(config: Config) -> int:

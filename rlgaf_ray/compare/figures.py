@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from rlgaf_ray.compare.configs import method_of
 from rlgaf_ray.compare.decoding import curves
+from rlgaf_ray.compare.measuring import Measured
 from rlgaf_ray.compare.results import at
-from rlgaf_ray.compare.trial import Measured, Trial
+from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config import Config
 from rlgaf_ray.metrics import metric
 from rlgaf_ray.report.figures import COLOURS, STYLE

@@ -9,9 +9,10 @@ from typing import Literal, cast
 import numpy as np
 
 from rlgaf_ray.compare.decoding import Decoding, curves
+from rlgaf_ray.compare.measuring import Measured
 from rlgaf_ray.compare.methods import METHODS
 from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
-from rlgaf_ray.compare.trial import Measured, Trial
+from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config.compare import BuiltInMethod, MethodName
 from rlgaf_ray.report.quality import at_level
 from rlgaf_ray.types import EvaluationPart, Metrics

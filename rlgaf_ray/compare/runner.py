@@ -14,9 +14,10 @@ from rich.console import Console
 from rlgaf_ray.actors.cluster import ray_session
 from rlgaf_ray.compare.configs import method_config, method_of, named
 from rlgaf_ray.compare.guidance import check_labels
+from rlgaf_ray.compare.measuring import PartMeasure
 from rlgaf_ray.compare.page import grids, write_page
 from rlgaf_ray.compare.results import table
-from rlgaf_ray.compare.trial import PartMeasure, Trial, run_trial, verdict_of
+from rlgaf_ray.compare.trial import Trial, run_trial, verdict_of
 from rlgaf_ray.config import Config, dump_config, load_config
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.config.compose import leaves

@@ -16,7 +16,7 @@ from rich.table import Table
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node
 from rlgaf_ray.actors.placement import plan_on
-from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, num_steps, scoring_passes, selection_passes
+from rlgaf_ray.compare.budget import PROMPTS_AT_ONCE, Budget, budget, scoring_passes, selection_passes, sft_steps
 from rlgaf_ray.compare.configs import method_config, method_of
 from rlgaf_ray.compare.decoding import decodings
 from rlgaf_ray.compare.shared import keys_read
@@ -135,8 +135,8 @@ def _sft_seconds(config: Config, name: MethodName, shape: ModelShape, rates: Rat
     settings, found = config.warmup.sft, {}
     prompts = 1 + (settings.contrastive_prompts if settings.contrastive_weight > 0 else 0)
     method = method_of(config, name)
-    for steps in method.sft_steps(config):
-        rows = num_steps(config, steps) * settings.batch_size * prompts
+    for steps, trained in sft_steps(config, name).items():
+        rows = trained * settings.batch_size * prompts
         key = settings.model_copy(update={"steps": steps}).model_dump_json() + str(method.answering.guided)
         found[key] = training_seconds(
             shape, rates, rows=rows, length=_length(config), devices=config.warmup.num_workers

@@ -132,13 +132,17 @@ def fine_tune(
     checkpoint_every: int,
     worker: Worker,
     other_prompts: OtherPrompts = None,
+    keep_state: bool = False,
 ) -> None:
-    """Train ``model`` in place for ``settings.steps`` steps, which must be a number."""
+    """Train ``model`` in place for ``settings.steps`` steps, which must be a number.
+
+    ``keep_state``: also write a checkpoint after the last step, from which a longer training can continue.
+    """
     assert isinstance(settings.steps, int), "resolve warmup.sft.steps first"
     wrapped = worker.wrap(model)
     loss = SftLoss(wrapped, demonstrations, settings, worker.device, other_prompts)
     training = Training(wrapped, loss, settings, settings.steps, precision, seed, worker)
-    training.run(checkpoint_every, tokens_per_row=_tokens_per_row(loss))
+    training.run(checkpoint_every, tokens_per_row=_tokens_per_row(loss), keep_state=keep_state)
 
 
 def choose_steps(

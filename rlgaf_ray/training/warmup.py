@@ -221,8 +221,8 @@ class Training:
         warmup_steps = int(self.num_steps * self.settings.warmup_fraction)
         return schedule_factor(step, num_steps=self.num_steps, num_warmup_steps=warmup_steps, schedule="cosine")
 
-    def run(self, checkpoint_every: int, *, tokens_per_row: int) -> None:
-        """Train all steps, resuming from ``worker.resume_from`` if set."""
+    def run(self, checkpoint_every: int, *, tokens_per_row: int, keep_state: bool = False) -> None:
+        """Train all steps, resuming from ``worker.resume_from`` if set. ``keep_state``: write the last state too."""
         start = 0
         if self.worker.resume_from is not None:
             start = int((self.worker.resume_from / STEP).read_text(encoding="utf-8"))
@@ -238,7 +238,8 @@ class Training:
                 speed = len(losses) * rows * tokens_per_row / seconds
                 self.worker.report(WarmupProgress(done, self.num_steps, sum(losses) / len(losses), speed))
                 losses, clock = [], time.perf_counter()
-            if done % checkpoint_every == 0 and done < self.num_steps:
+            last = done == self.num_steps
+            if keep_state if last else done % checkpoint_every == 0:
                 self.worker.checkpoint(partial(self._write, done))
 
     def _write(self, done: int, folder: Path) -> None:

@@ -9,9 +9,10 @@ from typing import get_args
 import numpy as np
 
 from rlgaf_ray.compare.decoding import Decoding, decodings
+from rlgaf_ray.compare.measuring import Measured
 from rlgaf_ray.compare.page import write_page
 from rlgaf_ray.compare.results import table
-from rlgaf_ray.compare.trial import Measured, Trial
+from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.config.compare import BuiltInMethod
 from rlgaf_ray.types import EVALUATION_PARTS

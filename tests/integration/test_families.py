@@ -6,7 +6,7 @@ Also a push over ``ipc``, with the calls to CUDA replaced: what vLLM's own trans
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,16 +54,14 @@ class Process:
         finally:
             engine.close()
 
-    def answers_over_ipc(self, folder: Path, pushed: Path) -> tuple[list[str], list[Rollout]]:
-        """The entries that the learner sends, and the rollouts after its push."""
-        network = load_generator(pushed)  # before vLLM, which changes transformers' class of some models
-        state = without_tied_copies(merged_state(network), network)
+    def answers_over_ipc(self, folder: Path, state: Mapping[str, torch.Tensor]) -> list[Rollout]:
+        """The rollouts after a push. The state is made elsewhere: vLLM changes transformers' class of some models."""
         with as_on_a_gpu():
             engine = VLLMEngine(folder, max_model_len=64, kv_cache_mib=64, threads=1, transfer="ipc")
             try:
-                handles = {name: {CARD: (tensor.detach(), *[None] * 6)} for name, tensor in state.items()}
+                handles = {name: {CARD: (tensor, *[None] * 6)} for name, tensor in state.items()}
                 engine.update_weights(announce(state, 1, handles))
-                return list(state), engine.generate(PROMPTS, SAMPLING, seeds=range(6))
+                return engine.generate(PROMPTS, SAMPLING, seeds=range(6))
             finally:
                 engine.close()
 
@@ -125,11 +123,10 @@ def test_a_push_over_ipc_updates_tied_output_layers_too(
 ) -> None:
     """Tied copies are not sent: vLLM's Gemma 2 rejects them, and the others share the memory of the embedding."""
     before = save_family(family, tmp_path / "before")
-    after = save_family(family, tmp_path / "after", seed=1)
-    answer: Any = ray.get(process.answers_over_ipc.remote(before, after))
-    sent, rollouts = answer
-    pushed = load_generator(after)
-    assert ("lm_head.weight" in sent) != pushed.config.tie_word_embeddings
+    pushed = load_generator(save_family(family, tmp_path / "after", seed=1))
+    state = {name: tensor.detach() for name, tensor in without_tied_copies(merged_state(pushed), pushed).items()}
+    rollouts: list[Rollout] = ray.get(process.answers_over_ipc.remote(before, state))
+    assert ("lm_head.weight" in state) != pushed.config.tie_word_embeddings
     assert [rollout.policy_version for rollout in rollouts] == [1] * 6
     assert largest_error(pushed, rollouts) < 2e-3
     assert largest_error(load_generator(before), rollouts) > 0.1

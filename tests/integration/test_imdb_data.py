@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rlgaf_ray.compare.trial import PartMeasure
+from rlgaf_ray.compare.measuring import PartMeasure
 from rlgaf_ray.config import load_config
 from rlgaf_ray.config.task import ImdbSettings, SplitSizes, TaskSection
 from rlgaf_ray.data.base_reviews import FINGERPRINTS, fingerprint

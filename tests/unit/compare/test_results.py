@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from rlgaf_ray.compare.decoding import Decoding, curves
+from rlgaf_ray.compare.measuring import Measured
 from rlgaf_ray.compare.results import Row, best_decoding, table
 from rlgaf_ray.compare.statistics import Difference, bootstrap, holm
-from rlgaf_ray.compare.trial import Measured, Trial
+from rlgaf_ray.compare.trial import Trial
 from rlgaf_ray.config.compare import MethodName
 from rlgaf_ray.evaluation.answers import AnswerMeasure
 from rlgaf_ray.report.quality import at_level

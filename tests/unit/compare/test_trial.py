@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from rlgaf_ray.compare.shared import keys_read
 from rlgaf_ray.compare.trial import Trial, run_trial
 from rlgaf_ray.config import load_config
 from rlgaf_ray.config.compare import MethodName
+from rlgaf_ray.config.warmup import SftWarmup
 from rlgaf_ray.training.precision import processor_type
+from rlgaf_ray.training.warmup import Training
 from tests.unit.compare.small import SMALL
 
 
@@ -54,15 +57,28 @@ def test_every_decoding_is_measured_on_both_parts(first: tuple[Trial, Path]) -> 
 
 
 def test_supervised_methods_keep_the_sft_steps_with_the_best_validation_quality(
-    first: tuple[Trial, Path], tmp_path: Path
+    first: tuple[Trial, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """150 steps continue from the first one, and give the same model as 150 in one piece."""
+
     def best(trial: Trial) -> float:
         return max(each.quality for each in trial.parts["validation"])
 
+    starts: list[int] = []
+
+    def steps(self: Training, start: int = 0) -> Iterator[tuple[int, float]]:
+        if isinstance(self.settings, SftWarmup):
+            starts.append(start)
+        return one_by_one(self, start)
+
+    one_by_one = Training.steps
+    monkeypatch.setattr(Training, "steps", steps)
     same = ["warmup.sft.learning_rate=5.0e-3", "task.bridge.validation=200"]  # enough prompts to tell them apart
-    alone = [run(tmp_path / f"{steps}", first[1], *same, f"warmup.sft.steps={steps}", name="sft") for steps in (1, 150)]
+    both = run(tmp_path / "both", first[1], *same, "compare.sft_steps=[150, 1]", name="sft")
+    assert starts == [0, 1]
+    cache = tmp_path / "cache"
+    alone = [run(tmp_path / f"{steps}", cache, *same, f"warmup.sft.steps={steps}", name="sft") for steps in (1, 150)]
     assert abs(best(alone[0]) - best(alone[1])) > 0.05
-    both = run(tmp_path / "both", first[1], *same, "compare.sft_steps=[1, 150]", name="sft")
     assert both == max(alone, key=best)
     assert run(tmp_path / "rl", first[1], "compare.sft_steps=[1, 150]").sft_steps == 5  # for supervised methods only
 
