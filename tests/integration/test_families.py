@@ -55,7 +55,7 @@ class Process:
             engine.close()
 
     def answers_over_ipc(self, folder: Path, state: Mapping[str, torch.Tensor]) -> list[Rollout]:
-        """The rollouts after a push. The state is made elsewhere: vLLM changes transformers' class of some models."""
+        """The rollouts after a push of ``state``."""
         with as_on_a_gpu():
             engine = VLLMEngine(folder, max_model_len=64, kv_cache_mib=64, threads=1, transfer="ipc")
             try:
@@ -88,10 +88,22 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[ray.actor.ActorHandle]:
+def session() -> Iterator[None]:
     with ray_session(Config()):
-        actor: Any = ray.remote(num_cpus=1)(Process)
-        yield actor.remote()
+        yield
+
+
+@pytest.fixture(scope="module")
+def process(session: None) -> ray.actor.ActorHandle:
+    actor: Any = ray.remote(num_cpus=0.5)(Process)
+    return actor.remote()
+
+
+@pytest.fixture(scope="module")
+def another_process(session: None) -> ray.actor.ActorHandle:
+    """vLLM's engine patches transformers' class of some models, so that a process can load these only once."""
+    actor: Any = ray.remote(num_cpus=0.5)(Process)
+    return actor.remote()
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not family.vllm], ids=lambda family: family.name)
@@ -119,13 +131,13 @@ def largest_error(network: PreTrainedModel, rollouts: list[Rollout]) -> float:
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not family.vllm], ids=lambda family: family.name)
 def test_a_push_over_ipc_updates_tied_output_layers_too(
-    process: ray.actor.ActorHandle, family: Family, tmp_path: Path
+    another_process: ray.actor.ActorHandle, family: Family, tmp_path: Path
 ) -> None:
     """Tied copies are not sent: vLLM's Gemma 2 rejects them, and the others share the memory of the embedding."""
     before = save_family(family, tmp_path / "before")
     pushed = load_generator(save_family(family, tmp_path / "after", seed=1))
     state = {name: tensor.detach() for name, tensor in without_tied_copies(merged_state(pushed), pushed).items()}
-    rollouts: list[Rollout] = ray.get(process.answers_over_ipc.remote(before, state))
+    rollouts: list[Rollout] = ray.get(another_process.answers_over_ipc.remote(before, state))
     assert ("lm_head.weight" in state) != pushed.config.tie_word_embeddings
     assert [rollout.policy_version for rollout in rollouts] == [1] * 6
     assert largest_error(pushed, rollouts) < 2e-3
