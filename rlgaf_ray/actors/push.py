@@ -22,7 +22,7 @@ from rlgaf_ray.actors.groups import call_all
 from rlgaf_ray.actors.transfer import GpuTransfer
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.types import Metrics, PolicyNetwork
-from rlgaf_ray.weights.choice import Backend
+from rlgaf_ray.weights.choice import Backend, Choice, Site, choose_transfer
 
 Load = Callable[[Any], list[ray.ObjectRef]]
 """Has a worker load one push, unless it already does; returns a reference per part to the worker's answer."""
@@ -37,6 +37,18 @@ def copies_weights(config: Config) -> bool:
     """Whether the learner makes tensors for each push: merged adapters, or full tensors gathered from shards."""
     sharded = config.learner.strategy == "fsdp" and config.learner.num_workers > 1
     return sharded or config.model.lora.rank > 0
+
+
+def transfer_between(learners: Sequence[Site], engines: Sequence[Site], config: Config) -> Choice:
+    """Choose how weights get from learners to engines at these sites. Raises ``UserError`` as ``choose_transfer``."""
+    return choose_transfer(
+        config.weights.transfer,
+        learners=learners,
+        engines=engines,
+        device_transfer=config.rollout.traits.device_transfer,
+        together=not loads_asynchronously(config),
+        copies=copies_weights(config),
+    )
 
 
 class WeightPush:

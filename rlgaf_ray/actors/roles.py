@@ -19,7 +19,7 @@ from rlgaf_ray.actors.answers import ActorFailure, Answers
 from rlgaf_ray.actors.groups import DiscriminatorWorker, LearnerWorker, RankStore, call_all
 from rlgaf_ray.actors.placement import Placement, actor_environment, reserve, startup_seconds
 from rlgaf_ray.actors.pool import RolloutPool
-from rlgaf_ray.actors.push import WeightPush, copies_weights, loads_asynchronously
+from rlgaf_ray.actors.push import WeightPush, transfer_between
 from rlgaf_ray.actors.recovery import Recoveries
 from rlgaf_ray.actors.rollout import RolloutWorker
 from rlgaf_ray.config.discriminator import BatchNeeds
@@ -39,7 +39,7 @@ from rlgaf_ray.types import (
     ScoredRollout,
     TextBlocks,
 )
-from rlgaf_ray.weights.choice import Choice, Site, choose_transfer
+from rlgaf_ray.weights.choice import Choice, Site
 
 RolloutActor = ray.remote(RolloutWorker)
 DiscriminatorActor = ray.remote(DiscriminatorWorker)
@@ -159,14 +159,7 @@ class RayRoles:
         sites = [Site("")] * len(members)
         if placement.device != "cpu":
             sites = self.answers.get_all([(actor, "site", actor.site.remote()) for actor in members])
-        return choose_transfer(
-            config.weights.transfer,
-            learners=sites[: len(self.learners)],
-            engines=sites[len(self.learners) :],
-            device_transfer=config.rollout.traits.device_transfer,
-            together=not loads_asynchronously(config),
-            copies=copies_weights(config),
-        )
+        return transfer_between(sites[: len(self.learners)], sites[len(self.learners) :], config)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]) -> list[Rollout]:
         return self.start_generate(prompts, sampling, seeds)()[0]

@@ -9,6 +9,7 @@ from typing import Literal
 
 from rlgaf_ray.actors.layout import Placement
 from rlgaf_ray.actors.packing import Node, Spot, spots
+from rlgaf_ray.actors.push import transfer_between
 from rlgaf_ray.config.schema import Config
 from rlgaf_ray.plan.actors import discriminator_memory, learner_memory, rollout_element, worker_memory
 from rlgaf_ray.plan.memory import Memory, kv_bytes_per_token
@@ -24,6 +25,7 @@ from rlgaf_ray.plan.speed import (
     rollout_seconds,
 )
 from rlgaf_ray.plan.work import completing, work_of
+from rlgaf_ray.weights.choice import Site
 
 Role = Literal["learner", "discriminator", "rollout"]
 
@@ -43,7 +45,6 @@ class Estimate:
     overlapped: bool  # whether rollouts run concurrently with the other phases
     sleeping: bool  # whether engines free their GPU memory while the other roles compute (rollout.sleep_level)
     push: Push
-    ring: bool
     kv_tokens: float  # capacity of one engine's KV cache
     work: Work
 
@@ -100,10 +101,14 @@ class Estimate:
 def estimate(
     config: Config, shape: ModelShape, placement: Placement, hardware: Hardware, rates: Rates, *, bfloat16: bool
 ) -> Estimate:
-    """Estimate memory, traffic and time. ``bfloat16``: whether the learner computes under bfloat16 autocast."""
+    """Estimate memory, traffic and time. ``bfloat16``: whether the learner computes under bfloat16 autocast.
+
+    Raises ``UserError`` if the placement does not allow ``weights.transfer``.
+    """
     found = spots(placement.bundles, placement.strategy, hardware.nodes)
     assert found is not None, "plan_on rejects placements that do not fit"
     nodes = [spot.node for spot in found]
+    sites = [Site(str(spot.node), tuple(f"{spot.node}, {gpu}" for gpu in spot.gpus)) for spot in found]
     element = BFLOAT16 if bfloat16 else FLOAT32
     work = work_of(config, shape)
     memory: dict[Role, Memory] = {
@@ -111,7 +116,11 @@ def estimate(
         "discriminator": discriminator_memory(config, shape, placement, element=element),
         "rollout": worker_memory(config, shape, placement, gpu_memory=hardware.gpu_memory),
     }
-    ring = placement.device == "cuda" and config.weights.transfer != "object_store"
+    transfer = transfer_between(
+        [sites[bundle] for bundle in placement.learner_bundles],
+        [sites[bundle] for bundle in placement.rollout_bundles],
+        config,
+    )
     home = nodes[placement.learner_bundles[0]]
     sent = push(
         shape.parameters,
@@ -120,7 +129,7 @@ def estimate(
         split=config.learner.strategy == "fsdp",
         other_nodes=len({nodes[bundle] for bundle in placement.rollout_bundles} - {home}),
         shards=placement.tensor_parallel_size,
-        ring=ring,
+        backend=transfer.backend,
     )
     return Estimate(
         placement=placement,
@@ -130,7 +139,6 @@ def estimate(
         overlapped=config.schedule.mode != "sync",
         sleeping=config.rollout.sleep_level > 0,
         push=sent,
-        ring=ring,
         kv_tokens=memory["rollout"].kv_cache
         * placement.tensor_parallel_size
         / kv_bytes_per_token(shape, element=rollout_element(config)),

@@ -13,7 +13,9 @@ from rlgaf_ray.plan.estimate import Estimate, Hardware, Role
 from rlgaf_ray.plan.memory import Memory
 from rlgaf_ray.plan.shape import GIB, MIB, ModelShape
 from rlgaf_ray.plan.speed import Rates, bottleneck
+from rlgaf_ray.weights.choice import Backend
 
+TRANSPORTS: dict[Backend, str] = {"ipc": "CUDA IPC", "nccl": "NCCL broadcast", "object_store": "object store"}
 ROLES: tuple[Role, ...] = ("learner", "discriminator", "rollout")
 MEMORY_ROWS = {
     "weights": "weights",
@@ -151,12 +153,12 @@ def node_bytes(plan: Estimate) -> float:
 
 
 def traffic_table(plan: Estimate) -> Table:
-    sent, transport = plan.push, "NCCL broadcast" if plan.ring else "object store"
-    table = Table(title=f"traffic of one weight push ({sent.size / GIB:,.2f} GiB), {transport}")
+    sent = plan.push
+    table = Table(title=f"traffic of one weight push ({sent.size / GIB:,.2f} GiB), {TRANSPORTS[sent.backend]}")
     table.add_column("link")
     table.add_column("GiB", justify="right")
     for name, size in (
-        ("into the learner's rank 0 from the other ranks", sent.gathered),
+        (f"into {'each rank' if sent.backend == 'ipc' else 'rank 0'} of the learner from the others", sent.gathered),
         ("out of the learner's node", sent.sent),
         ("into each other node with rollout workers", sent.received),
         ("into each device of an engine", sent.to_device),

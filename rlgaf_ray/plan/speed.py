@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rlgaf_ray.plan.memory import kv_bytes_per_token
 from rlgaf_ray.plan.shape import ModelShape
+from rlgaf_ray.weights.choice import Backend
 
 BACKWARD = 2  # cost of a backward pass in forward passes: gradients of the inputs, and of the weights
 
@@ -113,34 +114,35 @@ def discriminator_seconds(shape: ModelShape, work: Work, rates: Rates, *, device
 class Push:
     """Bytes over each type of link for one weight push."""
 
+    backend: Backend
     size: float  # of the state dict, tied entries once
-    gathered: float  # into rank 0 from the other ranks
-    sent: float  # out of the learner's node
+    gathered: float  # into rank 0 from the other ranks; over ipc into each rank
+    sent: float  # out of the learner's node to engines on others
     received: float  # into each other node with rollout workers
-    to_device: float  # from host memory or a peer into each GPU of an engine
+    to_device: float  # into each device of an engine: from host memory or a peer; over ipc from the same GPU
 
     def seconds(self, rates: Rates) -> float:
         """Return the sum of three sequential steps: gather, network transfer, copy to the device."""
-        return (
-            self.gathered / rates.network + max(self.sent, self.received) / rates.network + self.to_device / rates.host
-        )
+        copy = 2 * self.to_device / rates.memory if self.backend == "ipc" else self.to_device / rates.host
+        return self.gathered / rates.network + max(self.sent, self.received) / rates.network + copy
 
 
 def push(
-    parameters: int, *, element: int, learner_ranks: int, split: bool, other_nodes: int, shards: int, ring: bool
+    parameters: int, *, element: int, learner_ranks: int, split: bool, other_nodes: int, shards: int, backend: Backend
 ) -> Push:
-    """Return the traffic of pushing weights of S bytes from rank 0 to every engine.
+    """Return the traffic of pushing weights of S bytes from the learner to every engine.
 
     - gather: with FSDP rank 0 receives all shards but its own, S (n - 1) / n; with DDP nothing
+    - ipc: every rank gathers, and the engines copy from the rank on their GPU; nothing else leaves a GPU
     - object store: each other node fetches the object once, and the engines on a node share the copy. In the worst
       case all fetches come from the learner's node, S x nodes over its link
-    - ring (NCCL broadcast): every link carries S once, for any number of nodes
+    - nccl (a broadcast over a ring): every link carries S once, for any number of nodes
     - into each device: its shard, S / t
     """
     size = float(parameters * element)
     gathered = size * (learner_ranks - 1) / learner_ranks if split else 0.0
-    sent = 0.0 if other_nodes == 0 else size * (1 if ring else other_nodes)
-    return Push(size, gathered, sent, size if other_nodes else 0.0, size / shards)
+    sent = size * {"ipc": 0, "nccl": min(other_nodes, 1), "object_store": other_nodes}[backend]
+    return Push(backend, size, gathered, sent, size if sent else 0.0, size / shards)
 
 
 def driver_seconds(work: Work) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from rlgaf_ray.actors import roles
 from rlgaf_ray.actors.pool import RolloutPool
 from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.roles import RayRoles
@@ -238,7 +237,7 @@ def test_the_transfer_is_chosen_for_the_tensors_that_a_push_sends(
 ) -> None:
     config = load_config(None, ["cluster.gpus_per_actor=0.3", *overrides])
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(roles, "choose_transfer", lambda requested, **options: asked.update(options))
+    monkeypatch.setattr("rlgaf_ray.actors.push.choose_transfer", lambda requested, **options: asked.update(options))
     fake = SimpleNamespace(learners=["learner"], pool=SimpleNamespace(workers=["worker"]))
     RayRoles._choose_transfer(fake, config, SimpleNamespace(device="cpu"))  # type: ignore[arg-type]
     assert asked["copies"] == copies

@@ -236,6 +236,28 @@ def test_the_object_store_sends_a_push_once_per_other_node() -> None:
     assert (found.push.sent, found.push.received) == (2 * 4 * GPT2.parameters, 4 * GPT2.parameters)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "title", "gather"),
+    [
+        (["cluster.gpus_per_actor=0.33"], "CUDA IPC", "into each rank of the learner"),
+        (["cluster.gpus_per_actor=0.33", "weights.transfer=ipc"], "CUDA IPC", "into each rank of the learner"),
+        (COLOCATED, "CUDA IPC", "into each rank of the learner"),
+        (["cluster.gpus_per_actor=1"], "NCCL broadcast", "into rank 0 of the learner"),
+        (["cluster.gpus_per_actor=1", "schedule.mode=async"], "object store", "into rank 0 of the learner"),
+        (["cluster.gpus_per_actor=1", "rollout.engine=transformers"], "object store", "into rank 0 of the learner"),
+    ],
+)
+def test_the_plan_names_the_transfer_that_a_run_chooses(overrides: list[str], title: str, gather: str, capsys) -> None:
+    assert main(["plan", *overrides, "--gpus-per-node", "4", "--cpus-per-node", "32"]) == 0
+    printed = capsys.readouterr().out
+    assert f"MiB), {title}" in printed.replace("GiB", "MiB") and gather in printed
+
+
+def test_a_transfer_that_the_placement_does_not_allow_is_an_error(capsys) -> None:
+    assert main(["plan", "cluster.gpus_per_actor=1", "weights.transfer=ipc", "--cpus-per-node", "32"]) == 1
+    assert "weights.transfer=ipc is not possible here, rollout worker 0 is on a GPU" in capsys.readouterr().err
+
+
 def test_the_plans_in_the_documentation_fit() -> None:
     folder = Path(__file__).parents[3] / "configs/scaling"
     for path, nodes in ((folder / "8_gpus.yaml", 1), (folder / "64_gpus.yaml", 8), (folder / "512_gpus.yaml", 64)):

@@ -56,13 +56,20 @@ def test_two_engines_split_the_batch() -> None:
 
 def test_the_traffic_of_a_push_per_link() -> None:
     shared = {"element": 4, "learner_ranks": 4, "other_nodes": 3, "shards": 2}
-    assert push(1000, split=True, ring=False, **shared) == Push(4000, 3000, 12000, 4000, 2000)
-    ring = push(1000, split=False, ring=True, **shared)
-    assert ring == Push(4000, 0, 4000, 4000, 2000)
+    store = push(1000, split=True, backend="object_store", **shared)
+    assert store == Push("object_store", 4000, 3000, 12000, 4000, 2000)
+    ring = push(1000, split=False, backend="nccl", **shared)
+    assert ring == Push("nccl", 4000, 0, 4000, 4000, 2000)
     assert ring.seconds(RATES) == pytest.approx(4000 / 100 + 2000 / 1000)
-    assert push(1000, element=4, learner_ranks=1, other_nodes=0, shards=1, split=False, ring=False) == Push(
-        4000, 0, 0, 0, 4000
-    )
+    alone = push(1000, element=4, learner_ranks=1, other_nodes=0, shards=1, split=False, backend="object_store")
+    assert alone == Push("object_store", 4000, 0, 0, 0, 4000)
+
+
+def test_a_push_over_ipc_leaves_no_gpu_but_for_the_gather() -> None:
+    """Each engine reads and writes its weights on its own GPU, also on other nodes."""
+    found = push(1000, element=4, learner_ranks=4, split=True, other_nodes=1, shards=1, backend="ipc")
+    assert found == Push("ipc", 4000, 3000, 0, 0, 4000)
+    assert found.seconds(RATES) == pytest.approx(3000 / 100 + 2 * 4000 / 1e6)
 
 
 def test_driver_and_bottleneck() -> None:
