@@ -6,6 +6,7 @@ plan assumes that each trial is a separate training run with the config's placem
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -105,7 +106,7 @@ def plan_comparison(
         base_seconds=sum(bases.values()),
         shared_seconds=sum(chain.from_iterable(seconds[1:] for seconds in stages.values())),
         devices=devices,
-        at_a_time=1 if on_gpu else settings.concurrent or max(1, cores),
+        at_a_time=1 if on_gpu else min(settings.concurrent or max(1, cores), len(found) * settings.replicates),
     )
 
 
@@ -204,12 +205,13 @@ def show_comparison(console: Console, config: Config, plan: ComparisonPlan, hard
     device = "GPU" if on_gpu else "core"
     table = Table(title=f"comparison: one of {plan.replicates} replicates of each method, estimated")
     heads = ("rollouts", "generator steps", "D updates", "passes per answer", f"{device} s", "GiB")
-    for head in ("method", *heads):
-        table.add_column(head, justify="left" if head == "method" else "right", overflow="fold")
+    table.add_column("method", no_wrap=True)  # a name to copy into compare.methods
+    for head in heads:
+        table.add_column(head, justify="right", overflow="fold")
     for each in plan.methods:
         counts = each.budget
         table.add_row(
-            method_of(config, each.name).title,
+            each.name,
             f"{counts.rollouts:,}",
             f"{counts.generator_steps:,}",
             f"{counts.discriminator_updates:,}",
@@ -226,7 +228,7 @@ def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Seque
     """Return the lines under the table: wall time, memory and assumptions."""
     on_gpu = config.cluster.gpus_per_actor > 0
     most = max(plan.methods, key=lambda each: each.memory)
-    trials, hours = len(plan.methods) * plan.replicates, plan.wall_seconds / 3600
+    trials = len(plan.methods) * plan.replicates
     if on_gpu:
         fits = "fits" if most.memory <= hardware.gpu_memory else "does not fit"
         place = f"one after another on {plan.devices:g} GPUs, each an rlgaf train run with the method's keys"
@@ -238,7 +240,7 @@ def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Seque
     asked = f"evaluation.num_prompts={config.evaluation.num_prompts}" if prompts is None else str(prompts)
     more = "" if prompts else "; parts with more prompts take longer in proportion, since all are answered"
     found = [
-        f"{trials} trials, {place}: {hours:,.1f} hours of wall time including warm-ups; {memory}",
+        f"{trials} trials, {place}: {duration(plan.wall_seconds)} of wall time including warm-ups; {memory}",
         f"measurements: {len(decodings(config.compare))} decodings x {config.compare.samples} answers to "
         f"{asked} prompts of each of {len(EVALUATION_PARTS)} parts, and of the validation part for each further "
         f"setting that a method tries{more}",
@@ -246,3 +248,11 @@ def sentences(config: Config, plan: ComparisonPlan, hardware: Hardware) -> Seque
     if config.warmup.sft.steps == "auto":
         found.append(f"warmup.sft.steps=auto counts as warmup.sft.max_steps={config.warmup.sft.max_steps}")
     return found
+
+
+def duration(seconds: float) -> str:
+    """Format hours, or minutes below one hour."""
+    minutes = math.ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} minute{'s' if minutes > 1 else ''}"
+    return f"{seconds / 3600:,.1f} hours"

@@ -11,7 +11,7 @@ from rlgaf_ray.compare.budget import Budget
 from rlgaf_ray.config import Config, load_config
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import main
-from rlgaf_ray.plan.compare import ComparisonPlan, plan_comparison
+from rlgaf_ray.plan.compare import ComparisonPlan, duration, plan_comparison
 from rlgaf_ray.plan.estimate import Hardware
 from rlgaf_ray.plan.shape import ModelShape
 from rlgaf_ray.plan.speed import Rates, Work, forward_flops, rollout_seconds
@@ -95,15 +95,36 @@ def test_seconds_and_wall_time() -> None:
     assert config.compare.replicates == plan.replicates == 3
 
 
+def test_no_more_trials_run_at_a_time_than_there_are() -> None:
+    few = ["compare.methods=[sft]", "compare.replicates=2", "compare.concurrent=8"]
+    assert planned(*few)[1].at_a_time == 2
+    assert planned(*few, "compare.replicates=9")[1].at_a_time == 8
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.0, "1 minute"),
+        (119.0, "2 minutes"),
+        (3540.0, "59 minutes"),
+        (3541.0, "1.0 hours"),
+        (5400.0, "1.5 hours"),
+    ],
+)
+def test_a_wall_time_below_an_hour_is_in_minutes(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
 def test_a_comparison_is_planned_if_the_config_has_a_compare_section(capsys: pytest.CaptureFixture[str]) -> None:
     large = [f"model.generator={CONFIGS / 'scaling/shapes/1_5b'}", "--gpus-per-node", "8", "--cpus-per-node", "128"]
     assert main(["plan", str(CONFIGS / "scaling/8_gpus.yaml"), *large]) == 0
     assert "comparison" not in capsys.readouterr().out
-    methods = "compare.methods=[sft, best_of_4, rlgaf]"
+    methods = "compare.methods=[sft, contrastive_sft, rlgaf]"
     assert main(["plan", str(CONFIGS / "scaling/8_gpus.yaml"), *large, methods]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "model: 1,543.7 M parameters" in printed
     assert "comparison: one of 3 replicates of each method" in printed and "GPU s" in printed
+    assert "│ contrastive_sft │" in printed  # the name that compare.methods takes, on one line
     assert "9 trials, one after another on 8 GPUs" in printed and "of 80 GiB: fits" in printed
 
 
