@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rlgaf_ray.config.discriminator import DiscriminatorSection
 from rlgaf_ray.config.learner import LearnerSection
@@ -52,16 +52,6 @@ class KLSettings(Section):
     horizon: Positive = Field(
         10_000, description="an adaptive coefficient changes by at most about 20 % per this many samples"
     )
-
-    @model_validator(mode="after")
-    def _gradient_of_the_loss(self) -> KLSettings:
-        if self.placement == "loss" and self.estimator == "k1":
-            raise ValueError(
-                "kl.estimator=k1 has no useful gradient as a loss: use exact, k2 or k3, or set kl.placement=reward"
-            )
-        if self.placement == "reward" and self.estimator == "exact":
-            raise ValueError("kl.estimator=exact cannot be a per-token reward: set kl.placement=loss")
-        return self
 
     @property
     def exact(self) -> bool:

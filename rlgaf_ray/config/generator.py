@@ -150,6 +150,11 @@ class PPOSettings(AlgorithmSettings):
                 "generator.ppo.kl.placement=loss is not supported, since InstructGPT's objective subtracts the KL from "
                 "the reward: set generator.ppo.kl.placement=reward"
             )
+        if self.kl.exact:
+            raise ValueError(
+                "generator.ppo.kl.estimator=exact is not supported, since PPO's KL is in the reward: set it to k1, k2 "
+                "or k3"
+            )
         return self
 
     @property

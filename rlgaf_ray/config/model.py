@@ -79,8 +79,12 @@ def check_adapters(
     """Raise ``ValueError`` for settings that are incompatible with the frozen weights of ``model.lora``."""
     if model.lora.rank == 0:
         return
+    if learner.strategy != "ddp":
+        raise ValueError(
+            f"learner.strategy={learner.strategy} does not support model.lora.rank={model.lora.rank}: set "
+            "learner.strategy=ddp, or model.lora.rank=0"
+        )
     missing = {
-        "learner.strategy=ddp": learner.strategy == "ddp",
         "generator.average_decay=0": generator.average_decay == 0,
         "generator.seqgan.rollout_policy_rate=0": generator.seqgan.rollout_policy_rate == 0,
         "discriminator.architecture=generator": discriminator.traits.transformer,

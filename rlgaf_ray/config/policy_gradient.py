@@ -63,6 +63,18 @@ class PolicyGradientSettings(AlgorithmSettings):
     kl: KLSettings = KLSettings()
 
     @model_validator(mode="after")
+    def _kl_estimator_fits_its_placement(self) -> PolicyGradientSettings:
+        kl, key = self.kl, f"generator.{self.key}.kl"
+        if kl.placement == "loss" and kl.estimator == "k1":
+            raise ValueError(
+                f"{key}.estimator=k1 has no useful gradient as a loss: set it to exact, k2 or k3, or set "
+                f"{key}.placement=reward"
+            )
+        if kl.placement == "reward" and kl.exact:
+            raise ValueError(f"{key}.estimator=exact cannot be a per-token reward: set {key}.placement=loss")
+        return self
+
+    @model_validator(mode="after")
     def _baseline_fits_the_credit(self) -> PolicyGradientSettings:
         if self.credit == "token" and self.baseline not in ("none", "batch_mean", "position_mean"):
             raise ValueError(

@@ -98,6 +98,8 @@ class RaftSettings(AlgorithmSettings):
     def _kl_in_the_loss(self) -> RaftSettings:
         if not self.kl.exact:
             raise ValueError("generator.raft supports the exact KL only: set generator.raft.kl.estimator=exact")
+        if self.kl.placement != "loss":
+            raise ValueError("generator.raft has no rewards of tokens: set generator.raft.kl.placement=loss")
         return self
 
     @property

@@ -113,13 +113,33 @@ def write(tmp_path: Path):
         ("task.name=hub", "task.name=hub needs task.hub.dataset=ID (a data set of the Hugging Face hub)"),
         (
             "generator.reinforce.kl.estimator=k1",
-            "generator.reinforce.kl: kl.estimator=k1 has no useful gradient as a loss: use exact, k2 or k3, or set "
-            "kl.placement=reward",
+            "generator.reinforce.kl.estimator=k1 has no useful gradient as a loss: set it to exact, k2 or k3, or set "
+            "generator.reinforce.kl.placement=reward",
         ),
         (
             "generator.ppo.kl={placement: loss, estimator: k3}",
             "generator.ppo.kl.placement=loss is not supported, since InstructGPT's objective subtracts the KL from "
             "the reward: set generator.ppo.kl.placement=reward",
+        ),
+        *(
+            (
+                f"generator.ppo.kl={kl}",
+                "generator.ppo.kl.estimator=exact is not supported, since PPO's KL is in the reward: set it to k1, k2 "
+                "or k3",
+            )
+            for kl in ("{estimator: exact}", "{estimator: exact, placement: reward}")
+        ),
+        (
+            "generator.seqgan.kl.estimator=exact",
+            "generator.seqgan.kl.estimator=exact cannot be a per-token reward: set generator.seqgan.kl.placement=loss",
+        ),
+        (
+            "generator.raft.kl.estimator=k1",
+            "generator.raft supports the exact KL only: set generator.raft.kl.estimator=exact",
+        ),
+        (
+            "generator.raft.kl.placement=reward",
+            "generator.raft has no rewards of tokens: set generator.raft.kl.placement=loss",
         ),
         ("model.generator=seqgan-lstm",
          "model.generator=seqgan-lstm is not supported by rollout.engine=vllm: set rollout.engine=transformers"),
@@ -179,7 +199,8 @@ def write(tmp_path: Path):
         ),
         (
             "generator.reinforce.kl.placement=reward",
-            "generator.reinforce.kl: kl.estimator=exact cannot be a per-token reward: set kl.placement=loss",
+            "generator.reinforce.kl.estimator=exact cannot be a per-token reward: set "
+            "generator.reinforce.kl.placement=loss",
         ),
         (
             "generator.seqgan={credit: token, baseline: position_mean}",
@@ -559,7 +580,10 @@ def test_token_credit_needs_a_reward_that_is_a_sum_over_tokens(other: str) -> No
             for engine in ("vllm", "vllm_async")
         ),
         (["model.lora.rank=4", "generator.average_decay=0.9"], "set generator.average_decay=0"),
-        (["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"], "set learner.strategy=ddp"),
+        (
+            ["model.lora.rank=4", "learner.strategy=fsdp", "learner.num_workers=2"],
+            "learner.strategy=fsdp does not support model.lora.rank=4: set learner.strategy=ddp, or model.lora.rank=0",
+        ),
         (
             [
                 "model.lora.rank=4",
