@@ -251,6 +251,6 @@ def evaluation_set(task: Task, num_prompts: int, part: EvaluationPart = "validat
     if len(items) < MIN_TEXTS:
         raise UserError(
             f"the part {part} has only {len(items)} demonstrations of the right length, but self-BLEU needs "
-            f"{MIN_TEXTS}: give the part more (task.squad.shares, task.jsonl.shares)"
+            f"{MIN_TEXTS}: raise its share (task.jsonl.shares, task.hub.shares, task.squad.shares), or give more data"
         )
     return items[:num_prompts]

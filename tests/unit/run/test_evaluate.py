@@ -118,7 +118,7 @@ def test_a_small_test_split_is_refused_before_it_is_read(finished: Path) -> None
     settings = with_values(load_config(finished / "config.yaml"), {"task.jsonl.shares.test": 0.03})
     task = record(finished, settings)
     assert 0 < len(task.evaluation("test")) < 10 <= len(task.evaluation("validation"))
-    with pytest.raises(UserError, match=r"the part test has only \d demonstrations .* but self-BLEU needs 10: give"):
+    with pytest.raises(UserError, match=r"the part test has only \d demonstrations .* but self-BLEU needs 10: raise"):
         module.evaluate([finished], part="test")
     assert not (finished / module.TEST_READINGS).exists()
 
