@@ -14,13 +14,14 @@ import click
 
 from rlgaf_ray.cli.completion import complete
 
+SMALL = "Apply the files' section 'small': a size for two cores. SQuAD still needs the hub or task.squad.path."
 Function = Callable[..., Any]
 LEVELS = ("debug", "info", "warning", "error")
 
 words = click.argument(
     "words", nargs=-1, type=click.UNPROCESSED, shell_complete=complete, metavar="[PRESET | FILE.yaml | key=value]..."
 )
-small = click.option("--small", is_flag=True, help="Apply the section 'small': two cores, no hub.")
+small = click.option("--small", is_flag=True, help=SMALL)
 resume = click.option("--resume", is_flag=True, help="Resume run.name in run.root.")
 other_versions = click.option("--other-versions", is_flag=True, help="Resume despite changed package versions.")
 print_config = click.option("--print-config", is_flag=True, help="Print each value with its source, and exit.")

@@ -13,7 +13,7 @@ from rlgaf_ray.config.presets import nearest, presets
 from rlgaf_ray.config.reader import read_yaml
 from rlgaf_ray.errors import UsageError
 
-SMALL = "small"  # section with overrides for two cores without a hub
+SMALL = "small"  # section with overrides for two cores
 EXTENDS = "extends"  # key with the preset or file that a file extends
 
 Key = tuple[str, ...]

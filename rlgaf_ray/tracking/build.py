@@ -64,7 +64,7 @@ def open_trackers(
 def _named(name: str) -> Tracker:
     if name in TRACKERS:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"tracking.to={name}: {name} is not installed: pip install 'rlgaf_ray[{name}]'")
+            raise UserError(f'tracking.to={name}: {name} is not installed: pip install -e ".[{name}]"')
         return TRACKERS[name]()
     if ":" not in name:
         raise UserError(f"tracking.to={name} is unknown: use {', '.join(TRACKERS)}, or module:Class for your own")

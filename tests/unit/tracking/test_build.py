@@ -66,7 +66,7 @@ def test_an_invalid_tracker_name_gives_one_line(own: None, name: str, sentence: 
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_missing_package_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"{name} is not installed: pip install 'rlgaf_ray\[{name}\]'"):
+    with pytest.raises(UserError, match=rf'{name} is not installed: pip install -e "\.\[{name}\]"'):
         make_trackers([name])
 
 
