@@ -70,7 +70,11 @@ class CompareSection(Section):
         {}, description="further methods, by name: a built-in method with other keys; listed in methods like the others"
     )
     baseline: MethodName = Field("sft", description="method that all others are compared with")
-    replicates: Positive = Field(3, description="replicates per method, each with its own demonstrations and seeds")
+    replicates: Positive = Field(
+        3,
+        description="replicates per method, each with its own seed; own demonstrations only with "
+        "task.max_demonstrations or task.draw_share < 1",
+    )
     first_replicate: NonNegative = Field(0, description="run.seed and task.draw_seed of the first replicate")
     temperatures: list[Rate] = Field(
         [1.0, 0.8, 0.6, 0.4], min_length=1, description="sampling temperatures to measure at"

@@ -125,8 +125,8 @@ class DiscriminatorSection(Section):
         "binary_cross_entropy",
         description="binary_cross_entropy, least_squares, hinge: real against generated; positive_unlabelled: treats a "
         "share of the rollouts as real; bradley_terry: ranks each rollout below the demonstration of its prompt; "
-        "contrastive: picks the demonstration among a rollout and the same response under other prompts, for tasks "
-        "whose prompts determine the response",
+        "contrastive: scores a demonstration above a rollout for the same prompt and above the same response paired "
+        "with other prompts (softmax cross-entropy), for tasks whose prompts determine the response",
     )
     positive_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.2, description="loss=positive_unlabelled: assumed share of rollouts that are as good as demonstrations"

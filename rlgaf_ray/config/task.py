@@ -154,7 +154,9 @@ class TaskSection(Section):
 
     name: TaskName = Field("imdb", description="task, whose section below is used")
     prompt_tokens: Positive = Field(
-        3, description="imdb: length of the prompt; other tasks: maximum length, to which contexts are truncated"
+        3,
+        description="imdb: length of the prompt; other tasks: maximum. squad truncates the paragraph; rows of jsonl "
+        "and hub with a longer prompt are dropped",
     )
     response_tokens: Positive = Field(
         28, description="maximum response length; imdb: demonstrations are truncated to it"
