@@ -45,13 +45,15 @@ def shown(measured: Measured) -> list[float | None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=get_args(BuiltInMethod))
+    parser.add_argument("method", help="a built-in method, or a variant that the keys define (compare.variants)")
     parser.add_argument("replicate", type=tuning_replicate)
     parser.add_argument("keys", nargs="*", metavar="key=value")
     parser.add_argument("--label", required=True)
     arguments = parser.parse_intermixed_args()
     logging.set_verbosity_error()
     config = load_config("bridge", arguments.keys)
+    if arguments.method not in {*get_args(BuiltInMethod), *config.compare.variants}:
+        parser.error(f"there is no method {arguments.method}")
     folder = Path("runs") / "bridge" / arguments.label
     trial = run_trial(config, arguments.method, arguments.replicate, folder)
     line = {

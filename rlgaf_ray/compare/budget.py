@@ -40,7 +40,12 @@ def budget(config: Config, name: MethodName) -> Budget:
 
 def scoring_passes(config: Config, name: MethodName) -> int:
     """Return the forward passes that score one answer; at most, if the task has few other prompts."""
-    return 1 + (config.warmup.sft.contrastive_prompts if method_of(config, name).scorer == "posterior" else 0)
+    return 1 + (posterior_prompts(config) if method_of(config, name).scorer == "posterior" else 0)
+
+
+def posterior_prompts(config: Config) -> int:
+    """Return the number of other prompts among which ``posterior`` recognises a response's own."""
+    return config.compare.posterior_prompts or config.warmup.sft.contrastive_prompts
 
 
 def selection_passes(config: Config, name: MethodName) -> int:

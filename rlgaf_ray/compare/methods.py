@@ -152,7 +152,7 @@ def _posterior(config: Config) -> Keys:
     """The posterior as the only reward."""
     if config.generator.active.needs_discriminator:
         raise UserError("it has no weights to back-propagate through: set another generator.algorithm, or remove it")
-    alone = {"reward.kind": "logit", "reward.discriminator_weight": 1.0, "reward.base_logprob": 0.0}
+    alone = {"reward.kind": "log_probability", "reward.discriminator_weight": 1.0, "reward.base_logprob": 0.0}
     return {**_without_discriminator(config), **alone}
 
 

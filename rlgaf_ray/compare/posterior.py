@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.special import logsumexp
 
+from rlgaf_ray.compare.budget import posterior_prompts
 from rlgaf_ray.compare.likelihood import Likelihood
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.discriminator import BatchNeeds
@@ -19,13 +21,14 @@ from rlgaf_ray.types import Demonstration, Metrics, WeightUpdate
 
 
 class Posterior:
-    """Scores a response by the log-posterior of its prompt x_0 under the SFT model, with equal priors (InfoNCE)::
+    """Scores a response by the posterior log-odds of its prompt x_0 under the SFT model, with equal priors (InfoNCE)::
 
-        log p(y | x_0) - log sum_k p(y | x_k),  k = 0 ... K
+        log p(y | x_0) - log sum_k p(y | x_k),  k = 1 ... K
 
-    It is a ``Discriminator`` that is never updated. The K other prompts (``Task.negative_prompts``) are as many as in
-    SFT's contrastive term (``warmup.sft.contrastive_prompts``), or all if there are fewer. They are sampled without
-    replacement and are the same for all responses to a prompt; ``run.seed`` and the prompt determine them.
+    It is a ``Discriminator`` that is never updated. Like a discriminator's logit the score is unbounded, and its
+    log-sigmoid is the log-posterior. The K other prompts (``Task.negative_prompts``) are ``compare.posterior_prompts``,
+    by default as many as in SFT's contrastive term, or all if there are fewer. They are sampled without replacement and
+    are the same for all responses to a prompt; ``run.seed`` and the prompt determine them.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class Posterior:
         self.group = group
         self.task = task
         self.seed = config.run.seed
-        self.num_prompts = config.warmup.sft.contrastive_prompts
+        self.num_prompts = posterior_prompts(config)
         self.likelihood = Likelihood(generator, config, pad_token_id=pad_token_id, device=device)
 
     @property
@@ -51,9 +54,9 @@ class Posterior:
             for prompt in (item.prompt_ids, *others[item.prompt_ids.tobytes()])
         ]
         likelihoods = self.likelihood(pairs)
-        starts = np.cumsum([0, *(1 + len(others[item.prompt_ids.tobytes()]) for item in items)])[:-1]
-        totals = np.logaddexp.reduceat(likelihoods, starts)
-        return scores_at_the_end(items, (likelihoods[starts] - totals).tolist()), 0
+        ends = np.cumsum([1 + len(others[item.prompt_ids.tobytes()]) for item in items])
+        rows = np.split(likelihoods, ends[:-1])
+        return scores_at_the_end(items, [float(row[0] - logsumexp(row[1:])) for row in rows]), 0
 
     def _others(self, prompt_ids: np.ndarray) -> list[np.ndarray]:
         others = self.task.negative_prompts(prompt_ids)

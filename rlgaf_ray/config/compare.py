@@ -95,6 +95,9 @@ class CompareSection(Section):
         min_length=1,
         description="weights of the guidance that label_token tries; the best on the validation prompts is kept",
     )
+    posterior_prompts: Positive | None = Field(
+        None, description="other prompts in the reward of posterior; null: warmup.sft.contrastive_prompts"
+    )
     rejection_rounds: Positive = Field(6, description="rounds of rejection, with as many rollouts in total as rlgaf")
     num_prompts: Positive | None = Field(None, description="measure the first prompts of each part only; null: all")
     samples: Positive = Field(4, description="answers per prompt and measurement")
