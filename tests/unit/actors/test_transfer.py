@@ -187,8 +187,9 @@ def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
     roles = RayRoles.__new__(RayRoles)
     events: list[str] = []
     roles.pool = pool = RolloutPool.__new__(RolloutPool)
-    pool.workers = [MockActor("worker", [], {})]
-    pool.answers = SimpleNamespace(get_all=lambda calls: events.append("sleep"))  # type: ignore[assignment]
+    pool.workers = [MockActor("worker 0", [], {}), MockActor("worker 1", [], {})]
+    pool.unplaced = {1}  # it would not answer
+    pool.answers = SimpleNamespace(get_all=lambda calls: events.extend(ref for _, _, ref in calls))  # type: ignore[assignment]
 
     def start(*request: object) -> Callable[[], tuple[list[Rollout], float]]:
         events.append("start")
@@ -214,10 +215,10 @@ def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
     pending = roles.start_generate([], sampling, [])
     assert events == ["start"]
     pending()
-    assert events == ["start", "rollouts", "sleep"]
+    assert events == ["start", "rollouts", "worker 0.sleep"]
     events.clear()
     roles.generate([], sampling, [])
-    assert events == ["push average 3", "loaded", "start", "rollouts", "sleep"]
+    assert events == ["push average 3", "loaded", "start", "rollouts", "worker 0.sleep"]
     roles.pushed = None  # as after an update of the learner
     with pytest.raises(AssertionError, match="the engines discarded their weights"):
         roles.generate([], sampling, [])
