@@ -90,17 +90,26 @@ class RolloutPool:
         self, prompts: Sequence[Prompt], sampling: SamplingSettings, seeds: Sequence[int]
     ) -> Callable[[], tuple[list[Rollout], float]]:
         """Start sampling, as ``loop.roles.Roles.start_generate``."""
+        self.answers.get_all(self._empty_caches())
         rollouts = self.dispatcher.start(prompts, sampling, seeds)
         return rollouts if self.settings.sleep_level == 0 else lambda: self._then_sleep(rollouts())
 
     def push(self, policy_version: int, network: PolicyNetwork) -> Callable[[], Metrics]:
         """Start a weight push, as ``loop.roles.Roles.push_weights``."""
         self.weights_discarded = False
+        self._empty_caches()  # runs before the learner's part of the push
         return self.weights.push(policy_version, network, self.dispatcher)
 
     def close(self) -> None:
         """End the dispatcher's threads, once the workers have ended."""
         self.dispatcher.close()
+
+    def _empty_caches(self) -> list[PendingCall]:
+        """Have the other actors free their cached GPU memory, if the engines sleep and may need it to wake up."""
+        if self.settings.sleep_level == 0:
+            return []
+        others = [actor for actor in list(self.answers.names) if actor not in self.workers]
+        return [(actor, "empty_cache", actor.empty_cache.remote()) for actor in others]
 
     def _then_sleep(self, rollouts: T) -> T:
         """Put the engines to sleep after a complete batch: sleep level 2 discards weights that later parts need."""

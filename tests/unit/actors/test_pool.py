@@ -53,7 +53,7 @@ class Fakes:
         self.created: list[FakeWorker] = []
         group: Any = SimpleNamespace(wait=lambda seconds: self.room.is_set(), bundle_specs=[{"CPU": 1.0}] * 9)
         plan = Placement(num_workers, cpus_per_actor=1.0, gpus_per_actor=0.0, threads=1, rollout_threads=1)
-        answers: Any = SimpleNamespace(names={}, get=self.get)
+        answers: Any = SimpleNamespace(names={}, get=self.get, get_all=lambda calls: [])
         self.pool = RolloutPool(
             self.new_worker, plan, group, answers, self.recoveries, RolloutSection(requests_per_worker=1)
         )
