@@ -153,8 +153,29 @@ class Answers:
 
 
 OUT_OF_MEMORY = "ran out of memory"
-EXECUTOR_FAILURES = ("Executor failed.", "Worker failed with error '")
-"""How the messages of vLLM's executor of several GPUs begin, which raises plain ``RuntimeError``s."""
+LOST_GPU = "lost its GPU"
+LOST_GROUP = "lost its process group"
+LOST_ENGINE = "lost its engine"
+ALLOCATION_FAILURES = (
+    "DefaultCPUAllocator: can't allocate",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+)
+RUNTIME_ERRORS = {
+    "CUDA error: ": LOST_GPU,  # cuBLAS, cuSPARSE: torch's ATen/cuda/Exceptions.h, as the next four
+    "CUDA driver error: ": LOST_GPU,
+    "cuDNN error: ": LOST_GPU,
+    "cuDNN Frontend error: ": LOST_GPU,
+    "cusolver error: ": LOST_GPU,
+    "Triton Error [CUDA]: ": LOST_GPU,  # triton/backends/nvidia/driver.c
+    "CUDART error: ": LOST_GPU,  # vllm/distributed/device_communicators/cuda_wrapper.py
+    "NCCL error: ": LOST_GROUP,  # vllm/distributed/device_communicators/pynccl_wrapper.py
+    "NCCL Error ": LOST_GROUP,  # torch/csrc/cuda/nccl.cpp
+    "Executor failed.": LOST_ENGINE,  # vllm/v1/executor/multiproc_executor.py, as the next one
+    "Worker failed with error '": LOST_ENGINE,
+}
+"""How the message of a plain ``RuntimeError`` begins that reports a failed GPU or engine, and where it is raised."""
 
 
 def possible_bug(failure: BaseException | None) -> RayTaskError | None:
@@ -169,7 +190,7 @@ def possible_bug(failure: BaseException | None) -> RayTaskError | None:
 def _may_be_a_consequence(failure: RayTaskError | ActorUnusable) -> int:
     """Order the failures of ranks: a bug first, then a failed GPU, then a collective that another rank broke."""
     error = possible_bug(failure)
-    return 0 if error is None else 1 + isinstance(error.cause, torch.distributed.DistBackendError)
+    return 0 if error is None else 1 + (_unusable(error.cause) == LOST_GROUP)
 
 
 def _unusable(cause: BaseException) -> str:
@@ -177,19 +198,18 @@ def _unusable(cause: BaseException) -> str:
     if (
         isinstance(cause, MemoryError | torch.OutOfMemoryError)
         or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
-        or any(words in str(cause) for words in ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory"))
+        or any(words in str(cause) for words in ALLOCATION_FAILURES)
     ):
         return OUT_OF_MEMORY
     if isinstance(cause, torch.AcceleratorError):  # no later call to the GPU succeeds in that process
-        return "lost its GPU"
+        return LOST_GPU
     if isinstance(cause, torch.distributed.DistBackendError):
-        return "lost its process group"
-    if (
-        isinstance(cause, TimeoutError)
-        or type(cause).__name__ == "EngineDeadError"  # compared by name: only rollout workers import vLLM
-        or (type(cause) is RuntimeError and str(cause).startswith(EXECUTOR_FAILURES))
-    ):
-        return "lost its engine"
+        return LOST_GROUP
+    # compared by name: only rollout workers import vLLM
+    if isinstance(cause, TimeoutError) or type(cause).__name__ == "EngineDeadError":
+        return LOST_ENGINE
+    if type(cause) is RuntimeError:
+        return next((reason for words, reason in RUNTIME_ERRORS.items() if str(cause).startswith(words)), "")
     return ""
 
 

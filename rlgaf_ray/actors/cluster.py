@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.autoscaler.sdk import request_resources
 
 from rlgaf_ray.actors.environment import endpoint, named_address, prepare_environment
@@ -49,7 +51,7 @@ def ray_session(config: Config) -> Iterator[None]:
     if address is None:
         # Distributed Ray Train workers report through the dashboard's agent; a warm-up in this process does not.
         dashboard = config.warmup.num_workers > 1 or config.cluster.gpus_per_actor > 0
-        with on_loopback():
+        with on_loopback(), own_process_groups():
             _start(num_cpus=config.cluster.num_cpus, include_dashboard=dashboard, _system_config=LOCAL_CLUSTER, **quiet)
     else:
         try:
@@ -102,6 +104,22 @@ def on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Context in which the processes that Ray starts do not receive a signal to this process's group.
+
+    ``timeout`` and shells send SIGTERM to the whole group, and a run needs Ray to write its checkpoint. Ray has no
+    setting for it. Only Linux ends these processes with this one; elsewhere Ray ends them by their common group.
+    """
+    popen = services.ConsolePopen
+    if sys.platform == "linux":
+        services.ConsolePopen = partial(popen, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen  # type: ignore[misc]
 
 
 def probe(address: str) -> None:

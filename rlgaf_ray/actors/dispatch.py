@@ -3,7 +3,7 @@
 The driver runs one thread per worker. The thread takes the next part from the queue, has the worker load that part's
 weights if it holds different ones, has it sample, and repeats. Batches are served in order; within a batch the part
 with the most expected tokens goes first, so that the last ones are short. An idle worker loads the newest weights.
-A worker never loads older weights, and skips versions that none of its parts needs.
+A worker skips versions that none of its parts needs, and loads older weights only for the part of an absent worker.
 
 Rollouts are returned in the order of the prompts. They do not depend on the worker: each has its own seed.
 """
@@ -37,7 +37,7 @@ CLOSE_SECONDS = 10.0
 @dataclass(eq=False)
 class Weights:
     """One weight push. ``update`` is the argument of a worker's call. ``loaded`` holds each worker's metrics for this
-    push, or for the newer one that it loaded instead."""
+    push, or for the newer one that it loaded instead; none if the worker is absent."""
 
     update: Any
     loaded: list[Future[Metrics]]
@@ -79,6 +79,7 @@ class Dispatcher:
         self.parts: deque[Part] = deque()  # not taken yet
         self.newest: Weights | None = None
         self.ahead: list[deque[Weights]] = [deque() for _ in calls]  # per worker: pushes it has not loaded yet
+        self.absent: set[int] = set()
         self.error: BaseException | None = None
         self.closed = False
         self.threads = [threading.Thread(target=self._serve, args=(index,), daemon=True) for index in range(len(calls))]
@@ -110,21 +111,36 @@ class Dispatcher:
     def push(self, update: Any) -> Callable[[], Metrics]:
         """Use these weights for all later requests.
 
-        The returned function waits until every worker holds them or newer ones; it returns the slowest worker's
-        metrics.
+        The returned function waits until every worker that is not absent holds them or newer ones; it returns the
+        slowest worker's metrics.
         """
         weights = Weights(update, [Future() for _ in self.calls])
         with self.changed:
             self._enter()
             self.newest = weights
-            for ahead in self.ahead:
-                ahead.append(weights)
+            for index, ahead in enumerate(self.ahead):
+                if index in self.absent:
+                    weights.loaded[index].set_result({})
+                else:
+                    ahead.append(weights)
 
         def wait() -> Metrics:
-            rows = [loaded.result() for loaded in weights.loaded]
-            return {name: max(row[name] for row in rows) for name in rows[0]}
+            rows = [row for loaded in weights.loaded if (row := loaded.result())]
+            return {name: max(row[name] for row in rows) for name in (rows[0] if rows else ())}
 
         return wait
+
+    def leave(self, index: int, part: Part | None) -> None:
+        """Continue without a worker until its call returns: the others sample its part, and no push waits for it."""
+        with self.changed:
+            if index in self.absent:
+                return
+            self.absent.add(index)
+            while self.ahead[index]:
+                self.ahead[index].popleft().loaded[index].set_result({})
+            if part:
+                self.parts.appendleft(part)
+            self.changed.notify_all()
 
     def drop(self) -> None:
         """Discard the queued parts. Parts in progress finish and their rollouts are discarded."""
@@ -166,8 +182,9 @@ class Dispatcher:
             try:
                 metrics, rollouts = self.calls[index](update, part)
             except BaseException as error:  # raised again in the waiting caller
-                self._fail(error, part)
+                self._fail(error, self._returned(index, part))
                 return
+            part = self._returned(index, part)
             if wanted is not None and wanted is not held:
                 self._loaded(index, wanted, metrics)
                 held = wanted
@@ -175,14 +192,21 @@ class Dispatcher:
                 part.ended_at = time.perf_counter()
                 part.rollouts.set_result(rollouts)
 
+    def _returned(self, index: int, part: Part | None) -> Part | None:
+        """End a worker's absence; returns its part, unless the others sample it."""
+        with self.changed:
+            if index not in self.absent:
+                return part
+            self.absent.remove(index)
+            return None
+
     def _loaded(self, index: int, weights: Weights, metrics: Metrics) -> None:
         with self.changed:
             if self.error is not None:  # all futures already carry the error
                 return
             ahead = self.ahead[index]
-            while (skipped := ahead.popleft()) is not weights:
-                skipped.loaded[index].set_result(metrics)
-            weights.loaded[index].set_result(metrics)
+            while weights in ahead:
+                ahead.popleft().loaded[index].set_result(metrics)
 
     def _fail(self, error: BaseException, part: Part | None) -> None:
         with self.changed:

@@ -67,7 +67,15 @@ class Member:
         )
 
 
-class LearnerWorker(Learner):
+class GpuRole:
+    """A role that may share its GPU with an engine that sleeps."""
+
+    def empty_cache(self) -> None:
+        """Return the memory that torch's allocator keeps to the GPU, before an engine wakes up."""
+        torch.cuda.empty_cache()
+
+
+class LearnerWorker(Learner, GpuRole):
     """The learner, or one rank of it, in its own actor process; it also sends the weights.
 
     For a transfer between GPUs (``actors.transfer``) every rank is called: sharded weights are gathered by all ranks.
@@ -134,7 +142,7 @@ class LearnerWorker(Learner):
         self.save(folder)
 
 
-class DiscriminatorWorker:
+class DiscriminatorWorker(GpuRole):
     """The discriminator, or one rank of it, in its own actor process."""
 
     def __init__(

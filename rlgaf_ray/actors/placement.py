@@ -24,6 +24,7 @@ from rlgaf_ray.errors import UserError
 
 FREE_SECONDS = 20.0
 STARTUP_SECONDS = 120.0
+PLACED_SECONDS = 1.0  # to answer for a group that is placed
 MALLOC_TUNABLES = ("hugetlb=1", "mmap_max=0", f"trim_threshold={2**40}")
 
 
@@ -164,6 +165,13 @@ def reserve(placement: Placement, *, timeout: float) -> PlacementGroup:
             f"the actors got no resources within {timeout:g} s (a larger cluster.join_seconds waits longer): {problem}"
         )
     return group
+
+
+def missing_resources(group: PlacementGroup, bundle: int) -> str | None:
+    """Say which resources a bundle asks for and which are free, if the group has lost nodes; None if it is placed."""
+    if group.wait(PLACED_SECONDS):
+        return None
+    return f"it asks for {_words(group.bundle_specs[bundle])}, and the cluster has {free_resources()} free"
 
 
 def _granted(placement: Placement, *, timeout: float) -> PlacementGroup | None:

@@ -108,9 +108,7 @@ class RayRoles:
             )
 
         self.answers = Answers({}, timeout=config.cluster.timeout_seconds)
-        self.pool = RolloutPool(
-            new_worker, len(placement.rollout_bundles), self.answers, self.recoveries, config.rollout
-        )
+        self.pool = RolloutPool(new_worker, placement, self.group, self.answers, self.recoveries, config.rollout)
 
         def ranks(actor: Any, bundles: Sequence[int], folder: Path, **more: Any) -> list[Any]:
             store = RankStore(len(bundles)) if len(bundles) > 1 else None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rlgaf_ray.loop.callback import Callback
 
 SIGNAL_EXIT_OFFSET = 128  # exit code of a process ended by signal n: 128 + n
+TWICE_SECONDS = 1.0  # ``timeout`` sends its signal to the process and to its group, so it may arrive twice
 
 
 class Stop(Callback):
@@ -43,14 +45,21 @@ class Stop(Callback):
 
 @contextmanager
 def stop_on_signals(stop_softly: Callable[[int], None]) -> Iterator[list[int]]:
-    """Call ``stop_softly`` with the number of the first SIGINT or SIGTERM; a second one kills the process."""
+    """Call ``stop_softly`` with the number of the first SIGINT or SIGTERM; a second one kills the process.
+
+    One that follows the first within ``TWICE_SECONDS`` is ignored.
+    """
     received: list[int] = []
+    first = 0.0
 
     def stop(number: int, frame: object) -> None:
-        if received:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+            received.append(number)
+            stop_softly(number)
+        elif time.monotonic() - first > TWICE_SECONDS:
             os._exit(SIGNAL_EXIT_OFFSET + number)
-        received.append(number)
-        stop_softly(number)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

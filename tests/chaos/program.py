@@ -49,6 +49,7 @@ class Run:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **ALIKE, MARK: self.mark, **environment},
+            process_group=0,
         )
         self.started = time.monotonic()
         self.lines: list[tuple[float, str]] = []
@@ -100,6 +101,12 @@ class Run:
         moment = time.monotonic()
         for process in processes:
             process.send_signal(number)
+        return moment
+
+    def hit_group(self, number: signal.Signals) -> float:
+        """Send a signal to the program's process group, as ``timeout`` and shells do; returns the time."""
+        moment = self.hit([])
+        os.killpg(self.process.pid, number)
         return moment
 
     def wait(self, condition: Callable[[], bool], what: str) -> float:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.chaos.program import SMALL, Run, count_missing, title
+from tests.chaos.program import SMALL, Run, count_missing, reached, title
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -62,6 +62,9 @@ def test_a_run_continues_when_nodes_leave_and_join(
         moment = run.hit([])
         cluster.remove_node(node, allow_graceful=graceful)
         detected = run.prints("rollout worker . died", times=failures + 1) - moment
+        if number == 1:  # no node joins for STARTUP_SECONDS
+            run.prints("rollout worker . has had no resources for .* continuing with 1 of 2 rollout workers")
+            run.reaches(int(reached(run.folder)) + 2)
         added = run.hit([])
         add_node(cluster)
         recovered = run.wait(replaced(run, number), "row that counts the worker") - added

@@ -18,7 +18,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_run(start, small_under, record,
     words = small_under(tmp_path, "run.name=stopped", *SMALL, "run.iterations=2000", "checkpoint.every=1000")
     run = start(words, tmp_path / "stopped")
     run.reaches(3)
-    moment = run.hit([run.main], signal.SIGTERM)
+    moment = run.hit_group(signal.SIGTERM)
     detected = run.prints("stopped after iteration") - moment
     output = run.ended(143)
     assert detected < GRACE_SECONDS
@@ -28,7 +28,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_run(start, small_under, record,
     assert (run.folder / "checkpoints/latest").read_text() == f"step_{last:06d}\n"
     assert "Traceback" not in output
     record(
-        "program: SIGTERM (detected: until its checkpoint is written)",
+        "process group: SIGTERM (detected: until its checkpoint is written)",
         detected=[detected],
         missing=count_missing(run.folder),
     )

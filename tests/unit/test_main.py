@@ -14,6 +14,7 @@ from rlgaf_ray.config import ConfigError
 from rlgaf_ray.data.remote import StorageRefused
 from rlgaf_ray.errors import UserError
 from rlgaf_ray.main import BUG, main
+from rlgaf_ray.run import signals
 from rlgaf_ray.run.signals import Stop, stop_on_signals
 
 
@@ -85,6 +86,20 @@ def test_a_reward_functions_code_is_announced_before_it_runs(
     assert announced == f"reward.functions={function}:short: its Python code will run"
     assert failed == f"error: reward.functions: {function} cannot be imported: RuntimeError: it ran"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_signal_kills_the_process_unless_it_is_the_same_one_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``timeout`` sends SIGTERM to the process, then to its group."""
+    clock = iter([5.0, 5.001, 6.5])
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    exits: list[int] = []
+    monkeypatch.setattr(signals.os, "_exit", exits.append)
+    stopped: list[int] = []
+    with stop_on_signals(stopped.append):
+        for expected in ([], [], [143]):
+            signal.raise_signal(signal.SIGTERM)
+            assert exits == expected
+    assert stopped == [signal.SIGTERM]
 
 
 def test_a_signal_stops_immediately_before_the_loop_and_gracefully_in_it() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 import ray
+from ray._private import services
 
 from rlgaf_ray.actors import cluster
 from rlgaf_ray.errors import UserError
@@ -43,3 +47,25 @@ def test_other_failures_are_raised_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ValueError, match="num_cpus"):
         cluster._start()
     assert calls == ["init"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "own"),
+    [
+        pytest.param("linux", True, marks=pytest.mark.skipif(sys.platform != "linux", reason="for Linux")),
+        ("darwin", False),
+    ],
+)
+def test_a_signal_to_the_process_group_does_not_reach_rays_processes(
+    monkeypatch: pytest.MonkeyPatch, platform: str, own: bool
+) -> None:
+    monkeypatch.setattr(cluster.sys, "platform", platform)
+    popen = services.ConsolePopen
+    with cluster.own_process_groups():
+        process = services.ConsolePopen(["sleep", "1000"])
+    try:
+        assert (os.getpgid(process.pid) != os.getpgrp()) == own
+    finally:
+        process.kill()
+        process.wait()
+    assert services.ConsolePopen is popen

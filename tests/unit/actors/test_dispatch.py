@@ -13,7 +13,7 @@ import pytest
 
 from rlgaf_ray.actors.dispatch import Dispatcher, Part, expected_tokens, split
 from rlgaf_ray.types import Metrics, Prompt, Rollout, SamplingSettings
-from tests.patience import HANGS_AFTER
+from tests.patience import HANGS_AFTER, wait_until
 
 SAMPLING = SamplingSettings(max_new_tokens=10, samples_per_prompt=2)
 
@@ -194,6 +194,39 @@ def test_a_worker_failure_is_raised_in_every_waiting_caller(build) -> None:
     for ask in (wait, behind, push, lambda: dispatcher.start(prompts_of(3), SAMPLING, [4, 5])):
         with pytest.raises(RuntimeError, match="rollout worker 0 died"):
             ask()
+
+
+def test_an_absent_worker_is_not_waited_for_and_the_others_sample_its_part(build) -> None:
+    away, other = Worker(), Worker()
+    away.gate.clear()
+    taken: list[Part] = []
+
+    def call(update: Any | None, part: Part | None) -> tuple[Metrics, list[Rollout]]:
+        if part is not None and not taken:
+            taken.append(part)
+            metrics, _ = away(update, part)
+            return metrics, []
+        return away(update, part)
+
+    dispatcher = build([call, other], 1)
+    dispatcher.push(0)()
+    other.gate.clear()  # so that both workers take one of the two parts
+    rollouts = dispatcher.start(prompts_of(3, 3), SAMPLING, [0, 1, 2, 3])
+    assert away.started.wait(HANGS_AFTER)
+    push = dispatcher.push(1)
+    other.gate.set()
+    wait_until(lambda: other.loads == [0, 1], "load by the other worker, now idle")
+    dispatcher.leave(0, taken[0])
+    assert push() == {"load_seconds": 1.0}
+    assert [int(rollout.response_ids[0]) for rollout in rollouts()[0]] == [0, 1, 2, 3]
+    assert {rollout.policy_version for rollout in rollouts()[0]} == {0}  # as if the worker had not failed
+    assert sorted(other.parts) == [[0], [1]]
+    assert dispatcher.push(2)() == {"load_seconds": 2.0}
+    assert other.loads in ([0, 1, 0, 2], [0, 1, 0, 1, 2])
+    away.gate.set()
+    wait_until(lambda: away.loads == [0, 2], "load by the worker that is back")
+    assert dispatcher.push(3)() == {"load_seconds": 3.0}
+    assert away.loads == [0, 2, 3]  # a push waits for it again
 
 
 def test_an_empty_request_returns_no_rollouts(build) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
-import inspect
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +70,17 @@ class EngineDeadError(Exception):
         (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), "lost its GPU"),
         (torch.AcceleratorError("CUDA error: out of memory"), "ran out of memory"),
         (DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:94, remote process exited"), "lost its process group"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), "lost its GPU"),
+        (RuntimeError("CUDA driver error: device not ready"), "lost its GPU"),
+        (RuntimeError("CUDA driver error: out of memory"), "ran out of memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "lost its GPU"),
+        (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `...`. "), "lost its GPU"),
+        (RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"), "lost its GPU"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "ran out of memory"),
+        (RuntimeError("NCCL error: unhandled system error"), "lost its process group"),
+        (RuntimeError("NCCL Error 1: unhandled cuda error"), "lost its process group"),
+        (RuntimeError("Torch not compiled with CUDA enabled"), ""),
+        (ValueError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), ""),
         (RuntimeError("Executor failed."), "lost its engine"),
         (RuntimeError("Worker failed with error 'CUDA error: unspecified launch failure', please"), "lost its engine"),
         (TimeoutError("vLLM's process did not answer within 300 s"), "lost its engine"),
@@ -114,17 +127,52 @@ def remote(error: Exception) -> RayTaskError:
     return RayTaskError("update", "the remote traceback", error, ip="127.0.0.1").as_instanceof_cause()
 
 
-def test_vllms_executor_still_raises_the_known_messages() -> None:
-    executor = pytest.importorskip("vllm.v1.executor.multiproc_executor", reason="vLLM is not installed")
-    source = inspect.getsource(executor.MultiprocExecutor.collective_rpc)
-    for words in answers.EXECUTOR_FAILURES:
-        assert f'RuntimeError("{words}")' in source or f'f"{words}' in source
+def raised_by(module: str, file: str, *lines: str) -> Any:
+    return pytest.param(module, file, lines, id=file)
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "lines"),
+    [
+        raised_by(
+            "torch",
+            "include/ATen/cuda/Exceptions.h",
+            '"CUDA error: ", ',
+            '"CUDA driver error: ", err_str',
+            '"cuDNN error: ", ',
+            '"cuDNN Frontend error: ", ',
+            '"cusolver error: ", ',
+        ),
+        raised_by("triton", "backends/nvidia/driver.c", 'prefix = "Triton Error [CUDA]: ";', "PyExc_RuntimeError, err"),
+        raised_by(
+            "vllm", "distributed/device_communicators/cuda_wrapper.py", 'RuntimeError(f"CUDART error: {error_str}")'
+        ),
+        raised_by(
+            "vllm", "distributed/device_communicators/pynccl_wrapper.py", 'RuntimeError(f"NCCL error: {error_str}")'
+        ),
+        raised_by(
+            "vllm",
+            "v1/executor/multiproc_executor.py",
+            'RuntimeError("Executor failed.")',
+            "f\"Worker failed with error '",
+        ),
+    ],
+)
+def test_libraries_still_raise_the_known_messages(module: str, file: str, lines: Sequence[str]) -> None:
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        pytest.skip(f"{module} is not installed")
+    source = " ".join((Path(found.origin).parent / file).read_text().split())
+    for line in lines:
+        assert line in source
+        assert any(words.strip() in line for words in answers.RUNTIME_ERRORS) or "PyExc_RuntimeError" in line
 
 
 @pytest.mark.parametrize(
     ("error", "may_be_a_bug"),
     [
         (torch.AcceleratorError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasSgemm(...)`"), True),
         (RuntimeError("Worker failed with error 'index 7 is out of bounds', please check"), True),
         (MemoryError("no room"), False),
     ],
@@ -158,6 +206,7 @@ GPU = torch.AcceleratorError("CUDA error: an illegal memory access was encounter
         ([BROKEN, GPU], "rank 1 lost its GPU during update: CUDA error: an illegal memory access"),
         ([GPU, BROKEN], "rank 0 lost its GPU during update: CUDA error: an illegal memory access"),
         ([BROKEN, ValueError("a bug")], "a bug"),
+        ([RuntimeError("NCCL error: remote process exited"), GPU], "rank 1 lost its GPU during update: CUDA error"),
         ([BROKEN, BROKEN], "rank 0 lost its process group during update: NCCL communicator"),
         ([BROKEN, MemoryError("no room")], "rank 1 ran out of memory during update: no room"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlgaf_ray.actors.groups import DiscriminatorWorker, GpuRole, LearnerWorker
 from rlgaf_ray.actors.pool import RolloutPool
 from rlgaf_ray.actors.push import Load, WeightPush
 from rlgaf_ray.actors.roles import RayRoles
@@ -186,8 +187,14 @@ def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
     roles = RayRoles.__new__(RayRoles)
     events: list[str] = []
     roles.pool = pool = RolloutPool.__new__(RolloutPool)
-    pool.workers = [MockActor("worker", [], {})]
-    pool.answers = SimpleNamespace(get_all=lambda calls: events.append("sleep"))  # type: ignore[assignment]
+    pool.workers = [MockActor("worker 0", [], {}), MockActor("worker 1", [], {})]
+    pool.unplaced = {1}  # it would not answer
+    started: Log = []
+    others = [MockActor(name, started, {}) for name in ("learner", "discriminator")]
+    pool.answers = SimpleNamespace(  # type: ignore[assignment]
+        names=dict.fromkeys([*others, *pool.workers]), get_all=lambda calls: events.extend(ref for _, _, ref in calls)
+    )
+    emptied = ["learner.empty_cache", "discriminator.empty_cache"]
 
     def start(*request: object) -> Callable[[], tuple[list[Rollout], float]]:
         events.append("start")
@@ -201,6 +208,7 @@ def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
     pool.dispatcher = SimpleNamespace(start=start)  # type: ignore[assignment]
 
     def push(version: int, network: str, dispatcher: object):
+        assert started[-1][1] == "empty_cache"
         events.append(f"push {network} {version}")
         return lambda: events.append("loaded")
 
@@ -208,18 +216,36 @@ def test_engines_sleep_after_a_batch_and_reload_discarded_weights() -> None:
     pool.settings = RolloutSection(engine="vllm", sleep_level=2)
     pool.weights_discarded, roles.pushed = False, None
     roles.push_weights(3, network="average")()
+    # not awaited: the learner runs it before its part of the push
+    assert [(name, method) for name, method, *_ in started] == [(*ref.split("."),) for ref in emptied]
     events.clear()
     sampling = SamplingSettings(max_new_tokens=1)
     pending = roles.start_generate([], sampling, [])
-    assert events == ["start"]
+    assert events == [*emptied, "start"]
     pending()
-    assert events == ["start", "rollouts", "sleep"]
+    assert events == [*emptied, "start", "rollouts", "worker 0.sleep"]
     events.clear()
     roles.generate([], sampling, [])
-    assert events == ["push average 3", "loaded", "start", "rollouts", "sleep"]
+    assert events == ["push average 3", "loaded", *emptied, "start", "rollouts", "worker 0.sleep"]
     roles.pushed = None  # as after an update of the learner
     with pytest.raises(AssertionError, match="the engines discarded their weights"):
         roles.generate([], sampling, [])
+
+
+def test_engines_that_do_not_sleep_leave_the_other_actors_their_cached_memory() -> None:
+    pool = RolloutPool.__new__(RolloutPool)
+    pool.workers = [MockActor("worker", [], {})]
+    pool.answers = SimpleNamespace(names=dict.fromkeys([MockActor("learner", [], {})]))  # type: ignore[assignment]
+    pool.settings = RolloutSection()
+    assert pool._empty_caches() == []
+
+
+@pytest.mark.parametrize("role", [LearnerWorker, DiscriminatorWorker])
+def test_an_emptied_cache_is_torchs(monkeypatch: pytest.MonkeyPatch, role: type[GpuRole]) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: calls.append("empty_cache"))
+    role.__new__(role).empty_cache()
+    assert calls == ["empty_cache"]
 
 
 @pytest.mark.parametrize(
