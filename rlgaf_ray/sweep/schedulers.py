@@ -45,6 +45,23 @@ class ResumableMedian(MedianStoppingRule):
             super().on_trial_complete(tune_controller, trial, report)
 
 
+class PresentLimit:
+    """Mix-in of a searcher that keeps its limit on concurrent trials when Tune restores the state of an earlier one."""
+
+    max_concurrent: int
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state | {"max_concurrent": self.max_concurrent})  # type: ignore[misc]
+
+
+class ResumableVariants(PresentLimit, BasicVariantGenerator):
+    """Random and grid search with the limit of the present cluster."""
+
+
+class ResumableLimiter(PresentLimit, ConcurrencyLimiter):
+    """Another searcher with the limit of the present cluster."""
+
+
 class SteadyPopulation(PopulationBasedTraining):
     """Synchronous population-based training in which no trial waits forever.
 
@@ -120,10 +137,10 @@ def build_searcher(config: Config, concurrent: int) -> BasicVariantGenerator | S
     """
     if config.sweep.searcher == "random":
         limit = 0 if config.sweep.scheduler == "pbt" else concurrent
-        return BasicVariantGenerator(random_state=config.run.seed, max_concurrent=limit)
+        return ResumableVariants(random_state=config.run.seed, max_concurrent=limit)
     from ray.tune.search.optuna import OptunaSearch  # the extra "tune"
 
-    return ConcurrencyLimiter(OptunaSearch(seed=config.run.seed), max_concurrent=concurrent)
+    return ResumableLimiter(OptunaSearch(seed=config.run.seed), max_concurrent=concurrent)
 
 
 def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:
