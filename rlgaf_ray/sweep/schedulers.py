@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
+from ray.tune.search.variant_generator import generate_variants
 
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.sweep import Domain
@@ -128,6 +130,15 @@ def _distribution(domain: Domain) -> Any:
         case kind:
             assert kind == "log_uniform" and domain.log_uniform is not None
             return tune.loguniform(*domain.log_uniform)
+
+
+def planned_values(config: Config) -> list[dict[str, Any]]:
+    """Return the values of every trial that the searcher ``random`` samples; empty for one that learns from results."""
+    if config.sweep.searcher != "random":
+        return []
+    spec, random = {"config": build_space(config)}, np.random.default_rng(config.run.seed)
+    samples = (generate_variants(spec, random_state=random) for _ in range(config.sweep.num_samples))
+    return [variant["config"] for sample in samples for _, variant in sample]
 
 
 def build_searcher(config: Config, concurrent: int) -> BasicVariantGenerator | Searcher:

@@ -32,8 +32,8 @@ from rlgaf_ray.sweep.interruptible import interruptible_tune
 from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
-from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
-from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants
+from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space, planned_values
+from rlgaf_ray.sweep.space import check_sweep, combined, num_trials, single_variants
 from rlgaf_ray.sweep.trial import run_trial
 from rlgaf_ray.sweep.warmups import make_warmups, prepare_variants
 from rlgaf_ray.tracking.build import make_trackers
@@ -68,6 +68,7 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
     open_sweep_folder(config, folder, resume=resume)
     config = with_date(config, folder.local / "config.yaml")  # the same date for all trials
     check_sweep(config)
+    combined(config, planned_values(config))
     for variant in single_variants(config):
         check_before_start(variant)
         make_trackers(variant.tracking.to)
