@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter, Searcher
+from ray.tune.search.variant_generator import generate_variants
 
 from rlgaf_ray.config import Config
 from rlgaf_ray.config.sweep import Domain
@@ -43,6 +45,23 @@ class ResumableMedian(MedianStoppingRule):
         super().on_trial_add(tune_controller, trial)
         for report in read_reports(self.trials / trial.trial_id):
             super().on_trial_complete(tune_controller, trial, report)
+
+
+class PresentLimit:
+    """Mix-in of a searcher that keeps its limit on concurrent trials when Tune restores the state of an earlier one."""
+
+    max_concurrent: int
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state | {"max_concurrent": self.max_concurrent})  # type: ignore[misc]
+
+
+class ResumableVariants(PresentLimit, BasicVariantGenerator):
+    """Random and grid search with the limit of the present cluster."""
+
+
+class ResumableLimiter(PresentLimit, ConcurrencyLimiter):
+    """Another searcher with the limit of the present cluster."""
 
 
 class SteadyPopulation(PopulationBasedTraining):
@@ -113,6 +132,15 @@ def _distribution(domain: Domain) -> Any:
             return tune.loguniform(*domain.log_uniform)
 
 
+def planned_values(config: Config) -> list[dict[str, Any]]:
+    """Return the values of every trial that the searcher ``random`` samples; empty for one that learns from results."""
+    if config.sweep.searcher != "random":
+        return []
+    spec, random = {"config": build_space(config)}, np.random.default_rng(config.run.seed)
+    samples = (generate_variants(spec, random_state=random) for _ in range(config.sweep.num_samples))
+    return [variant["config"] for sample in samples for _, variant in sample]
+
+
 def build_searcher(config: Config, concurrent: int) -> BasicVariantGenerator | Searcher:
     """Build the searcher ``sweep.searcher``, seeded with ``run.seed``, for this many trials at a time.
 
@@ -120,10 +148,10 @@ def build_searcher(config: Config, concurrent: int) -> BasicVariantGenerator | S
     """
     if config.sweep.searcher == "random":
         limit = 0 if config.sweep.scheduler == "pbt" else concurrent
-        return BasicVariantGenerator(random_state=config.run.seed, max_concurrent=limit)
+        return ResumableVariants(random_state=config.run.seed, max_concurrent=limit)
     from ray.tune.search.optuna import OptunaSearch  # the extra "tune"
 
-    return ConcurrencyLimiter(OptunaSearch(seed=config.run.seed), max_concurrent=concurrent)
+    return ResumableLimiter(OptunaSearch(seed=config.run.seed), max_concurrent=concurrent)
 
 
 def build_scheduler(config: Config, trials: Path) -> TrialScheduler | None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
 
 from rlgaf_ray.config import Config, ConfigError, with_values
+from rlgaf_ray.config.compose import leaves
+from rlgaf_ray.config.explain import short
+from rlgaf_ray.config.sweep import Domain
 
 # Keys that the sweep sets itself or that all trials must share.
 FIXED = (
@@ -59,6 +63,10 @@ IN_CHECKPOINT = (
     "generator.average_decay",
     "rollout.free_prompts",
 )
+TOGETHER = (
+    "list values that fit together as one value of their section, such as rollout: "
+    "{grid: [{batch_size: 32, samples_per_prompt: 8}, {batch_size: 64, samples_per_prompt: 64}]}"
+)
 EXAMPLE = "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"
 
 
@@ -68,8 +76,9 @@ def check_sweep(config: Config) -> None:
     if not sweep.space:
         raise ConfigError(f"sweep.space is empty: name at least one key to vary, such as {EXAMPLE}")
     for key, domain in sweep.space.items():
-        if _is_in(key, FIXED):
-            raise ConfigError(f"sweep.space.{key}: {key} must be the same for all trials of a sweep")
+        for leaf in sorted(_leaves(key, domain)):
+            if _is_in(leaf, FIXED):
+                raise ConfigError(f"sweep.space.{key}: {leaf} must be the same for all trials of a sweep")
         if domain.bounds and _is_in(key, DECIDE_WARMUP):
             raise _unlisted(key)
         for value in domain.bounds or domain.values:
@@ -82,11 +91,12 @@ def check_sweep(config: Config) -> None:
                 raise _unlisted(key)
     if sweep.scheduler == "pbt":
         for key in sweep.pbt.mutate or sweep.space:
-            if _is_in(key, fixed):
-                raise ConfigError(
-                    f"sweep.pbt.mutate: {key} cannot change when a trial continues from another's checkpoint: list "
-                    "only other keys in sweep.pbt.mutate"
-                )
+            for leaf in sorted(_leaves(key, sweep.space[key])):
+                if _is_in(leaf, fixed):
+                    raise ConfigError(
+                        f"sweep.pbt.mutate: {leaf} cannot change when a trial continues from another's checkpoint: "
+                        "list only other keys in sweep.pbt.mutate"
+                    )
     _check_early_stops(config)
     if sweep.searcher == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError('sweep.searcher=optuna needs a package that is not installed: pip install -e ".[tune]"')
@@ -96,6 +106,24 @@ def _unlisted(key: str) -> ConfigError:
     return ConfigError(
         f"sweep.space.{key}: {key} changes the warm-up, which runs before the trials: list its values as grid or choice"
     )
+
+
+def combined(config: Config, combinations: Sequence[Mapping[str, Any]]) -> list[Config]:
+    """Return the config of each combination of values. Raises ``ConfigError`` that counts and names invalid ones."""
+    valid, refused = [], []
+    for values in combinations:
+        try:
+            valid.append(with_values(config, values))
+        except ConfigError as error:
+            refused.append((values, error))
+    if refused:
+        values, why = refused[0]
+        shown = ", ".join(f"{key}={short(value)}" for key, value in values.items())
+        raise ConfigError(
+            f"sweep.space: {len(refused)} of {len(combinations)} combinations are invalid, such as {shown}: {why}; "
+            f"{TOGETHER}"
+        )
+    return valid
 
 
 def single_variants(config: Config) -> list[Config]:
@@ -113,6 +141,8 @@ def _check_value(config: Config, key: str, value: Any, *, sampled: bool) -> None
     except ConfigError as error:
         needs_integer = sampled and str(error).endswith("must be a valid integer")
         hint = " (values sampled from a range are not integers: list them as grid or choice)" if needs_integer else ""
+        if any(f" {other}" in str(error) for other in config.sweep.space if other != key):
+            hint = f"; {TOGETHER}"
         raise ConfigError(f"sweep.space: {error}{hint}") from None
 
 
@@ -164,9 +194,9 @@ def warmup_variants(config: Config) -> list[Config]:
         for key, domain in config.sweep.space.items()
         if _is_in(key, sections) or any(_is_in(section, (key,)) for section in sections)
     }
+    combinations = [dict(zip(deciding, values, strict=True)) for values in itertools.product(*deciding.values())]
     variants: dict[str, Config] = {}
-    for values in itertools.product(*deciding.values()):
-        variant = with_values(config, dict(zip(deciding, values, strict=True)))
+    for variant in combined(config, combinations):
         variants.setdefault(_warmup(variant), variant)
     return [*variants.values()]
 
@@ -191,6 +221,11 @@ def short_names(keys: list[str]) -> dict[str, str]:
         others = [other for other in keys if other != key]
         names[key] = next((end for end in ends if not any(f".{other}".endswith(f".{end}") for other in others)), key)
     return names
+
+
+def _leaves(key: str, domain: Domain) -> set[str]:
+    """Return the dotted keys that a domain changes: several if its values are sections."""
+    return {".".join((key, *place)) for value in domain.values or [None] for place, _ in leaves(value)}
 
 
 def _is_in(key: str, sections: tuple[str, ...]) -> bool:

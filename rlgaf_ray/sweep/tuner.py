@@ -32,8 +32,8 @@ from rlgaf_ray.sweep.interruptible import interruptible_tune
 from rlgaf_ray.sweep.page import write_page
 from rlgaf_ray.sweep.resources import plan_trials
 from rlgaf_ray.sweep.results import TrialResult, best_of, ranked, read_result
-from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space
-from rlgaf_ray.sweep.space import check_sweep, num_trials, single_variants
+from rlgaf_ray.sweep.schedulers import build_scheduler, build_searcher, build_space, planned_values
+from rlgaf_ray.sweep.space import check_sweep, combined, num_trials, single_variants
 from rlgaf_ray.sweep.trial import run_trial
 from rlgaf_ray.sweep.warmups import make_warmups, prepare_variants
 from rlgaf_ray.tracking.build import make_trackers
@@ -68,6 +68,7 @@ def _sweep(config: Config, folder: RunFolder, *, resume: bool, other_versions: b
     open_sweep_folder(config, folder, resume=resume)
     config = with_date(config, folder.local / "config.yaml")  # the same date for all trials
     check_sweep(config)
+    combined(config, planned_values(config))
     for variant in single_variants(config):
         check_before_start(variant)
         make_trackers(variant.tracking.to)
@@ -178,7 +179,7 @@ def build_tuner(
     """Build the tuner, or restore it if ``resume`` is set and Tune had saved its state."""
     state = folder.place / STATE
     files: Iterable[Place] = state.glob("*") if isinstance(state, Path) else state.children()
-    storage = tune_place(folder.place)
+    storage, searcher = tune_place(folder.place), build_searcher(config, concurrent)
 
     def trial(values: dict[str, Any]) -> None:
         run_trial(values, config, placement, other_versions=other_versions)
@@ -188,7 +189,13 @@ def build_tuner(
     trainable = tune.with_resources(trial, bundles)
     # Without an experiment state Tune was killed before it saved one: start anew.
     if resume and any(path.name.startswith("experiment_state-") for path in files):
-        return tune.Tuner.restore(trainable=trainable, resume_unfinished=True, resume_errored=True, **tune_place(state))
+        tuner = tune.Tuner.restore(
+            trainable=trainable, resume_unfinished=True, resume_errored=True, **tune_place(state)
+        )
+        local: Any = getattr(tuner, "_local_tuner", None)  # None behind Ray Client
+        if local is not None:
+            local._tune_config.search_alg = searcher  # Tune pickled that of the first cluster, with its limit
+        return tuner
     return tune.Tuner(
         trainable,
         param_space=build_space(config),
@@ -196,7 +203,7 @@ def build_tuner(
             metric=config.sweep.metric,
             mode=config.sweep.mode,
             num_samples=config.sweep.num_samples,
-            search_alg=build_searcher(config, concurrent),
+            search_alg=searcher,
             scheduler=build_scheduler(config, folder.local / TRIALS),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),

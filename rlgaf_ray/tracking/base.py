@@ -33,6 +33,8 @@ class TrackedRun:
     """Metrics logged so far, one mapping per iteration: ``iteration``, and a number or None per metric."""
     tables: Sequence[Mapping[str, Any]] = ()
     """Tables logged so far: ``iteration``, ``name`` and ``rows``."""
+    rolled_back: bool = False
+    """Whether the guard has just rolled the run back: gentler settings change the iterations that it repeats."""
 
     @property
     def last(self) -> int:
@@ -61,7 +63,7 @@ class Tracker(Protocol):
     """
 
     def start(self, run: TrackedRun) -> None:
-        """Start logging; called again after ``close`` on a resume and, in the same process, after a rollback.
+        """Start logging; called again after ``close`` on a resume and, with ``run.rolled_back``, after a rollback.
 
         Values that were logged before but are not in ``run.rows`` no longer belong to the run. A service that cannot
         delete them needs a new run, filled by ``run.replay``.
@@ -103,7 +105,7 @@ class Trackers:
         self.config = config or {}
         self.report = report
         self.workers = [Worker(name, tracker) for name, tracker in (trackers or {}).items()]
-        self.rewind(start or -1)
+        self._start_after(start or -1)
 
     def __enter__(self) -> Self:
         return self
@@ -132,13 +134,9 @@ class Trackers:
         self.record.log_verdict(event)
 
     def rewind(self, iteration: int) -> None:
-        """Remove the values logged after this iteration (-1: all values) and restart the trackers."""
-        self.record.truncate(iteration)
-        run = TrackedRun(
-            self.record.folder.name, self.record.folder, self.config, self.record.rows(), self.record.tables()
-        )
+        """Remove the values logged after this iteration, to which the run rolled back, and restart the trackers."""
         self._send("close")
-        self._send("start", run)
+        self._start_after(iteration, rolled_back=True)
 
     def close(self) -> None:
         """Wait for all trackers to finish, at most ``CLOSE_SECONDS`` in total."""
@@ -148,6 +146,13 @@ class Trackers:
             worker.wait(max(0.0, deadline - time.monotonic()))
         self._report_failures()
         self.workers = []
+
+    def _start_after(self, iteration: int, *, rolled_back: bool = False) -> None:
+        """Start the trackers with the values logged up to this iteration (-1: none) and remove the others."""
+        record = self.record
+        record.truncate(iteration)
+        rows, tables = record.rows(), record.tables()
+        self._send("start", TrackedRun(record.folder.name, record.folder, self.config, rows, tables, rolled_back))
 
     def _send(self, method: str, *arguments: Any) -> None:
         for worker in self.workers:

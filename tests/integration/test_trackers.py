@@ -1,18 +1,23 @@
 """The trackers against the services themselves: an MLflow server on loopback, W&B's offline files, Trackio's database.
 
 Each sees a run that is killed at iteration 6, resumed at 4 and rolled back to 2, and has to hold one value a step.
+W&B's client also logs to a server on loopback, which has the few answers that it needs to resume a run.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +222,126 @@ def test_wandb_offline_has_every_metric_once_a_step(tmp_path: Path, monkeypatch:
         "run": '{"name":"tracked","seed":3}',
         "tracking": '{"to":["all"]}',
     }
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    wandb.teardown()  # it reads the environment once
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield
+    wandb.teardown()
+
+
+def test_an_offline_wandb_run_keeps_its_id_until_it_is_uploaded(offline: None, tmp_path: Path) -> None:
+    def resume(start: int) -> Path:
+        with trackers("wandb", tmp_path, start=start) as found:
+            found.log(start + 1, {"eval/loss": 0.0})
+        (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+        return folder
+
+    def run_id(folder: Path) -> str:
+        return folder.name.rpartition("-")[2]
+
+    first = resume(0)
+    second = resume(1)
+    assert run_id(second) == run_id(first)
+    (second / f"run-{run_id(second)}.wandb.synced").touch()  # as by `wandb sync`
+    third = resume(2)
+    assert run_id(third) != run_id(first)
+    assert (tmp_path / "wandb_run.txt").read_text() == run_id(third)
+
+
+class WandbServer(BaseHTTPRequestHandler):
+    """W&B's GraphQL and file stream, as far as its client needs them to log metrics and to resume a run."""
+
+    protocol_version = "HTTP/1.1"
+    runs: dict[str, list[dict[str, Any]]]  # the rows of each run's history
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        request = json.loads(gzip.decompress(data) if self.headers["Content-Encoding"] == "gzip" else data)
+        if self.path.endswith("/file_stream"):
+            if history := request.get("files", {}).get("wandb-history.jsonl"):
+                self.runs[self.path.split("/")[-2]][history["offset"] :] = map(json.loads, history["content"])
+            self.answer({})
+        else:
+            self.answer({"data": self.data(request["query"], request.get("variables", {}))})
+
+    def data(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        bucket: dict[str, Any] = {"id": "1", "name": variables.get("name")}
+        if "upsertBucket" in query:
+            self.runs.setdefault(variables["name"], [])
+            project = {"id": "1", "name": variables["project"], "entity": {"id": "1", "name": "me"}}
+            return {"upsertBucket": {"bucket": bucket | {"project": project}, "inserted": True}}
+        if "RunResumeStatus" in query:
+            rows = self.runs.get(variables["name"])
+            bucket |= {"historyTail": json.dumps([json.dumps(row) for row in rows or []][-1:]), "eventsTail": "[]"}
+            bucket |= {"historyLineCount": len(rows or []), "eventsLineCount": 0, "logLineCount": 0, "config": "{}"}
+            bucket |= {"summaryMetrics": "{}", "wandbConfig": '{"t": 1}', "tags": [], "displayName": "run"}
+            return {"model": {"id": "1", "bucket": None if rows is None else bucket}}
+        if "createRunFiles" in query:
+            files = [{"name": name, "uploadUrl": None} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+        viewer = {"id": "1", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+        return {"viewer": viewer, "serverInfo": {"cliVersionInfo": {}, "features": []}}
+
+    def answer(self, answer: dict[str, Any]) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None:
+        return None
+
+
+@pytest.fixture
+def wandb_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """The runs of a W&B server on loopback."""
+    wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    wandb.teardown()
+    WandbServer.runs = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), WandbServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield WandbServer.runs
+    wandb.teardown()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_resumed_run_goes_on_in_its_wandb_run_and_a_rollback_in_a_new_one(
+    wandb_runs: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    def logged(run: str) -> dict[int, float]:
+        return one_value_a_step([(row["_step"], row["eval/loss"]) for row in wandb_runs[run]])
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    messages: list[str] = []
+    with trackers("wandb", folder, messages=messages) as found:
+        for iteration in range(4):
+            found.log(iteration, {"eval/loss": float(iteration)})
+    with trackers("wandb", folder, start=2, messages=messages) as found:  # iteration 3 is repeated
+        for iteration in range(3, 6):
+            found.log(iteration, {"eval/loss": iteration * 10.0})
+    (first,) = wandb_runs
+    assert logged(first) == {0: 0.0, 1: 1.0, 2: 2.0, 3: 3.0, 4: 40.0, 5: 50.0}
+    with trackers("wandb", folder, start=5, messages=messages) as found:
+        found.rewind(2)
+        found.log(3, {"eval/loss": 300.0})
+    (same, second) = wandb_runs
+    assert (same, len(wandb_runs[first])) == (first, 6)
+    assert logged(second) == {0: 0.0, 1: 1.0, 2: 2.0, 3: 300.0}
+    assert (folder / "wandb_run.txt").read_text() == second
+    assert not messages, messages
 
 
 def test_wandb_without_a_login_is_reported_once_and_asks_nothing(

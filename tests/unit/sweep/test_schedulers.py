@@ -13,7 +13,16 @@ from ray.tune.search import Searcher
 from ray.tune.search.sample import Categorical, Float
 
 from rlgaf_ray.config import load_config
-from rlgaf_ray.sweep.schedulers import REPORTS, Bounded, build_scheduler, build_searcher, build_space, read_reports
+from rlgaf_ray.sweep.schedulers import (
+    REPORTS,
+    Bounded,
+    build_scheduler,
+    build_searcher,
+    build_space,
+    planned_values,
+    read_reports,
+)
+from rlgaf_ray.sweep.space import num_trials
 
 SPACE = (
     "sweep.space={run.seed: {grid: [0, 1]}, reward.kind: {choice: [logit]}, "
@@ -228,6 +237,16 @@ def test_the_searcher_starts_so_many_trials_at_a_time(words: list[str], started:
     assert sum(trial is not None for trial in trials) == started
     searcher.on_trial_complete(trials[0].trial_id)
     assert (searcher.next_trial() is not None) == (started < 4)
+
+
+def test_the_planned_values_are_those_of_the_trials() -> None:
+    section = "sweep.space.rollout={choice: [{batch_size: 32, samples_per_prompt: 8}, {temperature: 0.9}]}"
+    config = load_config(None, [SPACE, section, "sweep.num_samples=5", "run.seed=3"])
+    searcher: Any = build_searcher(config, 100)
+    experiment = Experiment("x", lambda values: None, config=build_space(config), num_samples=5)
+    searcher.add_configurations([experiment])
+    assert planned_values(config) == [trial.config for trial in iter(searcher.next_trial, None)]
+    assert len(planned_values(config)) == num_trials(config) == 10
 
 
 def test_mutations_stay_within_the_bounds() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from rlgaf_ray.config import Config, ConfigError, load_config, with_values
 from rlgaf_ray.main import main
-from rlgaf_ray.sweep.space import check_sweep, grace, num_trials, short_names, warmup_variants
+from rlgaf_ray.sweep.space import TOGETHER, check_sweep, grace, num_trials, short_names, warmup_variants
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RATE = "sweep.space.discriminator.updates_per_generator_update.grid=[0.1, 0.2]"
@@ -60,6 +60,11 @@ def refusal(*overrides: str) -> str:
         ("{warmup.generator.learning_rate: {uniform: [0.1, 0.2]}}",
          "sweep.space.warmup.generator.learning_rate: warmup.generator.learning_rate changes the warm-up, which runs "
          "before the trials: list its values as grid or choice"),
+        ("{run: {grid: [{iterations: 1}]}}",
+         "sweep.space.run: run.iterations must be the same for all trials of a sweep"),
+        ("{discriminator.view: {grid: [last_tokens]}, discriminator.view_tokens: {grid: [2]}}",
+         "sweep.space: discriminator.view=last_tokens needs discriminator.view_tokens: set it to the number of "
+         f"tokens; {TOGETHER}"),
         ("{}", "sweep.space is empty: name at least one key to vary, such as "
          "discriminator.updates_per_generator_update: {grid: [0.1, 0.2, 0.5]}"),
     ],
@@ -92,6 +97,9 @@ def test_invalid_search_spaces_are_rejected(space: str, expected: str) -> None:
         ("sweep={scheduler: pbt, num_samples: 2, space: {run.seed: {grid: [0, 1]}}}",
          "sweep.pbt.mutate: run.seed cannot change when a trial continues from another's checkpoint: list only other "
          "keys in sweep.pbt.mutate"),
+        ("sweep={scheduler: pbt, num_samples: 2, space: {discriminator: {choice: [{held_out: 0}]}}}",
+         "sweep.pbt.mutate: discriminator.held_out cannot change when a trial continues from another's checkpoint: "
+         "list only other keys in sweep.pbt.mutate"),
         ("sweep.pbt.quantile=0.6", "sweep.pbt.quantile=0.6: must be less than or equal to 0.5"),
         ("sweep.scheduler=hyperband", "sweep.scheduler=hyperband: must be 'none', 'asha', 'median' or 'pbt'"),
         ("sweep.searcher=ax", "sweep.searcher=ax: must be 'random' or 'optuna'"),
@@ -160,6 +168,13 @@ def test_bad_input_fails_before_ray_starts(tmp_path: Path, capsys: pytest.Captur
     words[-1] = "run.name=new"
     assert main([*words, "sweep.space.task.response_tokens.grid=[28, 300]"]) == 1
     assert "task.prompt_tokens + task.response_tokens = 303" in capsys.readouterr().err
+    sizes = "{batch_size: {grid: [32, 64]}, samples_per_prompt: {grid: [8, 64]}}"
+    assert main([*words, f"sweep.space.rollout={sizes}"]) == 2
+    assert capsys.readouterr().err == (
+        "error: sweep.space: 1 of 4 combinations are invalid, such as rollout.batch_size=32, "
+        "rollout.samples_per_prompt=64: rollout.batch_size=32 is not divisible by rollout.samples_per_prompt=64; use "
+        f"64; {TOGETHER}\n"
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -216,6 +231,17 @@ def test_warmup_variants_are_distinct_warm_ups() -> None:
     views = "{grid: [{view: without_end}, {view: last_tokens, view_tokens: 2}]}"
     made = variants(f"sweep.space={{discriminator: {views}}}", "generator.reinforce.credit=sequence")
     assert [each.discriminator.view for each in made] == ["without_end", "last_tokens"]
+
+
+def test_invalid_combinations_are_counted_and_named() -> None:
+    view = ("discriminator.view=last_tokens", "discriminator.view_tokens=2", "generator.reinforce.credit=sequence")
+    space = "sweep.space={task.response_tokens: {grid: [4, 28]}, discriminator.view_tokens: {grid: [2, 3, 8]}}"
+    assert refusal(*view, space) == (
+        "sweep.space: 1 of 6 combinations are invalid, such as task.response_tokens=4, discriminator.view_tokens=8: "
+        "discriminator.view_tokens=8 exceeds task.response_tokens=4: set it to 4 or less, or set "
+        f"discriminator.view=response; {TOGETHER}"
+    )
+    check_sweep(load_config(None, [f"sweep.space={{{TOGETHER.partition('such as ')[2]}}}"]))
 
 
 def test_a_range_of_temperatures_is_refused_where_it_changes_the_warm_up() -> None:

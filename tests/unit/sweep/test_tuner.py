@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ray.tune.experiment import Experiment
+from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
+from rlgaf_ray.actors.placement import plan_placement
 from rlgaf_ray.config import load_config
 from rlgaf_ray.errors import UserError
+from rlgaf_ray.loop.run_folder import RunFolder
 from rlgaf_ray.sweep import tuner
+from rlgaf_ray.sweep.schedulers import build_space
 from rlgaf_ray.sweep.tuner import with_absolute_paths
 from tests.families import save_family
 from tests.unit.run.test_vocabulary import LLAMA, add_to_tokenizer, config
@@ -80,3 +87,31 @@ def test_tokens_without_an_embedding_are_refused_before_ray_starts(
     add_to_tokenizer(model, pad_token="[PAD]")
     with pytest.raises(UserError, match=r"'\[PAD\]' \(pad_token\) has the id"):
         tuner.sweep(config(model, *words), resume=False)
+
+
+@pytest.mark.parametrize("searcher", ["random", "optuna"])
+def test_a_resumed_sweep_has_the_limit_of_the_present_cluster(tmp_path: Path, searcher: str) -> None:
+    if searcher == "optuna":
+        pytest.importorskip("optuna", reason="the extra 'tune' is not installed")
+    space = "sweep.space.generator.learning_rate.uniform=[0.1, 0.2]"
+    sweep = load_config(None, [f"run.root={tmp_path}", "run.name=s", space, f"sweep.searcher={searcher}"])
+
+    def search(concurrent: int, *, resume: bool) -> Any:
+        """Return the search algorithm that Tune runs."""
+        placement = plan_placement(sweep, cluster_cpus=2, cluster_gpus=0, node_cpus=2)
+        made: Any = tuner.build_tuner(sweep, RunFolder(sweep.run), placement, concurrent, resume=resume)
+        found = made._local_tuner._tune_config.search_alg
+        return SearchGenerator(found) if isinstance(found, Searcher) else found
+
+    def started(search: Any) -> int:
+        return sum(search.next_trial() is not None for _ in range(5))
+
+    first, state = search(1, resume=False), tmp_path / "s" / tuner.STATE
+    first.set_search_properties("sweep/score", "max", build_space(sweep))
+    first.add_configurations([Experiment("x", lambda values: None, config=build_space(sweep), num_samples=9)])
+    assert started(first) == 1
+    (state / "experiment_state-1.json").touch()
+    first.save_to_dir(str(state), "1")
+    second = search(3, resume=True)
+    second.restore_from_dir(str(state))
+    assert started(second) == 2  # besides the one of the first session

@@ -21,7 +21,7 @@ class Kept(Tracker):
     """A service that cannot delete values: a list of calls, refilled at each start."""
 
     def start(self, run: TrackedRun) -> None:
-        self.calls: list[tuple[Any, ...]] = [("start", run.name, run.last)]
+        self.calls: list[tuple[Any, ...]] = [("start", run.last, run.rolled_back)]
         run.replay(self)
 
     def log(self, iteration: int, metrics: Metrics) -> None:
@@ -62,17 +62,20 @@ def test_a_tracker_has_every_value_once_after_resume_and_rollback(tmp_path: Path
             trackers.log_table(iteration, "rollouts", rows)  # the same evaluation again
             trackers.log(iteration, {"loss": math.inf if iteration == 1 else float(iteration)})
     before = [(1, "rollouts", rows), (1, {"loss": math.inf})]
-    assert first.calls[:5] == [("start", tmp_path.name, -1), (0, "rollouts", rows), (0, {"loss": 0.0}), *before]
+    assert first.calls[:5] == [("start", -1, False), (0, "rollouts", rows), (0, {"loss": 0.0}), *before]
     assert len(first.calls) == 9
 
     second = Kept()
+    with Trackers(Record(tmp_path), {"kept": second}, start=2) as trackers:
+        trackers.log(3, {"loss": 30.0})
+    assert second.calls[0] == ("start", 2, False)
     with Trackers(Record(tmp_path), {"kept": second}, start=2) as trackers:
         trackers.log(3, {"loss": 30.0})
         trackers.rewind(0)
         trackers.log_table(1, "rollouts", rows)
         trackers.log(1, {"loss": 10.0})
     assert second.calls == [
-        ("start", tmp_path.name, 0),
+        ("start", 0, True),
         (0, "rollouts", rows),
         (0, {"loss": 0.0}),
         (1, "rollouts", rows),
