@@ -60,6 +60,10 @@ class Method:
         ]
 
 
+PER_RESPONSE: Keys = {"generator.reinforce.credit": "sequence", "generator.reinforce.baseline": "leave_one_out"}
+"""Overrides for a reward of the full response."""
+
+
 def _without_discriminator(config: Config) -> dict[str, Any]:
     """Overrides that disable the training of a discriminator whose scores are not used."""
     return {
@@ -153,7 +157,7 @@ def _posterior(config: Config) -> Keys:
     if config.generator.active.needs_discriminator:
         raise UserError("it has no weights to back-propagate through: set another generator.algorithm, or remove it")
     alone = {"reward.kind": "log_probability", "reward.discriminator_weight": 1.0, "reward.base_logprob": 0.0}
-    return {**_without_discriminator(config), **alone}
+    return {**_without_discriminator(config), **alone, **PER_RESPONSE}
 
 
 def _hindsight(config: Config) -> Keys:
@@ -248,8 +252,7 @@ METHODS: Mapping[BuiltInMethod, Method] = {
             **_without_discriminator(config),
             "reward.discriminator_weight": 0.0,
             "reward.base_logprob": 0.0,
-            "generator.reinforce.credit": "sequence",
-            "generator.reinforce.baseline": "leave_one_out",
+            **PER_RESPONSE,
         },
         scorer="verdict",
     ),
