@@ -71,12 +71,11 @@ def num_rollouts(config: Config, method: Method) -> int:
 def sft_steps(config: Config, name: MethodName) -> dict[int | Literal["auto"], int]:
     """Return the SFT steps that each count of the method costs: a larger one continues from the next smaller one.
 
-    ``auto`` counts as its maximum, and starts from the base model.
+    ``auto`` counts as its maximum.
     """
     counts = method_of(config, name).sft_steps(config)
-    numbers = sorted(each for each in counts if isinstance(each, int))
-    found: dict[int | Literal["auto"], int] = dict(zip(numbers, np.diff(numbers, prepend=0).tolist(), strict=True))
-    return found | {each: config.warmup.sft.max_steps for each in counts if each == "auto"}
+    numbers = [config.warmup.sft.max_steps if each == "auto" else each for each in counts]
+    return dict(zip(counts, np.diff(numbers, prepend=0).tolist(), strict=True))
 
 
 def loop_steps(config: Config) -> int:

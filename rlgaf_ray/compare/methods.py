@@ -47,8 +47,9 @@ class Method:
         return self.trains != "nothing"
 
     def sft_steps(self, config: Config) -> Sequence[int | Literal["auto"]]:
-        """Return the SFT step counts that a trial tries."""
-        return (not self.scores and config.compare.sft_steps) or [config.warmup.sft.steps]
+        """Return the SFT step counts that a trial tries, ascending, so that each continues from the one before."""
+        several = [] if self.scores else sorted(config.compare.sft_steps)
+        return several or [config.warmup.sft.steps]
 
     def options(self, config: Config) -> list[Keys]:
         """Return the overrides that a trial tries, to keep the one with the best validation quality."""

@@ -77,7 +77,6 @@ def run_trial(config: Config, name: MethodName, replicate: int, folder: Path) ->
     configs = [with_values(config, keys) for keys in method_of(config, name).options(config)]
     if len(configs) == 1:
         return _run(configs[0], data, name, replicate, EVALUATION_PARTS)
-    configs.sort(key=lambda each: steps if isinstance(steps := each.warmup.sft.steps, int) else 0)
     with TemporaryDirectory() as state:
         tried = [_run(each, data, name, replicate, ["validation"], Path(state)) for each in configs]
     qualities = [max(each.quality for each in trial.parts["validation"]) for trial in tried]
@@ -110,7 +109,7 @@ def _run(
         lambda stage, progress: None,
         with_ray=False,
         sft_rows=None if labels is None else labels.rows(data.task),
-        sft_state=sft_state if isinstance(config.warmup.sft.steps, int) else None,
+        sft_state=sft_state,
     )
     prepared = Prepared(config, data, warmups, rewards=rewards)
     if method.scorer == "posterior":
